@@ -1,0 +1,29 @@
+"""Magneto and its baselines in plain PyTorch: stacks, stems and the table of norm placements."""
+
+from magneto.nn.attention import KVCache
+from magneto.nn.config import BackboneConfig
+from magneto.nn.flops import training_flops_per_token
+from magneto.nn.init import Linear, initialize
+from magneto.nn.norm import build_norm
+from magneto.nn.placement import PLACEMENTS, Depth, Placement
+from magneto.nn.stack import Decoder, Encoder, EncoderDecoder, build_backbone
+from magneto.nn.stems import AudioStem, PatchStem, TokenStem
+
+__all__ = [
+    "PLACEMENTS",
+    "AudioStem",
+    "BackboneConfig",
+    "Decoder",
+    "Depth",
+    "Encoder",
+    "EncoderDecoder",
+    "KVCache",
+    "Linear",
+    "PatchStem",
+    "Placement",
+    "TokenStem",
+    "build_backbone",
+    "build_norm",
+    "initialize",
+    "training_flops_per_token",
+]

@@ -1,0 +1,47 @@
+"""The position-wise feed-forward, with the inner norm of Sub-LN as an option."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from magneto.nn.config import BackboneConfig
+from magneto.nn.init import Linear, Role
+from magneto.nn.norm import build_norm
+
+
+def _swiglu(x: Tensor) -> Tensor:
+    gate, value = x.chunk(2, dim=-1)
+    return F.silu(gate) * value
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "swiglu": _swiglu,  # Shazeer, arXiv 2002.05202
+}
+
+
+class FeedForward(nn.Module):
+    """fc2(LN(phi(fc1(x)))), with the LN if `inner_norm` (Magneto, eqs. 3-5): (..., d_model) -> the same."""
+
+    def __init__(self, config: BackboneConfig, *, gain: float, inner_norm: bool) -> None:
+        super().__init__()
+        width = config.ffn_width
+        roles: tuple[Role, ...] = ("fc1", "fc1") if config.activation == "swiglu" else ("fc1",)
+        self.fc1 = Linear(config.d_model, len(roles) * width, roles=roles, gain=gain, bias=config.bias)
+        self.fc2 = Linear(width, config.d_model, roles=("fc2",), gain=gain, bias=config.bias)
+        self.inner_norm = build_norm(config, width) if inner_norm else None
+        self.activation = _ACTIVATIONS[config.activation]
+        self.dropout = config.activation_dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.activation(self.fc1(x))
+        if self.dropout:
+            h = F.dropout(h, self.dropout, self.training)
+        if self.inner_norm is not None:
+            h = self.inner_norm(h)
+        out: Tensor = self.fc2(h)
+        return out

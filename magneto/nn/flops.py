@@ -1,0 +1,38 @@
+"""Floating-point operations of a training step, as model FLOP/s are counted."""
+
+from magneto.nn.config import BackboneConfig
+from magneto.nn.placement import Side
+
+
+def training_flops_per_token(
+    config: BackboneConfig, length: int, *, side: Side | None = None, memory_length: float = 0
+) -> float:
+    """Model FLOPs of a forward and a backward pass through a stack, for one token of a sequence.
+
+    Counted as in PaLM (arXiv 2204.02311, appendix B): 6 for each weight of a matrix product, and
+    12 * layers * d_model * length for scores and weighted sums, causal or not. Norms, biases, embeddings,
+    stem and head are left out, and so is what activation checkpointing computes twice: model FLOPs compare
+    models, not kernels.
+
+    Args:
+        config: of the backbone.
+        length: tokens of the sequence, T.
+        side: which stack of an encoder-decoder; None for a model of one stack.
+        memory_length: tokens S that the decoder of an encoder-decoder attends to. The products that make keys
+            and values of them are shared out among the T tokens of the decoder.
+    """
+    if side is None:
+        assert config.architecture in ("encoder", "decoder"), "an encoder-decoder needs side="
+        side = "encoder" if config.architecture == "encoder" else "decoder"
+    d = config.d_model
+    ffn_products = 3 if config.activation == "swiglu" else 2
+    weights = 4 * d * d + ffn_products * d * config.ffn_width
+    attended: float = length
+    if side == "decoder" and config.architecture == "encoder_decoder":
+        weights_memory = 2 * d * d * memory_length / length
+        weights += 2 * d * d
+        attended += memory_length
+    else:
+        weights_memory = 0.0
+    layers = config.depth(side).own_layers
+    return layers * (6 * (weights + weights_memory) + 12 * d * attended)

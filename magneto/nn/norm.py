@@ -1,0 +1,40 @@
+"""LayerNorm and RMSNorm that keep their statistics in fp32 and their traffic in the input's dtype."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from magneto.nn.config import BackboneConfig
+
+
+class LayerNorm(nn.LayerNorm):
+    """`nn.LayerNorm` that autocast does not widen: (..., width) -> the same, in the dtype of the input.
+
+    CUDA's autocast would convert a bf16 input to fp32 in memory, and the next matrix product would convert
+    the result back. That is several times the traffic of the norm itself, and the inner norm of Sub-LN is as
+    wide as the feed-forward. The kernels accumulate mean and variance of a bf16 input in fp32 anyway.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dtype == self.weight.dtype:
+            return F.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
+        weight, bias = self.weight.to(input.dtype), None if self.bias is None else self.bias.to(input.dtype)
+        with torch.autocast(input.device.type, enabled=False):
+            return F.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
+
+
+class RMSNorm(nn.RMSNorm):
+    """`nn.RMSNorm` (Zhang and Sennrich, arXiv 1910.07467) under the same rule as `LayerNorm`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == self.weight.dtype:
+            return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
+def build_norm(config: BackboneConfig, width: int) -> LayerNorm | RMSNorm:
+    """The norm that `config.norm` names, over the last `width` channels."""
+    if config.norm == "rmsnorm":
+        return RMSNorm(width, eps=config.norm_eps)
+    return LayerNorm(width, eps=config.norm_eps, bias=config.bias)

@@ -1,0 +1,177 @@
+"""How a stack knows the order of its tokens.
+
+Learned, sinusoidal and convolutional positions are added to the input of the stack; rotary positions turn
+queries and keys; relative positions are added to the attention scores. Positions count real tokens, so a
+prompt padded on the left means the same as one without padding.
+"""
+
+from math import log
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from magneto.errors import UserError
+from magneto.nn.config import BackboneConfig
+
+
+def _check_length(position: str, end: int, limit: int) -> None:
+    if end > limit:
+        raise UserError(
+            f"a sequence of {end} tokens is longer than max_positions={limit}, the reach of "
+            f"position={position}: shorten the sequences or raise max_positions."
+        )
+
+
+class AbsolutePosition(nn.Module):
+    """Adds row p of `table` (max_positions, d_model) to token p."""
+
+    name: str
+    table: Tensor
+
+    def forward(self, x: Tensor, start: int, seen: Tensor | None) -> Tensor:
+        """Place x (B, T, d_model), the tokens from `start` on; `seen` (B, start + T) bool, None: all real."""
+        end = start + x.size(1)
+        _check_length(self.name, end, len(self.table))
+        if seen is None:
+            return x + self.table[start:end]
+        index = (seen.cumsum(1) - 1).clamp(min=0)[:, start:]
+        return x + F.embedding(index, self.table)
+
+
+class LearnedPosition(AbsolutePosition):
+    """A trained vector for each position, drawn with standard deviation d_model ** -0.5.
+
+    The token embeddings that it is added to enter with unit variance: positions begin as a small part of the
+    input, as in fairseq and ViT, and grow with training.
+    """
+
+    name = "learned"
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(config.max_positions, config.d_model))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the table anew."""
+        nn.init.normal_(self.table, std=self.table.size(1) ** -0.5)
+
+
+class SinusoidalPosition(AbsolutePosition):
+    """Sines in half of the channels, cosines in the others (Vaswani et al., arXiv 1706.03762, 3.5)."""
+
+    name = "sinusoidal"
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        angles = _angles(config.max_positions, config.d_model)
+        self.register_buffer("table", torch.cat((angles.sin(), angles.cos()), dim=-1), persistent=False)
+
+
+class Rotary(nn.Module):
+    """Rotary positions (Su et al., arXiv 2104.09864): cosines and sines that turn queries and keys."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        angles = _angles(config.max_positions, config.head_dim)
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+
+    def forward(self, start: int, length: int) -> tuple[Tensor, Tensor]:
+        """Two tables (length, 1, head_dim / 2) for the tokens from `start` on.
+
+        Slots, not counted tokens: scores depend on differences alone, which left padding leaves as they are.
+        """
+        end = start + length
+        _check_length("rotary", end, len(self.cos))
+        return self.cos[start:end, None], self.sin[start:end, None]
+
+
+def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn channel pairs (i, i + head_dim / 2) of x (B, T, heads, head_dim), in the tables' dtype."""
+    cos, sin = rotary
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+
+
+def _angles(length: int, width: int) -> Tensor:
+    """(length, width / 2): position times a frequency that falls from 1 to 1/10000 over the channels."""
+    frequencies = torch.exp(torch.arange(0, width, 2) * (-log(10000.0) / width))
+    return torch.arange(length)[:, None] * frequencies
+
+
+class RelativeBias(nn.Module):
+    """T5's bucketed relative positions (Raffel et al., arXiv 1910.10683, 2.1), one table for all layers.
+
+    A bucket for each small distance, then buckets that widen logarithmically up to `relative_max_distance`. A
+    bidirectional stack spends half of the buckets on either direction, a causal one all of them on the past.
+    The table starts at zero, so that attention starts without a preference.
+    """
+
+    def __init__(self, config: BackboneConfig, *, causal: bool) -> None:
+        super().__init__()
+        self.causal = causal
+        self.max_distance = config.relative_max_distance
+        self.table = nn.Parameter(torch.zeros(config.relative_buckets, config.num_heads))
+
+    def reset_parameters(self) -> None:
+        """Back to no preference."""
+        nn.init.zeros_(self.table)
+
+    def forward(self, start: int, length: int) -> Tensor:
+        """(1, heads, length, start + length): what query slot start + i adds to its score of key slot j."""
+        total = start + length
+        # A score depends on the distance alone: look up each distance once, then slide a window over them.
+        distance = torch.arange(1 - total, length, device=self.table.device)  # key - query
+        by_distance = F.embedding(self.buckets(distance), self.table).T  # (heads, total + length - 1)
+        return by_distance.unfold(1, total, 1).flip(1)[None]
+
+    def buckets(self, distance: Tensor) -> Tensor:
+        """Bucket of each distance (key slot minus query slot), int64 of the same shape."""
+        count = len(self.table)
+        offset: Tensor | int = 0
+        if self.causal:
+            distance = (-distance).clamp(min=0)
+        else:
+            count //= 2
+            offset = (distance > 0) * count
+            distance = distance.abs()
+        near = count // 2
+        steps = torch.log(distance.clamp(min=1) / near) / log(self.max_distance / near)
+        far = (near + (steps * (count - near)).long()).clamp(max=count - 1)
+        return offset + torch.where(distance < near, distance, far)
+
+
+class ConvolutionalPosition(nn.Module):
+    """Adds gelu(convolution over time) to the input, as wav2vec 2.0 does (arXiv 2006.11477, section 2).
+
+    The convolution is depthwise: without mixing channels it costs a small part of a layer on a CPU. Padding is
+    zeroed first, so that real frames see the same whether a batch is padded or not. A causal stack sees the past
+    only, and keeps the last kernel - 1 inputs in its cache.
+    """
+
+    def __init__(self, config: BackboneConfig, *, causal: bool) -> None:
+        super().__init__()
+        self.causal = causal
+        kernel, width = config.conv_position_kernel, config.d_model
+        self.reach = kernel - 1
+        self.conv = nn.Conv1d(width, width, kernel, groups=width, bias=config.bias)
+
+    def forward(self, x: Tensor, mask: Tensor | None, tail: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Place x (B, T, d_model) with mask (B, T) bool or None.
+
+        `tail` (B, at most kernel - 1, d_model) holds the inputs just before x, if there were earlier steps.
+        Returns x with its positions, and the tail for the next step.
+        """
+        frames = x if mask is None else x * mask[..., None]
+        if tail is not None:
+            frames = torch.cat((tail, frames), dim=1)
+        past = self.reach if self.causal else self.reach // 2
+        missing = past - (0 if tail is None else tail.size(1))
+        padded = F.pad(frames.transpose(1, 2), (missing, self.reach - past))
+        new_tail = frames[:, max(0, frames.size(1) - self.reach) :]
+        return x + F.gelu(self.conv(padded)).transpose(1, 2), new_tail

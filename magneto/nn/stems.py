@@ -1,0 +1,165 @@
+"""Stems: what turns tokens, pictures and sound into the (B, T, d_model) input of a stack.
+
+Positions are not their business: the stack adds them.
+"""
+
+from math import sqrt
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from magneto.errors import UserError
+from magneto.nn.config import BackboneConfig
+from magneto.nn.init import Linear
+
+N = TypeVar("N", int, Tensor)
+
+
+class TokenStem(nn.Module):
+    """Embeddings of tokens: (B, T) int64 -> (B, T, d_model).
+
+    Drawn with standard deviation d_model ** -0.5 and multiplied by sqrt(d_model) on the way in (Vaswani et
+    al., arXiv 1706.03762, 3.4): they enter the residual stream with unit variance, as large as what a layer
+    adds to it, and the same table serves as an output layer (`logits`) with logits of unit variance.
+
+    Args:
+        vocab_size: number of tokens.
+        config: gives d_model.
+        padding_id: token whose embedding stays zero.
+        scale: the sqrt(d_model); False for weights of models that have none (BERT, GPT-2).
+    """
+
+    def __init__(
+        self, vocab_size: int, config: BackboneConfig, *, padding_id: int | None = None, scale: bool = True
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, config.d_model, padding_idx=padding_id)
+        self.scale = sqrt(config.d_model) if scale else 1.0
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the table anew."""
+        nn.init.normal_(self.embedding.weight, std=self.embedding.embedding_dim**-0.5)
+        if self.embedding.padding_idx is not None:
+            with torch.no_grad():
+                self.embedding.weight[self.embedding.padding_idx].zero_()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x: Tensor = self.embedding(tokens)
+        return x * self.scale if self.scale != 1.0 else x
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The embedding table as output layer: (..., d_model) -> (..., vocab_size)."""
+        return F.linear(x, self.embedding.weight)
+
+
+class PatchStem(nn.Module):
+    """Square patches of a picture, one linear map each: (B, channels, H, W) -> (B, N, d_model).
+
+    N = (H / patch_size) * (W / patch_size) patches in rows, and a learned [CLS] before them if `class_token`.
+
+    Args:
+        image_size: side of the (square) picture in pixels.
+        patch_size: side of a patch in pixels; must divide `image_size`.
+        channels: 1 for grey, 3 for colour.
+        d_model: width of the stack.
+        class_token: whether there is a [CLS] token at place 0.
+    """
+
+    def __init__(
+        self, image_size: int, patch_size: int, channels: int, d_model: int, *, class_token: bool = True
+    ) -> None:
+        super().__init__()
+        if image_size % patch_size:
+            raise UserError(
+                f"image_size={image_size} does not divide by patch_size={patch_size}: "
+                f"take image_size={-(-image_size // patch_size) * patch_size} or another patch_size."
+            )
+        self.patch_size = patch_size
+        self.grid = image_size // patch_size
+        self.num_tokens = self.grid**2 + class_token
+        self.projection = Linear(channels * patch_size**2, d_model, roles=("stem",))
+        self.class_token = nn.Parameter(torch.empty(d_model)) if class_token else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw [CLS] anew; the projection draws its own."""
+        if self.class_token is not None:
+            nn.init.normal_(self.class_token, std=self.class_token.numel() ** -0.5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        assert images.shape[2:] == (self.grid * self.patch_size,) * 2, images.shape
+        x: Tensor = self.projection(F.pixel_unshuffle(images, self.patch_size).flatten(2).transpose(1, 2))
+        if self.class_token is None:
+            return x
+        first = self.class_token.to(x.dtype).expand(len(x), 1, -1)
+        return torch.cat((first, x), dim=1)
+
+
+class AudioStem(nn.Module):
+    """Two 3 x 3 convolutions of stride 2 over time and frequency, a linear map: 10 ms frames -> 40 ms.
+
+    (B, T, feature_dim) -> (B, ceil(ceil(T / 2) / 2), d_model). Padded frames are zeroed before each
+    convolution, which itself pads with zeros: an utterance gives the same output alone and in a padded batch.
+
+    Args:
+        feature_dim: width of a frame (mel bands).
+        config: gives d_model.
+        channels: feature maps of both convolutions. The second costs 9 * channels ** 2 * feature_dim / 4
+            products a frame of output: 32 keep it far below a layer's cost.
+    """
+
+    def __init__(self, feature_dim: int, config: BackboneConfig, *, channels: int = 32) -> None:
+        super().__init__()
+        self.feature_dim = feature_dim
+        self.conv1 = nn.Conv2d(1, channels, 3, stride=2, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.projection = Linear(channels * _halved(_halved(feature_dim)), config.d_model, roles=("stem",))
+        # Faster convolutions, and no copy before the projection. The stubs of `to` do not know this argument.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def output_lengths(self, lengths: Tensor) -> Tensor:
+        """Frames after the stem, of the same shape and dtype as `lengths`."""
+        return _halved(_halved(lengths))
+
+    def training_flops_per_token(self) -> float:
+        """Model FLOPs, forward and backward, for one 40 ms frame of output; see `nn.flops`."""
+        places = _halved(self.feature_dim), _halved(_halved(self.feature_dim))
+        # The first convolution makes two frames for each frame of output.
+        products = 2 * places[0] * self.conv1.weight.numel() + places[1] * self.conv2.weight.numel()
+        return 6.0 * (products + self.projection.weight.numel())
+
+    def forward(self, features: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Sound to a stack's input.
+
+        Args:
+            features: (B, T, feature_dim).
+            lengths: (B,) real frames of each row; None if all are real.
+
+        Returns:
+            (B, T', d_model) and its (B, T') bool mask, None if `lengths` is.
+        """
+        x = features[:, None]
+        mask: Tensor | None = None
+        for conv in (self.conv1, self.conv2):
+            if lengths is not None:
+                mask = _real(lengths, x.size(2))
+                x = x * mask[:, None, :, None]
+                lengths = _halved(lengths)
+            x = F.relu(conv(x))
+        if lengths is not None:
+            mask = _real(lengths, x.size(2))
+        out: Tensor = self.projection(x.permute(0, 2, 3, 1).flatten(2))
+        return out, mask
+
+
+def _halved(length: N) -> N:
+    """Frames after a convolution of kernel 3, stride 2 and padding 1: half of them, rounded up."""
+    return (length + 1) // 2
+
+
+def _real(lengths: Tensor, size: int) -> Tensor:
+    """(B, size) bool: True for the first lengths[b] frames."""
+    return torch.arange(size, device=lengths.device) < lengths[:, None]
