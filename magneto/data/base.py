@@ -1,0 +1,154 @@
+"""What all data modules share: folders that are prepared once, and facts that are read from them."""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from filelock import FileLock, Timeout
+from torch.utils.data import DataLoader
+
+from magneto.errors import UserError
+
+log = logging.getLogger(__name__)
+
+SENTINEL = "complete.json"
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+
+
+def fingerprint(values: Any) -> str:
+    """A short hash of plain values; equal values give equal hashes on every machine."""
+    text = json.dumps(values, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a prepared folder has all its files in the sizes that they had when it was finished."""
+    try:
+        sizes = json.loads((folder / SENTINEL).read_text())["files"]
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def prepare_once(folder: Path, build: Callable[[Path], None]) -> bool:
+    """Make `folder` by `build(temporary folder)` unless it is there and whole; returns whether it was built.
+
+    Only one process builds, the others wait. The folder appears at once and complete (built beside, then
+    renamed); one that is broken is built anew; what a killed build left is removed. Raises `UserError` when
+    the folder cannot be written.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.info("waiting for another process that prepares %s", folder)
+            lock.acquire()
+        try:
+            if is_complete(folder):
+                return False
+            if folder.exists():
+                log.warning("%s is incomplete or damaged: it is prepared anew", folder)
+                shutil.rmtree(folder)
+            for leftover in folder.parent.glob(f".{folder.name}-*.tmp"):
+                shutil.rmtree(leftover)
+            fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-", suffix=".tmp"))
+            try:
+                build(fresh)
+                files = {
+                    p.relative_to(fresh).as_posix(): p.stat().st_size
+                    for p in sorted(fresh.rglob("*"))
+                    if p.is_file()
+                }
+                (fresh / SENTINEL).write_text(json.dumps({"files": files}, indent=1))
+                fresh.chmod(0o755)  # mkdtemp makes it private
+                fresh.rename(folder)
+            except BaseException:
+                shutil.rmtree(fresh, ignore_errors=True)
+                raise
+            return True
+        finally:
+            lock.release()
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        raise UserError(
+            f"{error.filename or folder} cannot be written ({error.strerror}). Choose another data_dir or "
+            "mend its permissions or make room."
+        ) from error
+
+
+def cpu_count() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class DataModule(L.LightningDataModule):
+    """One kind of data. Constructors take plain values (and sources made of plain values).
+
+    The engine calls, in this order: `prepare()` in one process or in all; `spec`; `setup(stage)`; then
+    `configure_run(...)`, once it knows how long the run is and where it goes on; then Lightning asks for the
+    loaders.
+    """
+
+    def __init__(self, *, data_dir: str = "data", num_workers: int = 0, seed: int = 0) -> None:
+        super().__init__()
+        if num_workers < 0:
+            raise UserError(f"data.num_workers={num_workers} must be 0 or more; 0 loads in the main process.")
+        self.data_dir = Path(data_dir).expanduser()
+        self.num_workers = num_workers
+        self.seed = seed
+        self.total_batches: int | None = None
+        self.consumed_batches = 0
+        self.rank, self.world_size = 0, 1
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Fetch, check and convert the corpus: idempotent, locked, atomic. Needs no accelerator."""
+
+    @property
+    @abstractmethod
+    def spec(self) -> Any:
+        """The frozen facts of the prepared data (plain values). Raises `UserError` before `prepare`."""
+
+    @abstractmethod
+    def batches_per_epoch(self, world_size: int = 1) -> int:
+        """Training batches that one rank sees in an epoch."""
+
+    @abstractmethod
+    def use_spec(self, spec: Mapping[str, Any]) -> None:
+        """Give evaluation batches as the model of a checkpoint with this spec expects them (its
+        tokenizer...).
+
+        To be called before `setup`. Raises `UserError` when this data does not fit that model.
+        """
+
+    def configure_run(
+        self, total_batches: int, consumed_batches: int = 0, rank: int = 0, world_size: int = 1
+    ) -> None:
+        """Say how many training batches the whole run has on each rank and how many of them are done."""
+        if not 0 <= consumed_batches <= total_batches:
+            raise UserError(
+                f"The checkpoint stands at batch {consumed_batches}, but the run has only {total_batches}: "
+                "raise the number of steps, or start anew with resume=never."
+            )
+        self.total_batches, self.consumed_batches = total_batches, consumed_batches
+        self.rank, self.world_size = rank, world_size
+
+    def epoch_of(self, batch: int) -> int:
+        """The epoch of the run's `batch`-th training batch, both counted from 0."""
+        return batch // self.batches_per_epoch(self.world_size)
+
+    @abstractmethod
+    def train_dataloader(self) -> DataLoader[Any]:
+        """The training batches that are left of the run: len() = total - consumed."""

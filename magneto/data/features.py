@@ -1,0 +1,185 @@
+"""Audio files to log-mel features. Kept free of Lightning, so that the workers of `prepare` start fast."""
+
+import functools
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+import torchaudio
+
+from magneto.errors import UserError
+
+LOG_FLOOR = 1e-6  # about the power of 16-bit rounding noise in a mel band: keeps digital silence finite
+SILENCE_PEAK = 1e-3  # -60 dBFS: no recording of speech stays below it
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSettings:
+    """How a waveform becomes a feature matrix."""
+
+    sample_rate: int = 16_000
+    num_mels: int = 80
+    window_ms: float = 25.0
+    hop_ms: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.sample_rate < 4_000:
+            raise UserError(
+                f"features.sample_rate={self.sample_rate} is below 4000 Hz; speech is usually at 16000."
+            )
+        if self.num_mels < 1:
+            raise UserError(f"features.num_mels={self.num_mels} must be at least 1; 80 is usual.")
+        if not 0 < self.hop_ms <= self.window_ms:
+            raise UserError(
+                f"features.hop_ms={self.hop_ms} must be above 0 and at most "
+                f"features.window_ms={self.window_ms}."
+            )
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "FeatureSettings":
+        """Raises `UserError` for a key that does not exist."""
+        known = [field.name for field in fields(cls)]
+        for key in values:
+            if key not in known:
+                raise UserError(f"features.{key} is not a setting; the settings are {', '.join(known)}.")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @property
+    def window(self) -> int:
+        """Window length in samples."""
+        return round(self.sample_rate * self.window_ms / 1000)
+
+    @property
+    def hop(self) -> int:
+        """Distance of neighbouring frames in samples."""
+        return round(self.sample_rate * self.hop_ms / 1000)
+
+
+@dataclass(frozen=True)
+class Audio:
+    """Where the bytes of one recording are: a whole file, or a slice of a container file."""
+
+    path: Path
+    start: int = 0
+    size: int | None = None  # bytes; None: up to the end of the file
+
+    def open(self) -> Any:
+        """Something that soundfile reads. Raises OSError when the file cannot be read."""
+        if self.size is None and self.start == 0:
+            return str(self.path)
+        with self.path.open("rb") as file:
+            file.seek(self.start)
+            return io.BytesIO(file.read(self.size if self.size is not None else -1))
+
+
+class BadAudio(Exception):
+    """A recording that cannot be used; the message is the reason, as the report gives it."""
+
+
+@functools.lru_cache(maxsize=32)
+def _resampler(source_rate: int, target_rate: int) -> torchaudio.transforms.Resample:
+    # Building the kernel costs far more than using it: one per pair of rates and process.
+    return torchaudio.transforms.Resample(source_rate, target_rate)
+
+
+@functools.lru_cache(maxsize=8)
+def _mel(settings: FeatureSettings) -> torchaudio.transforms.MelSpectrogram:
+    return torchaudio.transforms.MelSpectrogram(
+        sample_rate=settings.sample_rate,
+        n_fft=1 << (settings.window - 1).bit_length(),
+        win_length=settings.window,
+        hop_length=settings.hop,
+        n_mels=settings.num_mels,
+    )
+
+
+def load_audio(source: Audio | Path | str, sample_rate: int) -> torch.Tensor:
+    """Read a recording as mono float32 (samples,) in [-1, 1] at `sample_rate` Hz.
+
+    wav, flac, ogg and mp3 in any rate; channels are averaged. Raises `BadAudio` naming the reason when the
+    file is missing, unreadable, without samples or holds values that are not finite.
+    """
+    source = source if isinstance(source, Audio) else Audio(Path(source))
+    try:
+        samples, rate = soundfile.read(source.open(), dtype="float32", always_2d=True)
+    except OSError as error:
+        raise BadAudio(f"cannot be read ({error.strerror or error})") from error
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        missing = source.size is None and not source.path.exists()
+        raise BadAudio("missing file" if missing else "not decodable as audio") from error
+    if samples.shape[0] == 0:
+        raise BadAudio("no samples")
+    if not np.isfinite(samples).all():
+        raise BadAudio("samples that are not finite")
+    channels = samples.shape[1]
+    waveform = torch.from_numpy(samples @ np.full(channels, 1 / channels, np.float32))
+    resampled: torch.Tensor = waveform if rate == sample_rate else _resampler(rate, sample_rate)(waveform)
+    return resampled
+
+
+def log_mel(waveform: torch.Tensor, settings: FeatureSettings) -> torch.Tensor:
+    """Waveform (samples,) -> log-mel features (frames, num_mels), mean 0 and variance 1 over the frames of
+    each band.
+
+    Normalising each recording by itself removes level and microphone and needs no statistics of the corpus,
+    so a checkpoint transcribes a file without them. frames = samples // hop + 1.
+    """
+    # Reflection at the edges needs more samples than half an FFT window.
+    shortest = (1 << (settings.window - 1).bit_length()) // 2 + 1
+    if waveform.numel() < shortest:
+        waveform = torch.nn.functional.pad(waveform, (0, shortest - waveform.numel()))
+    features = (_mel(settings)(waveform) + LOG_FLOOR).log().T
+    deviation, mean = torch.std_mean(features, dim=0, correction=0)
+    normalised: torch.Tensor = (features - mean) / (deviation + 1e-3)
+    return normalised
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one recording: `frames` > 0, or the `reason` why it cannot be used."""
+
+    frames: int = 0
+    seconds: float = 0.0
+    reason: str | None = None
+
+
+def extract_shard(
+    sources: Sequence[Audio], settings: FeatureSettings, seconds: tuple[float, float], path: Path
+) -> list[Outcome]:
+    """Features of many recordings, one after the other in one float16 array (all frames, num_mels) at `path`.
+
+    `seconds`: the shortest and the longest duration that is used. Unusable recordings leave no frames and
+    have their reason in their outcome.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # one process per core does the work; threads inside would only fight
+    try:
+        outcomes, parts = [], [np.empty((0, settings.num_mels), np.float16)]
+        for source in sources:
+            try:
+                waveform = load_audio(source, settings.sample_rate)
+                duration = waveform.numel() / settings.sample_rate
+                if duration < seconds[0]:
+                    raise BadAudio(f"shorter than {seconds[0]:g} s")
+                if duration > seconds[1]:
+                    raise BadAudio(f"longer than {seconds[1]:g} s")
+                if waveform.abs().max() < SILENCE_PEAK:
+                    raise BadAudio("silent")
+                parts.append(log_mel(waveform, settings).to(torch.float16).numpy())
+                outcomes.append(Outcome(frames=len(parts[-1]), seconds=duration))
+            except BadAudio as bad:
+                outcomes.append(Outcome(reason=str(bad)))
+        np.save(path, np.concatenate(parts))
+        return outcomes
+    finally:
+        torch.set_num_threads(threads)

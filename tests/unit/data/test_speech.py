@@ -1,0 +1,403 @@
+"""From recordings to batches: preparation, features on disk, sampling, augmentation, prediction."""
+
+import json
+import os
+import pickle
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from magneto.data.features import FeatureSettings, load_audio, log_mel
+from magneto.data.sources.manifest import ManifestSource
+from magneto.data.speech import Collate, SpecAugment, SpeechDataModule, SpeechSpec, predict_dataset
+from magneto.data.tokenizer import CTCTokenizer, repeats
+from magneto.errors import UserError
+from tests.unit.data.recordings import read_manifest, tone, write_manifest
+
+
+def module(folder: Path, data_dir: Path | None = None, **options) -> SpeechDataModule:
+    options = {"batch_frames": 600, "prepare_workers": 1, **options}
+    source = ManifestSource(manifest=str(folder / "manifest.jsonl"))
+    return SpeechDataModule({"own": source}, data_dir=str(data_dir or folder / "data"), **options)
+
+
+def ready(folder: Path, **options) -> SpeechDataModule:
+    data = module(folder, **options)
+    data.prepare()
+    data.setup()
+    return data
+
+
+def report(data: SpeechDataModule) -> dict:
+    return json.loads((data.folder / "prepare_report.json").read_text())
+
+
+def equal(left: dict, right: dict) -> bool:
+    return left.keys() == right.keys() and all(
+        torch.equal(left[key], right[key]) if isinstance(left[key], torch.Tensor) else left[key] == right[key]
+        for key in left
+    )
+
+
+# ------------------------------------------------------------------------------------------------ preparation
+
+
+def test_prepare_gives_every_recording_with_its_text_and_language(corpus):
+    folder = corpus(20)
+    data = ready(folder)
+    spec, lines = data.spec, read_manifest(folder / "manifest.jsonl")
+    assert spec.utterances == {"train": 12, "val": 4, "test": 4} and data.examples_per_epoch == 12
+    assert sum(spec.hours.values()) == pytest.approx(sum(line["duration"] for line in lines) / 3600, rel=0.1)
+    assert (
+        spec.languages == ["en", "fr"]
+        and spec.per_language["en"]["train"] + spec.per_language["fr"]["train"] == 12
+    )
+    assert (spec.feature_dim, spec.sample_rate, spec.seconds_per_frame) == (80, 16_000, 0.01)
+    tokenizer = CTCTokenizer.from_dict(spec.tokenizer)
+    assert spec.vocab_size == tokenizer.vocab_size
+    seen = 0
+    for batch in [*data.val_dataloader(), *data.test_dataloader()]:
+        for row, identity in enumerate(batch["id"].tolist()):
+            line = lines[identity]
+            length, units = batch["feature_lengths"][row], batch["target_lengths"][row]
+            expected = log_mel(load_audio(folder / line["audio_filepath"], 16_000), FeatureSettings())
+            torch.testing.assert_close(batch["features"][row, :length], expected, atol=5e-3, rtol=0)
+            assert not batch["features"][row, length:].any() and not batch["targets"][row, units:].any()
+            assert batch["text"][row] == line["text"] == tokenizer.decode(batch["targets"][row, :units])
+            assert spec.languages[batch["language"][row]] == line["lang"]
+            seen += 1
+        assert batch["features"].shape[1] % 32 == 0 and batch["features"].dtype == torch.float32
+    assert seen == 8
+
+
+def test_of_200_files_with_20_broken_ones_180_are_used_and_20_are_listed(corpus, caplog):
+    folder = corpus(200)
+    lines = read_manifest(folder / "manifest.jsonl")
+    damage = {
+        "not decodable as audio": lambda path: path.write_bytes(b"garbage" * 100),
+        "missing file (named in manifest.jsonl)": lambda path: path.unlink(),
+        "silent": lambda path: soundfile.write(path, np.zeros(16_000), 16_000, format="WAV"),
+        "no samples": lambda path: soundfile.write(path, np.zeros((0, 1)), 16_000, format="WAV"),
+        "shorter than 0.2 s": lambda path: soundfile.write(path, tone(0.05, 16_000), 16_000, format="WAV"),
+        "longer than 30 s": lambda path: soundfile.write(path, tone(31, 8_000), 8_000, format="WAV"),
+        "duration differs from the stated one": lambda path: soundfile.write(
+            path, tone(5, 8_000), 8_000, format="WAV"
+        ),
+    }
+    broken = {}
+    for number, (reason, spoil) in enumerate((list(damage.items()) * 3)[:16]):
+        line = lines[number * 11]
+        spoil(folder / line["audio_filepath"])
+        broken[str(number * 11 + 1)] = reason
+    for number, text in zip(
+        (3, 14, 25, 36),
+        ("", "?! ...", "   ", "a long transcript that no one can say so soon" * 3),
+        strict=True,
+    ):
+        lines[number]["text"] = text
+        broken[str(number + 1)] = (
+            "transcript too long for its audio" if text.startswith("a") else "empty transcript"
+        )
+    write_manifest(folder / "manifest.jsonl", lines)
+    with caplog.at_level("INFO"):
+        data = ready(folder)
+    assert sum(data.spec.utterances.values()) == 180
+    listed = report(data)
+    assert {item["id"].removeprefix("own/"): item["reason"] for item in listed["skipped"]} == broken
+    assert (
+        listed["skipped_by_reason"] == dict(Counter(broken.values()))
+        and listed["used"] == data.spec.utterances
+    )
+    assert "speech: 20 skipped" in caplog.text and "prepare_report.json" in caplog.text
+
+
+def test_processes_make_the_same_files_as_one(corpus, tmp_path):
+    folder = corpus(150, sides=("train", "train", "val", "test"))
+    one, two = (module(folder, tmp_path / str(n), prepare_workers=n) for n in (1, 2))
+    for data in (one, two):
+        data.prepare()
+    names = sorted(path.name for path in one.folder.iterdir())
+    assert sum(name.startswith("features-") for name in names) == 3
+    assert names == sorted(path.name for path in two.folder.iterdir())
+    for name in names:
+        if name.endswith((".npy", ".json", ".jsonl")):
+            assert (one.folder / name).read_bytes() == (two.folder / name).read_bytes(), name
+
+
+def test_prepare_is_done_once_and_again_after_damage_or_a_change(corpus):
+    folder = corpus(20)
+    data = ready(folder)
+    stamp = (data.folder / "spec.json").stat().st_mtime_ns
+    again = ready(folder)
+    assert again.folder == data.folder and (again.folder / "spec.json").stat().st_mtime_ns == stamp
+    with (data.folder / "features-00000.npy").open("r+b") as file:
+        file.truncate(1_000)
+    assert (ready(folder).folder / "spec.json").stat().st_mtime_ns > stamp
+    folders = {data.folder}
+    for options in ({"max_seconds": 1.0}, {"features": {"num_mels": 40}}, {"digits": "drop"}, {"subsampling": 2},
+                    {"tokenizer": {"kind": "bpe", "vocab_size": 24}}):  # fmt: skip
+        folders.add(module(folder, **options).folder)
+    os.utime(folder / "clips/000.wav", ns=(1, 1))
+    folders.add(module(folder).folder)
+    assert len(folders) == 7
+    for options in ({"batch_frames": 99}, {"augment": {"freq_masks": 1}}, {"seed": 5}, {"num_workers": 2}):
+        assert (
+            module(folder, **options).folder in folders
+        )  # what does not change the files does not change the key
+
+
+def test_the_tokenizer_is_trained_on_the_training_text_alone(corpus):
+    folder = corpus(20)
+    lines = read_manifest(folder / "manifest.jsonl")
+    for line in lines:
+        if line["split"] != "train":
+            line["text"] += " zebra"
+    write_manifest(folder / "manifest.jsonl", lines)
+    data = ready(folder)
+    assert "z" not in data.spec.tokenizer["alphabet"]
+    batch = next(iter(data.val_dataloader()))
+    assert all(text.endswith("zebra") for text in batch["text"])  # the reference keeps what cannot be emitted
+    subwords = ready(folder, tokenizer={"kind": "bpe", "vocab_size": 30})
+    assert subwords.spec.vocab_size == 30
+
+
+def test_digits_can_be_dropped(corpus):
+    folder = corpus(20)
+    lines = read_manifest(folder / "manifest.jsonl")
+    lines[0]["text"] = "route 66"
+    write_manifest(folder / "manifest.jsonl", lines)
+    assert sum(ready(folder).spec.utterances.values()) == 20
+    dropped = ready(folder, digits="drop")
+    assert report(dropped)["skipped_by_reason"] == {"digits in its transcript": 1}
+
+
+def test_ctc_must_be_feasible_repeats_included(corpus):
+    folder = corpus(8)
+    lines = read_manifest(folder / "manifest.jsonl")
+    frames = 16  # 0.65 s -> 66 feature frames -> 16 output frames
+    soundfile.write(folder / "clips/000.wav", tone(0.65, 16_000), 16_000)
+    soundfile.write(folder / "clips/001.flac", tone(0.65, 16_000), 16_000)
+    lines[0] |= {"text": "ab" * (frames // 2), "duration": 0.65, "split": "train"}
+    lines[1] |= {"text": "ab" * (frames // 2 - 1) + "bb", "duration": 0.65, "split": "train"}
+    write_manifest(folder / "manifest.jsonl", lines)
+    data = ready(folder)
+    assert [item["id"] for item in report(data)["skipped"]] == ["own/2"]
+    for batch in data.train_set, data.val_set:
+        for position in range(len(batch)):
+            item = batch[0, position]
+            targets = list(item["targets"])
+            assert len(targets) + repeats(targets) <= len(item["features"]) // 4
+
+
+def test_a_split_without_a_usable_utterance_is_an_error_with_the_reasons(corpus):
+    folder = corpus(6, sides=("train", "test"))
+    with pytest.raises(UserError, match="left for the val split"):
+        module(folder).prepare()
+    with pytest.raises(UserError, match="6 shorter than 9 s"):
+        module(folder, min_seconds=9.0).prepare()
+    assert not [p for p in (folder / "data" / "prepared").iterdir() if p.is_dir()]
+
+
+def test_reading_before_prepare_says_so(corpus):
+    with pytest.raises(UserError, match="mode=prepare"):
+        _ = module(corpus(4)).spec
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"digits": "spell"},
+        {"min_seconds": 3.0, "max_seconds": 2.0},
+        {"batch_frames": 0},
+        {"num_workers": -1},
+        {"features": {"mels": 80}},
+        {"tokenizer": {"type": "bpe"}},
+        {"augment": {"frequency_masks": 2}},
+        {"augment": {"time_ratio": 1.5}},
+        {"augment": {"freq_masks": -1}},
+        {"augment": {"speed": [1.1, 0.9]}},
+    ],
+)
+def test_impossible_options_name_their_key(options, tmp_path):
+    with pytest.raises(UserError) as error:
+        SpeechDataModule({"own": None}, data_dir=str(tmp_path), **options)
+    key, value = next(iter(options.items()))
+    assert (next(iter(value)) if isinstance(value, dict) else key) in str(error.value)
+
+
+def test_no_source_at_all():
+    with pytest.raises(UserError, match="sources is empty"):
+        SpeechDataModule({})
+
+
+# ------------------------------------------------------------------------------------------------ batches
+
+
+def batches(data: SpeechDataModule, epochs: int = 2, **run) -> list[dict]:
+    total = epochs * data.batches_per_epoch(run.get("world_size", 1))
+    data.configure_run(total, 0, **run)
+    return list(data.train_dataloader())
+
+
+def test_training_batches_do_not_depend_on_the_number_of_workers(corpus):
+    folder = corpus(30)
+    augment = {"freq_masks": 2, "time_masks": 2, "speed": [0.9, 1.1]}
+    none, two = (batches(ready(folder, augment=augment, num_workers=n)) for n in (0, 2))
+    assert len(none) == len(two) and all(map(equal, none, two))
+
+
+def test_a_new_epoch_and_a_new_seed_augment_anew(corpus):
+    folder = corpus(20)
+    data = ready(folder, augment={})
+    half = data.batches_per_epoch()
+    seen = batches(data)
+    assert [data.epoch_of(n) for n in range(2 * half)] == [0] * half + [1] * half
+    for epoch in (seen[:half], seen[half:]):
+        assert sorted(i for batch in epoch for i in batch["id"].tolist()) == sorted(
+            data.train_set.rows.tolist()
+        )
+    first = data.train_set[0, 3]["features"]
+    assert np.array_equal(first, data.train_set[0, 3]["features"])
+    assert not np.array_equal(first, data.train_set[1, 3]["features"])
+    assert not np.array_equal(first, ready(folder, augment={}, seed=1).train_set[0, 3]["features"])
+
+
+def test_two_ranks_see_together_what_one_sees_with_twice_the_budget(corpus):
+    folder = corpus(40)
+    whole = batches(ready(folder, batch_frames=1200))
+    ranks = [batches(ready(folder), rank=rank, world_size=2) for rank in range(2)]
+    assert len(ranks[0]) == len(ranks[1]) == len(whole)
+    for one, *parts in zip(whole, *ranks, strict=True):
+        assert sorted(one["id"].tolist()) == sorted(torch.cat([part["id"] for part in parts]).tolist())
+
+
+def test_evaluation_over_ranks_repeats_nothing(corpus):
+    folder = corpus(40)
+    seen = []
+    for rank in range(3):
+        data = ready(folder, augment={})
+        data.configure_run(1, 0, rank, 3)
+        seen += [identity for batch in data.val_dataloader() for identity in batch["id"].tolist()]
+    assert sorted(seen) == sorted(data.val_set.rows.tolist())
+
+
+def test_a_run_that_is_shorter_than_what_is_done_is_refused(corpus):
+    data = ready(corpus(20))
+    with pytest.raises(UserError, match="batch 7"):
+        data.configure_run(5, 7)
+
+
+def test_datasets_are_small_to_send_to_a_worker(corpus):
+    data = ready(corpus(20))
+    _ = data.train_set[0, 0]
+    assert len(pickle.dumps(data.prepared)) < 1_000
+    again = pickle.loads(pickle.dumps(data.train_set))
+    assert np.array_equal(again[0, 1]["features"], data.train_set[0, 1]["features"])
+
+
+# ------------------------------------------------------------------------------------------------ augmentatio
+
+
+def test_masks_have_the_width_that_was_asked_for_and_scale_with_the_length():
+    features = np.ones((200, 80), np.float16)
+    bands, frames = [], []
+    for number in range(200):
+        augmented = SpecAugment(freq_masks=1, freq_width=10, time_masks=0)(
+            features, np.random.default_rng(number)
+        )
+        bands.append(int((augmented == 0).all(0).sum()))
+        augmented = SpecAugment(freq_masks=0, time_masks=1, time_ratio=0.1)(
+            features, np.random.default_rng(number)
+        )
+        frames.append(int((augmented == 0).all(1).sum()))
+    assert (min(bands), max(bands), min(frames), max(frames)) == (0, 10, 0, 20)
+    assert (features == 1).all()  # the stored features stay as they are
+
+
+def test_tempo_stretches_in_time_and_keeps_ctc_feasible():
+    ramp = np.repeat(np.arange(100, dtype=np.float16)[:, None], 4, 1)
+    quiet = {"freq_masks": 0, "time_masks": 0}
+    slow = SpecAugment(**quiet, speed=[0.5, 0.5])(ramp, np.random.default_rng(0))
+    assert slow.shape == (200, 4) and slow[0, 0] == 0 and slow[-1, 0] == 99
+    assert np.allclose(np.diff(slow[:, 0]), 99 / 199, atol=1e-4)
+    fast = SpecAugment(**quiet, speed=[2.0, 2.0])
+    assert len(fast(ramp, np.random.default_rng(0))) == 50
+    assert len(fast(ramp, np.random.default_rng(0), least_frames=80)) == 80
+    lengths = {
+        len(SpecAugment(**quiet, speed=[0.9, 1.1])(ramp, np.random.default_rng(n))) for n in range(200)
+    }
+    assert min(lengths) == 91 and max(lengths) == 111
+
+
+def test_collate_rounds_up_the_length():
+    items = [
+        {"id": n, "features": np.ones((n + 31, 2)), "targets": [1] * n, "language": 0, "text": "x"}
+        for n in (1, 2)
+    ]
+    assert Collate(32)(items)["features"].shape == (2, 64, 2)
+    assert Collate(1)(items)["features"].shape == (2, 33, 2)
+
+
+# ------------------------------------------------------------------------------------------------ other model
+
+
+def test_a_checkpoints_tokenizer_and_languages_are_used_on_other_data(corpus):
+    model = ready(corpus(20)).spec
+    values = {**model.to_dict(), "languages": ["xx", "fr", "en"]}
+    values["tokenizer"] = CTCTokenizer.train(["zyx one two three four five six seven"]).to_dict()
+    data = module(corpus(20, name="other"))
+    data.prepare()
+    data.use_spec(values)
+    data.setup("test")
+    tokenizer = CTCTokenizer.from_dict(values["tokenizer"])
+    for batch in data.test_dataloader():
+        for row, text in enumerate(batch["text"]):
+            assert tokenizer.decode(batch["targets"][row, : batch["target_lengths"][row]]) == text
+            assert batch["language"][row] in (1, 2)
+    with pytest.raises(UserError, match="utterances in en, fr"):
+        data.use_spec({**values, "languages": ["xx"]})
+    with pytest.raises(UserError, match=r"data\.features"):
+        data.use_spec({**values, "features": FeatureSettings(num_mels=40).to_dict()})
+
+
+# ------------------------------------------------------------------------------------------------ prediction
+
+
+@pytest.fixture
+def spec(corpus) -> SpeechSpec:
+    return SpeechSpec.from_dict(json.loads(json.dumps(ready(corpus(10, name="train")).spec.to_dict())))
+
+
+def test_predicting_files_and_folders_from_a_spec_alone(corpus, spec, tmp_path):
+    folder = corpus(8)
+    data = predict_dataset([folder / "clips", folder / "clips/000.wav"], spec)
+    assert len(data) == 9 and data.paths[8] == folder / "clips/000.wav"
+    expected = log_mel(load_audio(folder / "clips/000.wav", 16_000), FeatureSettings())
+    np.testing.assert_array_equal(data[8]["features"], expected.numpy())
+    batch = Collate(1)([data[0], data[8]])
+    assert batch["id"].tolist() == [0, 8] and batch["targets"].shape == (2, 0)
+
+
+def test_an_unreadable_file_is_an_error_when_named_and_listed_when_found_in_a_folder(corpus, spec, caplog):
+    folder = corpus(8) / "clips"
+    (folder / "004.wav").write_bytes(b"no audio")
+    with pytest.raises(UserError, match=r"004\.wav: not decodable"):
+        predict_dataset([folder / "004.wav"], spec)
+    data = predict_dataset([folder], spec)
+    assert len(data) == 7 and [item.file for item in data.skipped] == [str(folder / "004.wav")]
+    assert "1 of 8 audio files cannot be read" in caplog.text
+
+
+def test_nothing_to_transcribe(corpus, spec, tmp_path):
+    with pytest.raises(UserError, match="no such file or folder"):
+        predict_dataset([tmp_path / "nope.wav"], spec)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no audio file"):
+        predict_dataset([tmp_path / "empty"], spec)
+    (tmp_path / "empty" / "a.wav").write_bytes(b"x")
+    with pytest.raises(UserError, match="None of the 1 audio files"):
+        predict_dataset([tmp_path / "empty"], spec)
