@@ -1,0 +1,394 @@
+"""From runs to rows: which runs are seeds of one configuration, what tells rows apart, means, differences."""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from magneto.errors import UserError
+from magneto.report.loading import Run, shown
+
+BACKBONES = ("post_ln", "pre_ln", "deepnorm", "normformer", "magneto")
+"""The order of rows: baselines first, the paper's backbone last."""
+
+SIZES = ("tiny", "small", "base", "large")
+
+_NOT_A_DIFFERENCE = re.compile(
+    # Keys whose value says where, how loudly or on what a run computed, not what it computed. The number of
+    # devices is not among them: the batch budget is per device.
+    r"""(seed|name|resume|runs_dir|mode|checkpoint|input|output|logger|experiment_task)(\..*)?
+    |trainer\.(accelerator|strategy|enable_progress_bar|log_every_n_steps|num_sanity_val_steps|threads|deterministic)
+    |callbacks\.(probe_every|save_every|samples)
+    |(.*\.)?(seed|data_dir|num_workers|pin_memory)""",
+    re.VERBOSE,
+)
+
+_LOWER = frozenset(("loss", "nll", "cer", "wer", "ter", "error", "perplexity", "ppl", "bits", "mse", "mae"))
+_HIGHER = frozenset(
+    ("accuracy", "acc", "bleu", "chrf", "f1", "auc", "r", "recall", "precision", "top1", "top5", "map", "iou")
+) | {"matthews", "pearson", "spearman"}
+
+# Two-sided 95% quantiles of Student's t for 1 to 10 degrees of freedom; above, `_t95`'s expansion is good
+# to 1e-3.
+_T95 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
+
+
+@dataclass(frozen=True)
+class Stat:
+    """Mean and sample standard deviation (None for a single value) of one metric over `n` finished seeds."""
+
+    mean: float
+    sd: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean difference to the reference row with its 95% interval; `paired` by seed, else Welch's."""
+
+    mean: float
+    low: float
+    high: float
+    paired: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """The runs of one configuration. `runs` is ordered by seed and holds each seed once."""
+
+    label: str
+    backbone: str
+    size: str
+    config: dict[str, str]
+    runs: tuple[Run, ...]
+
+    @cached_property
+    def finished(self) -> tuple[Run, ...]:
+        """The runs that enter means."""
+        return tuple(run for run in self.runs if run.finished)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every run of the row finished."""
+        return len(self.finished) == len(self.runs)
+
+    def count(self, status: str) -> int:
+        """How many runs of the row ended with `status`."""
+        return sum(run.status == status for run in self.runs)
+
+    def values(self, metric: str) -> dict[int, float]:
+        """Seed -> value, of the finished runs that have a finite value of `metric`."""
+        return {run.seed: run.metrics[metric] for run in self.finished if metric in run.metrics}
+
+    def stat(self, metric: str) -> Stat | None:
+        """Mean and spread of `metric`; None when no finished run has it."""
+        return summarise(self.values(metric).values())
+
+
+@dataclass(frozen=True)
+class Section:
+    """Rows that may be compared with each other: the same task on the same data."""
+
+    task: str
+    data: str
+    rows: tuple[Row, ...]
+    headline: str
+    monitor: str | None
+    monitor_mode: str | None
+
+    @property
+    def title(self) -> str:
+        """`asr on stamps`."""
+        return f"{self.task} on {self.data}" if self.data else self.task
+
+    @property
+    def slug(self) -> str:
+        """The title as a piece of a file name."""
+        return re.sub(r"[^A-Za-z0-9_]+", "-", f"{self.task}-{self.data}").strip("-").lower() or "runs"
+
+    @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        """All runs, row by row."""
+        return tuple(run for row in self.rows for run in row.runs)
+
+    @cached_property
+    def reference(self) -> Row | None:
+        """What the others are compared with: the only Pre-LN, else the first with a result; None if alone."""
+        measured = [row for row in self.rows if row.values(self.headline)]
+        if len(measured) < 2:
+            return None
+        pre_ln = [row for row in measured if row.backbone == "pre_ln"]
+        return pre_ln[0] if len(pre_ln) == 1 else measured[0]
+
+    @cached_property
+    def metrics(self) -> tuple[str, ...]:
+        """The headline metric, then the other metrics of the same split over the whole of it, losses last."""
+        split = self.headline.split("/")[0]
+        names = {
+            name: None
+            for run in self.runs
+            for name in run.metrics
+            if re.fullmatch(rf"{re.escape(split)}/[^/]+", name)
+        }
+        others = sorted(
+            (name for name in names if name != self.headline), key=lambda name: name.endswith("loss")
+        )
+        return (self.headline, *others)
+
+    @cached_property
+    def breakdowns(self) -> dict[str, tuple[str, ...]]:
+        """Metric -> its parts that some finished run has (`test/cer` -> `es`, `fr`)."""
+        found = {}
+        for metric in self.metrics:
+            parts = {name for row in self.rows for run in row.finished for name in run.metrics}
+            parts = {name.removeprefix(f"{metric}/") for name in parts if name.startswith(f"{metric}/")}
+            if parts:
+                found[metric] = tuple(sorted(parts))
+        return found
+
+    def better(self, metric: str) -> str | None:
+        """`min` or `max`, whichever is better; None when it cannot be known."""
+        base = metric.split("/")[1] if "/" in metric else metric
+        if self.monitor and self.monitor_mode and base == self.monitor.split("/")[-1]:
+            return self.monitor_mode
+        words = set(re.split(r"[^a-z0-9]+", base.lower()))
+        lower, higher = bool(words & _LOWER), bool(words & _HIGHER)
+        return None if lower == higher else "min" if lower else "max"
+
+    def best(self, metric: str) -> float | None:
+        """The best mean of the rows without a diverged seed: a mean over survivors is not a fair one."""
+        stats = [row.stat(metric) for row in self.rows if not row.count("diverged")]
+        means = [stat.mean for stat in stats if stat]
+        better = self.better(metric)
+        if len(self.rows) < 2 or not means or better is None:
+            return None
+        return min(means) if better == "min" else max(means)
+
+    def difference(self, row: Row, metric: str) -> Difference | None:
+        """Of `row` to the reference row; None without two seeds each, and for the reference itself."""
+        if self.reference is None or row is self.reference:
+            return None
+        return difference(row.values(metric), self.reference.values(metric))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything a report shows, before it is drawn or written."""
+
+    sections: tuple[Section, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """All runs of all sections."""
+        return tuple(run for section in self.sections for run in section.runs)
+
+
+def compare(runs: Sequence[Run], problems: Sequence[str] = (), metric: str | None = None) -> Comparison:
+    """Group runs into sections (task and data) and rows (configuration without the seed).
+
+    Args:
+        runs: at least one.
+        problems: what was left out while reading, handed on to the report.
+        metric: the headline metric; None takes the monitored metric on the test split.
+
+    Raises:
+        UserError: no run has `metric`.
+    """
+    if metric is not None and not any(metric in run.metrics for run in runs):
+        known = ", ".join(sorted({name for run in runs for name in run.metrics})) or "none"
+        raise UserError(f"--metric {metric}: no run has it; known metrics: {known}")
+    problems = list(problems)
+    grouped: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        grouped.setdefault((run.task, run.data), []).append(run)
+    sections = []
+    for (task, data), members in sorted(grouped.items()):
+        monitored = next((run for run in members if run.monitor), members[0])
+        sections.append(
+            Section(
+                task=task,
+                data=data,
+                rows=_rows(members, problems),
+                headline=_headline(members, metric, monitored.monitor),
+                monitor=monitored.monitor,
+                monitor_mode=monitored.mode,
+            )
+        )
+    return Comparison(tuple(sections), tuple(problems))
+
+
+def summarise(values: Iterable[float]) -> Stat | None:
+    """Mean and sample standard deviation; no spread is made up for one value."""
+    array = np.array(list(values), dtype=np.float64)
+    if not array.size:
+        return None
+    return Stat(float(array.mean()), float(array.std(ddof=1)) if array.size > 1 else None, array.size)
+
+
+def difference(ours: dict[int, float], theirs: dict[int, float]) -> Difference | None:
+    """Mean of `ours` minus mean of `theirs` (seed -> value) with a 95% interval by Student's t.
+
+    Paired over the seeds that both have when these are two or more, else Welch's with its degrees of freedom
+    rounded down (a slightly wider interval). None when either side has a single value.
+    """
+    shared = sorted(set(ours) & set(theirs))
+    if len(shared) >= 2:
+        gaps = np.array([ours[seed] - theirs[seed] for seed in shared])
+        error, freedom = gaps.std(ddof=1) / math.sqrt(len(shared)), len(shared) - 1
+        centre = float(gaps.mean())
+    elif len(ours) >= 2 and len(theirs) >= 2:
+        a, b = np.array(list(ours.values())), np.array(list(theirs.values()))
+        va, vb = a.var(ddof=1) / a.size, b.var(ddof=1) / b.size
+        error, centre = math.sqrt(va + vb), float(a.mean() - b.mean())
+        spread = va**2 / (a.size - 1) + vb**2 / (b.size - 1)
+        freedom = max(1, int((va + vb) ** 2 / spread)) if spread else 1
+    else:
+        return None
+    half = float(_t95(freedom) * error)
+    return Difference(centre, centre - half, centre + half, len(shared) >= 2)
+
+
+def _t95(freedom: int) -> float:
+    """The 97.5% quantile of Student's t (Cornish-Fisher expansion of the normal's above the table)."""
+    if freedom <= len(_T95):
+        return _T95[freedom - 1]
+    z = 1.959964
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+
+
+def leaves(config: dict[str, Any]) -> dict[str, str]:
+    """Dotted key -> value as text, of every leaf of a resolved configuration that can make a difference."""
+    found: dict[str, str] = {}
+
+    def walk(node: Any, key: str) -> None:
+        if _NOT_A_DIFFERENCE.fullmatch(key):
+            return
+        if isinstance(node, dict) and node:
+            for name, child in node.items():
+                walk(child, f"{key}.{name}" if key else str(name))
+        else:
+            found[key] = (
+                node if isinstance(node, str) else json.dumps(node, ensure_ascii=False, sort_keys=True)
+            )
+
+    walk(config, "")
+    return found
+
+
+def differing_keys(rows: Sequence[Row]) -> list[str]:
+    """The configuration keys that do not have one value in all rows, sorted."""
+    keys = {key for row in rows for key in row.config}
+    return sorted(key for key in keys if len({row.config.get(key) for row in rows}) > 1)
+
+
+def _headline(runs: Sequence[Run], metric: str | None, monitor: str | None) -> str:
+    """The first that some run has: `metric`, the monitored one on test, as validated, any on test."""
+    have = sorted({name for run in runs for name in run.metrics})
+    on_test = f"test/{monitor.split('/', 1)[-1]}" if monitor else "test/loss"
+    for name in (metric, on_test, monitor):
+        if name in have:
+            return str(name)
+    tested = [name for name in have if re.fullmatch(r"test/[^/]+", name)]
+    return tested[0] if tested else on_test
+
+
+def _rows(runs: Sequence[Run], problems: list[str]) -> tuple[Row, ...]:
+    groups: dict[tuple[Any, ...], list[Run]] = {}
+    configs: dict[tuple[Any, ...], dict[str, str]] = {}
+    for run in runs:
+        config = leaves(run.config)
+        key = (run.backbone, run.size, *sorted(config.items()))
+        configs[key] = config
+        groups.setdefault(key, []).append(run)
+    keys = list(groups)
+    choices = [_choices(groups[key][0]) for key in keys]
+    labels = _labels(choices, [configs[key] for key in keys], [_overridden(groups[key]) for key in keys])
+    rows = [
+        Row(label, key[0], key[1], configs[key], _one_per_seed(groups[key], problems))
+        for key, label in zip(keys, labels, strict=True)
+    ]
+    return tuple(sorted(rows, key=_order))
+
+
+def _one_per_seed(runs: Sequence[Run], problems: list[str]) -> tuple[Run, ...]:
+    """Runs by seed. Two runs of a seed are not two measurements: one (finished) stays, others are named."""
+    kept: dict[int, Run] = {}
+    for run in sorted(runs, key=lambda run: (run.seed, not run.finished)):
+        if run.seed in kept:
+            problems.append(
+                f"{shown(run.folder)}: same configuration and seed as {shown(kept[run.seed].folder)}"
+            )
+        else:
+            kept[run.seed] = run
+    return tuple(kept.values())
+
+
+def _choices(run: Run) -> dict[str, str]:
+    """What was chosen by name: backbone, size and every group override such as `optimizer=lion`."""
+    chosen = {"backbone": run.backbone, "size": run.size}
+    for override in run.overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        is_group = "." not in key and isinstance(
+            run.config.get(key, {}), dict
+        )  # `experiment` leaves no key behind
+        if is_group and not _NOT_A_DIFFERENCE.fullmatch(key) and key not in chosen:
+            chosen[key] = value
+    return {key: value for key, value in chosen.items() if key not in ("task", "data")}
+
+
+def _overridden(runs: Sequence[Run]) -> set[str]:
+    return {override.lstrip("+~").partition("=")[0] for run in runs for override in run.overrides}
+
+
+def _labels(
+    choices: list[dict[str, str]], configs: list[dict[str, str]], overridden: list[set[str]]
+) -> list[str]:
+    """Name each row by what tells it from the others.
+
+    A key that follows from the named choices (`backbone.placement` from `backbone=`) is not repeated; a key
+    that varies among rows of equal choices, or that somebody set by hand, is.
+    """
+    groups = sorted({name for chosen in choices for name in chosen} - {"backbone", "size"})
+    names = ["backbone", "size", *groups]
+    varying = [name for name in names if len({chosen.get(name) for chosen in choices}) > 1]
+    by_choice: dict[tuple[Any, ...], dict[str, set[str | None]]] = {}
+    keys = sorted({key for config in configs for key in config})
+    for chosen, config in zip(choices, configs, strict=True):
+        seen = by_choice.setdefault(tuple(chosen.get(name) for name in names), {})
+        for key in keys:
+            seen.setdefault(key, set()).add(config.get(key))
+    by_hand: set[str] = set().union(*overridden)
+    told = [
+        key
+        for key in keys
+        if len({config.get(key) for config in configs}) > 1
+        and (key in by_hand or any(len(seen[key]) > 1 for seen in by_choice.values()))
+    ]
+    labels: list[str] = []
+    for chosen, config in zip(choices, configs, strict=True):
+        parts = [chosen[name] for name in ("backbone", "size") if name in varying and chosen[name]]
+        parts += [f"{name}={chosen.get(name, 'default')}" for name in groups if name in varying]
+        parts += [f"{key}={config.get(key, 'unset')}" for key in told[:3]]
+        parts += [f"{len(told) - 3} more keys"] if len(told) > 3 else []
+        label = " · ".join(parts) or " · ".join(filter(None, (chosen["backbone"], chosen["size"]))) or "run"
+        twins = sum(label == other or other.startswith(f"{label} (") for other in labels)
+        labels.append(f"{label} ({twins + 1})" if twins else label)
+    return labels
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    # re.split with a group alternates text and number, so that positions compare like with like.
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e-?\d+)?)", row.label)
+    natural = [float(part) if index % 2 else part for index, part in enumerate(parts)]
+    return (
+        SIZES.index(row.size) if row.size in SIZES else len(SIZES),
+        BACKBONES.index(row.backbone) if row.backbone in BACKBONES else len(BACKBONES),
+        row.backbone,
+        natural,
+    )

@@ -1,0 +1,432 @@
+"""Figures of a comparison: result, learning curves, stability probe. Matplotlib's objects, no pyplot state.
+
+A backbone has one colour in every figure (Okabe and Ito's palette, told apart by colour-blind readers); rows
+of the same backbone differ in line style. Means and bands are over finished seeds, over the steps that all of
+them cover: nothing is extrapolated. Runs that did not finish are drawn one by one up to their end.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from numpy.typing import NDArray
+
+from magneto.report.comparison import Row, Section
+from magneto.report.loading import STATUSES, Curve
+
+COLOURS = {
+    "post_ln": "#009E73",
+    "pre_ln": "#0072B2",
+    "deepnorm": "#CC79A7",
+    "normformer": "#E69F00",
+    "magneto": "#D55E00",
+}
+_OTHER_COLOURS = ("#56B4E9", "#444444", "#8C6D31", "#7B4FA3")
+Dash = Literal["-", "--", ":", "-."]
+_DASHES: tuple[Dash, ...] = ("-", "--", ":", "-.")
+_INK, _GRID = "#333333", "#dddddd"
+_WIDTH = 9.0  # inches; about 830 pixels wide in a README, where 10 points then read as 13 pixels
+_DPI = 160
+_LAYER = re.compile(r"/layer_(\d+)$")  # how the stability probe names a layer's value
+_POINTS = 150  # a denser curve is averaged over neighbouring points before it is drawn
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG that was written, what it shows in a heading, and in words for those who do not see it."""
+
+    path: Path
+    title: str
+    alt: str
+
+
+@dataclass(frozen=True)
+class Band:
+    """Mean, lowest and highest value of several seeds at `steps` (N,)."""
+
+    steps: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Style:
+    """How the lines of a row look."""
+
+    colour: str
+    dash: Dash
+
+
+def aggregate(curves: Sequence[Curve]) -> Band | None:
+    """Mean and range over seeds on the union of their steps, within the steps that every seed covers.
+
+    A seed that was not logged at a step is interpolated linearly between its own neighbouring points; outside
+    its first and last point it has no value, so the band ends where the shortest curve does. None when no
+    step is common.
+    """
+    finite = [curve for curve in map(Curve.finite, curves) if curve.steps.size]
+    if not finite:
+        return None
+    start, end = max(curve.steps[0] for curve in finite), min(curve.steps[-1] for curve in finite)
+    steps = np.unique(np.concatenate([curve.steps for curve in finite]))
+    steps = steps[(steps >= start) & (steps <= end)]
+    if not steps.size:
+        return None
+    values = np.stack([np.interp(steps, curve.steps, curve.values) for curve in finite])
+    return Band(steps.astype(np.float64), values.mean(0), values.min(0), values.max(0))
+
+
+def thin(curve: Curve, points: int = _POINTS) -> Curve:
+    """Average neighbouring points of a long curve down to at most `points`; its end stays where it is."""
+    size = math.ceil(curve.steps.size / points)
+    if size <= 1:
+        return curve
+    edges = np.arange(curve.steps.size % size or size, curve.steps.size, size)
+    parts = np.split(curve.values, edges)
+    lasts = np.array([part[-1] for part in np.split(curve.steps, edges)], dtype=np.int64)
+    return Curve(lasts, np.array([part.mean() for part in parts]))
+
+
+def draw(section: Section, folder: Path) -> list[Picture]:
+    """Draw every figure that the section's runs have numbers for, as `<section>_<figure>.png` in `folder`."""
+    styles = row_styles(section.rows)
+    pictures = []
+
+    def save(figure: Figure | None, name: str, title: str, alt: str) -> None:
+        if figure is not None:
+            path = folder / f"{section.slug}_{name}.png"
+            figure.savefig(path, dpi=_DPI, facecolor="white")
+            pictures.append(Picture(path, title, alt))
+
+    rows = ", ".join(row.label for row in section.rows)
+    save(
+        _result(section, styles),
+        "result",
+        f"{section.headline}, each seed",
+        f"Dot plot of {section.headline} for {rows}: a dot a seed, a bar at the mean, as in the table.",
+    )
+    logged = {name: None for run in section.runs for name in run.curves}
+    save(
+        _panels(section.rows, _learning_metrics(section, list(logged)), styles),
+        "learning_curves",
+        "Learning curves",
+        f"Learning curves over optimizer steps of {rows}: mean line and range over seeds.",
+    )
+    scalars = sorted(name for name in logged if name.startswith("probe/") and not _LAYER.search(name))
+    save(
+        _panels(section.rows, scalars, styles),
+        "stability",
+        "Stability probe",
+        f"{', '.join(scalars)} over optimizer steps of {rows}.",
+    )
+    for family in sorted({_LAYER.sub("", name) for name in logged if _LAYER.search(name)}):
+        words = _words(family)
+        save(
+            _layers(section.rows, family, styles),
+            re.sub(r"\W+", "_", family.removeprefix("probe/")),
+            f"{words[0].upper()}{words[1:]} by layer",
+            f"{family} of each layer over steps, a panel each for {rows}; last panel: over depth at the end.",
+        )
+    return pictures
+
+
+def row_styles(rows: Sequence[Row]) -> dict[str, Style]:
+    """Row label -> colour and line style, the same in every figure and beside the row's name on the page."""
+    if len({row.backbone for row in rows}) == 1 and len(rows) > 1:
+        # One backbone throughout: its colour would tell nothing apart, so the others are used as well.
+        own = COLOURS.get(rows[0].backbone, _OTHER_COLOURS[0])
+        cycle = [own, *(colour for colour in (*COLOURS.values(), *_OTHER_COLOURS) if colour != own)]
+        return {
+            row.label: Style(cycle[index % len(cycle)], _DASHES[index // len(cycle) % len(_DASHES)])
+            for index, row in enumerate(rows)
+        }
+    unknown = list(dict.fromkeys(row.backbone for row in rows if row.backbone not in COLOURS))
+    colours = COLOURS | {name: _OTHER_COLOURS[i % len(_OTHER_COLOURS)] for i, name in enumerate(unknown)}
+    seen: dict[str, int] = {}
+    styles = {}
+    for row in rows:
+        index = seen.setdefault(row.backbone, 0)
+        seen[row.backbone] += 1
+        styles[row.label] = Style(colours[row.backbone], _DASHES[index % len(_DASHES)])
+    return styles
+
+
+def _learning_metrics(section: Section, logged: list[str]) -> list[str]:
+    """Training and validation loss, the monitored metric, others that should fall or rise; six at most."""
+    first = ["train/loss", "val/loss", section.monitor]
+    others = sorted(name for name in logged if re.fullmatch(r"(train|val)/[^/]+", name))
+    others = [name for name in others if section.better(name)]
+    others.sort(key=lambda name: name.startswith("train/"))
+    return [name for name in dict.fromkeys([*first, *others]) if name in logged][:6]
+
+
+def _figure(panels: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
+    columns = min(columns, panels)
+    rows = math.ceil(panels / columns)
+    layout = ConstrainedLayoutEngine(h_pad=0.08, hspace=0.06)
+    figure = Figure(figsize=(_WIDTH, height * rows + 0.55), layout=layout)
+    FigureCanvasAgg(figure)
+    axes = [figure.add_subplot(rows, columns, index + 1) for index in range(panels)]
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.spines[["left", "bottom"]].set_color("#888888")
+        ax.grid(True, color=_GRID, linewidth=0.7)
+        ax.set_axisbelow(True)
+        ax.tick_params(labelsize=9, colors=_INK, length=3)
+    return figure, axes
+
+
+def _title(ax: Axes, text: str) -> None:
+    ax.set_title(text, fontsize=11, color=_INK, loc="left", parse_math=False)
+
+
+def _words(metric: str) -> str:
+    return (
+        metric.removeprefix("probe/").replace("_", " ").replace("/", ", ").replace("rms", "RMS")
+        if metric.startswith("probe/")
+        else metric
+    )
+
+
+def _result(section: Section, styles: dict[str, Style]) -> Figure | None:
+    if not any(row.values(section.headline) for row in section.rows):
+        return None
+    figure, (ax,) = _figure(1, 1, 0.42 * len(section.rows) + 0.5)
+    for index, row in enumerate(section.rows):
+        colour, values = styles[row.label].colour, list(row.values(section.headline).values())
+        if values:
+            ax.plot([float(np.mean(values))] * 2, [index - 0.28, index + 0.28], color=colour, linewidth=3)
+            ax.scatter(
+                values, [index] * len(values), s=55, color=colour, alpha=0.8, edgecolor="white", zorder=3
+            )
+        right = ax.get_yaxis_transform()
+        lost = sorted((run.status for run in row.runs if not run.finished), key=STATUSES.index)
+        for place, status in enumerate(lost):
+            x = 1.02 + 0.025 * place
+            ax.plot([x], [index], color=colour, clip_on=False, transform=right, **_end_shape(status))
+        if lost:
+            reasons = ", ".join(f"{lost.count(status)} {status}" for status in dict.fromkeys(lost))
+            ax.text(
+                1.02 + 0.025 * len(lost), index, reasons, fontsize=9, va="center", transform=right, color=_INK
+            )
+    ax.set_yticks(
+        range(len(section.rows)), [row.label for row in section.rows], fontsize=10, parse_math=False
+    )
+    ax.set_ylim(len(section.rows) - 0.5, -0.5)
+    ax.margins(x=0.08)
+    ax.xaxis.set_major_locator(MaxNLocator(6))
+    better = {"min": "  (lower is better)", "max": "  (higher is better)", None: ""}[
+        section.better(section.headline)
+    ]
+    _title(ax, f"{section.headline}{better}")
+    return figure
+
+
+def _panels(rows: Sequence[Row], metrics: Sequence[str], styles: dict[str, Style]) -> Figure | None:
+    """One panel a metric, every row in each, one legend above."""
+    if not metrics:
+        return None
+    figure, axes = _figure(len(metrics), 2, 2.6)
+    for ax, metric in zip(axes, metrics, strict=True):
+        _panel(ax, metric, rows, styles)
+    handles = [
+        Line2D([], [], color=style.colour, linestyle=style.dash, linewidth=2.2, label=row.label)
+        for row in rows
+        for style in [styles[row.label]]
+    ]
+    _legend(figure, handles + _end_markers(rows))
+    return figure
+
+
+def _end_markers(rows: Sequence[Row]) -> list[Line2D]:
+    """Legend entries for the marks at the ends of runs that did not finish, as far as they occur."""
+    statuses = {run.status for row in rows for run in row.runs}
+    marks = []
+    if "diverged" in statuses:
+        marks.append(Line2D([], [], color=_INK, linestyle="", label="diverged", **_end_shape("diverged")))
+    stopped = " or ".join(sorted(statuses & {"failed", "interrupted"}))
+    if stopped:
+        marks.append(Line2D([], [], color=_INK, linestyle="", label=stopped, **_end_shape("failed")))
+    return marks
+
+
+def _end_shape(status: str) -> dict[str, Any]:
+    """A cross where a run diverged, an open square where it stopped otherwise."""
+    if status == "diverged":
+        return {"marker": "x", "markersize": 8, "markeredgewidth": 2.4}
+    return {"marker": "s", "markersize": 7, "markeredgewidth": 1.6, "fillstyle": "none"}
+
+
+def _legend(figure: Figure, handles: Sequence[Line2D]) -> None:
+    """One legend above all panels, in as many columns as its longest label leaves room for."""
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    legend = figure.legend(
+        handles=handles,
+        loc="outside upper left",
+        ncols=max(1, min(len(handles), int(figure.get_figwidth() * 11 / (longest + 6)))),
+        fontsize=10,
+        frameon=False,
+        labelcolor=_INK,
+        borderaxespad=0.8,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def _panel(ax: Axes, metric: str, rows: Sequence[Row], styles: dict[str, Style]) -> None:
+    bands: list[NDArray[np.float64]] = []
+    ends: list[tuple[Curve, str, str]] = []
+    averaged = 1
+    for row in rows:
+        style = styles[row.label]
+        found = [run.curves[metric] for run in row.finished if metric in run.curves]
+        averaged = max([averaged, *(math.ceil(curve.steps.size / _POINTS) for curve in found)])
+        band = aggregate([thin(curve) for curve in found])
+        if band is not None:
+            marker = "o" if band.steps.size == 1 else ""
+            ax.plot(band.steps, band.mean, style.dash, color=style.colour, linewidth=1.8, marker=marker)
+            if len(found) > 1:
+                ax.fill_between(band.steps, band.low, band.high, color=style.colour, alpha=0.18, linewidth=0)
+            bands += [band.low, band.high]
+        for run in row.runs:
+            if not run.finished and metric in run.curves:
+                curve = thin(run.curves[metric])
+                dot = "o" if curve.finite().steps.size == 1 else ""  # a line needs two points
+                ax.plot(
+                    curve.steps,
+                    curve.values,
+                    style.dash,
+                    color=style.colour,
+                    linewidth=1.2,
+                    alpha=0.8,
+                    marker=dot,
+                )
+                ends.append((curve, run.status, style.colour))
+    _scale(
+        ax,
+        bands,
+        [curve for curve, _, _ in ends],
+        logarithmic="loss" in metric or metric.startswith("probe/"),
+    )
+    for curve, status, colour in ends:
+        _mark_end(ax, curve, status, colour)
+    _title(ax, _words(metric) + (f"  (mean of {averaged} logged points)" if averaged > 1 else ""))
+    _steps_axis(ax, 5)
+
+
+def _scale(ax: Axes, bands: list[NDArray[np.float64]], strays: list[Curve], logarithmic: bool) -> None:
+    """Fit the y axis to the finished runs: a run that explodes leaves through the top and is marked there."""
+    outside = [curve.finite().values for curve in strays]
+    inside = np.concatenate(bands) if bands else np.concatenate(outside) if outside else np.zeros(0)
+    if not inside.size:
+        return
+    everything = np.concatenate([inside, *outside])
+    low, high = float(inside.min()), float(inside.max())
+    if logarithmic and everything.min() > 0 and high / low > 8:
+        ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 1e3 else (1.0,)))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.yaxis.set_minor_locator(NullLocator())
+        ratio = high / low
+        ax.set_ylim(
+            max(low / ratio**0.05, everything.min() * 0.9),
+            min(high * ratio**0.3, everything.max() * ratio**0.05),
+        )
+        return
+    room = (high - low) or abs(high) or 1.0
+    ax.set_ylim(
+        max(low - 0.3 * room, min(everything.min(), low) - 0.05 * room),
+        min(high + 0.3 * room, max(everything.max(), high) + 0.05 * room),
+    )
+
+
+def _mark_end(ax: Axes, curve: Curve, status: str, colour: Any) -> None:
+    """Mark where a run that did not finish ends; at the frame if its last value lies outside."""
+    low, high = ax.get_ylim()
+    finite = curve.finite()
+    value = float(curve.values[-1])
+    if math.isnan(value):
+        value = float(finite.values[-1]) if finite.values.size else high
+    end = min(max(value, low), high)
+    ax.plot(
+        [curve.steps[-1]], [end], linestyle="", color=colour, clip_on=False, zorder=5, **_end_shape(status)
+    )
+
+
+def _layers(rows: Sequence[Row], family: str, styles: dict[str, Style]) -> Figure | None:
+    """Small multiples on one scale: a panel a row, a line a layer; last, all rows over depth at their end."""
+    logged = {name for row in rows for run in row.runs for name in run.curves}
+    names = sorted((name for name in logged if _LAYER.sub("", name) == family), key=_layer_number)
+    shades = [matplotlib.colormaps["viridis"](0.9 * i / max(1, len(names) - 1)) for i in range(len(names))]
+    figure, axes = _figure(len(rows) + 1, 2 if len(rows) in (1, 3) else 3, 2.5)
+    inside: list[NDArray[np.float64]] = []
+    ends: list[tuple[Axes, Curve, str, Any]] = []
+    for ax, row in zip(axes, rows, strict=False):
+        for name, shade in zip(names, shades, strict=True):
+            band = aggregate([thin(run.curves[name]) for run in row.finished if name in run.curves])
+            if band is not None:
+                dot = "o" if band.steps.size == 1 else ""
+                ax.plot(band.steps, band.mean, color=shade, linewidth=1.6, marker=dot)
+                inside.append(band.mean)
+            for run in row.runs:
+                if not run.finished and name in run.curves:
+                    curve = thin(run.curves[name])
+                    ax.plot(curve.steps, curve.values, color=shade, linewidth=1.0)
+                    ends.append((ax, curve, run.status, shade))
+        _title(ax, f"     {row.label}")
+        # The key to the last panel; a title stands 6 points above its axes, so does this square.
+        ax.annotate(
+            "■", (0, 1), (0, 6), "axes fraction", "offset points", fontsize=11, color=styles[row.label].colour
+        )
+        _steps_axis(ax, 4)
+    _depth_profile(axes[-1], rows, names, styles)
+    for ax in axes:
+        _scale(ax, inside, [curve for _, curve, _, _ in ends], logarithmic=True)
+    for ax, curve, status, shade in ends:
+        _mark_end(ax, curve, status, shade)
+    few = range(len(names)) if len(names) <= 8 else (0, len(names) // 2, len(names) - 1)
+    layers = [
+        Line2D([], [], color=shades[i], linewidth=2.2, label=f"layer {_layer_number(names[i])}") for i in few
+    ]
+    _legend(figure, layers + _end_markers(rows))
+    return figure
+
+
+def _depth_profile(ax: Axes, rows: Sequence[Row], names: Sequence[str], styles: dict[str, Style]) -> None:
+    """The last value of every layer, averaged over the finished seeds (over all if none finished)."""
+    for row in rows:
+        layers, means = [], []
+        for name in names:
+            curves = [run.curves[name].finite() for run in row.finished or row.runs if name in run.curves]
+            lasts = [curve.values[-1] for curve in curves if curve.steps.size]
+            if lasts:
+                layers.append(_layer_number(name))
+                means.append(float(np.mean(lasts)))
+        style = styles[row.label]
+        ax.plot(layers, means, style.dash, color=style.colour, marker="o", markersize=4)
+    _title(ax, "at the last step")
+    ax.set_xlabel("layer", fontsize=9, color=_INK)
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+
+
+def _steps_axis(ax: Axes, ticks: int) -> None:
+    ax.set_xlabel("optimizer steps", fontsize=9, color=_INK)
+    ax.xaxis.set_major_locator(MaxNLocator(ticks, integer=True))
+
+
+def _layer_number(name: str) -> int:
+    match = _LAYER.search(name)
+    assert match is not None
+    return int(match.group(1))

@@ -1,0 +1,170 @@
+"""Tables and reports as text: Markdown for a README, LaTeX (booktabs) for a paper, CSV for a script."""
+
+import csv
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from magneto.report.comparison import Comparison, Section
+from magneto.report.figures import Picture
+from magneto.report.loading import Run
+from magneto.report.tables import (
+    Cell,
+    Table,
+    breakdown_tables,
+    cost_table,
+    detail_tables,
+    differences_table,
+    main_table,
+    runs_table,
+    unfinished,
+    verdict,
+    versions_table,
+)
+
+
+def to_markdown(table: Table) -> str:
+    """A GitHub table with its notes below."""
+
+    def text(cell: Cell) -> str:
+        value = markdown_text(cell.text)
+        value = f"[{value}]({cell.href})" if cell.href else value
+        return f"**{value}**" if cell.bold else value
+
+    lines = ["| " + " | ".join(map(markdown_text, table.header)) + " |"]
+    lines.append(
+        "|" + "|".join(":--" if index in table.words else "--:" for index in range(len(table.header))) + "|"
+    )
+    lines += ["| " + " | ".join(map(text, row)) + " |" for row in table.rows]
+    return "\n".join(lines) + ("\n\n" + " ".join(table.notes) if table.notes else "") + "\n"
+
+
+def markdown_text(text: str) -> str:
+    """Text that Markdown shows as it is, on one line; `pre_ln` needs no escape inside a word."""
+    text = re.sub(r"([\\`*|<>\[\]])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{char: f"\\{char}" for char in "{}$&#%_"},
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "±": r"$\pm$",
+    "−": "$-$",
+    "†": r"$^\dagger$",
+    "↓": r"$\downarrow$",
+    "↑": r"$\uparrow$",
+    "Δ": r"$\Delta$",
+    "·": r"$\cdot$",
+    "–": "--",
+}
+
+
+def latex_text(text: str) -> str:
+    """Text with LaTeX's special characters escaped."""
+    return "".join(_LATEX.get(char, char) for char in " ".join(text.split()))
+
+
+def to_latex(table: Table) -> str:
+    """A floating booktabs table; needs `booktabs` in the preamble."""
+
+    def text(cell: Cell) -> str:
+        value = latex_text(cell.text)
+        return rf"\textbf{{{value}}}" if cell.bold else value
+
+    columns = "".join("l" if index in table.words else "r" for index in range(len(table.header)))
+    caption = latex_text(" ".join([f"{table.title}.", *table.notes]))
+    body = [" & ".join(map(latex_text, table.header)), *(" & ".join(map(text, row)) for row in table.rows)]
+    lines = [
+        r"\begin{table}[t]",
+        r"\centering",
+        rf"\caption{{{caption}}}",
+        rf"\begin{{tabular}}{{{columns}}}",
+    ]
+    lines += [
+        r"\toprule",
+        body[0] + r" \\",
+        r"\midrule",
+        *(f"{line} \\\\" for line in body[1:]),
+        r"\bottomrule",
+    ]
+    return "\n".join([*lines, r"\end{tabular}", r"\end{table}"]) + "\n"
+
+
+def write_csv(comparison: Comparison, path: Path) -> None:
+    """One line a configuration, in full precision, for a script; empty where there is no value."""
+    records: list[dict[str, Any]] = []
+    for section in comparison.sections:
+        names = [*section.metrics]
+        names += [f"{metric}/{part}" for metric, parts in section.breakdowns.items() for part in parts]
+        for row in section.rows:
+            record: dict[str, Any] = {"task": section.task, "data": section.data, "configuration": row.label}
+            record |= {"backbone": row.backbone, "size": row.size, "runs": len(row.runs)}
+            record |= {
+                status: row.count(status) for status in ("finished", "diverged", "failed", "interrupted")
+            }
+            for name in names:
+                stat = row.stat(name)
+                record[f"{name} mean"] = stat.mean if stat else None
+                record[f"{name} sd"] = stat.sd if stat else None
+            costs: dict[str, Callable[[Run], float | None]] = {
+                "parameters": lambda run: run.parameters,
+                "steps": lambda run: run.steps,
+                "wall_s": lambda run: run.wall_s,
+                "peak_memory_bytes": lambda run: run.peak_memory_bytes,
+            }
+            for name, value in costs.items():
+                known = [known for run in row.finished if (known := value(run)) is not None]
+                record[name] = float(np.mean(known)) if known else None
+            for name in sorted({key for run in row.finished for key in run.throughput}):
+                record[name] = float(
+                    np.mean([run.throughput[name] for run in row.finished if name in run.throughput])
+                )
+            records.append(record)
+    header = list(dict.fromkeys(key for record in records for key in record))
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, header)
+        writer.writeheader()
+        writer.writerows(records)
+
+
+def paper_tables(section: Section) -> list[Table]:
+    """The tables that a paper would show: results, parts, costs."""
+    return [main_table(section), *breakdown_tables(section), cost_table(section)]
+
+
+def markdown_report(
+    comparison: Comparison, pictures: dict[str, list[Picture]], title: str, command: str | None, folder: Path
+) -> str:
+    """report.md: the tables and figures as GitHub shows them; `pictures` by section slug."""
+    parts = [f"# {markdown_text(title)}"]
+    if command:
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
+        parts.append(f"{fence}\n{command}\n{fence}")
+    if comparison.problems:
+        parts.append("Left out of this report:\n\n" + _bullets(comparison.problems))
+    for section in comparison.sections:
+        parts.append(f"## {markdown_text(section.title)}")
+        if sentence := verdict(section):
+            parts.append(markdown_text(sentence))
+        if lost := unfinished(section):
+            parts.append("Runs that did not finish:\n\n" + _bullets(lost))
+        parts.append(to_markdown(main_table(section)))
+        for table in detail_tables(section):
+            parts.append(f"### {markdown_text(table.title)}\n\n{to_markdown(table)}")
+        for picture in pictures[section.slug]:
+            parts.append(f"![{markdown_text(picture.alt)}]({quote(picture.path.name)})")
+        parts.append(f"### Runs\n\n{to_markdown(runs_table(section, folder))}")
+        if (differences := differences_table(section)) is not None:
+            parts.append(f"### {differences.title}\n\n{to_markdown(differences)}")
+    parts.append(f"## Versions\n\n{to_markdown(versions_table(comparison))}")
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _bullets(sentences: Sequence[str]) -> str:
+    return "\n".join(f"- {markdown_text(sentence)}" for sentence in sentences)

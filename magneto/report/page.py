@@ -1,0 +1,302 @@
+"""report.html: one file that opens from disk, without a network and without a script.
+
+Every text comes from data (transcripts, error messages, configuration values), so every text goes through
+`_e`, and the page forbids itself, by its content security policy, to run or to load anything.
+"""
+
+import base64
+from collections.abc import Sequence
+from html import escape as _e
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import jiwer
+
+from magneto.report.comparison import Comparison, Row, Section
+from magneto.report.figures import Picture, Style, row_styles
+from magneto.report.loading import Run
+from magneto.report.tables import (
+    Table,
+    detail_tables,
+    differences_table,
+    main_table,
+    relative_link,
+    runs_table,
+    unfinished,
+    verdict,
+    versions_table,
+)
+
+_EXAMPLES = 8
+_LONGEST = 600  # characters of one text that are shown
+_HANDLED = {"id", "kind", "split", "language", "reference", "hypothesis", "marked"}
+
+_STYLE = """
+:root { color-scheme: light dark; --paper: #ffffff; --card: #f6f7f9; --ink: #1c2128; --soft: #57606a;
+  --line: #d5dae0;
+  --link: #0b5cad; --bad: #a3270f; --wrong: #ffd9cf; --extra: #cfe3ff; --missing: #a3270f; }
+@media (prefers-color-scheme: dark) { :root { --paper: #14171b; --card: #1d2127; --ink: #e6e9ed;
+  --soft: #a0a8b2;
+  --line: #39404a; --link: #7db7ff; --bad: #ff9b85; --wrong: #6b2a1c; --extra: #1f4372; --missing: #ff9b85;
+  } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, "Segoe UI", Roboto,
+  "Helvetica Neue", "Noto Sans", "DejaVu Sans", sans-serif; }
+main { max-width: 1160px; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .25rem; letter-spacing: -.01em; }
+h2 { font-size: 1.4rem; margin: 3rem 0 .75rem; padding-bottom: .3rem; border-bottom: 2px solid var(--line); }
+h3 { font-size: 1.08rem; margin: 2rem 0 .6rem; }
+a { color: var(--link); }
+p { margin: .5rem 0; max-width: 75ch; }
+.soft { color: var(--soft); }
+code, .text { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
+  font-size: .88em; }
+pre { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .6rem .8rem;
+  overflow-x: auto;
+  margin: .75rem 0; }
+.verdict { font-size: 1.1rem; border-left: 4px solid var(--link); padding: .1rem 0 .1rem .9rem;
+  margin: 1rem 0; }
+.lost { border-left: 4px solid var(--bad); padding: .1rem 0 .1rem .9rem; margin: 1rem 0; }
+.lost ul { margin: .25rem 0; padding-left: 1.2rem; overflow-wrap: anywhere; }
+.scroll { overflow-x: auto; margin: .75rem 0; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; min-width: 100%; }
+th, td { padding: .42rem .7rem; text-align: right; white-space: nowrap;
+  border-bottom: 1px solid var(--line); }
+thead th { vertical-align: bottom; color: var(--soft); font-weight: 600;
+  border-bottom: 2px solid var(--line); }
+thead th { white-space: normal; min-width: 5rem; }
+tbody th { font-weight: 600; }
+.word { text-align: left; }
+tbody tr:hover { background: var(--card); }
+td b { font-weight: 700; color: var(--ink); }
+.chip { display: inline-block; width: .72em; height: .72em; border-radius: 2px; margin-right: .5em; }
+p.note { max-width: 110ch; }
+.note { font-size: .85rem; color: var(--soft); }
+figure { margin: 1.25rem 0; }
+figure .scroll { background: #ffffff; border: 1px solid var(--line); border-radius: 8px; padding: .5rem; }
+figure img { display: block; width: 100%; max-width: 1000px; min-width: 620px; height: auto; margin: 0 auto; }
+figcaption { font-weight: 600; margin-bottom: .4rem; }
+.samples { display: grid; gap: .9rem; }
+.sample { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .7rem .9rem; }
+.sample header { font-size: .8rem; color: var(--soft); margin-bottom: .35rem; overflow-wrap: anywhere; }
+.sample dl { display: grid; grid-template-columns: minmax(6rem, max-content) 1fr max-content;
+  gap: .2rem .9rem;
+  margin: 0; align-items: baseline; }
+.sample dt { font-size: .85rem; font-weight: 600; max-width: 16rem; overflow-wrap: anywhere; }
+.sample dd { margin: 0; overflow-wrap: anywhere; white-space: pre-wrap; }
+.sample dd.count { font-size: .8rem; color: var(--soft); text-align: right; white-space: nowrap; }
+mark, ins, del { color: inherit; border-radius: 2px; padding: 0 .06em; }
+mark { background: var(--wrong); box-shadow: inset 0 -2px var(--missing); }
+ins { background: var(--extra); text-decoration: underline; text-decoration-thickness: 2px; }
+del { color: var(--missing); text-decoration: line-through; opacity: .85; }
+details { margin: 1rem 0; }
+summary { cursor: pointer; font-weight: 600; }
+footer { margin-top: 3rem; }
+@media (max-width: 640px) {
+  main { padding: 1.25rem .9rem 3rem; }
+  h1 { font-size: 1.5rem; }
+  .sample dl { grid-template-columns: 1fr max-content; }
+  .sample dd.text { grid-column: 1 / -1; grid-row: auto; margin-bottom: .35rem; order: 0; }
+  .sample dt { grid-column: 1; }
+  .sample dd.count { grid-column: 2; }
+}
+"""
+
+
+def render(
+    comparison: Comparison, pictures: dict[str, list[Picture]], title: str, command: str | None, folder: Path
+) -> str:
+    """The whole page; `pictures` by section slug, links relative to `folder`."""
+    runs = comparison.runs
+    rows = sum(len(section.rows) for section in comparison.sections)
+    facts = f"{_plural(len(runs), 'run')} · {_plural(rows, 'configuration')}"
+    for status in ("diverged", "failed", "interrupted"):
+        count = sum(run.status == status for run in runs)
+        facts += f" · {count} {status}" if count else ""
+    parts = [f"<h1>{_e(title)}</h1>", f'<p class="soft">{facts}</p>']
+    if command:
+        parts.append(f"<pre><code>{_e(command)}</code></pre>")
+    if comparison.problems:
+        parts.append(_sentences("Left out of this report", comparison.problems))
+    for section in comparison.sections:
+        parts += _section(section, pictures[section.slug], folder)
+    parts.append(f"<footer><h2>Versions</h2>{_table(versions_table(comparison), heading=False)}</footer>")
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{_e(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(parts)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _section(section: Section, pictures: Sequence[Picture], folder: Path) -> list[str]:
+    parts = [f"<h2>{_e(section.title)}</h2>"]
+    if sentence := verdict(section):
+        parts.append(f'<p class="verdict">{_e(sentence)}</p>')
+    if lost := unfinished(section):
+        parts.append(_sentences("Runs that did not finish", lost))
+    parts.append(_table(main_table(section), heading=False))
+    parts += [_table(table) for table in detail_tables(section)]
+    parts += [_picture(picture) for picture in pictures]
+    parts.append(_samples(section, folder))
+    parts.append(_table(runs_table(section, folder)))
+    if (table := differences_table(section)) is not None:
+        parts.append(_table(table))
+    shared = dict(set.intersection(*(set(row.config.items()) for row in section.rows)))
+    lines = "\n".join(f"{key}: {value}" for key, value in sorted(shared.items()))
+    parts.append(
+        f"<details><summary>The configuration that all rows share ({_plural(len(shared), 'key')})</summary>"
+        f"<pre><code>{_e(lines)}</code></pre></details>"
+    )
+    return parts
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _sentences(title: str, sentences: Sequence[str]) -> str:
+    items = "".join(f"<li>{_e(sentence)}</li>" for sentence in sentences)
+    return f'<div class="lost"><strong>{_e(title)}</strong><ul>{items}</ul></div>'
+
+
+def _table(table: Table, heading: bool = True) -> str:
+    def cell(index: int, text: str, tag: str, scope: str = "") -> str:
+        kind = ' class="word"' if index in table.words else ""
+        return f"<{tag}{scope}{kind}>{text}</{tag}>"
+
+    header = [_e(text).replace(" ↓", "&nbsp;↓").replace(" ↑", "&nbsp;↑") for text in table.header]
+    head = "".join(cell(index, text, "th", ' scope="col"') for index, text in enumerate(header))
+    body = []
+    for row in table.rows:
+        cells = []
+        for index, entry in enumerate(row):
+            text = _e(entry.text)
+            text = f'<a href="{_e(entry.href)}">{text}</a>' if entry.href else text
+            text = f"<b>{text}</b>" if entry.bold else text
+            text = f"{_chip(entry.colour)}{text}" if entry.colour else text
+            cells.append(cell(index, text, "td") if index else cell(0, text, "th", ' scope="row"'))
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    title = f"<h3>{_e(table.title)}</h3>" if heading else ""
+    notes = f'<p class="note">{_e(" ".join(table.notes))}</p>' if table.notes else ""
+    return (
+        f'{title}<div class="scroll" role="region" tabindex="0" aria-label="Table: {_e(table.title)}">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>{notes}"
+    )
+
+
+def _chip(colour: str) -> str:
+    return f'<span class="chip" style="background:{colour}"></span>'
+
+
+def _picture(picture: Picture) -> str:
+    data = base64.b64encode(picture.path.read_bytes()).decode("ascii")
+    return (
+        f"<figure><figcaption>{_e(picture.title)}</figcaption>"
+        f'<div class="scroll" role="region" tabindex="0" aria-label="Figure: {_e(picture.title)}">'
+        f'<img alt="{_e(picture.alt)}" src="data:image/png;base64,{data}"></div></figure>'
+    )
+
+
+def _samples(section: Section, folder: Path) -> str:
+    """The same few examples side by side: of each row the finished run with the lowest seed."""
+    shown = [(row, run) for row in section.rows if (run := _speaker(row)) is not None]
+    ids = _examples([run for _, run in shown])
+    if not ids:
+        return ""
+    colours = row_styles(section.rows)
+    cards = "".join(
+        _card(name, [(row, run.samples[name]) for row, run in shown if name in run.samples], colours)
+        for name in ids
+    )
+    sources = ", ".join(
+        f'<a href="{_e(relative_link(run.folder, folder))}">{_e(run.name)}</a>' for _, run in shown
+    )
+    legend = "<mark>wrong</mark>, <ins>not in the reference</ins>, <del>missing from the hypothesis</del>"
+    return (
+        f'<h3>Examples</h3><p class="note">From {sources}, at the last step logged. '
+        f'Marked against the reference: {legend}.</p><div class="samples">{cards}</div>'
+    )
+
+
+def _speaker(row: Row) -> Run | None:
+    """The run whose examples stand for the row."""
+    return next((run for run in (*row.finished, *row.runs) if run.samples), None)
+
+
+def _examples(runs: Sequence[Run]) -> list[str]:
+    """Ids that the most runs have, by turns over the languages so that each is seen."""
+    order = list(dict.fromkeys(name for run in runs for name in run.samples))
+    coverage = {name: sum(name in run.samples for run in runs) for name in order}
+    most = max(coverage.values(), default=0)
+    by_language: dict[str, list[str]] = {}
+    for name in order:
+        if coverage[name] == most:
+            sample = next(run.samples[name] for run in runs if name in run.samples)
+            by_language.setdefault(str(sample.get("language") or ""), []).append(name)
+    turns = [name for turn in zip_longest(*by_language.values()) for name in turn if name is not None]
+    return turns[:_EXAMPLES]
+
+
+def _card(name: str, samples: Sequence[tuple[Row, dict[str, Any]]], colours: dict[str, Style]) -> str:
+    first = samples[0][1]
+    language = first.get("language")
+    lang = f' lang="{_e(str(language))}"' if language else ""
+    lines = []
+    for key, value in first.items():
+        if key not in _HANDLED and isinstance(value, str) and value:
+            lines.append(_line(_e(key), _e(_short(value)), "", ""))  # a source sentence, a prompt
+    if first.get("reference"):
+        lines.append(_line("reference", _e(_short(str(first["reference"]))), "", lang))
+    for row, sample in samples:
+        marked, wrong = _marked(sample)
+        lines.append(_line(_chip(colours[row.label].colour) + _e(row.label), marked, wrong, lang))
+    about = " · ".join(filter(None, (name, str(language or ""), str(first.get("kind") or ""))))
+    return f'<article class="sample"><header>{_e(about)}</header><dl>{"".join(lines)}</dl></article>'
+
+
+def _line(label: str, text: str, count: str, lang: str) -> str:
+    text = f'<dd class="text" dir="auto"{lang}>{text or "&nbsp;"}</dd>'
+    return f'<dt>{label}</dt>{text}<dd class="count">{count}</dd>'
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def _marked(sample: dict[str, Any]) -> tuple[str, str]:
+    """The hypothesis as HTML with its errors marked, and their number in words; plain without a reference.
+
+    Speech is compared by characters, other text by words: a translation is rarely wrong by a letter.
+    """
+    hypothesis = _short(str(sample.get("hypothesis") or ""))
+    reference = _short(str(sample.get("reference") or ""))
+    if not reference.strip():
+        return _e(hypothesis), ""
+    compared: jiwer.CharacterOutput | jiwer.WordOutput
+    if sample.get("kind") == "transcript":
+        compared = jiwer.process_characters(reference, hypothesis)
+        noun, unit, glue = "error", "character", ""
+    else:
+        compared = jiwer.process_words(reference, hypothesis)
+        noun, unit, glue = "difference", "word", " "
+    theirs, ours = compared.references[0], compared.hypotheses[0]
+    pieces = []
+    for chunk in compared.alignments[0]:
+        left = _e(glue.join(theirs[chunk.ref_start_idx : chunk.ref_end_idx]))
+        right = _e(glue.join(ours[chunk.hyp_start_idx : chunk.hyp_end_idx]))
+        if chunk.type == "equal":
+            pieces.append(right)
+        elif chunk.type == "substitute":
+            pieces.append(f'<mark title="instead of: {left}">{right}</mark>')
+        elif chunk.type == "insert":
+            pieces.append(f"<ins>{right}</ins>")
+        else:
+            pieces.append(f"<del>{left}</del>")
+    wrong = compared.substitutions + compared.insertions + compared.deletions
+    count = f"{_plural(wrong, noun)} in {_plural(len(theirs), unit)}" if wrong else "as the reference"
+    return glue.join(pieces), count

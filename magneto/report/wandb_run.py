@@ -1,0 +1,59 @@
+"""The report as a Weights & Biases run of job type `report`: its table and its figures."""
+
+import csv
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from magneto.report.figures import Picture
+
+log = logging.getLogger("magneto")
+
+_CONNECT_S = 20.0
+
+
+def log_to_wandb(table: Path, pictures: Sequence[Picture], folder: Path, project: str, title: str) -> Path:
+    """Log `table` (a CSV) and `pictures`: online where a key is found, else offline, without a question.
+
+    Returns:
+        The run's own folder below `folder`/wandb; of an offline run, what `wandb sync` takes.
+    """
+    import wandb  # here, with Lightning behind has_wandb_key, so that a plain report starts at once
+
+    from magneto.loggers import has_wandb_key
+
+    options: dict[str, Any] = {
+        "project": project,
+        "name": title,
+        "job_type": "report",
+        "dir": str(folder),
+        "settings": wandb.Settings(console="off", init_timeout=_CONNECT_S, silent=True, x_disable_stats=True),
+    }
+    if "WANDB_MODE" not in os.environ:  # which wandb.init obeys by itself
+        options["mode"] = "online" if has_wandb_key() else "offline"
+    try:
+        run = wandb.init(**options)
+    except wandb.Error as error:
+        log.warning("W&B cannot be reached (%s): the report is logged offline", error)
+        run = wandb.init(**options | {"mode": "offline"})
+    with run:
+        run_folder = Path(run.settings.sync_dir)
+        header, *rows = csv.reader(table.open(encoding="utf-8", newline=""))
+        columns = [[_number(value) for value in column] for column in zip(*rows, strict=True)]
+        data = [list(row) for row in zip(*columns, strict=True)]
+        images = {
+            picture.path.stem: wandb.Image(str(picture.path), caption=picture.title) for picture in pictures
+        }
+        run.log({"table": wandb.Table(columns=list(header), data=data, allow_mixed_types=True), **images})
+    return run_folder
+
+
+def _number(text: str) -> float | str | None:
+    if not text:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        return text

@@ -1,0 +1,810 @@
+"""The report: grouping of runs, means and spreads, what it says about runs that are broken, and its files."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from magneto.errors import UserError
+from magneto.report import write_report
+from magneto.report.__main__ import main
+from magneto.report.comparison import Section, compare, difference, summarise
+from magneto.report.figures import COLOURS, aggregate, draw, row_styles, thin
+from magneto.report.loading import Curve, Run, load_runs, read_curves, read_samples
+from magneto.report.markup import latex_text, markdown_text, to_markdown
+from magneto.report.tables import Table, diagnostics_table, main_table, seeds_text, unfinished, verdict
+
+
+def make_run(
+    root: Path,
+    backbone: str = "magneto",
+    seed: int = 1,
+    *,
+    task: str = "asr",
+    data: str = "stamps",
+    size: str = "tiny",
+    status: str = "finished",
+    metrics: dict[str, float] | None = None,
+    monitor: str = "val/cer",
+    mode: str = "min",
+    config: dict[str, Any] | None = None,
+    overrides: tuple[str, ...] = (),
+    message: str | None = None,
+    steps: int = 300,
+    samples: list[dict[str, Any]] | None = None,
+    curves: dict[str, list[tuple[int, float]]] | None = None,
+    name: str | None = None,
+    **extra: Any,
+) -> Path:
+    """A run folder as the engine leaves it."""
+    name = name or f"{backbone}-{size}-seed{seed}"
+    folder = root / task / name
+    folder.mkdir(parents=True)
+    resolved = {
+        "seed": seed,
+        "name": name,
+        "runs_dir": str(root),
+        "task": {"name": task},
+        "backbone": {"placement": backbone, "num_layers": 6, "d_model": 256},
+        "data": {"name": data, "seed": seed, "data_dir": str(root / f"data{seed}"), "num_workers": seed},
+        "optimizer": {"name": "adamw", "lr": 1e-3},
+        "trainer": {"max_steps": 300, "accelerator": f"kind{seed}", "devices": 1},
+        "logger": {"tags": [name]},
+    }
+    for key, value in (config or {}).items():
+        node = resolved
+        *parents, leaf = key.split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    result = {
+        "schema": 1,
+        "status": status,
+        "message": message,
+        "task": task,
+        "name": name,
+        "backbone": backbone,
+        "size": size,
+        "data": data,
+        "seed": seed,
+        "overrides": list(overrides),
+        "monitor": {"metric": monitor, "mode": mode, "best": 0.5, "best_step": 200},
+        "metrics": {"test/cer": 0.5, "test/wer": 0.9, "test/loss": 1.5} if metrics is None else metrics,
+        "steps": steps,
+        "parameters": 5_200_000,
+        "time": {"wall_s": 120.0 * seed, "fit_s": 100.0, "data_wait_fraction": 0.012},
+        "throughput": {"examples_per_s": 40.0, "audio_seconds_per_s": 200.0},
+        "peak_memory_bytes": 2**30 * seed,
+        "git": "abc1234",
+        "versions": {"torch": "2.11.0"},
+        "config": resolved,
+        **extra,
+    }
+    (folder / "result.json").write_text(json.dumps(result))
+    lines = ["step,metric,value"]
+    for metric, points in (curves or {}).items():
+        lines += [f"{step},{metric},{value}" for step, value in points]
+    (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
+    if samples is not None:
+        (folder / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    return folder
+
+
+def falling(
+    seed: int, steps: int = 300, every: int = 10, start: float = 4.0, end: float = 1.0
+) -> list[tuple[int, float]]:
+    """A plausible learning curve."""
+    noise = np.random.default_rng(seed)
+    return [
+        (step, end + (start - end) * float(np.exp(-4 * step / steps)) + 0.03 * float(noise.normal()))
+        for step in range(every, steps + 1, every)
+    ]
+
+
+def section_of(root: Path, metric: str | None = None) -> Section:
+    """The only section of the runs below `root`."""
+    (section,) = compare(*load_runs([root]), metric=metric).sections
+    return section
+
+
+def column(table: Table, start: str) -> list[str]:
+    """The texts of the column whose name starts with `start`; bold ones in asterisks."""
+    (index,) = [i for i, name in enumerate(table.header) if name.startswith(start)]
+    return [f"**{row[index].text}**" if row[index].bold else row[index].text for row in table.rows]
+
+
+def run_with(tmp_path: Path, **options: Any) -> Run:
+    """The run that `make_run` with these options leaves, read back."""
+    (run,), _ = load_runs([make_run(tmp_path, **options)])
+    return run
+
+
+# Reading
+
+
+def test_a_run_is_read_back(tmp_path: Path) -> None:
+    run = run_with(tmp_path, metrics={"test/cer": 0.4, "test/wer": 1}, status="diverged", message="why")
+    assert (run.task, run.data, run.backbone, run.seed, run.status, run.message) == (
+        "asr", "stamps", "magneto", 1, "diverged", "why",
+    )  # fmt: skip
+    assert run.metrics == {"test/cer": 0.4, "test/wer": 1.0}
+    assert (run.best, run.best_step, run.wall_s) == (0.5, 200, 120.0)
+
+
+def test_values_that_are_no_numbers_are_no_metrics(tmp_path: Path) -> None:
+    run = run_with(tmp_path, metrics={"test/cer": float("nan"), "test/wer": None, "test/loss": 2.0})
+    assert run.metrics == {"test/loss": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"schema": 1, "sta', "cannot be read"),
+        ("[1]", "not an object"),
+        ('{"schema": 9}', "schema is 9"),
+        ('{"schema": 1}', "status is missing"),
+        ('{"schema": 1, "status": "great"}', "status is 'great'"),
+        ('{"schema": 1, "status": "finished", "task": "asr", "name": "x", "seed": "one"}', "seed is 'one'"),
+        (
+            '{"schema": 1, "status": "finished", "metrics": {"a": "b"}, "task": "a", "name": "x", "seed": 1}',
+            "metrics.a",
+        ),
+        (b"\xff\xfe\x00", "cannot be read"),
+    ],
+)
+def test_a_broken_result_is_named_and_the_rest_compared(
+    tmp_path: Path, text: str | bytes, reason: str
+) -> None:
+    make_run(tmp_path)
+    broken = tmp_path / "asr" / "broken"
+    broken.mkdir()
+    (broken / "result.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    runs, problems = load_runs([tmp_path])
+    assert [run.name for run in runs] == ["magneto-tiny-seed1"]
+    (problem,) = problems
+    assert "broken" in problem and reason in problem
+
+
+def test_a_run_without_result_is_named(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    (make_run(tmp_path, seed=2) / "result.json").unlink()
+    _, (problem,) = load_runs([tmp_path])
+    assert "magneto-tiny-seed2" in problem and "no result.json" in problem
+
+
+def test_runs_are_found_once_and_not_inside_runs(tmp_path: Path) -> None:
+    folder = make_run(tmp_path)
+    nested = folder / "wandb" / "files"
+    nested.mkdir(parents=True)
+    (nested / "result.json").write_text("{}")
+    make_run(tmp_path, name="magneto-tiny-seed1.old2")  # what resume=never set aside
+    runs, problems = load_runs([tmp_path, folder, tmp_path / "asr" / "."])
+    assert [run.name for run in runs] == ["magneto-tiny-seed1"] and not problems
+    assert len(load_runs([tmp_path, tmp_path / "asr" / "magneto-tiny-seed1.old2"])[0]) == 2
+
+
+def test_no_runs_is_one_clear_message(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no finished run to report on"):
+        load_runs([tmp_path])
+    with pytest.raises(UserError, match="no such folder"):
+        load_runs([tmp_path / "nowhere"])
+
+
+def test_metrics_of_a_killed_and_resumed_run(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.csv"
+    file.write_text(
+        "step,metric,value\n10,train/loss,3.0\n20,train/loss,2.0\n30,tra10,val/cer,0.5\n20,train/loss,2.5\n"
+        "30,train/loss,nan\n\0\0\nstep,metric,value\n40,train/loss,0.4"
+    )
+    curves = read_curves(file)
+    assert set(curves) == {"train/loss"}
+    assert curves["train/loss"].steps.tolist() == [
+        10,
+        20,
+        30,
+    ]  # the last line lacks its line feed: 0.4 or 0.4123?
+    assert curves["train/loss"].values[:2].tolist() == [3.0, 2.5]  # the repeated step after the resume counts
+    assert np.isnan(curves["train/loss"].values[2])
+    assert read_curves(tmp_path / "missing.csv") == {}
+
+
+def test_samples_keep_the_last_of_each_id(tmp_path: Path) -> None:
+    file = tmp_path / "samples.jsonl"
+    file.write_text(
+        '{"id": "a", "step": 1, "hypothesis": "x"}\n{"id": 7}\n{"id": "a", "step": 2}\n[1]\n{"id": "b", "st'
+    )
+    assert read_samples(file) == {"a": {"id": "a", "step": 2}, "7": {"id": 7}}
+    file.write_text(
+        '{"id": "a", "split": "val"}\n{"id": "a", "split": "test"}\n{"id": "b", "split": "val"}\n'
+    )
+    assert read_samples(file) == {"a": {"id": "a", "split": "test"}}
+
+
+# Grouping
+
+
+def test_seeds_are_grouped_whatever_else_is_volatile(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        make_run(tmp_path, seed=seed)
+    (row,) = section_of(tmp_path).rows
+    assert [run.seed for run in row.runs] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "label"),
+    [
+        ("optimizer.lr", 0.01, "optimizer.lr=0.01"),
+        ("trainer.devices", 2, "trainer.devices=2"),  # twice the devices is twice the batch
+        ("trainer.precision", "bf16-mixed", "trainer.precision=bf16-mixed"),
+        ("data.split_seed", 5, "data.split_seed=5"),
+    ],
+)
+def test_what_changes_the_numbers_is_another_row(tmp_path: Path, key: str, value: Any, label: str) -> None:
+    make_run(tmp_path)
+    make_run(tmp_path, config={key: value}, name="other")
+    assert label in [row.label for row in section_of(tmp_path).rows]
+
+
+def test_rows_are_labelled_by_what_differs_in_a_stable_order(tmp_path: Path) -> None:
+    for backbone in ("magneto", "pre_ln", "post_ln"):
+        for layers, size in ((12, "base"), (6, "tiny")):
+            config = {"backbone.num_layers": layers}
+            make_run(
+                tmp_path,
+                backbone,
+                size=size,
+                config=config,
+                overrides=(f"backbone={backbone}", f"size={size}"),
+            )
+    assert [row.label for row in section_of(tmp_path).rows] == [
+        f"{backbone} · {size}" for size in ("tiny", "base") for backbone in ("post_ln", "pre_ln", "magneto")
+    ]
+
+
+def test_a_key_set_by_hand_is_told_even_if_the_backbone_explains_it(tmp_path: Path) -> None:
+    make_run(
+        tmp_path,
+        "post_ln",
+        config={"optimizer.lr": 5e-4},
+        overrides=("backbone=post_ln", "optimizer.lr=5e-4"),
+    )
+    make_run(tmp_path, "magneto")
+    assert [row.label for row in section_of(tmp_path).rows] == [
+        "post_ln · optimizer.lr=0.0005",
+        "magneto · optimizer.lr=0.001",
+    ]
+
+
+def test_a_group_override_stands_for_its_keys(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    config = {"optimizer.name": "lion", "optimizer.betas": [0.9, 0.99], "optimizer.lr": 1e-4}
+    make_run(tmp_path, config=config, overrides=("optimizer=lion",), name="lion")
+    assert sorted(row.label for row in section_of(tmp_path).rows) == ["optimizer=default", "optimizer=lion"]
+
+
+def test_an_experiment_stands_for_its_keys(tmp_path: Path) -> None:
+    config = {"optimizer.lr": 1e-4, "optimizer.betas": [0.9, 0.98], "data.batch": 7, "trainer.max_steps": 9}
+    make_run(tmp_path)
+    make_run(tmp_path, config=config, overrides=("experiment=asr/long",), name="long")
+    assert sorted(row.label for row in section_of(tmp_path).rows) == [
+        "experiment=asr/long",
+        "experiment=default",
+    ]
+
+
+def test_learning_rates_sort_as_numbers_and_labels_are_unique(tmp_path: Path) -> None:
+    for rate in (1e-2, 1e-5, 3e-4):
+        make_run(tmp_path, config={"optimizer.lr": rate}, name=f"lr{rate}")
+    labels = [row.label for row in section_of(tmp_path).rows]
+    assert labels == ["optimizer.lr=1e-05", "optimizer.lr=0.0003", "optimizer.lr=0.01"]
+
+
+def test_a_repeated_seed_is_not_a_second_measurement(tmp_path: Path) -> None:
+    make_run(tmp_path, metrics={"test/cer": 0.4})
+    make_run(tmp_path, metrics={}, status="failed", name="again")
+    comparison = compare(*load_runs([tmp_path]))
+    (row,) = comparison.sections[0].rows
+    assert [run.status for run in row.runs] == ["finished"]
+    assert any(
+        "again" in problem and "same configuration and seed" in problem for problem in comparison.problems
+    )
+
+
+def test_tasks_and_corpora_are_not_mixed(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    make_run(tmp_path, task="mt", data="help", monitor="val/bleu", mode="max", metrics={"test/bleu": 14.0})
+    make_run(tmp_path, data="librispeech", name="libri")
+    sections = compare(*load_runs([tmp_path])).sections
+    assert [section.title for section in sections] == ["asr on librispeech", "asr on stamps", "mt on help"]
+    assert [section.headline for section in sections] == ["test/cer", "test/cer", "test/bleu"]
+
+
+# Statistics
+
+
+def test_mean_and_sample_deviation() -> None:
+    stat = summarise([0.40, 0.44, 0.45])
+    assert stat is not None
+    assert (stat.mean, stat.sd, stat.n) == (pytest.approx(0.43), pytest.approx(0.0264575, abs=1e-6), 3)
+    alone = summarise([0.4])
+    assert alone is not None and alone.sd is None
+    assert summarise([]) is None
+
+
+def test_paired_interval_is_students() -> None:
+    # Differences 0.1, 0.2, 0.3: mean 0.2, sd 0.1, t(2) = 4.302653.
+    gap = difference({1: 1.1, 2: 1.2, 3: 1.3, 9: 5.0}, {1: 1.0, 2: 1.0, 3: 1.0})
+    assert gap is not None and gap.paired
+    half = 4.302653 * 0.1 / np.sqrt(3)
+    assert (gap.mean, gap.low, gap.high) == (
+        pytest.approx(0.2), pytest.approx(0.2 - half, abs=1e-5), pytest.approx(0.2 + half, abs=1e-5),
+    )  # fmt: skip
+
+
+def test_unpaired_interval_is_welchs() -> None:
+    # Equal variances and sizes: 2 (n - 1) = 4 degrees of freedom, t = 2.776445.
+    gap = difference({1: 1.0, 2: 2.0, 3: 3.0}, {4: 0.0, 5: 1.0, 6: 2.0})
+    assert gap is not None and not gap.paired
+    assert gap.high - gap.mean == pytest.approx(2.776445 * np.sqrt(2 / 3), abs=1e-4)
+    assert difference({1: 1.0}, {1: 2.0}) is None
+    assert difference({1: 1.0, 2: 1.0}, {3: 2.0}) is None
+
+
+def test_students_quantiles_above_the_table() -> None:
+    ours = {seed: float(seed % 2) for seed in range(21)}  # 20 degrees of freedom: t = 2.085963
+    gap = difference(ours, dict.fromkeys(ours, 0.0))
+    assert gap is not None
+    error = np.std(list(ours.values()), ddof=1) / np.sqrt(21)
+    assert (gap.high - gap.mean) / error == pytest.approx(2.085963, abs=1e-3)
+
+
+# The table
+
+
+def three_by_two(root: Path, **diverged: Any) -> None:
+    """Three backbones, two seeds; the second Post-LN seed diverged."""
+    values = {"post_ln": (0.38, None), "pre_ln": (0.47, 0.45), "magneto": (0.40, 0.42)}
+    for backbone, pair in values.items():
+        for seed, value in enumerate(pair, start=1):
+            curves = {
+                "train/loss": falling(seed),
+                "val/cer": falling(seed, every=50),
+                "probe/grad_norm": falling(seed),
+            }
+            for layer in range(1, 4):
+                curves[f"probe/activation_rms/layer_{layer:02d}"] = falling(layer, every=50)
+            if value is None:
+                curves = {name: [(s, v) for s, v in points if s <= 120] for name, points in curves.items()}
+                curves["train/loss"].append((130, float("nan")))
+                make_run(
+                    root, backbone, seed, status="diverged", metrics={}, curves=curves, steps=130, **diverged
+                )
+            else:
+                metrics = {
+                    "test/cer": value,
+                    "test/wer": value + 0.4,
+                    "test/cer/es": value,
+                    "test/cer/fr": value + 0.1,
+                }
+                make_run(root, backbone, seed, metrics=metrics, curves=curves)
+
+
+def test_table_means_spread_bold_and_diverged(tmp_path: Path) -> None:
+    three_by_two(tmp_path, message="loss is nan")
+    section = section_of(tmp_path)
+    table = main_table(section)
+    assert column(table, "configuration") == ["post_ln", "pre_ln", "magneto"]
+    assert column(table, "seeds") == ["1 of 2 (1 diverged) †", "2", "2"]
+    # Post-LN's survivor is better than both, but a mean over survivors does not win.
+    assert column(table, "test/cer ↓") == ["0.380 †", "0.460 ± 0.014", "**0.410 ± 0.014**"]
+    assert column(table, "Δ to pre_ln") == ["–", "reference", "−0.050 [−0.304, 0.204]"]
+    assert column(table, "test/wer ↓") == ["0.780 †", "0.860 ± 0.014", "**0.810 ± 0.014**"]
+    assert unfinished(section) == ["post_ln-tiny-seed2: diverged at step 130 (loss is nan)"]
+    sentence = verdict(section)
+    assert sentence is not None
+    assert sentence.startswith(
+        "Lowest test/cer among rows without a diverged seed: magneto, 0.410 ± 0.014 (2 seeds)."
+    )
+    assert "includes zero" in sentence
+    assert section.breakdowns == {"test/cer": ("es", "fr")}
+
+
+def test_higher_is_better_when_the_monitor_says_so(tmp_path: Path) -> None:
+    for backbone, value in (("pre_ln", 14.0), ("magneto", 15.0)):
+        metrics = {"test/bleu": value, "test/chrf": -value, "test/loss": value, "test/oddity": value}
+        make_run(tmp_path, backbone, task="mt", monitor="val/bleu", mode="max", metrics=metrics)
+    section = section_of(tmp_path)
+    table = main_table(section)
+    assert column(table, "test/bleu ↑") == ["14.00", "**15.00**"]
+    assert column(table, "test/chrf ↑") == ["**−14.00**", "−15.00"]
+    assert column(table, "test/loss ↓") == ["**14.00**", "15.00"]
+    further = diagnostics_table(section)
+    assert further is not None and "test/oddity" not in table.header
+    assert column(further, "test/oddity") == ["14.00", "15.00"]  # neither direction is known: nothing is best
+
+
+def test_one_seed_has_no_spread_and_no_interval(tmp_path: Path) -> None:
+    make_run(tmp_path, "pre_ln", metrics={"test/cer": 0.5})
+    make_run(tmp_path, "magneto", metrics={"test/cer": 0.4})
+    section = section_of(tmp_path)
+    text = to_markdown(main_table(section))
+    assert "±" not in text and "Δ" not in text and "single finished seed" in text
+    assert verdict(section) == "Lowest test/cer: magneto, 0.400 (1 seed)."
+
+
+def test_ties_are_all_bold_and_nobody_wins(tmp_path: Path) -> None:
+    make_run(tmp_path, "pre_ln", metrics={"test/cer": 0.4001})
+    make_run(tmp_path, "magneto", metrics={"test/cer": 0.4})
+    section = section_of(tmp_path)
+    assert column(main_table(section), "test/cer") == ["**0.400**", "**0.400**"]
+    assert verdict(section) == "Lowest test/cer: pre_ln and magneto, equal in the digits shown."
+
+
+def test_unfinished_rows_are_shown_and_never_averaged(tmp_path: Path) -> None:
+    make_run(tmp_path, "pre_ln", 1, status="diverged", metrics={"test/cer": 0.1})
+    make_run(tmp_path, "magneto", 1, metrics={"test/cer": 0.4})
+    make_run(tmp_path, "magneto", 2, status="interrupted", metrics={"test/cer": 9.0})
+    make_run(tmp_path, "magneto", 3, status="failed", metrics={})
+    section = section_of(tmp_path)
+    assert column(main_table(section), "test/cer") == ["diverged", "**0.400 †**"]
+    assert seeds_text(section.rows[1]) == "1 of 3 (1 failed, 1 interrupted) †"
+
+
+def test_a_finished_run_without_the_metric_is_marked(tmp_path: Path) -> None:
+    make_run(tmp_path, seed=1, metrics={"test/cer": 0.4})
+    make_run(tmp_path, seed=2, metrics={"test/cer": float("nan")})
+    table = main_table(section_of(tmp_path))
+    assert column(table, "test/cer") == ["0.400 †"]
+    assert any("finished seeds only" in note for note in table.notes)
+
+
+def test_headline_can_be_chosen(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    assert section_of(tmp_path, "test/wer").headline == "test/wer"
+    with pytest.raises(UserError, match=r"--metric test/bleu: no run has it; known metrics: .*test/cer"):
+        section_of(tmp_path, "test/bleu")
+
+
+# Curves and figures
+
+
+def curve(steps: list[int], values: list[float]) -> Curve:
+    """A curve from lists."""
+    return Curve(np.array(steps), np.array(values))
+
+
+def test_seeds_on_different_steps_are_interpolated_and_never_extrapolated() -> None:
+    band = aggregate([curve([0, 10, 20], [0.0, 1.0, 2.0]), curve([5, 15, 25], [10.0, 20.0, 30.0])])
+    assert band is not None
+    assert band.steps.tolist() == [5, 10, 15, 20]
+    assert band.mean.tolist() == [5.25, 8.0, 10.75, 13.5]
+    assert band.low.tolist() == [0.5, 1.0, 1.5, 2.0] and band.high.tolist() == [10.0, 15.0, 20.0, 25.0]
+    assert aggregate([curve([0, 1], [1.0, 1.0]), curve([5, 6], [1.0, 1.0])]) is None
+    assert aggregate([curve([0], [float("nan")])]) is None
+
+
+def test_long_curves_are_averaged_not_sampled() -> None:
+    thinned = thin(curve(list(range(1, 302)), [1.0, 3.0] * 150 + [2.0]), points=150)
+    assert thinned.steps.size <= 150 and thinned.steps[-1] == 301
+    assert thinned.values[1:].min() > 1.2 and thinned.values[1:].max() < 2.8
+    short = curve([1, 2], [1.0, 2.0])
+    assert thin(short) is short
+
+
+def test_a_backbone_has_its_colour_and_rows_can_be_told_apart(tmp_path: Path) -> None:
+    for backbone in ("pre_ln", "magneto"):
+        for rate in (1e-3, 1e-4):
+            make_run(tmp_path, backbone, config={"optimizer.lr": rate}, name=f"{backbone}{rate}")
+    section = section_of(tmp_path)
+    styles = row_styles(section.rows)
+    assert {styles[row.label].colour for row in section.rows if row.backbone == "magneto"} == {
+        COLOURS["magneto"]
+    }
+    assert len({(style.colour, style.dash) for style in styles.values()}) == 4
+    same = row_styles([row for row in section.rows if row.backbone == "magneto"])
+    assert len({style.colour for style in same.values()}) == 2
+
+
+def test_every_figure_is_drawn(tmp_path: Path) -> None:
+    three_by_two(tmp_path)
+    pictures = draw(section_of(tmp_path), tmp_path)
+    assert [picture.path.name for picture in pictures] == [
+        "asr-stamps_result.png",
+        "asr-stamps_learning_curves.png",
+        "asr-stamps_stability.png",
+        "asr-stamps_activation_rms.png",
+    ]
+    for picture in pictures:
+        header = picture.path.read_bytes()[:24]
+        assert header.startswith(b"\x89PNG") and int.from_bytes(header[16:20], "big") == 1440
+        assert "magneto" in picture.alt
+
+
+def test_hopeless_curves_are_drawn_too(tmp_path: Path) -> None:
+    everything = {
+        "train/loss": [(10, float("inf"))],
+        "val/cer": [(10, float("nan")), (20, float("nan"))],
+        "val/wer": [(10, 0.0), (20, 0.0)],
+        "probe/grad_norm": [(10, 1.0), (20, 1e30)],
+        "probe/rms/encoder/layer_01": [(10, float("nan"))],
+    }
+    make_run(tmp_path, "pre_ln", status="diverged", metrics={}, curves=everything, monitor=None, mode=None)
+    make_run(
+        tmp_path, "a$_{b}", status="failed", metrics={}, curves={"val/wer": [(10, -1.0)]}
+    )  # no mathematics
+    assert len(draw(section_of(tmp_path), tmp_path)) == 3
+
+
+# The files
+
+
+class _Page(HTMLParser):
+    """Collects what a page would load and whether its tags nest."""
+
+    void = frozenset(("meta", "img", "br", "link", "input"))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.links: list[str] = []
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.images_without_text = 0
+        self.attributes: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.tags.append(tag)
+        self.attributes |= set(values)
+        self.loads += [str(values[name]) for name in ("src", "srcset", "data", "poster") if name in values]
+        self.loads += [str(values["href"])] if tag == "link" else []
+        self.links += [str(values["href"])] if tag == "a" else []
+        self.images_without_text += tag == "img" and not values.get("alt")
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def parse(html: str) -> _Page:
+    page = _Page()
+    page.feed(html)
+    assert not page.open
+    return page
+
+
+def test_report_files(tmp_path: Path) -> None:
+    three_by_two(tmp_path / "runs", message="loss is nan")
+    files = write_report(
+        [tmp_path / "runs"], tmp_path / "out", title="Placements", command="python run.py -m seed=1,2"
+    )
+    page = parse(files.html.read_text())
+    assert len(page.loads) == len(files.pictures) == 4
+    assert all(source.startswith("data:image/png;base64,") for source in page.loads)
+    assert not page.images_without_text and "script" not in page.tags
+    assert "../runs/asr/post_ln-tiny-seed2" in page.links
+    assert all((tmp_path / "out" / link).is_dir() for link in page.links)
+    text = files.html.read_text()
+    assert not re.search(r"https?://|url\(|@import", text)
+    markdown = files.markdown.read_text()
+    for said in (
+        "Placements",
+        "python run.py -m seed=1,2",
+        "post_ln-tiny-seed2: diverged at step 130 (loss is nan)",
+    ):
+        assert said in markdown and said in text
+    assert "| magneto | 5.2 M | 2 | **0.410 ± 0.014** |" in markdown
+    for name in re.findall(r"!\[[^]]*\]\(([^)]*)\)", markdown):
+        assert (tmp_path / "out" / name).is_file()
+
+    rows = list(csv.DictReader(files.csv.open()))
+    assert [row["configuration"] for row in rows] == ["post_ln", "pre_ln", "magneto"]
+    assert float(rows[2]["test/cer mean"]) == pytest.approx(0.41)
+    assert float(rows[2]["test/cer sd"]) == pytest.approx(np.std([0.40, 0.42], ddof=1))
+    assert float(rows[2]["test/cer/fr mean"]) == pytest.approx(0.51)
+    assert (rows[0]["diverged"], rows[0]["test/cer sd"]) == ("1", "")
+
+    latex = files.latex.read_text()
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\bottomrule") == 3
+    assert r"post\_ln" in latex and r"\textbf{0.410 $\pm$ 0.014}" in latex
+    for line in latex.splitlines():
+        if line.endswith(r"\\"):
+            assert line.count("&") in (5, 4, 2)
+
+
+def test_same_runs_same_bytes(tmp_path: Path) -> None:
+    for backbone in ("pre_ln", "magneto"):
+        make_run(
+            tmp_path / "runs",
+            backbone,
+            curves={"train/loss": falling(1)},
+            samples=[{"id": 1, "hypothesis": "x"}],
+        )
+    first = write_report([tmp_path / "runs"], tmp_path / "a")
+    second = write_report([tmp_path / "runs"], tmp_path / "b")
+    for one in first.folder.iterdir():
+        assert one.read_bytes() == (second.folder / one.name).read_bytes()
+
+
+EVIL = "<script>alert(1)</script> | `x` **b** [l](http://e) \\ & % $ # _ {\"'"
+
+
+def test_every_text_is_escaped(tmp_path: Path) -> None:
+    sample = {
+        "id": EVIL,
+        "kind": "transcript",
+        "reference": EVIL,
+        "hypothesis": EVIL + "<b>",
+        "language": '"><i>',
+    }
+    for backbone in ("pre_ln", EVIL):
+        make_run(
+            tmp_path / "runs",
+            backbone,
+            name=f"run <i>{backbone[:3]}",
+            data=EVIL,
+            size=EVIL,
+            status="failed",
+            message=EVIL,
+            monitor=EVIL,
+            config={f"data.{EVIL}": EVIL, "optimizer.lr": EVIL + backbone},
+            overrides=(EVIL,),
+            samples=[sample | {EVIL: EVIL}],
+            curves={"train/loss": falling(1), f"val/{EVIL}": falling(2)},
+            git=EVIL,
+            versions={EVIL: EVIL},
+        )
+    files = write_report([tmp_path / "runs"], tmp_path / "out", title=EVIL, command=EVIL)
+    page = parse(files.html.read_text())
+    assert not {"script", "i"} & set(page.tags)
+    # A quote that got out of an attribute would leave attributes of its own behind.
+    known = [
+        "alt",
+        "aria-label",
+        "charset",
+        "class",
+        "content",
+        "dir",
+        "href",
+        "http-equiv",
+        "lang",
+        "name",
+        "role",
+    ]
+    assert page.attributes == {*known, "scope", "src", "style", "tabindex"}
+    assert not any(link.startswith("http") for link in page.links)
+    assert "&lt;script&gt;" in files.html.read_text()
+    body = files.markdown.read_text().replace(f"```\n{EVIL}\n```", "")
+    assert not re.search(r"(?<!\\)<script|(?<!\\)\[l(?<!\\)\]", body)
+    assert (
+        len({line.count("|") - line.count(r"\|") for line in body.splitlines() if line.startswith("| run")})
+        <= 1
+    )
+
+
+def test_escapes_one_by_one() -> None:
+    assert markdown_text("pre_ln _x_ a|b\nc <i>") == r"pre_ln \_x\_ a\|b c \<i\>"
+    assert (
+        latex_text(r"50% of a_b & {c} \d ~ −1")
+        == r"50\% of a\_b \& \{c\} \textbackslash{}d \textasciitilde{} $-$1"
+    )
+
+
+def page_of(tmp_path: Path) -> str:
+    return write_report([tmp_path / "runs"], tmp_path / "out").html.read_text()
+
+
+def test_samples_stand_side_by_side_with_their_errors_marked(tmp_path: Path) -> None:
+    def said(text: str) -> list[dict[str, Any]]:
+        rest = [
+            {"id": f"es{i}", "kind": "transcript", "reference": "a", "hypothesis": "a", "language": "es"}
+            for i in range(9)
+        ]
+        mine = {
+            "id": "fr1",
+            "kind": "transcript",
+            "reference": "le chat",
+            "hypothesis": text,
+            "language": "fr",
+        }
+        return [*rest, mine]
+
+    make_run(tmp_path / "runs", "pre_ln", samples=said("la cht"))
+    make_run(tmp_path / "runs", "magneto", samples=said("le chats"))
+    html = page_of(tmp_path)
+    assert html.count('<article class="sample">') == 8
+    (card,) = re.findall(
+        r"<article class=\"sample\"><header>fr1.*?</article>", html
+    )  # shown although it came last
+    assert (
+        'l<mark title="instead of: e">a</mark> ch<del>a</del>t' in card and "2 errors in 7 characters" in card
+    )
+    assert "le chat<ins>s</ins>" in card and "1 error in 7 characters" in card
+    assert card.index("reference") < card.index("pre_ln") < card.index("magneto") and 'lang="fr"' in card
+
+
+def test_other_samples_are_compared_by_words_or_not_at_all(tmp_path: Path) -> None:
+    translation = {
+        "id": "1",
+        "kind": "translation",
+        "source": "the cat",
+        "reference": "le chat",
+        "hypothesis": "un chat",
+    }
+    continuation = {"id": "2", "kind": "continuation", "prompt": "Once", "hypothesis": "upon a time"}
+    silent = {"id": "3", "kind": "transcript", "reference": "oui", "hypothesis": ""}
+    make_run(tmp_path / "runs", samples=[translation, continuation, silent])
+    html = page_of(tmp_path)
+    assert '<mark title="instead of: le">un</mark> chat' in html and "1 difference in 2 words" in html
+    assert "the cat" in html and "Once" in html and ">upon a time<" in html
+    assert "<del>oui</del>" in html and "3 errors in 3 characters" in html
+
+
+# The command line
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    three_by_two(tmp_path / "runs")
+    broken = tmp_path / "runs" / "asr" / "broken"
+    broken.mkdir()
+    (broken / "result.json").write_text("{")
+    assert main([str(tmp_path / "runs"), "--metric", "test/wer"]) == 0
+    output = capsys.readouterr()
+    assert str(tmp_path / "runs" / "report" / "report.html") in output.out.splitlines()
+    assert "warning: left out" in output.err and "broken" in output.err
+    assert "Lowest test/wer" in (tmp_path / "runs" / "report" / "report.md").read_text()
+    assert main([str(tmp_path / "runs")]) == 0  # its own files do not disturb it
+
+
+def test_the_default_folder_of_one_run_is_beside_it(tmp_path: Path) -> None:
+    assert main([str(make_run(tmp_path))]) == 0
+    assert (tmp_path / "asr" / "report" / "report.md").is_file()
+
+
+@pytest.mark.parametrize("arguments", [["nowhere"], ["."], [".", "--metric", "test/cer"]])
+def test_mistakes_exit_with_2(
+    tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_module_runs_without_torch(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    code = "import sys, magneto.report.__main__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    done = subprocess.run(
+        [sys.executable, "-m", "magneto.report", str(tmp_path), "--out", str(tmp_path / "out")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_wandb_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))  # no netrc: no key, so offline without being told
+    three_by_two(tmp_path / "runs")
+    assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--wandb", "placements"]) == 0
+    run = Path(capsys.readouterr().out.splitlines()[-1])
+    assert run.is_relative_to(tmp_path / "out") and run.name.startswith("offline-run-")
+    assert list(run.glob("run-*.wandb"))
+    (table,) = (json.loads(file.read_text()) for file in run.rglob("*.table.json"))
+    cells = {row[table["columns"].index("configuration")]: row for row in table["data"]}
+    assert cells["magneto"][table["columns"].index("test/cer mean")] == pytest.approx(0.41)
+    assert len(list(run.rglob("*.png"))) == 4
