@@ -1,0 +1,40 @@
+# Two commands on a fresh machine: `make run` and `make test`. Everything else is listed by `make help`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help run compare test lint bench clean
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+$(INSTALLED): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+run: $(INSTALLED) ## set up, then train Magneto on real speech (ARGS="optimizer.lr=2e-3" overrides)
+	$(BIN)/python run.py task=asr backbone=magneto $(ARGS)
+
+compare: $(INSTALLED) ## Post-LN, Pre-LN and Magneto with two seeds each, one after the other, then a report
+	$(BIN)/python run.py -m task=asr backbone=post_ln,pre_ln,magneto seed=1,2 $(ARGS)
+
+test: $(INSTALLED) ## set up, then run all tests
+	OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+
+lint: $(INSTALLED) ## format, lint, types and layering
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy magneto
+	$(BIN)/lint-imports
+
+bench: $(INSTALLED) ## the training step of the backbone against its peers, in one run
+	$(BIN)/python benchmarks/backbone.py
+
+clean: ## remove the environment (runs/ and data/ stay)
+	rm -rf $(VENV)

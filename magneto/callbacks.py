@@ -1,0 +1,360 @@
+"""What watches a run: checkpoints and interruption, logging and throughput, stability, reproducible random numbers."""
+
+import math
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, Checkpoint, RichProgressBar
+from torch import Tensor, nn
+
+from magneto.errors import UserError
+from magneto.tasks.base import Batch, Diverged, TaskModule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What conf/callbacks sets; the file says what each is for."""
+
+    probe_every: int = 50
+    divergence_factor: float = 2.0
+    save_every: int = 100
+    ema_decay: float | None = None
+    samples: int = 8
+
+    def __post_init__(self) -> None:
+        for key, least in (("probe_every", 0), ("save_every", 1), ("samples", 0)):
+            if getattr(self, key) < least:
+                raise UserError(f"callbacks.{key}={getattr(self, key)}: must be {least} or more.")
+        if self.divergence_factor <= 1:
+            raise UserError(f"callbacks.divergence_factor={self.divergence_factor}: must be above 1.")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise UserError(f"callbacks.ema_decay={self.ema_decay}: must be between 0 and 1, or null.")
+
+
+class Interrupted(BaseException):
+    """The run was asked to stop (SIGTERM or SIGINT) and has saved its state.
+
+    A BaseException, so that no handler of ordinary errors takes it for one.
+    """
+
+
+class StepSeed(Callback):
+    """Seeds torch's generators before each training batch from (seed, rank, batch number).
+
+    Dropout and stochastic depth of a step then depend on the run's seed and the step alone: a resumed run repeats an
+    uninterrupted one without any generator state in its checkpoints.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Reseed."""
+        # An odd multiplier spreads neighbouring runs and steps over the 64-bit seeds.
+        key = (self.seed * 1_000_003 + trainer.global_rank) * 0x9E3779B97F4A7C15 + batch_idx
+        torch.manual_seed(key % 2**63)
+
+
+class Checkpoints(Checkpoint):
+    """Keeps `best.ckpt` (by the task's monitor) and `last.ckpt`, and saves before an asked-for end.
+
+    Lightning's ModelCheckpoint renews its last checkpoint only when the best one changes, and it saves before a
+    validation that is due at the same step: a run killed there would skip that validation when resumed. This callback
+    saves after each validation, every `every` steps between two of them, and on SIGTERM or SIGINT.
+
+    Args:
+        folder: where the two files lie.
+        monitor: metric of the validation.
+        mode: `min` or `max`.
+        every: optimizer steps between two saves of `last.ckpt`.
+    """
+
+    def __init__(self, folder: Path, monitor: str, mode: str, every: int) -> None:
+        self.folder, self.monitor, self.mode, self.every = folder, monitor, mode, every
+        self.best: float | None = None
+        self.best_step = 0
+        self._signal: int | None = None
+        self._handlers: dict[int, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Best value and its step."""
+        return {"best": self.best, "best_step": self.best_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore best value and its step."""
+        self.best, self.best_step = state_dict["best"], state_dict["best_step"]
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take over SIGTERM and SIGINT until the fit ends."""
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            if self._signal is not None:  # asked twice: stop at once
+                raise KeyboardInterrupt
+            self._signal = number
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._handlers[number] = signal.signal(number, handle)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        while self._handlers:
+            signal.signal(*self._handlers.popitem())
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save when it is time; on the last batch, ask for a final validation."""
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            trainer.should_stop = True  # Lightning then validates, whatever the interval
+            return
+        if (batch_idx + 1) % trainer.val_check_batch == 0:
+            return  # on_validation_end saves
+        stop = self._stop_asked(trainer)
+        if stop or trainer.global_step % self.every == 0:
+            self._save(trainer, "last")
+        if stop:
+            raise Interrupted
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save both files where the monitored metric is the best so far, else the last one."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        assert isinstance(pl_module, TaskModule)
+        if self.monitor not in pl_module.evaluated:
+            raise UserError(
+                f"monitor {self.monitor!r}: the validation gives no such metric, only {', '.join(pl_module.evaluated)}."
+            )
+        value = pl_module.evaluated[self.monitor]
+        better = self.best is None or (value < self.best if self.mode == "min" else value > self.best)
+        if better and math.isfinite(value):
+            self.best, self.best_step = value, trainer.global_step
+            self._save(trainer, "best")
+        self._save(trainer, "last")
+        if self._stop_asked(trainer) and not trainer.should_stop:
+            raise Interrupted
+
+    def _stop_asked(self, trainer: L.Trainer) -> bool:
+        return trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
+
+    def _save(self, trainer: L.Trainer, name: str) -> None:
+        path = self.folder / f"{name}.ckpt"
+        try:
+            trainer.save_checkpoint(path)  # whole or not at all: Lightning writes beside it and renames
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"{path}: the checkpoint cannot be written ({error}). The last complete one is kept; "
+                "free space and repeat the command: the run goes on from there."
+            ) from error
+
+
+class ConfigureRun(Callback):
+    """Tells the data module what only the running trainer knows: the length of the run, and its rank."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Called once the processes are up, before any loader is made."""
+        assert isinstance(pl_module, TaskModule)
+        total = pl_module.total_steps * trainer.accumulate_grad_batches
+        trainer.datamodule.configure_run(total, rank=trainer.global_rank, world_size=trainer.world_size)
+
+
+class Monitor(Callback):
+    """Logs the training metrics and the throughput, and ends a run that diverges.
+
+    Args:
+        divergence_factor: the run has diverged when the exponentially smoothed training loss exceeds the first logged
+            one this many times, or when a loss is not finite.
+    """
+
+    def __init__(self, divergence_factor: float) -> None:
+        self.divergence_factor = divergence_factor
+        self.first_loss: float | None = None
+        self.smooth_loss: float | None = None
+        self.totals: dict[str, float] = defaultdict(float)
+        self._window: dict[str, float] = defaultdict(float)
+        self._started = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The losses that the verdict compares, and the work done so far."""
+        return {"first_loss": self.first_loss, "smooth_loss": self.smooth_loss, "totals": dict(self.totals)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore them."""
+        self.first_loss, self.smooth_loss = state_dict["first_loss"], state_dict["smooth_loss"]
+        self.totals.update(state_dict["totals"])
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Start the clock of this batch."""
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Count the work; log and judge every `log_every_n_steps` optimizer steps and at the end."""
+        assert isinstance(pl_module, TaskModule)
+        work = pl_module.units(batch)
+        work["model_flops"] = pl_module.flops(batch)
+        work["seconds"] = time.perf_counter() - self._started
+        work["batches"] = 1
+        for key, value in work.items():
+            self._window[key] += value
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if not (stepped and trainer.global_step % trainer.log_every_n_steps == 0) and not last:
+            return
+        wait = trainer.train_dataloader.take_wait_seconds()
+        self._window["wait_seconds"] += wait
+        self._window["seconds"] += wait
+        metrics = pl_module.flush_window()
+        metrics |= {
+            f"throughput/{key}_per_s": value / self._window["seconds"] * trainer.world_size
+            for key, value in self._window.items()
+            if key not in ("seconds", "wait_seconds", "batches")
+        }
+        metrics["throughput/data_wait_fraction"] = wait / self._window["seconds"]
+        metrics["epoch"] = (batch_idx + 1) / trainer.datamodule.batches_per_epoch(trainer.world_size)
+        pl_module.record(metrics)
+        pl_module.log("loss", metrics["train/loss"], prog_bar=True, logger=False)
+        for key, value in self._window.items():
+            self.totals[key] += value
+        self._window.clear()
+        self._judge(metrics["train/loss"], metrics["probe/grad_norm"], trainer.global_step)
+
+    def _judge(self, loss: float, grad_norm: float, step: int) -> None:
+        for what, value in (("loss", loss), ("gradient norm", grad_norm)):
+            if not math.isfinite(value):
+                raise Diverged(f"the {what} became {value} at step {step}")
+        self.first_loss = loss if self.first_loss is None else self.first_loss
+        self.smooth_loss = loss if self.smooth_loss is None else 0.9 * self.smooth_loss + 0.1 * loss
+        if self.smooth_loss > self.divergence_factor * self.first_loss:
+            raise Diverged(
+                f"the smoothed training loss rose to {self.smooth_loss:.4g} at step {step}, "
+                f"over {self.divergence_factor:g} times the first one ({self.first_loss:.4g})"
+            )
+
+    def throughput(self, world_size: int) -> dict[str, float]:
+        """Means over the whole run, also over what was trained before it was resumed: work per second of all processes."""
+        seconds = max(self.totals["seconds"], 1e-9)
+        rates = {
+            f"{key}_per_s": value / seconds * world_size
+            for key, value in self.totals.items()
+            if key not in ("seconds", "wait_seconds", "batches")
+        }
+        return rates | {"data_wait_fraction": self.totals["wait_seconds"] / seconds}
+
+
+class StabilityProbe(Callback):
+    """Looks into the network every `every` steps, and logs under `probe/`.
+
+    - `activation_rms/layer_NN`: root mean square of each layer's output, over batch, time (padding included) and width:
+      the magnitude that grows in deep Sub-LN vision models (microsoft/torchscale issue 14).
+    - `update_to_weight/...`: ||change of the weights in this step|| / ||weights||, for stem, backbone and head and over all.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self._before: dict[str, Tensor] | None = None
+        self._rms: dict[str, Tensor] = {}
+        self._stack: Any = None
+
+    def _due(self, trainer: L.Trainer, batch_idx: int) -> bool:
+        step = batch_idx // trainer.accumulate_grad_batches + 1
+        return self.every > 0 and (step % self.every == 0 or step == 1)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Hook the layers for this one step."""
+        assert isinstance(pl_module, TaskModule)
+        if self._due(trainer, batch_idx):
+            # Compiled layers ignore hooks that come later: this step runs them uncompiled.
+            self._stack = torch.compiler.set_stance("force_eager")
+            self._stack.__enter__()
+            self._rms = {}
+            self._handles = [
+                layer.register_forward_hook(self._hook(name)) for name, layer in pl_module.named_layers()
+            ]
+
+    def _hook(self, name: str) -> Callable[..., None]:
+        def store(module: nn.Module, inputs: Any, output: Any) -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            self._rms[name] = hidden.detach().float().square().mean().sqrt()
+
+        return store
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Remember the weights."""
+        if self._stack is not None:
+            self._before = {name: p.detach().clone() for name, p in pl_module.named_parameters()}
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Log what was seen; remove the hooks."""
+        if self._stack is None:
+            return
+        self._unhook()
+        assert isinstance(pl_module, TaskModule)
+        metrics = {f"probe/activation_rms/{name}": float(value) for name, value in self._rms.items()}
+        if self._before is not None:
+            squares: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+            for name, parameter in pl_module.named_parameters():
+                before = self._before[name]
+                change = float((parameter.detach() - before).square().sum())
+                for part in ("all", name.split(".", 1)[0]):
+                    squares[part][0] += change
+                    squares[part][1] += float(before.square().sum())
+            self._before = None
+            metrics |= {
+                f"probe/update_to_weight/{part}": math.sqrt(change / max(size, 1e-30))
+                for part, (change, size) in squares.items()
+            }
+        pl_module.record(metrics)
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Remove the hooks."""
+        if self._stack is not None:
+            self._unhook()
+
+    def _unhook(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._stack.__exit__(None, None, None)
+        self._stack = None
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's rich bar, over the steps of the whole run (a run is one Lightning epoch, whatever its data epochs)."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return "Training"
+
+
+@contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """Run with `count` CPU threads (None: leave it), and restore."""
+    before = torch.get_num_threads()
+    if count:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,114 @@
+"""Checkpoints and exports: read with `weights_only=True`, plain types and tensors, no pickle of ours.
+
+A checkpoint (`.ckpt`) is Lightning's, with all that a run needs to go on. An export is a folder with
+`model.safetensors`, `config.json` and, where the task has one, `tokenizer.json`: all that is needed to use the model.
+"""
+
+import json
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from magneto.errors import UserError
+from magneto.runs import write_atomically
+
+if TYPE_CHECKING:
+    from magneto.tasks.base import TaskModule
+
+EXPORT_FORMAT = "magneto-export-1"
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A checkpoint's content, on the CPU.
+
+    Raises:
+        UserError: the file is missing, truncated, or was not written by magneto.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(
+            f"checkpoint {path}: no such file. Runs keep theirs in RUN/checkpoints/best.ckpt and last.ckpt."
+        )
+    if not zipfile.is_zipfile(path):
+        raise UserError(
+            f"checkpoint {path}: truncated or not a checkpoint ({path.stat().st_size} bytes). "
+            "Use the other checkpoint of the run (best.ckpt or last.ckpt), or start anew with resume=never."
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types for a damaged or foreign file
+        raise UserError(f"checkpoint {path}: cannot be read ({str(error).splitlines()[0]}).") from error
+    if not isinstance(content, dict) or "task" not in content.get("hyper_parameters", {}):
+        raise UserError(f"checkpoint {path}: not written by magneto (it names no task).")
+    return content
+
+
+def load_task(path: str | Path) -> "TaskModule":
+    """The task with its weights, from a checkpoint or from an export folder alone.
+
+    The averaged weights are taken where the run kept an exponential moving average.
+
+    Raises:
+        UserError: the path is neither, or it is damaged.
+    """
+    path = Path(path)
+    if path.is_dir():
+        hyper_parameters, weights = _read_export(path)
+    else:
+        content = read_checkpoint(path)
+        hyper_parameters, weights = content["hyper_parameters"], content["state_dict"]
+        weights = content.get("averaged_state_dict") or weights
+    from magneto.tasks.base import task_class
+
+    task = task_class(hyper_parameters["task"])(**{k: v for k, v in hyper_parameters.items() if k != "task"})
+    task.load_state_dict(weights)
+    return task.eval()
+
+
+def _read_export(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    config_file, weights_file = folder / "config.json", folder / "model.safetensors"
+    for file in (config_file, weights_file):
+        if not file.is_file():
+            raise UserError(
+                f"{folder}: not an export, {file.name} is missing. Write one with mode=export checkpoint=..."
+            )
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        weights = load_file(weights_file)
+    except (ValueError, SafetensorError) as error:
+        raise UserError(
+            f"{folder}: damaged export ({error}). Write it again with mode=export checkpoint=..."
+        ) from error
+    if config.get("format") != EXPORT_FORMAT:
+        raise UserError(f"{config_file}: format {config.get('format')!r}, expected {EXPORT_FORMAT!r}.")
+    return config["hyper_parameters"], weights
+
+
+def export(task: "TaskModule", folder: str | Path) -> Path:
+    """Write `task` as an export folder; the files appear whole or not at all.
+
+    Returns:
+        the folder.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in task.state_dict().items()}
+    temporary = folder / ".model.safetensors"
+    try:
+        save_file(weights, temporary, metadata={"format": EXPORT_FORMAT})
+        temporary.replace(folder / "model.safetensors")
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"{folder}: the export cannot be written ({error}). Free space or choose output=..."
+        ) from error
+    config = {"format": EXPORT_FORMAT, "hyper_parameters": dict(task.hparams)}
+    write_atomically(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    tokenizer = task.tokenizer_json()
+    if tokenizer is not None:
+        write_atomically(folder / "tokenizer.json", tokenizer)
+    return folder

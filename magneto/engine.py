@@ -1,0 +1,477 @@
+"""From a composed configuration to a finished run: `run(cfg)` is all that the command line and the tests call.
+
+    compose -> data.prepare() -> data.spec -> task(backbone, spec, optimizer) -> Trainer.fit -> test -> export -> result.json
+
+A run lives in its folder (magneto/runs.py). The same command resumes it, or says that it has finished.
+"""
+
+import contextlib
+import json
+import logging
+import math
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning as L
+import torch
+from hydra.errors import InstantiationException
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from magneto import callbacks, checkpoint
+from magneto.cli import options
+from magneto.data.base import DataModule
+from magneto.errors import UserError, from_mapping, nearest
+from magneto.loggers import CSVLogger, wandb_logger
+from magneto.loggers import Settings as LoggerSettings
+from magneto.runs import RESULT_SCHEMA, RunFolder, Start, git_revision, run_name, versions
+from magneto.tasks.base import Diverged, TaskModule, task_class
+
+log = logging.getLogger("magneto")
+
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "64-true")
+# Keys of conf/trainer that are not passed on to lightning.Trainer as they stand.
+_OWN_TRAINER_KEYS = ("precision", "compile", "threads", "max_steps", "val_check_interval")
+
+
+def run(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Do what `cfg.mode` says.
+
+    Args:
+        cfg: the composed configuration (conf/config.yaml).
+        overrides: the command line's overrides: they name the run.
+
+    Returns:
+        the content of result.json and `folder` for mode=train; a small record of what was done for the others.
+
+    Raises:
+        UserError: a mistake in the configuration, the data or the files, with its remedy.
+    """
+    config = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True, throw_on_missing=True)
+    assert isinstance(config, dict)
+    mode = config["mode"]
+    _log_to_screen()
+    if mode in ("test", "predict", "export") and not config["checkpoint"]:
+        raise UserError(f"mode={mode} needs checkpoint=: a run's checkpoints/best.ckpt, or an export folder.")
+    if mode == "predict":
+        return _predict(config)
+    if mode == "export":
+        return _export(config)
+    _check_task(config)
+    with callbacks.cpu_threads(config["trainer"]["threads"]):
+        if mode == "prepare":
+            _instantiate(config["data"], "data").prepare()
+            return {"mode": mode}
+        return _test(config) if mode == "test" else _train(config, overrides)
+
+
+def launches_processes(cfg: DictConfig) -> bool:
+    """Whether Lightning would start further processes for this configuration by repeating the command."""
+    devices, strategy = cfg.trainer.devices, str(cfg.trainer.strategy)
+    several = devices not in (1, "1", [0]) and (
+        torch.cuda.device_count() > 1 or (isinstance(devices, int) and devices > 1)
+    )
+    return several and "spawn" not in strategy and "fork" not in strategy
+
+
+# ---------------------------------------------------------------------- modes
+
+
+def run_folder(config: Mapping[str, Any], overrides: Sequence[str]) -> RunFolder:
+    """The folder of the run that `config` describes: `runs_dir/<task>/<name>`."""
+    return RunFolder(Path(config["runs_dir"]) / config["task"]["name"] / run_name(config, overrides))
+
+
+def _train(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    folder = run_folder(config, overrides)
+    main_process = rank_zero_only.rank == 0
+    start = folder.begin(config, config["resume"]) if main_process else _follow(folder, config["resume"])
+    if start.result is not None:
+        _print_result(
+            start.result, f"{folder.path} has {start.result['status']} already (resume=never starts anew):"
+        )
+        return {**start.result, "folder": str(folder.path)}
+    with _log_file(folder.path / "log.txt"):
+        log.info("run %s", folder.path)
+        try:
+            outcome = _fit_and_test(config, folder, start)
+        except BaseException as error:
+            if main_process:
+                failure = {"status": "failed", "message": f"{type(error).__name__}: {error}", "metrics": {}}
+                with contextlib.suppress(
+                    UserError
+                ):  # that it cannot be noted matters less than what happened
+                    folder.write_result(_identity(config, folder, overrides) | failure)
+            raise
+    result = _identity(config, folder, overrides) | outcome
+    if main_process:
+        folder.write_result(result)
+        _print_result(result, f"{folder.path}:")
+    return {**result, "folder": str(folder.path)}
+
+
+def _fit_and_test(config: dict[str, Any], folder: RunFolder, start: Start) -> dict[str, Any]:
+    """The run itself; returns what result.json says of its outcome."""
+    started = time.time()
+    data = _instantiate(config["data"], "data")
+    data.prepare()
+    L.seed_everything(config["seed"], verbose=False)
+    task = _build_task(config, data)
+    task.samples_file = folder.samples if rank_zero_only.rank == 0 else None
+    step = _resume(task, start, folder) if start.checkpoint else 0
+    loggers = _loggers(folder, config, step)
+    try:
+        trainer, monitor, saver = _trainer(config, folder, task, loggers)
+        _announce(task, trainer, step)
+        if config["trainer"]["compile"]:
+            task.compile_layers()
+        status, message, fit_started = "finished", None, time.time()
+        try:
+            trainer.fit(task, datamodule=data, ckpt_path=start.checkpoint, weights_only=True)
+        except Diverged as error:
+            status, message = "diverged", str(error)
+            log.warning("the run has diverged: %s", error)
+        except callbacks.Interrupted:
+            status, message = "interrupted", f"stopped at step {trainer.global_step}"
+            log.warning(
+                "interrupted at step %d, state saved: repeat the command to go on", trainer.global_step
+            )
+        fit_seconds = time.time() - fit_started
+        metrics = dict(task.evaluated)
+        if status == "finished":
+            metrics |= _evaluate_best(folder, trainer, data, task)
+        for logger in loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.summary.update({**metrics, "status": status})
+    finally:
+        _close(loggers)
+    throughput = monitor.throughput(trainer.world_size)
+    return {
+        "status": status,
+        "message": message,
+        "monitor": {
+            "metric": task.monitor,
+            "mode": task.mode,
+            "best": saver.best,
+            "best_step": saver.best_step,
+        },
+        "metrics": metrics,
+        "steps": trainer.global_step,
+        "parameters": task.num_parameters,
+        "time": {
+            "wall_s": time.time() - started,
+            "fit_s": fit_seconds,
+            "data_wait_fraction": throughput.pop("data_wait_fraction"),
+        },
+        "throughput": throughput,
+        "peak_memory_bytes": _peak_memory(),
+        "probe": {
+            "diverged": status == "diverged",
+            "first_loss": monitor.first_loss,
+            "smooth_loss": monitor.smooth_loss,
+        },
+        "data_facts": {
+            key: value for key, value in task.spec.items() if key not in ("tokenizer", "features")
+        },
+    }
+
+
+def _test(config: dict[str, Any]) -> dict[str, Any]:
+    task = checkpoint.load_task(config["checkpoint"])
+    if task.name != config["task"]["name"]:
+        raise UserError(
+            f"checkpoint {config['checkpoint']} is of task {task.name!r}, the command says task={config['task']['name']}. "
+            f"Say task={task.name}."
+        )
+    data = _instantiate(config["data"], "data")
+    data.prepare()
+    data.use_spec(task.spec)
+    trainer = L.Trainer(
+        **_trainer_arguments(config), logger=False, enable_checkpointing=False,
+        callbacks=[callbacks.ConfigureRun(), *_progress_bar(config)],
+    )  # fmt: skip
+    trainer.test(task, datamodule=data, verbose=False)
+    _print_result(
+        {"metrics": task.evaluated, "status": "tested"},
+        f"{config['checkpoint']} on {config['data']['name']}:",
+    )
+    return {"mode": "test", "metrics": task.evaluated}
+
+
+def _predict(config: dict[str, Any]) -> dict[str, Any]:
+    if not config["input"]:
+        raise UserError("mode=predict needs input=: a file or a folder.")
+    output = Path(config["output"]) if config["output"] else None
+    if output is not None and output.exists():
+        raise UserError(f"output={output}: exists already. Remove it or choose another file.")
+    task = checkpoint.load_task(config["checkpoint"])
+    task.to(
+        "cuda" if torch.cuda.is_available() and config["trainer"]["accelerator"] in ("auto", "gpu") else "cpu"
+    )
+    results = []
+    with callbacks.cpu_threads(config["trainer"]["threads"]), torch.inference_mode():
+        for result in task.predict(config["input"]):
+            print(result["text"], flush=True)
+            results.append({key: value for key, value in result.items() if key != "text"})
+    if output is not None:
+        lines = [json.dumps(result, ensure_ascii=False) for result in results]
+        output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return {"mode": "predict", "results": results}
+
+
+def _export(config: dict[str, Any]) -> dict[str, Any]:
+    source = Path(config["checkpoint"])
+    target = Path(config["output"]) if config["output"] else source.parent.parent / "export"
+    checkpoint.export(checkpoint.load_task(source), target)
+    print(f"exported to {target}")
+    return {"mode": "export", "folder": str(target)}
+
+
+# ---------------------------------------------------------------------- building
+
+
+def _check_task(config: Mapping[str, Any]) -> None:
+    tasks = options("task")
+    if config["task"] is None:
+        raise UserError(f"task= is missing. Choose one: {', '.join(f'task={task}' for task in tasks)}.")
+    declared = config["experiment_task"]
+    if declared is not None and declared != config["task"]["name"]:
+        raise UserError(
+            f"the experiment is made for task={declared}, but the command says task={config['task']['name']}. "
+            f"Leave task= out of the command, or say task={declared}."
+        )
+    if config["data"] is None:
+        raise UserError(f"data= is missing. Choose one: {', '.join(options('data'))}.")
+
+
+def _instantiate(node: Mapping[str, Any], key: str) -> DataModule:
+    arguments = {name: value for name, value in node.items() if name != "name"}
+    try:
+        return hydra.utils.instantiate(arguments, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise cause from None
+        raise UserError(f"{key}: {cause or error}") from error
+
+
+def _build_task(config: Mapping[str, Any], data: DataModule) -> TaskModule:
+    options = {key: value for key, value in config["task"].items() if key not in ("_target_", "name")}
+    return task_class(config["task"]["_target_"])(
+        backbone=config["backbone"],
+        spec=data.spec.to_dict(),
+        optimizer=config["optimizer"],
+        scheduler=config["scheduler"],
+        total_steps=config["trainer"]["max_steps"],
+        num_samples=config["callbacks"]["samples"],
+        **options,
+    )
+
+
+def precision(setting: str, accelerator: str) -> str:
+    """`auto` is bf16 autocast where the hardware multiplies in bf16 (CUDA, AVX512-BF16, AMX), fp32 elsewhere."""
+    if setting not in PRECISIONS:
+        raise UserError(
+            f"trainer.precision={setting}: must be one of {', '.join(PRECISIONS)}.{nearest(setting, PRECISIONS)}"
+        )
+    if setting != "auto":
+        return setting
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16-mixed" if native else "32-true"
+
+
+def _trainer_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of lightning.Trainer, checked."""
+    settings = config["trainer"]
+    arguments = {key: value for key, value in settings.items() if key not in _OWN_TRAINER_KEYS}
+    arguments["precision"] = precision(settings["precision"], settings["accelerator"])
+    return arguments | {"use_distributed_sampler": False, "enable_model_summary": False}
+
+
+def _progress_bar(config: Mapping[str, Any]) -> list[L.Callback]:
+    return [callbacks.ProgressBar()] if config["trainer"]["enable_progress_bar"] else []
+
+
+def _trainer(
+    config: Mapping[str, Any], folder: RunFolder, task: TaskModule, loggers: list[Logger]
+) -> tuple[L.Trainer, callbacks.Monitor, callbacks.Checkpoints]:
+    settings = config["trainer"]
+    watch = from_mapping(callbacks.Settings, config["callbacks"], "callbacks")
+    steps, interval = settings["max_steps"], settings["val_check_interval"]
+    for key, value in (("max_steps", steps), ("val_check_interval", interval)):
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"trainer.{key}={value}: must be a whole number of optimizer steps, 1 or more.")
+    monitor = callbacks.Monitor(watch.divergence_factor)
+    saver = callbacks.Checkpoints(folder.checkpoints, task.monitor, task.mode, watch.save_every)
+    watching: list[L.Callback] = [callbacks.ConfigureRun(), callbacks.StepSeed(config["seed"])]
+    if watch.ema_decay:
+        watching.append(EMAWeightAveraging(decay=watch.ema_decay))
+    watching += [monitor, callbacks.StabilityProbe(watch.probe_every), saver, *_progress_bar(config)]
+    accumulate = settings["accumulate_grad_batches"]
+    try:
+        trainer = L.Trainer(
+            **_trainer_arguments(config),
+            # One Lightning epoch is the whole run: the loader has all its batches, over any number of data epochs.
+            max_epochs=1,
+            val_check_interval=interval * accumulate,
+            check_val_every_n_epoch=None,
+            default_root_dir=folder.path,
+            logger=loggers,
+            callbacks=watching,
+            enable_checkpointing=True,
+        )
+    except (TypeError, ValueError, L.pytorch.utilities.exceptions.MisconfigurationException) as error:
+        raise UserError(f"trainer: {error}") from error
+    return trainer, monitor, saver
+
+
+def _loggers(folder: RunFolder, config: Mapping[str, Any], step: int) -> list[Logger]:
+    csv_logger = CSVLogger(folder.metrics)
+    csv_logger.rewind(step)
+    settings = from_mapping(LoggerSettings, config["logger"], "logger")
+    settings = replace(settings, group=settings.group or config["task"]["name"])
+    wandb = wandb_logger(folder.path, settings, config)
+    return [csv_logger] if wandb is None else [csv_logger, wandb]
+
+
+def _close(loggers: Sequence[Logger]) -> None:
+    """End the W&B run whatever happened, so that the next job of a sweep has one of its own."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
+
+
+# ---------------------------------------------------------------------- resuming and results
+
+
+def _follow(folder: RunFolder, resume: str) -> Start:
+    """The decision of the main process, as a further process of the same run sees it."""
+    return Start(checkpoint=folder.last if resume in ("auto", "must") and folder.last.exists() else None)
+
+
+def _resume(task: TaskModule, start: Start, folder: RunFolder) -> int:
+    """Check the checkpoint that the run goes on from; forget samples after it. Returns its step."""
+    assert start.checkpoint is not None
+    content = checkpoint.read_checkpoint(start.checkpoint)
+    stored = content["hyper_parameters"]
+    if stored["task"] != task.hparams["task"]:
+        raise UserError(
+            f"checkpoint {start.checkpoint} is of another task ({stored['task']}), not {task.hparams['task']}."
+        )
+    shapes = {name: tuple(value.shape) for name, value in content["state_dict"].items()}
+    own = {name: tuple(value.shape) for name, value in task.state_dict().items()}
+    if shapes != own:
+        differing = sorted(name for name in shapes.keys() | own.keys() if shapes.get(name) != own.get(name))
+        raise UserError(
+            f"checkpoint {start.checkpoint} does not fit this model, {len(differing)} tensors differ, such as "
+            f"{differing[0]} ({shapes.get(differing[0])} there, {own.get(differing[0])} here)."
+        )
+    step = int(content["global_step"])
+    if folder.samples.exists() and task.samples_file is not None:
+        lines = folder.samples.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        folder.samples.write_text("".join(kept), encoding="utf-8")
+    log.info("going on from %s, step %d", start.checkpoint, step)
+    return step
+
+
+def _evaluate_best(
+    folder: RunFolder, trainer: L.Trainer, data: DataModule, task: TaskModule
+) -> dict[str, float]:
+    """Test metrics of the best checkpoint, which is exported too."""
+    best = checkpoint.load_task(folder.best if folder.best.exists() else folder.last)
+    best.samples_file = task.samples_file
+    trainer.test(best, datamodule=data, verbose=False)
+    if trainer.is_global_zero:
+        checkpoint.export(best, folder.path / "export")
+    return best.evaluated
+
+
+def _identity(config: Mapping[str, Any], folder: RunFolder, overrides: Sequence[str]) -> dict[str, Any]:
+    return {
+        "schema": RESULT_SCHEMA,
+        "task": config["task"]["name"],
+        "name": folder.path.name,
+        "backbone": config["backbone"]["placement"],
+        "size": config["size_name"],
+        "data": config["data"]["name"],
+        "seed": config["seed"],
+        "overrides": list(overrides),
+        "git": git_revision(),
+        "versions": versions(),
+        "config": dict(config),
+    }
+
+
+def _peak_memory() -> int:
+    """Bytes: the GPU's, or the largest resident size of this process."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return int(torch.cuda.max_memory_allocated())
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+# ---------------------------------------------------------------------- what a person sees
+
+
+def _log_to_screen() -> None:
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO if rank_zero_only.rank == 0 else logging.WARNING)
+
+
+@contextlib.contextmanager
+def _log_file(path: Path) -> Iterator[None]:
+    """Our log on the screen, everybody's in the run's folder; known, harmless warnings of libraries on neither."""
+    file = logging.FileHandler(path, encoding="utf-8", delay=True)
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root, lightning = logging.getLogger(), logging.getLogger("lightning.pytorch")
+    root.addHandler(file)
+    root.setLevel(logging.INFO)
+    shown, lightning.handlers = lightning.handlers, []  # its tips and device lists are for the file
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+            # The values are those of all processes already: torchmetrics has gathered their counts.
+            warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
+            yield
+    finally:
+        lightning.handlers = shown
+        root.removeHandler(file)
+        file.close()
+
+
+def _announce(task: TaskModule, trainer: L.Trainer, step: int) -> None:
+    log.info(
+        "%s: %s, %.1f M parameters, on %s x %d, precision %s, steps %d to %d",
+        task.name, task.config.placement, task.num_parameters / 1e6, trainer.strategy.root_device, trainer.world_size,
+        trainer.precision, step, task.total_steps,
+    )  # fmt: skip
+
+
+@rank_zero_only
+def _print_result(result: Mapping[str, Any], title: str) -> None:
+    table = Table(title=title, title_justify="left", show_header=False)
+    for key, value in sorted(result["metrics"].items()):
+        table.add_row(key, f"{value:.4f}" if math.isfinite(value) else str(value))
+    if result.get("message"):
+        table.add_row("message", result["message"])
+    if "time" in result:
+        table.add_row("minutes", f"{result['time']['wall_s'] / 60:.1f}")
+    Console().print(table)

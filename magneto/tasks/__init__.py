@@ -1,0 +1,1 @@
+"""The tasks: one file each; `base.py` owns what they share."""

@@ -1,0 +1,144 @@
+"""Speech recognition with CTC (Graves et al. 2006): log-mel frames -> convolutional stem -> encoder -> characters.
+
+The paper's own recogniser is a Transformer transducer with an LSTM predictor (section 6); CTC keeps the encoder, where
+the placements differ, and leaves out the rest. docs/numerics.md says so too.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from magneto.data.speech import SpeechSpec, predict_dataset
+from magneto.data.tokenizer import CTCTokenizer
+from magneto.decoding import BLANK, ctc_beam_search, ctc_blank_ratio, ctc_greedy
+from magneto.errors import UserError, nearest
+from magneto.metrics import ErrorRate, align, mark_errors
+from magneto.nn import AudioStem, Linear, build_backbone, training_flops_per_token
+from magneto.tasks.base import Batch, Sample, StepOutput, TaskModule
+
+DECODERS = ("greedy", "beam")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What `conf/task/asr.yaml` sets under `task`."""
+
+    decoder: str = "greedy"
+    """greedy (best path) or beam (prefix beam search), for evaluation and `mode=predict`."""
+    beam_width: int = 16
+    """Prefixes kept by the beam search."""
+
+    def __post_init__(self) -> None:
+        if self.decoder not in DECODERS:
+            raise UserError(
+                f"task.decoder={self.decoder}: must be one of {', '.join(DECODERS)}.{nearest(self.decoder, DECODERS)}"
+            )
+
+
+class ASR(TaskModule):
+    """CTC over the tokens of `spec["tokenizer"]`; class 0 is the blank.
+
+    Batches hold `features` (B, T, mels), `feature_lengths` (B,), `targets` (B, U) with their `target_lengths` (B,), and for
+    evaluation the reference `text` and `language` of each utterance.
+    """
+
+    name = "asr"
+    monitor = "val/cer"
+    Options = Options
+    options: Options
+
+    def build(self) -> None:
+        """Stem, encoder, head; error rates per language."""
+        if self.config.architecture != "encoder":
+            raise UserError(
+                f"backbone.architecture={self.config.architecture}: task=asr needs architecture=encoder."
+            )
+        self.tokenizer = CTCTokenizer.from_dict(self.spec["tokenizer"])
+        self.stem = AudioStem(self.spec["features"]["num_mels"], self.config)
+        self.backbone = build_backbone(self.config)
+        self.head = Linear(self.config.d_model, self.tokenizer.vocab_size, roles=("head",))
+        self.scores["errors"] = ErrorRate(groups=self.spec["languages"])
+        self.scores["blank_ratio"] = MeanMetric()
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, mels) and (B,) -> fp32 log probabilities (B, T', V) and their lengths (B,), T' = ceil(T / 4)."""
+        hidden, mask = self.stem(features, lengths)
+        hidden = self.backbone(hidden, mask)
+        # Autocast would compute the softmax in fp32 anyway; the loss must have it so on every device.
+        return self.head(hidden).float().log_softmax(dim=-1), self.stem.output_lengths(lengths)
+
+    def step(self, batch: Batch) -> StepOutput:
+        """CTC loss summed over the utterances; the weight is their number of target tokens."""
+        log_probs, lengths = self(batch["features"], batch["feature_lengths"])
+        loss = F.ctc_loss(
+            log_probs.transpose(0, 1), batch["targets"], lengths, batch["target_lengths"],
+            blank=BLANK, reduction="sum", zero_infinity=True,
+        )  # fmt: skip
+        weight = batch["target_lengths"].sum()
+        return StepOutput(loss, weight, outputs=(log_probs.detach(), lengths))
+
+    def decode(self, log_probs: Tensor, lengths: Tensor) -> list[str]:
+        """Texts of a batch, by the decoder that the options name."""
+        if self.options.decoder == "greedy":
+            tokens = ctc_greedy(log_probs, lengths)
+        else:
+            found = ctc_beam_search(log_probs, lengths, beam_width=self.options.beam_width)
+            tokens = [hypotheses[0].tokens if hypotheses else [] for hypotheses in found]
+        return [self.tokenizer.decode(ids) for ids in tokens]
+
+    def evaluate(self, batch: Batch, output: StepOutput) -> None:
+        """Error counts of the batch, and the share of blanks: near 1 it is CTC's way of not learning."""
+        self._hypotheses = self.decode(*output.outputs)
+        self.scores["errors"].update(batch["text"], self._hypotheses, batch["id"], self._languages(batch))
+        self.scores["blank_ratio"].update(ctc_blank_ratio(*output.outputs), output.outputs[1].sum())
+
+    def samples(self, batch: Batch, output: StepOutput) -> list[Sample]:
+        """Reference, hypothesis, and their difference marked."""
+        return [
+            {
+                "id": f"{int(number):08d}",
+                "kind": "transcript",
+                "language": language,
+                "reference": reference,
+                "hypothesis": hypothesis,
+                "marked": mark_errors(reference, hypothesis),
+                "errors": sum(edit.op != "equal" for edit in align(reference, hypothesis, "character")),
+            }
+            for number, language, reference, hypothesis in zip(
+                batch["id"], self._languages(batch), batch["text"], self._hypotheses, strict=True
+            )
+        ]
+
+    def _languages(self, batch: Batch) -> list[str]:
+        return [self.spec["languages"][index] for index in batch["language"].tolist()]
+
+    def units(self, batch: Batch) -> dict[str, float]:
+        """Utterances and seconds of sound."""
+        seconds = float(batch["feature_lengths"].sum()) * self.spec["features"]["hop_ms"] / 1000
+        return {"examples": float(len(batch["id"])), "audio_seconds": seconds}
+
+    def flops(self, batch: Batch) -> float:
+        """Stem, encoder and head, forward and backward, padding included."""
+        frames = int(self.stem.output_lengths(torch.tensor(batch["features"].shape[1])))
+        per_frame = training_flops_per_token(self.config, frames) + self.stem.training_flops_per_token()
+        per_frame += 6 * self.head.weight.numel()
+        return float(len(batch["id"]) * frames * per_frame)
+
+    def predict(self, source: str) -> Iterator[dict[str, Any]]:
+        """Transcribe a file, or every audio file of a folder."""
+        files = predict_dataset([source], SpeechSpec.from_dict(self.spec))
+        for path, item in zip(files.paths, files, strict=True):
+            features = torch.from_numpy(item["features"])[None].to(self.device)
+            log_probs, lengths = self(features, torch.tensor([features.shape[1]], device=self.device))
+            transcript = self.decode(log_probs, lengths)[0]
+            yield {"text": f"{path}\t{transcript}", "path": str(path), "transcript": transcript}
+
+    def tokenizer_json(self) -> str | None:
+        """The subwords as the `tokenizers` library reads them; characters stand in config.json alone."""
+        subwords = self.spec["tokenizer"]["subwords"]
+        return None if subwords is None else str(subwords)

@@ -1,0 +1,217 @@
+"""The spine, end to end through `engine.run`: learn, resume, refuse, predict, export."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from magneto import callbacks
+from magneto.checkpoint import load_task
+from magneto.errors import UserError
+
+LEARN = ("trainer.max_steps=220", "trainer.val_check_interval=220", "optimizer.lr=4e-3", "backbone.dropout=0")
+
+
+def values(folder: str | Path, leave_out: str = "throughput/") -> list[tuple[str, str, str]]:
+    """All rows of metrics.csv but those that depend on the clock."""
+    with (Path(folder) / "metrics.csv").open() as file:
+        return [tuple(row) for row in csv.reader(file) if leave_out not in row[1]]
+
+
+@pytest.mark.slow
+def test_it_learns_to_read_tones_it_never_heard(run) -> None:
+    result = run(*LEARN)
+    assert result["status"] == "finished"
+    assert result["metrics"]["test/cer"] < 0.1
+    assert set(result["metrics"]) >= {"test/wer", "test/cer/xx", "test/cer/yy", "val/cer", "test/loss"}
+
+
+def test_a_run_leaves_what_the_report_and_a_user_need(run) -> None:
+    result = run("name=one")
+    folder = Path(result["folder"])
+    stored = json.loads((folder / "result.json").read_text())
+    assert stored["steps"] == 20 and stored["status"] == "finished"
+    assert stored["monitor"]["metric"] == "val/cer" and stored["monitor"]["best_step"] in (8, 16, 20)
+    assert stored["throughput"]["audio_seconds_per_s"] > 0 and stored["throughput"]["model_flops_per_s"] > 0
+    assert stored["parameters"] == sum(p.numel() for p in load_task(folder / "export").parameters())
+    rows = values(folder)
+    # Validation at both intervals and at the end; every value at the step that it was measured at.
+    assert [step for step, name, _ in rows if name == "val/loss"] == ["8", "16", "20"]
+    assert [step for step, name, _ in rows if name == "train/loss"] == [str(s) for s in range(2, 21, 2)]
+    assert [step for step, name, _ in rows if name == "probe/activation_rms/layer_01"] == [
+        "1",
+        "5",
+        "10",
+        "15",
+        "20",
+    ]
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert {sample["split"] for sample in samples} == {"val", "test"}
+    assert all(sample["reference"] for sample in samples)
+
+
+def test_the_same_command_again_does_nothing(run) -> None:
+    first = run()
+    before = values(first["folder"], leave_out="nothing")
+    second = run()
+    assert second["metrics"] == first["metrics"]
+    assert values(first["folder"], leave_out="nothing") == before
+
+
+@pytest.mark.parametrize("extra", [(), ("callbacks.ema_decay=0.9",), ("trainer.accumulate_grad_batches=2",)])
+@pytest.mark.parametrize("stop_at", [4, 8, 20])
+def test_an_interrupted_run_goes_on_bit_identically(
+    run, monkeypatch, stop_at: int, extra: tuple[str, ...]
+) -> None:
+    """Stopped between two validations, at one, and after the last step (before the test)."""
+    whole = run("name=whole", *extra)
+    original = callbacks.Checkpoints._save
+
+    def save_and_die(self, trainer, name: str) -> None:
+        original(self, trainer, name)
+        if name == "last" and trainer.global_step >= stop_at:
+            raise RuntimeError("killed")
+
+    monkeypatch.setattr(callbacks.Checkpoints, "_save", save_and_die)
+    with pytest.raises(RuntimeError, match="killed"):
+        run("name=parts", *extra)
+    monkeypatch.undo()
+    parts = run("name=parts", *extra)
+    assert parts["metrics"] == whole["metrics"]
+    assert values(parts["folder"]) == values(whole["folder"])
+    last = [
+        torch.load(Path(r["folder"]) / "checkpoints/last.ckpt", weights_only=True) for r in (whole, parts)
+    ]
+    for name, weight in last[0]["state_dict"].items():
+        assert torch.equal(weight, last[1]["state_dict"][name]), name
+
+
+def test_checkpoint_and_export_transcribe_alike(run, tones: Path, capsys, tmp_path: Path) -> None:
+    folder = Path(run("name=one")["folder"])
+    moved = tmp_path / "elsewhere.ckpt"
+    shutil.copy(folder / "checkpoints/best.ckpt", moved)
+    found = []
+    for source in (moved, folder / "export"):
+        capsys.readouterr()
+        result = run("mode=predict", f"checkpoint={source}", f"input={tones.parent / '3.wav'}")
+        found.append((result["results"], capsys.readouterr().out))
+    assert found[0] == found[1]
+    assert found[0][0][0]["path"].endswith("3.wav")
+    many = run(
+        "mode=predict", f"checkpoint={moved}", f"input={tones.parent}", f"output={tmp_path / 'out.jsonl'}"
+    )
+    assert len(many["results"]) == 72
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 72
+
+
+def test_mode_test_gives_the_metrics_of_the_run(run) -> None:
+    result = run("name=one")
+    again = run("mode=test", f"checkpoint={result['folder']}/checkpoints/best.ckpt")
+    tested = {key: value for key, value in result["metrics"].items() if key.startswith("test/")}
+    assert again["metrics"] == pytest.approx(tested)
+
+
+def test_beam_search_is_a_word_away(run) -> None:
+    result = run("task.decoder=beam", "task.beam_width=4", "trainer.max_steps=4")
+    assert result["status"] == "finished"
+
+
+@pytest.mark.parametrize("backbone", ["magneto", "pre_ln", "post_ln", "deepnorm", "normformer"])
+def test_every_backbone_overfits_one_batch(run, backbone: str) -> None:
+    """Learning is tested by learning: the training loss of one batch, seen again and again, falls to almost nothing."""
+    result = run(
+        f"backbone={backbone}", "trainer.max_steps=80", "trainer.val_check_interval=80", "data.batch_frames=100000",
+        "optimizer.lr=4e-3", "backbone.dropout=0",
+    )  # fmt: skip
+    losses = [float(value) for _, name, value in values(result["folder"]) if name == "train/loss"]
+    assert losses[-1] < 0.35 * losses[4], losses
+
+
+def test_a_run_that_diverges_is_a_result(run) -> None:
+    result = run(
+        "optimizer.lr=1e6", "optimizer.gradient_clip=null", "scheduler=constant", "scheduler.warmup=0"
+    )
+    assert result["status"] == "diverged"
+    assert "step" in result["message"]
+    assert (
+        run("optimizer.lr=1e6", "optimizer.gradient_clip=null", "scheduler=constant", "scheduler.warmup=0")[
+            "status"
+        ]
+        == "diverged"
+    )
+
+
+def test_another_configuration_under_the_same_name_is_refused_with_the_difference(run) -> None:
+    folder = Path(run("name=one")["folder"])
+    before = values(folder, leave_out="nothing")
+    with pytest.raises(UserError, match=r"optimizer\.lr: 0\.001 -> 0\.5"):
+        run("name=one", "optimizer.lr=0.5")
+    assert values(folder, leave_out="nothing") == before
+
+
+def test_resume_never_keeps_the_old_folder(run) -> None:
+    first = Path(run("name=one")["folder"])
+    run("name=one", "resume=never")
+    assert (first.parent / "one.old1" / "result.json").exists()
+    assert (first / "result.json").exists()
+
+
+def test_resume_must_wants_a_checkpoint(run) -> None:
+    with pytest.raises(UserError, match="resume=must"):
+        run("resume=must")
+
+
+def test_a_truncated_checkpoint_is_named_and_nothing_is_overwritten(run, monkeypatch, tmp_path: Path) -> None:
+    original = callbacks.Checkpoints._save
+
+    def save_and_die(self, trainer, name: str) -> None:
+        original(self, trainer, name)
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(callbacks.Checkpoints, "_save", save_and_die)
+    with pytest.raises(RuntimeError):
+        run("name=one")
+    monkeypatch.undo()
+    (last,) = tmp_path.glob("runs/asr/one/checkpoints/last.ckpt")
+    last.write_bytes(last.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"last\.ckpt: truncated"):
+        run("name=one")
+    assert last.stat().st_size == 1000
+
+
+def test_a_checkpoint_of_another_model_is_refused(run) -> None:
+    folder = Path(run("name=one")["folder"])
+    with pytest.raises(UserError, match="does not fit this model"):
+        run("name=two", "backbone.d_model=64", f"resume={folder / 'checkpoints/last.ckpt'}")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("backbone.num_heads=3", "num_heads"),
+        ("optimizer.name=adamx", "adamw"),
+        ("trainer.precision=bf17", "bf16-mixed"),
+        ("trainer.max_steps=0", "max_steps"),
+        ("task.decoder=bean", "beam"),
+        ("checkpoint=nowhere.ckpt", None),
+        ("data.sources.manifest.manifest=nowhere.jsonl", "nowhere.jsonl"),
+        ("backbone.architecture=decoder", "architecture=encoder"),
+        ("+task.widht=3", "task.widht"),
+        ("+data.batch_frame=3", "batch_frame"),
+        ("+optimizer.lrr=3", "lr"),
+        ("+trainer.max_stepz=3", "max_stepz"),
+        ("+callbacks.probe_evry=3", "probe_every"),
+        ("+logger.projct=a", "project"),
+        ("logger.wandb=sometimes", "offline"),
+    ],
+)
+def test_a_mistake_gets_one_message_with_its_remedy(run, override: str, message: str | None) -> None:
+    if message is None:
+        with pytest.raises(UserError, match=r"nowhere\.ckpt"):
+            run(override, "mode=predict", "input=a.wav")
+        return
+    with pytest.raises(UserError, match=message):
+        run(override)

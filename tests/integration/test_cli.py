@@ -1,0 +1,154 @@
+"""The command line as a user meets it: separate processes, exit codes, messages without tracebacks."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from magneto.cli import CONF
+
+ROOT = CONF.parent
+
+
+def magneto(*arguments: str, cwd: Path | None = None, **kwargs) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+    return subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), *arguments],
+        cwd=cwd, env=environment, capture_output=True, text=True, timeout=500, check=False, **kwargs,
+    )  # fmt: skip
+
+
+def losses(folder: Path) -> list[float]:
+    with (folder / "metrics.csv").open() as file:
+        return [float(value) for _, name, value in csv.reader(file) if name == "train/loss"]
+
+
+def test_help_lists_the_choices() -> None:
+    done = magneto("--help")
+    assert done.returncode == 0
+    assert "backbone: deepnorm, magneto, normformer, post_ln, pre_ln" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "task= is missing. Choose one: task=asr"),
+        (("task=asr", "backbone=magnet0"), "Did you mean 'magneto'"),
+        (("task=asr", "optimzer.lr=1"), "Did you mean 'optimizer.lr'"),
+        (("task=asr", "optimizer.lrr=1"), "Did you mean 'optimizer.lr'"),
+        (("task=asr", "data=librispech"), "Did you mean 'librispeech'"),
+        (("task=asr", "backbone.num_heads=3"), "num_heads"),
+        (("mode=predict", "checkpoint=nowhere.ckpt", "input=a.wav"), "nowhere.ckpt: no such file"),
+        (("mode=predict", "input=a.wav"), "needs checkpoint="),
+        (("-m", "task=asr", "trainer=ddp"), "without -m"),
+    ],
+)
+def test_a_mistake_ends_with_one_message_and_no_traceback(
+    arguments: tuple[str, ...], message: str, overrides: list[str], tmp_path: Path
+) -> None:
+    small = [o for o in overrides if not o.startswith(("task=", "data=", "backbone.num_heads"))]
+    use = [o for o in small if not o.startswith("data.")] if "data=" in " ".join(arguments) else []
+    if "task=asr" in arguments and not use and "data=" not in " ".join(arguments):
+        use = ["data=manifest", *small]
+    done = magneto(*arguments, *use, cwd=tmp_path)
+    assert done.returncode not in (0, None)
+    assert message in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_curve_of_one_with_twice_the_batch(
+    overrides: list[str], tmp_path: Path
+) -> None:
+    same = [*overrides, "backbone.dropout=0", "callbacks.probe_every=0"]
+    one = magneto(*same, "name=one", "data.batch_frames=1600", cwd=tmp_path)
+    assert one.returncode == 0, one.stderr
+    two = magneto(
+        *same, "name=two", "data.batch_frames=800", "trainer=ddp", "trainer.devices=2", cwd=tmp_path
+    )
+    assert two.returncode == 0, two.stderr
+    runs = tmp_path / "runs/asr"
+    assert losses(runs / "two") == pytest.approx(losses(runs / "one"), rel=1e-4)
+    results = [json.loads((runs / name / "result.json").read_text())["metrics"] for name in ("one", "two")]
+    assert results[1]["test/cer"] == pytest.approx(results[0]["test/cer"])
+    assert results[1]["test/loss"] == pytest.approx(results[0]["test/loss"], rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_signal_leaves_a_run_that_goes_on_to_identical_metrics(
+    overrides: list[str], tmp_path: Path, number: signal.Signals
+) -> None:
+    long = [*overrides, "trainer.max_steps=60", "trainer.val_check_interval=25"]
+    whole = magneto(*long, "name=whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    folder = tmp_path / "runs/asr/parts"
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "run.py"), *long, "name=parts"],
+        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 300
+    while not ((folder / "metrics.csv").exists() and len(losses(folder)) >= 6):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 130, errors
+        assert "repeat the command to go on" in errors
+        assert json.loads((folder / "result.json").read_text())["status"] == "interrupted"
+    again = magneto(*long, "name=parts", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "going on from" in again.stderr
+    metrics = [
+        json.loads((tmp_path / f"runs/asr/{name}/result.json").read_text())["metrics"]
+        for name in ("whole", "parts")
+    ]
+    assert metrics[0] == metrics[1]
+    assert losses(folder) == losses(tmp_path / "runs/asr/whole")
+
+
+@pytest.mark.slow
+def test_a_sweep_survives_a_failing_job_and_ends_with_a_report(overrides: list[str], tmp_path: Path) -> None:
+    sweep = [o for o in overrides if not o.startswith("backbone.num_heads")]
+    done = magneto("-m", *sweep, "backbone=pre_ln,magneto", "backbone.num_heads=2,3", "seed=1", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("backbone.num_heads=3") >= 2, "the failed jobs are named"
+    (report,) = (tmp_path / "runs/asr/reports").glob("*/report.md")
+    text = report.read_text()
+    assert "magneto" in text and "pre_ln" in text
+    assert (report.parent / "report.html").exists()
+    again = magneto("-m", *sweep, "backbone=pre_ln,magneto", "backbone.num_heads=2", "seed=1", cwd=tmp_path)
+    assert again.returncode == 0, "finished runs are found again"
+    assert "has finished already" in again.stdout
+
+
+def test_a_full_disk_keeps_the_last_checkpoint_and_says_what_to_do(
+    overrides: list[str], tmp_path: Path
+) -> None:
+    """RLIMIT_FSIZE makes writes of more than 50 kB fail as a full disk does."""
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000));"
+        f"sys.argv = ['run.py', *sys.argv[1:]]; sys.path.insert(0, {str(ROOT)!r});"
+        "from magneto.cli import main; main()"
+    )
+    prepared = magneto("mode=prepare", *overrides, cwd=tmp_path)
+    assert prepared.returncode == 0, prepared.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", code, *overrides, "name=full"], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "cannot be written" in done.stderr and "repeat the command" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "runs/asr/full/checkpoints").iterdir()), "no half-written checkpoint"
+    assert magneto(*overrides, "name=full", cwd=tmp_path).returncode == 0
