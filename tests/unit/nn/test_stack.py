@@ -73,51 +73,102 @@ def test_activations_and_norms(activation: str, norm: str) -> None:
 # --- oracles -----------------------------------------------------------------------------------------------
 
 
+def attention_pairs(ours: Any, theirs: nn.MultiheadAttention) -> list[tuple[Any, Any]]:
+    """Parameters of one of our attentions beside those of torch's; q, k, v blocks as slices of theirs."""
+    inputs = (
+        [(ours.qkv, slice(None))]
+        if hasattr(ours, "qkv")
+        else [(ours.q, slice(0, D)), (ours.kv, slice(D, None))]
+    )
+    pairs = [
+        ((ours.out, "weight"), (theirs.out_proj, "weight")),
+        ((ours.out, "bias"), (theirs.out_proj, "bias")),
+    ]
+    for linear, rows in inputs:
+        pairs += [((linear, "weight"), (theirs, "in_proj_weight", rows))]
+        pairs += [((linear, "bias"), (theirs, "in_proj_bias", rows))]
+    return pairs
+
+
+def tensors(entry: Any, gradient: bool = False) -> Tensor:
+    module, name, *rows = entry
+    parameter = getattr(module, name)
+    tensor = parameter.grad if gradient else parameter.data
+    return tensor[rows[0]] if rows else tensor
+
+
 @pytest.mark.parametrize("norm_first", [True, False], ids=["pre_ln", "post_ln"])
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
 @pytest.mark.parametrize("padded", [False, True])
-def test_agrees_with_torch_encoder_layer(norm_first: bool, activation: str, padded: bool) -> None:
-    ours = build("pre_ln" if norm_first else "post_ln", activation=activation, num_layers=3)
-    layer = nn.TransformerEncoderLayer(
-        D, HEADS, 4 * D, 0.0, activation, batch_first=True, norm_first=norm_first
+@pytest.mark.parametrize("side", ["encoder", "decoder"])
+def test_agrees_with_torch_transformer_layers(
+    side: str, norm_first: bool, activation: str, padded: bool
+) -> None:
+    """Outputs and all gradients of nn.TransformerEncoder and nn.TransformerDecoder with our weights."""
+    decoder = side == "decoder"
+    model = build(
+        "pre_ln" if norm_first else "post_ln",
+        activation=activation,
+        num_layers=3,
+        architecture="encoder_decoder" if decoder else "encoder",
     )
-    theirs = nn.TransformerEncoder(
-        layer, 3, norm=nn.LayerNorm(D) if norm_first else None, enable_nested_tensor=False
-    )
-    pairs = []
-    for a, b in zip(ours.layers, theirs.layers, strict=True):
-        attention, feed_forward = a.self_attention, a.feed_forward
-        pairs += [
-            (attention.branch.qkv.weight, b.self_attn.in_proj_weight),
-            (attention.branch.qkv.bias, b.self_attn.in_proj_bias),
-            (attention.branch.out.weight, b.self_attn.out_proj.weight),
-            (attention.branch.out.bias, b.self_attn.out_proj.bias),
-            (feed_forward.branch.fc1.weight, b.linear1.weight),
-            (feed_forward.branch.fc1.bias, b.linear1.bias),
-            (feed_forward.branch.fc2.weight, b.linear2.weight),
-            (feed_forward.branch.fc2.bias, b.linear2.bias),
-        ]
-        for residual, norm in ((attention, b.norm1), (feed_forward, b.norm2)):
-            own = residual.pre_norm if norm_first else residual.post_norm
-            pairs += [(own.weight, norm.weight), (own.bias, norm.bias)]
-    if norm_first:
-        pairs += [(ours.final_norm.weight, theirs.norm.weight), (ours.final_norm.bias, theirs.norm.bias)]
-    assert len(pairs) == len(list(ours.parameters())) == len(list(theirs.parameters()))
-    with torch.no_grad():
-        for a, b in pairs:
-            b.copy_(a)
+    ours = model.decoder if decoder else model
+    sizes: Any = (D, HEADS, 4 * D, 0.0, activation)
+    norm = nn.LayerNorm(D) if norm_first else None
+    theirs: Any
+    if decoder:
+        torch_layer = nn.TransformerDecoderLayer(*sizes, batch_first=True, norm_first=norm_first)
+        theirs = nn.TransformerDecoder(torch_layer, 3, norm=norm)
+    else:
+        encoder_layer = nn.TransformerEncoderLayer(*sizes, batch_first=True, norm_first=norm_first)
+        theirs = nn.TransformerEncoder(encoder_layer, 3, norm=norm, enable_nested_tensor=False)
 
+    pairs: list[tuple[Any, Any]] = []
+    for a, b in zip(ours.layers, theirs.layers, strict=True):
+        residuals = [a.self_attention, a.cross_attention, a.feed_forward]
+        norms = [b.norm1, b.norm2, b.norm3] if decoder else [b.norm1, None, b.norm2]
+        for residual, torch_norm in zip(residuals, norms, strict=True):
+            if residual is not None:
+                own = residual.pre_norm if norm_first else residual.post_norm
+                pairs += [((own, name), (torch_norm, name)) for name in ("weight", "bias")]
+        pairs += attention_pairs(a.self_attention.branch, b.self_attn)
+        if decoder:
+            pairs += attention_pairs(a.cross_attention.branch, b.multihead_attn)
+        for own, torch_linear in (
+            (a.feed_forward.branch.fc1, b.linear1),
+            (a.feed_forward.branch.fc2, b.linear2),
+        ):
+            pairs += [((own, name), (torch_linear, name)) for name in ("weight", "bias")]
+    if norm_first:
+        pairs += [((ours.final_norm, name), (theirs.norm, name)) for name in ("weight", "bias")]
+    assert len(pairs) == len(list(ours.parameters()))
+    for a, b in pairs:
+        tensors(b).copy_(tensors(a))
+
+    lengths = [9, 4, 7]
+    real = right_mask(lengths, 9) if padded else torch.ones(3, 9, dtype=torch.bool)
+    mask = real if padded else None
     x = tokens().requires_grad_()
     y = x.detach().clone().requires_grad_()
-    real = right_mask([9, 4, 7], 9) if padded else torch.ones(3, 9, dtype=torch.bool)
-    a = ours(x, real if padded else None)[real]
-    b = theirs(y, src_key_padding_mask=~real if padded else None)[real]
-    torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
-    for out in (a, b):
+    if decoder:
+        memory = torch.randn(3, 6, D)
+        memory_real = right_mask([2, 6, 3], 6)
+        a = ours(x, mask, memory, memory_real)
+        b = theirs(
+            y,
+            memory,
+            tgt_mask=~torch.ones(9, 9, dtype=torch.bool).tril(),
+            tgt_key_padding_mask=~real if padded else None,
+            memory_key_padding_mask=~memory_real,
+        )
+    else:
+        a, b = ours(x, mask), theirs(y, src_key_padding_mask=~real if padded else None)
+    torch.testing.assert_close(a[real], b[real], atol=1e-5, rtol=1e-5)
+    for out in (a[real], b[real]):
         (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
     torch.testing.assert_close(x.grad, y.grad, atol=1e-5, rtol=1e-5)
     for a, b in pairs:
-        torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(tensors(a, True), tensors(b, True), atol=1e-5, rtol=1e-5)
 
 
 def naive_self_attention(branch: Any, x: Tensor, allowed: Tensor) -> Tensor:
@@ -301,6 +352,20 @@ def test_reorder_follows_the_beams(position: str) -> None:
 
 
 @torch.no_grad()
+def test_reorder_takes_the_padding_of_a_prompt_along() -> None:
+    model, x = build(position="learned", architecture="decoder"), tokens(2, 6)
+    mask = right_mask([6, 2], 6).flip(1)
+    cache = KVCache()
+    model(x, mask, cache=cache)
+    cache.reorder(torch.tensor([1, 0, 1]))
+    new = tokens(3, 1)
+    out = model(new, cache=cache)
+    for row, (source, length) in enumerate(((1, 2), (0, 6), (1, 2))):
+        alone = torch.cat((x[source, 6 - length :], new[row]))[None]
+        torch.testing.assert_close(out[row], model(alone)[0, -1:], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
 def test_keys_and_values_of_the_memory_are_computed_once() -> None:
     model = build(architecture="encoder_decoder")
     memory, cache, calls = model.encode(tokens()), KVCache(), []
@@ -441,7 +506,7 @@ def test_too_long_a_sequence_says_what_to_raise() -> None:
         assert build(position=position)(tokens(1, 70)).shape == (1, 70, D)
 
 
-def test_encoder_without_mask_builds_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masks_that_sdpa_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[Any, bool]] = []
     original = F.scaled_dot_product_attention
 
@@ -453,3 +518,8 @@ def test_encoder_without_mask_builds_none(monkeypatch: pytest.MonkeyPatch) -> No
     Encoder(BackboneConfig(num_layers=1, d_model=D))(tokens())
     build(architecture="decoder", num_layers=1)(tokens())
     assert seen == [(None, False), (None, True)]
+
+    # A mask leaves every query of a left-padded prompt a key: kernels differ in what they make of none.
+    build(architecture="decoder", num_layers=1)(tokens(), right_mask([9, 4, 7], 9).flip(1))
+    mask, causal = seen[-1]
+    assert mask.any(dim=-1).all() and not causal
