@@ -57,6 +57,7 @@ log = logging.getLogger(__name__)
 __all__ = ["SpecAugment", "SpeechDataModule", "SpeechSpec", "load_audio", "log_mel", "predict_dataset"]
 
 FORMAT = 2  # of the prepared folder: raise it when the code below makes other files from the same settings
+TEMPO_KNOTS = 64  # frames from one drawn tempo to the next; lengths between them interpolate
 LEAST_SHARD, MOST_SHARDS = 64, 400  # recordings in a shard at least; shards at most (each is one open file)
 
 
@@ -108,7 +109,7 @@ class SpeechSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class SpecAugment:
-    """Masks over bands and over time, and a change of tempo, drawn anew for each utterance and epoch.
+    """Masks over bands and over time, drawn anew for each utterance and epoch, and a change of tempo.
 
     freq_masks: number of band masks, each of 0..freq_width bands; time_masks: number of time masks, each of
     0..time_ratio x length frames (so short utterances lose no larger share than long ones); speed: (slowest,
@@ -135,15 +136,16 @@ class SpecAugment:
                 f"augment.speed={self.speed} must be two tempi within 0.5 and 2, slowest first: [0.9, 1.1]."
             )
 
+    def tempo(self, random: np.random.Generator) -> float:
+        """A tempo, 1 when `speed` is None."""
+        return 1.0 if self.speed is None else float(random.uniform(self.speed[0], self.speed[1]))
+
     def __call__(
-        self, features: np.ndarray, random: np.random.Generator, least_frames: int = 1
+        self, features: np.ndarray, random: np.random.Generator, least_frames: int = 1, tempo: float = 1.0
     ) -> np.ndarray:
-        """Features (T, num_mels) -> (T', num_mels) float32, a new array; T' = T when speed is None, else >=
-        least_frames.
-        """
+        """Features (T, num_mels) -> (T', num_mels) float32, a new array; T' = T / tempo, but >= least_frames."""
         features = features.astype(np.float32)
-        if self.speed is not None:
-            tempo = random.uniform(self.speed[0], self.speed[1])
+        if tempo != 1.0:
             features = _stretch(features, max(min(least_frames, len(features)), round(len(features) / tempo)))
         frames, bands = features.shape
         for _ in range(self.freq_masks):
@@ -275,7 +277,8 @@ class SpeechDataset(Dataset[dict[str, Any]]):
         )
         if self.augment is not None:
             least = self._subsampling * (len(targets) + repeats(targets))
-            features = self.augment(features, random_stream(self.seed, "augment", epoch, row), least)
+            tempo = self._tempo(epoch, len(features))
+            features = self.augment(features, random_stream(self.seed, "augment", epoch, row), least, tempo)
         return {
             "id": row,
             "features": features,
@@ -283,6 +286,19 @@ class SpeechDataset(Dataset[dict[str, Any]]):
             "language": self._languages[self.prepared.index["language"][row]],
             "text": text,
         }
+
+    def _tempo(self, epoch: int, frames: int) -> float:
+        """The epoch's tempo for recordings of this length: neighbouring lengths have neighbouring tempi.
+
+        Recordings of about one length share batches; tempi of their own would fill these up with padding.
+        """
+        assert self.augment is not None
+        knot, place = divmod(frames, TEMPO_KNOTS)
+        first, second = (
+            self.augment.tempo(random_stream(self.seed, "tempo", epoch, number))
+            for number in (knot, knot + 1)
+        )
+        return first + (second - first) * place / TEMPO_KNOTS
 
 
 class Collate:

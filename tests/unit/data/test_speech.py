@@ -321,16 +321,28 @@ def test_masks_have_the_width_that_was_asked_for_and_scale_with_the_length():
 def test_tempo_stretches_in_time_and_keeps_ctc_feasible():
     ramp = np.repeat(np.arange(100, dtype=np.float16)[:, None], 4, 1)
     quiet = {"freq_masks": 0, "time_masks": 0}
-    slow = SpecAugment(**quiet, speed=[0.5, 0.5])(ramp, np.random.default_rng(0))
+    augment = SpecAugment(**quiet, speed=[0.9, 1.1])
+    slow = augment(ramp, np.random.default_rng(0), tempo=0.5)
     assert slow.shape == (200, 4) and slow[0, 0] == 0 and slow[-1, 0] == 99
     assert np.allclose(np.diff(slow[:, 0]), 99 / 199, atol=1e-4)
-    fast = SpecAugment(**quiet, speed=[2.0, 2.0])
-    assert len(fast(ramp, np.random.default_rng(0))) == 50
-    assert len(fast(ramp, np.random.default_rng(0), least_frames=80)) == 80
-    lengths = {
-        len(SpecAugment(**quiet, speed=[0.9, 1.1])(ramp, np.random.default_rng(n))) for n in range(200)
-    }
-    assert min(lengths) == 91 and max(lengths) == 111
+    assert len(augment(ramp, np.random.default_rng(0), tempo=2.0)) == 50
+    assert len(augment(ramp, np.random.default_rng(0), least_frames=80, tempo=2.0)) == 80
+    tempi = [augment.tempo(np.random.default_rng(n)) for n in range(200)]
+    assert 0.9 <= min(tempi) < 0.91 and 1.09 < max(tempi) <= 1.1
+    assert SpecAugment().tempo(np.random.default_rng(0)) == 1.0
+
+
+def test_like_lengths_have_like_tempi_which_change_with_the_epoch(corpus):
+    data = ready(corpus(20), augment={"freq_masks": 0, "time_masks": 0, "speed": [0.5, 2.0]})
+    tempi = np.array(
+        [[data.train_set._tempo(epoch, frames) for frames in range(20, 800)] for epoch in range(3)]
+    )
+    assert np.abs(np.diff(tempi, axis=1)).max() <= 1.5 / 64 + 1e-9
+    assert tempi.min() < 0.7 and tempi.max() > 1.7
+    assert np.abs(tempi[0] - tempi[1]).max() > 0.3
+    frames = int(data.train_set.lengths[3])
+    stretched = len(data.train_set[1, 3]["features"])
+    assert abs(stretched - frames / data.train_set._tempo(1, frames)) <= 0.5
 
 
 def test_collate_rounds_up_the_length():
