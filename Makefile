@@ -22,7 +22,7 @@ run: $(INSTALLED) ## set up, then train Magneto on real speech (ARGS="optimizer.
 	$(BIN)/python run.py task=asr backbone=magneto $(ARGS)
 
 compare: $(INSTALLED) ## Post-LN, Pre-LN and Magneto with two seeds each, one after the other, then a report
-	$(BIN)/python run.py -m task=asr backbone=post_ln,pre_ln,magneto seed=1,2 $(ARGS)
+	$(BIN)/python run.py -m task=asr experiment=asr/placements backbone=post_ln,pre_ln,magneto seed=1,2 $(ARGS)
 
 test: $(INSTALLED) ## set up, then run all tests
 	OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)

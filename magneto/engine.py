@@ -16,12 +16,13 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 import lightning as L
 import torch
 from hydra.errors import InstantiationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -33,7 +34,7 @@ from magneto import callbacks, checkpoint
 from magneto.cli import options
 from magneto.data.base import DataModule
 from magneto.errors import UserError, from_mapping, nearest
-from magneto.loggers import CSVLogger, wandb_logger
+from magneto.loggers import CSVLogger, is_main_process, wandb_logger
 from magneto.loggers import Settings as LoggerSettings
 from magneto.runs import RESULT_SCHEMA, RunFolder, Start, git_revision, run_name, versions
 from magneto.tasks.base import Diverged, TaskModule, task_class
@@ -58,8 +59,9 @@ def run(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         UserError: a mistake in the configuration, the data or the files, with its remedy.
     """
-    config = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True, throw_on_missing=True)
-    assert isinstance(config, dict)
+    config = cast(
+        dict[str, Any], OmegaConf.to_container(cfg, resolve=True, enum_to_str=True, throw_on_missing=True)
+    )
     mode = config["mode"]
     _log_to_screen()
     if mode in ("test", "predict", "export") and not config["checkpoint"]:
@@ -95,7 +97,7 @@ def run_folder(config: Mapping[str, Any], overrides: Sequence[str]) -> RunFolder
 
 def _train(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     folder = run_folder(config, overrides)
-    main_process = rank_zero_only.rank == 0
+    main_process = is_main_process()
     start = folder.begin(config, config["resume"]) if main_process else _follow(folder, config["resume"])
     if start.result is not None:
         _print_result(
@@ -128,7 +130,7 @@ def _fit_and_test(config: dict[str, Any], folder: RunFolder, start: Start) -> di
     data.prepare()
     L.seed_everything(config["seed"], verbose=False)
     task = _build_task(config, data)
-    task.samples_file = folder.samples if rank_zero_only.rank == 0 else None
+    task.samples_file = folder.samples if is_main_process() else None
     step = _resume(task, start, folder) if start.checkpoint else 0
     loggers = _loggers(folder, config, step)
     try:
@@ -258,12 +260,14 @@ def _check_task(config: Mapping[str, Any]) -> None:
 def _instantiate(node: Mapping[str, Any], key: str) -> DataModule:
     arguments = {name: value for name, value in node.items() if name != "name"}
     try:
-        return hydra.utils.instantiate(arguments, _convert_="all")
+        module = hydra.utils.instantiate(arguments, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, UserError):
             raise cause from None
         raise UserError(f"{key}: {cause or error}") from error
+    assert isinstance(module, DataModule), module
+    return module
 
 
 def _build_task(config: Mapping[str, Any], data: DataModule) -> TaskModule:
@@ -333,7 +337,7 @@ def _trainer(
             callbacks=watching,
             enable_checkpointing=True,
         )
-    except (TypeError, ValueError, L.pytorch.utilities.exceptions.MisconfigurationException) as error:
+    except (TypeError, ValueError, MisconfigurationException) as error:
         raise UserError(f"trainer: {error}") from error
     return trainer, monitor, saver
 
@@ -432,7 +436,7 @@ def _log_to_screen() -> None:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(handler)
-        log.setLevel(logging.INFO if rank_zero_only.rank == 0 else logging.WARNING)
+        log.setLevel(logging.INFO if is_main_process() else logging.WARNING)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,11 @@ from magneto.errors import UserError
 WANDB_MODES = ("auto", "online", "offline", "disabled")
 
 
+def is_main_process() -> bool:
+    """Whether this process writes the run's files: the only one, or the one of rank 0."""
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
+
+
 class CSVLogger(Logger):
     """Appends `step,metric,value` lines to one file.
 
@@ -109,7 +114,7 @@ def wandb_logger(folder: Path, settings: Settings, config: Mapping[str, Any]) ->
         config: the resolved configuration, shown by W&B.
     """
     mode = os.environ.get("WANDB_MODE", "auto") if settings.wandb == "auto" else settings.wandb
-    if mode == "disabled" or rank_zero_only.rank != 0:
+    if mode == "disabled" or not is_main_process():
         return None
     if mode == "auto":
         mode = "online" if has_wandb_key() else "offline"

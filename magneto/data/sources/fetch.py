@@ -95,8 +95,9 @@ def locate(package: Package, data_dir: Path, folder: str | None = None) -> Locat
                     log.info("%s: %s", package.name, reason)
     raise UserError(
         f"The corpus {package.name} ({package.version}) could not be had. Tried:\n" + "\n".join(tried) + "\n"
-        f"What you can do: install it (for example `apt-get install {package.name}`), or try again with a network, or get it from {package.homepage} on any machine, unpack it and "
-        "name its folder with `folder=...` in the data config."
+        f"What you can do: install it (for example `apt-get install {package.name}`), or try again with a "
+        f"network, or get it from {package.homepage} on any machine, unpack it and name its folder with "
+        "`folder=...` in the data config."
     )
 
 
