@@ -9,13 +9,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, RichProgressBar
 from torch import Tensor, nn
 
+from magneto.data.base import DataModule
+from magneto.data.loader import RunLoader
 from magneto.errors import UserError
 from magneto.tasks.base import Batch, Diverged, TaskModule
 
@@ -120,6 +122,7 @@ class Checkpoints(Checkpoint):
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             trainer.should_stop = True  # Lightning then validates, whatever the interval
             return
+        assert isinstance(trainer.val_check_batch, int)
         if (batch_idx + 1) % trainer.val_check_batch == 0:
             return  # on_validation_end saves
         stop = self._stop_asked(trainer)
@@ -160,6 +163,13 @@ class Checkpoints(Checkpoint):
             ) from error
 
 
+def data_of(trainer: L.Trainer) -> DataModule:
+    """The run's data module."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    assert isinstance(data, DataModule)
+    return data
+
+
 class ConfigureRun(Callback):
     """Tells the data module what only the running trainer knows: the length of the run, and its rank."""
 
@@ -167,19 +177,20 @@ class ConfigureRun(Callback):
         """Called once the processes are up, before any loader is made."""
         assert isinstance(pl_module, TaskModule)
         total = pl_module.total_steps * trainer.accumulate_grad_batches
-        trainer.datamodule.configure_run(total, rank=trainer.global_rank, world_size=trainer.world_size)
+        data_of(trainer).configure_run(total, rank=trainer.global_rank, world_size=trainer.world_size)
 
 
 class Monitor(Callback):
     """Logs the training metrics and the throughput, and ends a run that diverges.
 
     Args:
+        every: optimizer steps between two logged values.
         divergence_factor: the run has diverged when the exponentially smoothed training loss exceeds the first logged
             one this many times, or when a loss is not finite.
     """
 
-    def __init__(self, divergence_factor: float) -> None:
-        self.divergence_factor = divergence_factor
+    def __init__(self, every: int, divergence_factor: float) -> None:
+        self.every, self.divergence_factor = every, divergence_factor
         self.first_loss: float | None = None
         self.smooth_loss: float | None = None
         self.totals: dict[str, float] = defaultdict(float)
@@ -204,7 +215,7 @@ class Monitor(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Count the work; log and judge every `log_every_n_steps` optimizer steps and at the end."""
+        """Count the work; log and judge every `every` optimizer steps and at the end."""
         assert isinstance(pl_module, TaskModule)
         work = pl_module.units(batch)
         work["model_flops"] = pl_module.flops(batch)
@@ -214,9 +225,9 @@ class Monitor(Callback):
             self._window[key] += value
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        if not (stepped and trainer.global_step % trainer.log_every_n_steps == 0) and not last:
+        if not (stepped and trainer.global_step % self.every == 0) and not last:
             return
-        wait = trainer.train_dataloader.take_wait_seconds()
+        wait = cast(RunLoader, trainer.train_dataloader).take_wait_seconds()
         self._window["wait_seconds"] += wait
         self._window["seconds"] += wait
         metrics = pl_module.flush_window()
@@ -226,7 +237,7 @@ class Monitor(Callback):
             if key not in ("seconds", "wait_seconds", "batches")
         }
         metrics["throughput/data_wait_fraction"] = wait / self._window["seconds"]
-        metrics["epoch"] = (batch_idx + 1) / trainer.datamodule.batches_per_epoch(trainer.world_size)
+        metrics["epoch"] = (batch_idx + 1) / data_of(trainer).batches_per_epoch(trainer.world_size)
         pl_module.record(metrics)
         pl_module.log("loss", metrics["train/loss"], prog_bar=True, logger=False)
         for key, value in self._window.items():

@@ -318,7 +318,7 @@ def _trainer(
     for key, value in (("max_steps", steps), ("val_check_interval", interval)):
         if not isinstance(value, int) or value < 1:
             raise UserError(f"trainer.{key}={value}: must be a whole number of optimizer steps, 1 or more.")
-    monitor = callbacks.Monitor(watch.divergence_factor)
+    monitor = callbacks.Monitor(settings["log_every_n_steps"], watch.divergence_factor)
     saver = callbacks.Checkpoints(folder.checkpoints, task.monitor, task.mode, watch.save_every)
     watching: list[L.Callback] = [callbacks.ConfigureRun(), callbacks.StepSeed(config["seed"])]
     if watch.ema_decay:

@@ -6,12 +6,12 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import requests.utils
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from magneto.errors import UserError
 
@@ -125,7 +125,7 @@ def wandb_logger(folder: Path, settings: Settings, config: Mapping[str, Any]) ->
     if not id_file.exists():
         id_file.write_text(secrets.token_hex(4), encoding="utf-8")
 
-    def start(mode: str) -> WandbLogger:
+    def start(mode: Literal["online", "offline"]) -> WandbLogger:
         run = wandb_sdk.init(
             project=settings.project, entity=settings.entity, group=settings.group, tags=list(settings.tags),
             name=folder.name, config=dict(config), dir=folder,

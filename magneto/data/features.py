@@ -145,7 +145,8 @@ def log_mel(waveform: torch.Tensor, settings: FeatureSettings) -> torch.Tensor:
     features = (_mel(settings)(waveform) + LOG_FLOOR).log().T
     features = features.clamp(min=features.max() - DYNAMIC_RANGE)
     deviation, mean = torch.std_mean(features, dim=0, correction=0)
-    return (features - mean) / (deviation + LEAST_DEVIATION)
+    normalised: torch.Tensor = (features - mean) / (deviation + LEAST_DEVIATION)
+    return normalised
 
 
 @dataclass(frozen=True)

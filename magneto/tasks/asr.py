@@ -25,7 +25,7 @@ DECODERS = ("greedy", "beam")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class ASROptions:
     """What `conf/task/asr.yaml` sets under `task`."""
 
     decoder: str = "greedy"
@@ -49,8 +49,8 @@ class ASR(TaskModule):
 
     name = "asr"
     monitor = "val/cer"
-    Options = Options
-    options: Options
+    Options = ASROptions
+    options: ASROptions
 
     def build(self) -> None:
         """Stem, encoder, head; error rates per language."""
@@ -132,7 +132,8 @@ class ASR(TaskModule):
     def predict(self, source: str) -> Iterator[dict[str, Any]]:
         """Transcribe a file, or every audio file of a folder."""
         files = predict_dataset([source], SpeechSpec.from_dict(self.spec))
-        for path, item in zip(files.paths, files, strict=True):
+        for number, path in enumerate(files.paths):
+            item = files[number]
             features = torch.from_numpy(item["features"])[None].to(self.device)
             log_probs, lengths = self(features, torch.tensor([features.shape[1]], device=self.device))
             transcript = self.decode(log_probs, lengths)[0]

@@ -84,13 +84,13 @@ class TaskModule(L.LightningModule):
         **options: Any,
     ) -> None:
         super().__init__()
-        self.config = BackboneConfig.from_dict(backbone)
+        self.config = BackboneConfig.from_dict(dict(backbone))
         self.spec = dict(spec)
         self.optimizer_config = from_mapping(OptimizerConfig, optimizer, "optimizer")
         self.scheduler_config = from_mapping(SchedulerConfig, scheduler, "scheduler")
         self.total_steps = total_steps
         self.num_samples = num_samples
-        self.options = from_mapping(self.Options, options, "task")
+        self.options: Any = from_mapping(self.Options, options, "task")
         self.save_hyperparameters(
             {
                 "task": f"{type(self).__module__}.{type(self).__qualname__}",
@@ -105,8 +105,9 @@ class TaskModule(L.LightningModule):
         )
         self.scores: dict[str, Metric] = {}
         self.build()
-        self._metrics = nn.ModuleDict({"loss": MeanMetric(), **self.scores})
-        self._window: dict[str, float] = {}
+        self._loss = MeanMetric()
+        self._metrics = nn.ModuleDict({"loss": self._loss, **self.scores})
+        self._window: dict[str, Tensor | float] = {}
         self._weight: Tensor | None = None
         self._grad_norm: Tensor | None = None
         self._shown: list[Sample] = []
@@ -241,7 +242,7 @@ class TaskModule(L.LightningModule):
     def _evaluation_step(self, batch: Batch) -> None:
         output = self.step(batch)
         mean = output.loss_sum.float() / output.weight.clamp(min=1e-8)
-        self._metrics["loss"].update(mean, output.weight)
+        self._loss.update(mean, output.weight)
         self.evaluate(batch, output)
         if self.num_samples:
             self._shown.extend(self.samples(batch, output))

@@ -1,5 +1,6 @@
 """Every file of conf/ composes, and what it describes can be built."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,10 @@ def test_each_experiment_composes_instantiates_and_names_its_task(experiment: st
     config = plain(f"task={experiment.split('/')[0]}", f"experiment={experiment}")
     assert config["experiment_task"] == config["task"]["name"]
     build(config)
+
+
+def test_every_field_of_the_backbone_can_be_overridden_from_the_command_line() -> None:
+    assert set(plain("task=asr")["backbone"]) == {field.name for field in dataclasses.fields(BackboneConfig)}
 
 
 @pytest.mark.parametrize("size", options("size"))

@@ -20,7 +20,10 @@ CONFIG = {"name": None, "backbone": {"placement": "magneto"}, "size_name": "tiny
         (["trainer.max_steps=5", "data=fotaq"], "magneto-tiny-seed3-data=fotaq-trainer.max_steps=5"),
         (["logger=csv", "trainer.threads=2", "data.num_workers=2"], "magneto-tiny-seed3"),
         (["data.sources.stamps.folder=/a/b"], "magneto-tiny-seed3"),
-        (["data.sources.stamps.languages=[es,fr]"], "magneto-tiny-seed3-data.sources.stamps.languages=_es,fr"),
+        (
+            ["data.sources.stamps.languages=[es,fr]"],
+            "magneto-tiny-seed3-data.sources.stamps.languages=_es,fr",
+        ),
     ],
 )
 def test_a_run_is_named_by_what_it_is(overrides: list[str], name: str) -> None:
