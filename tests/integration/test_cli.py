@@ -85,7 +85,7 @@ def test_two_processes_give_the_curve_of_one_with_twice_the_batch(
 def test_a_signal_leaves_a_run_that_goes_on_to_identical_metrics(
     overrides: list[str], tmp_path: Path, number: signal.Signals
 ) -> None:
-    long = [*overrides, "trainer.max_steps=60", "trainer.val_check_interval=25"]
+    long = [*overrides, "trainer.max_steps=300", "trainer.val_check_interval=125"]
     whole = magneto(*long, "name=whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     folder = tmp_path / "runs/asr/parts"
