@@ -150,7 +150,9 @@ class Checkpoints(Checkpoint):
             raise Interrupted
 
     def _stop_asked(self, trainer: L.Trainer) -> bool:
-        return trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
+        # Lightning installs a SIGTERM handler of its own, which may have replaced ours.
+        asked = self._signal is not None or trainer.received_sigterm
+        return trainer.strategy.reduce_boolean_decision(asked, all=False)
 
     def _save(self, trainer: L.Trainer, name: str) -> None:
         path = self.folder / f"{name}.ckpt"
