@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import lightning as L
 import torch
@@ -43,10 +43,56 @@ class Settings:
 
 
 class Interrupted(BaseException):
-    """The run was asked to stop (SIGTERM or SIGINT) and has saved its state.
+    """The run was asked to stop (SIGTERM or SIGINT).
 
     A BaseException, so that no handler of ordinary errors takes it for one.
     """
+
+
+class StopSignals:
+    """Turns SIGTERM and SIGINT into `Interrupted`, for as long as the context lasts.
+
+    At once where nothing has to be saved; while `defer` is in force, a first signal is only noted in `received`, so that
+    the training step ends and its state is saved (`Checkpoints`), and a second one stops at once.
+    """
+
+    def __init__(self) -> None:
+        self.received = False
+        self._deferred = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._install()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def defer(self) -> None:
+        """Only note the next signal. Takes the place of Lightning's handler, which leaves a validation unsaved."""
+        self._deferred = True
+        self._install()
+
+    def resume(self) -> None:
+        """Stop at once again: also now, if a signal was noted meanwhile.
+
+        Raises:
+            Interrupted: a signal was noted.
+        """
+        self._deferred = False
+        if self.received:
+            raise Interrupted
+
+    def _install(self) -> None:
+        for number in self._before:
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        first, self.received = not self.received, True
+        if not (self._deferred and first):
+            raise Interrupted
 
 
 class StepSeed(Callback):
@@ -80,14 +126,14 @@ class Checkpoints(Checkpoint):
         monitor: metric of the validation.
         mode: `min` or `max`.
         every: optimizer steps between two saves of `last.ckpt`.
+        signals: tells that the run was asked to stop.
     """
 
-    def __init__(self, folder: Path, monitor: str, mode: str, every: int) -> None:
+    def __init__(self, folder: Path, monitor: str, mode: str, every: int, signals: StopSignals) -> None:
         self.folder, self.monitor, self.mode, self.every = folder, monitor, mode, every
+        self.signals = signals
         self.best: float | None = None
         self.best_step = 0
-        self._signal: int | None = None
-        self._handlers: dict[int, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Best value and its step."""
@@ -97,21 +143,13 @@ class Checkpoints(Checkpoint):
         """Restore best value and its step."""
         self.best, self.best_step = state_dict["best"], state_dict["best_step"]
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take over SIGTERM and SIGINT until the fit ends."""
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """From now on a signal waits until the state is saved."""
+        self.signals.defer()
 
-        def handle(number: int, frame: FrameType | None) -> None:
-            if self._signal is not None:  # asked twice: stop at once
-                raise KeyboardInterrupt
-            self._signal = number
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._handlers[number] = signal.signal(number, handle)
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Give the signals back."""
-        while self._handlers:
-            signal.signal(*self._handlers.popitem())
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """All is saved."""
+        self.signals.resume()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -150,9 +188,7 @@ class Checkpoints(Checkpoint):
             raise Interrupted
 
     def _stop_asked(self, trainer: L.Trainer) -> bool:
-        # Lightning installs a SIGTERM handler of its own, which may have replaced ours.
-        asked = self._signal is not None or trainer.received_sigterm
-        return trainer.strategy.reduce_boolean_decision(asked, all=False)
+        return trainer.strategy.reduce_boolean_decision(self.signals.received, all=False)
 
     def _save(self, trainer: L.Trainer, name: str) -> None:
         path = self.folder / f"{name}.ckpt"

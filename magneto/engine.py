@@ -107,7 +107,11 @@ def _train(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     with _log_file(folder.path / "log.txt"):
         log.info("run %s", folder.path)
         try:
-            outcome = _fit_and_test(config, folder, start)
+            with callbacks.StopSignals() as signals:
+                outcome = _fit_and_test(config, folder, start, signals)
+        except callbacks.Interrupted:
+            log.warning("interrupted before training: repeat the command to go on")
+            outcome = {"status": "interrupted", "message": "stopped before training", "metrics": {}}
         except BaseException as error:
             if main_process:
                 failure = {"status": "failed", "message": f"{type(error).__name__}: {error}", "metrics": {}}
@@ -123,7 +127,9 @@ def _train(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     return {**result, "folder": str(folder.path)}
 
 
-def _fit_and_test(config: dict[str, Any], folder: RunFolder, start: Start) -> dict[str, Any]:
+def _fit_and_test(
+    config: dict[str, Any], folder: RunFolder, start: Start, signals: callbacks.StopSignals
+) -> dict[str, Any]:
     """The run itself; returns what result.json says of its outcome."""
     started = time.time()
     data = _instantiate(config["data"], "data")
@@ -134,25 +140,26 @@ def _fit_and_test(config: dict[str, Any], folder: RunFolder, start: Start) -> di
     step = _resume(task, start, folder) if start.checkpoint else 0
     loggers = _loggers(folder, config, step)
     try:
-        trainer, monitor, saver = _trainer(config, folder, task, loggers)
+        trainer, monitor, saver = _trainer(config, folder, task, loggers, signals)
         _announce(task, trainer, step)
         if config["trainer"]["compile"]:
             task.compile_layers()
-        status, message, fit_started = "finished", None, time.time()
+        status, message, fit_started, fit_seconds = "finished", None, time.time(), None
+        metrics: dict[str, float] = {}
         try:
             trainer.fit(task, datamodule=data, ckpt_path=start.checkpoint, weights_only=True)
+            fit_seconds = time.time() - fit_started
+            metrics = _evaluate_best(folder, trainer, data, task)
         except Diverged as error:
             status, message = "diverged", str(error)
             log.warning("the run has diverged: %s", error)
         except callbacks.Interrupted:
             status, message = "interrupted", f"stopped at step {trainer.global_step}"
             log.warning(
-                "interrupted at step %d, state saved: repeat the command to go on", trainer.global_step
+                "interrupted at step %d: repeat the command to go on from the last checkpoint",
+                trainer.global_step,
             )
-        fit_seconds = time.time() - fit_started
-        metrics = dict(task.evaluated)
-        if status == "finished":
-            metrics |= _evaluate_best(folder, trainer, data, task)
+        metrics = dict(task.evaluated) | metrics
         for logger in loggers:
             if isinstance(logger, WandbLogger):
                 logger.experiment.summary.update({**metrics, "status": status})
@@ -173,7 +180,7 @@ def _fit_and_test(config: dict[str, Any], folder: RunFolder, start: Start) -> di
         "parameters": task.num_parameters,
         "time": {
             "wall_s": time.time() - started,
-            "fit_s": fit_seconds,
+            "fit_s": time.time() - fit_started if fit_seconds is None else fit_seconds,
             "data_wait_fraction": throughput.pop("data_wait_fraction"),
         },
         "throughput": throughput,
@@ -310,7 +317,11 @@ def _progress_bar(config: Mapping[str, Any]) -> list[L.Callback]:
 
 
 def _trainer(
-    config: Mapping[str, Any], folder: RunFolder, task: TaskModule, loggers: list[Logger]
+    config: Mapping[str, Any],
+    folder: RunFolder,
+    task: TaskModule,
+    loggers: list[Logger],
+    signals: callbacks.StopSignals,
 ) -> tuple[L.Trainer, callbacks.Monitor, callbacks.Checkpoints]:
     settings = config["trainer"]
     watch = from_mapping(callbacks.Settings, config["callbacks"], "callbacks")
@@ -319,7 +330,7 @@ def _trainer(
         if not isinstance(value, int) or value < 1:
             raise UserError(f"trainer.{key}={value}: must be a whole number of optimizer steps, 1 or more.")
     monitor = callbacks.Monitor(settings["log_every_n_steps"], watch.divergence_factor)
-    saver = callbacks.Checkpoints(folder.checkpoints, task.monitor, task.mode, watch.save_every)
+    saver = callbacks.Checkpoints(folder.checkpoints, task.monitor, task.mode, watch.save_every, signals)
     watching: list[L.Callback] = [callbacks.ConfigureRun(), callbacks.StepSeed(config["seed"])]
     if watch.ema_decay:
         watching.append(EMAWeightAveraging(decay=watch.ema_decay))

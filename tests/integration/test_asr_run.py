@@ -1,8 +1,10 @@
 """The spine, end to end through `engine.run`: learn, resume, refuse, predict, export."""
 
 import csv
+import itertools
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 from magneto import callbacks
 from magneto.checkpoint import load_task
 from magneto.errors import UserError
+from magneto.tasks.asr import ASR
 
 LEARN = ("trainer.max_steps=220", "trainer.val_check_interval=220", "optimizer.lr=4e-3", "backbone.dropout=0")
 
@@ -87,6 +90,48 @@ def test_an_interrupted_run_goes_on_bit_identically(
     ]
     for name, weight in last[0]["state_dict"].items():
         assert torch.equal(weight, last[1]["state_dict"][name]), name
+
+
+@pytest.mark.parametrize(
+    ("number", "hook", "at"),
+    [
+        (signal.SIGTERM, "training_step", 5),
+        (signal.SIGTERM, "validation_step", 1),
+        (signal.SIGINT, "validation_step", 2),
+        (signal.SIGTERM, "test_step", 0),
+        (signal.SIGINT, "test_step", 0),
+    ],
+)
+def test_a_signal_at_any_moment_leaves_a_run_that_goes_on(
+    run, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, hook: str, at: int
+) -> None:
+    whole = run("name=whole")
+    original, calls = getattr(ASR, hook), itertools.count()
+
+    def step_and_signal(self, batch, batch_idx: int):
+        if next(calls) == at:
+            signal.raise_signal(number)
+        return original(self, batch, batch_idx)
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr(ASR, hook, step_and_signal)
+    parts = run("name=parts")
+    monkeypatch.undo()
+    assert parts["status"] == "interrupted" and signal.getsignal(number) is before
+    assert (Path(parts["folder"]) / "checkpoints/last.ckpt").exists()
+    parts = run("name=parts")
+    assert parts["status"] == "finished" and parts["metrics"] == whole["metrics"]
+    assert values(parts["folder"]) == values(whole["folder"])
+
+
+def test_a_second_signal_does_not_wait_for_the_step(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def signal_twice(self, batch, batch_idx: int):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("the second signal came to nothing")
+
+    monkeypatch.setattr(ASR, "training_step", signal_twice)
+    assert run()["status"] == "interrupted"
 
 
 def test_checkpoint_and_export_transcribe_alike(run, tones: Path, capsys, tmp_path: Path) -> None:
