@@ -4,6 +4,7 @@ from magneto.nn.attention import KVCache
 from magneto.nn.config import BackboneConfig
 from magneto.nn.flops import training_flops_per_token
 from magneto.nn.init import Linear, initialize
+from magneto.nn.loss import CrossEntropy, chunked_cross_entropy
 from magneto.nn.norm import build_norm
 from magneto.nn.placement import PLACEMENTS, Depth, Placement
 from magneto.nn.stack import Decoder, Encoder, EncoderDecoder, build_backbone
@@ -13,6 +14,7 @@ __all__ = [
     "PLACEMENTS",
     "AudioStem",
     "BackboneConfig",
+    "CrossEntropy",
     "Decoder",
     "Depth",
     "Encoder",
@@ -24,6 +26,7 @@ __all__ = [
     "TokenStem",
     "build_backbone",
     "build_norm",
+    "chunked_cross_entropy",
     "initialize",
     "training_flops_per_token",
 ]

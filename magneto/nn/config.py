@@ -52,6 +52,8 @@ class BackboneConfig:
     """Frames that a convolutional position sees; odd."""
     input_norm: bool = False
     """A norm on the input once positions are added, as BERT has it."""
+    embedding_scale: bool = True
+    """Token embeddings enter multiplied by sqrt(d_model) (see `stems.TokenStem`); BERT and GPT-2 have no such factor."""
     dropout: float = 0.0
     """On the input and on the output of each sub-layer."""
     attention_dropout: float = 0.0

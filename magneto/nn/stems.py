@@ -26,17 +26,14 @@ class TokenStem(nn.Module):
 
     Args:
         vocab_size: number of tokens.
-        config: gives d_model.
+        config: gives d_model and, in `embedding_scale`, whether there is the factor sqrt(d_model).
         padding_id: token whose embedding stays zero.
-        scale: the sqrt(d_model); False for weights of models that have none (BERT, GPT-2).
     """
 
-    def __init__(
-        self, vocab_size: int, config: BackboneConfig, *, padding_id: int | None = None, scale: bool = True
-    ) -> None:
+    def __init__(self, vocab_size: int, config: BackboneConfig, *, padding_id: int | None = None) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocab_size, config.d_model, padding_idx=padding_id)
-        self.scale = sqrt(config.d_model) if scale else 1.0
+        self.scale = sqrt(config.d_model) if config.embedding_scale else 1.0
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -21,7 +21,7 @@ def test_tokens_enter_with_unit_variance_and_give_unit_logits() -> None:
     assert logits.shape == (8, 1000)
     assert logits.std().item() == pytest.approx(1.0, rel=0.1)
     assert not stem(torch.tensor([[3]])).any()
-    plain = TokenStem(1000, CONFIG, scale=False)
+    plain = TokenStem(1000, BackboneConfig(d_model=64, embedding_scale=False))
     assert torch.equal(plain(tokens), plain.embedding.weight[tokens])
 
 

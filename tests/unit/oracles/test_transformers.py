@@ -77,7 +77,7 @@ def test_bert(activation: str, padded: bool, attention: str) -> None:
 def gpt2(attention: str = "sdpa") -> tuple[Any, TokenStem, Any, list[Link]]:
     """Our Pre-LN decoder with a stem whose table is also the output layer, and a GPT-2 with the same weights."""
     ours = build("pre_ln", "decoder", position="learned", activation="gelu_tanh")
-    stem = TokenStem(VOCABULARY, BackboneConfig(d_model=D, num_heads=HEADS), scale=False)
+    stem = TokenStem(VOCABULARY, BackboneConfig(d_model=D, num_heads=HEADS, embedding_scale=False))
     config = transformers.GPT2Config(
         vocab_size=VOCABULARY,
         n_positions=POSITIONS,

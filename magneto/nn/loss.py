@@ -1,0 +1,141 @@
+"""Cross-entropy from hidden states, without the logits of all positions in memory at once.
+
+With 64 thousand tokens of vocabulary, the fp32 logits of 8 thousand positions take 2 GiB, and their gradient as much
+again: more than the model. Here the output layer is part of the loss. It works through a few positions at a time and
+forms the gradients of hidden states, table and bias in the same pass, so nothing of size (N, V) outlives its chunk
+and no product is computed twice (which recomputation by checkpointing would do).
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+CHUNK_BYTES = {"cpu": 32 * 2**20}
+"""fp32 logits of one chunk, unless the caller says otherwise. On a CPU what still fits its caches: there it is also
+faster than a whole pass. Elsewhere OTHER_CHUNK_BYTES, since each chunk adds to the gradient of the whole table."""
+OTHER_CHUNK_BYTES = 256 * 2**20
+
+
+class CrossEntropy(NamedTuple):
+    """What `chunked_cross_entropy` gives back."""
+
+    loss_sum: Tensor
+    """Scalar fp32: the loss summed over the N positions, with gradients."""
+    nll: Tensor
+    """(N,) fp32 without gradients: -log p(target) in nats, label smoothing left out."""
+    correct: Tensor | None
+    """(N,) bool: whether the target is the most probable token; None unless asked for."""
+
+
+def chunked_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    chunk: int | None = None,
+    correct: bool = False,
+) -> CrossEntropy:
+    """`F.cross_entropy(hidden @ weight.T + bias, targets, reduction="sum")` in little memory.
+
+    Under autocast the products are made in its dtype, as those of `F.linear` are; softmax and loss are fp32 always.
+    Gradients are formed in the forward pass, so the graph can be walked once (a second `backward` raises).
+
+    Args:
+        hidden: (N, D), the positions that have a target and no others.
+        weight: (V, D), an output layer or a tied embedding table.
+        targets: (N,) int64 in [0, V).
+        bias: (V,) or None.
+        label_smoothing: share of the target's mass that is spread over all V tokens (Szegedy et al., arXiv 1512.00567).
+        chunk: most positions of one pass; None: as many as `CHUNK_BYTES` of fp32 logits hold. The positions are shared
+            out evenly among the passes.
+        correct: also compare the most probable token with the target, which costs a further look at each logit.
+    """
+    assert hidden.ndim == 2 and targets.shape == hidden.shape[:1], (hidden.shape, targets.shape)
+    if chunk is None:
+        chunk = max(1, CHUNK_BYTES.get(hidden.device.type, OTHER_CHUNK_BYTES) // (4 * len(weight)))
+    passes = max(1, -(-len(hidden) // chunk))
+    chunk = max(1, -(-len(hidden) // passes))
+    # Grad mode is always off inside of a Function, hence asked here; with no_grad nothing needs a gradient.
+    differentiate = torch.is_grad_enabled()
+    loss_sum, nll, hits = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, targets, bias, label_smoothing, chunk, correct, differentiate
+    )
+    return CrossEntropy(loss_sum, nll, hits)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """d loss / d logits = softmax - (1 - s) onehot - s / V, formed from each chunk's log-softmax in place."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        bias: Tensor | None,
+        smoothing: float,
+        chunk: int,
+        correct: bool,
+        differentiate: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        needs = [differentiate and needed for needed in ctx.needs_input_grad]
+        vocabulary = len(weight)
+        with torch.autocast(device, enabled=False):
+            table = weight.to(dtype)
+            offset = None if bias is None else bias.to(dtype)
+            loss_sum = torch.zeros((), dtype=torch.float32, device=hidden.device)
+            nll = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
+            hits = torch.empty(targets.shape, dtype=torch.bool, device=hidden.device) if correct else None
+            grad_hidden = torch.empty_like(hidden) if needs[0] else None
+            grad_weight = torch.zeros_like(weight) if needs[1] and len(hidden) == 0 else None
+            grad_bias = torch.zeros_like(bias) if bias is not None and needs[3] else None
+            for start in range(0, len(hidden), chunk):
+                part = slice(start, start + chunk)
+                x, wanted = hidden[part].to(dtype), targets[part, None]
+                logits = torch.nn.functional.linear(x, table, offset)
+                if hits is not None:
+                    hits[part] = logits.argmax(-1) == targets[part]
+                log_probs = logits.log_softmax(-1, dtype=torch.float32)
+                del logits
+                nll[part] = -log_probs.gather(1, wanted).squeeze(1)
+                loss_sum += (1 - smoothing) * nll[part].sum()
+                if smoothing:
+                    loss_sum -= smoothing * log_probs.mean(-1).sum()
+                if not any(needs):
+                    continue
+                slope = log_probs.exp_()
+                if smoothing:
+                    slope -= smoothing / vocabulary
+                rows = torch.arange(len(slope), device=slope.device)
+                slope[rows, targets[part]] -= 1 - smoothing
+                if grad_bias is not None:
+                    grad_bias += slope.sum(0)
+                slope = slope.to(dtype)
+                if grad_hidden is not None:
+                    grad_hidden[part] = slope @ table
+                if grad_weight is not None and grad_weight.dtype == dtype:
+                    grad_weight.addmm_(slope.T, x)
+                elif grad_weight is not None:
+                    grad_weight += slope.T @ x
+                elif needs[1]:
+                    grad_weight = (slope.T @ x).to(weight.dtype)
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.mark_non_differentiable(nll)
+        if hits is not None:
+            ctx.mark_non_differentiable(hits)
+        return loss_sum, nll, hits
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
+        # In place: a copy of the table's gradient would be the largest tensor of this pass. Autograd notices a
+        # second walk by the version counters of what it saved.
+        grad_hidden, grad_weight, grad_bias = (
+            None if saved is None else saved.mul_(grad) for saved in ctx.saved_tensors
+        )
+        return grad_hidden, grad_weight, None, grad_bias, None, None, None, None
