@@ -4,22 +4,24 @@ The paper's own recogniser is a Transformer transducer with an LSTM predictor (s
 the placements differ, and leaves out the rest. docs/numerics.md says so too.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from magneto.data.speech import SpeechSpec, predict_dataset
+from magneto.data.speech import SpeechDataModule
+from magneto.data.speech_predict import predict_dataset
+from magneto.data.speech_store import SpeechSpec
 from magneto.data.tokenizer import CTCTokenizer
 from magneto.decoding import BLANK, ctc_beam_search, ctc_blank_ratio, ctc_greedy
-from magneto.errors import UserError, nearest
+from magneto.errors import UserError, from_mapping, nearest
 from magneto.metrics import ErrorRate, align, mark_errors
-from magneto.nn import AudioStem, Linear, build_backbone, training_flops_per_token
-from magneto.tasks.base import Batch, Sample, StepOutput, TaskModule
+from magneto.nn import AudioStem, Encoder, Linear, training_flops_per_token
+from magneto.tasks.base import Batch, PredictInput, Sample, StepOutput, TaskModule
 
 DECODERS = ("greedy", "beam")
 
@@ -32,12 +34,29 @@ class ASROptions:
     """greedy (best path) or beam (prefix beam search), for evaluation and `mode=predict`."""
     beam_width: int = 16
     """Prefixes kept by the beam search."""
+    intermediate_layers: tuple[int, ...] = ()
+    """Layers (from 0) whose outputs learn to transcribe too (intermediate CTC: Lee and Watanabe 2021, eqs. 8-11)."""
+    intermediate_weight: float = 0.3
+    """Share of their mean loss in the training loss."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "intermediate_layers", tuple(self.intermediate_layers))
+        if not 0 <= self.intermediate_weight < 1:
+            raise UserError(
+                f"task.intermediate_weight={self.intermediate_weight}: must be from 0 to below 1."
+            )
         if self.decoder not in DECODERS:
             raise UserError(
                 f"task.decoder={self.decoder}: must be one of {', '.join(DECODERS)}.{nearest(self.decoder, DECODERS)}"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """What the group `predict` may set; otherwise decoding is as in training."""
+
+    decoder: str
+    beam_width: int
 
 
 class ASR(TaskModule):
@@ -50,7 +69,9 @@ class ASR(TaskModule):
     name = "asr"
     monitor = "val/cer"
     Options = ASROptions
+    Data = SpeechDataModule
     options: ASROptions
+    backbone: Encoder
 
     def build(self) -> None:
         """Stem, encoder, head; error rates per language."""
@@ -58,29 +79,55 @@ class ASR(TaskModule):
             raise UserError(
                 f"backbone.architecture={self.config.architecture}: task=asr needs architecture=encoder."
             )
+        last = self.config.num_layers - 1
+        if any(not 0 <= layer < last for layer in self.options.intermediate_layers):
+            raise UserError(
+                f"task.intermediate_layers={list(self.options.intermediate_layers)}: with {last + 1} layers they must "
+                f"be from 0 to {last - 1}."
+            )
         self.tokenizer = CTCTokenizer.from_dict(self.spec["tokenizer"])
         self.stem = AudioStem(self.spec["features"]["num_mels"], self.config)
-        self.backbone = build_backbone(self.config)
+        self.backbone = Encoder(self.config)
         self.head = Linear(self.config.d_model, self.tokenizer.vocab_size, roles=("head",))
         self.scores["errors"] = ErrorRate(groups=self.spec["languages"])
         self.scores["blank_ratio"] = MeanMetric()
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, mels) and (B,) -> fp32 log probabilities (B, T', V) and their lengths (B,), T' = ceil(T / 4)."""
+        return self._log_probs(features, lengths)[-1], self.stem.output_lengths(lengths)
+
+    def _log_probs(self, features: Tensor, lengths: Tensor, layers: tuple[int, ...] = ()) -> list[Tensor]:
+        """Log probabilities after each of `layers` and, last, after the whole stack."""
         hidden, mask = self.stem(features, lengths)
-        hidden = self.backbone(hidden, mask)
+        if layers:
+            hidden, outputs = self.backbone(hidden, mask, return_layers=layers)
+            norm = self.backbone.final_norm or nn.Identity()  # the one head reads what the one norm makes
+            outputs = [*(norm(output) for output in outputs), hidden]
+        else:
+            outputs = [self.backbone(hidden, mask)]
         # Autocast would compute the softmax in fp32 anyway; the loss must have it so on every device.
-        return self.head(hidden).float().log_softmax(dim=-1), self.stem.output_lengths(lengths)
+        return [self.head(output).float().log_softmax(dim=-1) for output in outputs]
 
     def step(self, batch: Batch) -> StepOutput:
         """CTC loss summed over the utterances; the weight is their number of target tokens."""
-        log_probs, lengths = self(batch["features"], batch["feature_lengths"])
-        loss = F.ctc_loss(
-            log_probs.transpose(0, 1), batch["targets"], lengths, batch["target_lengths"],
-            blank=BLANK, reduction="sum", zero_infinity=True,
+        layers = self.options.intermediate_layers if self.training else ()
+        lengths = self.stem.output_lengths(batch["feature_lengths"])
+        found = self._log_probs(batch["features"], batch["feature_lengths"], layers)
+        *intermediate, loss = (
+            F.ctc_loss(
+                log_probs.transpose(0, 1), batch["targets"], lengths, batch["target_lengths"],
+                blank=BLANK, reduction="sum", zero_infinity=True,
+            )
+            for log_probs in found
         )  # fmt: skip
-        weight = batch["target_lengths"].sum()
-        return StepOutput(loss, weight, outputs=(log_probs.detach(), lengths))
+        logs = {}
+        if intermediate:
+            logs["final_loss"] = loss.detach()
+            share = self.options.intermediate_weight
+            loss = (1 - share) * loss + share * torch.stack(intermediate).mean()
+        return StepOutput(
+            loss, batch["target_lengths"].sum(), outputs=(found[-1].detach(), lengths), logs=logs
+        )
 
     def decode(self, log_probs: Tensor, lengths: Tensor) -> list[str]:
         """Texts of a batch, by the decoder that the options name."""
@@ -129,9 +176,13 @@ class ASR(TaskModule):
         per_frame += 6 * self.head.weight.numel()
         return float(len(batch["id"]) * frames * per_frame)
 
-    def predict(self, source: str) -> Iterator[dict[str, Any]]:
+    def predict(self, inputs: PredictInput, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Transcribe a file, or every audio file of a folder."""
-        files = predict_dataset([source], SpeechSpec.from_dict(self.spec))
+        if inputs.path is None:
+            raise UserError("task asr: mode=predict needs input=, an audio file or a folder of them.")
+        decoding = {"decoder": self.options.decoder, "beam_width": self.options.beam_width} | dict(options)
+        self.options = replace(self.options, **vars(from_mapping(PredictOptions, decoding, "predict")))
+        files = predict_dataset([inputs.path], SpeechSpec.from_dict(self.spec))
         for number, path in enumerate(files.paths):
             item = files[number]
             features = torch.from_numpy(item["features"])[None].to(self.device)

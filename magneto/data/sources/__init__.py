@@ -59,13 +59,13 @@ class SpeechSource(Protocol):
         ...
 
 
-def hash_split(group: str, *, val: float, test: float) -> str:
+def hash_split(group: str, *, val: float, test: float, kind: str = "speech") -> str:
     """The side on which a group stands, fixed by the group's name alone.
 
     About the fractions `val` and `test` of all groups; the same on every machine and for every subset of the
-    corpus.
+    corpus. kind: of data, so that two kinds do not hold out the same groups by chance.
     """
-    digest = hashlib.sha256(f"speech:{group}".encode()).digest()
+    digest = hashlib.sha256(f"{kind}:{group}".encode()).digest()
     position = int.from_bytes(digest[:8], "big") / 2**64
     return "val" if position < val else "test" if position < val + test else "train"
 

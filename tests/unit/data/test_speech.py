@@ -11,9 +11,12 @@ import pytest
 import soundfile
 import torch
 
+from magneto.data.augment import SpecAugment
 from magneto.data.features import FeatureSettings, load_audio, log_mel
 from magneto.data.sources.manifest import ManifestSource
-from magneto.data.speech import Collate, SpecAugment, SpeechDataModule, SpeechSpec, predict_dataset
+from magneto.data.speech import SpeechDataModule
+from magneto.data.speech_predict import predict_dataset
+from magneto.data.speech_store import Collate, SpeechSpec
 from magneto.data.tokenizer import CTCTokenizer, repeats
 from magneto.errors import UserError
 from tests.unit.data.recordings import read_manifest, tone, write_manifest

@@ -1,0 +1,300 @@
+"""Labelled texts and pairs of texts: corpus -> token ids on disk -> batches for text_classification.
+
+A batch is a dict: `id` (B,) int64; `tokens` (B, T) int64; `mask` (B, T) bool, True = real; `second` (B, T) bool, True in
+the second text; `label` (B,) int64, or float32 for regression; `subset` (B,) int64, an index into `spec.subsets`; and for
+evaluation `text` and `pair`, lists of B strings.
+"""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from magneto.data.base import DataModule, fingerprint, prepare_once
+from magneto.data.labelled_examples import (
+    PAD_TO_MULTIPLE,
+    ClassificationDataset,
+    ClassificationSpec,
+    Collate,
+    Encoded,
+    TokenizerSettings,
+    encode,
+)
+from magneto.data.loader import RunLoader
+from magneto.data.sampler import EvaluationSampler, TokenBudgetSampler
+from magneto.data.sources import SPLITS
+from magneto.data.sources.labelled import LabelledCorpus, LabelledSource, LabelledText
+from magneto.data.text_tokenizer import TextTokenizer
+from magneto.errors import UserError, from_mapping
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1  # of the prepared folder: raise it when the code below makes other files from the same settings
+
+
+class ClassificationDataModule(DataModule):
+    """A labelled corpus.
+
+    source: the corpus. tokenizer: see `TokenizerSettings`. max_tokens: longer examples are truncated, and counted.
+    batch_size: examples of a training batch on one rank, of about one length; eval_batch_size: None: the same.
+    """
+
+    def __init__(
+        self,
+        source: LabelledSource,
+        *,
+        data_dir: str = "data",
+        tokenizer: Mapping[str, Any] | None = None,
+        max_tokens: int = 128,
+        batch_size: int = 32,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(data_dir=data_dir, num_workers=num_workers, seed=seed)
+        for key, value, least in (
+            ("max_tokens", max_tokens, 8),
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+        ):
+            if value is not None and value < least:
+                raise UserError(f"data.{key}={value} must be at least {least}.")
+        self.source = source
+        self.tokenizer = from_mapping(TokenizerSettings, tokenizer or {}, "data.tokenizer")
+        self.max_tokens, self.batch_size = max_tokens, batch_size
+        self.eval_batch_size = eval_batch_size or batch_size
+        self._model: ClassificationSpec | None = None  # of a checkpoint, where it differs
+
+    # ------------------------------------------------------------------ preparing
+
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
+        """All that the prepared folder depends on."""
+        return {
+            "format": FORMAT,
+            "source": self.source.identity(),
+            "tokenizer": self.tokenizer.identity(),
+            "max_tokens": self.max_tokens,
+        }
+
+    @cached_property
+    def folder(self) -> Path:
+        """The prepared folder; its name carries a hash of all that its contents depend on."""
+        return self.data_dir / "prepared" / f"classification-{self.source.name}-{fingerprint(self._identity)}"
+
+    def prepare(self) -> None:
+        """Read the corpus, write it as GLUE-style tables and as token ids, unless that is done."""
+        if prepare_once(self.folder, self._build):
+            log.info("prepared %s", self.folder)
+        spec = self.spec
+        report = json.loads((self.folder / "prepare_report.json").read_text(encoding="utf-8"))
+        log.info("classification: %s examples, labels %s", spec.examples, spec.labels or spec.range)
+        if spec.truncated:
+            log.warning("classification: %d examples were cut to %d tokens", spec.truncated, spec.max_tokens)
+        if reasons := report["skipped_by_reason"]:
+            log.warning(
+                "classification: %d skipped (%s); listed in %s",
+                sum(reasons.values()),
+                ", ".join(f"{count} {reason}" for reason, count in reasons.items()),
+                self.folder / "prepare_report.json",
+            )
+
+    def _build(self, folder: Path) -> None:
+        corpus = self.source.load(self.data_dir)
+        by_split = {split: [e for e in corpus.examples if e.split == split] for split in SPLITS}
+        for split, members in by_split.items():
+            if not members:
+                raise UserError(
+                    f"No usable example is left for the {split} split ({len(corpus.skipped)} were skipped): check "
+                    "data.source."
+                )
+        examples = [example for members in by_split.values() for example in members]
+        training = [text for e in by_split["train"] for text in (e.text, e.pair) if text is not None]
+        tokenizer = self.tokenizer.make(training)
+        encoded = encode(tokenizer, [e.text for e in examples], [e.pair for e in examples], self.max_tokens)
+        subsets = list(dict.fromkeys(e.subset or "" for split in ("val", "test") for e in by_split[split]))
+        known = {label: number for number, label in enumerate(corpus.labels)}
+        label = np.array([known[str(e.label)] if known else float(e.label) for e in examples])
+        np.save(folder / "tokens.npy", encoded.tokens)
+        np.savez(
+            folder / "index.npz",
+            start=encoded.start,
+            second=encoded.second,
+            label=label,
+            subset=np.array([subsets.index(e.subset or "") if e.split != "train" else 0 for e in examples]),
+            split=np.array([SPLITS.index(e.split) for e in examples]),
+        )
+        for split, members in by_split.items():
+            _write_table(folder / f"{split}.tsv", members)
+        spec = ClassificationSpec(
+            tokenizer=tokenizer.to_json(),
+            vocab_size=tokenizer.vocab_size,
+            max_tokens=self.max_tokens,
+            labels=list(corpus.labels),
+            metrics=list(corpus.metrics),
+            subsets=subsets,
+            pairs=any(e.pair is not None for e in examples),
+            range=[] if known else _range([float(e.label) for e in by_split["train"]]),
+            examples={split: len(members) for split, members in by_split.items()},
+            label_counts=_count(corpus, by_split),
+            truncated=encoded.truncated,
+            corpus=corpus.origin,
+            key=fingerprint(self._identity),
+        )
+        report = {
+            "settings": self._identity,
+            "examples": spec.examples,
+            "label_counts": spec.label_counts,
+            "skipped_by_reason": dict(Counter(item.reason for item in corpus.skipped).most_common()),
+            "skipped": [asdict(item) for item in corpus.skipped],
+        }
+        for name, values in (("spec.json", spec.to_dict()), ("prepare_report.json", report)):
+            text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+            (folder / name).write_text(text, encoding="utf-8")
+
+    # ------------------------------------------------------------------ reading
+
+    @cached_property
+    def spec(self) -> ClassificationSpec:
+        """The facts of the prepared data."""
+        file = self.folder / "spec.json"
+        if not file.is_file():
+            raise UserError(
+                f"The labelled text is not prepared ({self.folder} is not there): run with mode=prepare first."
+            )
+        return ClassificationSpec.from_dict(json.loads(file.read_text(encoding="utf-8")))
+
+    def use_spec(self, spec: Mapping[str, Any]) -> None:
+        """Tokens and labels as a checkpoint's model has them. Raises `UserError` when the labels are other ones."""
+        model = ClassificationSpec.from_dict(spec)
+        if model.labels != self.spec.labels:
+            theirs, ours = (", ".join(labels) or "numbers" for labels in (model.labels, self.spec.labels))
+            raise UserError(
+                f"The checkpoint's model tells apart {theirs}; this data has the labels {ours}. Choose the data that "
+                "the model was trained for."
+            )
+        unknown = [name for name in self.spec.subsets if name not in model.subsets]
+        if unknown:
+            raise UserError(
+                f"This data has the evaluation sets {', '.join(self.spec.subsets)}; the checkpoint's model knows "
+                f"{', '.join(model.subsets)}. Choose the data that the model was trained for."
+            )
+        self._model = model
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the splits."""
+        with np.load(self.folder / "index.npz") as arrays:
+            index = dict(arrays)
+        model = self._model or self.spec
+        texts = {split: _read_table(self.folder / f"{split}.tsv") for split in ("val", "test")}
+        if model.tokenizer == self.spec.tokenizer and model.max_tokens == self.spec.max_tokens:
+            tokens = np.load(self.folder / "tokens.npy", mmap_mode="r")
+            encoded = Encoded(tokens, index["start"], index["second"])
+        else:
+            every = [*_read_table(self.folder / "train.tsv"), *texts["val"], *texts["test"]]
+            pairs = [pair if model.pairs else None for _, pair in every]
+            tokenizer = TextTokenizer.from_json(model.tokenizer)
+            encoded = encode(tokenizer, [text for text, _ in every], pairs, model.max_tokens)
+            index["subset"] = np.array([model.subsets.index(name) for name in self.spec.subsets])[
+                index["subset"]
+            ]
+        self.pad_id = TextTokenizer.from_json(model.tokenizer).pad_id or 0
+        rows = {split: np.flatnonzero(index["split"] == SPLITS.index(split)) for split in SPLITS}
+        self.train_set = ClassificationDataset(model, encoded, index, rows["train"])
+        self.val_set = ClassificationDataset(model, encoded, index, rows["val"], texts["val"])
+        self.test_set = ClassificationDataset(model, encoded, index, rows["test"], texts["test"])
+
+    def _train_sampler(self, total: int, rank: int, world_size: int) -> TokenBudgetSampler:
+        with np.load(self.folder / "index.npz") as arrays:
+            lengths = np.diff(arrays["start"])[arrays["split"] == SPLITS.index("train")]
+        return TokenBudgetSampler(
+            lengths,
+            budget=self.batch_size * (self.max_tokens + PAD_TO_MULTIPLE),  # never what limits a batch
+            max_batch_size=self.batch_size,
+            total_batches=total,
+            rank=rank,
+            world_size=world_size,
+            seed=self.seed,
+            pad_to_multiple=PAD_TO_MULTIPLE,
+        )
+
+    def batches_per_epoch(self, world_size: int = 1) -> int:
+        """Training batches that one rank sees in an epoch: the same number in every epoch."""
+        return self._train_sampler(0, 0, world_size).batches_per_epoch
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """The batches that are left of the run."""
+        assert self.total_batches is not None, "configure_run comes before train_dataloader"
+        sampler = self._train_sampler(self.total_batches, self.rank, self.world_size)
+        return self._loader(self.train_set, sampler, RunLoader)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Each validation example once, over all ranks."""
+        return self._evaluation_loader(self.val_set)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Each test example once, over all ranks."""
+        return self._evaluation_loader(self.test_set)
+
+    def _evaluation_loader(self, dataset: ClassificationDataset) -> DataLoader[Any]:
+        sampler = EvaluationSampler(
+            dataset.lengths,
+            budget=self.eval_batch_size * (max(dataset.lengths) + PAD_TO_MULTIPLE),
+            max_batch_size=self.eval_batch_size,
+            rank=self.rank,
+            world_size=self.world_size,
+            pad_to_multiple=PAD_TO_MULTIPLE,
+        )
+        return self._loader(dataset, sampler)
+
+    def _loader(
+        self, dataset: ClassificationDataset, sampler: Any, kind: type[DataLoader[Any]] = DataLoader
+    ) -> DataLoader[Any]:
+        return kind(
+            dataset,
+            batch_sampler=sampler,
+            collate_fn=Collate(self.pad_id),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+_HEADER = ("id", "sentence1", "sentence2", "label")
+
+
+def _write_table(file: Path, examples: Sequence[LabelledText]) -> None:
+    """In GLUE's style, for people and other programs: names in the first line, no quoting, one example a line."""
+    with file.open("w", encoding="utf-8", newline="\n") as table:
+        table.write("\t".join(_HEADER) + "\n")
+        for e in examples:
+            values = (e.id, e.text, e.pair or "", str(e.label))
+            table.write("\t".join(" ".join(value.split()) for value in values) + "\n")
+
+
+def _read_table(file: Path) -> list[tuple[str, str]]:
+    """(text, second text) of each example; the second is empty where there is none."""
+    rows = [line.split("\t") for line in file.read_text(encoding="utf-8").split("\n")[1:-1]]
+    return [(row[1], row[2]) for row in rows]
+
+
+def _range(numbers: Sequence[float]) -> list[float]:
+    return [min(numbers), max(numbers)]
+
+
+def _count(
+    corpus: LabelledCorpus, by_split: Mapping[str, Sequence[LabelledText]]
+) -> dict[str, dict[str, int]]:
+    """Split -> label -> examples."""
+    if not corpus.labels:
+        return {}
+    counts = {split: Counter(str(e.label) for e in members) for split, members in by_split.items()}
+    return {split: {label: count[label] for label in corpus.labels} for split, count in counts.items()}

@@ -1,0 +1,260 @@
+"""Parallel text: corpora -> cleaned, tokenised pairs on disk -> batches for an encoder-decoder.
+
+    sources --tidy, unusable out--> all pairs --ratio, duplicates, near-duplicates--> pairs that are used -->
+    tokenizer of the training pairs --> memory-mapped tokens --> token-budget buckets --> batch
+
+A corpus passes by three times and is never held in memory: the first pass judges each pair and writes it to disk, the
+others read it from there. `magneto/data/parallel_store.py` says what a batch holds.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from magneto.data.base import DataModule, fingerprint, prepare_once
+from magneto.data.loader import RunLoader
+from magneto.data.parallel_build import Recipe, TokenizerSettings, build
+from magneto.data.parallel_cleaning import Cleaning
+from magneto.data.parallel_store import (
+    Collate,
+    ParallelDataset,
+    ParallelSpec,
+    Prepared,
+)
+from magneto.data.sampler import EvaluationSampler, TokenBudgetSampler
+from magneto.data.sources.pairs import Pair, ParallelCorpus, ParallelSource
+from magneto.data.text import IGNORE
+from magneto.errors import UserError, from_mapping
+
+log = logging.getLogger(__name__)
+
+__all__ = [
+    "IGNORE",
+    "Pair",
+    "ParallelCorpus",
+    "ParallelDataModule",
+    "ParallelSource",
+    "ParallelSpec",
+]
+
+FORMAT = 1  # of the prepared folder: raise it when other files are made from the same settings
+
+
+class ParallelDataModule(DataModule):
+    """Pairs of sentences from one or more corpora, in one or more directions.
+
+    sources: name -> corpus. tokenizer: TokenizerSettings as a dict. tag: put the tag of the target language (<2fr>)
+    before each source; needed as soon as a source language has two target languages. clean: Cleaning as a dict.
+    max_tokens: pairs with more on a side are skipped. max_ratio: pairs are skipped whose lengths differ by this factor
+    from what is usual in their direction. val_fraction, test_fraction: of the groups of corpora without a split.
+    batch_tokens: padded tokens of the longer side of a training batch on one rank; eval_batch_tokens: of an evaluation
+    batch (None: the same). max_batch_size: pairs.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, ParallelSource],
+        *,
+        data_dir: str = "data",
+        tokenizer: Mapping[str, Any] | None = None,
+        tag: bool = False,
+        clean: Mapping[str, Any] | None = None,
+        max_tokens: int = 128,
+        max_ratio: float = 3.0,
+        val_fraction: float = 0.03,
+        test_fraction: float = 0.05,
+        batch_tokens: int = 4096,
+        eval_batch_tokens: int | None = None,
+        max_batch_size: int | None = None,
+        pad_to_multiple: int = 8,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(data_dir=data_dir, num_workers=num_workers, seed=seed)
+        if not sources:
+            raise UserError("data.sources is empty: name at least one corpus.")
+        counts = {
+            "max_tokens": max_tokens,
+            "batch_tokens": batch_tokens,
+            "eval_batch_tokens": eval_batch_tokens,
+            "max_batch_size": max_batch_size,
+            "pad_to_multiple": pad_to_multiple,
+        }
+        for name, value in counts.items():
+            if value is not None and value < 1:
+                raise UserError(f"data.{name}={value} must be at least 1.")
+        if max_ratio <= 1:
+            raise UserError(f"data.max_ratio={max_ratio} must be above 1.")
+        if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
+            raise UserError(
+                f"data.val_fraction={val_fraction} and data.test_fraction={test_fraction} must be above 0 and together "
+                "below 1."
+            )
+        self.sources = dict(sources)
+        self.tokenizer = from_mapping(TokenizerSettings, tokenizer or {}, "data.tokenizer")
+        self.tag = tag
+        self.clean = from_mapping(Cleaning, clean or {}, "data.clean")
+        self.max_tokens, self.max_ratio = max_tokens, max_ratio
+        self.fractions = (val_fraction, test_fraction)
+        self.batch_tokens = batch_tokens
+        self.eval_batch_tokens = eval_batch_tokens or batch_tokens
+        self.max_batch_size = max_batch_size
+        self.pad_to_multiple = pad_to_multiple
+        self._prepared: Prepared | None = None
+        self._model_spec: ParallelSpec | None = None  # of a checkpoint, where it differs
+        self._batches_per_epoch: dict[int, int] = {}
+
+    # ------------------------------------------------------------------------------------------------- prepare
+
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
+        """All that the prepared folder depends on."""
+        return {
+            "format": FORMAT,
+            "sources": {name: source.identity() for name, source in self.sources.items()},
+            "tokenizer": self.tokenizer.identity(),
+            "tag": self.tag,
+            "clean": asdict(self.clean),
+            "max_tokens": self.max_tokens,
+            "max_ratio": self.max_ratio,
+            "fractions": list(self.fractions),
+        }
+
+    @cached_property
+    def folder(self) -> Path:
+        """The prepared folder; its name carries a hash of all that its contents depend on."""
+        return self.data_dir / "prepared" / f"parallel-{'-'.join(self.sources)}-{fingerprint(self._identity)}"
+
+    def prepare(self) -> None:
+        """Fetch, clean, split and tokenise the corpora, unless that is done. Says what was skipped."""
+        if prepare_once(self.folder, self._build):
+            log.info("prepared %s", self.folder)
+        report = json.loads((self.folder / "prepare_report.json").read_text(encoding="utf-8"))
+        log.info("parallel text: %d pairs %s", sum(report["used"].values()), report["used"])
+        if skipped := report["skipped_by_reason"]:
+            log.warning(
+                "parallel text: %d skipped (%s); listed in %s",
+                sum(skipped.values()),
+                ", ".join(f"{count} {reason}" for reason, count in skipped.items()),
+                self.folder / "prepare_report.json",
+            )
+
+    def _build(self, folder: Path) -> None:
+        recipe = Recipe(
+            sources=self.sources,
+            tokenizer=self.tokenizer,
+            tag=self.tag,
+            clean=self.clean,
+            max_tokens=self.max_tokens,
+            max_ratio=self.max_ratio,
+            fractions=self.fractions,
+            identity=self._identity,
+            key=fingerprint(self._identity),
+        )
+        build(recipe, self.data_dir, folder)
+
+    # ------------------------------------------------------------------------------------------------- reading
+
+    @property
+    def prepared(self) -> Prepared:
+        """The prepared folder. Raises `UserError` when `prepare` has not been run."""
+        if self._prepared is None:
+            if not (self.folder / "spec.json").is_file():
+                raise UserError(
+                    f"The parallel text is not prepared ({self.folder} is not there): run with mode=prepare first."
+                )
+            self._prepared = Prepared(self.folder)
+        return self._prepared
+
+    @property
+    def spec(self) -> ParallelSpec:
+        """The facts of the prepared data."""
+        return self.prepared.spec
+
+    def use_spec(self, spec: Mapping[str, Any]) -> None:
+        """Tokenizers, tags and directions of a checkpoint. Raises `UserError` for a direction that it does not know."""
+        model, own = ParallelSpec.from_dict(spec), self.spec
+        if unknown := sorted(set(own.directions) - set(model.directions)):
+            raise UserError(
+                f"This data has pairs {', '.join(unknown)}; the checkpoint's model translates "
+                f"{', '.join(model.directions)}. Choose data in those directions."
+            )
+        self._model_spec = model
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the splits."""
+        self.train_set = ParallelDataset(self.prepared, "train", self._model_spec, texts=False)
+        self.val_set = ParallelDataset(self.prepared, "val", self._model_spec)
+        self.test_set = ParallelDataset(self.prepared, "test", self._model_spec)
+
+    @property
+    def examples_per_epoch(self) -> int:
+        """Training pairs."""
+        return self.spec.pairs["train"]
+
+    @cached_property
+    def _train_lengths(self) -> np.ndarray:
+        return ParallelDataset(self.prepared, "train", self._model_spec, texts=False).lengths
+
+    def _train_sampler(self, total: int, rank: int, world_size: int) -> TokenBudgetSampler:
+        return TokenBudgetSampler(
+            self._train_lengths,
+            budget=self.batch_tokens,
+            total_batches=total,
+            rank=rank,
+            world_size=world_size,
+            seed=self.seed,
+            pad_to_multiple=self.pad_to_multiple,
+            max_batch_size=self.max_batch_size,
+        )
+
+    def batches_per_epoch(self, world_size: int = 1) -> int:
+        """Training batches that one rank sees in an epoch: the same number in every epoch."""
+        if world_size not in self._batches_per_epoch:
+            self._batches_per_epoch[world_size] = self._train_sampler(0, 0, world_size).batches_per_epoch
+        return self._batches_per_epoch[world_size]
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """The batches that are left of the run."""
+        assert self.total_batches is not None, "configure_run comes before train_dataloader"
+        sampler = self._train_sampler(self.total_batches, self.rank, self.world_size)
+        return self._loader(self.train_set, sampler, RunLoader)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Each validation pair once, over all ranks."""
+        return self._evaluation_loader(self.val_set)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Each test pair once, over all ranks."""
+        return self._evaluation_loader(self.test_set)
+
+    def _evaluation_loader(self, dataset: ParallelDataset) -> DataLoader[Any]:
+        sampler = EvaluationSampler(
+            dataset.lengths,
+            budget=self.eval_batch_tokens,
+            rank=self.rank,
+            world_size=self.world_size,
+            pad_to_multiple=self.pad_to_multiple,
+            max_batch_size=self.max_batch_size,
+        )
+        return self._loader(dataset, sampler)
+
+    def _loader(
+        self, dataset: ParallelDataset, sampler: Any, kind: type[DataLoader[Any]] = DataLoader
+    ) -> DataLoader[Any]:
+        return kind(
+            dataset,
+            batch_sampler=sampler,
+            collate_fn=Collate(dataset.marks, self.pad_to_multiple),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )

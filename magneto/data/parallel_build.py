@@ -1,0 +1,323 @@
+"""How a prepared folder of parallel text is made; the flow is drawn in magneto/data/parallel.py."""
+
+import itertools
+import json
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from magneto.data.parallel_cleaning import (
+    MAX_CHARACTERS,
+    VERDICTS,
+    Cleaning,
+    Columns,
+    SkipLog,
+    decide,
+    tidy,
+    unusable,
+)
+from magneto.data.parallel_store import ParallelSpec, tag_token, token_dtype
+from magneto.data.sources import SPLITS, Skipped, hash_split
+from magneto.data.sources.pairs import Pair, ParallelSource
+from magneto.data.text_tokenizer import TextTokenizer
+from magneto.errors import UserError
+
+TOKENIZER_PAIRS = 1_000_000  # training pairs at most that a tokenizer is learnt from, evenly spread
+CHUNK = 20_000  # pairs that are tokenised at a time
+
+Row = dict[str, Any]  # a line of pairs.jsonl: id, direction, split, group, source, target
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerSettings:
+    """How texts become tokens.
+
+    kind and vocab_size: of a vocabulary that is learnt from the training pairs. shared: one vocabulary for both sides,
+    or one of that size for each. file: a tokenizer.json instead; where not shared, a list of two.
+    """
+
+    kind: str = "unigram"
+    vocab_size: int = 8_000
+    shared: bool = True
+    file: str | Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        wanted = "one tokenizer.json" if self.shared else "two tokenizer.json files, [source, target]"
+        if self.file is not None and len(self.files) != (1 if self.shared else 2):
+            raise UserError(
+                f"data.tokenizer.file={self.file}: with tokenizer.shared={str(self.shared).lower()} name {wanted}."
+            )
+
+    @property
+    def files(self) -> list[str]:
+        """The given files."""
+        return [] if self.file is None else [self.file] if isinstance(self.file, str) else list(self.file)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the tokens: of given files, their contents."""
+        if self.file is None:
+            return asdict(self)
+        return {
+            "shared": self.shared,
+            "files": [TextTokenizer.from_file(file).to_json() for file in self.files],
+        }
+
+    def tokenizers(self, pairs: Iterator[tuple[str, str]], tags: Sequence[str]) -> list[TextTokenizer]:
+        """For source and target (the same one when shared); tags: tokens that sources may begin with."""
+        if self.file is not None:
+            made = [TextTokenizer.from_file(file) for file in self.files]
+        else:
+            sources, targets = map(list, zip(*pairs, strict=True))
+            texts = [sources + targets] if self.shared else [sources, targets]
+            made = [
+                TextTokenizer.train(
+                    side, kind=self.kind, vocab_size=self.vocab_size, extra=() if place else tags
+                )
+                for place, side in enumerate(texts)
+            ]
+        return made * 2 if self.shared else made
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What the prepared folder is made of and how."""
+
+    sources: Mapping[str, ParallelSource]
+    tokenizer: TokenizerSettings
+    tag: bool
+    clean: Cleaning
+    max_tokens: int
+    max_ratio: float
+    fractions: tuple[float, float]  # of val and of test
+    identity: dict[str, Any]
+    key: str
+
+
+@dataclass
+class Gathered:
+    """The outcome of the first pass; the pairs themselves stand in `file`, one JSON object a line."""
+
+    file: Path
+    columns: Columns
+    skips: SkipLog = field(default_factory=SkipLog)
+    directions: list[str] = field(default_factory=list)
+    corpora: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def rows(self) -> Iterator[Row]:
+        """The pairs in the order in which they came."""
+        with self.file.open(encoding="utf-8") as file:
+            yield from map(json.loads, file)
+
+
+def build(recipe: Recipe, data_dir: Path, folder: Path) -> None:
+    """Write spec.json, prepare_report.json, pairs.jsonl, index.npz and tokens.bin into `folder`.
+
+    data_dir: where sources keep what they fetch. Raises `UserError` when a split stays empty.
+    """
+    gathered = _gather(recipe, data_dir, folder / "all.jsonl")
+    verdict = decide(gathered.columns, recipe.clean, recipe.max_ratio)
+    split = np.array(gathered.columns.side)
+    _require_all_splits(split[verdict == 0], gathered, verdict)
+    if not recipe.tag:
+        _require_one_target(gathered.directions)
+    tags = sorted({tag_token(name.split("-")[1]) for name in gathered.directions}) if recipe.tag else []
+    train = np.flatnonzero((verdict == 0) & (split == SPLITS.index("train")))
+    chosen = np.zeros(len(split), bool)
+    chosen[train[:: -(-len(train) // TOKENIZER_PAIRS)]] = True
+    tokenizers = recipe.tokenizer.tokenizers(
+        ((row["source"], row["target"]) for row in itertools.compress(gathered.rows(), chosen)), tags
+    )
+    writer = Writer(folder, tokenizers, gathered.directions, recipe.max_tokens)
+    for row, judged in zip(gathered.rows(), verdict, strict=True):
+        if judged:
+            gathered.skips.add(Skipped(row["id"], row["group"], VERDICTS[judged]))
+        else:
+            writer.add(row, gathered.skips)
+    writer.close(gathered.skips)
+    gathered.file.unlink()
+    _require_all_splits(np.array(writer.index["split"]), gathered)
+    per_direction = {
+        name: {side: writer.counts[name, side] for side in SPLITS} for name in gathered.directions
+    }
+    spec = ParallelSpec(
+        source_tokenizer=tokenizers[0].to_json(),
+        target_tokenizer=tokenizers[1].to_json(),
+        shared=recipe.tokenizer.shared,
+        directions=gathered.directions,
+        tag=recipe.tag,
+        max_tokens=recipe.max_tokens,
+        pairs={side: sum(counts[side] for counts in per_direction.values()) for side in SPLITS},
+        per_direction=per_direction,
+        words=writer.words,
+        tokens=writer.tokens,
+        corpora=gathered.corpora,
+        key=recipe.key,
+    )
+    report = {
+        "used": spec.pairs,
+        "words": spec.words,
+        "per_direction": per_direction,
+        "corpora": gathered.corpora,
+        "settings": recipe.identity,
+        "skipped_by_reason": gathered.skips.by_reason(),
+        "skipped": [asdict(item) for item in gathered.skips.listed],
+    }
+    for name, values in (("spec.json", spec.to_dict()), ("prepare_report.json", report)):
+        text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def _gather(recipe: Recipe, data_dir: Path, path: Path) -> Gathered:
+    """All pairs that are usable by themselves, with tidy text; ids carry the corpus's name."""
+    gathered = Gathered(path, Columns(recipe.clean.templates))
+    numbers: dict[str, int] = {}
+    val, test = recipe.fractions
+    with path.open("w", encoding="utf-8") as file:
+        for name, corpus_source in recipe.sources.items():
+            corpus = corpus_source.load(data_dir)
+            for pair in corpus.pairs:
+                identity = f"{name}/{pair.id}"
+                source, target, reason = _read(pair, recipe.clean)
+                if reason:
+                    gathered.skips.add(Skipped(identity, pair.group, reason))
+                    continue
+                languages = (pair.source_language, pair.target_language)
+                direction = "-".join(languages)
+                split = pair.split or hash_split(pair.group, val=val, test=test)
+                number = numbers.setdefault(direction, len(numbers))
+                gathered.columns.add(
+                    source, target, languages, number, SPLITS.index(split), pair.split is not None
+                )
+                row = {"id": identity, "direction": direction, "split": split, "group": pair.group}
+                file.write(json.dumps({**row, "source": source, "target": target}, ensure_ascii=False) + "\n")
+            gathered.skips.extend(
+                Skipped(f"{name}/{item.id}", item.file, item.reason) for item in corpus.skipped
+            )
+            gathered.corpora[name] = corpus.origin
+    gathered.directions = list(numbers)
+    return gathered
+
+
+def _read(pair: Pair, clean: Cleaning) -> tuple[str, str, str]:
+    """A pair's tidy source and target, and why it cannot be used, or ""."""
+    if max(len(pair.source), len(pair.target)) > MAX_CHARACTERS:
+        return "", "", f"longer than {MAX_CHARACTERS} characters"
+    source, target = tidy(pair.source), tidy(pair.target)
+    return source, target, unusable(source, target, clean)
+
+
+class Writer:
+    """Tokenises rows, `CHUNK` at a time, and writes those whose sides have at most `max_tokens` tokens."""
+
+    def __init__(
+        self, folder: Path, tokenizers: Sequence[TextTokenizer], directions: Sequence[str], max_tokens: int
+    ) -> None:
+        self.folder, self.tokenizers, self.directions, self.max_tokens = (
+            folder,
+            tokenizers,
+            directions,
+            max_tokens,
+        )
+        self.dtype = token_dtype(max(tokenizer.vocab_size for tokenizer in tokenizers))
+        self.index = {
+            name: array(code)
+            for name, code in (
+                ("start", "q"),
+                ("text", "q"),
+                ("source", "i"),
+                ("target", "i"),
+                ("direction", "h"),
+                ("split", "b"),
+            )
+        }
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self.words, self.tokens = ({split: [0, 0] for split in SPLITS} for _ in range(2))
+        self._texts = (folder / "pairs.jsonl").open("wb")
+        self._tokens = (folder / "tokens.bin").open("wb")
+        self._waiting: list[Row] = []
+        self._written = 0
+
+    def add(self, row: Row, skips: SkipLog) -> None:
+        """Take a row, write when there are enough."""
+        self._waiting.append(row)
+        if len(self._waiting) >= CHUNK:
+            self._flush(skips)
+
+    def close(self, skips: SkipLog) -> None:
+        """Write the rest and the index."""
+        self._flush(skips)
+        self._texts.close()
+        self._tokens.close()
+        columns: dict[str, Any] = {name: np.array(column) for name, column in self.index.items()}
+        np.savez(self.folder / "index.npz", **columns)
+
+    def _flush(self, skips: SkipLog) -> None:
+        rows, self._waiting = self._waiting, []
+        encoded = [
+            tokenizer.encode_batch([row[side] for row in rows])
+            for tokenizer, side in zip(self.tokenizers, ("source", "target"), strict=True)
+        ]
+        for row, *sides in zip(rows, *encoded, strict=True):
+            if not all(sides):
+                skips.add(Skipped(row["id"], row["group"], "no token of the vocabulary in it"))
+            elif max(map(len, sides)) > self.max_tokens:
+                skips.add(Skipped(row["id"], row["group"], f"longer than {self.max_tokens} tokens"))
+            else:
+                self._write(row, sides)
+
+    def _write(self, row: Row, sides: Sequence[Sequence[int]]) -> None:
+        values = {
+            "start": self._written,
+            "text": self._texts.tell(),
+            "source": len(sides[0]),
+            "target": len(sides[1]),
+            "direction": self.directions.index(row["direction"]),
+            "split": SPLITS.index(row["split"]),
+        }
+        for name, value in values.items():
+            self.index[name].append(value)
+        self._texts.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        for place, (side, ids) in enumerate(zip(("source", "target"), sides, strict=True)):
+            self._tokens.write(np.array(ids, self.dtype).tobytes())
+            self._written += len(ids)
+            self.words[row["split"]][place] += len(row[side].split())
+            self.tokens[row["split"]][place] += len(ids)
+        self.counts[row["direction"], row["split"]] += 1
+
+
+def _require_one_target(directions: Sequence[str]) -> None:
+    sources = Counter(name.split("-")[0] for name in directions)
+    for source, count in sources.items():
+        if count > 1:
+            raise UserError(
+                f"The pairs from {source!r} go to {count} languages ({', '.join(directions)}), and nothing tells the "
+                "model which is wanted: set data.tag=true."
+            )
+
+
+def _require_all_splits(splits: np.ndarray, gathered: Gathered, verdict: np.ndarray | None = None) -> None:
+    """Raise `UserError` unless each split has a pair; verdict: on the pairs, where not yet in the log of skips."""
+    reasons = Counter(gathered.skips.counts)
+    looked_at = len(gathered.columns) + sum(reasons.values())
+    if verdict is None:
+        looked_at = len(splits) + sum(reasons.values())
+    else:
+        reasons.update(
+            {VERDICTS[n]: int((verdict == n).sum()) for n in range(1, len(VERDICTS)) if n in verdict}
+        )
+    for number, split in enumerate(SPLITS):
+        if not (splits == number).any():
+            listed = (
+                "; ".join(f"{count} {reason}" for reason, count in reasons.most_common(5))
+                or "none was skipped"
+            )
+            raise UserError(
+                f"No usable pair is left for the {split} split ({looked_at} were looked at; skipped: {listed}). Check "
+                "the corpus, its files and splits, and data.clean, data.max_tokens, data.max_ratio, data.val_fraction "
+                "and data.test_fraction."
+            )

@@ -1,0 +1,182 @@
+"""Data sets of the Hugging Face hub, by name, or local files through the same library (docs/data.md)."""
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from magneto.data.sources import SPLITS, Skipped
+from magneto.data.sources.documents import Document, Lazily, TextCorpus, content_group
+from magneto.data.sources.fetch import listing_digest
+from magneto.errors import UserError
+
+FILE_BUILDERS = ("json", "parquet", "csv", "text")  # of the library, for local files
+
+
+def hub_rows(
+    name: str,
+    *,
+    split: str,
+    config: str | None = None,
+    revision: str | None = None,
+    data_files: str | Sequence[str] | Mapping[str, Any] | None = None,
+    streaming: bool = False,
+    limit: int | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Rows of one split of a data set.
+
+    Args:
+        name: of the data set on the hub; or json, parquet, csv or text, with `data_files`: local files.
+        split: as the data set names it; its own slices work too ("train[:1%]", unless streaming).
+        config: as `datasets.load_dataset` takes it.
+        revision: likewise.
+        data_files: likewise.
+        streaming: read while downloading, nothing is kept on disk.
+        limit: only so many rows.
+
+    Raises:
+        UserError: the library is not installed, or the data set, the config or the split cannot be had.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(f"data: {name} needs the `datasets` library: pip install 'magneto[hub]'.") from error
+    what = f"the data set {name}" + (f" ({config})" if config else "")
+    try:
+        rows = datasets.load_dataset(
+            name,
+            config,
+            split=split,
+            revision=revision,
+            data_files=plain(data_files),
+            streaming=streaming,
+        )
+        yield from itertools.islice(rows, limit)
+    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"data: split {split!r} of {what} cannot be read: {reason}. Check the name, config and split, and the "
+            "network; or download its files and name them (data.sources...data_files with name=parquet, json, csv or "
+            "text, or data=text_files)."
+        ) from error
+
+
+def plain(data_files: Any) -> Any:
+    """`data_files` as plain lists and dicts with the user's home filled in (Hydra gives containers of its own)."""
+    if data_files is None:
+        return None
+    if isinstance(data_files, str):
+        return data_files if "://" in data_files else str(Path(data_files).expanduser())
+    if isinstance(data_files, Mapping):
+        return {key: plain(value) for key, value in data_files.items()}
+    return [plain(value) for value in data_files]
+
+
+def file_identity(data_files: Any) -> Any:
+    """`data_files` with size and time of each local file, so that a change of a file is noticed."""
+    if isinstance(data_files, Mapping):
+        return {key: file_identity(value) for key, value in data_files.items()}
+    if isinstance(data_files, str):
+        path = Path(data_files).expanduser()
+        if "://" in data_files or not path.parent.is_dir():
+            return data_files
+        return [path.name, listing_digest(path.parent, (path.name,))]
+    return None if data_files is None else [file_identity(value) for value in data_files]
+
+
+class HubSource:
+    """Documents of a data set of the hub.
+
+    name, config, revision, data_files, streaming: see `hub_rows`. splits: ours -> the data set's; with `train` alone,
+    the others are held out from it by a hash, equal texts on one side. key: of the text in a row. start: a regular
+    expression for the first row of a document, where rows are smaller than documents (WikiText's are lines); the rows
+    are joined as they are. limit: rows of each split at most.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: str | None = None,
+        *,
+        splits: Mapping[str, str] | None = None,
+        key: str = "text",
+        start: str | None = None,
+        revision: str | None = None,
+        data_files: Any = None,
+        streaming: bool = False,
+        limit: int | None = None,
+    ) -> None:
+        self.splits = dict(splits or {"train": "train", "val": "validation", "test": "test"})
+        if set(self.splits) not in ({"train"}, set(SPLITS)):
+            raise UserError(
+                f"data: splits of {name} names {', '.join(self.splits)}; name train, val and test, or train alone (the "
+                "others are then held out from it)."
+            )
+        if name in FILE_BUILDERS and not data_files:
+            raise UserError(f"data: name={name} reads local files: name them with data_files.")
+        try:
+            self._start = None if start is None else re.compile(start)
+        except re.error as error:
+            raise UserError(f"data: start={start!r} is not a regular expression ({error}).") from error
+        self.key = key
+        self.arguments: dict[str, Any] = {
+            "name": name,
+            "config": config,
+            "revision": revision,
+            "data_files": plain(data_files),
+            "streaming": streaming,
+            "limit": limit,
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """All settings; of local files also sizes and times."""
+        settings = {key: value for key, value in self.arguments.items() if key != "streaming"}
+        settings["data_files"] = file_identity(self.arguments["data_files"])
+        start = None if self._start is None else self._start.pattern
+        return {"corpus": "hub", **settings, "splits": self.splits, "key": self.key, "start": start}
+
+    def load(self, data_dir: Path) -> TextCorpus:
+        """All documents, read one by one."""
+        skipped: list[Skipped] = []
+
+        def documents() -> Iterator[Document]:
+            skipped.clear()
+            for side, split in self.splits.items():
+                stated = side if len(self.splits) > 1 else None
+                for number, text in self._texts(split, skipped):
+                    name = f"{split}:{number}"
+                    group = name if stated else content_group(text)
+                    yield Document(id=name, text=text, group=group, split=stated)
+
+        return TextCorpus(Lazily(documents), skipped, {"dataset": self.arguments["name"], **self._origin()})
+
+    def _origin(self) -> dict[str, Any]:
+        return {key: self.arguments[key] for key in ("config", "revision") if self.arguments[key]}
+
+    def _texts(self, split: str, skipped: list[Skipped]) -> Iterator[tuple[int, str]]:
+        """Number of the (first) row and text of each document."""
+        parts: list[str] = []
+        first = 0
+        for number, row in enumerate(hub_rows(split=split, **self.arguments)):
+            if self.key not in row:
+                raise UserError(
+                    f"data: {self.arguments['name']} has no column {self.key!r}; it has {', '.join(row)}. Name the "
+                    "right one (data.sources...key)."
+                )
+            text = row[self.key]
+            if not isinstance(text, str):
+                skipped.append(Skipped(f"{split}:{number}", split, f"no text under the key {self.key!r}"))
+            elif self._start is None:
+                yield number, text
+            else:
+                if parts and self._start.search(text):
+                    yield first, "".join(parts)
+                    parts = []
+                if not parts and not text.strip():
+                    continue  # empty rows before a document
+                if not parts:
+                    first = number
+                parts.append(text)
+        if parts:
+            yield first, "".join(parts)

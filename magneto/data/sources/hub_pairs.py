@@ -1,0 +1,109 @@
+"""Parallel data sets of the Hugging Face hub (OPUS-100, WMT), or local files of the same form (see docs/data.md).
+
+A row holds `translation`, a mapping from language to text.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from magneto.data.sources import SPLITS, Skipped
+from magneto.data.sources.hub import FILE_BUILDERS, file_identity, hub_rows, plain
+from magneto.data.sources.pairs import Pair, ParallelCorpus, parse_directions
+from magneto.errors import UserError
+
+
+class HubPairsSource:
+    """Pairs of a data set, in the splits that it states.
+
+    name, revision, data_files, streaming: see `hub_rows`. directions: such as [en-fr, fr-en]. configs: direction -> the
+    data set's configuration, for those that are not called by the two languages in alphabetical order. splits: ours ->
+    the data set's; with `train` alone, the others are held out from it by a hash of the row's number in thousands.
+    limit: rows of each split and direction at most.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        directions: Sequence[str],
+        *,
+        configs: Mapping[str, str] | None = None,
+        splits: Mapping[str, str] | None = None,
+        revision: str | None = None,
+        data_files: Any = None,
+        streaming: bool = False,
+        limit: int | None = None,
+    ) -> None:
+        self.directions = parse_directions(directions)
+        self.splits = dict(splits or {"train": "train", "val": "validation", "test": "test"})
+        if set(self.splits) not in ({"train"}, set(SPLITS)):
+            raise UserError(
+                f"data: splits of {name} names {', '.join(self.splits)}; name train, val and test, or train alone."
+            )
+        local = name in FILE_BUILDERS
+        if local and not data_files:
+            raise UserError(f"data: name={name} reads local files: name them with data_files.")
+        if unknown := sorted(set(configs or {}) - {"-".join(direction) for direction in self.directions}):
+            raise UserError(f"data: configs names {', '.join(unknown)}, which is none of the directions.")
+        self.configs = {
+            direction: None
+            if local
+            else (configs or {}).get("-".join(direction), "-".join(sorted(direction)))
+            for direction in self.directions
+        }
+        self.arguments: dict[str, Any] = {
+            "name": name,
+            "revision": revision,
+            "data_files": plain(data_files),
+            "streaming": streaming,
+            "limit": limit,
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """All settings; of local files also sizes and times."""
+        settings = {key: value for key, value in self.arguments.items() if key != "streaming"}
+        settings["data_files"] = file_identity(self.arguments["data_files"])
+        configs = {"-".join(direction): config for direction, config in self.configs.items()}
+        return {"corpus": "hub_pairs", "recipe": 1, **settings, "configs": configs, "splits": self.splits}
+
+    def load(self, data_dir: Path) -> ParallelCorpus:
+        """All rows, read one by one; those without a text in both languages are skipped."""
+        skipped: list[Skipped] = []
+        origin = {key: self.arguments[key] for key in ("name", "revision") if self.arguments[key]}
+        return ParallelCorpus(self._pairs(skipped), skipped, origin)
+
+    def _pairs(self, skipped: list[Skipped]) -> Iterator[Pair]:
+        for source, target in self.directions:
+            for side, split in self.splits.items():
+                config = self.configs[source, target]
+                for number, row in enumerate(hub_rows(split=split, config=config, **self.arguments)):
+                    name = f"{source}-{target}:{split}:{number}"
+                    texts = self._texts(row, source, target)
+                    if texts is None:
+                        skipped.append(Skipped(name, split, "a language is missing in the row"))
+                        continue
+                    yield Pair(
+                        id=name,
+                        source=texts[0],
+                        target=texts[1],
+                        source_language=source,
+                        target_language=target,
+                        group=f"{split}:{number // 1000}",
+                        split=side if len(self.splits) > 1 else None,
+                    )
+
+    def _texts(self, row: Mapping[str, Any], source: str, target: str) -> tuple[str, str] | None:
+        """The row's two texts, None where one is missing. Raises `UserError` for a row of another form."""
+        translation = row.get("translation")
+        if not isinstance(translation, Mapping) or not {source, target} <= set(translation):
+            found = (
+                f"the languages {', '.join(translation)}"
+                if isinstance(translation, Mapping)
+                else ", ".join(row)
+            )
+            raise UserError(
+                f"data: {self.arguments['name']} has no pairs {source}-{target}: a row is to hold `translation: "
+                f"{{{source}: ..., {target}: ...}}`; it has {found}. Check the directions and configs."
+            )
+        sides = translation[source], translation[target]
+        return sides if all(isinstance(text, str) for text in sides) else None

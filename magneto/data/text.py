@@ -1,0 +1,477 @@
+"""Text for language models: corpora -> token ids on disk -> blocks for causal or masked models.
+
+    sources --tokenizer, trained on the training documents--> one row of tokens a split (packing.py) --sampler-->
+    blocks --masking, if any--> batch
+
+A batch is a dict: `id` (B,) int64, the place of the block in its split; `tokens` (B, T) int64, what the model sees;
+`targets` (B, T) int64, what is to be predicted at that place, IGNORE where nothing is scored; `mask` (B, T) bool,
+True = real token, absent where all are; causal only: `bytes` (B,) int64, UTF-8 bytes of the scored targets (exact in
+evaluation, whatever the tokenizer; in training from the mean of the split).
+
+Causal: `tokens` are the targets moved by one; a document follows the `</s>` of the one before. Masked: `tokens` begin
+with `<s>`, targets are the original tokens at the chosen places.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from magneto.data.base import DataModule, fingerprint, prepare_once
+from magneto.data.loader import RunLoader
+from magneto.data.masking import Masking
+from magneto.data.packing import (
+    Counts,
+    Pieces,
+    ShardWriter,
+    TokenRow,
+    evaluation_pieces,
+    token_dtype,
+    training_pieces,
+)
+from magneto.data.rng import random_stream
+from magneto.data.sampler import EvaluationSampler, TokenBudgetSampler
+from magneto.data.sources import SPLITS, Skipped, hash_split
+from magneto.data.sources.documents import Document, TextSource, why_unusable
+from magneto.data.text_tokenizer import TextTokenizer
+from magneto.errors import UserError, from_mapping
+
+log = logging.getLogger(__name__)
+
+IGNORE = -100  # a target that is not scored, as in torch's cross-entropy
+FORMAT = 1  # of the prepared folder: raise it when the code makes other files from the same settings
+LISTED = 1000  # skipped documents in the report; all are counted
+PAD_MULTIPLE = 64  # padded lengths are rounded up to it, so that kernels and compiled graphs are reused
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerSettings:
+    """kind: byte_bpe, bpe or unigram, with vocab_size entries, trained on the training documents; or file: a given
+    tokenizer.json (kind and vocab_size then say nothing). sample_mb: megabytes of each source's training text that it
+    is trained on, from the source's beginning.
+    """
+
+    kind: str = "byte_bpe"
+    vocab_size: int = 4096
+    file: str | None = None
+    sample_mb: float = 100.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSpec:
+    """The facts of prepared text: all that a task, and a checkpoint alone, needs to know. Plain values only."""
+
+    tokenizer: str  # TextTokenizer.to_json()
+    vocab_size: int
+    block_size: int
+    documents: dict[str, int]  # per split
+    tokens: dict[str, int]  # per split, the `</s>` of each document included
+    bytes: dict[str, int]  # per split, UTF-8
+    unknown: dict[str, int]  # per split, tokens that are `<unk>`
+    corpus: dict[str, dict[str, Any]]  # by source, what was read: version, digest, how it was got
+    key: str  # of the prepared folder
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, fit for a checkpoint's hyper-parameters."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TextSpec:
+        """The spec that `to_dict` described."""
+        return cls(**{field.name: values[field.name] for field in fields(cls)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How blocks of a split become items."""
+
+    split: str
+    tokenizer: TextTokenizer
+    masking: Masking | None
+    shift: int  # packed training: blocks begin anywhere, moved by up to so many tokens less one; 0: not
+    seed: int
+    bytes_per_token: float | None  # to estimate the bytes; None: they are looked up
+    ordinary: np.ndarray = field(init=False, repr=False)  # ids that stand for text
+
+    def __post_init__(self) -> None:
+        special = self.tokenizer.special_ids
+        ids = np.array([index for index in range(self.tokenizer.vocab_size) if index not in special])
+        object.__setattr__(self, "ordinary", ids)
+
+
+class TextDataset(Dataset[dict[str, Any]]):
+    """The blocks of one split. Items are asked for as (epoch, place)."""
+
+    def __init__(self, row: TokenRow, pieces: Pieces, reading: Reading) -> None:
+        self.row, self.pieces, self.reading = row, pieces, reading
+        self._special = np.array(sorted(reading.tokenizer.special_ids))
+        self._begin = reading.tokenizer.bos_id if reading.masking else None
+        self.lengths = pieces.length + (self._begin is not None)
+        """(blocks,) tokens that the model sees."""
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
+        epoch, index = place
+        start, length = int(self.pieces.start[index]), int(self.pieces.length[index])
+        if self.reading.shift:
+            start += int(random_stream(self.reading.seed, "shift", epoch).integers(self.reading.shift))
+        context = length - int(self.pieces.scored[index])
+        if self.reading.masking is not None:
+            return {"id": index, **self._masked(self.row.tokens(start, length), context, epoch, index)}
+        ids = self.row.tokens(start - 1, length + 1)
+        targets = ids[1:].copy()
+        targets[:context] = IGNORE
+        if self.reading.bytes_per_token is not None:
+            size = round(self.reading.bytes_per_token * (length - context))
+        else:
+            size = int(self.row.bytes(start + context, length - context).sum())
+        return {"id": index, "tokens": ids[:-1], "targets": targets, "bytes": size}
+
+    def _masked(self, ids: np.ndarray, context: int, epoch: int, index: int) -> dict[str, np.ndarray]:
+        masking = self.reading.masking
+        assert masking is not None
+        allowed = ~np.isin(ids, self._special)
+        allowed[:context] = False
+        if self._begin is not None:
+            ids, allowed = np.append(self._begin, ids), np.append(False, allowed)
+        random = random_stream(self.reading.seed, f"masks of {self.reading.split}", epoch, index)
+        runs = masking.choose(allowed, random)
+        shown = masking.hide(ids, runs, self.reading.tokenizer.require("mask"), self.reading.ordinary, random)
+        return {"tokens": shown, "targets": np.where(runs > 0, ids, IGNORE)}
+
+
+class Collate:
+    """Items -> a batch, padded on the right where their lengths differ, to a multiple of `multiple`."""
+
+    def __init__(self, pad_id: int, multiple: int) -> None:
+        self.pad_id, self.multiple = pad_id, multiple
+
+    def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        lengths = [len(item["tokens"]) for item in items]
+        width = -(-max(lengths) // self.multiple) * self.multiple
+        tokens = np.full((len(items), width), self.pad_id, np.int64)
+        targets = np.full((len(items), width), IGNORE, np.int64)
+        for number, item in enumerate(items):
+            tokens[number, : lengths[number]] = item["tokens"]
+            targets[number, : lengths[number]] = item["targets"]
+        batch = {
+            "id": torch.tensor([item["id"] for item in items]),
+            "tokens": torch.from_numpy(tokens),
+            "targets": torch.from_numpy(targets),
+        }
+        if min(lengths) < width:
+            batch["mask"] = torch.arange(width) < torch.tensor(lengths)[:, None]
+        if "bytes" in items[0]:
+            batch["bytes"] = torch.tensor([item["bytes"] for item in items])
+        return batch
+
+
+class TextDataModule(DataModule):
+    """Documents from one or more corpora.
+
+    sources: name -> corpus. tokenizer: TokenizerSettings as a dict. block_size: tokens of a block. documents: "pack"
+    (blocks run over the ends of documents; no padding; they begin elsewhere in every epoch) or "separate" (a block
+    holds one document or a part of it). batch_size: blocks of a batch on one rank; as many padded tokens are the
+    budget where documents are separate. eval_stride: causal evaluation slides its window by so many tokens, and each
+    token has at least block_size - eval_stride tokens of context; None: block_size, the cheapest. masking: Masking as
+    a dict; None: for causal models. val_fraction, test_fraction: share of the documents that are held out, by a hash,
+    where a corpus states no split.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, TextSource],
+        *,
+        data_dir: str = "data",
+        tokenizer: Mapping[str, Any] | None = None,
+        block_size: int = 512,
+        documents: str = "pack",
+        batch_size: int = 16,
+        eval_stride: int | None = None,
+        masking: Mapping[str, Any] | None = None,
+        val_fraction: float = 0.02,
+        test_fraction: float = 0.02,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(data_dir=data_dir, num_workers=num_workers, seed=seed)
+        if not sources:
+            raise UserError("data.sources is empty: name at least one corpus.")
+        if documents not in ("pack", "separate"):
+            raise UserError(f"data.documents={documents!r} must be pack or separate.")
+        if block_size < 2 or batch_size < 1:
+            raise UserError(
+                f"data.block_size={block_size} must be at least 2 and data.batch_size={batch_size} at least 1."
+            )
+        if eval_stride is not None and not 1 <= eval_stride <= block_size:
+            raise UserError(
+                f"data.eval_stride={eval_stride} must lie between 1 and data.block_size={block_size}; null is the "
+                "latter."
+            )
+        if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
+            raise UserError(
+                f"data.val_fraction={val_fraction} and data.test_fraction={test_fraction} must be 0 or more, and "
+                "leave something to train on."
+            )
+        self.sources = dict(sources)
+        self.tokenizer_settings = from_mapping(TokenizerSettings, tokenizer or {}, "data.tokenizer")
+        self.block_size, self.batch_size = block_size, batch_size
+        self.separate = documents == "separate"
+        self.eval_stride = eval_stride or block_size
+        self.masking = None if masking is None else from_mapping(Masking, masking, "data.masking")
+        self.fractions = (val_fraction, test_fraction)
+        file = self.tokenizer_settings.file
+        self._given = None if file is None else TextTokenizer.from_file(file)
+        self._batches_per_epoch: dict[int, int] = {}
+
+    # ------------------------------------------------------------------ preparing
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        """All that the prepared folder depends on."""
+        settings = {key: value for key, value in asdict(self.tokenizer_settings).items() if key != "file"}
+        if self._given is not None:
+            settings = {"given": hashlib.sha256(self._given.to_json().encode()).hexdigest()}
+        return {
+            "format": FORMAT,
+            "sources": {name: source.identity() for name, source in self.sources.items()},
+            "tokenizer": settings,
+            "fractions": list(self.fractions),
+        }
+
+    @cached_property
+    def folder(self) -> Path:
+        """The prepared folder; its name carries a hash of all that its contents depend on."""
+        return self.data_dir / "prepared" / f"text-{'-'.join(self.sources)}-{fingerprint(self._identity)}"
+
+    def prepare(self) -> None:
+        """Fetch the corpora, train the tokenizer and write the tokens, unless that is done. Says what was skipped."""
+        built = prepare_once(self.folder, self._build)
+        report = json.loads((self.folder / "prepare_report.json").read_text(encoding="utf-8"))
+        if built:
+            log.info("prepared %s", self.folder)
+        log.info("text: %s documents, %s tokens", report["documents"], report["tokens"])
+        if report["skipped_by_reason"]:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in report["skipped_by_reason"].items())
+            where = self.folder / "prepare_report.json"
+            log.warning("text: documents were skipped (%s); listed in %s", reasons, where)
+        self._check()
+
+    def _check(self) -> None:
+        if self.masking is not None:
+            self.tokenizer.require("mask")
+        if not self.separate and self.spec.tokens["train"] < self.block_size:
+            raise UserError(
+                f"The training text has {self.spec.tokens['train']} tokens, fewer than data.block_size="
+                f"{self.block_size}: lower it, give more text, or set data.documents=separate."
+            )
+
+    def _documents(
+        self, name: str, origin: dict[str, Any] | None = None, skipped: list[Skipped] | None = None
+    ) -> Iterator[Document]:
+        """The usable documents of a source with their splits; notes the rest in `skipped`."""
+        corpus = self.sources[name].load(self.data_dir)
+        unusable: list[Skipped] = []
+        for document in corpus.documents:
+            reason = why_unusable(document.text)
+            if reason is not None:
+                unusable.append(Skipped(document.id, document.group, reason))
+                continue
+            val, test = self.fractions
+            split = document.split or hash_split(document.group, val=val, test=test, kind="text")
+            yield replace(document, id=f"{name}/{document.id}", split=split)
+        if origin is not None and skipped is not None:
+            origin[name] = corpus.origin
+            skipped += [replace(item, id=f"{name}/{item.id}") for item in [*corpus.skipped, *unusable]]
+
+    def _sample(self) -> Iterator[str]:
+        """Training text for the tokenizer."""
+        for name in self.sources:
+            room = self.tokenizer_settings.sample_mb * 1e6
+            for document in self._documents(name):
+                if document.split == "train":
+                    yield document.text
+                    room -= len(document.text.encode())
+                if room <= 0:
+                    break
+
+    def _build(self, folder: Path) -> None:
+        origin: dict[str, Any] = {}
+        skipped: list[Skipped] = []
+        settings = self.tokenizer_settings
+        tokenizer = self._given or TextTokenizer.train(
+            self._sample(), kind=settings.kind, vocab_size=settings.vocab_size
+        )
+        with ShardWriter(folder, tokenizer) as writer:
+            for name in self.sources:
+                for document in self._documents(name, origin, skipped):
+                    writer.add(document)
+        counts = writer.counts
+        _require_all_splits(counts, skipped)
+        facts: dict[str, Any] = {
+            name: {split: getattr(counts[split], name) for split in SPLITS}
+            for name in ("documents", "tokens", "bytes", "unknown")
+        }
+        facts["corpus"] = origin
+        report = {
+            **facts,
+            "settings": self._identity,
+            "skipped_by_reason": dict(Counter(item.reason for item in skipped).most_common()),
+            "skipped": [asdict(item) for item in skipped[:LISTED]],
+        }
+        (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+        facts["key"] = fingerprint(self._identity)
+        for name, values in (("facts.json", facts), ("prepare_report.json", report)):
+            text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+            # A file's name need not be UTF-8; what is not is escaped.
+            (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+
+    # ------------------------------------------------------------------ reading
+
+    @cached_property
+    def tokenizer(self) -> TextTokenizer:
+        """The tokenizer of the prepared folder. Raises `UserError` when `prepare` has not been run."""
+        if not (self.folder / "tokenizer.json").is_file():
+            raise UserError(
+                f"The text data is not prepared ({self.folder} is not there): run with mode=prepare first."
+            )
+        return TextTokenizer.from_file(self.folder / "tokenizer.json")
+
+    @cached_property
+    def spec(self) -> TextSpec:
+        """The facts of the prepared data."""
+        tokenizer = self.tokenizer
+        facts = json.loads((self.folder / "facts.json").read_text(encoding="utf-8"))
+        return TextSpec(
+            tokenizer=tokenizer.to_json(),
+            vocab_size=tokenizer.vocab_size,
+            block_size=self.block_size,
+            **facts,
+        )
+
+    def documents(self, split: str) -> Iterator[Document]:
+        """The documents of a split in the order of its tokens, read from the corpora again."""
+        for name in self.sources:
+            yield from (document for document in self._documents(name) if document.split == split)
+
+    def use_spec(self, spec: Mapping[str, Any]) -> None:
+        """Tokens by the tokenizer of a checkpoint: where it is another than this data has, prepare anew with it."""
+        if spec["tokenizer"] == self.spec.tokenizer:
+            return
+        log.info("text: the checkpoint's model has another tokenizer; the text is prepared with that one")
+        self._given = TextTokenizer.from_json(spec["tokenizer"])
+        for name in ("folder", "tokenizer", "spec"):
+            self.__dict__.pop(name, None)  # what cached_property has kept
+        self._batches_per_epoch = {}
+        self.prepare()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the splits."""
+        self.train_set, self.val_set, self.test_set = (self._dataset(split) for split in SPLITS)
+
+    def _dataset(self, split: str) -> TextDataset:
+        training = split == "train"
+        row = TokenRow(self.folder, split, token_dtype(self.tokenizer))
+        # A masked block begins with <s>, where the tokenizer has one.
+        room = self.block_size - (self.masking is not None and self.tokenizer.bos_id is not None)
+        if training:
+            pieces = training_pieces(row, room, self.separate)
+        else:
+            stride = room if self.masking is not None else self.eval_stride
+            pieces = evaluation_pieces(row, room, stride, self.separate)
+        reading = Reading(
+            split=split,
+            tokenizer=self.tokenizer,
+            masking=self.masking,
+            shift=room if training and not self.separate else 0,
+            seed=self.seed if training else 0,  # the masks of an evaluation are the same for all runs
+            bytes_per_token=self.spec.bytes["train"] / self.spec.tokens["train"] if training else None,
+        )
+        return TextDataset(row, pieces, reading)
+
+    @property
+    def _pad_multiple(self) -> int:
+        return PAD_MULTIPLE if self.block_size % PAD_MULTIPLE == 0 else 1
+
+    def _train_sampler(self, total: int, start: int, rank: int, world_size: int) -> TokenBudgetSampler:
+        return TokenBudgetSampler(
+            self.train_set.lengths,
+            budget=self.batch_size * self.block_size,
+            total_batches=total,
+            start=start,
+            rank=rank,
+            world_size=world_size,
+            seed=self.seed,
+            pad_to_multiple=self._pad_multiple,
+        )
+
+    def batches_per_epoch(self, world_size: int = 1) -> int:
+        """Training batches that one rank sees in an epoch: the same number in every epoch."""
+        if world_size not in self._batches_per_epoch:
+            if not hasattr(self, "train_set"):
+                self.setup()
+            self._batches_per_epoch[world_size] = self._train_sampler(0, 0, 0, world_size).batches_per_epoch
+        return self._batches_per_epoch[world_size]
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """The batches that are left of the run."""
+        assert self.total_batches is not None, "configure_run comes before train_dataloader"
+        sampler = self._train_sampler(self.total_batches, 0, self.rank, self.world_size)
+        return self._loader(self.train_set, sampler, RunLoader)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Each validation window once, over all ranks."""
+        return self._evaluation_loader(self.val_set)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Each test window once, over all ranks."""
+        return self._evaluation_loader(self.test_set)
+
+    def _evaluation_loader(self, dataset: TextDataset) -> DataLoader[Any]:
+        sampler = EvaluationSampler(
+            dataset.lengths,
+            budget=self.batch_size * self.block_size,
+            rank=self.rank,
+            world_size=self.world_size,
+            pad_to_multiple=self._pad_multiple,
+        )
+        return self._loader(dataset, sampler)
+
+    def _loader(
+        self, dataset: TextDataset, sampler: Any, kind: type[DataLoader[Any]] = DataLoader
+    ) -> DataLoader[Any]:
+        pad = self.tokenizer.pad_id if self.tokenizer.pad_id is not None else self.tokenizer.require("eos")
+        return kind(
+            dataset,
+            batch_sampler=sampler,
+            collate_fn=Collate(pad, self._pad_multiple),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+def _require_all_splits(counts: Mapping[str, Counts], skipped: Sequence[Skipped]) -> None:
+    for split in SPLITS:
+        if not counts[split].documents:
+            total = sum(count.documents for count in counts.values())
+            reasons = Counter(item.reason for item in skipped).most_common(5)
+            listed = "; ".join(f"{count} {reason}" for reason, count in reasons) or "none was skipped"
+            raise UserError(
+                f"No document is left for the {split} split ({total} are in the others; skipped: {listed}). Check the "
+                "corpus and its splits; with few documents raise data.val_fraction and data.test_fraction, or name "
+                "the files of each split."
+            )

@@ -1,0 +1,419 @@
+"""Labelled texts: GLUE's layouts good and broken, framing, batches, GLUE's metrics."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from magneto.classification_metrics import GlueScores
+from magneto.data.classification import ClassificationDataModule
+from magneto.data.labelled_examples import collate, encode
+from magneto.data.sources.glue import TASKS, GlueSource, read_test_file
+from magneto.data.sources.labelled import TsvSource
+from magneto.data.sources.sotu_era import SotuEraSource
+from magneto.data.text_tokenizer import TextTokenizer
+from magneto.errors import UserError
+
+TEXT = "the cat sat on a mat while it rained and nobody came to see what the dog had done all day long"
+WORDS = TEXT.split()
+
+
+def sentence(number: int) -> str:
+    """Three words, distinct for distinct numbers below len(WORDS) ** 2."""
+    return f"{WORDS[number % len(WORDS)]} {WORDS[number // len(WORDS) % len(WORDS)]} {WORDS[number % 7]}"
+
+
+def write(file: Path, rows: list[list[str]]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join("\t".join(row) + "\n" for row in rows), encoding="utf-8", newline="")
+
+
+MNLI_TRAIN = [
+    "index", "promptID", "pairID", "genre", "sentence1_binary_parse", "sentence2_binary_parse", "sentence1_parse",
+    "sentence2_parse", "sentence1", "sentence2", "label1", "gold_label",
+]  # fmt: skip
+HEADERS: dict[str, list[str] | None] = {
+    "CoLA": None,
+    "SST-2": ["sentence", "label"],
+    "MRPC": ["Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"],
+    "QQP": ["id", "qid1", "qid2", "question1", "question2", "is_duplicate"],
+    "STS-B": [
+        "index", "genre", "filename", "year", "old_index", "source1", "source2", "sentence1", "sentence2", "score"
+    ],
+    "MNLI": MNLI_TRAIN,
+    "QNLI": ["index", "question", "sentence", "label"],
+    "RTE": ["index", "sentence1", "sentence2", "label"],
+    "WNLI": ["index", "sentence1", "sentence2", "label"],
+}  # fmt: skip
+
+
+def layout(task: str, count: int, file: str, first: int = 0) -> list[list[str]]:
+    """`count` rows as the benchmark's files have them, with the line of names where there is one."""
+    columns = TASKS[task].columns
+    header = HEADERS[task]
+    if header is MNLI_TRAIN and file.startswith("dev"):  # five annotators
+        header = [*MNLI_TRAIN[:-1], "label2", "label3", "label4", "label5", "gold_label"]
+    names = header or list(columns.names or ())
+    rows = []
+    for number in range(first, first + count):
+        labels = TASKS[task].labels
+        values = dict.fromkeys(names, f"x{number}")
+        values[columns.text] = sentence(number)
+        if columns.pair is not None:
+            values[columns.pair] = f'he said "{sentence(number + 1)}'  # a single quotation mark is text
+        values[columns.label] = labels[number % len(labels)] if labels else f"{number % 11 / 2:.3f}"
+        rows.append([values[name] for name in names])
+    return [header, *rows] if header else rows
+
+
+def make(task: str, folder: Path) -> Path:
+    write(folder / task / "train.tsv", layout(task, 20, "train.tsv"))
+    for number, (_, file) in enumerate(TASKS[task].dev):
+        write(folder / task / file, layout(task, 6, file, first=40 + 10 * number))
+    return folder
+
+
+def module(source: Any, tmp_path: Path, **more: Any) -> ClassificationDataModule:
+    settings = {"tokenizer": {"kind": "bpe", "vocab_size": 90}, "max_tokens": 24, "batch_size": 4, **more}
+    return ClassificationDataModule(source, data_dir=str(tmp_path / "data"), **settings)
+
+
+# ------------------------------------------------------------------ GLUE
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_each_task_of_glue_is_read_from_its_own_layout(task: str, tmp_path: Path) -> None:
+    corpus = GlueSource(task, str(make(task, tmp_path))).load(tmp_path)
+    assert not corpus.skipped and corpus.labels == TASKS[task].labels
+    train = [e for e in corpus.examples if e.split == "train"]
+    assert len(train) == 20 and train[3].text == sentence(3)
+    assert train[3].pair == (None if TASKS[task].columns.pair is None else f'he said "{sentence(4)}')
+    assert train[3].label == (1.5 if task == "STS-B" else TASKS[task].labels[3 % len(TASKS[task].labels)])
+    for split in ("val", "test"):  # the test labels are held back: dev stands for both
+        assert [e.text for e in corpus.examples if e.split == split][:6] == [
+            sentence(40 + n) for n in range(6)
+        ]
+    subsets = {e.subset for e in corpus.examples if e.split == "val"}
+    assert subsets == ({"matched", "mismatched"} if task == "MNLI" else {"dev"})
+
+
+def test_validation_can_be_held_out_of_train(tmp_path: Path) -> None:
+    folder = make("RTE", tmp_path)
+    write(folder / "RTE/train.tsv", layout("RTE", 300, "train.tsv"))
+    corpus = GlueSource("RTE", str(folder / "RTE"), val_fraction=0.2).load(tmp_path)
+    texts = {
+        split: {e.text for e in corpus.examples if e.split == split} for split in ("train", "val", "test")
+    }
+    assert len(texts["test"]) == 6 and 30 < len(texts["val"]) < 90
+    assert not texts["train"] & texts["val"] and len(texts["train"] | texts["val"]) == 300
+
+
+def test_broken_lines_are_counted_and_named(tmp_path: Path) -> None:
+    file = make("QQP", tmp_path) / "QQP/train.tsv"
+    row = ["7", "1", "2", "what is it", "what was it", "0"]
+    bad = {
+        "too few columns": row[:4],
+        "too many columns": [*row, "0"],
+        "empty text": [*row[:4], "  ", "0"],
+        "unknown label 'maybe'": [*row[:5], "maybe"],
+    }
+    with file.open("ab") as table:
+        for values in bad.values():
+            table.write("\t".join(values).encode() + b"\r\n")
+        table.write("\t".join(row).replace("it", "\xe9").encode("latin-1") + b"\n\n")
+        table.write(
+            "\t".join([*row[:3], "a\u2028b\x0cc \0", "d", "1"]).encode() + b"\n"
+        )  # no line ends, these
+    corpus = GlueSource("QQP", str(tmp_path)).load(tmp_path)
+    assert [item.reason for item in corpus.skipped] == [*bad, "not UTF-8"]
+    assert [item.id for item in corpus.skipped] == [f"train:{number}" for number in range(22, 27)]
+    last = [e for e in corpus.examples if e.split == "train"][-1]
+    assert (last.id, last.text, last.label) == ("train:28", "a\u2028b\x0cc", "1")
+    data = module(GlueSource("QQP", str(tmp_path)), tmp_path)
+    data.prepare()
+    report = json.loads((data.folder / "prepare_report.json").read_text())
+    assert report["skipped_by_reason"]["not UTF-8"] == 1 and len(report["skipped"]) == 5
+    data.setup()
+    assert len(data.train_set) == 21
+
+
+def test_a_score_that_is_no_number_is_skipped(tmp_path: Path) -> None:
+    file = make("STS-B", tmp_path) / "STS-B/train.tsv"
+    rows = [line.split("\t") for line in file.read_text().splitlines()]
+    rows[4][-1], rows[5][-1] = "high", "inf"
+    write(file, rows)
+    corpus = GlueSource("STS-B", str(tmp_path)).load(tmp_path)
+    assert [item.reason for item in corpus.skipped] == ["label is no number"] * 2
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "dev.tsv").unlink(), "dev.tsv of GLUE's RTE is not there"),
+        (lambda folder: (folder / "train.tsv").write_text(""), "no example"),
+        (
+            lambda folder: (folder / "train.tsv").write_text("index\tsentence\tlabel\n0\ta\tb\n"),
+            "'sentence1'",
+        ),
+    ],
+)
+def test_a_folder_that_is_not_the_task_is_refused(damage: Any, message: str, tmp_path: Path) -> None:
+    damage(make("RTE", tmp_path) / "RTE")
+    with pytest.raises(UserError, match=message):
+        GlueSource("RTE", str(tmp_path)).load(tmp_path)
+
+
+def test_names_and_settings_are_checked() -> None:
+    with pytest.raises(UserError, match="CoLA"):
+        GlueSource("COLA", "x")
+    with pytest.raises(UserError, match="folder"):
+        GlueSource("CoLA")
+    with pytest.raises(UserError, match="val and test"):
+        TsvSource(train="a.tsv")
+    with pytest.raises(UserError, match="years"):
+        SotuEraSource(years=10)
+
+
+def test_a_test_file_is_read_whole_or_refused(tmp_path: Path) -> None:
+    file = tmp_path / "test.tsv"
+    write(file, [["index", "sentence"], ["0", 'so "it goes'], ["1", "b"]])
+    assert list(read_test_file(file, "CoLA")) == [("0", 'so "it goes', None), ("1", "b", None)]
+    with pytest.raises(UserError, match="'id'"):
+        list(read_test_file(file, "QQP"))
+    write(file, [["index", "sentence"], ["0"], ["1", "b"]])
+    with pytest.raises(UserError, match="test:2"):
+        list(read_test_file(file, "SST-2"))
+
+
+# ------------------------------------------------------------------ the user's tables
+
+
+def tables(folder: Path, header: list[str], rows: list[list[str]]) -> dict[str, str]:
+    for split in ("train", "val", "test"):
+        write(folder / f"{split}.tsv", [header, *rows])
+    return {split: str(folder / f"{split}.tsv") for split in ("train", "val", "test")}
+
+
+def test_tables_of_ones_own(tmp_path: Path) -> None:
+    files = tables(tmp_path, ["mood", "words"], [["sad", "no sun"], ["glad", "the sun"], ["sad", "rain"]])
+    corpus = TsvSource(**files, text="words", label="mood").load(tmp_path)
+    assert corpus.labels == ("glad", "sad") and corpus.metrics == ("accuracy",)
+    with pytest.raises(UserError, match="'mod'.*mood"):
+        TsvSource(**files, text="words", label="mod").load(tmp_path)
+
+
+# ------------------------------------------------------------------ State of the Union
+
+
+def test_periods_split_by_year_and_numerals_hidden(tmp_path: Path) -> None:
+    folder = tmp_path / "sotu" / "speeches"
+    folder.mkdir(parents=True)
+    long = " ".join(["It cost $1,234 in the year before, and every one of us remembers it well."] * 3)
+    for year in range(1790, 2027):
+        text = f"Fellow citizens:\n\n{long} The {year}th word.\n\n \n{long} {'So be it. ' * (year - 1789)}"
+        (folder / f"{year}-Somebody-1.txt").write_text(text)
+    corpus = SotuEraSource(folder=str(folder.parent)).load(tmp_path)
+    assert corpus.labels == ("1790-1829", "1830-1869", "1870-1909", "1910-1949", "1950-1989", "1990-2029")
+    assert not any("Fellow" in e.text or any(c in e.text for c in "123456789") for e in corpus.examples)
+    assert "$0,000" in corpus.examples[0].text and len({e.text for e in corpus.examples}) == len(
+        corpus.examples
+    )
+    years = {
+        split: {e.group for e in corpus.examples if e.split == split} for split in ("train", "val", "test")
+    }
+    assert not years["train"] & (years["val"] | years["test"]) and not years["val"] & years["test"]
+    for split, members in years.items():
+        assert {SotuEraSource().period(int(year)) for year in members if year} == set(corpus.labels), split
+
+
+# ------------------------------------------------------------------ framing and batches
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> TextTokenizer:
+    return TextTokenizer.train([TEXT], kind="bpe", vocab_size=90)
+
+
+def test_texts_and_pairs_are_framed(tokenizer: TextTokenizer) -> None:
+    a, b = tokenizer.encode("the cat"), tokenizer.encode("a mat")
+    bos, eos = tokenizer.require("bos"), tokenizer.require("eos")
+    found = encode(tokenizer, ["the cat", " the  cat\t"], ["a mat", None], 50)
+    assert found.tokens.tolist() == [bos, *a, eos, *b, eos, bos, *a, eos]
+    assert found.start.tolist() == [0, len(a) + len(b) + 3, len(a) * 2 + len(b) + 5]
+    assert found.second.tolist() == [len(a) + 2] * 2 and found.truncated == 0
+
+
+@pytest.mark.parametrize(("first", "second"), [(40, 2), (2, 40), (40, 40), (12, 11), (40, None)])
+def test_what_is_too_long_loses_the_end_of_its_longer_text(
+    tokenizer: TextTokenizer, first: int, second: int | None
+) -> None:
+    a, b = " ".join(["cat"] * first), None if second is None else " ".join(["dog"] * second)
+    whole = encode(tokenizer, [a], [b], 10_000)
+    limit = 20
+    cut = encode(tokenizer, [a], [b], limit)
+    assert len(cut.tokens) == min(limit, len(whole.tokens)) and cut.truncated == (len(whole.tokens) > limit)
+    size = int(cut.second[0]) - 2
+    assert cut.tokens[1 : size + 1].tolist() == tokenizer.encode(a)[:size]
+    assert cut.tokens[-1] == tokenizer.require("eos") and cut.tokens[size + 1] == tokenizer.require("eos")
+    if b is not None:
+        rest = len(cut.tokens) - size - 3
+        assert cut.tokens[size + 2 : -1].tolist() == tokenizer.encode(b)[:rest]
+        # A text is cut only as far as the other one needs the room.
+        shorter, longer = sorted((len(tokenizer.encode(a)), len(tokenizer.encode(b))))
+        assert min(size, rest) == min(shorter, (limit - 3) // 2) and longer >= max(size, rest)
+
+
+def test_batches_are_padded_and_marked() -> None:
+    items = [
+        {"id": 0, "tokens": np.array([1, 7, 2, 8, 2]), "second": 3, "label": 1, "text": "a", "pair": "b"},
+        {"id": 1, "tokens": np.array([1, 7, 2]), "second": 3, "label": 0, "text": "c", "pair": ""},
+    ]
+    batch = collate(items, pad_id=9, pad_to_multiple=4)
+    assert batch["tokens"].tolist() == [[1, 7, 2, 8, 2, 9, 9, 9], [1, 7, 2, 9, 9, 9, 9, 9]]
+    assert batch["mask"].sum(1).tolist() == [5, 3] and batch["second"].sum(1).tolist() == [2, 0]
+    assert batch["label"].tolist() == [1, 0] and batch["text"] == ["a", "c"]
+
+
+def test_every_example_is_seen_once_an_epoch_and_a_run_goes_on_exactly(tmp_path: Path) -> None:
+    source = GlueSource("MNLI", str(make("MNLI", tmp_path)))
+    data = module(source, tmp_path)
+    data.prepare()
+    data.setup()
+    per_epoch = data.batches_per_epoch()
+    data.configure_run(total_batches=2 * per_epoch)
+    batches = [batch["id"].tolist() for batch in data.train_dataloader()]
+    assert len(batches) == 2 * per_epoch
+    for epoch in (batches[:per_epoch], batches[per_epoch:]):
+        assert sorted(sum(epoch, [])) == list(range(20))
+    loader = data.train_dataloader()
+    loader.load_state_dict({"consumed": 3})
+    assert [batch["id"].tolist() for batch in loader] == batches[3:]
+    seen = [batch for batch in data.val_dataloader()]
+    ids = torch.cat([batch["id"] for batch in seen])
+    assert len(ids) == len(set(ids.tolist())) == 12 == data.spec.examples["val"]
+    assert torch.cat([batch["subset"] for batch in seen]).sum() == 6 and data.spec.subsets == [
+        "matched",
+        "mismatched",
+    ]
+    assert seen[0]["label"].dtype == torch.int64 and seen[0]["pair"][0].startswith("he said")
+
+
+def test_a_given_tokenizer_is_used_and_known_by_its_content(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    source = GlueSource("STS-B", str(make("STS-B", tmp_path)))
+    file = tmp_path / "tokenizer.json"
+    file.write_text(tokenizer.to_json())
+    data = module(source, tmp_path, tokenizer={"file": str(file), "kind": "unigram", "vocab_size": 8000})
+    data.prepare()
+    assert (
+        data.spec.tokenizer == tokenizer.to_json() and data.spec.range == [0.0, 5.0] and not data.spec.labels
+    )
+    moved = tmp_path / "elsewhere.json"
+    moved.write_text(tokenizer.to_json())
+    assert module(source, tmp_path, tokenizer={"file": str(moved)}).folder == data.folder
+    assert module(source, tmp_path).folder != data.folder
+    with pytest.raises(UserError, match=r"nowhere\.json"):
+        module(source, tmp_path, tokenizer={"file": str(tmp_path / "nowhere.json")}).prepare()
+    with pytest.raises(UserError, match="vocab_size"):
+        module(source, tmp_path, tokenizer={})
+
+
+def test_evaluation_takes_the_tokens_of_a_checkpoint(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    source = GlueSource("MNLI", str(make("MNLI", tmp_path)))
+    own = module(source, tmp_path, tokenizer={"kind": "unigram", "vocab_size": 50})
+    other = module(source, tmp_path, max_tokens=16)
+    for data in (own, other):
+        data.prepare()
+    other.setup()
+    own.use_spec(other.spec.to_dict())
+    own.setup()
+    for left, right in zip(own.test_dataloader(), other.test_dataloader(), strict=True):
+        assert torch.equal(left["tokens"], right["tokens"]) and torch.equal(left["subset"], right["subset"])
+    wrong = other.spec.to_dict() | {"labels": ["0", "1"]}
+    with pytest.raises(UserError, match="contradiction"):
+        own.use_spec(wrong)
+
+
+@pytest.mark.parametrize(("key", "value"), [("max_tokens", 3), ("batch_size", 0), ("eval_batch_size", 0)])
+def test_impossible_settings_are_refused(tmp_path: Path, key: str, value: int) -> None:
+    with pytest.raises(UserError, match=f"data.{key}={value}"):
+        module(GlueSource("RTE", str(tmp_path)), tmp_path, **{key: value})
+
+
+# ------------------------------------------------------------------ metrics
+
+
+def by_hand(metric: str, predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Each metric from its definition, by another road than torchmetrics'."""
+    if metric == "accuracy":
+        return float((predictions == labels).mean())
+    if metric == "f1":
+        hits = float(((predictions == 1) & (labels == 1)).sum())
+        return 2 * hits / float((predictions == 1).sum() + (labels == 1).sum())
+    if metric == "matthews":  # the correlation of one-hot matrices (Gorodkin 2004)
+        x, y = (
+            np.eye(int(max(predictions.max(), labels.max())) + 1)[v.astype(int)]
+            for v in (predictions, labels)
+        )
+        x, y = x - x.mean(0), y - y.mean(0)
+        return float((x * y).sum() / math.sqrt((x * x).sum() * (y * y).sum()))
+    if metric == "spearman":
+        predictions, labels = (
+            np.array([((v < u).sum() + ((v == u).sum() - 1) / 2) for u in v]) for v in (predictions, labels)
+        )
+    return float(np.corrcoef(predictions, labels)[0, 1])
+
+
+@pytest.mark.parametrize(
+    ("metrics", "classes"),
+    [
+        (("accuracy", "f1"), 2),
+        (("matthews",), 2),
+        (("accuracy", "matthews"), 3),
+        (("pearson", "spearman"), 0),
+    ],
+)
+def test_metrics_equal_their_definitions(metrics: tuple[str, ...], classes: int) -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, classes, 101) if classes else np.round(random.uniform(0, 5, 101), 1)
+    guesses = random.integers(0, classes, 101) if classes else np.round(labels + random.normal(0, 2, 101), 1)
+    predictions = np.where(random.random(101) < 0.5, labels, guesses)
+    main = random.random(101) < 0.6
+    scores = GlueScores(metrics, classes, ("matched", "mismatched"))
+    for part in np.array_split(np.arange(101), 7):  # batches, of which one comes twice
+        for _ in range(2 if part[0] == 0 else 1):
+            columns = (predictions[part], labels[part], part, np.where(main[part], 0, 1))
+            scores.update(*map(torch.from_numpy, columns))
+    found = scores.compute()
+    for name in metrics:
+        assert found[name] == pytest.approx(by_hand(name, predictions[main], labels[main]), abs=1e-6)
+        assert found[f"{name}/mismatched"] == pytest.approx(
+            by_hand(name, predictions[~main], labels[~main]), abs=1e-6
+        )
+    assert found["score"] == pytest.approx(sum(found[name] for name in metrics) / len(metrics))
+    scores.reset()
+    assert scores.compute() == {}
+
+
+@pytest.mark.parametrize(("metrics", "classes"), [(("f1", "matthews"), 2), (("pearson", "spearman"), 0)])
+def test_constant_answers_score_zero_and_not_nan(metrics: tuple[str, ...], classes: int) -> None:
+    scores = GlueScores(metrics, classes, ("dev",))
+    scores.update(torch.zeros(6), torch.arange(6) % 2, torch.arange(6), torch.zeros(6))
+    assert scores.compute() == {**dict.fromkeys(metrics, 0.0), "score": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "classes", "message"),
+    [
+        (("f1",), 3, "3 classes"),
+        (("pearson",), 2, "fit"),
+        (("acuracy",), 2, "accuracy"),
+        (("f1",), 0, "numbers"),
+    ],
+)
+def test_metrics_that_do_not_fit_are_refused(metrics: tuple[str, ...], classes: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        GlueScores(metrics, classes, ("dev",))

