@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 ARGS ?=
+# uv unpacks these 5 GB in a fifth of pip's time; pip knows package indexes that only its own configuration names.
+WHAT := --no-deps -r requirements.lock --editable .
 
 .DEFAULT_GOAL := help
 .PHONY: help run compare test lint bench clean
@@ -14,8 +16,8 @@ help: ## show this list
 $(INSTALLED): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep '^uv==' requirements.lock)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python $(WHAT) || $(BIN)/python -m pip install $(WHAT)
 	@touch $@
 
 run: $(INSTALLED) ## set up, then train Magneto on real speech (ARGS="optimizer.lr=2e-3" overrides)

@@ -30,6 +30,7 @@ class Settings:
     divergence_factor: float = 2.0
     save_every: int = 100
     ema_decay: float | None = None
+    average_last: int | None = None
     samples: int = 8
 
     def __post_init__(self) -> None:
@@ -40,6 +41,12 @@ class Settings:
             raise UserError(f"callbacks.divergence_factor={self.divergence_factor}: must be above 1.")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise UserError(f"callbacks.ema_decay={self.ema_decay}: must be between 0 and 1, or null.")
+        if self.average_last is not None and self.average_last < 2:
+            raise UserError(f"callbacks.average_last={self.average_last}: must be 2 or more, or null.")
+        if self.average_last is not None and self.ema_decay is not None:
+            raise UserError(
+                "callbacks.average_last and callbacks.ema_decay are two ways to average weights: set one to null."
+            )
 
 
 class Interrupted(BaseException):

@@ -55,18 +55,21 @@ def load_task(path: str | Path) -> "TaskModule":
     Raises:
         UserError: the path is neither, or it is damaged.
     """
-    path = Path(path)
-    if path.is_dir():
-        hyper_parameters, weights = _read_export(path)
-    else:
-        content = read_checkpoint(path)
-        hyper_parameters, weights = content["hyper_parameters"], content["state_dict"]
-        weights = content.get("averaged_state_dict") or weights
+    hyper_parameters, weights = read_model(path)
     from magneto.tasks.base import task_class
 
     task = task_class(hyper_parameters["task"])(**{k: v for k, v in hyper_parameters.items() if k != "task"})
     task.load_state_dict(weights)
     return task.eval()
+
+
+def read_model(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Hyper-parameters and weights of a task, from a checkpoint or an export folder; see `load_task`."""
+    path = Path(path)
+    if path.is_dir():
+        return _read_export(path)
+    content = read_checkpoint(path)
+    return content["hyper_parameters"], content.get("averaged_state_dict") or content["state_dict"]
 
 
 def _read_export(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import math
+import re
 import resource
 import sys
 import time
@@ -22,6 +23,7 @@ import hydra
 import lightning as L
 import torch
 from hydra.errors import InstantiationException
+from hydra.utils import get_class
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import Logger, WandbLogger
@@ -30,14 +32,15 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from magneto import callbacks, checkpoint
+from magneto import callbacks, checkpoint, pretrained
+from magneto.averaging import LastWeights
 from magneto.cli import options
 from magneto.data.base import DataModule
 from magneto.errors import UserError, from_mapping, nearest
 from magneto.loggers import CSVLogger, is_main_process, wandb_logger
 from magneto.loggers import Settings as LoggerSettings
 from magneto.runs import RESULT_SCHEMA, RunFolder, Start, git_revision, run_name, versions
-from magneto.tasks.base import Diverged, TaskModule, task_class
+from magneto.tasks.base import Diverged, PredictInput, TaskModule, task_class
 
 log = logging.getLogger("magneto")
 
@@ -71,6 +74,7 @@ def run(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
     if mode == "export":
         return _export(config)
     _check_task(config)
+    config = pretrained.adopt(config, overrides)
     with callbacks.cpu_threads(config["trainer"]["threads"]):
         if mode == "prepare":
             _instantiate(config["data"], "data").prepare()
@@ -132,12 +136,15 @@ def _fit_and_test(
 ) -> dict[str, Any]:
     """The run itself; returns what result.json says of its outcome."""
     started = time.time()
+    _reset_peak_memory()
     data = _instantiate(config["data"], "data")
     data.prepare()
     L.seed_everything(config["seed"], verbose=False)
     task = _build_task(config, data)
     task.samples_file = folder.samples if is_main_process() else None
     step = _resume(task, start, folder) if start.checkpoint else 0
+    if config["init_from"] is not None and not start.checkpoint:
+        log.info("%s", pretrained.initialize_from(task, config["init_from"]))
     loggers = _loggers(folder, config, step)
     try:
         trainer, monitor, saver = _trainer(config, folder, task, loggers, signals)
@@ -191,7 +198,9 @@ def _fit_and_test(
             "smooth_loss": monitor.smooth_loss,
         },
         "data_facts": {
-            key: value for key, value in task.spec.items() if key not in ("tokenizer", "features")
+            key: value
+            for key, value in task.spec.items()
+            if key != "features" and not key.endswith("tokenizer")
         },
     }
 
@@ -219,8 +228,8 @@ def _test(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _predict(config: dict[str, Any]) -> dict[str, Any]:
-    if not config["input"]:
-        raise UserError("mode=predict needs input=: a file or a folder.")
+    inputs = _inputs(config)
+    options = {key: value for key, value in config["predict"].items() if value is not None}
     output = Path(config["output"]) if config["output"] else None
     if output is not None and output.exists():
         raise UserError(f"output={output}: exists already. Remove it or choose another file.")
@@ -230,13 +239,29 @@ def _predict(config: dict[str, Any]) -> dict[str, Any]:
     )
     results = []
     with callbacks.cpu_threads(config["trainer"]["threads"]), torch.inference_mode():
-        for result in task.predict(config["input"]):
+        for result in task.predict(inputs, options):
+            if "piece" in result:
+                print(result["piece"], end="", flush=True)
+                continue
             print(result["text"], flush=True)
             results.append({key: value for key, value in result.items() if key != "text"})
     if output is not None:
         lines = [json.dumps(result, ensure_ascii=False) for result in results]
         output.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return {"mode": "predict", "results": results}
+
+
+def _inputs(config: Mapping[str, Any]) -> PredictInput:
+    path, prompt = config["input"], config["prompt"]
+    if (path is None) == (prompt is None):
+        raise UserError(
+            "mode=predict needs input= (a file or a folder; - is the standard input) or prompt= (the text itself), and "
+            f"not both. {'Neither' if path is None else 'Both'} was given."
+        )
+    return PredictInput(
+        path=path,
+        prompts=None if prompt is None else tuple(map(str, prompt if isinstance(prompt, list) else [prompt])),
+    )
 
 
 def _export(config: dict[str, Any]) -> dict[str, Any]:
@@ -262,6 +287,18 @@ def _check_task(config: Mapping[str, Any]) -> None:
         )
     if config["data"] is None:
         raise UserError(f"data= is missing. Choose one: {', '.join(options('data'))}.")
+    wanted = task_class(config["task"]["_target_"]).Data
+    try:
+        given = get_class(config["data"]["_target_"])
+    except Exception as error:  # Hydra's own, of several types
+        raise UserError(
+            f"data._target_={config['data'].get('_target_')}: cannot be imported ({error})."
+        ) from error
+    if not issubclass(given, wanted):
+        raise UserError(
+            f"task={config['task']['name']} learns from a {wanted.__name__}, and data={config['data']['name']} is a "
+            f"{given.__name__}. Leave data= out for the task's own corpus, or choose another one (docs/data.md)."
+        )
 
 
 def _instantiate(node: Mapping[str, Any], key: str) -> DataModule:
@@ -334,6 +371,8 @@ def _trainer(
     watching: list[L.Callback] = [callbacks.ConfigureRun(), callbacks.StepSeed(config["seed"])]
     if watch.ema_decay:
         watching.append(EMAWeightAveraging(decay=watch.ema_decay))
+    if watch.average_last:
+        watching.append(LastWeights(folder.checkpoints, watch.average_last))
     watching += [monitor, callbacks.StabilityProbe(watch.probe_every), saver, *_progress_bar(config)]
     accumulate = settings["accumulate_grad_batches"]
     try:
@@ -406,11 +445,16 @@ def _resume(task: TaskModule, start: Start, folder: RunFolder) -> int:
 def _evaluate_best(
     folder: RunFolder, trainer: L.Trainer, data: DataModule, task: TaskModule
 ) -> dict[str, float]:
-    """Test metrics of the best checkpoint, which is exported too."""
+    """Test metrics of the best checkpoint, or of the average that the run keeps; it is exported too."""
     best = checkpoint.load_task(folder.best if folder.best.exists() else folder.last)
     best.samples_file = task.samples_file
+    kept = next((one for one in trainer.callbacks if isinstance(one, LastWeights)), None)  # type: ignore[attr-defined]
+    if kept is not None:
+        kept.load_average(best)
     trainer.test(best, datamodule=data, verbose=False)
     if trainer.is_global_zero:
+        if kept is not None:
+            kept.save_average(best)
         checkpoint.export(best, folder.path / "export")
     return best.evaluated
 
@@ -431,10 +475,21 @@ def _identity(config: Mapping[str, Any], folder: RunFolder, overrides: Sequence[
     }
 
 
+def _reset_peak_memory() -> None:
+    """Begin to measure anew, so that the runs of a sweep, which share a process, each tell their own."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):  # Linux only; elsewhere the process's maximum is told
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def _peak_memory() -> int:
-    """Bytes: the GPU's, or the largest resident size of this process."""
+    """Bytes: the GPU's, or the largest resident size of this process, since `_reset_peak_memory` where there is /proc."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return int(torch.cuda.max_memory_allocated())
+    with contextlib.suppress(OSError):
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -21,7 +21,7 @@ class Mode(Enum):
     train = "train"  # prepare, fit, test with the best checkpoint, export
     prepare = "prepare"  # only fetch and prepare the data
     test = "test"  # evaluate `checkpoint` on the test split of `data`
-    predict = "predict"  # apply `checkpoint` to `input`
+    predict = "predict"  # apply `checkpoint` to `input` or `prompt`
     export = "export"  # write `checkpoint` as safetensors to `output`
 
 
@@ -37,6 +37,9 @@ class RunConfig:
     data_dir: str = MISSING
     checkpoint: str | None = MISSING
     input: str | None = MISSING
+    prompt: Any = None
+    predict: dict[str, Any] = field(default_factory=dict)
+    init_from: str | None = MISSING
     output: str | None = MISSING
     size_name: str = MISSING
     experiment_task: str | None = MISSING

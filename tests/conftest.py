@@ -1,16 +1,21 @@
-"""Fixtures of the whole suite: a tiny corpus that a recogniser can learn, and runs through the real entry point."""
+"""Fixtures of the whole suite: tiny corpora that can be learnt, and runs through the real entry point."""
 
+import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 from hydra import compose, initialize_config_dir
 
+from magneto import callbacks
 from magneto.cli import CONF
+from tests.toy_translation import toy_sentence, toy_translation
 
 LETTERS = "abcdef"
 RATE = 16_000
@@ -91,6 +96,28 @@ def overrides(tones: Path, prepared_dir: Path, tmp_path: Path) -> list[str]:
     ]
 
 
+@pytest.fixture(scope="session")
+def toy_parallel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Line-aligned files `train.en`, `train.fr`...: 600 sentences to train on, 30 to validate, 40 to test, all different."""
+    folder = tmp_path_factory.mktemp("parallel")
+    random = np.random.default_rng(0)
+    pairs: dict[str, str] = {}
+    while len(pairs) < 670:
+        source, target = toy_sentence(random)
+        pairs[source] = target
+    lines = list(pairs.items())
+    for split, part in {"train": lines[:600], "val": lines[600:630], "test": lines[630:]}.items():
+        for place, language in enumerate(("en", "fr")):
+            (folder / f"{split}.{language}").write_text("".join(f"{pair[place]}\n" for pair in part))
+    return folder
+
+
+@pytest.fixture
+def parallel_overrides(toy_parallel: Path, prepared_dir: Path, tmp_path: Path) -> list[str]:
+    """See `toy_translation`."""
+    return toy_translation(toy_parallel, prepared_dir, tmp_path / "runs")
+
+
 @pytest.fixture
 def run(overrides: list[str]) -> Run:
     """`run("seed=2", ...)` composes the real configuration with further overrides and drives `engine.run`."""
@@ -102,3 +129,126 @@ def run(overrides: list[str]) -> Run:
             return engine.run(compose("config", all_overrides), more)
 
     return call
+
+
+WORDS = ("baku", "cedo", "difa", "fogi", "gahu", "hilo", "jumi", "kona")
+"""A made-up language: each word is followed by the next or the next but two, by the toss of a coin."""
+BITS_PER_BYTE = 1 / 5
+"""One toss for each word of four letters and a space: no model of this language can stay below."""
+
+
+def sentence(random: np.random.Generator, words: int) -> str:
+    """Some words of that language."""
+    places = np.cumsum(random.choice([1, 3], words)) % len(WORDS)
+    return " ".join(WORDS[place] for place in places)
+
+
+@pytest.fixture(scope="session")
+def babble(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 100 documents of 40 to 99 words."""
+    folder = tmp_path_factory.mktemp("babble")
+    random = np.random.default_rng(0)
+    for number in range(100):
+        (folder / f"{number:03d}.txt").write_text(sentence(random, int(random.integers(40, 100))))
+    return folder
+
+
+@pytest.fixture
+def text_overrides(babble: Path, prepared_dir: Path, tmp_path: Path) -> list[str]:
+    """A small, deterministic run on that language, for any task whose data are texts (`task=` is still to be said)."""
+    return [
+        "data=text_files",
+        f"data.sources.text_files.path={babble}",
+        f"data_dir={prepared_dir}",
+        f"runs_dir={tmp_path / 'runs'}",
+        "data.tokenizer={kind: byte_bpe, vocab_size: 280}",
+        "data.block_size=32",
+        "data.batch_size=8",
+        "data.val_fraction=0.1",
+        "data.test_fraction=0.1",
+        "backbone.num_layers=2",
+        "backbone.d_model=32",
+        "backbone.num_heads=2",
+        "backbone.ffn_dim=64",
+        "trainer.precision=32-true",
+        "trainer.accelerator=cpu",
+        "trainer.max_steps=20",
+        "trainer.val_check_interval=8",
+        "trainer.log_every_n_steps=2",
+        "trainer.enable_progress_bar=false",
+        "callbacks.save_every=3",
+        "callbacks.probe_every=5",
+        "logger.wandb=disabled",
+    ]
+
+
+@pytest.fixture
+def run_text(text_overrides: list[str]) -> Run:
+    """`run_text("task=causal_lm", "seed=2", ...)`: as `run`, on texts."""
+    from magneto import engine
+
+    def call(*more: str) -> dict[str, Any]:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return engine.run(compose("config", [*text_overrides, *more]), more)
+
+    return call
+
+
+@pytest.fixture
+def kill_after_save(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], AbstractContextManager[None]]:
+    """`with kill_after_save(12): run(...)`: the run dies right after it has written last.ckpt at step 12 or later."""
+
+    @contextmanager
+    def killing(step: int = 0) -> Iterator[None]:
+        save = callbacks.Checkpoints._save
+
+        def save_and_die(self: callbacks.Checkpoints, trainer: Any, name: str) -> None:
+            save(self, trainer, name)
+            if name == "last" and trainer.global_step >= step:
+                raise RuntimeError("killed")
+
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+            patch.setattr(callbacks.Checkpoints, "_save", save_and_die)
+            yield
+
+    return killing
+
+
+def values(folder: str | Path, leave_out: str = "throughput/") -> list[tuple[str, ...]]:
+    """All rows of metrics.csv but those that depend on the clock."""
+    with (Path(folder) / "metrics.csv").open() as file:
+        return [tuple(row) for row in csv.reader(file) if leave_out not in row[1]]
+
+
+@pytest.fixture
+def rows_of() -> Callable[..., list[tuple[str, ...]]]:
+    """See `values`."""
+    return values
+
+
+@pytest.fixture
+def resumes_identically(
+    kill_after_save: Callable[[int], AbstractContextManager[None]],
+) -> Callable[..., dict[str, Any]]:
+    """`resumes_identically(run, "seed=2", stop_at=8)`: a run killed there and repeated gives what an unbroken one gives:
+    metrics, curves and weights, bit by bit. Returns its result.
+    """
+
+    def check(run: Run, *overrides: str, stop_at: int) -> dict[str, Any]:
+        whole = run("name=whole", *overrides)
+        with kill_after_save(stop_at):
+            run("name=parts", *overrides)
+        parts = run("name=parts", *overrides)
+        assert parts["status"] == whole["status"] == "finished"
+        assert parts["metrics"] == whole["metrics"]
+        assert values(parts["folder"]) == values(whole["folder"])
+        last = [
+            torch.load(Path(result["folder"]) / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+            for result in (whole, parts)
+        ]
+        assert last[0].keys() == last[1].keys()
+        for name, weight in last[0].items():
+            assert torch.equal(weight, last[1][name]), name
+        return parts
+
+    return check

@@ -2,6 +2,7 @@
 
     loading     folders on disk  -> Run           what can be read; the rest is named
     comparison  Run              -> Section, Row  one section a task and corpus, one row a configuration
+    examples    Section          -> Example       the same few inputs, with what each row made of them
     tables      Section          -> Table         results, costs, parts, runs, differences; verdict
     figures     Section          -> PNG           result, learning curves, stability probe
     markup      tables, figures  -> report.md, table.csv, table.tex

@@ -288,10 +288,12 @@ def differing_keys(rows: Sequence[Row]) -> list[str]:
 
 
 def _headline(runs: Sequence[Run], metric: str | None, monitor: str | None) -> str:
-    """The first that some run has: `metric`, the monitored one on test, as validated, any on test."""
+    """The first that some run has: `metric`, BLEU, the monitored one on test, as validated, any on test."""
     have = sorted({name for run in runs for name in run.metrics})
     on_test = f"test/{monitor.split('/', 1)[-1]}" if monitor else "test/loss"
-    for name in (metric, on_test, monitor):
+    # A loss chooses the checkpoint of a translator, but it is not what translators are compared by.
+    known_by = "test/bleu" if on_test == "test/loss" else None
+    for name in (metric, known_by, on_test, monitor):
         if name in have:
             return str(name)
     tested = [name for name in have if re.fullmatch(r"test/[^/]+", name)]

@@ -10,6 +10,7 @@ from urllib.parse import quote
 import numpy as np
 
 from magneto.report.comparison import Comparison, Section
+from magneto.report.examples import examples
 from magneto.report.figures import Picture
 from magneto.report.loading import Run
 from magneto.report.tables import (
@@ -25,6 +26,8 @@ from magneto.report.tables import (
     verdict,
     versions_table,
 )
+
+_EXAMPLES = 3  # of report.md
 
 
 def to_markdown(table: Table) -> str:
@@ -159,11 +162,24 @@ def markdown_report(
             parts.append(f"### {markdown_text(table.title)}\n\n{to_markdown(table)}")
         for picture in pictures[section.slug]:
             parts.append(f"![{markdown_text(picture.alt)}]({quote(picture.path.name)})")
+        parts += _examples(section)
         parts.append(f"### Runs\n\n{to_markdown(runs_table(section, folder))}")
         if (differences := differences_table(section)) is not None:
             parts.append(f"### {differences.title}\n\n{to_markdown(differences)}")
     parts.append(f"## Versions\n\n{to_markdown(versions_table(comparison))}")
     return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _examples(section: Section) -> list[str]:
+    """A few examples with the outputs of every row; all of them, with their errors marked, are in report.html."""
+    parts = []
+    for example in examples(section)[0][:_EXAMPLES]:
+        texts = [*example.given, *([("reference", example.reference)] if example.reference else [])]
+        texts += [(row.label, output) for row, output in example.outputs]
+        parts.append(
+            f"{markdown_text(example.about)}\n\n" + _bullets([f"{name}: {text}" for name, text in texts])
+        )
+    return ["### Examples", *parts] if parts else []
 
 
 def _bullets(sentences: Sequence[str]) -> str:

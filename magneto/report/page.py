@@ -7,15 +7,13 @@ Every text comes from data (transcripts, error messages, configuration values), 
 import base64
 from collections.abc import Sequence
 from html import escape as _e
-from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 import jiwer
 
-from magneto.report.comparison import Comparison, Row, Section
+from magneto.report.comparison import Comparison, Section
+from magneto.report.examples import Example, examples
 from magneto.report.figures import Picture, Style, row_styles
-from magneto.report.loading import Run
 from magneto.report.tables import (
     Table,
     detail_tables,
@@ -27,10 +25,6 @@ from magneto.report.tables import (
     verdict,
     versions_table,
 )
-
-_EXAMPLES = 8
-_LONGEST = 600  # characters of one text that are shown
-_HANDLED = {"id", "kind", "split", "language", "reference", "hypothesis", "marked"}
 
 _STYLE = """
 :root { color-scheme: light dark; --paper: #ffffff; --card: #f6f7f9; --ink: #1c2128; --soft: #57606a;
@@ -203,60 +197,37 @@ def _picture(picture: Picture) -> str:
 
 
 def _samples(section: Section, folder: Path) -> str:
-    """The same few examples side by side: of each row the finished run with the lowest seed."""
-    shown = [(row, run) for row in section.rows if (run := _speaker(row)) is not None]
-    ids = _examples([run for _, run in shown])
-    if not ids:
+    """The same few examples side by side."""
+    shown, runs = examples(section)
+    if not shown:
         return ""
     colours = row_styles(section.rows)
-    cards = "".join(
-        _card(name, [(row, run.samples[name]) for row, run in shown if name in run.samples], colours)
-        for name in ids
-    )
+    cards = "".join(_card(example, colours) for example in shown)
     sources = ", ".join(
-        f'<a href="{_e(relative_link(run.folder, folder))}">{_e(run.name)}</a>' for _, run in shown
+        f'<a href="{_e(relative_link(run.folder, folder))}">{_e(run.name)}</a>' for run in runs
     )
-    legend = "<mark>wrong</mark>, <ins>not in the reference</ins>, <del>missing from the hypothesis</del>"
+    legend = "<mark>wrong</mark>, <ins>not in the reference</ins>, <del>missing from the output</del>"
+    marks = f" Marked against the reference: {legend}." if any(map(_compared, shown)) else ""
     return (
-        f'<h3>Examples</h3><p class="note">From {sources}, at the last step logged. '
-        f'Marked against the reference: {legend}.</p><div class="samples">{cards}</div>'
+        f'<h3>Examples</h3><p class="note">From {sources}, at the last step logged.{marks}</p>'
+        f'<div class="samples">{cards}</div>'
     )
 
 
-def _speaker(row: Row) -> Run | None:
-    """The run whose examples stand for the row."""
-    return next((run for run in (*row.finished, *row.runs) if run.samples), None)
+def _compared(example: Example) -> bool:
+    """Whether the outputs are marked: a continuation may be good and unlike the text's own."""
+    return bool(example.reference and example.reference.strip()) and example.kind != "continuation"
 
 
-def _examples(runs: Sequence[Run]) -> list[str]:
-    """Ids that the most runs have, by turns over the languages so that each is seen."""
-    order = list(dict.fromkeys(name for run in runs for name in run.samples))
-    coverage = {name: sum(name in run.samples for run in runs) for name in order}
-    most = max(coverage.values(), default=0)
-    by_language: dict[str, list[str]] = {}
-    for name in order:
-        if coverage[name] == most:
-            sample = next(run.samples[name] for run in runs if name in run.samples)
-            by_language.setdefault(str(sample.get("language") or ""), []).append(name)
-    turns = [name for turn in zip_longest(*by_language.values()) for name in turn if name is not None]
-    return turns[:_EXAMPLES]
-
-
-def _card(name: str, samples: Sequence[tuple[Row, dict[str, Any]]], colours: dict[str, Style]) -> str:
-    first = samples[0][1]
-    language = first.get("language")
-    lang = f' lang="{_e(str(language))}"' if language else ""
-    lines = []
-    for key, value in first.items():
-        if key not in _HANDLED and isinstance(value, str) and value:
-            lines.append(_line(_e(key), _e(_short(value)), "", ""))  # a source sentence, a prompt
-    if first.get("reference"):
-        lines.append(_line("reference", _e(_short(str(first["reference"]))), "", lang))
-    for row, sample in samples:
-        marked, wrong = _marked(sample)
+def _card(example: Example, colours: dict[str, Style]) -> str:
+    lang = f' lang="{_e(example.language)}"' if example.language else ""
+    lines = [_line(_e(name), _e(text), "", "") for name, text in example.given]
+    if example.reference:
+        lines.append(_line("reference", _e(example.reference), "", lang))
+    for row, output in example.outputs:
+        marked, wrong = _marked(example, output)
         lines.append(_line(_chip(colours[row.label].colour) + _e(row.label), marked, wrong, lang))
-    about = " · ".join(filter(None, (name, str(language or ""), str(first.get("kind") or ""))))
-    return f'<article class="sample"><header>{_e(about)}</header><dl>{"".join(lines)}</dl></article>'
+    return f'<article class="sample"><header>{_e(example.about)}</header><dl>{"".join(lines)}</dl></article>'
 
 
 def _line(label: str, text: str, count: str, lang: str) -> str:
@@ -264,25 +235,20 @@ def _line(label: str, text: str, count: str, lang: str) -> str:
     return f'<dt>{label}</dt>{text}<dd class="count">{count}</dd>'
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
-
-
-def _marked(sample: dict[str, Any]) -> tuple[str, str]:
-    """The hypothesis as HTML with its errors marked, and their number in words; plain without a reference.
+def _marked(example: Example, output: str) -> tuple[str, str]:
+    """An output as HTML with its errors marked, and their number in words; plain where nothing is compared.
 
     Speech is compared by characters, other text by words: a translation is rarely wrong by a letter.
     """
-    hypothesis = _short(str(sample.get("hypothesis") or ""))
-    reference = _short(str(sample.get("reference") or ""))
-    if not reference.strip():
-        return _e(hypothesis), ""
+    if not _compared(example):
+        return _e(output), ""
+    assert example.reference is not None
     compared: jiwer.CharacterOutput | jiwer.WordOutput
-    if sample.get("kind") == "transcript":
-        compared = jiwer.process_characters(reference, hypothesis)
+    if example.kind == "transcript":
+        compared = jiwer.process_characters(example.reference, output)
         noun, unit, glue = "error", "character", ""
     else:
-        compared = jiwer.process_words(reference, hypothesis)
+        compared = jiwer.process_words(example.reference, output)
         noun, unit, glue = "difference", "word", " "
     theirs, ours = compared.references[0], compared.hypotheses[0]
     pieces = []

@@ -6,8 +6,10 @@ owns the rest: strict options, normalisation of the loss, clipping, optimizer an
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torchmetrics import MeanMetric, Metric
 
+from magneto.data.base import DataModule
 from magneto.errors import UserError, from_mapping
 from magneto.nn.config import BackboneConfig
 from magneto.nn.stack import Stack
@@ -47,6 +50,46 @@ class StepOutput:
     logs: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class PredictInput:
+    """What a user gives to `mode=predict`.
+
+    Attributes:
+        path: `input=`, a file or a folder; "-" is the standard input.
+        prompts: `prompt=`, given on the command line itself.
+    """
+
+    path: str | None = None
+    prompts: tuple[str, ...] | None = None
+
+    def lines(self) -> Iterator[str]:
+        """The prompts, or the lines of the file as they come, without their ends.
+
+        Raises:
+            UserError: there is no such file, or it is not UTF-8 text, with the line.
+        """
+        if self.prompts is not None:
+            yield from self.prompts
+            return
+        assert self.path is not None
+        if self.path != "-" and not Path(self.path).is_file():
+            raise UserError(
+                f'input={self.path}: no such file. Name a text file, or "-" for the standard input.'
+            )
+        with contextlib.ExitStack() as opened:
+            stream = (
+                sys.stdin.buffer if self.path == "-" else opened.enter_context(Path(self.path).open("rb"))
+            )
+            for number, line in enumerate(stream, start=1):
+                try:
+                    yield line.decode("utf-8").rstrip("\r\n")
+                except UnicodeDecodeError as error:
+                    raise UserError(
+                        f"input={self.path}, line {number}: not UTF-8 text ({error.reason} at byte {error.start}). "
+                        "Convert the file to UTF-8."
+                    ) from error
+
+
 class Diverged(RuntimeError):
     """The loss is not finite or has grown beyond the bound: a result of the run, not a crash."""
 
@@ -71,6 +114,8 @@ class TaskModule(L.LightningModule):
     monitor: ClassVar[str]
     mode: ClassVar[str] = "min"
     Options: ClassVar[type]
+    Data: ClassVar[type[DataModule]]
+    """The kind of data that it learns from."""
 
     def __init__(
         self,
@@ -140,8 +185,16 @@ class TaskModule(L.LightningModule):
         """Model FLOPs of one training step on this batch, padding included (forward and backward pass)."""
         raise NotImplementedError
 
-    def predict(self, source: str) -> Iterator[dict[str, Any]]:
-        """Apply the model to what a user gives (`input=`): a plain result each, with `text` to print."""
+    def predict(self, inputs: PredictInput, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """Apply the model to what a user gives: plain results.
+
+        A result with `text` is printed as a line, and its other keys are kept for `output=`. One that has `piece` alone
+        is printed at once and without a line break, for what comes bit by bit.
+
+        Args:
+            inputs: what to apply it to.
+            options: what the user set in the group `predict`, to be checked by the task.
+        """
         raise UserError(f"task {self.name}: mode=predict is not offered.")
 
     def tokenizer_json(self) -> str | None:

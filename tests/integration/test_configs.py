@@ -13,7 +13,9 @@ from magneto.errors import UserError, from_mapping
 from magneto.nn import BackboneConfig, build_backbone
 from magneto.optim import OptimizerConfig, SchedulerConfig
 
-ALONE = {"data": "speech"}  # a shared base, not to be chosen
+ALONE = {
+    ("data", kind) for kind in ("speech", "parallel", "text", "labelled")
+}  # shared bases, not to be chosen
 
 
 def plain(*overrides: str) -> dict:
@@ -23,7 +25,7 @@ def plain(*overrides: str) -> dict:
 
 def choices(*groups: str) -> list[str]:
     return [
-        f"{group}={option}" for group in groups for option in options(group) if ALONE.get(group) != option
+        f"{group}={option}" for group in groups for option in options(group) if (group, option) not in ALONE
     ]
 
 
@@ -35,23 +37,62 @@ def build(config: dict) -> None:
     engine._trainer_arguments(config)
 
 
-EVERYTHING = choices(
-    "backbone", "size", "optimizer", "scheduler", "trainer", "callbacks", "logger", "debug", "data"
-)
+EVERYTHING = choices("backbone", "size", "optimizer", "scheduler", "trainer", "callbacks", "logger", "debug")
+
+
+NEEDED = {
+    "manifest": ["data.sources.manifest.manifest=m.jsonl"],
+    "parallel_files": ["data.sources.files.tsv=pairs.tsv"],
+    "text_files": ["data.sources.text_files.path=texts"],
+    "glue": ["data.source.folder=glue"],
+    "tsv": ["data.source.train=a.tsv", "data.source.val=a.tsv", "data.source.test=a.tsv"],
+}
+
+
+def needed(data: str) -> list[str]:
+    """Overrides without which a corpus cannot be chosen: those that name the user's own files."""
+    return NEEDED.get(data, [])
+
+
+@pytest.fixture(autouse=True)
+def own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files that `needed` names."""
+    monkeypatch.chdir(tmp_path)
+    Path("m.jsonl").write_text('{"audio_filepath": "a.wav", "text": "a"}\n')
+    Path("a.tsv").write_text("sentence\tlabel\na\tx\n")
+    Path("pairs.tsv").write_text("a\tb\n")
+    for folder in ("texts", "glue"):
+        Path(folder).mkdir()
+        Path(folder, "train.tsv").write_text("")
+
+
+DATA = [option for option in options("data") if ("data", option) not in ALONE]
+TARGETS = {option: plain(f"data={option}")["data"]["_target_"] for option in DATA}
 
 
 @pytest.mark.parametrize("choice", EVERYTHING)
 @pytest.mark.parametrize("task", options("task"))
-def test_each_choice_composes_and_instantiates(task: str, choice: str, tmp_path: Path) -> None:
-    manifest = tmp_path / "m.jsonl"
-    manifest.write_text('{"audio_filepath": "a.wav", "text": "a"}\n')
-    more = [f"data.sources.manifest.manifest={manifest}"] if choice == "data=manifest" else []
-    build(plain(f"task={task}", choice, *more))
+def test_each_choice_composes_and_instantiates(task: str, choice: str) -> None:
+    build(plain(f"task={task}", choice))
+
+
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("task", options("task"))
+def test_each_task_takes_its_kind_of_data_and_refuses_the_others(task: str, data: str) -> None:
+    fitting = TARGETS[data] == plain(f"task={task}")["data"]["_target_"]
+    config = plain(f"task={task}", f"data={data}", *(needed(data) if fitting else []))
+    if fitting:
+        engine._check_task(config)
+        build(config)
+    else:
+        with pytest.raises(UserError, match=rf"task={task} learns from a \w+, and data="):
+            engine._check_task(config)
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))
 def test_each_experiment_composes_instantiates_and_names_its_task(experiment: str) -> None:
-    config = plain(f"task={experiment.split('/')[0]}", f"experiment={experiment}")
+    corpus = {"mlm/bert_base": "text_files", "text_classification/glue": "glue"}.get(experiment, "")
+    config = plain(f"task={experiment.split('/')[0]}", f"experiment={experiment}", *needed(corpus))
     assert config["experiment_task"] == config["task"]["name"]
     build(config)
 

@@ -749,6 +749,45 @@ def test_other_samples_are_compared_by_words_or_not_at_all(tmp_path: Path) -> No
     assert "<del>oui</del>" in html and "3 errors in 3 characters" in html
 
 
+def test_every_kind_of_sample_shows_what_went_in_and_what_came_out(tmp_path: Path) -> None:
+    samples = [
+        {"id": "1", "kind": "translation", "direction": "en-fr", "source": "the cat", "reference": "le chat",
+         "hypothesis": "le chien"},
+        {"id": "2", "kind": "translation", "direction": "en-de", "source": "a dog", "reference": "ein Hund",
+         "hypothesis": "ein Hund"},
+        {"id": "3", "kind": "continuation", "prompt": "Fellow citizens", "reference": None,
+         "continuation": "of the Senate"},
+        {"id": "4", "kind": "continuation", "prompt": "We the", "reference": "people of", "continuation": "men in"},
+        {"id": "5", "kind": "filled", "text": "The [MASK] of peace", "filled": "The end of peace",
+         "reference": "The love of peace"},
+    ]  # fmt: skip
+    make_run(tmp_path / "runs", "magneto", samples=samples)
+    files = write_report([tmp_path / "runs"], tmp_path / "out")
+    html, markdown = files.html.read_text(), files.markdown.read_text()
+    cards = dict(re.findall(r'<article class="sample"><header>(\d).*?</header>(.*?)</article>', html))
+    assert set(cards) == {"1", "2", "3", "4", "5"}
+    assert "the cat" in cards["1"] and '<mark title="instead of: chat">chien</mark>' in cards["1"]
+    assert 'lang="fr"' in cards["1"] and "as the reference" in cards["2"]
+    assert "Fellow citizens" in cards["3"] and "of the Senate" in cards["3"] and "reference" not in cards["3"]
+    # A continuation need not be the text's own: both are shown, nothing is marked.
+    assert "people of" in cards["4"] and "men in" in cards["4"] and "<mark" not in cards["4"]
+    assert "[MASK]" in cards["5"] and '<mark title="instead of: love">end</mark>' in cards["5"]
+    assert "- source: the cat" in markdown and "- reference: le chat" in markdown
+    assert re.search(r"^- magneto.*: le chien$", markdown, re.MULTILINE)
+    # Three examples are enough there, one of each direction among them.
+    assert markdown.count("· translation") == 2 and markdown.count("· continuation") == 1
+
+
+def test_translators_are_compared_by_bleu(tmp_path: Path) -> None:
+    metrics = {"test/loss": 2.0, "test/bleu": 14.26, "test/chrf": 40.0, "test/ter": 70.0}
+    make_run(tmp_path / "runs", "pre_ln", monitor="val/loss", metrics=metrics)
+    better = metrics | {"test/loss": 2.1, "test/bleu": 15.0}
+    make_run(tmp_path / "runs", "magneto", monitor="val/loss", metrics=better)
+    text = write_report([tmp_path / "runs"], tmp_path / "out").markdown.read_text()
+    assert "Highest test/bleu: magneto, 15.00" in text and "| 14.26 |" in text
+    assert "test/bleu ↑" in text and "test/chrf ↑" in text and "test/ter ↓" in text and "test/loss ↓" in text
+
+
 # The command line
 
 

@@ -1,0 +1,106 @@
+"""GLUE's metrics: accuracy, F1, Matthews correlation, Pearson and Spearman correlation (Wang et al., arXiv 1804.07461)."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.functional import pearson_corrcoef, spearman_corrcoef
+from torchmetrics.functional.classification import binary_f1_score, multiclass_matthews_corrcoef
+from torchmetrics.utilities import dim_zero_cat
+
+from magneto.errors import UserError, nearest
+
+CLASSIFICATION = ("accuracy", "f1", "matthews")
+REGRESSION = ("pearson", "spearman")
+METRICS = CLASSIFICATION + REGRESSION
+
+
+class GlueScores(Metric):
+    """The chosen metrics over all examples of an evaluation, and for each further subset of it.
+
+    The state is a row for each example, so a score is neither a mean over batches nor over processes, and an example
+    that was seen twice counts once.
+
+    - `accuracy`: share of equal labels.
+    - `f1`: of label 1 of two, 0 where it is neither predicted nor there.
+    - `matthews`: correlation of predicted and true classes, 0 where either is constant.
+    - `pearson`, `spearman`: of predicted and true numbers, 0 where either is constant.
+    - `score`: the mean of the chosen ones, as GLUE averages them.
+
+    Args:
+        metrics: out of METRICS, all for classes or all for numbers.
+        classes: number of labels; 0 for regression.
+        subsets: the first is the main one, whose scores have plain names; those of the others end with `/<subset>`.
+
+    Raises:
+        UserError: a metric is unknown or does not fit the labels.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    is_differentiable = False
+
+    rows: list[Tensor]
+    """Each (examples, 4) float64: id, subset, prediction, label."""
+
+    def __init__(self, metrics: Sequence[str], classes: int, subsets: Sequence[str], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        fitting = CLASSIFICATION if classes else REGRESSION
+        for name in metrics:
+            if name not in METRICS:
+                raise UserError(
+                    f"metric {name!r} is not known.{nearest(name, METRICS)} Choose from {METRICS}."
+                )
+            if name not in fitting:
+                what = f"{classes} classes" if classes else "numbers as labels"
+                raise UserError(f"metric {name!r} does not fit {what}: choose from {', '.join(fitting)}.")
+        if "f1" in metrics and classes != 2:
+            raise UserError(f"metric 'f1' is that of label 1 of two, but there are {classes} classes.")
+        assert metrics and subsets
+        self.metrics, self.classes, self.subsets = tuple(metrics), classes, tuple(subsets)
+        self.add_state("rows", default=[], dist_reduce_fx="cat")
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all examples."""
+        super().reset()
+        # With an empty block of rows, a process that saw no example can take part in the gathering.
+        self.rows.append(torch.zeros(0, 4, dtype=torch.float64, device=self.device))
+
+    def update(self, predictions: Tensor, labels: Tensor, ids: Tensor, subsets: Tensor) -> None:
+        """Keep one batch: (B,) predicted classes or numbers, (B,) true ones, (B,) ids and indices of subsets."""
+        columns = [values.to(self.device, torch.float64) for values in (ids, subsets, predictions, labels)]
+        self.rows.append(torch.stack(columns, dim=1))
+
+    def compute(self) -> dict[str, float]:
+        """The scores as fractions; empty when no example was seen."""
+        unique: dict[float, list[float]] = {}
+        for sample, *row in dim_zero_cat(self.rows).tolist():
+            unique.setdefault(sample, row)
+        rows = torch.tensor(list(unique.values()), dtype=torch.float64).view(-1, 3)
+        scores: dict[str, float] = {}
+        for index, subset in enumerate(self.subsets):
+            members = rows[rows[:, 0] == index]
+            if len(members):
+                values = {name: self._score(name, members[:, 1], members[:, 2]) for name in self.metrics}
+                values["score"] = sum(values.values()) / len(values)
+                scores |= {
+                    name if index == 0 else f"{name}/{subset}": value for name, value in values.items()
+                }
+        return scores
+
+    def _score(self, metric: str, predictions: Tensor, labels: Tensor) -> float:
+        if metric in REGRESSION:
+            if len(labels) < 2 or not predictions.std() > 0 or not labels.std() > 0:
+                return 0.0
+            correlation: Callable[[Tensor, Tensor], Tensor]
+            correlation = pearson_corrcoef if metric == "pearson" else spearman_corrcoef
+            return float(correlation(predictions, labels))
+        predictions, labels = predictions.long(), labels.long()
+        if metric == "accuracy":
+            return float((predictions == labels).double().mean())
+        if metric == "f1":
+            return float(binary_f1_score(predictions, labels))
+        return float(multiclass_matthews_corrcoef(predictions, labels, num_classes=self.classes))

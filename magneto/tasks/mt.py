@@ -1,0 +1,369 @@
+"""Machine translation: encoder-decoder, teacher forcing with label smoothing, beam search (paper, section 4.3)."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from magneto.beam_search import Hypothesis, beam_search, check_search
+from magneto.data.parallel import ParallelDataModule
+from magneto.data.parallel_store import IGNORE, Collate, Marks, ParallelSpec
+from magneto.errors import UserError, from_mapping, nearest
+from magneto.nn import (
+    EncoderDecoder,
+    KVCache,
+    Linear,
+    TokenStem,
+    build_backbone,
+    chunked_cross_entropy,
+    training_flops_per_token,
+)
+from magneto.tasks.base import Batch, PredictInput, Sample, StepOutput, TaskModule
+from magneto.translation_scores import (
+    SCORES,
+    TranslatedLine,
+    TranslationScores,
+    one_line,
+    sacrebleu_metrics,
+    write_scores,
+    write_translations,
+)
+
+log = logging.getLogger("magneto")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MTOptions:
+    """What `conf/task/mt.yaml` sets under `task`."""
+
+    label_smoothing: float = 0.1
+    """Share of the target's mass that is spread over the vocabulary, in training; `val/loss` is without it."""
+    tie_output: bool = True
+    """The table of the target's embeddings is the output layer too."""
+    beam: int = 4
+    """Beams of the search on the test split, and of `mode=predict` unless it says otherwise."""
+    length_penalty: float = 1.0
+    """Exponent of the length in a hypothesis's score, see magneto/beam_search.py."""
+    max_length_ratio: float = 2.0
+    """An output has at most this many times the tokens of its source, and ten more."""
+    val_sentences: int | None = 500
+    """About so many sentences, spread evenly, are translated (greedily) at each validation, for `val/bleu`; null: all."""
+    bleu_tokenize: str = "13a"
+    """sacrebleu's tokenizer of BLEU; zh for Chinese."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"task.label_smoothing={self.label_smoothing}: must be at least 0 and below 1.")
+        if self.max_length_ratio <= 0:
+            raise UserError(f"task.max_length_ratio={self.max_length_ratio}: must be above 0, for example 2.")
+        if self.val_sentences is not None and self.val_sentences < 0:
+            raise UserError(f"task.val_sentences={self.val_sentences}: must be 0 or more, or null for all.")
+        check_search(self.beam, 1, self.length_penalty, "task")
+        sacrebleu_metrics(self.bleu_tokenize)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """Options of `mode=predict`, in the configuration's group `predict`; None: what the task was trained with."""
+
+    beam: int | None = None
+    length_penalty: float | None = None
+    n_best: int = 1
+    """Translations of each line, best first."""
+    batch: int = 32
+    """Lines translated at once. Results appear line by line with 1, and after several batches otherwise."""
+    target: str | None = None
+    """Language to translate into, where the model knows several."""
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise UserError(f"predict.batch={self.batch}: must be 1 or more.")
+
+
+@dataclass
+class DecoderState:
+    """What the decoder needs between two steps: the encoded sources of its rows, and its cache."""
+
+    memory: Tensor
+    memory_mask: Tensor
+    cache: KVCache
+
+    def reorder(self, index: Tensor, *, memory: bool = True) -> None:
+        """As `KVCache.reorder`. The memory itself is read in the first step only, and stays as it was."""
+        self.cache.reorder(index, memory=memory)
+        if memory:
+            self.memory_mask = self.memory_mask[index]
+
+
+class MT(TaskModule):
+    """Encoder-decoder over the token ids of `spec`.
+
+    Batches hold `source` (B, S) with `source_mask`, `target_in` and `target_out` (B, T), and for evaluation the texts
+    `source_text` and `target_text` and the `direction` (B,), an index into `spec["directions"]`.
+    """
+
+    name = "mt"
+    monitor = "val/loss"
+    Options = MTOptions
+    Data = ParallelDataModule
+    options: MTOptions
+    barred: Tensor
+
+    def build(self) -> None:
+        """Stems, backbone, output layer; scores."""
+        if self.config.architecture != "encoder_decoder":
+            raise UserError(
+                f"backbone.architecture={self.config.architecture}: task=mt needs architecture=encoder_decoder."
+            )
+        self.facts = ParallelSpec.from_dict(self.spec)
+        self.target_tokenizer = self.facts.target_text_tokenizer
+        self.bos, self.eos = self.target_tokenizer.require("bos"), self.target_tokenizer.require("eos")
+        self.source_stem = TokenStem(
+            self.facts.source_vocab_size, self.config, padding_id=self.facts.source_text_tokenizer.pad_id
+        )
+        if self.facts.shared:
+            # Not registered under a second name: the state dict and an export hold every tensor once.
+            self.__dict__["target_stem"] = self.source_stem
+        else:
+            self.target_stem = TokenStem(
+                self.facts.target_vocab_size, self.config, padding_id=self.target_tokenizer.pad_id
+            )
+        backbone = build_backbone(self.config)
+        assert isinstance(backbone, EncoderDecoder)
+        self.backbone = backbone
+        self.head = (
+            None
+            if self.options.tie_output
+            else Linear(self.config.d_model, self.facts.target_vocab_size, roles=("head",), bias=False)
+        )
+        barred = torch.zeros(self.facts.target_vocab_size)
+        barred[sorted(self.target_tokenizer.special_ids - {self.eos})] = -torch.inf
+        self.register_buffer("barred", barred, persistent=False)
+        self.scores["translation"] = TranslationScores(self.facts.directions, self.options.bleu_tokenize)
+        self._hypotheses: dict[int, str] = {}
+        self._test_lines: list[TranslatedLine] = []
+
+    @property
+    def output_weight(self) -> Tensor:
+        """(V, D), the output layer."""
+        return self.target_stem.embedding.weight if self.head is None else self.head.weight
+
+    # ------------------------------------------------------------------ training and evaluation
+
+    def forward(self, source: Tensor, source_mask: Tensor, target_in: Tensor) -> Tensor:
+        """(B, S) and (B, T) token ids -> (B, T, D), the decoder's output before the output layer."""
+        hidden: Tensor = self.backbone(
+            # Targets are padded on the right, where no real token looks: they need no mask.
+            self.source_stem(source),
+            self.target_stem(target_in),
+            source_mask,
+        )
+        return hidden
+
+    def step(self, batch: Batch) -> StepOutput:
+        """Cross-entropy summed over the target tokens; smoothed in training, and the plain one beside it as `nll`."""
+        hidden = self(batch["source"], batch["source_mask"], batch["target_in"])
+        real = batch["target_out"] != IGNORE
+        loss = chunked_cross_entropy(
+            hidden[real], self.output_weight, batch["target_out"][real],
+            label_smoothing=self.options.label_smoothing if self.training else 0.0,
+        )  # fmt: skip
+        return StepOutput(loss.loss_sum, real.sum(), logs={"nll": loss.nll.sum()} if self.training else {})
+
+    def search(
+        self, source: Tensor, mask: Tensor, *, beam: int, length_penalty: float = 1.0, n_best: int = 1
+    ) -> list[list[Hypothesis]]:
+        """The `n_best` translations of each row of source (B, S), by beam search; token ids in the target vocabulary."""
+        memory = self.backbone.encode(self.source_stem(source), mask)
+        limit = (mask.sum(1) * self.options.max_length_ratio + 10).long()
+        if self.config.position in ("learned", "sinusoidal", "rotary"):
+            limit = limit.clamp(max=self.config.max_positions)
+        start = torch.full_like(source[:, 0], self.bos)
+        return beam_search(
+            self._next_token, DecoderState(memory, mask, KVCache()), start, eos=self.eos, beam=beam,
+            max_length=limit, length_penalty=length_penalty, n_best=n_best,
+        )  # fmt: skip
+
+    def _next_token(self, tokens: Tensor, state: DecoderState) -> Tensor:
+        """(R, 1) tokens -> (R, V) log probabilities of what follows; special tokens but the end have none."""
+        hidden = self.backbone.decode(
+            self.target_stem(tokens), None, state.memory, state.memory_mask, state.cache
+        )
+        logits = F.linear(hidden[:, -1], self.output_weight).float()
+        return (logits + self.barred).log_softmax(dim=-1)
+
+    def _texts(self, found: Sequence[Sequence[Hypothesis]]) -> list[str]:
+        return [
+            one_line(self.target_tokenizer.decode(hypotheses[0].tokens)) if hypotheses else ""
+            for hypotheses in found
+        ]
+
+    def evaluate(self, batch: Batch, output: StepOutput) -> None:
+        """Translate: on the test split all by beam search, else some greedily; count for the scores."""
+        testing = bool(self.trainer.testing)
+        rows = list(range(len(batch["id"]))) if testing else self._chosen(batch["id"])
+        index = torch.tensor(rows, dtype=torch.int64, device=self.device)
+        texts: list[str] = []
+        if rows:
+            found = self.search(
+                batch["source"][index], batch["source_mask"][index],
+                beam=self.options.beam if testing else 1, length_penalty=self.options.length_penalty,
+            )  # fmt: skip
+            texts = self._texts(found)
+        self._hypotheses = dict(zip(rows, texts, strict=True))
+        self.scores["translation"].update(
+            texts, [batch["target_text"][row] for row in rows], batch["id"][index], batch["direction"][index],
+            scores=SCORES if testing else ("bleu",),
+        )  # fmt: skip
+        if testing:
+            ids, directions = batch["id"].tolist(), batch["direction"].tolist()
+            self._test_lines += [
+                (ids[row], directions[row], batch["source_text"][row], text, batch["target_text"][row])
+                for row, text in self._hypotheses.items()
+            ]
+
+    def _chosen(self, ids: Tensor) -> list[int]:
+        """The rows of a validation batch that are translated: those of every n-th example of the split."""
+        if self.options.val_sentences is None:
+            return list(range(len(ids)))
+        if not self.options.val_sentences:
+            return []
+        stride = max(1, round(self.facts.pairs["val"] / self.options.val_sentences))
+        return [row for row, number in enumerate(ids.tolist()) if number % stride == 0]
+
+    def samples(self, batch: Batch, output: StepOutput) -> list[Sample]:
+        """Source, reference and hypothesis of what was translated."""
+        ids, directions = batch["id"].tolist(), batch["direction"].tolist()
+        return [
+            {
+                "id": f"{ids[row]:08d}",
+                "kind": "translation",
+                "direction": self.facts.directions[directions[row]],
+                "source": batch["source_text"][row],
+                "reference": batch["target_text"][row],
+                "hypothesis": hypothesis,
+            }
+            for row, hypothesis in self._hypotheses.items()
+        ]
+
+    def on_test_epoch_end(self) -> None:
+        """Log `test/...`, and write what was translated into the run's folder: line n of each file belongs together.
+
+        `test.src`, `test.hyp`, `test.ref`: plain text, so that `sacrebleu test.ref -i test.hyp -m bleu chrf ter` gives
+        the run's numbers; of several directions also `test/en-fr.src` and so on; `test.scores.json`: the scores with
+        sacrebleu's signatures.
+        """
+        super().on_test_epoch_end()
+        lines, self._test_lines = self._of_all_processes(self._test_lines), []
+        scores = self.scores["translation"]
+        assert isinstance(scores, TranslationScores)
+        signatures = scores.signatures()
+        for name, signature in signatures.items():
+            log.info("test/%s is sacrebleu's, signature %s", name, signature)
+        if self.samples_file is None:  # a run has its main process write; mode=test has no folder
+            return
+        folder = self.samples_file.parent
+        write_translations(folder, lines, self.facts.directions)
+        tested = {name.removeprefix("test/"): value for name, value in self.evaluated.items()}
+        write_scores(folder / "test.scores.json", tested, signatures)
+
+    def _of_all_processes(self, lines: list[TranslatedLine]) -> list[TranslatedLine]:
+        if self.trainer.world_size == 1:
+            return lines
+        parts: list[Any] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(parts, lines)
+        return [line for part in parts for line in part]
+
+    def units(self, batch: Batch) -> dict[str, float]:
+        """Pairs, and target tokens."""
+        return {"examples": float(len(batch["id"])), "tokens": float((batch["target_out"] != IGNORE).sum())}
+
+    def flops(self, batch: Batch) -> float:
+        """Encoder, decoder and output layer, forward and backward, padding included."""
+        size, source = batch["source"].shape
+        target = batch["target_in"].shape[1]
+        encoder = source * training_flops_per_token(self.config, source, side="encoder")
+        decoder = training_flops_per_token(self.config, target, side="decoder", memory_length=source)
+        return float(size * (encoder + target * (decoder + 6 * self.output_weight.numel())))
+
+    # ------------------------------------------------------------------ use
+
+    def predict(self, inputs: PredictInput, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """Translate the lines of a file, of the standard input, or the prompts, in their order.
+
+        Several batches of lines are read at a time and sorted by length, so that little is padded. An empty line stays
+        empty. A line of more tokens than the model was trained on is cut, and named in the log.
+
+        Raises:
+            UserError: an unknown option or target language.
+        """
+        settings = from_mapping(PredictOptions, options, "predict")
+        beam = self.options.beam if settings.beam is None else settings.beam
+        penalty = self.options.length_penalty if settings.length_penalty is None else settings.length_penalty
+        check_search(beam, settings.n_best, penalty, "predict")
+        direction = self._direction(settings.target)
+        marks, tokenizer = Marks(self.facts), self.facts.source_text_tokenizer
+        collate = Collate(marks)
+        lines = enumerate(inputs.lines(), start=1)
+        window = settings.batch * (16 if settings.batch > 1 else 1)
+        while chunk := list(islice(lines, window)):
+            items: list[dict[str, Any]] = []
+            for row, ids in enumerate(tokenizer.encode_batch([text for _, text in chunk])):
+                if len(ids) > self.facts.max_tokens:
+                    log.warning(
+                        "line %d has %d tokens, the model was trained on at most %d: the rest is cut off",
+                        chunk[row][0], len(ids), self.facts.max_tokens,
+                    )  # fmt: skip
+                if ids:
+                    source = marks.source(ids[: self.facts.max_tokens], direction)
+                    items.append({"id": row, "source": source, "direction": direction})
+            items.sort(key=lambda item: -len(item["source"]))
+            found: dict[int, list[Hypothesis]] = {}
+            for start in range(0, len(items), settings.batch):
+                batch = collate(items[start : start + settings.batch])
+                source, mask = batch["source"].to(self.device), batch["source_mask"].to(self.device)
+                results = self.search(source, mask, beam=beam, length_penalty=penalty, n_best=settings.n_best)
+                found |= zip(batch["id"].tolist(), results, strict=True)
+            for row, (number, text) in enumerate(chunk):
+                yield from self._results(number, text, found.get(row, []))
+
+    def _direction(self, target: str | None) -> int:
+        """A direction into the language that the user wants."""
+        targets = [direction.split("-")[1] for direction in self.facts.directions]
+        known = sorted(set(targets))
+        if target is None and (len(known) == 1 or not self.facts.tag):
+            return 0
+        if target is None:
+            raise UserError(
+                f"This model translates into several languages: say which, predict.target= one of {', '.join(known)}."
+            )
+        if target not in known:
+            raise UserError(
+                f"predict.target={target}: this model does not translate into that language; it knows "
+                f"{', '.join(known)}.{nearest(target, known)}"
+            )
+        if len(known) > 1 and not self.facts.tag:
+            raise UserError(
+                f"predict.target={target}: this model was trained without language tags (data.tag=false) and chooses "
+                "the language by itself. Leave predict.target out."
+            )
+        return targets.index(target)
+
+    def _results(self, number: int, text: str, found: Sequence[Hypothesis]) -> Iterator[dict[str, Any]]:
+        for rank, hypothesis in enumerate(found, start=1):
+            translation = one_line(self.target_tokenizer.decode(hypothesis.tokens))
+            yield {
+                "text": translation, "line": number, "rank": rank, "source": text,
+                "translation": translation, "score": hypothesis.score,
+            }  # fmt: skip
+        if not found:
+            yield {"text": "", "line": number, "rank": 1, "source": text, "translation": "", "score": None}
+
+    def tokenizer_json(self) -> str | None:
+        """The shared tokenizer as a `tokenizer.json`; two of them stand in config.json alone."""
+        return self.facts.source_tokenizer if self.facts.shared else None

@@ -1,0 +1,288 @@
+"""task=mlm, end to end through `engine.run`: learn, overfit, resume, fill masks, score sentences."""
+
+import csv
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from magneto import callbacks, engine
+from magneto.checkpoint import load_task
+from magneto.cli import CONF
+from magneto.errors import UserError
+from magneto.tasks.base import PredictInput
+from magneto.tasks.mlm import MLM
+
+COUNT = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def counting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Texts that count to twelve, over and over, from anywhere: each word follows from its neighbours."""
+    folder = tmp_path_factory.mktemp("counting")
+    random = np.random.default_rng(0)
+    for split, files in (("train", 40), ("val", 6), ("test", 6)):
+        (folder / split).mkdir()
+        for number in range(files):
+            start, length = random.integers(len(COUNT)), random.integers(60, 120)
+            words = [COUNT[(start + place) % len(COUNT)] for place in range(length)]
+            (folder / split / f"{number}.txt").write_text(" ".join(words))
+    return folder
+
+
+@pytest.fixture
+def run(counting: Path, prepared_dir: Path, tmp_path: Path) -> Run:
+    """`run("seed=2", ...)`: a small, deterministic run on the counting texts."""
+    overrides = [
+        "task=mlm",
+        "data=text_files",
+        *(f"data.sources.text_files.{split}={counting / split}" for split in ("train", "val", "test")),
+        "data.tokenizer.kind=bpe",
+        "data.tokenizer.vocab_size=72",
+        "data.block_size=32",
+        "data.batch_size=8",
+        f"data_dir={prepared_dir}",
+        f"runs_dir={tmp_path / 'runs'}",
+        "backbone.num_layers=2",
+        "backbone.d_model=32",
+        "backbone.num_heads=2",
+        "backbone.ffn_dim=64",
+        "trainer.precision=32-true",
+        "trainer.accelerator=cpu",
+        "trainer.max_steps=20",
+        "trainer.val_check_interval=8",
+        "trainer.log_every_n_steps=2",
+        "trainer.enable_progress_bar=false",
+        "callbacks.save_every=3",
+        "callbacks.probe_every=5",
+        "logger.wandb=disabled",
+    ]
+
+    def call(*more: str) -> dict[str, Any]:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return engine.run(compose("config", [*overrides, *more]), more)
+
+    return call
+
+
+def values(folder: str | Path, leave_out: str = "throughput/") -> list[tuple[str, str, str]]:
+    """All rows of metrics.csv but those that depend on the clock."""
+    with (Path(folder) / "metrics.csv").open() as file:
+        return [tuple(row) for row in csv.reader(file) if leave_out not in row[1]]
+
+
+def predicted(run: Run, source: Path, *more: str) -> list[dict[str, Any]]:
+    return run("mode=predict", f"checkpoint={source}", *more)["results"]
+
+
+@pytest.mark.slow
+def test_it_learns_to_count_and_fills_masks(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    result = run("name=long", "trainer.max_steps=500", "trainer.val_check_interval=500", "optimizer.lr=4e-3")
+    metrics = result["metrics"]
+    assert metrics["test/accuracy"] > 0.95  # the most frequent word alone: 0.1
+    assert metrics["test/perplexity"] == pytest.approx(math.exp(metrics["test/loss"]), rel=1e-4)
+    best = Path(result["folder"]) / "checkpoints/best.ckpt"
+    capsys.readouterr()
+    first, second = predicted(
+        run,
+        best,
+        "prompt=['one two [MASK] four five six','five six seven [MASK] nine ten eleven twelve one [MASK] three four five']",
+        "predict.top_k=3",
+    )
+    assert "one two three four five six" in capsys.readouterr().out
+    assert first["filled"] == "one two three four five six"
+    assert second["filled"] == "five six seven eight nine ten eleven twelve one two three four five"
+    assert [len(row) for row in second["candidates"]] == [3, 3]
+    assert second["candidates"][1][0]["token"] == "two" and second["candidates"][1][0]["probability"] > 0.5
+    right, wrong = predicted(
+        run, best, "prompt=['three four five six seven eight nine','three nine one two five five six']",
+        "predict.score=true",
+    )  # fmt: skip
+    assert right["pseudo_perplexity"] < 2 < wrong["pseudo_perplexity"] and right["tokens"] == 7
+
+
+def test_a_run_leaves_its_facts_and_samples(run: Run) -> None:
+    result = run("name=one")
+    assert result["monitor"]["metric"] == "val/loss"
+    assert set(result["metrics"]) >= {
+        f"{s}/{m}" for s in ("val", "test") for m in ("loss", "accuracy", "perplexity")
+    }
+    assert result["throughput"]["tokens_per_s"] > 0 and result["throughput"]["model_flops_per_s"] > 0
+    samples = [
+        json.loads(line) for line in (Path(result["folder"]) / "samples.jsonl").read_text().splitlines()
+    ]
+    assert {sample["split"] for sample in samples} == {"val", "test"}
+    for sample in samples:
+        assert sample["kind"] == "filled" and "[MASK]" in sample["text"] and "[MASK]" not in sample["filled"]
+        # Outside of the masks stand words, some of them cut by a mask or replaced at random.
+        assert set(sample["reference"].split()) <= set(COUNT)
+        shown = [word for word in sample["text"].split() if word != "[MASK]"]
+        assert sum(word in COUNT for word in shown) > 0.5 * len(shown)
+
+
+@pytest.mark.parametrize("backbone", ["magneto", "pre_ln", "post_ln", "deepnorm", "normformer"])
+def test_every_backbone_overfits_one_batch(run: Run, backbone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One batch with fixed masks, again and again: its loss falls to almost nothing."""
+    kept: dict[str, Any] = {}
+    step = MLM.training_step
+
+    def same_batch(self: MLM, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        return step(self, kept.setdefault("batch", batch), batch_idx)
+
+    monkeypatch.setattr(MLM, "training_step", same_batch)
+    result = run(
+        f"backbone={backbone}", "trainer.max_steps=100", "trainer.val_check_interval=100", "optimizer.lr=5e-3"
+    )
+    losses = [float(value) for _, name, value in values(result["folder"]) if name == "train/loss"]
+    assert losses[-1] < 0.1 < losses[0], losses
+
+
+@pytest.mark.parametrize("stop_at", [4, 20])
+def test_an_interrupted_run_goes_on_bit_identically(
+    run: Run, monkeypatch: pytest.MonkeyPatch, stop_at: int
+) -> None:
+    extra = ("backbone.dropout=0.1", "data.masking.span=2")
+    whole = run("name=whole", *extra)
+    original = callbacks.Checkpoints._save
+
+    def save_and_die(self: Any, trainer: Any, name: str) -> None:
+        original(self, trainer, name)
+        if name == "last" and trainer.global_step >= stop_at:
+            raise RuntimeError("killed")
+
+    monkeypatch.setattr(callbacks.Checkpoints, "_save", save_and_die)
+    with pytest.raises(RuntimeError, match="killed"):
+        run("name=parts", *extra)
+    monkeypatch.undo()
+    parts = run("name=parts", *extra)
+    assert parts["metrics"] == whole["metrics"]
+    assert values(parts["folder"]) == values(whole["folder"])
+    last = [
+        torch.load(Path(r["folder"]) / "checkpoints/last.ckpt", weights_only=True) for r in (whole, parts)
+    ]
+    for name, weight in last[0]["state_dict"].items():
+        assert torch.equal(weight, last[1]["state_dict"][name]), name
+
+
+def test_checkpoint_and_export_predict_alike(run: Run, tmp_path: Path) -> None:
+    folder = Path(run("name=one")["folder"])
+    moved = tmp_path / "elsewhere.ckpt"
+    shutil.copy(folder / "checkpoints/best.ckpt", moved)
+    lines = tmp_path / "lines.txt"
+    lines.write_text("one [MASK] three.\n[MASK] two three\n")
+    for more in ((), ("predict.score=true", "predict.top_k=2")):
+        assert predicted(run, moved, f"input={lines}", *more) == predicted(
+            run, folder / "export", f"input={lines}", *more
+        )
+    tested = run("mode=test", f"checkpoint={folder / 'export'}")["metrics"]
+    result = json.loads((folder / "result.json").read_text())["metrics"]
+    assert tested == pytest.approx({key: value for key, value in result.items() if key.startswith("test/")})
+
+
+def test_a_second_run_starts_from_the_first(run: Run) -> None:
+    first = run("name=one")
+    source = Path(first["folder"]) / "export"
+    # Neither depth nor width is said again.
+    second = run("name=two", f"init_from={source}", "trainer.max_steps=1", "optimizer.lr=1e-12")
+    assert second["metrics"]["test/loss"] == pytest.approx(first["metrics"]["test/loss"], rel=1e-3)
+    fresh = run("name=three", "trainer.max_steps=1", "optimizer.lr=1e-12")
+    assert fresh["metrics"]["test/loss"] > 1.05 * first["metrics"]["test/loss"]
+    assert "tensors taken" in (Path(second["folder"]) / "log.txt").read_text()
+    with pytest.raises(UserError, match="placement"):
+        run("name=four", f"init_from={source}", "backbone=pre_ln")
+
+
+def test_loss_accuracy_and_pseudo_perplexity_from_whole_logits(run: Run) -> None:
+    """What the task says of a batch and of a sentence equals a computation that knows nothing of chosen places."""
+    task = load_task(Path(run("name=one")["folder"]) / "export")
+    assert isinstance(task, MLM)
+    tokens = torch.randint(5, task.spec["vocab_size"], (3, 12), generator=torch.Generator().manual_seed(0))
+    targets = torch.where(torch.rand(3, 12, generator=torch.Generator().manual_seed(1)) < 0.3, tokens, -100)
+    batch = {"id": torch.arange(3), "tokens": tokens, "targets": targets}
+    with torch.no_grad():
+        hidden = task.head(task.backbone(task.stem(tokens)))
+        log_probs = (hidden @ task.stem.embedding.weight.T + task.head.output_bias).log_softmax(-1)
+        output = task.step(batch)
+    expected = torch.nn.functional.nll_loss(log_probs.transpose(1, 2), targets, reduction="sum")
+    torch.testing.assert_close(output.loss_sum, expected)
+    task.evaluate(batch, output)
+    chosen = targets != -100
+    accuracy = (log_probs.argmax(-1) == targets)[chosen].float().mean()
+    torch.testing.assert_close(task.scores["accuracy"].compute(), accuracy)
+    assert output.weight == chosen.sum()
+
+    sentence = "three four nine"
+    with torch.inference_mode():
+        (found,) = task.predict(PredictInput(prompts=(sentence,)), {"score": True})
+        ids = [task.tokenizer.bos_id, *task.tokenizer.encode(sentence), task.tokenizer.eos_id]
+        nats = 0.0
+        for place in range(1, len(ids) - 1):
+            masked = torch.tensor([ids])
+            masked[0, place] = task.tokenizer.mask_id
+            states = task.head(task.backbone(task.stem(masked)))[0, place]
+            nats -= float(task.logits(states).log_softmax(-1)[ids[place]])
+    assert found["pseudo_perplexity"] == pytest.approx(math.exp(nats / (len(ids) - 2)), rel=1e-4)
+
+
+def test_a_mask_takes_the_space_before_it_and_leaves_what_follows_as_it_is(run: Run) -> None:
+    task = load_task(Path(run("name=one")["folder"]) / "export")
+    assert isinstance(task, MLM)
+    whole, mask = task.tokenizer.encode("one two three"), task.tokenizer.mask_id
+    assert len(whole) == 3  # a token each, with the space before it
+    assert task.encode("one [MASK] three") == [whole[0], mask, whole[2]]
+    assert task.encode("[MASK] two [MASK]") == [mask, whole[1], mask]
+    assert task.encode("[MASK][MASK]") == [mask, mask]
+    suffix = task.tokenizer.encode(
+        "twelvet"
+    )  # "t" that continues a word is another token than "t" that begins one
+    assert (
+        task.encode("[MASK]t")[1:]
+        == suffix[len(task.tokenizer.encode("twelve")) :]
+        != task.tokenizer.encode("t")
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("prompt='no mask here'",), r"line 1 .* has no \[MASK\]"),
+        (("prompt=['one [MASK]','']",), "line 2"),
+        (("prompt=['']", "predict.score=true"), "line 1 .* empty"),
+        ((f"prompt='{'one ' * 40}[MASK]'",), "blocks of 32"),
+        (("prompt='one [MASK]'", "predict.top_k=0"), "predict.top_k=0"),
+        (("prompt='one [MASK]'", "predict.beam_width=3"), "predict.beam_width"),
+        ((), "prompt="),
+    ],
+)
+def test_a_mistake_in_prediction_gets_one_message(
+    run: Run, trained: Path, overrides: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        run("mode=predict", f"checkpoint={trained}", *overrides)
+
+
+@pytest.fixture
+def trained(run: Run) -> Path:
+    return Path(run("name=one", "trainer.max_steps=1")["folder"]) / "export"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("backbone.architecture=decoder", "task=mlm needs architecture=encoder"),
+        ("data.masking.probability=1.5", "masking.probability"),
+        ("+task.span=3", "task.span"),
+        ("init_from=nowhere", "init_from=nowhere"),
+    ],
+)
+def test_a_mistake_in_training_gets_one_message(run: Run, override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        run(override)

@@ -1,0 +1,292 @@
+"""Translation, end to end through `engine.run`: learn, resume, average, score as sacrebleu does, translate."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
+from safetensors.torch import load_file
+
+from magneto import engine
+from magneto.checkpoint import load_task
+from magneto.cli import CONF
+from magneto.data.parallel import ParallelDataModule
+from magneto.errors import UserError
+from magneto.nn import PLACEMENTS
+from tests.toy_translation import parallel_files, toy_translation
+
+
+def plain_data(config: dict) -> ParallelDataModule:
+    """The run's data, ready to give its test batches."""
+    data = engine._instantiate(config["data"], "data")
+    assert isinstance(data, ParallelDataModule)
+    data.setup()
+    return data
+
+
+LEARN = (
+    "trainer.max_steps=240", "trainer.val_check_interval=120", "optimizer.lr=1e-2", "backbone.d_model=48",
+    "data.batch_tokens=800", "backbone.dropout=0", "scheduler.warmup=20",
+)  # fmt: skip
+
+
+@pytest.fixture
+def overrides(parallel_overrides: list[str]) -> list[str]:
+    return parallel_overrides
+
+
+@pytest.fixture(scope="module")
+def learnt(
+    toy_parallel: Path, prepared_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """The result of a run that has learnt the toy language."""
+    runs_dir = tmp_path_factory.mktemp("learnt")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        overrides = [*toy_translation(toy_parallel, prepared_dir, runs_dir), *LEARN, "name=learnt"]
+        return engine.run(compose("config", overrides))
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def test_it_learns_to_translate_sentences_it_never_saw(learnt, toy_parallel: Path) -> None:
+    folder, metrics = Path(learnt["folder"]), learnt["metrics"]
+    assert metrics["test/bleu"] > 90, metrics
+    assert metrics["test/chrf"] > 90 and metrics["test/ter"] < 10 and metrics["val/bleu"] > 90
+    # What was translated lies in the run's folder, line by line with its source and its reference.
+    sources, references = (lines(toy_parallel / f"test.{language}") for language in ("en", "fr"))
+    assert dict(zip(lines(folder / "test.src"), lines(folder / "test.ref"), strict=True)) == dict(
+        zip(sources, references, strict=True)
+    )
+    samples = [json.loads(line) for line in lines(folder / "samples.jsonl")]
+    assert {sample["split"] for sample in samples} == {"val", "test"}
+    shown = dict(zip(lines(folder / "test.src"), lines(folder / "test.hyp"), strict=True))
+    for sample in samples:
+        assert sample["kind"] == "translation" and sample["direction"] == "en-fr"
+        if sample["split"] == "test":
+            assert shown[sample["source"]] == sample["hypothesis"]
+
+
+def test_sacrebleu_itself_gives_the_same_numbers(run) -> None:
+    # Half learnt: no score is at the end of its scale.
+    result = run(*LEARN, "trainer.max_steps=60", "trainer.val_check_interval=60")
+    folder = Path(result["folder"])
+    command = [sys.executable, "-m", "sacrebleu", str(folder / "test.ref"), "-i", str(folder / "test.hyp")]
+    done = subprocess.run(
+        [*command, "-m", "bleu", "chrf", "ter", "-w", "6"], capture_output=True, text=True, check=True
+    )
+    recorded = json.loads((folder / "test.scores.json").read_text())
+    for entry in json.loads(done.stdout):
+        name = {"BLEU": "bleu", "chrF2": "chrf", "TER": "ter"}[entry["name"]]
+        assert result["metrics"][f"test/{name}"] == pytest.approx(entry["score"], abs=1e-5)
+        assert entry["signature"] == recorded[name]["signature"]
+        assert recorded[name][name] == result["metrics"][f"test/{name}"]
+    assert 5 < result["metrics"]["test/bleu"] < 95
+
+
+@pytest.mark.parametrize("backbone", PLACEMENTS)
+def test_every_backbone_overfits_one_batch(run, rows_of, backbone: str) -> None:
+    result = run(
+        f"backbone={backbone}", "trainer.max_steps=70", "trainer.val_check_interval=70", "data.batch_tokens=100000",
+        "data.max_batch_size=16", "optimizer.lr=1e-2", "backbone.dropout=0", "task.label_smoothing=0",
+        "task.val_sentences=0",
+    )  # fmt: skip
+    losses = [float(value) for _, name, value in rows_of(result["folder"]) if name == "train/loss"]
+    assert losses[-1] < 0.35 * losses[0], losses
+
+
+AVERAGED = ("callbacks.average_last=2", "trainer.accumulate_grad_batches=2")
+
+
+@pytest.mark.parametrize(("stop_at", "extra"), [(6, ()), (8, AVERAGED), (20, AVERAGED)])
+def test_an_interrupted_run_goes_on_bit_identically(
+    run, resumes_identically, stop_at: int, extra: tuple[str, ...]
+) -> None:
+    """Stopped between two validations, at one, and after the last step (before the test)."""
+    parts = Path(resumes_identically(run, *extra, stop_at=stop_at)["folder"])
+    whole = parts.with_name("whole")
+    for name in ("test.hyp", "test.scores.json", "samples.jsonl"):
+        assert (parts / name).read_bytes() == (whole / name).read_bytes()
+    assert [path.name for path in parts.glob("checkpoints/weights-*")] == [
+        path.name for path in whole.glob("checkpoints/weights-*")
+    ]
+    exported = [load_file(folder / "export/model.safetensors") for folder in (whole, parts)]
+    for name, weight in exported[0].items():
+        assert torch.equal(weight, exported[1][name]), name
+
+
+def test_the_average_of_the_last_validations_is_tested_and_exported(run) -> None:
+    result = run("name=one", "callbacks.average_last=2", "optimizer.lr=1e-2")
+    folder = Path(result["folder"])
+    kept = sorted((folder / "checkpoints").glob("weights-*"))
+    assert [path.name for path in kept] == ["weights-00000016.safetensors", "weights-00000020.safetensors"]
+    first, second = map(load_file, kept)
+    exported, average = load_task(folder / "export"), load_task(folder / "checkpoints/average.ckpt")
+    last = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    moved = 0
+    for name, weight in exported.state_dict().items():
+        assert torch.equal(second[name], last[name])
+        assert torch.allclose(weight, (first[name] + second[name]) / 2, atol=1e-7)
+        assert torch.equal(weight, average.state_dict()[name])
+        moved += not torch.equal(weight, second[name])
+    assert moved
+    again = run("mode=test", f"checkpoint={folder}/checkpoints/average.ckpt")
+    tested = {key: value for key, value in result["metrics"].items() if key.startswith("test/")}
+    assert again["metrics"] == pytest.approx(tested)
+    assert "average of the weights after steps 16, 20" in (folder / "log.txt").read_text()
+
+
+def test_checkpoint_and_export_translate_alike_and_in_order(
+    run, learnt, toy_parallel: Path, tmp_path, capsys
+) -> None:
+    folder = Path(learnt["folder"])
+    moved = tmp_path / "elsewhere.ckpt"
+    shutil.copy(folder / "checkpoints/best.ckpt", moved)
+    source = tmp_path / "input.txt"
+    sentences = lines(toy_parallel / "test.en")
+    sentences[3] = "the cat"  # lengths differ, so that sorting by length would show
+    sentences[7] = ""
+    sentences.append("the old bird likes the red tree and the cat")
+    source.write_text("".join(f"{line}\n" for line in sentences), encoding="utf-8")
+    printed = []
+    for model in (moved, folder / "export"):
+        for batch in (1, 5):
+            capsys.readouterr()
+            result = run("mode=predict", f"checkpoint={model}", f"input={source}", f"predict.batch={batch}")
+            printed.append(capsys.readouterr().out.splitlines())
+            assert [entry["source"] for entry in result["results"]] == sentences
+    assert printed[0] == printed[1] == printed[2] == printed[3]
+    assert printed[0][7] == ""
+    right = sum(
+        ours == theirs for ours, theirs in zip(printed[0], lines(toy_parallel / "test.fr"), strict=False)
+    )
+    assert right > 30  # of 38
+
+    found = run(
+        "mode=predict", f"checkpoint={moved}", "prompt=the red boat sees the old cat", "predict.n_best=3",
+        "predict.beam=5", "predict.length_penalty=0.5", f"output={tmp_path / 'out.jsonl'}",
+    )["results"]  # fmt: skip
+    assert [entry["rank"] for entry in found] == [1, 2, 3]
+    assert found[0]["score"] > found[1]["score"] > found[2]["score"]
+    assert len({entry["translation"] for entry in found}) == 3
+    assert len(lines(tmp_path / "out.jsonl")) == 3
+
+
+def test_standard_input_is_translated_and_long_lines_are_cut(run, monkeypatch, caplog) -> None:
+    folder = Path(run("trainer.max_steps=4", "name=one")["folder"])
+    text = "the red boat\n" + "the old cat " * 100 + "\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    with caplog.at_level("WARNING", logger="magneto"):
+        results = run("mode=predict", f"checkpoint={folder / 'export'}", "input=-", "predict.beam=1")[
+            "results"
+        ]
+    assert [entry["line"] for entry in results] == [1, 2]
+    assert "line 2 has" in caplog.text and "at most 128" in caplog.text
+
+
+def test_two_directions_with_tags_have_scores_of_their_own(run, toy_parallel: Path) -> None:
+    back = parallel_files(toy_parallel, "fr", "en", "back")
+    result = run(
+        "name=both", "data.tag=true", "trainer.max_steps=6",
+        "+data.sources.back={_target_:magneto.data.sources.parallel_files.ParallelFilesSource,direction:fr-en}",
+        *(f"+{override}" for override in back),
+    )  # fmt: skip
+    assert set(result["metrics"]) >= {
+        "test/bleu/en-fr", "test/bleu/fr-en", "test/bleu_mean", "test/chrf/en-fr", "test/ter/fr-en", "val/bleu/en-fr",
+    }  # fmt: skip
+    folder = Path(result["folder"])
+    assert sorted(path.name for path in (folder / "test").iterdir()) == [
+        f"{direction}.{side}" for direction in ("en-fr", "fr-en") for side in ("hyp", "ref", "src")
+    ]
+    assert sorted(lines(folder / "test/fr-en.ref")) == sorted(lines(toy_parallel / "test.en"))
+    assert sorted(lines(folder / "test.hyp")) == sorted(
+        lines(folder / "test/fr-en.hyp") + lines(folder / "test/en-fr.hyp")
+    )
+    model = f"checkpoint={folder}/export"
+    (french,) = run("mode=predict", model, "prompt=the cat", "predict.target=fr")["results"]
+    (english,) = run("mode=predict", model, "prompt=le chat", "predict.target=en")["results"]
+    assert french["source"] == "the cat" and english["source"] == "le chat"
+    with pytest.raises(UserError, match=r"predict\.target=de.*en, fr"):
+        run("mode=predict", model, "prompt=the cat", "predict.target=de")
+    with pytest.raises(UserError, match=r"several languages.*predict\.target= one of en, fr"):
+        run("mode=predict", model, "prompt=the cat")
+
+
+def test_separate_vocabularies_and_an_output_layer_of_its_own(run) -> None:
+    result = run("data.tokenizer.shared=false", "data.tokenizer.vocab_size=80", "trainer.max_steps=8")
+    task = load_task(Path(result["folder"]) / "export")
+    assert task.source_stem is not task.target_stem
+    untied = run("task.tie_output=false", "trainer.max_steps=8")
+    assert load_task(Path(untied["folder"]) / "export").head is not None
+    tied = load_task(Path(run("trainer.max_steps=8")["folder"]) / "export")
+    assert tied.source_stem is tied.target_stem and tied.head is None
+    assert untied["parameters"] - tied.num_parameters == tied.output_weight.numel()
+
+
+def test_smoothing_is_for_training_alone(run, rows_of) -> None:
+    """`val/loss` is the plain loss of the weights that stand in the checkpoint, whatever the training smooths."""
+    smooth = run("trainer.max_steps=4", "name=smooth", "task.label_smoothing=0.3")
+    again = run("trainer.max_steps=4", "name=plain", "task.label_smoothing=0")
+    last = [
+        {name: float(value) for _, name, value in rows_of(result["folder"])[1:]} for result in (smooth, again)
+    ]
+    assert last[0]["train/loss"] > last[0]["train/nll"] > 0
+    assert last[1]["train/loss"] == pytest.approx(last[1]["train/nll"])
+    checkpoint = f"checkpoint={smooth['folder']}/checkpoints/best.ckpt"
+    tested = run("mode=test", checkpoint, "task.label_smoothing=0.3")["metrics"]["test/loss"]
+    task = load_task(Path(smooth["folder"]) / "export")
+    data = plain_data(smooth["config"])
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for batch in data.test_dataloader():
+            hidden = task(batch["source"], batch["source_mask"], batch["target_in"])
+            logits = hidden @ task.output_weight.T
+            wanted = batch["target_out"]
+            total += float(F.cross_entropy(logits[wanted >= 0], wanted[wanted >= 0], reduction="sum"))
+            count += int((wanted >= 0).sum())
+    assert smooth["metrics"]["test/loss"] == pytest.approx(total / count, rel=1e-5)
+    assert tested == pytest.approx(total / count, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task.label_smoothing=1", "label_smoothing"),
+        ("task.beam=0", r"task\.beam=0"),
+        ("task.length_penalty=-1", "length_penalty"),
+        ("task.bleu_tokenize=13b", "13a"),
+        ("task.max_length_ratio=0", "max_length_ratio"),
+        ("task.val_sentences=-1", "val_sentences"),
+        ("backbone.architecture=encoder", "architecture"),
+        ("callbacks.average_last=1", "average_last"),
+        ("+task.beem=3", "task.beem"),
+    ],
+)
+def test_a_mistake_gets_one_message_with_its_remedy(run, override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        run(override, *(["backbone.decoder_layers=null"] if "architecture" in override else []))
+
+
+def test_two_ways_of_averaging_are_refused(run) -> None:
+    with pytest.raises(UserError, match=r"average_last.*ema_decay"):
+        run("callbacks.average_last=2", "callbacks.ema_decay=0.9")
+
+
+def test_options_of_prediction_are_checked(run) -> None:
+    model = f"checkpoint={run('trainer.max_steps=2', 'name=one')['folder']}/export"
+    for override, message in {
+        "predict.n_best=9": r"predict\.n_best=9.*4 beams",
+        "predict.batch=0": r"predict\.batch=0",
+        "predict.decoder=greedy": r"predict\.decoder: there is no such key",
+        "predict.target=de": r"predict\.target=de.*fr",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            run("mode=predict", model, "prompt=the cat", override)

@@ -1,0 +1,44 @@
+"""The wheel: all that a run needs, configuration included, usable from any folder."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_runs_from_another_folder(overrides: list[str], tmp_path: Path) -> None:
+    source, installed, elsewhere = (tmp_path / name for name in ("source", "installed", "elsewhere"))
+    for name in ("magneto", "conf"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    elsewhere.mkdir()
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run(
+        [*pip, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", tmp_path, source], check=True
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--no-index", "--target", installed, wheel], check=True)
+    files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "conf").rglob("*.yaml")}
+    assert {p.relative_to(installed / "magneto").as_posix() for p in installed.rglob("*.yaml")} == files
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "magneto").rglob("*.py")}
+    assert {p.relative_to(installed).as_posix() for p in installed.rglob("*.py")} >= modules
+
+    environment = {**os.environ, "PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "magneto", *overrides, "trainer.max_steps=4", "name=wheel"],
+        cwd=elsewhere, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs/asr/wheel/export/model.safetensors").is_file()
+    where = subprocess.run(
+        [sys.executable, "-P", "-c", "import magneto; print(magneto.__file__)"],
+        cwd=elsewhere, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert where.stdout.strip() == str(installed / "magneto/__init__.py")

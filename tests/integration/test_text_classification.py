@@ -1,0 +1,284 @@
+"""task=text_classification, end to end: learn, start from a masked LM, resume, label lines, write for GLUE."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from magneto import callbacks, engine
+from magneto.cli import CONF
+from magneto.errors import UserError
+from magneto.tasks.text_classification import TextClassification
+
+FRUIT, TOOLS = ["apple", "pear", "plum", "fig"], ["saw", "drill", "plane", "file"]
+OTHER = ["the", "a", "red", "old", "big", "on", "in", "and", "sees", "has"]
+Run = Callable[..., dict[str, Any]]
+
+
+def words(random: np.random.Generator, kind: list[str]) -> str:
+    """Six words, of which one says what it is about."""
+    found = [str(word) for word in random.choice(OTHER, 5)]
+    found.insert(int(random.integers(6)), str(random.choice(kind)))
+    return " ".join(found)
+
+
+@pytest.fixture(scope="session")
+def glue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files in the layouts of SST-2 (fruit or tool), RTE (both texts about one kind?) and STS-B (how many fruits?)."""
+    folder = tmp_path_factory.mktemp("glue")
+    random = np.random.default_rng(0)
+    headers = {
+        "SST-2": "sentence\tlabel",
+        "RTE": "index\tsentence1\tsentence2\tlabel",
+        "STS-B": "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore",
+    }
+    for task, header in headers.items():
+        (folder / task).mkdir()
+        for split, count in (("train", 160), ("dev", 40)):
+            rows = [header]
+            for number in range(count):
+                first, second = (int(kind) for kind in random.integers(0, 2, 2))
+                a, b = (words(random, (FRUIT, TOOLS)[kind]) for kind in (first, second))
+                rows.append(
+                    {
+                        "SST-2": f"{a}\t{first}",
+                        "RTE": f"{number}\t{a}\t{b}\t{'entailment' if first == second else 'not_entailment'}",
+                        "STS-B": "\t".join(
+                            [str(number), *["x"] * 6, a, b, f"{5 - 2.5 * (first + second):.3f}"]
+                        ),
+                    }[task]
+                )
+            (folder / task / f"{split}.tsv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+SMALL = (
+    "backbone.num_layers=2", "backbone.d_model=32", "backbone.num_heads=2", "backbone.ffn_dim=64",
+)  # fmt: skip
+
+
+@pytest.fixture
+def compose_and_run(prepared_dir: Path, tmp_path: Path) -> Run:
+    shared = [
+        f"data_dir={prepared_dir}",
+        f"runs_dir={tmp_path / 'runs'}",
+        "trainer.precision=32-true",
+        "trainer.accelerator=cpu",
+        "trainer.max_steps=20",
+        "trainer.val_check_interval=8",
+        "trainer.log_every_n_steps=2",
+        "trainer.enable_progress_bar=false",
+        "callbacks.save_every=3",
+        "callbacks.probe_every=5",
+        "logger.wandb=disabled",
+    ]
+
+    def call(task: str, *more: str) -> dict[str, Any]:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return engine.run(compose("config", [f"task={task}", *shared, *more]), more)
+
+    return call
+
+
+@pytest.fixture
+def run(compose_and_run: Run, glue: Path) -> Run:
+    """`run("SST-2", ...)`: a small, deterministic run on one of the made-up tasks."""
+
+    def call(task: str, *more: str) -> dict[str, Any]:
+        return compose_and_run(
+            "text_classification", "data=glue", f"data.source.folder={glue}", f"data.source.task={task}",
+            "data.max_tokens=48", "data.batch_size=16",
+            *([] if any("init_from" in o for o in more) else
+              ["data.tokenizer.kind=bpe", "data.tokenizer.vocab_size=70", *SMALL]),
+            *more,
+        )  # fmt: skip
+
+    return call
+
+
+def values(folder: str | Path) -> list[tuple[str, str, str]]:
+    """All rows of metrics.csv but those that depend on the clock."""
+    with (Path(folder) / "metrics.csv").open() as file:
+        return [tuple(row) for row in csv.reader(file) if "throughput/" not in row[1]]
+
+
+LEARN = ("trainer.max_steps=150", "trainer.val_check_interval=150", "optimizer.lr=4e-3", "backbone.dropout=0")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "metric", "least", "pooling"),
+    [
+        ("SST-2", "accuracy", 0.95, "mean"),
+        ("SST-2", "accuracy", 0.95, "first"),
+        ("STS-B", "pearson", 0.9, "mean"),
+    ],
+)
+def test_it_learns_what_is_in_the_words(run: Run, task: str, metric: str, least: float, pooling: str) -> None:
+    result = run(task, *LEARN, f"task.pooling={pooling}")
+    assert result["metrics"][f"test/{metric}"] > least
+    assert result["monitor"]["metric"] == "val/score" and result["monitor"]["mode"] == "max"
+
+
+def test_a_run_leaves_its_facts_and_samples(run: Run) -> None:
+    result = run("STS-B", "name=one")
+    assert set(result["metrics"]) >= {
+        "test/loss",
+        "test/pearson",
+        "test/spearman",
+        "test/score",
+        "val/pearson",
+    }
+    assert result["data_facts"]["range"] == [0.0, 5.0] and result["throughput"]["tokens_per_s"] > 0
+    samples = [
+        json.loads(line) for line in (Path(result["folder"]) / "samples.jsonl").read_text().splitlines()
+    ]
+    for sample in samples:
+        assert (
+            sample["kind"] == "classified" and len(sample["text"].split()) == len(sample["pair"].split()) == 6
+        )
+        assert 0 <= float(sample["predicted"]) <= 5 and sample["reference"] in ("0", "2.5", "5")
+
+
+@pytest.mark.parametrize("backbone", ["magneto", "pre_ln", "post_ln", "deepnorm", "normformer"])
+def test_every_backbone_overfits_one_batch(run: Run, backbone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: dict[str, Any] = {}
+    step = TextClassification.training_step
+
+    def same_batch(self: TextClassification, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        return step(self, kept.setdefault("batch", batch), batch_idx)
+
+    monkeypatch.setattr(TextClassification, "training_step", same_batch)
+    result = run("RTE", f"backbone={backbone}", "trainer.max_steps=60", "trainer.val_check_interval=60",
+                 "optimizer.lr=4e-3", "backbone.dropout=0", "task.head_dropout=0")  # fmt: skip
+    losses = [float(value) for _, name, value in values(result["folder"]) if name == "train/loss"]
+    assert losses[-1] < 0.1 < losses[0], losses
+
+
+@pytest.mark.parametrize("stop_at", [4, 20])
+def test_an_interrupted_run_goes_on_bit_identically(
+    run: Run, monkeypatch: pytest.MonkeyPatch, stop_at: int
+) -> None:
+    whole = run("RTE", "name=whole")
+    original = callbacks.Checkpoints._save
+
+    def save_and_die(self: Any, trainer: Any, name: str) -> None:
+        original(self, trainer, name)
+        if name == "last" and trainer.global_step >= stop_at:
+            raise RuntimeError("killed")
+
+    monkeypatch.setattr(callbacks.Checkpoints, "_save", save_and_die)
+    with pytest.raises(RuntimeError, match="killed"):
+        run("RTE", "name=parts")
+    monkeypatch.undo()
+    parts = run("RTE", "name=parts")
+    assert parts["metrics"] == whole["metrics"]
+    assert values(parts["folder"]) == values(whole["folder"])
+    last = [
+        torch.load(Path(r["folder"]) / "checkpoints/last.ckpt", weights_only=True) for r in (whole, parts)
+    ]
+    for name, weight in last[0]["state_dict"].items():
+        assert torch.equal(weight, last[1]["state_dict"][name]), name
+
+
+def test_checkpoint_and_export_predict_alike(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(run("SST-2", "name=one")["folder"])
+    lines = tmp_path / "lines.txt"
+    lines.write_text("the red apple\na big old saw\n" * 20)
+    found = []
+    for source in (folder / "checkpoints/best.ckpt", folder / "export"):
+        capsys.readouterr()
+        result = run("SST-2", "mode=predict", f"checkpoint={source}", f"input={lines}")
+        found.append((result["results"], capsys.readouterr().out))
+    assert found[0] == found[1] and len(found[0][0]) == 40
+    first = found[0][0][0]
+    assert first["input"] == "the red apple" and first["label"] in "01" and 0.5 <= first["probability"] <= 1
+    assert found[0][1].splitlines()[0] == f"{first['label']}\t{first['probability']}\tthe red apple"
+    tested = run("SST-2", "mode=test", f"checkpoint={folder / 'export'}")["metrics"]
+    result = json.loads((folder / "result.json").read_text())["metrics"]
+    assert tested == pytest.approx({key: value for key, value in result.items() if key.startswith("test/")})
+
+
+def test_a_test_file_of_glue_becomes_what_its_server_takes(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = Path(run("RTE", "name=one", "trainer.max_steps=2")["folder"]) / "export"
+    file = tmp_path / "test.tsv"
+    rows = [f"{number}\tthe apple\ta saw" for number in range(70)]
+    file.write_text("\n".join(["index\tsentence1\tsentence2", *rows]) + "\n")
+    capsys.readouterr()
+    run("RTE", "mode=predict", f"checkpoint={source}", f"input={file}", "predict.glue=RTE")
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "index\tprediction" and len(printed) == 71
+    assert {line.split("\t")[1] for line in printed[1:]} <= {"entailment", "not_entailment"}
+    assert [line.split("\t")[0] for line in printed[1:]] == list(map(str, range(70)))
+    with pytest.raises(UserError, match="not trained on that task"):
+        file.write_text("index\tsentence\n0\ta\n")
+        run("RTE", "mode=predict", f"checkpoint={source}", f"input={file}", "predict.glue=CoLA")
+    with pytest.raises(UserError, match="line 1 .* two texts"):
+        run("RTE", "mode=predict", f"checkpoint={source}", "prompt='only one'")
+    with pytest.raises(UserError, match="needs input="):
+        run("RTE", "mode=predict", f"checkpoint={source}", "prompt=a", "predict.glue=RTE")
+
+
+def test_a_pretrained_model_brings_its_shape_and_tokenizer(
+    run: Run, compose_and_run: Run, glue: Path
+) -> None:
+    """One command from a masked LM to a classifier: no size and no vocabulary is said twice."""
+    text = glue / "text"
+    for split in ("train", "val", "test"):
+        (text / split).mkdir(parents=True, exist_ok=True)
+        lines = (glue / "SST-2/train.tsv").read_text().splitlines()[1:]
+        (text / split / "all.txt").write_text(" ".join(line.split("\t")[0] for line in lines))
+    pretrained = compose_and_run(
+        "mlm", "data=text_files", *(f"data.sources.text_files.{s}={text / s}" for s in ("train", "val", "test")),
+        "data.tokenizer.kind=bpe", "data.tokenizer.vocab_size=60", "data.block_size=32", "data.batch_size=8",
+        "name=pretrained", "backbone=pre_ln", *SMALL,
+    )  # fmt: skip
+    folder = Path(pretrained["folder"])
+    results = [
+        run("SST-2", f"init_from={source}", f"name=tuned{number}", "trainer.max_steps=4")
+        for number, source in enumerate((folder / "export", folder / "checkpoints/best.ckpt"))
+    ]
+    for result in results:
+        config = json.loads((Path(result["folder"]) / "export/config.json").read_text())["hyper_parameters"]
+        assert (config["backbone"]["placement"], config["backbone"]["num_layers"]) == ("pre_ln", 2)
+        assert config["backbone"]["dropout"] == 0.1  # the task's own: dropout is no part of the shape
+        assert config["spec"]["tokenizer"] == (folder / "export/tokenizer.json").read_text()
+        log = (Path(result["folder"]) / "log.txt").read_text()
+        assert "tensors taken (stem.embedding.weight, backbone:" in log and "new: pooler: 2, head: 2" in log
+    # Best and exported weights are the same here, and so are the runs.
+    assert results[0]["metrics"] == results[1]["metrics"]
+    with pytest.raises(UserError, match="d_model: 32"):
+        run("SST-2", f"init_from={folder / 'export'}", "backbone.d_model=64")
+    with pytest.raises(UserError, match="its tokenizer"):
+        run(
+            "SST-2",
+            f"init_from={folder / 'export'}",
+            "data.tokenizer.kind=bpe",
+            "data.tokenizer.vocab_size=70",
+        )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("task.pooling=max",), "mean"),
+        (("task.head_dropout=1",), "head_dropout"),
+        (("backbone.architecture=decoder",), "architecture=encoder"),
+        (("backbone.max_positions=40",), "Set data.max_tokens to 40"),
+        (("data.tokenizer.vocab_size=7000",), "7000"),
+        (("data.source.folder=nowhere",), "nowhere"),
+    ],
+)
+def test_a_mistake_gets_one_message(run: Run, overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        run("SST-2", *overrides)

@@ -1,0 +1,71 @@
+"""A small language that a translator learns within seconds, and a run on it."""
+
+from pathlib import Path
+
+import numpy as np
+
+NOUNS = {
+    "boat": "bateau",
+    "cat": "chat",
+    "house": "maison",
+    "river": "fleuve",
+    "tree": "arbre",
+    "bird": "oiseau",
+}
+ADJECTIVES = {
+    "red": "rouge",
+    "small": "petit",
+    "old": "vieux",
+    "green": "vert",
+    "quiet": "calme",
+    "tall": "grand",
+}
+VERBS = {"sees": "voit", "finds": "trouve", "likes": "aime", "leaves": "quitte"}
+
+
+def toy_sentence(random: np.random.Generator) -> tuple[str, str]:
+    """A sentence of a small English and its translation into a French where every adjective follows its noun."""
+    nouns, adjectives = random.choice(list(NOUNS), 2), random.choice(list(ADJECTIVES), 2)
+    verb = str(random.choice(list(VERBS)))
+    sides = [f"{adjective} {noun}" for adjective, noun in zip(adjectives, nouns, strict=True)]
+    turned = [f"{NOUNS[n]} {ADJECTIVES[a]}" for a, n in zip(adjectives, nouns, strict=True)]
+    return f"the {sides[0]} {verb} the {sides[1]}", f"le {turned[0]} {VERBS[verb]} le {turned[1]}"
+
+
+def parallel_files(folder: Path, source: str = "en", target: str = "fr", name: str = "files") -> list[str]:
+    """Overrides that name the files of `toy_parallel`."""
+    return [
+        f"data.sources.{name}.{split}={{source:{folder / split}.{source},target:{folder / split}.{target}}}"
+        for split in ("train", "val", "test")
+    ]
+
+
+def toy_translation(folder: Path, data_dir: Path, runs_dir: Path) -> list[str]:
+    """A small, deterministic translation run on `toy_parallel`, as overrides of the real configuration."""
+    return [
+        "task=mt",
+        "data=parallel_files",
+        *parallel_files(folder),
+        f"data_dir={data_dir}",
+        f"runs_dir={runs_dir}",
+        "data.tokenizer.kind=bpe",
+        "data.tokenizer.vocab_size=90",
+        "data.batch_tokens=400",
+        "backbone.num_layers=1",
+        "backbone.decoder_layers=1",
+        "backbone.d_model=32",
+        "backbone.num_heads=2",
+        "backbone.ffn_dim=64",
+        "backbone.dropout=0.1",
+        "scheduler.warmup=0.2",
+        "trainer.precision=32-true",
+        "trainer.accelerator=cpu",
+        "trainer.max_steps=20",
+        "trainer.val_check_interval=8",
+        "trainer.log_every_n_steps=2",
+        "trainer.enable_progress_bar=false",
+        "callbacks.save_every=3",
+        "callbacks.probe_every=5",
+        "callbacks.average_last=null",
+        "logger.wandb=disabled",
+    ]
