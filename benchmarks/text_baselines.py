@@ -9,11 +9,11 @@ bits per byte: gzip -9 and xz -9e of the split as one stream, nothing else given
     unigram and trigram models of the training split's tokens, over the tokens of the causal task, `</s>` included, as
     the models are scored.
 accuracy of masked tokens: over the very masks of the MLM task's evaluation, from what the model sees: [MASK]s, random
-    and kept tokens. The unigram takes the most frequent token. The trigram takes the token w with the highest
-    p(w | two before) p(next | one before, w) p(after next | w, next), its neighbours as they are shown; a factor whose
-    outcome is a [MASK] is left out, and where its context has one, a shorter context is taken. The second number of
-    both also knows the recipe of the masks: a token that is shown in a place was kept or drawn at random, in known
-    shares.
+    and kept tokens. The unigram takes the most frequent token, the trigram the token w with the highest
+    p(w | two before), the two-sided trigram the one with the highest p(w | two before) p(next | one before, w)
+    p(after next | w, next), neighbours as they are shown; a factor whose outcome is a [MASK] is left out, and where its
+    context has one, a shorter context is taken. The second number also knows the recipe of the masks: a token that is
+    shown in a place was kept or drawn at random, in known shares.
 
 The trigram is interpolated: l3 f(w | u v) + l2 f(w | v) + l1 (c(w) + 1) / (N + V), weights by deleted interpolation
 (Brants 2000, TnT, section 2.2); where a context was never seen, its weight falls to the shorter ones.
@@ -96,8 +96,8 @@ class Trigram:
             (self.counts[self._thirds], np.full(len(count), self.counts.sum())),
         ]
         shares = [np.where(of > 1, (part - 1) / np.maximum(of - 1, 1), 0) for part, of in cases]
-        votes = np.bincount(np.argmax(shares, axis=0), weights=count, minlength=3)
-        return votes / votes.sum()
+        votes: np.ndarray = np.bincount(np.argmax(shares, axis=0), weights=count, minlength=3)
+        return np.asarray(votes / votes.sum())
 
     @staticmethod
     def _lookup(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -151,8 +151,7 @@ class Trigram:
             rows = self._pair_by_first.rows(last)
             two = np.zeros(self.size)
             two[self._pairs[rows] % self.size] = self._pair_counts[rows] / self._followed[last]
-        rows = self._by_context.rows(before * self.size + last) if seen2 and before != UNKNOWN else []
-        if len(rows):
+        if seen2 and before != UNKNOWN and len(rows := self._by_context.rows(before * self.size + last)):
             three = np.zeros(self.size)
             three[self._thirds[rows]] = self._triple_counts[rows] / self._triple_counts[rows].sum()
         return self._mix(three, two, self.unigram, np.array(three is not None), np.array(seen2))
@@ -197,9 +196,9 @@ class Trigram:
             np.full(self.size, seen2),
         )
 
-    def score(self, left: Sequence[int], right: Sequence[int]) -> np.ndarray:
+    def score(self, left: Sequence[int], right: Sequence[int] = (UNKNOWN, UNKNOWN)) -> np.ndarray:
         """(V,) log-probability, up to a constant, of every token between two on the left and two on the right."""
-        total = np.log(self.words(*left))
+        total: np.ndarray = np.log(self.words(*left))
         if right[0] != UNKNOWN:
             total = total + np.log(self.between(left[1], right[0]))
             if right[1] != UNKNOWN:
@@ -217,20 +216,22 @@ def masked_accuracy(
     text = np.full(data.spec.vocab_size, -np.inf)  # log: only tokens that stand for text are asked for
     text[ordinary] = 0
     kept = 1 - masking.mask - masking.random
-    right = {(name, told): 0 for name in ("unigram", "trigram") for told in (False, True)}
+    names = ("unigram", "trigram", "trigram, two-sided")
+    right = {(name, told): 0 for name in names for told in (False, True)}
     total = 0
     for index in range(len(dataset)):
         item = dataset[0, index]
         shown, targets = item["tokens"], item["targets"]
-        seen = np.concatenate([[UNKNOWN] * 2, np.where(shown == mask, UNKNOWN, shown), [UNKNOWN] * 2])
-        seen[2] = UNKNOWN  # the <s> of a block, which the row does not have
+        # A <s> begins a block, but nothing in the row of tokens.
+        hidden = (shown == mask) | (shown == data.tokenizer.bos_id)
+        seen = np.concatenate([[UNKNOWN] * 2, np.where(hidden, UNKNOWN, shown), [UNKNOWN] * 2])
         for place in np.flatnonzero(targets != IGNORE):
             total += 1
+            left, after = seen[place : place + 2].tolist(), seen[place + 3 : place + 5].tolist()
             scores = {
                 "unigram": np.log(model.unigram),
-                "trigram": model.score(
-                    seen[place : place + 2].tolist(), seen[place + 3 : place + 5].tolist()
-                ),
+                "trigram": model.score(left),
+                "trigram, two-sided": model.score(left, after),
             }
             evidence = text
             if shown[place] != mask:
@@ -239,7 +240,7 @@ def masked_accuracy(
             for name, score in scores.items():
                 right[name, False] += int((score + text).argmax() == targets[place])
                 right[name, True] += int((score + evidence).argmax() == targets[place])
-    return {name: (right[name, False] / total, right[name, True] / total) for name in ("unigram", "trigram")}
+    return {name: (right[name, False] / total, right[name, True] / total) for name in names}
 
 
 def load(task: str, overrides: Sequence[str]) -> TextDataModule:
@@ -300,9 +301,9 @@ def main() -> None:
     columns = ("", "bits per byte", "masked accuracy", "told how masks are made")
     for column in columns:
         table.add_column(column, justify="right" if column else "left")
-    for name, value in bits.items():
-        shares = (f"{100 * share:.2f} %" for share in accuracy[name]) if name in accuracy else ("", "")
-        table.add_row(name, f"{value:.3f}", *shares)
+    for name in dict.fromkeys([*bits, *accuracy]):
+        shares = (f"{100 * share:.2f} %" for share in accuracy.get(name, ()))
+        table.add_row(name, f"{bits[name]:.3f}" if name in bits else "", *shares)
     console = Console()
     console.print(table)
     console.print(

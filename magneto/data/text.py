@@ -67,6 +67,11 @@ class TokenizerSettings:
     file: str | None = None
     sample_mb: float = 100.0
 
+    def __post_init__(self) -> None:
+        if self.sample_mb <= 0:
+            raise UserError(f"data.tokenizer.sample_mb={self.sample_mb} must be above 0 (megabytes).")
+        object.__setattr__(self, "sample_mb", float(self.sample_mb))  # 100 and 100.0 are one setting
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextSpec:
@@ -232,7 +237,7 @@ class TextDataModule(DataModule):
         self.separate = documents == "separate"
         self.eval_stride = eval_stride or block_size
         self.masking = None if masking is None else from_mapping(Masking, masking, "data.masking")
-        self.fractions = (val_fraction, test_fraction)
+        self.fractions = (float(val_fraction), float(test_fraction))
         file = self.tokenizer_settings.file
         self._given = None if file is None else TextTokenizer.from_file(file)
         self._batches_per_epoch: dict[int, int] = {}

@@ -34,13 +34,14 @@ class ASROptions:
     """greedy (best path) or beam (prefix beam search), for evaluation and `mode=predict`."""
     beam_width: int = 16
     """Prefixes kept by the beam search."""
-    intermediate_layers: tuple[int, ...] = ()
-    """Layers (from 0) whose outputs learn to transcribe too (intermediate CTC: Lee and Watanabe 2021, eqs. 8-11)."""
-    intermediate_weight: float = 0.3
+    intermediate_losses: int = 0
+    """Layers, evenly spread, whose outputs learn to transcribe too (intermediate CTC: Lee and Watanabe 2021)."""
+    intermediate_weight: float = 0.5
     """Share of their mean loss in the training loss."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "intermediate_layers", tuple(self.intermediate_layers))
+        if self.intermediate_losses < 0:
+            raise UserError(f"task.intermediate_losses={self.intermediate_losses}: must be 0 or more.")
         if not 0 <= self.intermediate_weight < 1:
             raise UserError(
                 f"task.intermediate_weight={self.intermediate_weight}: must be from 0 to below 1."
@@ -79,12 +80,6 @@ class ASR(TaskModule):
             raise UserError(
                 f"backbone.architecture={self.config.architecture}: task=asr needs architecture=encoder."
             )
-        last = self.config.num_layers - 1
-        if any(not 0 <= layer < last for layer in self.options.intermediate_layers):
-            raise UserError(
-                f"task.intermediate_layers={list(self.options.intermediate_layers)}: with {last + 1} layers they must "
-                f"be from 0 to {last - 1}."
-            )
         self.tokenizer = CTCTokenizer.from_dict(self.spec["tokenizer"])
         self.stem = AudioStem(self.spec["features"]["num_mels"], self.config)
         self.backbone = Encoder(self.config)
@@ -95,6 +90,13 @@ class ASR(TaskModule):
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, mels) and (B,) -> fp32 log probabilities (B, T', V) and their lengths (B,), T' = ceil(T / 4)."""
         return self._log_probs(features, lengths)[-1], self.stem.output_lengths(lengths)
+
+    @property
+    def intermediate_layers(self) -> tuple[int, ...]:
+        """Indices of the layers with a loss of their own: of 6 layers and two losses, 1 and 3 (after a third and two)."""
+        depth, count = self.config.num_layers, self.options.intermediate_losses
+        after = {round(depth * part / (count + 1)) for part in range(1, count + 1)}
+        return tuple(sorted(number - 1 for number in after if 0 < number < depth))
 
     def _log_probs(self, features: Tensor, lengths: Tensor, layers: tuple[int, ...] = ()) -> list[Tensor]:
         """Log probabilities after each of `layers` and, last, after the whole stack."""
@@ -110,7 +112,7 @@ class ASR(TaskModule):
 
     def step(self, batch: Batch) -> StepOutput:
         """CTC loss summed over the utterances; the weight is their number of target tokens."""
-        layers = self.options.intermediate_layers if self.training else ()
+        layers = self.intermediate_layers if self.training else ()
         lengths = self.stem.output_lengths(batch["feature_lengths"])
         found = self._log_probs(batch["features"], batch["feature_lengths"], layers)
         *intermediate, loss = (

@@ -7,12 +7,13 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 
 from magneto.checkpoint import load_task
 from magneto.errors import UserError
 from magneto.tasks.asr import ASR
 
-GOLDEN = [4.88489, 4.49605, 3.94968, 2.38173, 2.12023, 2.0507, 1.95468, 1.88277, 1.79652, 1.78408]
+GOLDEN = [5.04763, 4.43128, 3.72624, 2.43475, 2.09008, 1.66905, 1.56449, 1.41934, 1.30728, 1.2763]
 LEARN = ("trainer.max_steps=220", "trainer.val_check_interval=220", "optimizer.lr=4e-3", "backbone.dropout=0")
 
 
@@ -100,6 +101,46 @@ def test_a_signal_at_any_moment_leaves_a_run_that_goes_on(
     parts = run("name=parts")
     assert parts["status"] == "finished" and parts["metrics"] == whole["metrics"]
     assert values(parts["folder"]) == values(whole["folder"])
+
+
+@pytest.mark.parametrize(
+    ("depth", "losses", "layers"), [(6, 2, (1, 3)), (6, 0, ()), (18, 2, (5, 11)), (2, 2, (0,)), (1, 2, ())]
+)
+def test_intermediate_losses_are_spread_over_the_depth(
+    run, depth: int, losses: int, layers: tuple[int, ...]
+) -> None:
+    """And they enter the training loss alone: the validation loss is that of the last layer."""
+    task = load_task(
+        Path(
+            run("trainer.max_steps=1", f"backbone.num_layers={depth}", f"task.intermediate_losses={losses}")[
+                "folder"
+            ]
+        )
+        / "export"
+    )
+    assert task.intermediate_layers == layers
+    generator = torch.Generator().manual_seed(0)
+    batch = {
+        "features": torch.randn(2, 64, 80, generator=generator), "feature_lengths": torch.tensor([64, 50]),
+        "targets": torch.tensor([[1, 2], [3, 0]]), "target_lengths": torch.tensor([2, 1]),
+    }  # fmt: skip
+    last = task.step(batch).loss_sum
+    training = task.train().step(batch)
+    if not layers:
+        torch.testing.assert_close(training.loss_sum, last)
+        return
+    torch.testing.assert_close(training.logs["final_loss"], last)
+    lengths = batch["feature_lengths"]
+    hidden, mask = task.stem(batch["features"], lengths)
+    _, outputs = task.backbone(hidden, mask, return_layers=layers)
+    means = [
+        torch.nn.functional.ctc_loss(
+            task.head(task.backbone.final_norm(output)).log_softmax(-1).transpose(0, 1),
+            batch["targets"], task.stem.output_lengths(lengths), batch["target_lengths"], reduction="sum",
+        )
+        for output in outputs
+    ]  # fmt: skip
+    torch.testing.assert_close(training.loss_sum, 0.5 * last + 0.5 * sum(means) / len(means))
 
 
 def test_a_second_signal_does_not_wait_for_the_step(run, monkeypatch: pytest.MonkeyPatch) -> None:

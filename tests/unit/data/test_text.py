@@ -200,6 +200,8 @@ def test_masking_and_block_size_share_one_prepared_folder(tmp_path):
         module(tmp_path).folder,
         module(tmp_path, masking={}, block_size=32, batch_size=8, seed=3, documents="separate").folder,
     }
+    whole = {"kind": "byte_bpe", "vocab_size": 300, "sample_mb": 100}
+    folders.add(module(tmp_path, tokenizer=whole, val_fraction=2e-2).folder)
     assert len(folders) == 1
     assert module(tmp_path, tokenizer={"kind": "bpe", "vocab_size": 80}).folder not in folders
 
@@ -263,6 +265,7 @@ def test_documents_without_a_stated_side_are_divided_by_group(tmp_path):
         ({"val_fraction": 0.6, "test_fraction": 0.5}, "val_fraction"),
         ({"masking": {"share": 0.1}}, "data.masking.share: there is no such key"),
         ({"tokenizer": {"vocab": 5}}, "data.tokenizer.vocab: there is no such key"),
+        ({"tokenizer": {"sample_mb": 0}}, "data.tokenizer.sample_mb=0"),
         ({"tokenizer": {"file": "nowhere.json"}}, "nowhere.json"),
         ({"tokenizer": {"vocab_size": 60_000}}, "more than the training text supports"),
         ({"block_size": 100_000}, "fewer than data.block_size=100000"),

@@ -1,0 +1,237 @@
+"""Causal language models, end to end: learn, measure, resume, generate."""
+
+import csv
+import json
+import math
+import shutil
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hydra.utils import instantiate
+
+from magneto import callbacks
+from magneto.checkpoint import load_task
+from magneto.data.text import IGNORE, TextDataModule
+from magneto.data.text_tokenizer import TextTokenizer
+from magneto.errors import UserError
+from magneto.tasks.causal_lm import TextScores
+from tests.conftest import BITS_PER_BYTE, WORDS
+
+LEARN = ("trainer.max_steps=250", "trainer.val_check_interval=250", "optimizer.lr=1e-2")
+
+
+@pytest.fixture
+def run_lm(run_text):
+    """Runs of this task."""
+    return lambda *more: run_text(
+        "task=causal_lm", "data.eval_stride=16", "task.sample={max_new_tokens: 8}", *more
+    )
+
+
+def values(folder: str | Path, leave_out: str = "throughput/") -> list[tuple[str, ...]]:
+    """All rows of metrics.csv but those that depend on the clock."""
+    with (Path(folder) / "metrics.csv").open() as file:
+        return [tuple(row) for row in csv.reader(file) if leave_out not in row[1]]
+
+
+@pytest.mark.slow
+def test_it_learns_a_language_to_its_entropy(run_lm) -> None:
+    result = run_lm(*LEARN, "name=one")
+    metrics = result["metrics"]
+    assert BITS_PER_BYTE < metrics["test/bits_per_byte"] < 1.25 * BITS_PER_BYTE
+    assert metrics["test/perplexity"] == pytest.approx(math.exp(metrics["test/loss"]), rel=1e-4)
+    assert set(metrics) >= {"val/bits_per_byte", "val/perplexity", "val/loss"}
+    # What it writes is that language: no word that does not follow from the one before.
+    found = run_lm(
+        "mode=predict", f"checkpoint={result['folder']}/export", "prompt='baku cedo difa'", "predict.max_new_tokens=60",
+        "predict.temperature=0.7",
+    )["results"][0]  # fmt: skip
+    words = (found["prompt"] + found["continuation"]).split()[:-1]  # the last may be cut
+    places = [WORDS.index(word) for word in words]
+    steps = [(b - a) % len(WORDS) for a, b in pairwise(places)]
+    assert len(steps) > 20 and set(steps) == {1, 3}
+
+
+def test_perplexity_is_that_of_an_independent_computation(run_lm) -> None:
+    """Each test token once, with a window that slides by 16 of 32 tokens, by plain torch on the document texts."""
+    result = run_lm("name=one", "trainer.max_steps=8")
+    task = load_task(Path(result["folder"]) / "export")
+    settings = yaml.safe_load((Path(result["folder"]) / "config.yaml").read_text())["data"]
+    folder = next(Path(settings["data_dir"]).glob("prepared/text-*"))
+    report = json.loads((folder / "prepare_report.json").read_text())
+    # The row of tokens as the documents make it: each ends with </s>, and so does what was before the first.
+    data = instantiate({k: v for k, v in settings.items() if k != "name"}, _convert_="all")
+    assert isinstance(data, TextDataModule)
+    documents = [document for document in data._documents("text_files") if document.split == "test"]
+    tokenizer = TextTokenizer.from_json(task.spec["tokenizer"])
+    row = [2]
+    for document in documents:
+        row += [*tokenizer.encode(document.text), 2]
+    nats, scored = 0.0, 0
+    for stop in [*range(32, len(row) - 1, 16), len(row) - 1]:
+        window = row[max(0, stop - 32) : stop + 1]
+        with torch.no_grad():
+            log_probs = task.logits(task(torch.tensor([window[:-1]]))).log_softmax(-1)[0]
+        for place in range(len(window) - 1 - (stop - scored), len(window) - 1):
+            nats -= float(log_probs[place, window[place + 1]])
+        scored = stop
+    assert scored == report["tokens"]["test"]
+    bytes_of_text = sum(len(document.text.encode()) for document in documents)
+    assert result["metrics"]["test/perplexity"] == pytest.approx(math.exp(nats / scored), rel=1e-5)
+    assert result["metrics"]["test/bits_per_byte"] == pytest.approx(
+        nats / math.log(2) / bytes_of_text, rel=1e-5
+    )
+
+
+def test_scores_of_two_processes_add_up() -> None:
+    whole, parts = TextScores(), [TextScores(), TextScores()]
+    for number, (nats, tokens, size) in enumerate([(10.0, 4, 9), (7.5, 3, 11), (1.25, 2, 4)]):
+        for scores in (whole, parts[number % 2]):
+            scores.update(torch.tensor(nats), torch.tensor(tokens), torch.tensor(size))
+    both = TextScores()
+    both.update(*(sum(getattr(part, name) for part in parts) for name in ("nats", "tokens", "bytes")))
+    assert {k: float(v) for k, v in both.compute().items()} == {
+        k: float(v) for k, v in whole.compute().items()
+    }
+    assert float(whole.compute()["perplexity"]) == pytest.approx(math.exp(18.75 / 9))
+    assert float(whole.compute()["bits_per_byte"]) == pytest.approx(18.75 / math.log(2) / 24)
+
+
+@pytest.mark.parametrize("stop_at", [4, 8, 20])
+def test_an_interrupted_run_goes_on_bit_identically(run_lm, monkeypatch, stop_at: int) -> None:
+    whole = run_lm("name=whole", "backbone.dropout=0.1")
+    original = callbacks.Checkpoints._save
+
+    def save_and_die(self, trainer, name: str) -> None:
+        original(self, trainer, name)
+        if name == "last" and trainer.global_step >= stop_at:
+            raise RuntimeError("killed")
+
+    monkeypatch.setattr(callbacks.Checkpoints, "_save", save_and_die)
+    with pytest.raises(RuntimeError, match="killed"):
+        run_lm("name=parts", "backbone.dropout=0.1")
+    monkeypatch.undo()
+    parts = run_lm("name=parts", "backbone.dropout=0.1")
+    assert parts["metrics"] == whole["metrics"]
+    assert values(parts["folder"]) == values(whole["folder"])
+    last = [
+        torch.load(Path(r["folder"]) / "checkpoints/last.ckpt", weights_only=True) for r in (whole, parts)
+    ]
+    for name, weight in last[0]["state_dict"].items():
+        assert torch.equal(weight, last[1]["state_dict"][name]), name
+
+
+def predicted(run_lm, capsys, source: Path, *more: str) -> tuple[list[dict[str, Any]], str]:
+    capsys.readouterr()
+    results = run_lm("mode=predict", f"checkpoint={source}", "predict.max_new_tokens=12", *more)["results"]
+    return results, capsys.readouterr().out
+
+
+def test_checkpoint_and_export_generate_alike(run_lm, capsys, tmp_path: Path) -> None:
+    folder = Path(run_lm("name=one")["folder"])
+    moved = tmp_path / "elsewhere.ckpt"
+    shutil.copy(folder / "checkpoints/best.ckpt", moved)
+    found, shown = predicted(run_lm, capsys, moved, "prompt=baku cedo", "predict.stop=kona")
+    assert (found, shown) == predicted(
+        run_lm, capsys, folder / "export", "prompt=baku cedo", "predict.stop=kona"
+    )
+    assert shown == "baku cedo" + found[0]["continuation"] + "\n"
+    assert found[0]["tokens"] >= 1 and "kona" not in found[0]["continuation"]
+
+
+def test_lines_of_a_file_are_gone_on_with_in_their_order(run_lm, capsys, tmp_path: Path) -> None:
+    """In batches of two; greedy, so that a prompt gives the same wherever it stands."""
+    source = Path(run_lm("name=one")["folder"]) / "export"
+    prompts = ["baku", "cedo difa fogi gahu", "", "difa"]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts) + "\n")
+    greedy = "predict.temperature=0"
+    found, shown = predicted(
+        run_lm, capsys, source, f"input={tmp_path / 'prompts.txt'}", "predict.batch=2", greedy
+    )
+    assert [one["prompt"] for one in found] == prompts
+    assert shown == "".join(one["prompt"] + one["continuation"] + "\n" for one in found)
+    for prompt, one in zip(prompts, found, strict=True):
+        alone = predicted(run_lm, capsys, source, f"prompt='{prompt}'", greedy)[0]
+        assert alone[0]["continuation"] == one["continuation"]
+
+
+def test_samples_go_on_from_prompts_and_from_held_out_text(run_lm) -> None:
+    folder = Path(run_lm("task.prompts=[baku,difa]", "callbacks.samples=5", "trainer.max_steps=8")["folder"])
+    rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    for split in ("val", "test"):
+        shown = [row for row in rows if row["split"] == split]
+        assert [row["prompt"] for row in shown[:2]] == ["baku", "difa"] and len(shown) == 5
+        assert all(row["kind"] == "continuation" and isinstance(row["continuation"], str) for row in shown)
+        assert all(row["reference"] for row in shown[2:]) and shown[0]["reference"] is None
+
+
+@pytest.mark.parametrize("backbone", ["magneto", "pre_ln", "post_ln", "deepnorm", "normformer"])
+def test_every_backbone_overfits_one_batch(run_lm, backbone: str, tmp_path: Path) -> None:
+    """Random letters, which nothing but memory can predict: as many blocks as a batch holds, again and again."""
+    random = np.random.default_rng(1)
+    for split, count in (("train", 8), ("val", 1), ("test", 1)):
+        (tmp_path / split).mkdir()
+        for number in range(count):
+            text = "".join(random.choice(list("abcdefgh"), 31))
+            (tmp_path / split / f"{number}.txt").write_text(text)
+    result = run_lm(
+        f"backbone={backbone}", "data.sources.text_files.path=null",
+        *(f"data.sources.text_files.{split}={tmp_path / split}" for split in ("train", "val", "test")),
+        "data.documents=separate", "data.tokenizer.vocab_size=261", "trainer.max_steps=150", "scheduler=constant",
+        "scheduler.warmup=30", "trainer.val_check_interval=150", "optimizer.lr=4e-3", "backbone.d_model=64",
+    )  # fmt: skip
+    losses = [float(value) for _, name, value in values(result["folder"]) if name == "train/loss"]
+    assert losses[-1] < 0.4 * math.log(8), losses
+
+
+def test_untied_and_smoothed(run_lm) -> None:
+    result = run_lm(
+        "task.tie_embeddings=false", "task.label_smoothing=0.1", "trainer.max_steps=4", "name=one"
+    )
+    task = load_task(Path(result["folder"]) / "export")
+    assert task.head is not None and task.head.weight is not task.stem.embedding.weight
+    # Evaluation is without smoothing: the loss is the logarithm of the perplexity.
+    assert math.log(result["metrics"]["test/perplexity"]) == pytest.approx(result["metrics"]["test/loss"])
+
+
+def test_gradients_do_not_depend_on_what_is_padding(run_lm) -> None:
+    """The hidden states at real places are those of the row without its padding."""
+    task = load_task(Path(run_lm("trainer.max_steps=1", "name=one")["folder"]) / "export")
+    tokens = torch.randint(5, 280, (2, 20))
+    targets = tokens.roll(-1, 1)
+    targets[1, 9:] = IGNORE
+    whole = task.step({"tokens": tokens, "targets": targets})
+    first = task.step({"tokens": tokens[:1], "targets": targets[:1]})
+    second = task.step({"tokens": tokens[1:, :9], "targets": targets[1:, :9]})
+    torch.testing.assert_close(whole.loss_sum, first.loss_sum + second.loss_sum)
+    assert whole.weight == 29
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("backbone.architecture=encoder", "architecture=decoder"),
+        ("backbone.max_positions=16", "max_positions=16"),
+        ("task.label_smoothing=1", "label_smoothing=1"),
+        ("+task.sample.temprature=1", "temperature"),
+        ("+task.tied=true", "task.tied"),
+    ],
+)
+def test_a_mistake_gets_one_message_with_its_remedy(run_lm, override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        run_lm(override)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("predict.top_p=3", "top_p=3"), ("predict.beam=4", r"predict\.beam"), ("predict.batch=0", "batch=0")],
+)
+def test_a_mistake_in_predict_too(run_lm, override: str, message: str) -> None:
+    export = Path(run_lm("trainer.max_steps=1", "name=one")["folder"]) / "export"
+    with pytest.raises(UserError, match=message):
+        run_lm("mode=predict", f"checkpoint={export}", "prompt=baku", override)

@@ -1,0 +1,185 @@
+"""The adapter to lm-evaluation-harness, on tasks in local files and on single requests."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from magneto.checkpoint import export, load_task
+from magneto.data.text_tokenizer import TextTokenizer
+from magneto.errors import UserError
+from magneto.generation import Decoding, generate
+from magneto.tasks.causal_lm import CausalLM
+
+pytest.importorskip("lm_eval")
+from lm_eval.api.instance import Instance
+
+from magneto.lm_eval import MagnetoLM
+
+TEXT = "the cat sat on the mat. the dog sat on the cat. the mat is on the dog."
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model with random weights, whose context is short."""
+    torch.manual_seed(0)
+    tokenizer = TextTokenizer.train([TEXT], kind="byte_bpe", vocab_size=275)
+    task = CausalLM(
+        backbone={
+            "architecture": "decoder", "num_layers": 2, "d_model": 32, "num_heads": 4, "position": "rotary",
+            "max_positions": 16,
+        },
+        spec={"tokenizer": tokenizer.to_json(), "vocab_size": 275, "block_size": 16},
+        optimizer={"lr": 1e-3}, scheduler={"name": "constant"}, total_steps=1,
+    )  # fmt: skip
+    return export(task, tmp_path_factory.mktemp("model") / "export")
+
+
+@pytest.fixture(scope="module")
+def model(exported: Path) -> MagnetoLM:
+    return MagnetoLM(checkpoint=str(exported), batch_size=3, device="cpu")
+
+
+def instances(kind: str, arguments: list[tuple]) -> list[Instance]:
+    return [
+        Instance(request_type=kind, doc={}, arguments=given, idx=index)
+        for index, given in enumerate(arguments)
+    ]
+
+
+def log_likelihood(task: CausalLM, context: list[int], continuation: list[int]) -> tuple[float, bool]:
+    """Of one pair, by plain torch."""
+    tokens = [*context, *continuation][-17:]
+    with torch.no_grad():
+        log_probs = task.logits(task(torch.tensor([tokens[:-1]]))).log_softmax(-1)[0, -len(continuation) :]
+    found = sum(float(log_probs[place, token]) for place, token in enumerate(continuation))
+    return found, log_probs.argmax(-1).tolist() == continuation
+
+
+def test_log_likelihoods_are_those_of_single_sequences(exported: Path, model: MagnetoLM) -> None:
+    """With an empty context, a space at the end of a context, one that is too long, and unequal lengths in a batch."""
+    task = load_task(exported)
+    tokenizer = task.tokenizer
+    pairs = [
+        ("the cat", " sat on the mat"),
+        ("", "the"),
+        ("the dog ", "sat"),
+        (TEXT, " the cat"),
+        ("on", " the dog."),
+    ]
+    found = model.loglikelihood(instances("loglikelihood", pairs), disable_tqdm=True)
+    for (context, continuation), (value, greedy) in zip(pairs, found, strict=True):
+        whole = tokenizer.encode(context + continuation)
+        head = tokenizer.encode(context.rstrip())
+        expected = log_likelihood(task, head or [tokenizer.require("eos")], whole[len(head) :])
+        assert value == pytest.approx(expected[0], abs=1e-4) and greedy == expected[1]
+
+
+def test_what_greedy_decoding_gives_is_called_greedy(exported: Path, model: MagnetoLM) -> None:
+    task = load_task(exported)
+    drawn = generate(
+        task, task.tokenizer, [task.tokenizer.encode("the cat")], Decoding(max_new_tokens=5, temperature=0)
+    )
+    context = task.tokenizer.encode("the cat")
+    tokens = list(drawn[0].tokens)
+    assert model._loglikelihood_tokens([(("", ""), context, tokens)])[0][1]
+    other = [*tokens[:-1], (tokens[-1] + 1) % 275]
+    assert not model._loglikelihood_tokens([(("", ""), context, other)])[0][1]
+
+
+def test_rolling_scores_every_token_once_with_all_the_context_there_is(
+    exported: Path, model: MagnetoLM
+) -> None:
+    task = load_task(exported)
+    text = f"{TEXT} {TEXT}"
+    ids = task.tokenizer.encode(text)
+    assert 3 * 16 < len(ids) < 4 * 16
+    found = model.loglikelihood_rolling(instances("loglikelihood_rolling", [(text,), ("the cat",)]))
+    # Inputs and targets of a text that begins after </s>; the last window is moved back to be full.
+    row, expected = [2, *ids], 0.0
+    for first, scored in ((0, 16), (16, 16), (32, 16), (len(ids) - 16, len(ids) - 48)):
+        window = row[first : first + 17]
+        expected += log_likelihood(task, window[:-scored], window[-scored:])[0]
+    assert found[0] == pytest.approx(expected, abs=1e-3)
+    short = task.tokenizer.encode("the cat")
+    assert found[1] == pytest.approx(log_likelihood(task, [2], short)[0], abs=1e-4)
+
+
+def test_generation_stops_where_the_task_says(exported: Path, model: MagnetoLM) -> None:
+    task = load_task(exported)
+    context = task.tokenizer.encode("the cat")
+    free = generate(task, task.tokenizer, [context], Decoding(max_new_tokens=8, temperature=0))[0].text
+    stop = free[3]
+    arguments = [
+        ("the cat", {"until": [], "max_gen_toks": 8}),
+        ("the cat", {"until": stop, "max_gen_toks": 8, "do_sample": False, "temperature": 0.0}),
+        ("the dog sat", {"until": [], "max_gen_toks": 8}),
+    ]
+    found = model.generate_until(instances("generate_until", arguments))
+    assert found[0] == free and found[1] == free[: free.index(stop)] and found[2]
+    with pytest.raises(UserError, match="num_beams"):
+        model.generate_until(instances("generate_until", [("a", {"num_beams": 4})]))
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> Path:
+    """A folder of three tasks: multiple choice, perplexity and generation, with their documents as JSON lines."""
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    rows = [
+        {"question": "the cat sat on", "choices": ["the mat", "a dog"], "answer": number % 2, "text": TEXT}
+        for number in range(4)
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shared = {
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "rows.jsonl")}},
+        "test_split": "test",
+    }
+    definitions = {
+        "local_choice": {
+            "output_type": "multiple_choice", "doc_to_text": "{{question}}", "doc_to_choice": "{{choices}}",
+            "doc_to_target": "{{answer}}", "metric_list": [{"metric": "acc"}],
+        },
+        "local_perplexity": {
+            "output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}",
+            "metric_list": [{"metric": "bits_per_byte"}, {"metric": "byte_perplexity"}],
+        },
+    }  # fmt: skip
+    for name, definition in definitions.items():
+        (folder / f"{name}.yaml").write_text(json.dumps({"task": name, **shared, **definition}))
+    return folder
+
+
+@pytest.mark.slow
+def test_the_command_runs_tasks_from_local_files(
+    exported: Path, model: MagnetoLM, tasks: Path, tmp_path: Path
+) -> None:
+    command = [
+        sys.executable, "-m", "magneto.lm_eval", "--model_args", f"checkpoint={exported}", "--include_path", str(tasks),
+        "--tasks", "local_choice,local_perplexity", "--output_path", str(tmp_path / "out"), "--device", "cpu",
+    ]  # fmt: skip
+    environment = {
+        "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "PATH": "",
+        "HOME": str(tmp_path),
+    }  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=Path.cwd())
+    assert done.returncode == 0, done.stderr[-2000:]
+    (file,) = (tmp_path / "out").rglob("results*.json")
+    results = json.loads(file.read_text())["results"]
+    pairs = [("the cat sat on", f" {choice}") for choice in ("the mat", "a dog")]
+    values = [value for value, _ in model.loglikelihood(instances("loglikelihood", pairs), disable_tqdm=True)]
+    best = values.index(max(values))
+    assert results["local_choice"]["acc,none"] == sum(number % 2 == best for number in range(4)) / 4
+    nats = -model.loglikelihood_rolling(instances("loglikelihood_rolling", [(TEXT,)]))[0]
+    assert results["local_perplexity"]["bits_per_byte,none"] == pytest.approx(nats / math.log(2) / len(TEXT))
+
+
+def test_another_task_s_checkpoint_is_refused(run_text) -> None:
+    folder = run_text("task=mlm", "name=one", "trainer.max_steps=1")["folder"]
+    with pytest.raises(UserError, match="task=mlm"):
+        MagnetoLM(checkpoint=f"{folder}/export")
