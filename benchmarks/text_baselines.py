@@ -34,7 +34,8 @@ from rich.table import Table
 
 from magneto.cli import CONF
 from magneto.data.masking import Masking
-from magneto.data.text import IGNORE, TextDataModule, TextDataset
+from magneto.data.text import TextDataModule
+from magneto.data.text_dataset import IGNORE, TextDataset
 
 UNKNOWN = -1  # a neighbour that is masked, or beyond the block
 

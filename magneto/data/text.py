@@ -19,37 +19,35 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from magneto.data.base import DataModule, fingerprint, prepare_once
 from magneto.data.loader import RunLoader
 from magneto.data.masking import Masking
 from magneto.data.packing import (
     Counts,
-    Pieces,
     ShardWriter,
     TokenRow,
     evaluation_pieces,
     token_dtype,
     training_pieces,
 )
-from magneto.data.rng import random_stream
 from magneto.data.sampler import EvaluationSampler, TokenBudgetSampler
 from magneto.data.sources import SPLITS, Skipped, hash_split
 from magneto.data.sources.documents import Document, TextSource, why_unusable
+from magneto.data.text_dataset import IGNORE as IGNORE  # part of the batches described here
+from magneto.data.text_dataset import Collate, Reading, TextDataset
 from magneto.data.text_tokenizer import TextTokenizer
 from magneto.errors import UserError, from_mapping
 
 log = logging.getLogger(__name__)
 
-IGNORE = -100  # a target that is not scored, as in torch's cross-entropy
 FORMAT = 1  # of the prepared folder: raise it when the code makes other files from the same settings
 LISTED = 1000  # skipped documents in the report; all are counted
 PAD_MULTIPLE = 64  # padded lengths are rounded up to it, so that kernels and compiled graphs are reused
@@ -95,93 +93,6 @@ class TextSpec:
     def from_dict(cls, values: Mapping[str, Any]) -> TextSpec:
         """The spec that `to_dict` described."""
         return cls(**{field.name: values[field.name] for field in fields(cls)})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """How blocks of a split become items."""
-
-    split: str
-    tokenizer: TextTokenizer
-    masking: Masking | None
-    shift: int  # packed training: blocks begin anywhere, moved by up to so many tokens less one; 0: not
-    seed: int
-    bytes_per_token: float | None  # to estimate the bytes; None: they are looked up
-    ordinary: np.ndarray = field(init=False, repr=False)  # ids that stand for text
-
-    def __post_init__(self) -> None:
-        special = self.tokenizer.special_ids
-        ids = np.array([index for index in range(self.tokenizer.vocab_size) if index not in special])
-        object.__setattr__(self, "ordinary", ids)
-
-
-class TextDataset(Dataset[dict[str, Any]]):
-    """The blocks of one split. Items are asked for as (epoch, place)."""
-
-    def __init__(self, row: TokenRow, pieces: Pieces, reading: Reading) -> None:
-        self.row, self.pieces, self.reading = row, pieces, reading
-        self._special = np.array(sorted(reading.tokenizer.special_ids))
-        self._begin = reading.tokenizer.bos_id if reading.masking else None
-        self.lengths = pieces.length + (self._begin is not None)
-        """(blocks,) tokens that the model sees."""
-
-    def __len__(self) -> int:
-        return len(self.pieces)
-
-    def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
-        epoch, index = place
-        start, length = int(self.pieces.start[index]), int(self.pieces.length[index])
-        if self.reading.shift:
-            start += int(random_stream(self.reading.seed, "shift", epoch).integers(self.reading.shift))
-        context = length - int(self.pieces.scored[index])
-        if self.reading.masking is not None:
-            return {"id": index, **self._masked(self.row.tokens(start, length), context, epoch, index)}
-        ids = self.row.tokens(start - 1, length + 1)
-        targets = ids[1:].copy()
-        targets[:context] = IGNORE
-        if self.reading.bytes_per_token is not None:
-            size = round(self.reading.bytes_per_token * (length - context))
-        else:
-            size = int(self.row.bytes(start + context, length - context).sum())
-        return {"id": index, "tokens": ids[:-1], "targets": targets, "bytes": size}
-
-    def _masked(self, ids: np.ndarray, context: int, epoch: int, index: int) -> dict[str, np.ndarray]:
-        masking = self.reading.masking
-        assert masking is not None
-        allowed = ~np.isin(ids, self._special)
-        allowed[:context] = False
-        if self._begin is not None:
-            ids, allowed = np.append(self._begin, ids), np.append(False, allowed)
-        random = random_stream(self.reading.seed, f"masks of {self.reading.split}", epoch, index)
-        runs = masking.choose(allowed, random)
-        shown = masking.hide(ids, runs, self.reading.tokenizer.require("mask"), self.reading.ordinary, random)
-        return {"tokens": shown, "targets": np.where(runs > 0, ids, IGNORE)}
-
-
-class Collate:
-    """Items -> a batch, padded on the right where their lengths differ, to a multiple of `multiple`."""
-
-    def __init__(self, pad_id: int, multiple: int) -> None:
-        self.pad_id, self.multiple = pad_id, multiple
-
-    def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        lengths = [len(item["tokens"]) for item in items]
-        width = -(-max(lengths) // self.multiple) * self.multiple
-        tokens = np.full((len(items), width), self.pad_id, np.int64)
-        targets = np.full((len(items), width), IGNORE, np.int64)
-        for number, item in enumerate(items):
-            tokens[number, : lengths[number]] = item["tokens"]
-            targets[number, : lengths[number]] = item["targets"]
-        batch = {
-            "id": torch.tensor([item["id"] for item in items]),
-            "tokens": torch.from_numpy(tokens),
-            "targets": torch.from_numpy(targets),
-        }
-        if min(lengths) < width:
-            batch["mask"] = torch.arange(width) < torch.tensor(lengths)[:, None]
-        if "bytes" in items[0]:
-            batch["bytes"] = torch.tensor([item["bytes"] for item in items])
-        return batch
 
 
 class TextDataModule(DataModule):

@@ -1,6 +1,7 @@
 """Text of your own: .txt, .jsonl and .parquet files, plain or compressed, one by one or in folders (docs/data.md)."""
 
 import gzip
+import importlib
 import io
 import json
 import zlib
@@ -134,11 +135,9 @@ class TextFilesSource:
             )
 
     def _parquet(self, file: Path) -> Iterator[tuple[int, str | BadText]]:
-        import pyarrow
-        import pyarrow.parquet
-
+        pyarrow, parquet = _library("pyarrow", file), _library("pyarrow.parquet", file)
         try:
-            table = pyarrow.parquet.ParquetFile(file)
+            table = parquet.ParquetFile(file)
         except (pyarrow.ArrowInvalid, OSError) as error:
             raise _Damaged(str(error)) from error
         names = table.schema_arrow.names
@@ -188,8 +187,7 @@ class _Zstd(io.RawIOBase):
     """
 
     def __init__(self, file: Path) -> None:
-        import zstandard
-
+        zstandard = _library("zstandard", file)
         self._error = zstandard.ZstdError
         self._start_frame = zstandard.ZstdDecompressor().decompressobj
         self._frame = self._start_frame()
@@ -223,6 +221,13 @@ class _Zstd(io.RawIOBase):
     def close(self) -> None:
         self._file.close()
         super().close()
+
+
+def _library(name: str, file: Path) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"{file}: to read it, {name} is needed: pip install 'magneto[hub]'.") from error
 
 
 def _decoded(raw: bytes) -> str | BadText:

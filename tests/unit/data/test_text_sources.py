@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import json
 import resource
+import sys
 import time
 import zipfile
 from collections import Counter
@@ -17,9 +18,10 @@ import pytest
 import zstandard
 
 from magneto.data.sources import documentation, sotu
-from magneto.data.sources.documentation import DocumentationSource, html_text
+from magneto.data.sources.documentation import DocumentationSource
 from magneto.data.sources.documents import Document, TextCorpus, content_group, decode_text
 from magneto.data.sources.fetch import content_digest
+from magneto.data.sources.html_text import html_text
 from magneto.data.sources.hub import HubSource, hub_rows
 from magneto.data.sources.sotu import SotuSource
 from magneto.data.sources.text_files import TextFilesSource
@@ -202,6 +204,13 @@ def test_paths_that_hold_nothing(tmp_path, folder):
         (tmp_path / "bare").mkdir(exist_ok=True)
         with pytest.raises(UserError, match=message):
             TextFilesSource(str(path)).load(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "library"), [("g.parquet", "pyarrow"), ("c.txt.zst", "zstandard")])
+def test_an_optional_library_that_is_missing_is_named(tmp_path, folder, monkeypatch, name, library):
+    monkeypatch.setitem(sys.modules, library, None)  # as if it were not installed
+    with pytest.raises(UserError, match=rf"{library} is needed: pip install 'magneto\[hub\]'"):
+        read(TextFilesSource(str(folder / name)), tmp_path)
 
 
 def test_identity_follows_the_files(tmp_path, folder):
