@@ -135,6 +135,7 @@ def stream(
     for drawn in next_tokens(model, prompts, settings, end=end, barred=barred, finished=finished):
         for row, token in drawn:
             text = texts[row]
+            shown = len(text.shown)
             reason: Reason | None = None
             if token == end:
                 reason = "end"
@@ -149,7 +150,6 @@ def stream(
                     yield Piece(row, piece)
                 continue
             finished.add(row)
-            shown = len(text.shown)
             text.close()
             reason = "stop" if text.stopped else reason
             yield Piece(row, text.text[shown:], Continuation(text.text, tuple(text.tokens), reason))
