@@ -42,15 +42,15 @@ def options(group: str) -> list[str]:
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _job(cfg: DictConfig) -> None:
-    from magneto import engine
+    from magneto import engine, pretrained
 
     hydra_config = HydraConfig.get()
     sweep = hydra_config.mode == RunMode.MULTIRUN
     overrides = list(hydra_config.overrides.task)
-    if sweep and cfg.task is not None:
-        config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
-        _sweep_runs.append(engine.run_folder(config, overrides).path)
     try:
+        if sweep and cfg.task is not None:
+            config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+            _sweep_runs.append(engine.run_folder(pretrained.adopt(config, overrides), overrides).path)
         if sweep and int(os.environ.get("WORLD_SIZE", 1)) == 1 and engine.launches_processes(cfg):
             raise UserError(
                 "-m cannot start several processes a job: Lightning's children would repeat the whole sweep. "

@@ -146,7 +146,8 @@ class TaskModule(L.LightningModule):
                 "total_steps": total_steps,
                 "num_samples": num_samples,
                 **options,
-            }
+            },
+            logger=False,  # loggers get the run's configuration; a tokenizer of megabytes is nothing to look at
         )
         self.scores: dict[str, Metric] = {}
         self.build()
