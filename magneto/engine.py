@@ -15,38 +15,26 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import hydra
 import lightning as L
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import get_class
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import EMAWeightAveraging
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from magneto import callbacks, checkpoint, pretrained
+from magneto import assembly, callbacks, checkpoint, pretrained
 from magneto.averaging import LastWeights
-from magneto.cli import options
 from magneto.data.base import DataModule
-from magneto.errors import UserError, from_mapping, nearest
-from magneto.loggers import CSVLogger, is_main_process, wandb_logger
-from magneto.loggers import Settings as LoggerSettings
+from magneto.errors import UserError
+from magneto.loggers import is_main_process
 from magneto.runs import RESULT_SCHEMA, RunFolder, Start, git_revision, run_name, versions
-from magneto.tasks.base import Diverged, PredictInput, TaskModule, task_class
+from magneto.tasks.base import Diverged, PredictInput, TaskModule
 
 log = logging.getLogger("magneto")
-
-PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "64-true")
-# Keys of conf/trainer that are not passed on to lightning.Trainer as they stand.
-_OWN_TRAINER_KEYS = ("precision", "compile", "threads", "max_steps", "val_check_interval")
 
 
 def run(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -73,11 +61,11 @@ def run(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
         return _predict(config)
     if mode == "export":
         return _export(config)
-    _check_task(config)
+    assembly.check_task(config)
     config = pretrained.adopt(config, overrides)
     with callbacks.cpu_threads(config["trainer"]["threads"]):
         if mode == "prepare":
-            _instantiate(config["data"], "data").prepare()
+            assembly.build_data(config["data"]).prepare()
             return {"mode": mode}
         return _test(config) if mode == "test" else _train(config, overrides)
 
@@ -137,17 +125,17 @@ def _fit_and_test(
     """The run itself; returns what result.json says of its outcome."""
     started = time.time()
     _reset_peak_memory()
-    data = _instantiate(config["data"], "data")
+    data = assembly.build_data(config["data"])
     data.prepare()
     L.seed_everything(config["seed"], verbose=False)
-    task = _build_task(config, data)
+    task = assembly.build_task(config, data)
     task.samples_file = folder.samples if is_main_process() else None
     step = _resume(task, start, folder) if start.checkpoint else 0
     if config["init_from"] is not None and not start.checkpoint:
         log.info("%s", pretrained.initialize_from(task, config["init_from"]))
-    loggers = _loggers(folder, config, step)
+    loggers = assembly.build_loggers(folder, config, step)
     try:
-        trainer, monitor, saver = _trainer(config, folder, task, loggers, signals)
+        trainer, monitor, saver = assembly.build_trainer(config, folder, task, loggers, signals)
         _announce(task, trainer, step)
         if config["trainer"]["compile"]:
             task.compile_layers()
@@ -171,7 +159,7 @@ def _fit_and_test(
             if isinstance(logger, WandbLogger):
                 logger.experiment.summary.update({**metrics, "status": status})
     finally:
-        _close(loggers)
+        assembly.close(loggers)
     throughput = monitor.throughput(trainer.world_size)
     return {
         "status": status,
@@ -212,12 +200,12 @@ def _test(config: dict[str, Any]) -> dict[str, Any]:
             f"checkpoint {config['checkpoint']} is of task {task.name!r}, the command says task={config['task']['name']}. "
             f"Say task={task.name}."
         )
-    data = _instantiate(config["data"], "data")
+    data = assembly.build_data(config["data"])
     data.prepare()
     data.use_spec(task.spec)
     trainer = L.Trainer(
-        **_trainer_arguments(config), logger=False, enable_checkpointing=False,
-        callbacks=[callbacks.ConfigureRun(), *_progress_bar(config)],
+        **assembly.trainer_arguments(config), logger=False, enable_checkpointing=False,
+        callbacks=[callbacks.ConfigureRun(), *assembly.progress_bar(config)],
     )  # fmt: skip
     trainer.test(task, datamodule=data, verbose=False)
     _print_result(
@@ -270,142 +258,6 @@ def _export(config: dict[str, Any]) -> dict[str, Any]:
     checkpoint.export(checkpoint.load_task(source), target)
     print(f"exported to {target}")
     return {"mode": "export", "folder": str(target)}
-
-
-# ---------------------------------------------------------------------- building
-
-
-def _check_task(config: Mapping[str, Any]) -> None:
-    tasks = options("task")
-    if config["task"] is None:
-        raise UserError(f"task= is missing. Choose one: {', '.join(f'task={task}' for task in tasks)}.")
-    declared = config["experiment_task"]
-    if declared is not None and declared != config["task"]["name"]:
-        raise UserError(
-            f"the experiment is made for task={declared}, but the command says task={config['task']['name']}. "
-            f"Leave task= out of the command, or say task={declared}."
-        )
-    if config["data"] is None:
-        raise UserError(f"data= is missing. Choose one: {', '.join(options('data'))}.")
-    wanted = task_class(config["task"]["_target_"]).Data
-    try:
-        given = get_class(config["data"]["_target_"])
-    except Exception as error:  # Hydra's own, of several types
-        raise UserError(
-            f"data._target_={config['data'].get('_target_')}: cannot be imported ({error})."
-        ) from error
-    if not issubclass(given, wanted):
-        raise UserError(
-            f"task={config['task']['name']} learns from a {wanted.__name__}, and data={config['data']['name']} is a "
-            f"{given.__name__}. Leave data= out for the task's own corpus, or choose another one (docs/data.md)."
-        )
-
-
-def _instantiate(node: Mapping[str, Any], key: str) -> DataModule:
-    arguments = {name: value for name, value in node.items() if name != "name"}
-    try:
-        module = hydra.utils.instantiate(arguments, _convert_="all")
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, UserError):
-            raise cause from None
-        raise UserError(f"{key}: {cause or error}") from error
-    assert isinstance(module, DataModule), module
-    return module
-
-
-def _build_task(config: Mapping[str, Any], data: DataModule) -> TaskModule:
-    options = {key: value for key, value in config["task"].items() if key not in ("_target_", "name")}
-    return task_class(config["task"]["_target_"])(
-        backbone=config["backbone"],
-        spec=data.spec.to_dict(),
-        optimizer=config["optimizer"],
-        scheduler=config["scheduler"],
-        total_steps=config["trainer"]["max_steps"],
-        num_samples=config["callbacks"]["samples"],
-        **options,
-    )
-
-
-def precision(setting: str, accelerator: str) -> str:
-    """`auto` is bf16 autocast where the hardware multiplies in bf16 (CUDA, AVX512-BF16, AMX), fp32 elsewhere."""
-    if setting not in PRECISIONS:
-        raise UserError(
-            f"trainer.precision={setting}: must be one of {', '.join(PRECISIONS)}.{nearest(setting, PRECISIONS)}"
-        )
-    if setting != "auto":
-        return setting
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16-mixed" if native else "32-true"
-
-
-def _trainer_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of lightning.Trainer, checked."""
-    settings = config["trainer"]
-    arguments = {key: value for key, value in settings.items() if key not in _OWN_TRAINER_KEYS}
-    arguments["precision"] = precision(settings["precision"], settings["accelerator"])
-    return arguments | {"use_distributed_sampler": False, "enable_model_summary": False}
-
-
-def _progress_bar(config: Mapping[str, Any]) -> list[L.Callback]:
-    return [callbacks.ProgressBar()] if config["trainer"]["enable_progress_bar"] else []
-
-
-def _trainer(
-    config: Mapping[str, Any],
-    folder: RunFolder,
-    task: TaskModule,
-    loggers: list[Logger],
-    signals: callbacks.StopSignals,
-) -> tuple[L.Trainer, callbacks.Monitor, callbacks.Checkpoints]:
-    settings = config["trainer"]
-    watch = from_mapping(callbacks.Settings, config["callbacks"], "callbacks")
-    steps, interval = settings["max_steps"], settings["val_check_interval"]
-    for key, value in (("max_steps", steps), ("val_check_interval", interval)):
-        if not isinstance(value, int) or value < 1:
-            raise UserError(f"trainer.{key}={value}: must be a whole number of optimizer steps, 1 or more.")
-    monitor = callbacks.Monitor(settings["log_every_n_steps"], watch.divergence_factor)
-    saver = callbacks.Checkpoints(folder.checkpoints, task.monitor, task.mode, watch.save_every, signals)
-    watching: list[L.Callback] = [callbacks.ConfigureRun(), callbacks.StepSeed(config["seed"])]
-    if watch.ema_decay:
-        watching.append(EMAWeightAveraging(decay=watch.ema_decay))
-    if watch.average_last:
-        watching.append(LastWeights(folder.checkpoints, watch.average_last))
-    watching += [monitor, callbacks.StabilityProbe(watch.probe_every), saver, *_progress_bar(config)]
-    accumulate = settings["accumulate_grad_batches"]
-    try:
-        trainer = L.Trainer(
-            **_trainer_arguments(config),
-            # One Lightning epoch is the whole run: the loader has all its batches, over any number of data epochs.
-            max_epochs=1,
-            val_check_interval=interval * accumulate,
-            check_val_every_n_epoch=None,
-            default_root_dir=folder.path,
-            logger=loggers,
-            callbacks=watching,
-            enable_checkpointing=True,
-        )
-    except (TypeError, ValueError, MisconfigurationException) as error:
-        raise UserError(f"trainer: {error}") from error
-    return trainer, monitor, saver
-
-
-def _loggers(folder: RunFolder, config: Mapping[str, Any], step: int) -> list[Logger]:
-    csv_logger = CSVLogger(folder.metrics)
-    csv_logger.rewind(step)
-    settings = from_mapping(LoggerSettings, config["logger"], "logger")
-    settings = replace(settings, group=settings.group or config["task"]["name"])
-    wandb = wandb_logger(folder.path, settings, config)
-    return [csv_logger] if wandb is None else [csv_logger, wandb]
-
-
-def _close(loggers: Sequence[Logger]) -> None:
-    """End the W&B run whatever happened, so that the next job of a sweep has one of its own."""
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.finish()
 
 
 # ---------------------------------------------------------------------- resuming and results

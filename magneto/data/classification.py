@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader
 
-from magneto.data.base import DataModule, fingerprint, prepare_once
+from magneto.data.base import fingerprint, prepare_once
+from magneto.data.bucketed import Batching, BucketedDataModule
 from magneto.data.labelled_examples import (
     PAD_TO_MULTIPLE,
     ClassificationDataset,
@@ -28,8 +27,6 @@ from magneto.data.labelled_examples import (
     TokenizerSettings,
     encode,
 )
-from magneto.data.loader import RunLoader
-from magneto.data.sampler import EvaluationSampler, TokenBudgetSampler
 from magneto.data.sources import SPLITS
 from magneto.data.sources.labelled import LabelledCorpus, LabelledSource, LabelledText
 from magneto.data.text_tokenizer import TextTokenizer
@@ -40,7 +37,7 @@ log = logging.getLogger(__name__)
 FORMAT = 1  # of the prepared folder: raise it when the code below makes other files from the same settings
 
 
-class ClassificationDataModule(DataModule):
+class ClassificationDataModule(BucketedDataModule):
     """A labelled corpus.
 
     source: the corpus. tokenizer: see `TokenizerSettings`. max_tokens: longer examples are truncated, and counted.
@@ -212,60 +209,22 @@ class ClassificationDataModule(DataModule):
         self.val_set = ClassificationDataset(model, encoded, index, rows["val"], texts["val"])
         self.test_set = ClassificationDataset(model, encoded, index, rows["test"], texts["test"])
 
-    def _train_sampler(self, total: int, rank: int, world_size: int) -> TokenBudgetSampler:
-        with np.load(self.folder / "index.npz") as arrays:
-            lengths = np.diff(arrays["start"])[arrays["split"] == SPLITS.index("train")]
-        return TokenBudgetSampler(
-            lengths,
-            budget=self.batch_size * (self.max_tokens + PAD_TO_MULTIPLE),  # never what limits a batch
+    @property
+    def batching(self) -> Batching:
+        """By examples: the budgets are never what limits a batch."""
+        longest = max(self.max_tokens, *(max(split.lengths) for split in (self.val_set, self.test_set)))
+        room = longest + PAD_TO_MULTIPLE
+        return Batching(
+            budget=self.batch_size * room,
+            eval_budget=self.eval_batch_size * room,
+            pad_to_multiple=PAD_TO_MULTIPLE,
             max_batch_size=self.batch_size,
-            total_batches=total,
-            rank=rank,
-            world_size=world_size,
-            seed=self.seed,
-            pad_to_multiple=PAD_TO_MULTIPLE,
+            eval_max_batch_size=self.eval_batch_size,
         )
 
-    def batches_per_epoch(self, world_size: int = 1) -> int:
-        """Training batches that one rank sees in an epoch: the same number in every epoch."""
-        return self._train_sampler(0, 0, world_size).batches_per_epoch
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """The batches that are left of the run."""
-        assert self.total_batches is not None, "configure_run comes before train_dataloader"
-        sampler = self._train_sampler(self.total_batches, self.rank, self.world_size)
-        return self._loader(self.train_set, sampler, RunLoader)
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Each validation example once, over all ranks."""
-        return self._evaluation_loader(self.val_set)
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        """Each test example once, over all ranks."""
-        return self._evaluation_loader(self.test_set)
-
-    def _evaluation_loader(self, dataset: ClassificationDataset) -> DataLoader[Any]:
-        sampler = EvaluationSampler(
-            dataset.lengths,
-            budget=self.eval_batch_size * (max(dataset.lengths) + PAD_TO_MULTIPLE),
-            max_batch_size=self.eval_batch_size,
-            rank=self.rank,
-            world_size=self.world_size,
-            pad_to_multiple=PAD_TO_MULTIPLE,
-        )
-        return self._loader(dataset, sampler)
-
-    def _loader(
-        self, dataset: ClassificationDataset, sampler: Any, kind: type[DataLoader[Any]] = DataLoader
-    ) -> DataLoader[Any]:
-        return kind(
-            dataset,
-            batch_sampler=sampler,
-            collate_fn=Collate(self.pad_id),
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+    def collate(self, dataset: ClassificationDataset) -> Collate:
+        """Padded batches."""
+        return Collate(self.pad_id)
 
 
 _HEADER = ("id", "sentence1", "sentence2", "label")

@@ -15,12 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch.utils.data import DataLoader
-
-from magneto.data.base import DataModule, fingerprint, prepare_once
-from magneto.data.loader import RunLoader
+from magneto.data.base import fingerprint, prepare_once
+from magneto.data.bucketed import Batching, BucketedDataModule
 from magneto.data.parallel_build import Recipe, TokenizerSettings, build
 from magneto.data.parallel_cleaning import Cleaning
 from magneto.data.parallel_store import (
@@ -29,7 +25,6 @@ from magneto.data.parallel_store import (
     ParallelSpec,
     Prepared,
 )
-from magneto.data.sampler import EvaluationSampler, TokenBudgetSampler
 from magneto.data.sources.pairs import Pair, ParallelCorpus, ParallelSource
 from magneto.data.text import IGNORE
 from magneto.errors import UserError, from_mapping
@@ -48,7 +43,7 @@ __all__ = [
 FORMAT = 1  # of the prepared folder: raise it when other files are made from the same settings
 
 
-class ParallelDataModule(DataModule):
+class ParallelDataModule(BucketedDataModule):
     """Pairs of sentences from one or more corpora, in one or more directions.
 
     sources: name -> corpus. tokenizer: TokenizerSettings as a dict. tag: put the tag of the target language (<2fr>)
@@ -110,7 +105,6 @@ class ParallelDataModule(DataModule):
         self.pad_to_multiple = pad_to_multiple
         self._prepared: Prepared | None = None
         self._model_spec: ParallelSpec | None = None  # of a checkpoint, where it differs
-        self._batches_per_epoch: dict[int, int] = {}
 
     # ------------------------------------------------------------------------------------------------- prepare
 
@@ -196,65 +190,16 @@ class ParallelDataModule(DataModule):
         self.test_set = ParallelDataset(self.prepared, "test", self._model_spec)
 
     @property
-    def examples_per_epoch(self) -> int:
-        """Training pairs."""
-        return self.spec.pairs["train"]
-
-    @cached_property
-    def _train_lengths(self) -> np.ndarray:
-        return ParallelDataset(self.prepared, "train", self._model_spec, texts=False).lengths
-
-    def _train_sampler(self, total: int, rank: int, world_size: int) -> TokenBudgetSampler:
-        return TokenBudgetSampler(
-            self._train_lengths,
+    def batching(self) -> Batching:
+        """By padded tokens of the longer side."""
+        return Batching(
             budget=self.batch_tokens,
-            total_batches=total,
-            rank=rank,
-            world_size=world_size,
-            seed=self.seed,
+            eval_budget=self.eval_batch_tokens,
             pad_to_multiple=self.pad_to_multiple,
             max_batch_size=self.max_batch_size,
+            eval_max_batch_size=self.max_batch_size,
         )
 
-    def batches_per_epoch(self, world_size: int = 1) -> int:
-        """Training batches that one rank sees in an epoch: the same number in every epoch."""
-        if world_size not in self._batches_per_epoch:
-            self._batches_per_epoch[world_size] = self._train_sampler(0, 0, world_size).batches_per_epoch
-        return self._batches_per_epoch[world_size]
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """The batches that are left of the run."""
-        assert self.total_batches is not None, "configure_run comes before train_dataloader"
-        sampler = self._train_sampler(self.total_batches, self.rank, self.world_size)
-        return self._loader(self.train_set, sampler, RunLoader)
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Each validation pair once, over all ranks."""
-        return self._evaluation_loader(self.val_set)
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        """Each test pair once, over all ranks."""
-        return self._evaluation_loader(self.test_set)
-
-    def _evaluation_loader(self, dataset: ParallelDataset) -> DataLoader[Any]:
-        sampler = EvaluationSampler(
-            dataset.lengths,
-            budget=self.eval_batch_tokens,
-            rank=self.rank,
-            world_size=self.world_size,
-            pad_to_multiple=self.pad_to_multiple,
-            max_batch_size=self.max_batch_size,
-        )
-        return self._loader(dataset, sampler)
-
-    def _loader(
-        self, dataset: ParallelDataset, sampler: Any, kind: type[DataLoader[Any]] = DataLoader
-    ) -> DataLoader[Any]:
-        return kind(
-            dataset,
-            batch_sampler=sampler,
-            collate_fn=Collate(dataset.marks, self.pad_to_multiple),
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+    def collate(self, dataset: ParallelDataset) -> Collate:
+        """Padded batches."""
+        return Collate(dataset.marks, self.pad_to_multiple)

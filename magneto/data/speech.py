@@ -17,15 +17,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.utils.data import DataLoader
-
 from magneto.data.augment import SpecAugment
-from magneto.data.base import DataModule, cpu_count, fingerprint, prepare_once
+from magneto.data.base import cpu_count, fingerprint, prepare_once
+from magneto.data.bucketed import Batching, BucketedDataModule
 from magneto.data.features import FeatureSettings
-from magneto.data.loader import RunLoader
-from magneto.data.sampler import EvaluationSampler, TokenBudgetSampler
-from magneto.data.sources import SPLITS, SpeechSource
+from magneto.data.sources import SpeechSource
 from magneto.data.speech_build import SpeechBuilder
 from magneto.data.speech_store import Collate, Prepared, SpeechDataset, SpeechSpec
 from magneto.errors import UserError
@@ -35,7 +31,7 @@ log = logging.getLogger(__name__)
 FORMAT = 2  # of the prepared folder: raise it when the code makes other files from the same settings
 
 
-class SpeechDataModule(DataModule):
+class SpeechDataModule(BucketedDataModule):
     """Transcribed speech from one or more corpora.
 
     sources: name -> corpus. features: FeatureSettings as a dict. tokenizer: {"kind": characters | bpe |
@@ -103,7 +99,6 @@ class SpeechDataModule(DataModule):
         self.prepare_workers = prepare_workers or cpu_count()
         self._prepared: Prepared | None = None
         self._spec: SpeechSpec | None = None  # of a checkpoint, where it differs
-        self._batches_per_epoch: dict[int, int] = {}
 
     # ------------------------------------------------------------------------------------------------- prepar
 
@@ -198,66 +193,19 @@ class SpeechDataModule(DataModule):
         self.test_set = SpeechDataset(self.prepared, "test", self._spec)
 
     @property
-    def examples_per_epoch(self) -> int:
-        """Training utterances."""
-        return self.spec.utterances["train"]
-
-    def _train_sampler(self, total: int, start: int, rank: int, world_size: int) -> TokenBudgetSampler:
-        lengths = self.prepared.index["frames"][self.prepared.index["split"] == SPLITS.index("train")]
-        return TokenBudgetSampler(
-            lengths,
+    def batching(self) -> Batching:
+        """By padded frames."""
+        return Batching(
             budget=self.batch_frames,
-            total_batches=total,
-            start=start,
-            rank=rank,
-            world_size=world_size,
-            seed=self.seed,
+            eval_budget=self.eval_batch_frames,
             pad_to_multiple=self.pad_to_multiple,
             max_batch_size=self.max_batch_size,
+            eval_max_batch_size=self.max_batch_size,
         )
 
-    def batches_per_epoch(self, world_size: int = 1) -> int:
-        """Training batches that one rank sees in an epoch: the same number in every epoch."""
-        if world_size not in self._batches_per_epoch:
-            self._batches_per_epoch[world_size] = self._train_sampler(0, 0, 0, world_size).batches_per_epoch
-        return self._batches_per_epoch[world_size]
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """The batches that are left of the run."""
-        assert self.total_batches is not None, "configure_run comes before train_dataloader"
-        sampler = self._train_sampler(self.total_batches, 0, self.rank, self.world_size)
-        return self._loader(self.train_set, sampler, RunLoader)
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Each validation utterance once, over all ranks."""
-        return self._evaluation_loader(self.val_set)
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        """Each test utterance once, over all ranks."""
-        return self._evaluation_loader(self.test_set)
-
-    def _evaluation_loader(self, dataset: SpeechDataset) -> DataLoader[Any]:
-        sampler = EvaluationSampler(
-            dataset.lengths,
-            budget=self.eval_batch_frames,
-            rank=self.rank,
-            world_size=self.world_size,
-            pad_to_multiple=self.pad_to_multiple,
-            max_batch_size=self.max_batch_size,
-        )
-        return self._loader(dataset, sampler)
-
-    def _loader(
-        self, dataset: SpeechDataset, sampler: Any, kind: type[DataLoader[Any]] = DataLoader
-    ) -> DataLoader[Any]:
-        return kind(
-            dataset,
-            batch_sampler=sampler,
-            collate_fn=Collate(self.pad_to_multiple),
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+    def collate(self, dataset: SpeechDataset) -> Collate:
+        """Padded batches."""
+        return Collate(self.pad_to_multiple)
 
 
 def _strict(values: Mapping[str, Any], known: Sequence[str], name: str) -> dict[str, Any]:

@@ -24,11 +24,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.utils.data import DataLoader
-
-from magneto.data.base import DataModule, fingerprint, prepare_once
-from magneto.data.loader import RunLoader
+from magneto.data.base import fingerprint, prepare_once
+from magneto.data.bucketed import Batching, BucketedDataModule
 from magneto.data.masking import Masking
 from magneto.data.packing import (
     Counts,
@@ -38,7 +35,6 @@ from magneto.data.packing import (
     token_dtype,
     training_pieces,
 )
-from magneto.data.sampler import EvaluationSampler, TokenBudgetSampler
 from magneto.data.sources import SPLITS, Skipped, hash_split
 from magneto.data.sources.documents import Document, TextSource, why_unusable
 from magneto.data.text_dataset import IGNORE as IGNORE  # part of the batches described here
@@ -95,7 +91,7 @@ class TextSpec:
         return cls(**{field.name: values[field.name] for field in fields(cls)})
 
 
-class TextDataModule(DataModule):
+class TextDataModule(BucketedDataModule):
     """Documents from one or more corpora.
 
     sources: name -> corpus. tokenizer: TokenizerSettings as a dict. block_size: tokens of a block. documents: "pack"
@@ -151,7 +147,6 @@ class TextDataModule(DataModule):
         self.fractions = (float(val_fraction), float(test_fraction))
         file = self.tokenizer_settings.file
         self._given = None if file is None else TextTokenizer.from_file(file)
-        self._batches_per_epoch: dict[int, int] = {}
 
     # ------------------------------------------------------------------ preparing
 
@@ -289,9 +284,8 @@ class TextDataModule(DataModule):
             return
         log.info("text: the checkpoint's model has another tokenizer; the text is prepared with that one")
         self._given = TextTokenizer.from_json(spec["tokenizer"])
-        for name in ("folder", "tokenizer", "spec"):
-            self.__dict__.pop(name, None)  # what cached_property has kept
-        self._batches_per_epoch = {}
+        for name in ("folder", "tokenizer", "spec", "train_set"):
+            self.__dict__.pop(name, None)  # what was read with the other one
         self.prepare()
 
     def setup(self, stage: str | None = None) -> None:
@@ -319,65 +313,16 @@ class TextDataModule(DataModule):
         return TextDataset(row, pieces, reading)
 
     @property
-    def _pad_multiple(self) -> int:
-        return PAD_MULTIPLE if self.block_size % PAD_MULTIPLE == 0 else 1
+    def batching(self) -> Batching:
+        """By padded tokens: full blocks, or as many of the shorter ones as make up for them."""
+        tokens = self.batch_size * self.block_size
+        pad = PAD_MULTIPLE if self.block_size % PAD_MULTIPLE == 0 else 1
+        return Batching(budget=tokens, eval_budget=tokens, pad_to_multiple=pad)
 
-    def _train_sampler(self, total: int, start: int, rank: int, world_size: int) -> TokenBudgetSampler:
-        return TokenBudgetSampler(
-            self.train_set.lengths,
-            budget=self.batch_size * self.block_size,
-            total_batches=total,
-            start=start,
-            rank=rank,
-            world_size=world_size,
-            seed=self.seed,
-            pad_to_multiple=self._pad_multiple,
-        )
-
-    def batches_per_epoch(self, world_size: int = 1) -> int:
-        """Training batches that one rank sees in an epoch: the same number in every epoch."""
-        if world_size not in self._batches_per_epoch:
-            if not hasattr(self, "train_set"):
-                self.setup()
-            self._batches_per_epoch[world_size] = self._train_sampler(0, 0, 0, world_size).batches_per_epoch
-        return self._batches_per_epoch[world_size]
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """The batches that are left of the run."""
-        assert self.total_batches is not None, "configure_run comes before train_dataloader"
-        sampler = self._train_sampler(self.total_batches, 0, self.rank, self.world_size)
-        return self._loader(self.train_set, sampler, RunLoader)
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Each validation window once, over all ranks."""
-        return self._evaluation_loader(self.val_set)
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        """Each test window once, over all ranks."""
-        return self._evaluation_loader(self.test_set)
-
-    def _evaluation_loader(self, dataset: TextDataset) -> DataLoader[Any]:
-        sampler = EvaluationSampler(
-            dataset.lengths,
-            budget=self.batch_size * self.block_size,
-            rank=self.rank,
-            world_size=self.world_size,
-            pad_to_multiple=self._pad_multiple,
-        )
-        return self._loader(dataset, sampler)
-
-    def _loader(
-        self, dataset: TextDataset, sampler: Any, kind: type[DataLoader[Any]] = DataLoader
-    ) -> DataLoader[Any]:
+    def collate(self, dataset: TextDataset) -> Collate:
+        """Padded batches."""
         pad = self.tokenizer.pad_id if self.tokenizer.pad_id is not None else self.tokenizer.require("eos")
-        return kind(
-            dataset,
-            batch_sampler=sampler,
-            collate_fn=Collate(pad, self._pad_multiple),
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+        return Collate(pad, self.batching.pad_to_multiple)
 
 
 def _require_all_splits(counts: Mapping[str, Counts], skipped: Sequence[Skipped]) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from magneto import engine
+from magneto import assembly
 from magneto.cli import CONF, options
 from magneto.errors import UserError, from_mapping
 from magneto.nn import BackboneConfig, build_backbone
@@ -33,8 +33,8 @@ def build(config: dict) -> None:
     from_mapping(OptimizerConfig, config["optimizer"], "optimizer")
     from_mapping(SchedulerConfig, config["scheduler"], "scheduler")
     BackboneConfig.from_dict(config["backbone"])
-    engine._instantiate(config["data"], "data")
-    engine._trainer_arguments(config)
+    assembly.build_data(config["data"])
+    assembly.trainer_arguments(config)
 
 
 EVERYTHING = choices("backbone", "size", "optimizer", "scheduler", "trainer", "callbacks", "logger", "debug")
@@ -82,11 +82,11 @@ def test_each_task_takes_its_kind_of_data_and_refuses_the_others(task: str, data
     fitting = TARGETS[data] == plain(f"task={task}")["data"]["_target_"]
     config = plain(f"task={task}", f"data={data}", *(needed(data) if fitting else []))
     if fitting:
-        engine._check_task(config)
+        assembly.check_task(config)
         build(config)
     else:
         with pytest.raises(UserError, match=rf"task={task} learns from a \w+, and data="):
-            engine._check_task(config)
+            assembly.check_task(config)
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))
@@ -116,7 +116,7 @@ def test_an_experiment_for_another_task_is_refused() -> None:
     config = plain("task=asr")
     config["experiment_task"] = "mlm"
     with pytest.raises(UserError, match="task=mlm"):
-        engine._check_task(config)
+        assembly.check_task(config)
 
 
 def test_the_task_wins_over_defaults_and_the_command_line_over_the_task() -> None:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
-from magneto import engine
+from magneto import assembly, engine
 from magneto.checkpoint import load_task
 from magneto.cli import CONF
 from magneto.data.parallel import ParallelDataModule
@@ -25,7 +25,7 @@ from tests.toy_translation import parallel_files, toy_translation
 
 def plain_data(config: dict) -> ParallelDataModule:
     """The run's data, ready to give its test batches."""
-    data = engine._instantiate(config["data"], "data")
+    data = assembly.build_data(config["data"])
     assert isinstance(data, ParallelDataModule)
     data.setup()
     return data

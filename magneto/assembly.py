@@ -1,0 +1,173 @@
+"""From the parts of a composed configuration to objects: data, task, trainer with its callbacks, loggers.
+
+Every value is checked here or in the constructor that takes it, so that a mistake is told by its key.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import hydra
+import lightning as L
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import get_class
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.loggers import Logger, WandbLogger
+
+from magneto import callbacks
+from magneto.averaging import LastWeights
+from magneto.cli import options
+from magneto.data.base import DataModule
+from magneto.errors import UserError, from_mapping, nearest
+from magneto.loggers import CSVLogger, wandb_logger
+from magneto.loggers import Settings as LoggerSettings
+from magneto.runs import RunFolder
+from magneto.tasks.base import TaskModule, task_class
+
+log = logging.getLogger("magneto")
+
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "64-true")
+# Keys of conf/trainer that are not passed on to lightning.Trainer as they stand.
+_OWN_TRAINER_KEYS = ("precision", "compile", "threads", "max_steps", "val_check_interval")
+
+
+def check_task(config: Mapping[str, Any]) -> None:
+    """Raise `UserError` unless task and data are chosen, and fit each other and the experiment."""
+    tasks = options("task")
+    if config["task"] is None:
+        raise UserError(f"task= is missing. Choose one: {', '.join(f'task={task}' for task in tasks)}.")
+    declared = config["experiment_task"]
+    if declared is not None and declared != config["task"]["name"]:
+        raise UserError(
+            f"the experiment is made for task={declared}, but the command says task={config['task']['name']}. "
+            f"Leave task= out of the command, or say task={declared}."
+        )
+    if config["data"] is None:
+        raise UserError(f"data= is missing. Choose one: {', '.join(options('data'))}.")
+    wanted = task_class(config["task"]["_target_"]).Data
+    try:
+        given = get_class(config["data"]["_target_"])
+    except Exception as error:  # Hydra's own, of several types
+        raise UserError(
+            f"data._target_={config['data'].get('_target_')}: cannot be imported ({error})."
+        ) from error
+    if not issubclass(given, wanted):
+        raise UserError(
+            f"task={config['task']['name']} learns from a {wanted.__name__}, and data={config['data']['name']} is a "
+            f"{given.__name__}. Leave data= out for the task's own corpus, or choose another one (docs/data.md)."
+        )
+
+
+def build_data(node: Mapping[str, Any]) -> DataModule:
+    """The data module that `config["data"]` describes; a constructor's refusal is passed on without Hydra's wrapping."""
+    arguments = {name: value for name, value in node.items() if name != "name"}
+    try:
+        module = hydra.utils.instantiate(arguments, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise cause from None
+        raise UserError(f"data: {cause or error}") from error
+    assert isinstance(module, DataModule), module
+    return module
+
+
+def build_task(config: Mapping[str, Any], data: DataModule) -> TaskModule:
+    """The task, sized by the facts of the prepared data."""
+    options = {key: value for key, value in config["task"].items() if key not in ("_target_", "name")}
+    return task_class(config["task"]["_target_"])(
+        backbone=config["backbone"],
+        spec=data.spec.to_dict(),
+        optimizer=config["optimizer"],
+        scheduler=config["scheduler"],
+        total_steps=config["trainer"]["max_steps"],
+        num_samples=config["callbacks"]["samples"],
+        **options,
+    )
+
+
+def precision(setting: str, accelerator: str) -> str:
+    """`auto` is bf16 autocast where the hardware multiplies in bf16 (CUDA, AVX512-BF16, AMX), fp32 elsewhere."""
+    if setting not in PRECISIONS:
+        raise UserError(
+            f"trainer.precision={setting}: must be one of {', '.join(PRECISIONS)}.{nearest(setting, PRECISIONS)}"
+        )
+    if setting != "auto":
+        return setting
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16-mixed" if native else "32-true"
+
+
+def trainer_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of lightning.Trainer, checked."""
+    settings = config["trainer"]
+    arguments = {key: value for key, value in settings.items() if key not in _OWN_TRAINER_KEYS}
+    arguments["precision"] = precision(settings["precision"], settings["accelerator"])
+    return arguments | {"use_distributed_sampler": False, "enable_model_summary": False}
+
+
+def progress_bar(config: Mapping[str, Any]) -> list[L.Callback]:
+    """The progress bar as a list of callbacks, empty where it is switched off."""
+    return [callbacks.ProgressBar()] if config["trainer"]["enable_progress_bar"] else []
+
+
+def build_trainer(
+    config: Mapping[str, Any],
+    folder: RunFolder,
+    task: TaskModule,
+    loggers: list[Logger],
+    signals: callbacks.StopSignals,
+) -> tuple[L.Trainer, callbacks.Monitor, callbacks.Checkpoints]:
+    """The trainer, and those of its callbacks that the result is read from."""
+    settings = config["trainer"]
+    watch = from_mapping(callbacks.Settings, config["callbacks"], "callbacks")
+    steps, interval = settings["max_steps"], settings["val_check_interval"]
+    for key, value in (("max_steps", steps), ("val_check_interval", interval)):
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"trainer.{key}={value}: must be a whole number of optimizer steps, 1 or more.")
+    monitor = callbacks.Monitor(settings["log_every_n_steps"], watch.divergence_factor)
+    saver = callbacks.Checkpoints(folder.checkpoints, task.monitor, task.mode, watch.save_every, signals)
+    watching: list[L.Callback] = [callbacks.ConfigureRun(), callbacks.StepSeed(config["seed"])]
+    if watch.ema_decay:
+        watching.append(EMAWeightAveraging(decay=watch.ema_decay))
+    if watch.average_last:
+        watching.append(LastWeights(folder.checkpoints, watch.average_last))
+    watching += [monitor, callbacks.StabilityProbe(watch.probe_every), saver, *progress_bar(config)]
+    accumulate = settings["accumulate_grad_batches"]
+    try:
+        trainer = L.Trainer(
+            **trainer_arguments(config),
+            # One Lightning epoch is the whole run: the loader has all its batches, over any number of data epochs.
+            max_epochs=1,
+            val_check_interval=interval * accumulate,
+            check_val_every_n_epoch=None,
+            default_root_dir=folder.path,
+            logger=loggers,
+            callbacks=watching,
+            enable_checkpointing=True,
+        )
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise UserError(f"trainer: {error}") from error
+    return trainer, monitor, saver
+
+
+def build_loggers(folder: RunFolder, config: Mapping[str, Any], step: int) -> list[Logger]:
+    """metrics.csv, rewound to `step`, and W&B unless it is disabled."""
+    csv_logger = CSVLogger(folder.metrics)
+    csv_logger.rewind(step)
+    settings = from_mapping(LoggerSettings, config["logger"], "logger")
+    settings = replace(settings, group=settings.group or config["task"]["name"])
+    wandb = wandb_logger(folder.path, settings, config)
+    return [csv_logger] if wandb is None else [csv_logger, wandb]
+
+
+def close(loggers: Sequence[Logger]) -> None:
+    """End the W&B run whatever happened, so that the next job of a sweep has one of its own."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()

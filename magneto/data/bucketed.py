@@ -1,0 +1,116 @@
+"""What data modules share whose examples have a length: buckets, samplers and loaders."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from magneto.data.base import DataModule
+from magneto.data.loader import RunLoader
+from magneto.data.sampler import EvaluationSampler, TokenBudgetSampler
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batching:
+    """How examples are put into batches.
+
+    Attributes:
+        budget: padded tokens or frames of a training batch on one rank.
+        eval_budget: of an evaluation batch.
+        max_batch_size: examples of a training batch on one rank, None for as many as the budget holds.
+        eval_max_batch_size: of an evaluation batch.
+        pad_to_multiple: what collate rounds lengths up to.
+    """
+
+    budget: int
+    eval_budget: int
+    pad_to_multiple: int
+    max_batch_size: int | None = None
+    eval_max_batch_size: int | None = None
+
+
+class BucketedDataset(Protocol):
+    """A split. Items are asked for as (epoch, position in the split)."""
+
+    lengths: np.ndarray
+    """(examples,), in what the budget counts."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]: ...
+
+
+class BucketedDataModule(DataModule):
+    """A data module that buckets by length; `setup` opens `train_set`, `val_set` and `test_set`."""
+
+    train_set: BucketedDataset
+    val_set: BucketedDataset
+    test_set: BucketedDataset
+
+    @property
+    @abstractmethod
+    def batching(self) -> Batching:
+        """How examples are put into batches."""
+
+    @abstractmethod
+    def collate(self, dataset: Any) -> Callable[[Any], dict[str, Any]]:
+        """What makes a batch of items of `dataset`."""
+
+    def _train_sampler(self, total: int, rank: int, world_size: int) -> TokenBudgetSampler:
+        return TokenBudgetSampler(
+            self.train_set.lengths,
+            budget=self.batching.budget,
+            total_batches=total,
+            rank=rank,
+            world_size=world_size,
+            seed=self.seed,
+            pad_to_multiple=self.batching.pad_to_multiple,
+            max_batch_size=self.batching.max_batch_size,
+        )
+
+    def batches_per_epoch(self, world_size: int = 1) -> int:
+        """Training batches that one rank sees in an epoch: the same number in every epoch."""
+        if not hasattr(self, "train_set"):
+            self.setup("fit")
+        return self._train_sampler(0, 0, world_size).batches_per_epoch
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """All training batches of the run."""
+        assert self.total_batches is not None, "configure_run comes before train_dataloader"
+        sampler = self._train_sampler(self.total_batches, self.rank, self.world_size)
+        return self._loader(self.train_set, sampler, RunLoader)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Each validation example once, over all ranks."""
+        return self._evaluation_loader(self.val_set)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Each test example once, over all ranks."""
+        return self._evaluation_loader(self.test_set)
+
+    def _evaluation_loader(self, dataset: BucketedDataset) -> DataLoader[Any]:
+        sampler = EvaluationSampler(
+            dataset.lengths,
+            budget=self.batching.eval_budget,
+            rank=self.rank,
+            world_size=self.world_size,
+            pad_to_multiple=self.batching.pad_to_multiple,
+            max_batch_size=self.batching.eval_max_batch_size,
+        )
+        return self._loader(dataset, sampler)
+
+    def _loader(
+        self, dataset: BucketedDataset, sampler: Any, kind: type[DataLoader[Any]] = DataLoader
+    ) -> DataLoader[Any]:
+        return kind(
+            cast(Dataset[Any], dataset),
+            batch_sampler=sampler,
+            collate_fn=self.collate(dataset),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
