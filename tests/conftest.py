@@ -1,9 +1,9 @@
 """Fixtures of the whole suite: tiny corpora that can be learnt, and runs through the real entry point."""
 
-import csv
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from hydra import compose, initialize_config_dir
 
 from magneto import callbacks
-from magneto.cli import CONF
+from tests.small_runs import SHORT, SMALL, drive, folders, values
 from tests.toy_translation import toy_sentence, toy_translation
 
 LETTERS = "abcdef"
@@ -75,24 +74,12 @@ def overrides(tones: Path, prepared_dir: Path, tmp_path: Path) -> list[str]:
         "task=asr",
         "data=manifest",
         f"data.sources.manifest.manifest={tones}",
-        f"data_dir={prepared_dir}",
-        f"runs_dir={tmp_path / 'runs'}",
+        *folders(prepared_dir, tmp_path),
         "data.batch_frames=1500",
         "data.prepare_workers=1",
         "data.augment=null",
-        "backbone.num_layers=2",
-        "backbone.d_model=32",
-        "backbone.num_heads=2",
-        "backbone.ffn_dim=64",
-        "trainer.precision=32-true",
-        "trainer.accelerator=cpu",
-        "trainer.max_steps=20",
-        "trainer.val_check_interval=8",
-        "trainer.log_every_n_steps=2",
-        "trainer.enable_progress_bar=false",
-        "callbacks.save_every=3",
-        "callbacks.probe_every=5",
-        "logger.wandb=disabled",
+        *SMALL,
+        *SHORT,
     ]
 
 
@@ -121,14 +108,7 @@ def parallel_overrides(toy_parallel: Path, prepared_dir: Path, tmp_path: Path) -
 @pytest.fixture
 def run(overrides: list[str]) -> Run:
     """`run("seed=2", ...)` composes the real configuration with further overrides and drives `engine.run`."""
-    from magneto import engine
-
-    def call(*more: str) -> dict[str, Any]:
-        all_overrides = [*overrides, *more]
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return engine.run(compose("config", all_overrides), more)
-
-    return call
+    return partial(drive, overrides)
 
 
 WORDS = ("baku", "cedo", "difa", "fogi", "gahu", "hilo", "jumi", "kona")
@@ -159,39 +139,21 @@ def text_overrides(babble: Path, prepared_dir: Path, tmp_path: Path) -> list[str
     return [
         "data=text_files",
         f"data.sources.text_files.path={babble}",
-        f"data_dir={prepared_dir}",
-        f"runs_dir={tmp_path / 'runs'}",
+        *folders(prepared_dir, tmp_path),
         "data.tokenizer={kind: byte_bpe, vocab_size: 280}",
         "data.block_size=32",
         "data.batch_size=8",
         "data.val_fraction=0.1",
         "data.test_fraction=0.1",
-        "backbone.num_layers=2",
-        "backbone.d_model=32",
-        "backbone.num_heads=2",
-        "backbone.ffn_dim=64",
-        "trainer.precision=32-true",
-        "trainer.accelerator=cpu",
-        "trainer.max_steps=20",
-        "trainer.val_check_interval=8",
-        "trainer.log_every_n_steps=2",
-        "trainer.enable_progress_bar=false",
-        "callbacks.save_every=3",
-        "callbacks.probe_every=5",
-        "logger.wandb=disabled",
+        *SMALL,
+        *SHORT,
     ]
 
 
 @pytest.fixture
 def run_text(text_overrides: list[str]) -> Run:
     """`run_text("task=causal_lm", "seed=2", ...)`: as `run`, on texts."""
-    from magneto import engine
-
-    def call(*more: str) -> dict[str, Any]:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return engine.run(compose("config", [*text_overrides, *more]), more)
-
-    return call
+    return partial(drive, text_overrides)
 
 
 @pytest.fixture
@@ -214,15 +176,9 @@ def kill_after_save(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Abstract
     return killing
 
 
-def values(folder: str | Path, leave_out: str = "throughput/") -> list[tuple[str, ...]]:
-    """All rows of metrics.csv but those that depend on the clock."""
-    with (Path(folder) / "metrics.csv").open() as file:
-        return [tuple(row) for row in csv.reader(file) if leave_out not in row[1]]
-
-
 @pytest.fixture
 def rows_of() -> Callable[..., list[tuple[str, ...]]]:
-    """See `values`."""
+    """See `small_runs.values`."""
     return values
 
 

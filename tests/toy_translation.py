@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.small_runs import SHORT
+
 NOUNS = {
     "boat": "bateau",
     "cat": "chat",
@@ -58,14 +60,6 @@ def toy_translation(folder: Path, data_dir: Path, runs_dir: Path) -> list[str]:
         "backbone.ffn_dim=64",
         "backbone.dropout=0.1",
         "scheduler.warmup=0.2",
-        "trainer.precision=32-true",
-        "trainer.accelerator=cpu",
-        "trainer.max_steps=20",
-        "trainer.val_check_interval=8",
-        "trainer.log_every_n_steps=2",
-        "trainer.enable_progress_bar=false",
-        "callbacks.save_every=3",
-        "callbacks.probe_every=5",
+        *SHORT,
         "callbacks.average_last=null",
-        "logger.wandb=disabled",
     ]

@@ -1,6 +1,5 @@
 """Causal language models, end to end: learn, measure, resume, generate."""
 
-import csv
 import json
 import math
 import shutil
@@ -14,13 +13,13 @@ import torch
 import yaml
 from hydra.utils import instantiate
 
-from magneto import callbacks
 from magneto.checkpoint import load_task
 from magneto.data.text import IGNORE, TextDataModule
 from magneto.data.text_tokenizer import TextTokenizer
 from magneto.errors import UserError
 from magneto.tasks.causal_lm import TextScores
 from tests.conftest import BITS_PER_BYTE, WORDS
+from tests.small_runs import training_losses
 
 LEARN = ("trainer.max_steps=250", "trainer.val_check_interval=250", "optimizer.lr=1e-2")
 
@@ -31,12 +30,6 @@ def run_lm(run_text):
     return lambda *more: run_text(
         "task=causal_lm", "data.eval_stride=16", "task.sample={max_new_tokens: 8}", *more
     )
-
-
-def values(folder: str | Path, leave_out: str = "throughput/") -> list[tuple[str, ...]]:
-    """All rows of metrics.csv but those that depend on the clock."""
-    with (Path(folder) / "metrics.csv").open() as file:
-        return [tuple(row) for row in csv.reader(file) if leave_out not in row[1]]
 
 
 @pytest.mark.slow
@@ -103,27 +96,8 @@ def test_scores_of_two_processes_add_up() -> None:
 
 
 @pytest.mark.parametrize("stop_at", [4, 8, 20])
-def test_an_interrupted_run_goes_on_bit_identically(run_lm, monkeypatch, stop_at: int) -> None:
-    whole = run_lm("name=whole", "backbone.dropout=0.1")
-    original = callbacks.Checkpoints._save
-
-    def save_and_die(self, trainer, name: str) -> None:
-        original(self, trainer, name)
-        if name == "last" and trainer.global_step >= stop_at:
-            raise RuntimeError("killed")
-
-    monkeypatch.setattr(callbacks.Checkpoints, "_save", save_and_die)
-    with pytest.raises(RuntimeError, match="killed"):
-        run_lm("name=parts", "backbone.dropout=0.1")
-    monkeypatch.undo()
-    parts = run_lm("name=parts", "backbone.dropout=0.1")
-    assert parts["metrics"] == whole["metrics"]
-    assert values(parts["folder"]) == values(whole["folder"])
-    last = [
-        torch.load(Path(r["folder"]) / "checkpoints/last.ckpt", weights_only=True) for r in (whole, parts)
-    ]
-    for name, weight in last[0]["state_dict"].items():
-        assert torch.equal(weight, last[1]["state_dict"][name]), name
+def test_an_interrupted_run_goes_on_bit_identically(run_lm, resumes_identically, stop_at: int) -> None:
+    resumes_identically(run_lm, "backbone.dropout=0.1", stop_at=stop_at)
 
 
 def predicted(run_lm, capsys, source: Path, *more: str) -> tuple[list[dict[str, Any]], str]:
@@ -185,7 +159,7 @@ def test_every_backbone_overfits_one_batch(run_lm, backbone: str, tmp_path: Path
         "data.documents=separate", "data.tokenizer.vocab_size=261", "trainer.max_steps=150", "scheduler=constant",
         "scheduler.warmup=30", "trainer.val_check_interval=150", "optimizer.lr=4e-3", "backbone.d_model=64",
     )  # fmt: skip
-    losses = [float(value) for _, name, value in values(result["folder"]) if name == "train/loss"]
+    losses = training_losses(result["folder"])
     assert losses[-1] < 0.4 * math.log(8), losses
 
 

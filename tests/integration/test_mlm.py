@@ -1,24 +1,22 @@
 """task=mlm, end to end through `engine.run`: learn, overfit, resume, fill masks, score sentences."""
 
-import csv
 import json
 import math
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
-from magneto import callbacks, engine
 from magneto.checkpoint import load_task
-from magneto.cli import CONF
 from magneto.errors import UserError
 from magneto.tasks.base import PredictInput
 from magneto.tasks.mlm import MLM
+from tests.small_runs import SHORT, SMALL, drive, folders, training_losses
 
 COUNT = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 Run = Callable[..., dict[str, Any]]
@@ -49,34 +47,12 @@ def run(counting: Path, prepared_dir: Path, tmp_path: Path) -> Run:
         "data.tokenizer.vocab_size=72",
         "data.block_size=32",
         "data.batch_size=8",
-        f"data_dir={prepared_dir}",
-        f"runs_dir={tmp_path / 'runs'}",
-        "backbone.num_layers=2",
-        "backbone.d_model=32",
-        "backbone.num_heads=2",
-        "backbone.ffn_dim=64",
-        "trainer.precision=32-true",
-        "trainer.accelerator=cpu",
-        "trainer.max_steps=20",
-        "trainer.val_check_interval=8",
-        "trainer.log_every_n_steps=2",
-        "trainer.enable_progress_bar=false",
-        "callbacks.save_every=3",
-        "callbacks.probe_every=5",
-        "logger.wandb=disabled",
+        *folders(prepared_dir, tmp_path),
+        *SMALL,
+        *SHORT,
     ]
 
-    def call(*more: str) -> dict[str, Any]:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return engine.run(compose("config", [*overrides, *more]), more)
-
-    return call
-
-
-def values(folder: str | Path, leave_out: str = "throughput/") -> list[tuple[str, str, str]]:
-    """All rows of metrics.csv but those that depend on the clock."""
-    with (Path(folder) / "metrics.csv").open() as file:
-        return [tuple(row) for row in csv.reader(file) if leave_out not in row[1]]
+    return partial(drive, overrides)
 
 
 def predicted(run: Run, source: Path, *more: str) -> list[dict[str, Any]]:
@@ -141,35 +117,13 @@ def test_every_backbone_overfits_one_batch(run: Run, backbone: str, monkeypatch:
     result = run(
         f"backbone={backbone}", "trainer.max_steps=100", "trainer.val_check_interval=100", "optimizer.lr=5e-3"
     )
-    losses = [float(value) for _, name, value in values(result["folder"]) if name == "train/loss"]
+    losses = training_losses(result["folder"])
     assert losses[-1] < 0.1 < losses[0], losses
 
 
 @pytest.mark.parametrize("stop_at", [4, 20])
-def test_an_interrupted_run_goes_on_bit_identically(
-    run: Run, monkeypatch: pytest.MonkeyPatch, stop_at: int
-) -> None:
-    extra = ("backbone.dropout=0.1", "data.masking.span=2")
-    whole = run("name=whole", *extra)
-    original = callbacks.Checkpoints._save
-
-    def save_and_die(self: Any, trainer: Any, name: str) -> None:
-        original(self, trainer, name)
-        if name == "last" and trainer.global_step >= stop_at:
-            raise RuntimeError("killed")
-
-    monkeypatch.setattr(callbacks.Checkpoints, "_save", save_and_die)
-    with pytest.raises(RuntimeError, match="killed"):
-        run("name=parts", *extra)
-    monkeypatch.undo()
-    parts = run("name=parts", *extra)
-    assert parts["metrics"] == whole["metrics"]
-    assert values(parts["folder"]) == values(whole["folder"])
-    last = [
-        torch.load(Path(r["folder"]) / "checkpoints/last.ckpt", weights_only=True) for r in (whole, parts)
-    ]
-    for name, weight in last[0]["state_dict"].items():
-        assert torch.equal(weight, last[1]["state_dict"][name]), name
+def test_an_interrupted_run_goes_on_bit_identically(run: Run, resumes_identically: Run, stop_at: int) -> None:
+    resumes_identically(run, "backbone.dropout=0.1", "data.masking.span=2", stop_at=stop_at)
 
 
 def test_checkpoint_and_export_predict_alike(run: Run, tmp_path: Path) -> None:

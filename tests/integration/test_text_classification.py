@@ -1,20 +1,18 @@
 """task=text_classification, end to end: learn, start from a masked LM, resume, label lines, write for GLUE."""
 
-import csv
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
-from magneto import callbacks, engine
-from magneto.cli import CONF
 from magneto.errors import UserError
 from magneto.tasks.text_classification import TextClassification
+from tests.small_runs import SHORT, SMALL, drive, folders, training_losses
 
 FRUIT, TOOLS = ["apple", "pear", "plum", "fig"], ["saw", "drill", "plane", "file"]
 OTHER = ["the", "a", "red", "old", "big", "on", "in", "and", "sees", "has"]
@@ -58,32 +56,9 @@ def glue(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-SMALL = (
-    "backbone.num_layers=2", "backbone.d_model=32", "backbone.num_heads=2", "backbone.ffn_dim=64",
-)  # fmt: skip
-
-
 @pytest.fixture
 def compose_and_run(prepared_dir: Path, tmp_path: Path) -> Run:
-    shared = [
-        f"data_dir={prepared_dir}",
-        f"runs_dir={tmp_path / 'runs'}",
-        "trainer.precision=32-true",
-        "trainer.accelerator=cpu",
-        "trainer.max_steps=20",
-        "trainer.val_check_interval=8",
-        "trainer.log_every_n_steps=2",
-        "trainer.enable_progress_bar=false",
-        "callbacks.save_every=3",
-        "callbacks.probe_every=5",
-        "logger.wandb=disabled",
-    ]
-
-    def call(task: str, *more: str) -> dict[str, Any]:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return engine.run(compose("config", [f"task={task}", *shared, *more]), more)
-
-    return call
+    return lambda task, *more: drive([f"task={task}", *folders(prepared_dir, tmp_path), *SHORT], *more)
 
 
 @pytest.fixture
@@ -100,12 +75,6 @@ def run(compose_and_run: Run, glue: Path) -> Run:
         )  # fmt: skip
 
     return call
-
-
-def values(folder: str | Path) -> list[tuple[str, str, str]]:
-    """All rows of metrics.csv but those that depend on the clock."""
-    with (Path(folder) / "metrics.csv").open() as file:
-        return [tuple(row) for row in csv.reader(file) if "throughput/" not in row[1]]
 
 
 LEARN = ("trainer.max_steps=150", "trainer.val_check_interval=150", "optimizer.lr=4e-3", "backbone.dropout=0")
@@ -157,34 +126,13 @@ def test_every_backbone_overfits_one_batch(run: Run, backbone: str, monkeypatch:
     monkeypatch.setattr(TextClassification, "training_step", same_batch)
     result = run("RTE", f"backbone={backbone}", "trainer.max_steps=60", "trainer.val_check_interval=60",
                  "optimizer.lr=4e-3", "backbone.dropout=0", "task.head_dropout=0")  # fmt: skip
-    losses = [float(value) for _, name, value in values(result["folder"]) if name == "train/loss"]
+    losses = training_losses(result["folder"])
     assert losses[-1] < 0.1 < losses[0], losses
 
 
 @pytest.mark.parametrize("stop_at", [4, 20])
-def test_an_interrupted_run_goes_on_bit_identically(
-    run: Run, monkeypatch: pytest.MonkeyPatch, stop_at: int
-) -> None:
-    whole = run("RTE", "name=whole")
-    original = callbacks.Checkpoints._save
-
-    def save_and_die(self: Any, trainer: Any, name: str) -> None:
-        original(self, trainer, name)
-        if name == "last" and trainer.global_step >= stop_at:
-            raise RuntimeError("killed")
-
-    monkeypatch.setattr(callbacks.Checkpoints, "_save", save_and_die)
-    with pytest.raises(RuntimeError, match="killed"):
-        run("RTE", "name=parts")
-    monkeypatch.undo()
-    parts = run("RTE", "name=parts")
-    assert parts["metrics"] == whole["metrics"]
-    assert values(parts["folder"]) == values(whole["folder"])
-    last = [
-        torch.load(Path(r["folder"]) / "checkpoints/last.ckpt", weights_only=True) for r in (whole, parts)
-    ]
-    for name, weight in last[0]["state_dict"].items():
-        assert torch.equal(weight, last[1]["state_dict"][name]), name
+def test_an_interrupted_run_goes_on_bit_identically(run: Run, resumes_identically: Run, stop_at: int) -> None:
+    resumes_identically(partial(run, "RTE"), stop_at=stop_at)
 
 
 def test_checkpoint_and_export_predict_alike(

@@ -1,0 +1,53 @@
+"""Small, deterministic runs of the real configuration, for tests that drive `engine.run`."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+
+from magneto import engine
+from magneto.cli import CONF
+
+SHORT = (
+    "trainer.precision=32-true",
+    "trainer.accelerator=cpu",
+    "trainer.max_steps=20",
+    "trainer.val_check_interval=8",
+    "trainer.log_every_n_steps=2",
+    "trainer.enable_progress_bar=false",
+    "callbacks.save_every=3",
+    "callbacks.probe_every=5",
+    "logger.wandb=disabled",
+)
+"""Twenty steps in fp32 that nobody watches."""
+SMALL = (
+    "backbone.num_layers=2",
+    "backbone.d_model=32",
+    "backbone.num_heads=2",
+    "backbone.ffn_dim=64",
+)
+"""A backbone that computes them within a second."""
+
+
+def folders(data_dir: Path, tmp_path: Path) -> list[str]:
+    """Where data is prepared (shared by the tests of a worker) and where runs go."""
+    return [f"data_dir={data_dir}", f"runs_dir={tmp_path / 'runs'}"]
+
+
+def drive(settings: Sequence[str], *more: str) -> dict[str, Any]:
+    """`engine.run` of the configuration with `settings` and, as if typed on the command line, `more`."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return engine.run(compose("config", [*settings, *more]), more)
+
+
+def values(folder: str | Path, leave_out: str = "throughput/") -> list[tuple[str, ...]]:
+    """All rows of metrics.csv but those that depend on the clock."""
+    with (Path(folder) / "metrics.csv").open() as file:
+        return [tuple(row) for row in csv.reader(file) if leave_out not in row[1]]
+
+
+def training_losses(folder: str | Path) -> list[float]:
+    """`train/loss` over the run."""
+    return [float(value) for _, name, value in values(folder) if name == "train/loss"]
