@@ -16,16 +16,12 @@ torchscale's Sub-LN in fp32 and 1.3 times in bf16, and its step at most 1.08 tim
 """
 
 import argparse
-import os
-import platform
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from statistics import median
 from types import ModuleType
 from typing import Any
@@ -35,6 +31,7 @@ import torch.nn.functional as F
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from timing import Step, machine, ratio, rounds_of
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -44,7 +41,6 @@ from magneto.nn.attention import matmul_attention
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 REFERENCE, OURS, PRE_LN = "torchscale, Sub-LN", "Magneto", "ours, Pre-LN"
 LENGTHS = (32, 64, 128, 192, 256, 384, 512, 768, 1024, 2048)
-WARM_UP = 2
 
 
 @dataclass(frozen=True)
@@ -61,7 +57,6 @@ class Sizes:
         return max(1, self.width // 64)
 
 
-Step = Callable[[], None]
 Call = Callable[[Tensor], Tensor]
 
 
@@ -199,29 +194,6 @@ CONTESTANTS: dict[str, Callable[[Sizes], tuple[nn.Module, Call]]] = {
 # --- measuring -------------------------------------------------------------------------------------------
 
 
-def rounds_of(steps: dict[str, Step], rounds: int, device: str) -> dict[str, list[float]]:
-    """Seconds of each step in each round; everybody has one turn a round, warm-up rounds are dropped."""
-    names = list(steps)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(WARM_UP + rounds):
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            if device == "cuda":
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            steps[name]()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            if number >= WARM_UP:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def ratio(seconds: dict[str, list[float]], a: str, b: str) -> float:
-    """Time of a over time of b: the median of what the rounds say."""
-    return median(x / y for x, y in zip(seconds[a], seconds[b], strict=True))
-
-
 @contextmanager
 def counting_saved(parameters: set[int]) -> Iterator[dict[int, int]]:
     """Bytes of each storage that autograd keeps inside the block, by address, but for the given ones."""
@@ -338,20 +310,6 @@ def attention(console: Console, sizes: Sizes, dtype: str, device: str, rounds: i
             f"{ratio(seconds, 'SDPA', 'two products'):.2f}",
         )
     console.print(table)
-
-
-def machine(device: str) -> str:
-    """What the numbers were measured on."""
-    if device == "cuda":
-        name = torch.cuda.get_device_name()
-    else:
-        cpuinfo = Path("/proc/cpuinfo")
-        lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-        native = "with" if torch.cpu._is_avx512_bf16_supported() else "without"
-        name = f"{names[0] if names else platform.processor()}, {native} AVX512-BF16"
-    load = f", load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    return f"{name}; {torch.get_num_threads()} of {os.cpu_count()} threads{load}; torch {torch.__version__}"
 
 
 def main() -> None:

@@ -13,11 +13,9 @@ least 6 times the tokens per second of a single prompt; not slower than transfor
 """
 
 import argparse
-import os
-import platform
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -26,6 +24,7 @@ import torch.nn.functional as F
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from timing import machine, ratio, rounds_of
 
 from magneto.generation import Decoding, next_tokens
 from magneto.importers.gpt2 import import_weights
@@ -90,13 +89,6 @@ def theirs(model: Any) -> Generate:
     return generate
 
 
-def machine(device: str) -> str:
-    """What the numbers were measured on."""
-    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
-    load = f", load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    return f"{name}; {torch.get_num_threads()} of {os.cpu_count()} threads{load}; torch {torch.__version__}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -141,17 +133,19 @@ def main() -> None:
     for name in contestants:
         assert written[name] == written[other_batch][: len(written[name])], f"{name} writes something else"
 
-    speed: dict[str, list[float]] = {name: [] for name in contestants}
-    names = list(contestants)
-    for number in range(options.rounds):
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            generate, inputs = contestants[name]
-            start = time.perf_counter()
-            generate(inputs, options.tokens)
-            speed[name].append(len(inputs) * options.tokens / (time.perf_counter() - start))
+    seconds = rounds_of(
+        {name: partial(generate, inputs, options.tokens) for name, (generate, inputs) in contestants.items()},
+        options.rounds,
+        options.device,
+        warm_up=0,
+    )
 
-    def ratio(a: str, b: str) -> float:
-        return median(x / y for x, y in zip(speed[a], speed[b], strict=True))
+    def speed(name: str) -> float:
+        return len(contestants[name][1]) * options.tokens / median(seconds[name])
+
+    def faster(a: str, b: str) -> float:
+        """How many tokens a writes in the time that b needs for one."""
+        return ratio(seconds, b, a) * len(contestants[a][1]) / len(contestants[b][1])
 
     console = Console(width=120, highlight=False)
     console.print(f"{machine(options.device)}; transformers {transformers_version}")
@@ -161,13 +155,13 @@ def main() -> None:
     )
     table = Table("", "tokens/s", box=box.MARKDOWN)
     table.columns[1].justify = "right"
-    for name in names:
-        table.add_row(name, f"{median(speed[name]):.0f}")
+    for name in contestants:
+        table.add_row(name, f"{speed(name):.0f}")
     console.print(table)
-    console.print(f"cache / no cache:              x{ratio(single, whole):.2f}")
-    console.print(f"batch {options.batch} / one prompt:         x{ratio(batch, single):.2f}")
-    console.print(f"ours / transformers:           x{ratio(single, other):.2f}")
-    console.print(f"ours / transformers, batch {options.batch}: x{ratio(batch, other_batch):.2f}")
+    console.print(f"cache / no cache:              x{faster(single, whole):.2f}")
+    console.print(f"batch {options.batch} / one prompt:         x{faster(batch, single):.2f}")
+    console.print(f"ours / transformers:           x{faster(single, other):.2f}")
+    console.print(f"ours / transformers, batch {options.batch}: x{faster(batch, other_batch):.2f}")
 
 
 if __name__ == "__main__":

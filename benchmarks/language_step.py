@@ -16,11 +16,8 @@ Goals, on 2 CPU cores without other work: at least 1.1 times the tokens per seco
 """
 
 import argparse
-import os
-import platform
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -33,11 +30,11 @@ import torch.nn.functional as F
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from timing import machine, ratio, rounds_of
 from torch import Tensor, nn
 
 from magneto.nn import BackboneConfig, Linear, TokenStem, build_backbone, build_norm, chunked_cross_entropy
 
-WARM_UP = 2
 MASKED = 0.15
 
 
@@ -232,23 +229,6 @@ def alone(arguments: list[str]) -> float:
     return float(done.stdout.split()[-1])
 
 
-def rounds_of(steps: dict[str, Callable[[], None]], rounds: int, device: str) -> dict[str, list[float]]:
-    """Seconds of each step in each round; everybody has one turn a round, warm-up rounds are dropped."""
-    names = list(steps)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(WARM_UP + rounds):
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            if device == "cuda":
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            steps[name]()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            if number >= WARM_UP:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
 def table_of_steps(console: Console, sizes: Sizes, family: str, dtype: str, device: str, rounds: int) -> None:
     """Tokens per second, memory and parameters of a family."""
     built = {name: training_step(sizes, family, name, dtype, device) for name in FAMILIES[family]}
@@ -260,9 +240,9 @@ def table_of_steps(console: Console, sizes: Sizes, family: str, dtype: str, devi
         column.justify = "right"
     tokens = sizes.batch * sizes.length
     for name in sorted(built, key=lambda name: median(seconds[name])):
-        ratio = median(x / y for x, y in zip(seconds[name], seconds[OURS[family]], strict=True))
         table.add_row(
-            name, f"{tokens / median(seconds[name]):.0f}", f"x{ratio:.2f}", f"{memory[name]:.0f}",
+            name, f"{tokens / median(seconds[name]):.0f}", f"x{ratio(seconds, name, OURS[family]):.2f}",
+            f"{memory[name]:.0f}",
             f"{built[name][1] / 1e6:.2f} M",
         )  # fmt: skip
     console.print(table)
@@ -342,15 +322,7 @@ def main() -> None:
         measure(options.measure, sizes, options.device)
         return
     console = Console(width=120, highlight=False)
-    name = (
-        torch.cuda.get_device_name()
-        if options.device == "cuda"
-        else platform.processor() or platform.machine()
-    )
-    load = f", load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    console.print(
-        f"{name}; {torch.get_num_threads()} of {os.cpu_count()} threads{load}; torch {torch.__version__}"
-    )
+    console.print(machine(options.device))
     console.print(
         f"{sizes.layers} layers x {sizes.width}, vocabulary {sizes.vocabulary}, batch {sizes.batch} x {sizes.length}, "
         f"{options.rounds} rounds\n"
