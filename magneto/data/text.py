@@ -305,7 +305,7 @@ class TextDataModule(BucketedDataModule):
         reading = Reading(
             split=split,
             tokenizer=self.tokenizer,
-            masking=self.masking,
+            masking=self.masking if training or self.masking is None else self.masking.for_evaluation(),
             shift=room if training and not self.separate else 0,
             seed=self.seed if training else 0,  # the masks of an evaluation are the same for all runs
             bytes_per_token=self.spec.bytes["train"] / self.spec.tokens["train"] if training else None,

@@ -62,6 +62,7 @@ def test_the_stream_decides():
     [
         ({"probability": 0.0}, "masking.probability"),
         ({"probability": 1.0}, "masking.probability"),
+        ({"eval_probability": 1.0}, "masking.eval_probability"),
         ({"mask": 0.95}, "together at most 1"),
         ({"random": -0.1}, "masking.random"),
         ({"span": 0.5}, "masking.span"),

@@ -164,6 +164,13 @@ def test_masked_batches_hide_what_they_ask_for(tmp_path):
     assert chosen / total == pytest.approx(0.15, abs=0.01) and masks / chosen == pytest.approx(0.8, abs=0.05)
 
 
+def test_evaluation_may_hide_less_than_training(tmp_path):
+    data = module(tmp_path, masking={"probability": 0.4, "eval_probability": 0.1})
+    for loader, share in ((run(data, data.batches_per_epoch()), 0.4), (data.val_dataloader(), 0.1)):
+        asked = torch.cat([(batch["targets"] != IGNORE).flatten() for batch in loader])
+        assert asked.float().mean() == pytest.approx(share, abs=0.02)
+
+
 def test_masks_of_an_evaluation_are_the_same_for_all_seeds_and_others_in_each_epoch_of_training(tmp_path):
     one, two = (module(tmp_path, masking={}, seed=seed) for seed in (1, 2))
     assert equal(list(one.val_dataloader()), list(two.val_dataloader()))
