@@ -32,7 +32,7 @@ from magneto.data.base import DataModule
 from magneto.errors import UserError
 from magneto.loggers import is_main_process
 from magneto.runs import RESULT_SCHEMA, RunFolder, Start, git_revision, run_name, versions
-from magneto.tasks.base import Diverged, PredictInput, TaskModule
+from magneto.tasks.base import Diverged, PredictInput, TaskModule, save_picture, task_class
 
 log = logging.getLogger("magneto")
 
@@ -65,7 +65,7 @@ def run(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
     config = pretrained.adopt(config, overrides)
     with callbacks.cpu_threads(config["trainer"]["threads"]):
         if mode == "prepare":
-            assembly.build_data(config["data"]).prepare()
+            _prepare(config)
             return {"mode": mode}
         return _test(config) if mode == "test" else _train(config, overrides)
 
@@ -119,20 +119,29 @@ def _train(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     return {**result, "folder": str(folder.path)}
 
 
+def _prepare(config: dict[str, Any]) -> tuple[DataModule, dict[str, Any]]:
+    """The prepared data, and the configuration with what its task has prepared besides."""
+    data = assembly.build_data(config["data"])
+    data.prepare()
+    options = task_class(config["task"]["_target_"]).prepare(config, data)
+    return data, config | {"task": config["task"] | options}
+
+
 def _fit_and_test(
     config: dict[str, Any], folder: RunFolder, start: Start, signals: callbacks.StopSignals
 ) -> dict[str, Any]:
     """The run itself; returns what result.json says of its outcome."""
     started = time.time()
     _reset_peak_memory()
-    data = assembly.build_data(config["data"])
-    data.prepare()
+    data, config = _prepare(config)
     L.seed_everything(config["seed"], verbose=False)
     task = assembly.build_task(config, data)
     task.samples_file = folder.samples if is_main_process() else None
     step = _resume(task, start, folder) if start.checkpoint else 0
-    if config["init_from"] is not None and not start.checkpoint:
-        log.info("%s", pretrained.initialize_from(task, config["init_from"]))
+    if not start.checkpoint:
+        task.initialize()
+        if config["init_from"] is not None:
+            log.info("%s", pretrained.initialize_from(task, config["init_from"]))
     loggers = assembly.build_loggers(folder, config, step)
     try:
         trainer, monitor, saver = assembly.build_trainer(config, folder, task, loggers, signals)
@@ -232,7 +241,10 @@ def _predict(config: dict[str, Any]) -> dict[str, Any]:
                 print(result["piece"], end="", flush=True)
                 continue
             print(result["text"], flush=True)
-            results.append({key: value for key, value in result.items() if key != "text"})
+            result = {key: value for key, value in result.items() if key != "text"}
+            if output is not None:
+                result = save_picture(result, output.parent, f"{output.stem}-{len(results):03d}")
+            results.append(result)
     if output is not None:
         lines = [json.dumps(result, ensure_ascii=False) for result in results]
         output.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -71,6 +71,19 @@ class CSVLogger(Logger):
             temporary.replace(self.path)
 
 
+def log_samples(logger: Logger, key: str, rows: Sequence[Mapping[str, Any]], step: int) -> None:
+    """Send examples to a logger that has tables; the values under `picture` are uint8 arrays, shown as pictures."""
+    if not hasattr(logger, "log_table"):
+        return
+    columns = list(rows[0])
+    if "picture" in columns:
+        import wandb as wandb_sdk
+
+        rows = [{**row, "picture": wandb_sdk.Image(row["picture"])} for row in rows]
+    table = [[row.get(column) for column in columns] for row in rows]
+    logger.log_table(key=key, columns=columns, data=table, step=step)
+
+
 def read_metrics(path: Path) -> list[tuple[int, str, float]]:
     """The rows of a metrics.csv; a line that a killed process left unfinished is dropped.
 

@@ -1,12 +1,14 @@
 """What the runs of a section made of the same few examples: read from their samples, shown by `page` and `markup`.
 
 A sample is an object of plain values with `id` and `kind`. One of the OUTPUTS is what the model said, `reference` what
-is right, and every other text is what the model was given (`source`, `prompt`, a text with masks).
+is right, `picture` a file that shows what it made, and every other text is what the model was given (`source`,
+`prompt`, a text with masks).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 from magneto.report.comparison import Row, Section
@@ -17,7 +19,7 @@ OUTPUTS = ("hypothesis", "continuation", "filled", "predicted")
 MOST = 8
 LONGEST = 600  # characters of one text that are shown
 _PARTS = ("language", "direction")
-_ABOUT = {"id", "kind", "split", "marked", "reference", *_PARTS, *OUTPUTS}
+_ABOUT = {"id", "kind", "split", "marked", "picture", "reference", *_PARTS, *OUTPUTS}
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Example:
         language: of reference and output; None where it is not known.
         given: (name, text) of what the model saw.
         reference: what is right; None where nothing is.
-        outputs: each row and its output.
+        outputs: each row and its output, where that is text.
+        pictures: each row and the file of its picture, where there is one.
     """
 
     about: str
@@ -39,6 +42,7 @@ class Example:
     given: tuple[tuple[str, str], ...]
     reference: str | None
     outputs: tuple[tuple[Row, str], ...]
+    pictures: tuple[tuple[Row, Path], ...]
 
 
 def examples(section: Section) -> tuple[list[Example], list[Run]]:
@@ -46,7 +50,7 @@ def examples(section: Section) -> tuple[list[Example], list[Run]]:
     shown = [(row, run) for row in section.rows if (run := _speaker(row)) is not None]
     runs = [run for _, run in shown]
     return [
-        _example(name, [(row, run.samples[name]) for row, run in shown if name in run.samples])
+        _example(name, [(row, run, run.samples[name]) for row, run in shown if name in run.samples])
         for name in _names(runs)
     ], runs
 
@@ -74,8 +78,8 @@ def _names(runs: Sequence[Run]) -> list[str]:
     return turns[:MOST]
 
 
-def _example(name: str, samples: Sequence[tuple[Row, dict[str, Any]]]) -> Example:
-    first = samples[0][1]
+def _example(name: str, samples: Sequence[tuple[Row, Run, dict[str, Any]]]) -> Example:
+    first = samples[0][2]
     kind = str(first.get("kind") or "")
     language = first.get("language") or str(first.get("direction") or "").rpartition("-")[2]
     given = [
@@ -89,12 +93,21 @@ def _example(name: str, samples: Sequence[tuple[Row, dict[str, Any]]]) -> Exampl
         language=str(language) if language else None,
         given=tuple(given),
         reference=_short(str(first["reference"])) if first.get("reference") else None,
-        outputs=tuple((row, _short(_output(sample))) for row, sample in samples),
+        outputs=tuple(
+            (row, _short(text)) for row, _, sample in samples if (text := _output(sample)) is not None
+        ),
+        pictures=tuple(
+            (row, file)
+            for row, run, sample in samples
+            if "picture" in sample and (file := run.folder / str(sample["picture"])).is_file()
+        ),
     )
 
 
-def _output(sample: dict[str, Any]) -> str:
-    return next((str(sample[key]) for key in OUTPUTS if sample.get(key)), "")
+def _output(sample: dict[str, Any]) -> str | None:
+    """Empty where the model said nothing, None where it does not speak."""
+    said = [str(sample[key]) for key in OUTPUTS if key in sample]
+    return said[0] if said else None
 
 
 def _short(text: str) -> str:

@@ -21,6 +21,7 @@ from magneto.report.tables import (
     detail_tables,
     differences_table,
     main_table,
+    relative_link,
     runs_table,
     unfinished,
     verdict,
@@ -162,7 +163,7 @@ def markdown_report(
             parts.append(f"### {markdown_text(table.title)}\n\n{to_markdown(table)}")
         for picture in pictures[section.slug]:
             parts.append(f"![{markdown_text(picture.alt)}]({quote(picture.path.name)})")
-        parts += _examples(section)
+        parts += _examples(section, folder)
         parts.append(f"### Runs\n\n{to_markdown(runs_table(section, folder))}")
         if (differences := differences_table(section)) is not None:
             parts.append(f"### {differences.title}\n\n{to_markdown(differences)}")
@@ -170,15 +171,18 @@ def markdown_report(
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def _examples(section: Section) -> list[str]:
+def _examples(section: Section, folder: Path) -> list[str]:
     """A few examples with the outputs of every row; all of them, with their errors marked, are in report.html."""
     parts = []
     for example in examples(section)[0][:_EXAMPLES]:
         texts = [*example.given, *([("reference", example.reference)] if example.reference else [])]
         texts += [(row.label, output) for row, output in example.outputs]
-        parts.append(
-            f"{markdown_text(example.about)}\n\n" + _bullets([f"{name}: {text}" for name, text in texts])
-        )
+        parts.append(markdown_text(example.about))
+        if texts:
+            parts.append(_bullets([f"{name}: {text}" for name, text in texts]))
+        parts += [
+            f"![{markdown_text(row.label)}]({relative_link(file, folder)})" for row, file in example.pictures
+        ]
     return ["### Examples", *parts] if parts else []
 
 

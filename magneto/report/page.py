@@ -79,6 +79,7 @@ figcaption { font-weight: 600; margin-bottom: .4rem; }
   margin: 0; align-items: baseline; }
 .sample dt { font-size: .85rem; font-weight: 600; max-width: 16rem; overflow-wrap: anywhere; }
 .sample dd { margin: 0; overflow-wrap: anywhere; white-space: pre-wrap; }
+.sample img { display: block; width: 100%; max-width: 40rem; height: auto; image-rendering: pixelated; }
 .sample dd.count { font-size: .8rem; color: var(--soft); text-align: right; white-space: nowrap; }
 mark, ins, del { color: inherit; border-radius: 2px; padding: 0 .06em; }
 mark { background: var(--wrong); box-shadow: inset 0 -2px var(--missing); }
@@ -188,12 +189,17 @@ def _chip(colour: str) -> str:
 
 
 def _picture(picture: Picture) -> str:
-    data = base64.b64encode(picture.path.read_bytes()).decode("ascii")
     return (
         f"<figure><figcaption>{_e(picture.title)}</figcaption>"
         f'<div class="scroll" role="region" tabindex="0" aria-label="Figure: {_e(picture.title)}">'
-        f'<img alt="{_e(picture.alt)}" src="data:image/png;base64,{data}"></div></figure>'
+        f"{_image(picture.path, picture.alt)}</div></figure>"
     )
+
+
+def _image(file: Path, alt: str) -> str:
+    """A PNG file within the page: it opens from disk, without the folder that the file lies in."""
+    data = base64.b64encode(file.read_bytes()).decode("ascii")
+    return f'<img alt="{_e(alt)}" src="data:image/png;base64,{data}">'
 
 
 def _samples(section: Section, folder: Path) -> str:
@@ -227,6 +233,9 @@ def _card(example: Example, colours: dict[str, Style]) -> str:
     for row, output in example.outputs:
         marked, wrong = _marked(example, output)
         lines.append(_line(_chip(colours[row.label].colour) + _e(row.label), marked, wrong, lang))
+    for row, file in example.pictures:
+        image = _image(file, f"{row.label}: {example.about}")
+        lines.append(_line(_chip(colours[row.label].colour) + _e(row.label), image, "", ""))
     return f'<article class="sample"><header>{_e(example.about)}</header><dl>{"".join(lines)}</dl></article>'
 
 

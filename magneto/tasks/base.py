@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,12 +19,14 @@ from typing import Any, ClassVar
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torchmetrics import MeanMetric, Metric
 
 from magneto.data.base import DataModule
 from magneto.errors import UserError, from_mapping
+from magneto.loggers import log_samples
 from magneto.nn.config import BackboneConfig
 from magneto.nn.stack import Stack
 from magneto.optim import OptimizerConfig, SchedulerConfig, build_optimizer, build_scheduler
@@ -167,6 +170,24 @@ class TaskModule(L.LightningModule):
         """Make stem, stack and head, and put the metrics of the evaluation into `self.scores`."""
         raise NotImplementedError
 
+    @classmethod
+    def prepare(cls, config: Mapping[str, Any], data: DataModule) -> dict[str, Any]:
+        """Options that need work beyond the data's own, such as a model whose outputs are this task's targets.
+
+        Called by every process once the data is prepared; what takes long goes through `prepare_once`.
+
+        Args:
+            config: the whole resolved configuration.
+            data: of this task, prepared.
+
+        Returns:
+            what to put into `config["task"]`, plain values.
+        """
+        return {}
+
+    def initialize(self) -> None:
+        """What a fresh run does before training and a resumed one finds in its checkpoint: read given weights."""
+
     def step(self, batch: Batch) -> StepOutput:
         """Loss of one batch, in training as in evaluation."""
         raise NotImplementedError
@@ -175,7 +196,10 @@ class TaskModule(L.LightningModule):
         """Feed `self.scores` with one batch."""
 
     def samples(self, batch: Batch, output: StepOutput) -> list[Sample]:
-        """What a person would look at, an object of plain values for each example, with its `id`."""
+        """What a person would look at, an object of plain values for each example, with its `id`.
+
+        `picture`, if there is one, is a uint8 array (H, W) or (H, W, 3).
+        """
         return []
 
     def units(self, batch: Batch) -> dict[str, float]:
@@ -209,6 +233,21 @@ class TaskModule(L.LightningModule):
                 side = path.rpartition(".")[2]
                 prefix = f"{side}/" if side in ("encoder", "decoder") else ""
                 yield from ((f"{prefix}layer_{index:02d}", layer) for index, layer in enumerate(stack.layers))
+
+    def layer_modules(self) -> list[nn.Module]:
+        """The stem and the layers from input to output, for `optimizer.layer_decay`.
+
+        Raises:
+            UserError: the task has more than one stack, so that its layers stand in no single order.
+        """
+        stacks = [module for module in self.modules() if isinstance(module, Stack)]
+        if len(stacks) != 1:
+            raise UserError(
+                f"optimizer.layer_decay={self.optimizer_config.layer_decay}: task={self.name} has {len(stacks)} stacks, "
+                "whose layers have no single order. Set it to null."
+            )
+        stem = [module for name, module in self.named_children() if name == "stem"]
+        return [*stem, *stacks[0].layers]
 
     def compile_layers(self) -> None:
         """Compile each layer in place: parameter names stay as they are, and equal layers share one compilation."""
@@ -323,13 +362,11 @@ class TaskModule(L.LightningModule):
             return
         rows = [{"step": self.global_step, "split": split, **sample} for sample in shown]
         if self.samples_file is not None:
+            kept = [save_picture(row, self.samples_file.parent, f"{split}-{row['id']}") for row in rows]
             with self.samples_file.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        columns = list(rows[0])
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
         for logger in self.loggers:
-            if hasattr(logger, "log_table"):
-                table = [[row.get(column) for column in columns] for row in rows]
-                logger.log_table(key=f"{split}/samples", columns=columns, data=table, step=self.global_step)
+            log_samples(logger, f"{split}/samples", rows, self.global_step)
 
     # ------------------------------------------------------------------ helpers
 
@@ -352,6 +389,16 @@ class TaskModule(L.LightningModule):
         """Restore them."""
         self.evaluated = dict(checkpoint.get("evaluated", {}))
         self._window = dict(checkpoint.get("window", {}))
+
+
+def save_picture(row: Sample, folder: Path, name: str) -> Sample:
+    """Write `row["picture"]`, if there is one, as a PNG file below `folder`; the row then holds its relative path."""
+    if "picture" not in row:
+        return row
+    file = Path("samples") / (re.sub(r"[^\w.-]+", "_", name) + ".png")
+    (folder / file).parent.mkdir(exist_ok=True)
+    Image.fromarray(row["picture"]).save(folder / file)
+    return {**row, "picture": file.as_posix()}
 
 
 def task_class(path: str) -> type[TaskModule]:

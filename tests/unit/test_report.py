@@ -1,6 +1,8 @@
 """The report: grouping of runs, means and spreads, what it says about runs that are broken, and its files."""
 
+import base64
 import csv
+import io
 import json
 import os
 import re
@@ -12,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from magneto.errors import UserError
 from magneto.report import write_report
@@ -776,6 +779,26 @@ def test_every_kind_of_sample_shows_what_went_in_and_what_came_out(tmp_path: Pat
     assert re.search(r"^- magneto.*: le chien$", markdown, re.MULTILINE)
     # Three examples are enough there, one of each direction among them.
     assert markdown.count("· translation") == 2 and markdown.count("· continuation") == 1
+
+
+def test_pictures_stand_side_by_side(tmp_path: Path) -> None:
+    """Within the page, which opens alone; as links in the text, which lies beside the runs."""
+    for backbone in ("pre_ln", "magneto"):
+        folder = make_run(
+            tmp_path / "runs",
+            backbone,
+            samples=[{"id": "7", "kind": "reconstruction", "picture": "samples/test-7.png"}],
+        )
+        if backbone == "magneto":  # the other one's was deleted: it is left out
+            (folder / "samples").mkdir()
+            Image.fromarray(np.full((2, 3), 200, np.uint8)).save(folder / "samples/test-7.png")
+    files = write_report([tmp_path / "runs"], tmp_path / "out")
+    html, markdown = files.html.read_text(), files.markdown.read_text()
+    (card,) = re.findall(r'<article class="sample"><header>7.*?</header>(.*?)</article>', html)
+    (data,) = re.findall(r'<img alt="magneto: 7 · reconstruction" src="data:image/png;base64,([^"]*)">', card)
+    assert np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))).tolist() == [[200] * 3] * 2
+    (link,) = re.findall(r"!\[magneto\]\((.*samples/.*)\)", markdown)
+    assert (tmp_path / "out" / link).is_file() and "pre_ln" not in card
 
 
 def test_translators_are_compared_by_bleu(tmp_path: Path) -> None:

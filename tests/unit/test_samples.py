@@ -1,0 +1,39 @@
+"""Examples with pictures: what is written into the run's folder, and what loggers get."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from magneto.loggers import log_samples
+from magneto.tasks.base import save_picture
+
+PIXELS = np.arange(12, dtype=np.uint8).reshape(2, 2, 3) * 20
+
+
+def test_a_picture_becomes_a_file_under_a_name_that_every_system_takes(tmp_path: Path) -> None:
+    row = {"id": "a/b: c", "step": 3, "picture": PIXELS}
+    saved = save_picture(row, tmp_path, "val-a/b: c")
+    assert saved == {"id": "a/b: c", "step": 3, "picture": "samples/val-a_b_c.png"}
+    assert np.array_equal(np.asarray(Image.open(tmp_path / saved["picture"])), PIXELS)
+    assert row["picture"] is PIXELS, "the loggers still need it"
+
+
+def test_a_row_without_picture_stays_as_it_is(tmp_path: Path) -> None:
+    row = {"id": "1", "text": "x"}
+    assert save_picture(row, tmp_path, "val-1") is row and not any(tmp_path.iterdir())
+
+
+def test_wandb_gets_pictures_as_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    tables = []
+    logger = SimpleNamespace(log_table=lambda **table: tables.append(table))
+    rows = [{"id": "1", "picture": PIXELS}, {"id": "2", "picture": PIXELS[..., 0]}]
+    log_samples(logger, "val/samples", rows, 5)  # type: ignore[arg-type]
+    (table,) = tables
+    assert table["columns"] == ["id", "picture"] and table["step"] == 5
+    assert [type(cell) for _, cell in table["data"]] == [wandb.Image] * 2
+    log_samples(SimpleNamespace(), "val/samples", rows, 5)  # type: ignore[arg-type]
