@@ -234,7 +234,7 @@ def _predict(config: dict[str, Any]) -> dict[str, Any]:
     task.to(
         "cuda" if torch.cuda.is_available() and config["trainer"]["accelerator"] in ("auto", "gpu") else "cpu"
     )
-    results = []
+    results: list[dict[str, Any]] = []
     with callbacks.cpu_threads(config["trainer"]["threads"]), torch.inference_mode():
         for result in task.predict(inputs, options):
             if "piece" in result:

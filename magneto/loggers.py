@@ -71,7 +71,7 @@ class CSVLogger(Logger):
             temporary.replace(self.path)
 
 
-def log_samples(logger: Logger, key: str, rows: Sequence[Mapping[str, Any]], step: int) -> None:
+def log_samples(logger: Any, key: str, rows: Sequence[Mapping[str, Any]], step: int) -> None:
     """Send examples to a logger that has tables; the values under `picture` are uint8 arrays, shown as pictures."""
     if not hasattr(logger, "log_table"):
         return

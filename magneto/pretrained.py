@@ -1,6 +1,7 @@
 """Starting from a pretrained model (`init_from=`): its shape, its tokenizer, its weights.
 
-`init_from` names a checkpoint (`RUN/checkpoints/best.ckpt`), an export folder, or `hf:NAME_OR_FOLDER` (importers/).
+`init_from` names a checkpoint (`RUN/checkpoints/best.ckpt`), an export folder, `hf:NAME_OR_FOLDER` or `beit3:FILE`
+(importers/).
 Two steps, both called by the engine:
 
 1. `adopt(config, overrides)`, before anything is built: the backbone gets the shape of the pretrained one and the data
@@ -30,6 +31,8 @@ from magneto.tasks.base import TaskModule
 log = logging.getLogger("magneto")
 
 HUB = "hf:"
+BEIT3 = "beit3:"
+"""Files as the authors of BEiT-3 published them, which are in no hub's format."""
 FAMILIES = ("bert", "gpt2")
 """`model_type` of the models that have an importer, each in a module of its name in `magneto.importers`."""
 _TRAINING_ONLY = (
@@ -100,9 +103,9 @@ def read_pretrained(source: str) -> Pretrained:
                 f"init_from={source}: models of type {family!r} cannot be imported; importers are there for "
                 f"{', '.join(FAMILIES)}."
             )
-        imported = import_module(f"magneto.importers.{family}").import_weights(name)
-        config = BackboneConfig.from_dict(imported.backbone)
-        return Pretrained(source, config, {}, imported.state_dict, imported.tokenizer_json)
+        return _imported(source, family, name)
+    if source.startswith(BEIT3):
+        return _imported(source, "beit3", source.removeprefix(BEIT3))
     if not Path(source).expanduser().exists():
         raise UserError(
             f"init_from={source}: there is no such checkpoint or export folder. A model of the Hugging Face hub, or "
@@ -118,6 +121,12 @@ def read_pretrained(source: str) -> Pretrained:
         weights,
         tokenizer if isinstance(tokenizer, str) else None,
     )
+
+
+def _imported(source: str, family: str, name: str) -> Pretrained:
+    imported = import_module(f"magneto.importers.{family}").import_weights(name)
+    config = BackboneConfig.from_dict(imported.backbone)
+    return Pretrained(source, config, {}, imported.state_dict, imported.tokenizer_json)
 
 
 # ------------------------------------------------------------------ shape and tokenizer, before the model is built
@@ -282,6 +291,7 @@ def _meaning(config: BackboneConfig) -> dict[str, Any]:
         values["decoder_layers"] = config.decoder_layers or config.num_layers
     unused = {
         "relative": ("relative_buckets", "relative_max_distance"),
+        "relative_2d": ("grid",),
         "convolutional": ("conv_position_kernel",),
     }
     for position, keys in unused.items():

@@ -3,7 +3,7 @@
     import_weights(source: str) -> Imported
 
 `source` is a folder or a name on the Hugging Face hub. `magneto.pretrained` chooses the importer by the `model_type` of
-the source's config.json.
+the source's config.json. BEiT-3 is in no such format: its importer reads a file, and is asked for by `beit3:FILE`.
 """
 
 import json
@@ -29,8 +29,8 @@ class Imported:
     Attributes:
         backbone: every field of `BackboneConfig` that decides what the weights mean: placement, architecture, sizes,
             activation, norm_eps, position, max_positions, input_norm; `embedding_scale` is False for models that do
-            not multiply their embeddings by sqrt(d_model) (BERT, GPT-2).
-        state_dict: tensors under our names: `stem.embedding.weight`, `backbone...`, `head...`.
+            not multiply their embeddings by sqrt(d_model) (all of these).
+        state_dict: tensors under our names: `stem...`, `backbone...`, `head...`.
         tokenizer_json: content of the tokenizer.json that belongs to the weights; None where there is none.
     """
 

@@ -8,7 +8,9 @@ from magneto.nn.loss import CrossEntropy, chunked_cross_entropy
 from magneto.nn.norm import build_norm
 from magneto.nn.placement import PLACEMENTS, Depth, Placement
 from magneto.nn.stack import Decoder, Encoder, EncoderDecoder, build_backbone
-from magneto.nn.stems import AudioStem, PatchStem, TokenStem
+from magneto.nn.stems import AudioStem, PatchStem, TokenStem, VisionLanguageStem
+from magneto.nn.vector_quantizer import Quantized, VectorQuantizer
+from magneto.nn.visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
 
 __all__ = [
     "PLACEMENTS",
@@ -23,7 +25,12 @@ __all__ = [
     "Linear",
     "PatchStem",
     "Placement",
+    "Quantized",
     "TokenStem",
+    "VectorQuantizer",
+    "VisionLanguageStem",
+    "VisualTokenizer",
+    "VisualTokenizerConfig",
     "build_backbone",
     "build_norm",
     "chunked_cross_entropy",

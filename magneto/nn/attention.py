@@ -110,6 +110,8 @@ class Context:
     causal: bool = False
     """Let SDPA mask the future itself, without a mask in memory; never together with `bias`."""
     rotary: tuple[Tensor, Tensor] | None = None
+    split: int | None = None
+    """Leading tokens that are vision, in a multiway stack; the rest is text."""
     memory: Tensor | None = None
     """(B, S, d_model): the encoder's output."""
     memory_mask: Tensor | None = None
@@ -168,12 +170,19 @@ class Attention(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool = False) -> Tensor:
         """From q (B, heads, T, head_dim), k and v (B, heads, S, head_dim) to (B, T, d_model)."""
+        return self.merge(self.mix(q, k, v, bias, causal))
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool = False) -> Tensor:
+        """The weighted sums, without a parameter: arguments as `attend`, result (B, T, heads, head_dim)."""
         dropout = self.dropout if self.training else 0.0
         if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.size(2) * k.size(2) <= _MATMUL_LIMIT:
             h = matmul_attention(q, k, v, bias, dropout, causal)
         else:
             h = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, is_causal=causal)
-        h = h.transpose(1, 2)  # (B, T, heads, head_dim); the kernels lay their output out like this already
+        return h.transpose(1, 2)  # the kernels lay their output out like this already
+
+    def merge(self, h: Tensor) -> Tensor:
+        """Head scale, inner norm and output projection: (B, T, heads, head_dim) -> (B, T, d_model)."""
         if self.head_scale is not None:
             h = h * self.head_scale.to(h.dtype)
         h = h.flatten(2)
@@ -198,15 +207,24 @@ class SelfAttention(Attention):
         )
 
     def forward(self, x: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).unbind(2)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        if context.rotary is not None:
-            q, k = rotate(q, context.rotary), rotate(k, context.rotary)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        q, k, v = self.place(*self.project(x), context)
         if cache is not None:
             k, v = cache.append(k, v)
         return self.attend(q, k, v, context.bias, context.causal)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of x (B, T, d_model), each (B, T, heads, head_dim)."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).unbind(2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return q, k, v
+
+    @staticmethod
+    def place(q: Tensor, k: Tensor, v: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """What `project` gives, with rotary positions if there are any, as (B, heads, T, head_dim)."""
+        if context.rotary is not None:
+            q, k = rotate(q, context.rotary), rotate(k, context.rotary)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
 
 class CrossAttention(Attention):

@@ -10,8 +10,10 @@ from magneto.nn.placement import PLACEMENTS, Depth, Placement, Side, magneto_gai
 ARCHITECTURES = ("encoder", "decoder", "encoder_decoder")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "swiglu")
 NORMS = ("layernorm", "rmsnorm")
-POSITIONS = ("none", "learned", "sinusoidal", "rotary", "relative", "convolutional")
+SEQUENCE_POSITIONS = ("none", "learned", "sinusoidal", "rotary", "relative", "convolutional")
+POSITIONS = (*SEQUENCE_POSITIONS, "relative_2d")
 GAINS = ("formula", "none")
+MULTIWAY = ("none", "feed_forward", "full")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,17 +45,25 @@ class BackboneConfig:
     bias: bool = True
     """Additive biases in linear maps and in LayerNorm."""
     position: str = "learned"
-    """none, learned, sinusoidal, rotary, relative (T5 buckets) or convolutional (wav2vec 2.0)."""
+    """none, learned, sinusoidal, rotary, relative (T5 buckets), convolutional (wav2vec 2.0), or relative_2d (BEiT: the
+    patches of one picture behind a [CLS])."""
     max_positions: int = 2048
     """Longest sequence of learned, sinusoidal and rotary positions; the others know no limit."""
     relative_buckets: int = 32
     relative_max_distance: int = 128
+    grid: int | None = None
+    """Patches on a side of the picture, for relative_2d."""
     conv_position_kernel: int = 31
     """Frames that a convolutional position sees; odd."""
     input_norm: bool = False
     """A norm on the input once positions are added, as BERT has it."""
     embedding_scale: bool = True
     """Token embeddings enter multiplied by sqrt(d_model) (see `stems.TokenStem`); BERT and GPT-2 have no such factor."""
+    multiway: str = "none"
+    """What each of the two modalities, vision and text, has for itself: none, feed_forward (the whole sub-layer; attention
+    is shared, as BEiT-3's paper has it) or full (every linear map and norm, as its released weights have it)."""
+    fusion_layers: int = 0
+    """Top layers with a third feed-forward, which all tokens of a pair of picture and text go through."""
     dropout: float = 0.0
     """On the input and on the output of each sub-layer."""
     attention_dropout: float = 0.0
@@ -80,9 +90,12 @@ class BackboneConfig:
         _check_choice("activation", self.activation, ACTIVATIONS)
         _check_choice("norm", self.norm, NORMS)
         _check_choice("position", self.position, POSITIONS)
+        _check_choice("multiway", self.multiway, MULTIWAY)
         if self.gain is not None:
             _check_choice("gain", self.gain, GAINS)
-        for name in ("num_layers", "decoder_layers", "d_model", "num_heads", "ffn_dim", "max_positions"):
+        for name in (
+            "num_layers", "decoder_layers", "d_model", "num_heads", "ffn_dim", "max_positions", "grid",
+        ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name}={value}: must be at least 1.")
@@ -117,6 +130,22 @@ class BackboneConfig:
             self.conv_position_kernel < 1 or self.conv_position_kernel % 2 == 0
         ):
             raise UserError(f"conv_position_kernel={self.conv_position_kernel}: must be odd, for example 31.")
+        if self.position == "relative_2d":
+            if self.grid is None:
+                raise UserError(
+                    "position=relative_2d needs grid, the patches on a side: image_size / patch_size."
+                )
+            self._check_encoder("position=relative_2d is for the patches of a picture, which have no past")
+        if self.multiway != "none":
+            self._check_encoder(f"multiway={self.multiway} is a property of an encoder")
+        if not 0 <= self.fusion_layers <= self.num_layers:
+            raise UserError(
+                f"fusion_layers={self.fusion_layers}: must be between 0 and num_layers={self.num_layers}."
+            )
+        if self.fusion_layers and self.multiway == "none":
+            raise UserError(
+                f"fusion_layers={self.fusion_layers} has no effect with multiway=none: set multiway=feed_forward."
+            )
         if self.position == "relative":
             if self.relative_buckets < 4 or self.relative_buckets % 4:
                 raise UserError(
@@ -128,6 +157,10 @@ class BackboneConfig:
                     f"relative_max_distance={self.relative_max_distance}: must be above half of "
                     f"relative_buckets={self.relative_buckets}, for example {4 * self.relative_buckets}."
                 )
+
+    def _check_encoder(self, what: str) -> None:
+        if self.architecture != "encoder":
+            raise UserError(f"{what}: set architecture=encoder, not {self.architecture}.")
 
     @property
     def head_dim(self) -> int:

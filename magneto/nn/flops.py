@@ -12,7 +12,7 @@ def training_flops_per_token(
     Counted as in PaLM (arXiv 2204.02311, appendix B): 6 for each weight of a matrix product, and
     12 * layers * d_model * length for scores and weighted sums, causal or not. Norms, biases, embeddings,
     stem and head are left out, and so is what activation checkpointing computes twice: model FLOPs compare
-    models, not kernels.
+    models, not kernels. In a multiway stack each token goes through one expert, which alone is counted.
 
     Args:
         config: of the backbone.

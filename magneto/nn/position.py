@@ -15,11 +15,12 @@ from magneto.errors import UserError
 from magneto.nn.config import BackboneConfig
 
 
-def _check_length(position: str, end: int, limit: int) -> None:
+def check_length(position: str, end: int, limit: int) -> None:
+    """Raise UserError where a sequence of `end` tokens goes beyond a table of `limit`; `position` names the table."""
     if end > limit:
         raise UserError(
-            f"a sequence of {end} tokens is longer than max_positions={limit}, the reach of "
-            f"position={position}: shorten the sequences or raise max_positions."
+            f"a sequence of {end} tokens is longer than max_positions={limit}, the reach of {position}: "
+            "shorten the sequences or raise max_positions."
         )
 
 
@@ -32,7 +33,7 @@ class AbsolutePosition(nn.Module):
     def forward(self, x: Tensor, start: int, seen: Tensor | None) -> Tensor:
         """Place x (B, T, d_model), the tokens from `start` on; `seen` (B, start + T) bool, None: all real."""
         end = start + x.size(1)
-        _check_length(self.name, end, len(self.table))
+        check_length(f"position={self.name}", end, len(self.table))
         if seen is None:
             return x + self.table[start:end]
         index = (seen.cumsum(1) - 1).clamp(min=0)[:, start:]
@@ -87,7 +88,7 @@ class Rotary(nn.Module):
         Slots, not counted tokens: scores depend on differences alone, which left padding leaves as they are.
         """
         end = start + length
-        _check_length("rotary", end, len(self.cos))
+        check_length("position=rotary", end, len(self.cos))
         return self.cos[start:end, None], self.sin[start:end, None]
 
 
@@ -144,6 +145,52 @@ class RelativeBias(nn.Module):
         steps = torch.log(distance.clamp(min=1) / near) / log(self.max_distance / near)
         far = (near + (steps * (count - near)).long()).clamp(max=count - 1)
         return offset + torch.where(distance < near, distance, far)
+
+
+class RelativeGridBias(nn.Module):
+    """BEiT's relative positions of patches (Bao et al., arXiv 2106.08254, section 2), one table for all layers.
+
+    An entry for each displacement (rows, columns) between two patches, and three for those that [CLS] takes part in.
+    BEiT pre-trains with one table, as here, and starts fine-tuning with a copy of it in each layer. The table starts at
+    zero.
+    """
+
+    index: Tensor
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        assert config.grid is not None
+        self.grid = config.grid
+        self.table = nn.Parameter(torch.zeros((2 * self.grid - 1) ** 2 + 3, config.num_heads))
+        self.register_buffer("index", self._index(), persistent=False)
+
+    def reset_parameters(self) -> None:
+        """Back to no preference."""
+        nn.init.zeros_(self.table)
+
+    def forward(self, start: int, length: int) -> Tensor:
+        """(1, heads, length, length): what token i, the query, adds to its score of token j; token 0 is [CLS].
+
+        Raises:
+            UserError: `length` is not that of a picture of grid x grid patches behind a [CLS].
+        """
+        assert start == 0
+        if length != len(self.index):
+            raise UserError(
+                f"position=relative_2d with grid={self.grid} is for {len(self.index)} tokens, [CLS] and {self.grid} x "
+                f"{self.grid} patches, not for {length}: set grid to image_size / patch_size and keep [CLS]."
+            )
+        return F.embedding(self.index, self.table).permute(2, 0, 1).contiguous()[None]
+
+    def _index(self) -> Tensor:
+        """(1 + grid ** 2, 1 + grid ** 2) int64: the row of the table for each query and key, laid out as BEiT's is."""
+        side, reach = self.grid, 2 * self.grid - 1
+        place = torch.cartesian_prod(torch.arange(side), torch.arange(side))
+        rows, columns = (place[:, None] - place[None] + side - 1).unbind(-1)  # query - key, from 0 on
+        index = torch.empty(1 + side**2, 1 + side**2, dtype=torch.int64)
+        index[1:, 1:] = rows * reach + columns
+        index[0, :], index[:, 0], index[0, 0] = reach**2, reach**2 + 1, reach**2 + 2
+        return index
 
 
 class ConvolutionalPosition(nn.Module):

@@ -1,131 +1,65 @@
-r"""Encoder, decoder and encoder-decoder: residual sub-layers, stacked.
-
-One `Residual` is one column below, read upwards. f is the sub-layer; in brackets is what the placement puts
-inside of it.
-
-      pre_ln          post_ln         deepnorm        normformer           magneto (Sub-LN)
-
-         ^               ^               ^                 ^                    ^
-         |              LN              LN                 |                    |
-     .-->+           .-->+           .-->+             .-->+                .-->+
-     |   |           |   |     alpha x   |             |   |                |   |
-     |   |           |   |           |   |             |  LN (attention)    |  W_out, fc2   <- gain
-     |   f           |   f           |   f   <- gain   |   f                |  LN
-     |   |           |   |           |   |             |  [head scale]      | [heads, phi]
-     |  LN           |   |           |   |             |  [LN before fc2]   |  W_qkv, fc1   <- gain (not q, k)
-     |   |           |   |           |   |             |  LN                |  LN
-     '---+           '---+           '---+             '---+                '---+
-         |               |               |                 |                    |
-         x               x               x                 x                    x
-
-     final LN        none            none             final LN             final LN
-
-    x + f(LN x)     LN(x + f(x))    LN(alpha x + f(x))   x + [LN] f(LN x)   x + W_out LN(heads(W_qkv LN x))
-                                                                            x + fc2 LN(phi(fc1 LN x))
+"""Encoder, decoder and encoder-decoder: residual sub-layers, stacked.
 
 A layer is self-attention, then cross-attention to the encoder's output (decoder of an encoder-decoder only),
 then the feed-forward, each in a `Residual` of its own. Magneto's cross-attention has the first LN only.
+`residual.py` has a picture of it. In a multiway encoder each modality has feed-forwards, or all weights, of its own
+(`multiway.py`).
 
 Shapes: B examples, T tokens, S tokens of the memory. Masks are bool, True = real token. What stands at padded
 places of an output is finite and without meaning.
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from magneto.nn.attention import Context, CrossAttention, KVCache, LayerCache, SelfAttention
+from magneto.errors import UserError
+from magneto.nn.attention import Context, KVCache, LayerCache
 from magneto.nn.config import BackboneConfig
-from magneto.nn.feed_forward import FeedForward
-from magneto.nn.norm import build_norm
+from magneto.nn.multiway import Experts, SharedAttention
+from magneto.nn.norm import LayerNorm, RMSNorm, build_norm
 from magneto.nn.placement import Side
 from magneto.nn.position import (
     ConvolutionalPosition,
     LearnedPosition,
     RelativeBias,
+    RelativeGridBias,
     Rotary,
     SinusoidalPosition,
 )
-
-SubLayer = Literal["self_attention", "cross_attention", "feed_forward"]
-
-
-class Residual(nn.Module):
-    """A sub-layer on the residual stream: the one place where a placement is put into effect.
-
-        x <- post(alpha * x + drop_path(dropout(branch_norm(branch(pre(x))))))
-
-    Each norm is there or not as the placement says; norms that lie inside a sub-layer are handed down to it.
-
-    Args:
-        kind: which sub-layer.
-        config: of the backbone.
-        side: which side of the model, for the depth formulas.
-        drop_path: chance that an example skips the sub-layer (stochastic depth, arXiv 1603.09382).
-    """
-
-    def __init__(self, kind: SubLayer, config: BackboneConfig, side: Side, drop_path: float = 0.0) -> None:
-        super().__init__()
-        placement, depth = config.resolved_placement(), config.depth(side)
-        gain = placement.gain(depth)
-        self.branch: SelfAttention | CrossAttention | FeedForward
-        branch_norm = False
-        if kind == "self_attention":
-            branch_norm = placement.post_attention
-            self.branch = SelfAttention(
-                config, gain=gain, inner_norm=placement.inner_attention, head_scale=placement.head_scale
-            )
-        elif kind == "cross_attention":
-            self.branch = CrossAttention(config, gain=gain if placement.scale_cross_attention else 1.0)
-        else:
-            branch_norm = placement.post_ffn
-            self.branch = FeedForward(config, gain=gain, inner_norm=placement.inner_ffn)
-        d = config.d_model
-        self.pre_norm = build_norm(config, d) if placement.pre else None
-        self.branch_norm = build_norm(config, d) if branch_norm else None
-        self.post_norm = build_norm(config, d) if placement.post else None
-        self.alpha = placement.alpha(depth)
-        self.dropout = config.dropout
-        self.drop_path = drop_path
-
-    def forward(self, x: Tensor, context: Context | None = None, cache: LayerCache | None = None) -> Tensor:
-        """One step of the stream, (B, T, d_model) -> the same; `context` and `cache` are for attention."""
-        h: Tensor = x if self.pre_norm is None else self.pre_norm(x)
-        h = self.branch(h) if context is None else self.branch(h, context, cache)
-        if self.branch_norm is not None:
-            h = self.branch_norm(h)
-        if self.training and self.dropout:
-            h = F.dropout(h, self.dropout)
-        if self.training and self.drop_path:
-            kept = 1 - self.drop_path
-            h = h * h.new_empty(len(h), 1, 1).bernoulli_(kept).div_(kept)
-        x = torch.add(h, x, alpha=self.alpha)
-        return x if self.post_norm is None else self.post_norm(x)
-
-    def extra_repr(self) -> str:
-        """Show alpha where the module is printed."""
-        return f"alpha={self.alpha:.4g}, dropout={self.dropout}, drop_path={self.drop_path:.4g}"
+from magneto.nn.residual import Residual
 
 
 class Layer(nn.Module):
     """Self-attention, cross-attention where there is a memory, feed-forward: (B, T, d_model) -> the same."""
 
-    def __init__(self, config: BackboneConfig, side: Side, drop_path: float) -> None:
+    def __init__(self, config: BackboneConfig, side: Side, drop_path: float, *, fusion: bool = False) -> None:
         super().__init__()
         cross = side == "decoder" and config.architecture == "encoder_decoder"
-        self.self_attention = Residual("self_attention", config, side, drop_path)
+
+        def feed_forward() -> Residual:
+            return Residual("feed_forward", config, side, drop_path)
+
+        def attention() -> Residual:
+            return Residual("self_attention", config, side, drop_path)
+
+        self.self_attention: Residual | SharedAttention = (
+            SharedAttention(attention) if config.multiway == "full" else attention()
+        )
         self.cross_attention = Residual("cross_attention", config, side, drop_path) if cross else None
-        self.feed_forward = Residual("feed_forward", config, side, drop_path)
+        self.feed_forward: Residual | Experts = (
+            feed_forward() if config.multiway == "none" else Experts(feed_forward, fusion=fusion)
+        )
 
     def forward(self, x: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
         x = self.self_attention(x, context, cache)
         if self.cross_attention is not None:
             x = self.cross_attention(x, context, cache)
-        x = self.feed_forward(x)
+        ffn = self.feed_forward
+        x = ffn(x, context.split) if isinstance(ffn, Experts) else ffn(x)
         return x
 
 
@@ -139,7 +73,7 @@ class Stack(nn.Module):
         self.config = config
         self.position: LearnedPosition | SinusoidalPosition | ConvolutionalPosition | None = None
         self.rotary: Rotary | None = None
-        self.relative: RelativeBias | None = None
+        self.relative: RelativeBias | RelativeGridBias | None = None
         if config.position == "learned":
             self.position = LearnedPosition(config)
         elif config.position == "sinusoidal":
@@ -150,12 +84,25 @@ class Stack(nn.Module):
             self.rotary = Rotary(config)
         elif config.position == "relative":
             self.relative = RelativeBias(config, causal=causal)
-        self.input_norm = build_norm(config, config.d_model) if config.input_norm else None
+        elif config.position == "relative_2d":
+            self.relative = RelativeGridBias(config)
+        self.input_norm = self._norm() if config.input_norm else None
         self.layers = nn.ModuleList(
-            Layer(config, side, config.drop_path * index / max(1, count - 1)) for index in range(count)
+            Layer(
+                config,
+                side,
+                config.drop_path * index / max(1, count - 1),
+                fusion=index >= count - config.fusion_layers,
+            )
+            for index in range(count)
         )
-        placement = config.resolved_placement()
-        self.final_norm = build_norm(config, config.d_model) if placement.final else None
+        self.final_norm = self._norm() if config.resolved_placement().final else None
+
+    def _norm(self) -> LayerNorm | RMSNorm | Experts:
+        def build() -> LayerNorm | RMSNorm:
+            return build_norm(self.config, self.config.d_model)
+
+        return Experts(build) if self.config.multiway == "full" else build()
 
     def run(
         self,
@@ -167,6 +114,7 @@ class Stack(nn.Module):
         memory_mask: Tensor | None = None,
         cache: KVCache | None = None,
         return_layers: Sequence[int] = (),
+        split: int | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """The forward pass of both sides; see their `forward` for the arguments."""
         # The stream has the parameters' dtype. A stem under autocast hands over bf16, in which a deep sum of
@@ -178,13 +126,15 @@ class Stack(nn.Module):
             if not cache.layers:
                 cache.layers.extend(LayerCache() for _ in self.layers)
         context = Context(
-            memory=memory, memory_mask=None if memory_mask is None else memory_mask[:, None, None, :]
+            memory=memory,
+            memory_mask=None if memory_mask is None else memory_mask[:, None, None, :],
+            split=split,
         )
         if self.rotary is not None:
             context.rotary = self.rotary(start, x.size(1))
         context.bias = self._bias(x, start, seen, causal)
         context.causal = causal and context.bias is None and x.size(1) > 1
-        x = self._positioned(x, start, mask, seen, cache)
+        x = self._positioned(x, start, mask, seen, cache, split)
 
         features = {}
         for index, layer in enumerate(self.layers):
@@ -196,11 +146,17 @@ class Stack(nn.Module):
             if index in return_layers:
                 features[index] = x
         if self.final_norm is not None:
-            x = self.final_norm(x)
+            x = self._normed(self.final_norm, x, split)
         return x, [features[index] for index in return_layers]
 
     def _positioned(
-        self, x: Tensor, start: int, mask: Tensor | None, seen: Tensor | None, cache: KVCache | None
+        self,
+        x: Tensor,
+        start: int,
+        mask: Tensor | None,
+        seen: Tensor | None,
+        cache: KVCache | None,
+        split: int | None,
     ) -> Tensor:
         """The input with absolute positions, its norm and its dropout."""
         if isinstance(self.position, ConvolutionalPosition):
@@ -210,8 +166,13 @@ class Stack(nn.Module):
         elif self.position is not None:
             x = self.position(x, start, seen)
         if self.input_norm is not None:
-            x = self.input_norm(x)
+            x = self._normed(self.input_norm, x, split)
         return F.dropout(x, self.config.dropout, self.training) if self.config.dropout else x
+
+    @staticmethod
+    def _normed(norm: LayerNorm | RMSNorm | Experts, x: Tensor, split: int | None) -> Tensor:
+        out: Tensor = norm(x, split) if isinstance(norm, Experts) else norm(x)
+        return out
 
     def _bias(self, x: Tensor, start: int, seen: Tensor | None, causal: bool) -> Tensor | None:
         """Mask and relative positions as SDPA takes them, or None where it needs nothing from us.
@@ -247,6 +208,7 @@ class Encoder(Stack):
         mask: Tensor | None = None,
         causal: bool = False,
         return_layers: Sequence[int] = (),
+        split: int | None = None,
     ) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Encode a batch.
 
@@ -255,12 +217,28 @@ class Encoder(Stack):
             mask: (B, T) bool, True = real; None if all are real, which is faster than a mask of True.
             causal: bar attention to later tokens.
             return_layers: indices (from 0) of layers whose outputs are wanted too, before any final norm.
+            split: for a multiway stack, which needs it: the first `split` of the T tokens are vision, the others text.
+                0: all are text, T: all are vision; in between: pairs.
 
         Returns:
             (B, T, d_model); with `return_layers` the pair of it and the list of (B, T, d_model) asked for.
         """
-        out, features = self.run(x, mask, causal=causal, return_layers=return_layers)
+        self._check_split(split, x.size(1))
+        out, features = self.run(x, mask, causal=causal, return_layers=return_layers, split=split)
         return (out, features) if return_layers else out
+
+    def _check_split(self, split: int | None, length: int) -> None:
+        if (split is None) != (self.config.multiway == "none"):
+            raise UserError(
+                f"multiway={self.config.multiway}: the encoder "
+                + (
+                    "needs split, the number of leading tokens that are vision (0 for texts)."
+                    if split is None
+                    else f"knows no modalities, and so no split={split}: set multiway=feed_forward."
+                )
+            )
+        if split is not None and not 0 <= split <= length:
+            raise UserError(f"split={split}: must be between 0 and the number of tokens, {length}.")
 
 
 class Decoder(Stack):

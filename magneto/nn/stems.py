@@ -1,6 +1,7 @@
 """Stems: what turns tokens, pictures and sound into the (B, T, d_model) input of a stack.
 
-Positions are not their business: the stack adds them.
+Positions are not their business: the stack adds them. The stem of two modalities has its own, since a stack would count
+on from the one to the other.
 """
 
 from math import sqrt
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from magneto.errors import UserError
 from magneto.nn.config import BackboneConfig
 from magneto.nn.init import Linear
+from magneto.nn.position import check_length
 
 N = TypeVar("N", int, Tensor)
 
@@ -55,7 +57,8 @@ class TokenStem(nn.Module):
 class PatchStem(nn.Module):
     """Square patches of a picture, one linear map each: (B, channels, H, W) -> (B, N, d_model).
 
-    N = (H / patch_size) * (W / patch_size) patches in rows, and a learned [CLS] before them if `class_token`.
+    N = (H / patch_size) * (W / patch_size) patches in rows, and a learned [CLS] before them if `class_token`. With
+    `mask_token` patches can be hidden: a learned vector takes their place (BEiT, arXiv 2106.08254, 2.3).
 
     Args:
         image_size: side of the (square) picture in pixels.
@@ -63,10 +66,18 @@ class PatchStem(nn.Module):
         channels: 1 for grey, 3 for colour.
         d_model: width of the stack.
         class_token: whether there is a [CLS] token at place 0.
+        mask_token: whether there is a vector for hidden patches.
     """
 
     def __init__(
-        self, image_size: int, patch_size: int, channels: int, d_model: int, *, class_token: bool = True
+        self,
+        image_size: int,
+        patch_size: int,
+        channels: int,
+        d_model: int,
+        *,
+        class_token: bool = True,
+        mask_token: bool = False,
     ) -> None:
         super().__init__()
         if image_size % patch_size:
@@ -79,20 +90,77 @@ class PatchStem(nn.Module):
         self.num_tokens = self.grid**2 + class_token
         self.projection = Linear(channels * patch_size**2, d_model, roles=("stem",))
         self.class_token = nn.Parameter(torch.empty(d_model)) if class_token else None
+        self.mask_token = nn.Parameter(torch.empty(d_model)) if mask_token else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw [CLS] anew; the projection draws its own."""
-        if self.class_token is not None:
-            nn.init.normal_(self.class_token, std=self.class_token.numel() ** -0.5)
+        """Draw [CLS] and the vector of hidden patches anew; the projection draws its own."""
+        for token in (self.class_token, self.mask_token):
+            if token is not None:
+                nn.init.normal_(token, std=token.numel() ** -0.5)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, masked: Tensor | None = None) -> Tensor:
+        """Pictures to a stack's input; `masked` (B, grid ** 2) bool, True = this patch is hidden."""
         assert images.shape[2:] == (self.grid * self.patch_size,) * 2, images.shape
         x: Tensor = self.projection(F.pixel_unshuffle(images, self.patch_size).flatten(2).transpose(1, 2))
+        if masked is not None:
+            assert self.mask_token is not None, "mask_token=True is needed to hide patches"
+            x = torch.where(masked[..., None], self.mask_token.to(x.dtype), x)
         if self.class_token is None:
             return x
         first = self.class_token.to(x.dtype).expand(len(x), 1, -1)
         return torch.cat((first, x), dim=1)
+
+
+class VisionLanguageStem(nn.Module):
+    """Pictures, texts, or pairs of them as the input of a multiway stack: patches first, then tokens.
+
+    Each modality has learned positions of its own, from 0 on, whether it comes alone or in a pair (as in BEiT-3): the
+    stack is to have `position=none`.
+
+    Args:
+        vision: of the pictures.
+        text: of the texts.
+        config: gives d_model and, in `max_positions`, the longest text.
+    """
+
+    def __init__(self, vision: PatchStem, text: TokenStem, config: BackboneConfig) -> None:
+        super().__init__()
+        self.vision, self.text = vision, text
+        self.vision_position = nn.Parameter(torch.empty(vision.num_tokens, config.d_model))
+        self.text_position = nn.Parameter(torch.empty(config.max_positions, config.d_model))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the positions anew, as small a part of the input as `LearnedPosition` is; the stems draw their own."""
+        for table in (self.vision_position, self.text_position):
+            nn.init.normal_(table, std=table.size(1) ** -0.5)
+
+    def forward(
+        self, images: Tensor | None = None, tokens: Tensor | None = None, masked: Tensor | None = None
+    ) -> tuple[Tensor, int]:
+        """One batch of pictures, texts or pairs.
+
+        Args:
+            images: (B, channels, H, W); None for texts.
+            tokens: (B, L) int64; None for pictures.
+            masked: (B, N) bool, True = this patch is hidden.
+
+        Returns:
+            (B, T, d_model) and `split`, how many of the T are vision: 0 for texts, T for pictures. The mask of pairs
+            is that of the texts with `split` times True before it: `F.pad(mask, (split, 0), value=True)`.
+
+        Raises:
+            UserError: a text is longer than `max_positions`.
+        """
+        assert images is not None or tokens is not None
+        parts = []
+        if images is not None:
+            parts.append(self.vision(images, masked) + self.vision_position)
+        if tokens is not None:
+            check_length("the positions of texts", tokens.size(1), len(self.text_position))
+            parts.append(self.text(tokens) + self.text_position[: tokens.size(1)])
+        return torch.cat(parts, dim=1), 0 if images is None else parts[0].size(1)
 
 
 class AudioStem(nn.Module):

@@ -132,7 +132,8 @@ class TaskModule(L.LightningModule):
         **options: Any,
     ) -> None:
         super().__init__()
-        self.config = BackboneConfig.from_dict(dict(backbone))
+        backbone = {**backbone, **self.shape_from(backbone, spec)}
+        self.config = BackboneConfig.from_dict(backbone)
         self.spec = dict(spec)
         self.optimizer_config = from_mapping(OptimizerConfig, optimizer, "optimizer")
         self.scheduler_config = from_mapping(SchedulerConfig, scheduler, "scheduler")
@@ -142,7 +143,7 @@ class TaskModule(L.LightningModule):
         self.save_hyperparameters(
             {
                 "task": f"{type(self).__module__}.{type(self).__qualname__}",
-                "backbone": dict(backbone),
+                "backbone": backbone,
                 "spec": self.spec,
                 "optimizer": dict(optimizer),
                 "scheduler": dict(scheduler),
@@ -169,6 +170,11 @@ class TaskModule(L.LightningModule):
     def build(self) -> None:
         """Make stem, stack and head, and put the metrics of the evaluation into `self.scores`."""
         raise NotImplementedError
+
+    @classmethod
+    def shape_from(cls, backbone: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
+        """Fields of the backbone that follow from the data, such as the patches on a side of a picture."""
+        return {}
 
     @classmethod
     def prepare(cls, config: Mapping[str, Any], data: DataModule) -> dict[str, Any]:
@@ -202,6 +208,10 @@ class TaskModule(L.LightningModule):
         """
         return []
 
+    def overview(self) -> list[Sample]:
+        """As `samples`, of a whole evaluation, once its metrics are known."""
+        return []
+
     def units(self, batch: Batch) -> dict[str, float]:
         """What throughput is counted in: `examples`, and `tokens` or `audio_seconds`."""
         return {"examples": float(len(batch["id"]))}
@@ -228,11 +238,18 @@ class TaskModule(L.LightningModule):
 
     def named_layers(self) -> Iterator[tuple[str, nn.Module]]:
         """The layers of the backbone, as the stability probe names them: `layer_00`, or `encoder/layer_00`."""
-        for path, stack in self.named_modules():
-            if isinstance(stack, Stack):
-                side = path.rpartition(".")[2]
-                prefix = f"{side}/" if side in ("encoder", "decoder") else ""
-                yield from ((f"{prefix}layer_{index:02d}", layer) for index, layer in enumerate(stack.layers))
+        for path, stack in self._stacks():
+            side = path.rpartition(".")[2]
+            prefix = f"{side}/" if side in ("encoder", "decoder") else ""
+            yield from ((f"{prefix}layer_{index:02d}", layer) for index, layer in enumerate(stack.layers))
+
+    def _stacks(self) -> list[tuple[str, Stack]]:
+        """The stacks of the backbone by their paths, without those of a model that only gives targets."""
+        return [
+            (path, module)
+            for path, module in self.named_modules()
+            if isinstance(module, Stack) and not path.startswith("target.")
+        ]
 
     def layer_modules(self) -> list[nn.Module]:
         """The stem and the layers from input to output, for `optimizer.layer_decay`.
@@ -240,14 +257,14 @@ class TaskModule(L.LightningModule):
         Raises:
             UserError: the task has more than one stack, so that its layers stand in no single order.
         """
-        stacks = [module for module in self.modules() if isinstance(module, Stack)]
+        stacks = self._stacks()
         if len(stacks) != 1:
             raise UserError(
                 f"optimizer.layer_decay={self.optimizer_config.layer_decay}: task={self.name} has {len(stacks)} stacks, "
                 "whose layers have no single order. Set it to null."
             )
         stem = [module for name, module in self.named_children() if name == "stem"]
-        return [*stem, *stacks[0].layers]
+        return [*stem, *stacks[0][1].layers]
 
     def compile_layers(self) -> None:
         """Compile each layer in place: parameter names stay as they are, and equal layers share one compilation."""
@@ -356,6 +373,7 @@ class TaskModule(L.LightningModule):
         self.log_dict(values, logger=False)
         stride = max(1, len(shown) // max(self.num_samples, 1))
         self._show(split, shown[::stride][: self.num_samples])
+        self._show(split, self.overview() if self.num_samples else [])
 
     def _show(self, split: str, shown: Sequence[Sample]) -> None:
         if not shown or not self.trainer.is_global_zero:

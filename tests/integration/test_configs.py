@@ -12,9 +12,10 @@ from magneto.cli import CONF, options
 from magneto.errors import UserError, from_mapping
 from magneto.nn import BackboneConfig, build_backbone
 from magneto.optim import OptimizerConfig, SchedulerConfig
+from magneto.tasks.base import task_class
 
 ALONE = {
-    ("data", kind) for kind in ("speech", "parallel", "text", "labelled")
+    ("data", kind) for kind in ("speech", "parallel", "text", "labelled", "image")
 }  # shared bases, not to be chosen
 
 
@@ -32,7 +33,8 @@ def choices(*groups: str) -> list[str]:
 def build(config: dict) -> None:
     from_mapping(OptimizerConfig, config["optimizer"], "optimizer")
     from_mapping(SchedulerConfig, config["scheduler"], "scheduler")
-    BackboneConfig.from_dict(config["backbone"])
+    task = task_class(config["task"]["_target_"])
+    BackboneConfig.from_dict(config["backbone"] | task.shape_from(config["backbone"], config["data"]))
     assembly.build_data(config["data"])
     assembly.trainer_arguments(config)
 
@@ -45,6 +47,10 @@ NEEDED = {
     "parallel_files": ["data.sources.files.tsv=pairs.tsv"],
     "text_files": ["data.sources.text_files.path=texts"],
     "glue": ["data.source.folder=glue"],
+    "hub_images": ["data.sources.hub_images.name=pictures"],
+    "image_folder": ["data.sources.image_folder.folder=texts"],
+    "imagenet": ["data.sources.imagenet.folder=texts"],
+    "webdataset": ["data.sources.webdataset.shards=texts/*.tar"],
     "tsv": ["data.source.train=a.tsv", "data.source.val=a.tsv", "data.source.test=a.tsv"],
 }
 
@@ -91,7 +97,13 @@ def test_each_task_takes_its_kind_of_data_and_refuses_the_others(task: str, data
 
 @pytest.mark.parametrize("experiment", options("experiment"))
 def test_each_experiment_composes_instantiates_and_names_its_task(experiment: str) -> None:
-    corpus = {"mlm/bert_base": "text_files", "text_classification/glue": "glue"}.get(experiment, "")
+    corpus = {
+        "mlm/bert_base": "text_files",
+        "text_classification/glue": "glue",
+        "beit/beit_base_12l": "imagenet",
+        "beit/beit_large_24l": "imagenet",
+        "visual_tokenizer/vqkd_base": "imagenet",
+    }.get(experiment, "")
     config = plain(f"task={experiment.split('/')[0]}", f"experiment={experiment}", *needed(corpus))
     assert config["experiment_task"] == config["task"]["name"]
     build(config)

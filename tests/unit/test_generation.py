@@ -11,7 +11,7 @@ from magneto.data.text_tokenizer import TextTokenizer
 from magneto.errors import UserError
 from magneto.generation import Continuation, Decoding, choose, generate, next_tokens, stream
 from magneto.nn import KVCache
-from magneto.nn.config import POSITIONS
+from magneto.nn.config import SEQUENCE_POSITIONS
 from magneto.nn.placement import PLACEMENTS
 from magneto.tasks.causal_lm import CausalLM
 
@@ -64,7 +64,7 @@ def tokens_of(
     return rows
 
 
-@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("position", SEQUENCE_POSITIONS)
 @pytest.mark.parametrize("placement", list(PLACEMENTS))
 @torch.no_grad()
 def test_a_cached_padded_batch_gives_the_logits_of_each_whole_sequence(placement: str, position: str) -> None:

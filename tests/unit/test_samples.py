@@ -32,8 +32,8 @@ def test_wandb_gets_pictures_as_images(monkeypatch: pytest.MonkeyPatch) -> None:
     tables = []
     logger = SimpleNamespace(log_table=lambda **table: tables.append(table))
     rows = [{"id": "1", "picture": PIXELS}, {"id": "2", "picture": PIXELS[..., 0]}]
-    log_samples(logger, "val/samples", rows, 5)  # type: ignore[arg-type]
+    log_samples(logger, "val/samples", rows, 5)
     (table,) = tables
     assert table["columns"] == ["id", "picture"] and table["step"] == 5
     assert [type(cell) for _, cell in table["data"]] == [wandb.Image] * 2
-    log_samples(SimpleNamespace(), "val/samples", rows, 5)  # type: ignore[arg-type]
+    log_samples(SimpleNamespace(), "val/samples", rows, 5)

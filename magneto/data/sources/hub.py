@@ -1,5 +1,6 @@
 """Data sets of the Hugging Face hub, by name, or local files through the same library (docs/data.md)."""
 
+import contextlib
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,13 +39,29 @@ def hub_rows(
     Raises:
         UserError: the library is not installed, or the data set, the config or the split cannot be had.
     """
+    rows = hub_dataset(
+        name, split=split, config=config, revision=revision, data_files=data_files, streaming=streaming
+    )
+    with _explained(name, split, config):
+        yield from itertools.islice(rows, limit)
+
+
+def hub_dataset(
+    name: str,
+    *,
+    split: str,
+    config: str | None = None,
+    revision: str | None = None,
+    data_files: str | Sequence[str] | Mapping[str, Any] | None = None,
+    streaming: bool = False,
+) -> Any:
+    """The library's own object for one split of a data set. Arguments and errors: see `hub_rows`."""
     try:
         import datasets
     except ImportError as error:
         raise UserError(f"data: {name} needs the `datasets` library: pip install 'magneto[hub]'.") from error
-    what = f"the data set {name}" + (f" ({config})" if config else "")
-    try:
-        rows = datasets.load_dataset(
+    with _explained(name, split, config):
+        return datasets.load_dataset(
             name,
             config,
             split=split,
@@ -52,7 +69,16 @@ def hub_rows(
             data_files=plain(data_files),
             streaming=streaming,
         )
-        yield from itertools.islice(rows, limit)
+
+
+@contextlib.contextmanager
+def _explained(name: str, split: str, config: str | None) -> Iterator[None]:
+    """Errors of the library as `UserError`."""
+    import datasets
+
+    what = f"the data set {name}" + (f" ({config})" if config else "")
+    try:
+        yield
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(

@@ -34,6 +34,21 @@ from magneto.nn import BackboneConfig, Decoder, Encoder
         ({"bias": 1}, "bias=1 is a int"),
         ({"num_layers": True}, "num_layers=True is a bool"),
         ({"ffn_dim": "4x"}, "int or null"),
+        ({"multiway": "feedforward"}, "did you mean 'feed_forward'"),
+        ({"multiway": "full", "architecture": "decoder"}, "multiway=full is a property of an encoder: set"),
+        (
+            {"multiway": "full", "architecture": "encoder_decoder"},
+            "set architecture=encoder, not encoder_dec",
+        ),
+        ({"fusion_layers": 2}, "fusion_layers=2 has no effect with multiway=none"),
+        ({"fusion_layers": 7, "multiway": "feed_forward"}, "between 0 and num_layers=6"),
+        ({"fusion_layers": -1, "multiway": "feed_forward"}, "fusion_layers=-1: must be between 0"),
+        ({"position": "relative_2d"}, "needs grid, the patches on a side"),
+        ({"position": "relative_2d", "grid": 0}, "grid=0: must be at least 1"),
+        (
+            {"position": "relative_2d", "grid": 7, "architecture": "decoder"},
+            "have no past: set architecture=enc",
+        ),
     ],
 )
 def test_bad_values_are_refused_with_the_remedy(values: dict[str, Any], message: str) -> None:

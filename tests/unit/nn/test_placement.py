@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from magneto.nn import (
     build_backbone,
     initialize,
 )
-from magneto.nn.config import ARCHITECTURES
+from magneto.nn.config import ARCHITECTURES, MULTIWAY
 from magneto.nn.stack import Residual
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "state_dict_keys.json"
@@ -299,14 +300,18 @@ def small_config(placement: str, architecture: str) -> BackboneConfig:
 
 
 def state_dict_shapes() -> dict[str, dict[str, list[int]]]:
-    """Keys and shapes of each placement and architecture: the contract that checkpoints rely on."""
-    return {
-        f"{placement}/{architecture}": {
-            name: list(value.shape)
-            for name, value in build_backbone(small_config(placement, architecture)).state_dict().items()
-        }
+    """Keys and shapes of each placement and architecture, and of further weights: what checkpoints rely on."""
+    configs = {
+        f"{placement}/{architecture}": small_config(placement, architecture)
         for placement in PLACEMENTS
         for architecture in ARCHITECTURES
+    }
+    plain = small_config("magneto", "encoder")
+    configs |= {f"multiway={way}": replace(plain, multiway=way, fusion_layers=1) for way in MULTIWAY[1:]}
+    configs["relative_2d"] = replace(plain, position="relative_2d", grid=3)
+    return {
+        key: {name: list(value.shape) for name, value in build_backbone(config).state_dict().items()}
+        for key, config in configs.items()
     }
 
 

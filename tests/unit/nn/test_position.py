@@ -5,11 +5,13 @@ from math import cos, log, sin
 import pytest
 import torch
 
-from magneto.nn import BackboneConfig
+from magneto.errors import UserError
+from magneto.nn import BackboneConfig, Encoder
 from magneto.nn.position import (
     ConvolutionalPosition,
     LearnedPosition,
     RelativeBias,
+    RelativeGridBias,
     Rotary,
     SinusoidalPosition,
     rotate,
@@ -92,6 +94,52 @@ def test_relative_bias_of_each_pair(start: int) -> None:
         for key in range(start + 7):
             bucket = bias.buckets(torch.tensor([key - (start + query)]))
             torch.testing.assert_close(values[0, :, query, key], bias.table[bucket[0]])
+
+
+def grid_config(grid: int = 3, **values: object) -> BackboneConfig:
+    return config(position="relative_2d", grid=grid, **values)
+
+
+@pytest.mark.parametrize("grid", [1, 2, 4])
+def test_bias_of_patches_depends_on_the_displacement_alone(grid: int) -> None:
+    bias = RelativeGridBias(grid_config(grid))
+    torch.nn.init.normal_(bias.table)
+    values = bias(0, 1 + grid**2)
+    assert values.shape == (1, 2, 1 + grid**2, 1 + grid**2)
+    of_displacement: dict[object, torch.Tensor] = {}
+    for query in range(1 + grid**2):
+        for key in range(1 + grid**2):
+            if query and key:
+                rows, columns = (
+                    ((query - 1) // grid - (key - 1) // grid),
+                    (query - 1) % grid - (key - 1) % grid,
+                )
+                name: object = (rows, columns)
+            else:
+                name = f"[CLS] is query: {query == 0}, key: {key == 0}"
+            found = of_displacement.setdefault(name, values[0, :, query, key])
+            assert torch.equal(found, values[0, :, query, key])
+    distinct = {tuple(value.tolist()) for value in of_displacement.values()}
+    assert len(distinct) == len(of_displacement) == len(bias.table) == (2 * grid - 1) ** 2 + 3
+
+
+def test_bias_of_patches_in_a_stack() -> None:
+    """Zero at the start, learned afterwards; it acts on the scores of every layer, and another length is refused."""
+    torch.manual_seed(0)
+    encoder, plain = Encoder(grid_config(num_layers=2)), Encoder(config(position="none", num_layers=2))
+    plain.load_state_dict({k: v for k, v in encoder.state_dict().items() if k != "relative.table"})
+    x = torch.randn(2, 10, 8)
+    out, mask = encoder(x), torch.arange(10) < torch.tensor([10, 8])[:, None]
+    assert isinstance(out, torch.Tensor)
+    torch.testing.assert_close(out, plain(x), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(encoder(x, mask), plain(x, mask), atol=1e-6, rtol=1e-6)
+    out.square().sum().backward()
+    assert encoder.relative is not None and encoder.relative.table.grad is not None
+    assert encoder.relative.table.grad.any(dim=1).all()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert encoder(x, mask).isfinite().all()  # type: ignore[union-attr]
+    with pytest.raises(UserError, match="grid=3 is for 10 tokens, .CLS. and 3 x 3 patches, not for 9"):
+        encoder(x[:, :9])
 
 
 def test_convolution_reaches_half_a_kernel_to_either_side() -> None:

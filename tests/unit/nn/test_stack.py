@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from magneto.nn import PLACEMENTS, BackboneConfig, Encoder, KVCache, build_backbone
 from magneto.nn.attention import matmul_attention
-from magneto.nn.config import ACTIVATIONS, ARCHITECTURES, NORMS, POSITIONS
+from magneto.nn.config import ACTIVATIONS, ARCHITECTURES, NORMS, SEQUENCE_POSITIONS
 from magneto.nn.stack import Residual
 
 D, HEADS = 32, 4
@@ -50,7 +50,7 @@ def right_mask(lengths: list[int], size: int) -> Tensor:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_every_parameter_gets_a_gradient(placement: str, architecture: str) -> None:
-    for position in POSITIONS:
+    for position in SEQUENCE_POSITIONS:
         model = build(placement, position, architecture, dropout=0.1, attention_dropout=0.1, drop_path=0.1)
         x, mask = tokens(8), right_mask([9, 5, 3, 9, 9, 2, 9, 1], 9)
         out = model(x, tokens(8, 5), mask) if architecture == "encoder_decoder" else model(x, mask)
@@ -222,7 +222,7 @@ def test_matmul_attention_is_sdpa(kind: str) -> None:
 # --- masks -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("position", SEQUENCE_POSITIONS)
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_padding_changes_nothing(placement: str, position: str) -> None:
     model = build(placement, position)
@@ -235,7 +235,7 @@ def test_padding_changes_nothing(placement: str, position: str) -> None:
         torch.testing.assert_close(batch[row, :length], alone[0], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("position", SEQUENCE_POSITIONS)
 def test_memory_padding_changes_nothing(position: str) -> None:
     model = build(position=position, architecture="encoder_decoder")
     x, y, lengths = tokens(), tokens(3, 5), [9, 4, 7]
@@ -245,7 +245,7 @@ def test_memory_padding_changes_nothing(position: str) -> None:
         torch.testing.assert_close(batch[row, :target], alone[0], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("position", SEQUENCE_POSITIONS)
 @pytest.mark.parametrize("architecture", ["encoder", "decoder"])
 def test_the_future_is_not_seen(architecture: str, position: str) -> None:
     if architecture == "encoder" and position == "convolutional":
@@ -279,7 +279,7 @@ def test_an_example_without_real_tokens_stays_finite(position: str) -> None:
 # --- cached decoding ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("position", SEQUENCE_POSITIONS)
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @torch.no_grad()
 def test_cached_equals_uncached(placement: str, position: str) -> None:
@@ -301,7 +301,7 @@ def test_cached_equals_uncached(placement: str, position: str) -> None:
     torch.testing.assert_close(stepped, model.decode(x, None, memory, mask), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("position", SEQUENCE_POSITIONS)
 @torch.no_grad()
 def test_prompts_of_unequal_length(position: str) -> None:
     """Left padding: each row decodes as it does alone, prompt and continuation."""
@@ -321,7 +321,7 @@ def test_prompts_of_unequal_length(position: str) -> None:
         torch.testing.assert_close(batch[row, 8 - length :], alone[0], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("position", SEQUENCE_POSITIONS)
 @torch.no_grad()
 def test_reorder_follows_the_beams(position: str) -> None:
     """One prompt a source becomes two beams each, beams change places, one source leaves."""
@@ -456,7 +456,7 @@ def check_compiled(backend: str, position: str, architecture: str) -> None:
         torch.testing.assert_close(a.grad, b[1].grad, atol=1e-4, rtol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("position", SEQUENCE_POSITIONS)
 def test_compiles_in_place_to_one_graph(position: str) -> None:
     """Traced forward and backward without a break, same results, same state-dict keys."""
     check_compiled("aot_eager", position, "encoder_decoder")

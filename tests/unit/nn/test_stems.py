@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from magneto.nn import AudioStem, BackboneConfig, Linear, PatchStem, TokenStem
+from magneto.errors import UserError
+from magneto.nn import AudioStem, BackboneConfig, Linear, PatchStem, TokenStem, VisionLanguageStem
 
 CONFIG = BackboneConfig(d_model=64)
 
@@ -41,6 +42,40 @@ def test_patches_are_those_of_a_strided_convolution() -> None:
 def test_a_picture_that_does_not_divide_into_patches() -> None:
     with pytest.raises(ValueError, match="image_size=30 does not divide by patch_size=8: take image_size=32"):
         PatchStem(30, 8, 3, 64)
+
+
+def test_hidden_patches_give_the_mask_token() -> None:
+    stem, images = PatchStem(24, 8, 3, 64, mask_token=True), torch.randn(2, 3, 24, 24)
+    masked = torch.rand(2, 9, generator=torch.Generator().manual_seed(0)) < 0.4
+    plain, x = stem(images), stem(images, masked)
+    assert masked.any() and not masked.all() and stem.mask_token is not None
+    assert (x[:, 1:][masked] == stem.mask_token).all()
+    assert torch.equal(x[:, 1:][~masked], plain[:, 1:][~masked]) and torch.equal(x[:, 0], plain[:, 0])
+    with pytest.raises(AssertionError, match="mask_token=True"):
+        PatchStem(24, 8, 3, 64)(images, masked)
+
+
+def test_pictures_and_texts_have_the_same_places_alone_and_in_pairs() -> None:
+    torch.manual_seed(0)
+    config = BackboneConfig(d_model=64, max_positions=12)
+    stem = VisionLanguageStem(PatchStem(24, 8, 3, 64, mask_token=True), TokenStem(100, config), config)
+    images, tokens = torch.randn(2, 3, 24, 24), torch.randint(100, (2, 7))
+    vision, all_of_them = stem(images)
+    text, none = stem(tokens=tokens)
+    pairs, split = stem(images, tokens)
+    assert (all_of_them, none, split) == (10, 0, 10)
+    assert torch.equal(pairs, torch.cat((vision, text), dim=1))
+    torch.testing.assert_close(vision, stem.vision(images) + stem.vision_position)
+    torch.testing.assert_close(text, stem.text(tokens) + stem.text_position[:7])
+    masked = torch.zeros(2, 9, dtype=torch.bool)
+    masked[1, 3] = True
+    hidden, _ = stem(images, tokens, masked)
+    assert (hidden != pairs).any(-1).nonzero().tolist() == [[1, 4]]
+    assert stem.text_position.std().item() == pytest.approx(1 / 8, rel=0.1)
+    with pytest.raises(
+        UserError, match="13 tokens is longer than max_positions=12, the reach of the positions of"
+    ):
+        stem(tokens=torch.zeros(1, 13, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("length", range(1, 18))

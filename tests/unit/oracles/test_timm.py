@@ -64,6 +64,41 @@ def test_blocks(placement: str, qk_norm: bool, mask: str) -> None:
     agree((ours(x, ours_mask, causal=mask == "causal"), theirs.norm(out)), [(x, y)], links, seen)
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_relative_positions_of_patches(shared: bool) -> None:
+    """BEiT's blocks, with one table for all (as it pre-trains) or, for a stack of one layer, one in the layer."""
+    beit = pytest.importorskip("timm.models.beit")
+    layers = 3 if shared else 1
+    ours = build("pre_ln", position="relative_2d", grid=3, num_layers=layers)
+    window = None if shared else (3, 3)
+    blocks = nn.ModuleList(
+        beit.Block(D, HEADS, qkv_bias=True, mlp_ratio=FFN / D, norm_layer=NORM, window_size=window)
+        for _ in range(layers)
+    )
+    theirs = nn.ModuleDict({"blocks": blocks, "norm": NORM(D)})
+    if shared:
+        theirs["bias"] = beit.RelativePositionBias((3, 3), HEADS)
+    table = (theirs["bias"] if shared else blocks[0].attn).relative_position_bias_table
+    links = [*same(ours.final_norm, theirs["norm"]), Link(ours.relative.table, table)]
+    for a, b in zip(ours.layers, blocks, strict=True):
+        links += same(a.self_attention.pre_norm, b.norm1) + same(a.feed_forward.pre_norm, b.norm2)
+        links += same(a.self_attention.branch.out, b.attn.proj)
+        own, their = a.self_attention.branch.qkv, b.attn
+        with torch.no_grad():
+            own.bias[D : 2 * D] = 0  # BEiT's keys have no bias, which the softmax would cancel
+        links += [Link(own.weight, their.qkv.weight)]
+        links += [Link(own.bias, their.q_bias, (0, D)), Link(own.bias, their.v_bias, (2 * D, 3 * D))]
+        links += same(a.feed_forward.branch.fc1, b.mlp.fc1) + same(a.feed_forward.branch.fc2, b.mlp.fc2)
+    copy_weights(ours, theirs, links)
+    x, y = stream(length=10).requires_grad_(), stream(length=10).requires_grad_()
+    bias = theirs["bias"]() if shared else None
+    out = y
+    for block in blocks:
+        out = block(out, shared_rel_pos_bias=bias)
+    everywhere = torch.ones(3, 10, dtype=torch.bool)
+    agree((ours(x), theirs["norm"](out)), [(x, y)], links, everywhere)
+
+
 def test_attention_alone() -> None:
     ours = build("magneto").layers[0].self_attention.branch
     theirs = vision_transformer.Attention(D, HEADS, qkv_bias=True, scale_norm=True, norm_layer=NORM)

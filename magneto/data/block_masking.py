@@ -1,0 +1,101 @@
+"""Which patches of a picture a masked image model has to guess: blocks, for a whole batch at once."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from magneto.data.rng import uniforms
+from magneto.errors import UserError
+
+ATTEMPTS = 32  # blocks that are tried for a picture
+LEAST_SHARE = 16 / 196  # of the patches: BEiT's smallest block, 16 of 14 x 14
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockMasking:
+    """Block-wise masking of BEiT (Bao et al., arXiv 2106.08254, algorithm 1).
+
+    Blocks of random size and aspect are hidden until there is no room for another; single patches make up what is
+    missing then, so that every picture has the same number of hidden patches (as the authors' code for BEiT v2 does).
+
+    ratio: share of the patches that are hidden. min_patches: of a block; None: as large a share as BEiT's 16 of 196.
+    max_patches: of a block; None: as many as there is room for. aspect: bounds of height / width, drawn uniformly in
+    the logarithm.
+    """
+
+    ratio: float = 0.4
+    min_patches: int | None = None
+    max_patches: int | None = None
+    aspect: tuple[float, float] = (0.3, 1 / 0.3)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio < 1:
+            raise UserError(f"data.masking.ratio={self.ratio} must lie between 0 and 1: 0.4.")
+        least = 1 if self.min_patches is None else self.min_patches
+        if least < 1 or (self.max_patches is not None and self.max_patches < least):
+            raise UserError(
+                f"data.masking: min_patches={self.min_patches} must be at least 1 and at most "
+                f"max_patches={self.max_patches}."
+            )
+        object.__setattr__(self, "aspect", tuple(self.aspect))
+        if len(self.aspect) != 2 or not 0 < self.aspect[0] <= self.aspect[1]:
+            raise UserError(
+                f"data.masking.aspect={list(self.aspect)} must be two numbers above 0, the smaller first: [0.3, 3.33]."
+            )
+
+    def hidden(self, grid: int) -> int:
+        """How many of `grid` x `grid` patches are hidden: neither none nor all."""
+        return min(max(1, round(self.ratio * grid**2)), grid**2 - 1)
+
+    def draw(self, grid: int, examples: np.ndarray, *, seed: int, purpose: str, epoch: int) -> np.ndarray:
+        """Masks of a batch; that of an example does not depend on the others.
+
+        Args:
+            grid: patches a side.
+            examples: (B,) their numbers.
+            seed: with purpose and epoch: see `uniforms`.
+            purpose: of the random numbers.
+            epoch: counted from 0.
+
+        Returns:
+            (B, grid * grid) bool, True = hidden, in rows.
+        """
+        total, wanted = grid**2, self.hidden(grid)
+        least = round(LEAST_SHARE * total) if self.min_patches is None else self.min_patches
+        least, most = max(1, least), wanted if self.max_patches is None else self.max_patches
+        random = uniforms(seed, purpose, epoch, examples, 4 * ATTEMPTS + total)
+        low, high = np.log(self.aspect)
+        line = np.arange(grid)
+        hidden = np.zeros((len(examples), grid, grid), bool)
+        room = np.full(len(examples), wanted)
+        for attempt in range(ATTEMPTS):
+            open_ = np.flatnonzero(room)  # pictures that want more blocks
+            if not len(open_):
+                break
+            area, aspect, top, left = random[open_, 4 * attempt : 4 * attempt + 4].T
+            largest = np.minimum(room[open_], most)
+            smallest = np.minimum(least, largest)
+            patches = smallest + area * (largest - smallest)
+            ratio = np.exp(low + aspect * (high - low))
+            height = np.maximum(np.rint(np.sqrt(patches * ratio)), 1)
+            width = np.maximum(np.rint(np.sqrt(patches / ratio)), 1)
+            rows = _within(line, np.floor(top * (grid - height + 1)), height)
+            columns = _within(line, np.floor(left * (grid - width + 1)), width)
+            block = rows[:, :, None] & columns[:, None, :] & ~hidden[open_]
+            new = np.count_nonzero(block, axis=(1, 2))
+            taken = (new <= room[open_]) & (np.maximum(height, width) <= grid)
+            hidden[open_[taken]] |= block[taken]
+            room[open_] -= new * taken
+        flat = hidden.reshape(len(examples), total)
+        # The patches in a random order, hidden ones last: the first `room` of them make up the number.
+        order = np.argsort(random[:, 4 * ATTEMPTS :] + flat, axis=1, kind="stable")
+        rank = np.empty_like(order)
+        np.put_along_axis(rank, order, np.arange(total)[None], axis=1)
+        masks: np.ndarray = flat | (rank < room[:, None])
+        return masks
+
+
+def _within(line: np.ndarray, first: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """(B, grid) bool: which places of a line the range from `first` (B,) covers."""
+    covered: np.ndarray = (line >= first[:, None]) & (line < (first + length)[:, None])
+    return covered

@@ -1,0 +1,188 @@
+"""Augmentation of pictures in training, for a whole batch at once.
+
+What is drawn for a picture follows from (seed, epoch, its number) alone: see `rng.uniforms`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from magneto.data.rng import uniforms
+from magneto.errors import UserError, from_mapping
+
+ERASED_AREA, ERASED_RATIO = (0.02, 1 / 3), (0.3, 1 / 0.3)  # Zhong et al., "Random Erasing", arXiv 1708.04896
+GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow converts to grey
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Random numbers for the pictures of a batch: `draws("flip", 1)` gives (B, 1) float64 in [0, 1)."""
+
+    seed: int
+    epoch: int
+    examples: np.ndarray  # (B,)
+
+    def __call__(self, purpose: str, count: int) -> np.ndarray:
+        return uniforms(self.seed, f"picture's {purpose}", self.epoch, self.examples, count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandAugment:
+    """RandAugment (Cubuk et al., arXiv 1909.13719): num_ops operations of a magnitude of 0 to 30 (torchvision's)."""
+
+    num_ops: int = 2
+    magnitude: int = 9
+
+    def __post_init__(self) -> None:
+        if self.num_ops < 1 or not 0 <= self.magnitude <= 30:
+            raise UserError(
+                f"data.augment.randaugment: num_ops={self.num_ops} must be at least 1 and magnitude="
+                f"{self.magnitude} between 0 and 30."
+            )
+
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        """(B, C, S, S) uint8 -> the same, picture by picture: each has operations of its own."""
+        from torchvision.transforms import v2
+
+        transform = v2.RandAugment(self.num_ops, self.magnitude)
+        seeds = (draws("randaugment", 1)[:, 0] * 2**53).astype(np.int64)
+        with torch.random.fork_rng(devices=[]):
+            changed = []
+            for image, seed in zip(images, seeds.tolist(), strict=True):
+                torch.manual_seed(seed)
+                changed.append(transform(image))
+        return torch.stack(changed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """What is changed in training pictures.
+
+    crop_scale: bounds of the share of the area that is cut out and enlarged (random resized crop), crop_ratio of its
+    width / height; None: no crop. flip: mirror every other picture. color_jitter: bound of the change of brightness,
+    contrast and saturation (0.4 for 0.6 to 1.4). randaugment: see `RandAugment`, as a dict. erase: share of the
+    pictures in which a rectangle is hidden.
+    """
+
+    crop_scale: tuple[float, float] | None = None
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: bool = False
+    erase: float = 0.0
+    color_jitter: float = 0.0
+    randaugment: Mapping[str, Any] | None = None
+    _operations: RandAugment | None = field(init=False, repr=False, default=None)
+
+    def __post_init__(self) -> None:
+        for name in ("crop_scale", "crop_ratio"):
+            bounds = getattr(self, name)
+            if bounds is None and name == "crop_scale":
+                continue
+            if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] or (name == "crop_scale" and bounds[1] > 1):
+                limit = " and at most 1" if name == "crop_scale" else ""
+                raise UserError(
+                    f"data.augment.{name}={list(bounds)} must be two numbers above 0{limit}, the smaller first."
+                )
+            object.__setattr__(self, name, tuple(bounds))
+        if not 0 <= self.erase <= 1 or not 0 <= self.color_jitter <= 1:
+            raise UserError(
+                f"data.augment.erase={self.erase} and color_jitter={self.color_jitter} must lie between 0 and 1."
+            )
+        if self.randaugment is not None:
+            operations = from_mapping(RandAugment, self.randaugment, "data.augment.randaugment")
+            object.__setattr__(self, "_operations", operations)
+
+    def boxes(self, width: np.ndarray, height: np.ndarray, draws: Draws) -> np.ndarray:
+        """Where to cut pictures of these sizes (B,): (B, 4) left, top, width, height in pixels."""
+        if self.crop_scale is None:
+            return middle(width, height, 1.0)
+        scale, ratio, left, top = draws("crop", 4).T
+        low, high = self.crop_scale
+        area = (low + scale * (high - low)) * width * height
+        ratio = _log_uniform(ratio, self.crop_ratio)
+        box_width = np.minimum(np.sqrt(area * ratio), width)
+        box_height = np.minimum(np.sqrt(area / ratio), height)
+        return np.stack(
+            (left * (width - box_width), top * (height - box_height), box_width, box_height), axis=1
+        )
+
+    def recolour(self, images: Tensor, draws: Draws) -> Tensor:
+        """What is done to pictures that have been cut: (B, C, S, S) float32, 0 to 255, to the same."""
+        if self.flip:
+            images = torch.where(_flags(draws("flip", 1) < 0.5), images.flip(-1), images)
+        if self._operations is not None:
+            images = self._operations(images.round().to(torch.uint8), draws).float()
+        if self.color_jitter:
+            factors = torch.from_numpy(1 + self.color_jitter * (2 * draws("colours", 3) - 1)).float()
+            brightness, contrast, saturation = factors.T[:, :, None, None, None]
+            images = (images * brightness).clamp(0, 255)
+            mean = grey(images).mean((1, 2, 3), keepdim=True)
+            images = (mean + (images - mean) * contrast).clamp(0, 255)
+            if images.shape[1] == 3:
+                shades = grey(images)
+                images = (shades + (images - shades) * saturation).clamp(0, 255)
+        return images
+
+    def hide(self, images: Tensor, draws: Draws) -> Tensor:
+        """Random erasing of normalised pictures (B, C, S, S): the mean, 0, in a rectangle of some of them."""
+        if not self.erase:
+            return images
+        size = images.shape[-1]
+        chosen, area, ratio, left, top = draws("erase", 5).T
+        area = (ERASED_AREA[0] + area * (ERASED_AREA[1] - ERASED_AREA[0])) * size**2
+        ratio = _log_uniform(ratio, ERASED_RATIO)
+        rectangle = []
+        for place, length in ((top, np.sqrt(area / ratio)), (left, np.sqrt(area * ratio))):
+            length = np.clip(np.rint(length), 1, size)
+            first = np.floor(place * (size - length + 1))
+            line = np.arange(size)
+            rectangle.append((line >= first[:, None]) & (line < (first + length)[:, None]))
+        rows, columns = rectangle
+        erased = rows[:, :, None] & columns[:, None, :] & (chosen < self.erase)[:, None, None]
+        return images.masked_fill(torch.from_numpy(erased)[:, None], 0.0)
+
+
+def middle(width: np.ndarray, height: np.ndarray, share: float) -> np.ndarray:
+    """The square in the middle of pictures, of `share` of their shorter side: see `Augment.boxes`."""
+    side = share * np.minimum(width, height)
+    return np.stack(((width - side) / 2, (height - side) / 2, side, side), axis=1)
+
+
+def cut(images: Tensor, boxes: np.ndarray) -> Tensor:
+    """Enlarge a box of each picture to the picture's size, bilinear: (B, C, S, S) float32 -> the same.
+
+    boxes: (B, 4) left, top, width, height in pixels; none is larger than the picture, so that nothing is to be
+    smoothed.
+    """
+    size = images.shape[-1]
+    left, top, width, height = torch.from_numpy(boxes).float().T / size
+    zero = torch.zeros_like(left)
+    rows = (
+        torch.stack((width, zero, 2 * left + width - 1), 1),
+        torch.stack((zero, height, 2 * top + height - 1), 1),
+    )
+    grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def grey(images: Tensor) -> Tensor:
+    """(B, C, S, S) -> (B, 1, S, S)."""
+    if images.shape[1] == 1:
+        return images
+    weights = torch.tensor(GREY).view(1, 3, 1, 1)
+    return (images * weights).sum(1, keepdim=True)
+
+
+def _flags(chosen: np.ndarray) -> Tensor:
+    """(B, 1) bool -> (B, 1, 1, 1)."""
+    return torch.from_numpy(chosen)[:, :, None, None]
+
+
+def _log_uniform(random: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
+    low, high = np.log(bounds)
+    drawn: np.ndarray = np.exp(low + random * (high - low))
+    return drawn

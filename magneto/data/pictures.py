@@ -1,0 +1,176 @@
+"""Reading pictures: whatever people keep as pictures -> 8 bits a channel, grey or RGB, upright, without transparency.
+
+What cannot be used is refused with a reason that can be counted, and before it is decoded where its header tells.
+"""
+
+import io
+import os
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+# Only these decoders: Pillow's others are rare, and one of them (EPS) runs a program.
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".svg")
+SIDE_LIMIT = 20_000  # pixels
+SVG_SIDE = 256  # pixels of the longer side that an SVG picture is drawn with
+DPI = 96  # of SVG lengths in millimetres or points, as CSS has it
+WHITE = 255
+
+
+class BadPicture(Exception):
+    """A picture that cannot be used; the message is a short reason, the same for all pictures with that fault."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A picture's bytes within a larger file, such as a member of a tar archive."""
+
+    path: Path
+    start: int
+    size: int
+
+
+PictureData = bytes | Path | Slice | np.ndarray
+"""An encoded picture, where one is, or decoded pixels: uint8 (H, W) or (H, W, 3)."""
+
+
+def read_bytes(image: PictureData) -> bytes:
+    """The encoded bytes, or those of the pixels. Raises `BadPicture` when the file cannot be read."""
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, np.ndarray):
+        return image.tobytes()
+    try:
+        if isinstance(image, Path):
+            return image.read_bytes()
+        with image.path.open("rb") as file:
+            file.seek(image.start)
+            return file.read(image.size)
+    except OSError as error:
+        raise BadPicture("file cannot be read") from error
+
+
+def read_picture(
+    image: PictureData, channels: int = 3, limit: int = SIDE_LIMIT, svg_side: int = SVG_SIDE
+) -> Image.Image:
+    """Decode a picture.
+
+    CMYK, palettes and 16 bits a channel are converted, transparent places become white, the camera's rotation (EXIF)
+    is applied, an animation gives its first frame. The content decides what it is, not the file's name.
+
+    Args:
+        image: see `PictureData`.
+        channels: 1 for grey, 3 for colour.
+        limit: longest side in pixels. An area above Pillow's own limit (89 megapixels) is refused too.
+        svg_side: longer side in pixels with which an SVG picture is drawn.
+
+    Returns:
+        an image of mode "L" or "RGB".
+
+    Raises:
+        BadPicture: it is empty, truncated, damaged, no picture, of a single row or column, or too large.
+    """
+    mode = {1: "L", 3: "RGB"}[channels]
+    if isinstance(image, np.ndarray):
+        _check_size(image.shape[1], image.shape[0], limit)
+        return Image.fromarray(image).convert(mode)
+    data = read_bytes(image)
+    if not data:
+        raise BadPicture("empty file")
+    if _is_svg(data):
+        data = _rasterise(data, svg_side)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # damaged EXIF, palettes with odd transparency
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+                _check_size(*opened.size, limit)
+                opened.load()
+                return _flatten(ImageOps.exif_transpose(opened)).convert(mode)
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise BadPicture("too many pixels") from error
+        except UnidentifiedImageError as error:
+            raise BadPicture("not a picture") from error
+        # Pillow's decoders raise whatever a damaged file leads them to.
+        except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError) as error:
+            raise BadPicture("truncated or damaged") from error
+
+
+def _check_size(width: int, height: int, limit: int) -> None:
+    if min(width, height) < 2:
+        raise BadPicture("a single row or column of pixels")
+    if max(width, height) > limit:
+        raise BadPicture("too many pixels")
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    """8 bits a channel, on white."""
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image)
+        if image.mode == "F" or values.min() < 0 or values.max() > 65_535:
+            raise BadPicture("more than 16 bits a channel")
+        return Image.fromarray((values >> 8).astype(np.uint8))
+    if not image.has_transparency_data:
+        return image
+    image = image.convert("RGBA")
+    ground = Image.new("RGBA", image.size, (WHITE,) * 4)
+    return Image.alpha_composite(ground, image).convert("RGB")
+
+
+# ------------------------------------------------------------------------------------------------------------ SVG
+
+
+def _is_svg(data: bytes) -> bool:
+    start = data[:4096].lstrip(b"\xef\xbb\xbf \t\r\n")
+    return start.startswith(b"<") and re.search(rb"<(\w+:)?svg[\s>]", data[:65_536]) is not None
+
+
+def _rasterise(data: bytes, side: int) -> bytes:
+    """SVG -> PNG whose longer side is `side`. Text in it is not drawn: fonts differ from machine to machine."""
+    import resvg_py
+
+    declared = re.match(rb"""[^>]{0,200}\bencoding=["']([\w.-]+)["']""", data)
+    try:
+        text = data.decode(declared[1].decode("ascii") if declared else "utf-8")
+        png = bytes(
+            resvg_py.svg_to_bytes(svg_string=text, width=side, height=side, dpi=DPI, skip_system_fonts=True)
+        )
+    except (ValueError, LookupError) as error:
+        raise BadPicture("damaged SVG") from error
+    with Image.open(io.BytesIO(png)) as drawn:
+        if len(drawn.getcolors(maxcolors=2) or ()) == 1:
+            raise BadPicture("SVG of one colour")
+    return png
+
+
+# ------------------------------------------------------------------------------------------------------------ shapes
+
+
+def square(image: Image.Image, size: int, fit: str) -> Image.Image:
+    """A square picture of `size` pixels a side.
+
+    fit: "crop" keeps the middle of a longer picture, as for photographs; "pad" keeps all of it on white, as for
+    drawings.
+    """
+    if fit == "crop":
+        return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    white = WHITE if image.mode == "L" else (WHITE,) * 3
+    return ImageOps.pad(image, (size, size), Image.Resampling.BICUBIC, color=white)
+
+
+def find_pictures(folder: Path) -> list[Path]:
+    """The files below `folder` whose names end as pictures' do, sorted. Hidden ones are passed over."""
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [
+            Path(place, name)
+            for name in names
+            if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+        ]
+    return sorted(found)

@@ -1,0 +1,142 @@
+"""Pictures of data sets of the Hugging Face hub, by name, or local files through the same library (docs/data.md)."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from magneto.data.sources import SPLITS, Skipped
+from magneto.data.sources.hub import FILE_BUILDERS, file_identity, hub_dataset, plain
+from magneto.data.sources.pictures import ImageCorpus, Lazily, Picture
+from magneto.errors import UserError
+
+BUILDERS = (*FILE_BUILDERS, "imagefolder", "webdataset")  # of the library, for local files
+
+
+class HubImagesSource:
+    """Rows with a column of pictures, and columns of classes or captions.
+
+    name, config, revision, data_files: see `hub_rows`. splits: ours -> the data set's; with `train` alone, the others
+    are held out from it by a hash; with train and one other, that one serves for validation and test. image, label,
+    caption: names of the columns; label and caption may be None. language: of the captions. limit: rows of each split.
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        config: str | None = None,
+        *,
+        splits: Mapping[str, str] | None = None,
+        image: str = "image",
+        label: str | None = "label",
+        caption: str | None = None,
+        language: str = "en",
+        revision: str | None = None,
+        data_files: Any = None,
+        limit: int | None = None,
+    ) -> None:
+        if name is None:
+            raise UserError(
+                "data: name a data set of the hub (data.sources.hub_images.name=uoft-cs/cifar10)."
+            )
+        self.splits = dict(splits or {"train": "train", "val": "validation", "test": "test"})
+        if "train" not in self.splits or self.splits.keys() - set(SPLITS):
+            raise UserError(
+                f"data: splits of {name} names {', '.join(self.splits)}; name train, and val and test where there are."
+            )
+        if name in FILE_BUILDERS and not data_files:
+            raise UserError(f"data: name={name} reads local files: name them with data_files.")
+        self.columns = {"image": image, "label": label, "caption": caption}
+        self.language, self.limit = language, limit
+        self.arguments: dict[str, Any] = {
+            "name": name,
+            "config": config,
+            "revision": revision,
+            "data_files": plain(data_files),
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """All settings; of local files also sizes and times."""
+        settings = {**self.arguments, "data_files": file_identity(self.arguments["data_files"])}
+        more = {
+            "splits": self.splits,
+            "columns": self.columns,
+            "language": self.language,
+            "limit": self.limit,
+        }
+        return {"corpus": "hub_images", "recipe": 1, **settings, **more}
+
+    def load(self, data_dir: Path) -> ImageCorpus:
+        """The rows of all splits, pictures not decoded."""
+        sides = {side: self._open(split) for side, split in self.splits.items()}
+        skipped: list[Skipped] = []
+        label = self.columns["label"]
+        names = None if label is None else getattr(sides["train"].features[label], "names", None)
+        if label is not None and names is None:  # no ClassLabel: the values that there are
+            values = {value for rows in sides.values() for value in rows.unique(label) if value is not None}
+            names = [str(value) for value in sorted(values)]
+            number = None
+        else:
+            number = names
+
+        def pictures() -> Iterator[Picture]:
+            skipped.clear()
+            for side, rows in sides.items():
+                stated = self._stated(side)
+                for place, row in enumerate(rows):
+                    own = f"{self.splits[side]}:{place}"
+                    image = _image(row[self.columns["image"]])
+                    if image is None:
+                        skipped.append(Skipped(own, own, "row without a picture"))
+                        continue
+                    value = None if label is None else row[label]
+                    unlabelled = value is None or (
+                        number is not None and value == -1
+                    )  # -1: the library's convention
+                    text = None if self.columns["caption"] is None else row[self.columns["caption"]]
+                    yield Picture(
+                        id=own,
+                        image=image,
+                        label=None if unlabelled else str(value) if number is None else number[value],
+                        split=stated,
+                        captions={self.language: text} if isinstance(text, str) and text.strip() else {},
+                    )
+
+        return ImageCorpus(
+            examples=Lazily(pictures, sum(len(rows) for rows in sides.values())),
+            labels=tuple(names or ()),
+            skipped=skipped,
+            origin={"dataset": self.arguments["name"], "revision": self.arguments["revision"]},
+        )
+
+    def _stated(self, side: str) -> str | None:
+        if len(self.splits) == 1:
+            return None
+        return "val" if side == "test" and "val" not in self.splits else side
+
+    def _open(self, split: str) -> Any:
+        import datasets
+
+        rows = hub_dataset(split=split, **self.arguments)
+        for name in self.columns.values():
+            if name is not None and name not in rows.column_names:
+                raise UserError(
+                    f"data: {self.arguments['name']} has no column {name!r}; it has {', '.join(rows.column_names)}. Name "
+                    "the right one (data.sources...image, label, caption)."
+                )
+        rows = rows.select(range(min(self.limit or len(rows), len(rows))))
+        image = self.columns["image"]
+        assert image is not None
+        if isinstance(rows.features[image], datasets.Image):
+            rows = rows.cast_column(image, datasets.Image(decode=False))
+        return rows
+
+
+def _image(value: Any) -> bytes | Path | None:
+    """What is in a column of pictures: bytes, a path, or both."""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, dict) and value.get("bytes"):
+        return bytes(value["bytes"])
+    if isinstance(value, dict) and value.get("path"):
+        return Path(value["path"])
+    return None

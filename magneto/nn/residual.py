@@ -1,0 +1,104 @@
+r"""The residual sub-layer: where a placement is put into effect.
+
+One `Residual` is one column below, read upwards. f is the sub-layer; in brackets is what the placement puts
+inside of it.
+
+      pre_ln          post_ln         deepnorm        normformer           magneto (Sub-LN)
+
+         ^               ^               ^                 ^                    ^
+         |              LN              LN                 |                    |
+     .-->+           .-->+           .-->+             .-->+                .-->+
+     |   |           |   |     alpha x   |             |   |                |   |
+     |   |           |   |           |   |             |  LN (attention)    |  W_out, fc2   <- gain
+     |   f           |   f           |   f   <- gain   |   f                |  LN
+     |   |           |   |           |   |             |  [head scale]      | [heads, phi]
+     |  LN           |   |           |   |             |  [LN before fc2]   |  W_qkv, fc1   <- gain (not q, k)
+     |   |           |   |           |   |             |  LN                |  LN
+     '---+           '---+           '---+             '---+                '---+
+         |               |               |                 |                    |
+         x               x               x                 x                    x
+
+     final LN        none            none             final LN             final LN
+
+    x + f(LN x)     LN(x + f(x))    LN(alpha x + f(x))   x + [LN] f(LN x)   x + W_out LN(heads(W_qkv LN x))
+                                                                            x + fc2 LN(phi(fc1 LN x))
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from magneto.nn.attention import Context, CrossAttention, LayerCache, SelfAttention
+from magneto.nn.config import BackboneConfig
+from magneto.nn.feed_forward import FeedForward
+from magneto.nn.norm import build_norm
+from magneto.nn.placement import Side
+
+SubLayer = Literal["self_attention", "cross_attention", "feed_forward"]
+
+
+class Residual(nn.Module):
+    """A sub-layer on the residual stream: the one place where a placement is put into effect.
+
+        x <- post(alpha * x + drop_path(dropout(branch_norm(branch(pre(x))))))
+
+    Each norm is there or not as the placement says; norms that lie inside a sub-layer are handed down to it.
+
+    Args:
+        kind: which sub-layer.
+        config: of the backbone.
+        side: which side of the model, for the depth formulas.
+        drop_path: chance that an example skips the sub-layer (stochastic depth, arXiv 1603.09382).
+    """
+
+    def __init__(self, kind: SubLayer, config: BackboneConfig, side: Side, drop_path: float = 0.0) -> None:
+        super().__init__()
+        placement, depth = config.resolved_placement(), config.depth(side)
+        gain = placement.gain(depth)
+        self.branch: SelfAttention | CrossAttention | FeedForward
+        branch_norm = False
+        if kind == "self_attention":
+            branch_norm = placement.post_attention
+            self.branch = SelfAttention(
+                config, gain=gain, inner_norm=placement.inner_attention, head_scale=placement.head_scale
+            )
+        elif kind == "cross_attention":
+            self.branch = CrossAttention(config, gain=gain if placement.scale_cross_attention else 1.0)
+        else:
+            branch_norm = placement.post_ffn
+            self.branch = FeedForward(config, gain=gain, inner_norm=placement.inner_ffn)
+        d = config.d_model
+        self.pre_norm = build_norm(config, d) if placement.pre else None
+        self.branch_norm = build_norm(config, d) if branch_norm else None
+        self.post_norm = build_norm(config, d) if placement.post else None
+        self.alpha = placement.alpha(depth)
+        self.dropout = config.dropout
+        self.drop_path = drop_path
+
+    def forward(self, x: Tensor, context: Context | None = None, cache: LayerCache | None = None) -> Tensor:
+        """One step of the stream, (B, T, d_model) -> the same; `context` and `cache` are for attention."""
+        h = self.enter(x)
+        h = self.branch(h) if context is None else self.branch(h, context, cache)
+        return self.leave(h, x)
+
+    def enter(self, x: Tensor) -> Tensor:
+        """What the branch sees of the stream x."""
+        return x if self.pre_norm is None else self.pre_norm(x)
+
+    def leave(self, h: Tensor, x: Tensor) -> Tensor:
+        """The stream after the sub-layer: x and h, what the branch makes of `enter(x)`."""
+        if self.branch_norm is not None:
+            h = self.branch_norm(h)
+        if self.training and self.dropout:
+            h = F.dropout(h, self.dropout)
+        if self.training and self.drop_path:
+            kept = 1 - self.drop_path
+            h = h * h.new_empty(len(h), 1, 1).bernoulli_(kept).div_(kept)
+        x = torch.add(h, x, alpha=self.alpha)
+        return x if self.post_norm is None else self.post_norm(x)
+
+    def extra_repr(self) -> str:
+        """Show alpha where the module is printed."""
+        return f"alpha={self.alpha:.4g}, dropout={self.dropout}, drop_path={self.drop_path:.4g}"

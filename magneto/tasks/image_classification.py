@@ -1,0 +1,290 @@
+"""Classes of pictures: encoder -> one vector -> label; from nothing, fine-tuned, or as a linear probe.
+
+    pictures --stem: patches behind a [CLS]--> encoder --mean of the patches | [CLS]--> norm, dropout --> linear --> classes
+
+With `init_from=` the encoder comes pretrained (magneto/pretrained.py). A linear probe leaves it as it is, and tells how
+much of the classes its features hold.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from magneto.class_scores import TOP, ClassScores, draw_confusion
+from magneto.data.image import ImageDataModule
+from magneto.data.image_predict import user_pictures
+from magneto.data.image_store import ImageSpec
+from magneto.errors import UserError, from_mapping, nearest
+from magneto.nn import (
+    BackboneConfig,
+    Linear,
+    PatchStem,
+    build_backbone,
+    build_norm,
+    training_flops_per_token,
+)
+from magneto.panels import tile
+from magneto.tasks.base import Batch, PredictInput, Sample, StepOutput, TaskModule
+from magneto.tasks.visual_tokenizer import grid_of, require_patches
+
+POOLINGS = ("mean", "class_token")
+PREDICT_BATCH = 32
+BOUNDED = ("learned", "sinusoidal", "rotary")
+"""Positions that have a table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageClassificationOptions:
+    """What `conf/task/image_classification.yaml` sets under `task`."""
+
+    pooling: str = "mean"
+    """mean: of the patches, as BEiT is fine-tuned; class_token: the vector of [CLS], as ViT."""
+    linear_probe: bool = False
+    """Stem and backbone are frozen, without dropout; features are normalised by a BatchNorm without weights of its own
+    (MAE, arXiv 2111.06377, A.1; BEiT probes so too); a linear map of them is trained."""
+    label_smoothing: float = 0.0
+    """In training alone."""
+    mixup: float = 0.0
+    """Both parameters of mixup's Beta distribution (arXiv 1710.09412); 0: off."""
+    cutmix: float = 0.0
+    """The same of cutmix (arXiv 1905.04899). Where both are on, a toss of a coin chooses for each batch."""
+    head_std: float = 0.01
+    """Standard deviation of the head's first weights. BEiT and MAE fine-tune from 2e-5: a head that says nothing at first
+    spares the encoder its first gradients. A probe does not care."""
+    head_dropout: float = 0.0
+    """On the pooled vector."""
+
+    def __post_init__(self) -> None:
+        if self.pooling not in POOLINGS:
+            raise UserError(
+                f"task.pooling={self.pooling}: must be one of {', '.join(POOLINGS)}.{nearest(self.pooling, POOLINGS)}"
+            )
+        for key in ("label_smoothing", "head_dropout"):
+            if not 0 <= getattr(self, key) < 1:
+                raise UserError(f"task.{key}={getattr(self, key)}: must be at least 0 and below 1.")
+        for key in ("mixup", "cutmix", "head_std"):
+            if getattr(self, key) < 0:
+                raise UserError(f"task.{key}={getattr(self, key)}: must be 0 or more.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """What `predict.*` may set."""
+
+    top_k: int = TOP
+    """Classes that are told of each picture, the likeliest first."""
+
+    def __post_init__(self) -> None:
+        if self.top_k < 1:
+            raise UserError(f"predict.top_k={self.top_k}: must be at least 1.")
+
+
+class Head(nn.Module):
+    """[CLS] and patches (B, 1 + N, d_model) -> fp32 logits (B, classes)."""
+
+    def __init__(self, config: BackboneConfig, options: ImageClassificationOptions, classes: int) -> None:
+        super().__init__()
+        self.pooling, self.dropout = options.pooling, options.head_dropout
+        placement = config.resolved_placement()
+        self.norm: nn.Module | None = None
+        if options.linear_probe:
+            self.norm = nn.BatchNorm1d(config.d_model, affine=False, eps=1e-6)
+        elif not (placement.final or placement.post):
+            self.norm = build_norm(config, config.d_model)
+        self.linear = Linear(config.d_model, classes, roles=("head",))
+        nn.init.normal_(self.linear.weight, std=options.head_std)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        pooled = hidden[:, 0] if self.pooling == "class_token" else hidden[:, 1:].mean(1)
+        pooled = pooled.float()
+        if self.norm is not None:
+            pooled = self.norm(pooled)
+        logits: Tensor = self.linear(F.dropout(pooled, self.dropout, self.training))
+        return logits.float()
+
+
+class ImageClassification(TaskModule):
+    """Cross-entropy over `spec["labels"]`. Batches are those of `magneto.data.image`; masks in them are passed over.
+
+    Pictures without a class (label -1) do not count. Where a batch names `classes`, the answer is one of these: sets such
+    as ImageNet-R have only some of a model's classes.
+    """
+
+    name = "image_classification"
+    monitor, mode = "val/top1", "max"
+    Options = ImageClassificationOptions
+    Data = ImageDataModule
+    options: ImageClassificationOptions
+
+    @classmethod
+    def shape_from(cls, backbone: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
+        """The grid of two-dimensional positions; a table of others has a row for each token."""
+        shape = grid_of(backbone, spec)
+        if backbone.get("position") in BOUNDED and spec["patch_size"]:
+            shape["max_positions"] = 1 + (spec["image_size"] // spec["patch_size"]) ** 2
+        return shape
+
+    def build(self) -> None:
+        """Stem, encoder, head; accuracies."""
+        for key, wanted in (("architecture", "encoder"), ("multiway", "none")):
+            if getattr(self.config, key) != wanted:
+                raise UserError(
+                    f"backbone.{key}={getattr(self.config, key)}: task={self.name} needs {key}={wanted}."
+                )
+        require_patches(self.name, self.spec)
+        self.labels: list[str] = self.spec["labels"]
+        if len(self.labels) < 2:
+            raise UserError(
+                f"task={self.name} needs pictures of two classes at least, and the data has {len(self.labels)}: choose "
+                "data with classes, such as data=image_folder with a folder for each."
+            )
+        self.pictures = ImageSpec.from_dict(self.spec)
+        size, patch, channels = (self.spec[key] for key in ("image_size", "patch_size", "channels"))
+        self.stem = PatchStem(size, patch, channels, self.config.d_model)
+        self.backbone = build_backbone(self.config)
+        self.head = Head(self.config, self.options, len(self.labels))
+        if self.options.linear_probe:
+            for part in (self.stem, self.backbone):
+                part.requires_grad_(False).eval()
+        self._mix = self._mixing()
+        self._scores = self.scores["classes"] = ClassScores(self.labels)
+
+    def _mixing(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+        """What mixes the pictures of a batch and their targets; it draws from torch's generator, which is seeded step by
+        step (`callbacks.StepSeed`), so that a resumed run mixes alike.
+        """
+        if not (self.options.mixup or self.options.cutmix):
+            return None
+        from torchvision.transforms import v2
+
+        kinds = []
+        if self.options.mixup:
+            kinds.append(v2.MixUp(alpha=self.options.mixup))
+        if self.options.cutmix:
+            kinds.append(v2.CutMix(alpha=self.options.cutmix))
+        mixing: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = v2.RandomChoice(kinds)
+        return mixing
+
+    def train(self, mode: bool = True) -> "ImageClassification":
+        """As every module; what a linear probe leaves alone stays in evaluation mode."""
+        super().train(mode)
+        if self.options.linear_probe:
+            self.stem.eval()
+            self.backbone.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, S, S) -> fp32 logits (B, classes)."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.options.linear_probe):
+            hidden = self.backbone(self.stem(images))
+        logits: Tensor = self.head(hidden)
+        return logits
+
+    def step(self, batch: Batch) -> StepOutput:
+        """Loss summed over the pictures that have a class; of training it is against mixed and smoothed targets."""
+        images, labels = batch["image"], batch["label"]
+        known = labels >= 0
+        targets = F.one_hot(labels.clamp(min=0), len(self.labels)).float() * known[:, None]
+        if self.training:
+            if self._mix is not None:
+                images, targets = self._mix(images, targets)
+            # Towards the mean, which is 0 for a picture without a class.
+            targets = torch.lerp(targets, targets.mean(1, keepdim=True), self.options.label_smoothing)
+        logits = self(images)
+        if "classes" in batch:
+            logits = among(logits, batch["classes"])
+        loss = F.cross_entropy(logits, targets, reduction="sum")
+        return StepOutput(loss, known.sum().float(), outputs=logits.detach())
+
+    def evaluate(self, batch: Batch, output: StepOutput) -> None:
+        """Keep the answers of the batch."""
+        self._scores.update(output.outputs, batch["label"])
+
+    def samples(self, batch: Batch, output: StepOutput) -> list[Sample]:
+        """A few pictures of each batch, with label and answer: over all batches about as many as are asked for."""
+        rows = len(batch["id"])
+        batches = max(1, self.spec["examples"]["val"] // rows)
+        chosen = range(0, rows, max(1, rows // ceil(self.num_samples / batches)))
+        places = torch.tensor(chosen, device=batch["id"].device)
+        pixels = self.pictures.pixels(batch["image"][places]).cpu()
+        answers = self.describe(output.outputs[places], 1)
+        found = zip(
+            batch["id"][places].tolist(), batch["label"][places].tolist(), pixels, answers, strict=True
+        )
+        return [
+            {
+                "id": f"{number:08d}",
+                "kind": "classified",
+                "reference": self.labels[label] if label >= 0 else "",
+                "predicted": answer[0]["label"],
+                "probability": answer[0]["probability"],
+                "picture": tile(picture),
+            }
+            for number, label, picture, answer in found
+        ]
+
+    def overview(self) -> list[Sample]:
+        """The confusion matrix."""
+        if self._scores.confusion is None:
+            return []
+        picture = draw_confusion(self._scores.confusion, self.labels)
+        return [{"id": "confusion", "kind": "confusion matrix", "picture": picture}]
+
+    def describe(self, logits: Tensor, top_k: int) -> list[list[dict[str, Any]]]:
+        """(B, classes) -> for each row its likeliest classes, as `label` and `probability`."""
+        top = logits.softmax(-1).topk(min(top_k, len(self.labels)), dim=1)
+        return [
+            [
+                {"label": self.labels[place], "probability": round(share, 4)}
+                for place, share in zip(places, shares, strict=True)
+            ]
+            for places, shares in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        ]
+
+    def units(self, batch: Batch) -> dict[str, float]:
+        """Pictures and the tokens that the encoder reads."""
+        rows = len(batch["id"])
+        return {"examples": float(rows), "tokens": float(rows * self.stem.num_tokens)}
+
+    def flops(self, batch: Batch) -> float:
+        """Stem, encoder and head, forward and backward; of a probe's stem and encoder the forward pass alone."""
+        length = self.stem.num_tokens
+        per_token = training_flops_per_token(self.config, length) + 6 * self.stem.projection.weight.numel()
+        body = length * per_token / (3 if self.options.linear_probe else 1)
+        return float(len(batch["id"]) * (body + 6 * self.head.linear.weight.numel()))
+
+    # ------------------------------------------------------------------ use
+
+    def predict(self, inputs: PredictInput, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """Label a picture, or all pictures of a folder: its file, then classes and their probabilities."""
+        chosen = from_mapping(PredictOptions, options, "predict")
+        if inputs.path is None:
+            raise UserError(
+                "prompt=: this model reads pictures. Say input= with a picture or a folder of them."
+            )
+        prepared = self._prepared(inputs.path)
+        while found := list(islice(prepared, PREDICT_BATCH)):
+            images = self.pictures.normalise(torch.stack([pixels for _, pixels in found])).to(self.device)
+            for (file, _), answers in zip(found, self.describe(self(images), chosen.top_k), strict=True):
+                told = "\t".join(f"{answer['label']}\t{answer['probability']}" for answer in answers)
+                yield {"text": f"{file}\t{told}", "input": str(file), **answers[0], "top": answers}
+
+    def _prepared(self, path: str) -> Iterator[tuple[Path, Tensor]]:
+        """Files and their pictures as evaluation sees them, (C, S, S) uint8, so that large originals do not pile up."""
+        for file, image in user_pictures(path, self.spec["channels"]):
+            yield file, torch.from_numpy(self.pictures.evaluation_picture(image))
+
+
+def among(logits: Tensor, classes: Tensor) -> Tensor:
+    """(B, classes) logits of which only those of `classes` (K,) int64 can win; the others have no probability."""
+    allowed = torch.zeros(logits.size(1), dtype=torch.bool, device=logits.device)
+    allowed[classes] = True
+    # A finite number: times a target of 0 it is 0, as -inf would not be.
+    return logits.masked_fill(~allowed, torch.finfo(logits.dtype).min / 2)

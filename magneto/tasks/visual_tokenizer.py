@@ -1,0 +1,266 @@
+"""A codebook of pictures: what BEiT predicts of hidden patches.
+
+    pictures --encoder--> a vector for each patch --nearest of the codebook--> code --decoder--> pictures,
+                                                                              or what a teacher says of each patch
+
+An autoencoder of pixels (VQ-VAE, arXiv 1711.00937), or with `task.teacher` VQ-KD (BEiT v2, arXiv 2208.06366): the codes
+then stand for what a trained model sees in a patch.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchmetrics import MeanMetric, Metric
+
+from magneto.data.base import DataModule
+from magneto.data.image import ImageDataModule
+from magneto.data.image_predict import evaluation_batch, user_pictures
+from magneto.data.image_store import ImageSpec
+from magneto.errors import UserError
+from magneto.nn.vector_quantizer import perplexity, usage
+from magneto.nn.visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
+from magneto.panels import side_by_side, tile
+from magneto.tasks.base import Batch, PredictInput, Sample, StepOutput, TaskModule
+
+PREDICT_BATCH = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisualTokenizerOptions:
+    """What `conf/task/visual_tokenizer.yaml` sets under `task`; see `VisualTokenizerConfig` for the sizes."""
+
+    codes: int = 512
+    code_width: int = 16
+    width: int = 64
+    blocks: int = 2
+    decay: float = 0.99
+    normalize: bool = True
+    revive_below: float = 0.05
+    commitment: float = 0.25
+    """Weight of the encoder's distance to its codes."""
+    teacher: str | None = None
+    """VQ-KD: name of a timm model whose features are learnt; the backbone is the encoder then."""
+    teacher_file: str | None = None
+    """Its weights; None: timm downloads them."""
+    teacher_width: int | None = None
+    """Of its features; found by `prepare`."""
+    decoder_layers: int = 1
+
+    def __post_init__(self) -> None:
+        if self.commitment < 0:
+            raise UserError(f"task.commitment={self.commitment}: must be 0 or more.")
+        if self.teacher is None and (self.teacher_file is not None or self.teacher_width is not None):
+            raise UserError(
+                "task.teacher_file and task.teacher_width need task.teacher, the name of a timm model."
+            )
+
+
+class CodeScores(Metric):
+    """Perplexity of the codes of a whole evaluation, and the share of the codebook that occurs."""
+
+    counts: Tensor
+
+    def __init__(self, codes: int) -> None:
+        super().__init__()
+        self.codes = codes
+        self.add_state("counts", torch.zeros(codes), dist_reduce_fx="sum")
+
+    def update(self, codes: Tensor) -> None:
+        """Count codes of any shape, int64."""
+        self.counts += torch.bincount(codes.flatten(), minlength=self.codes)
+
+    def compute(self) -> dict[str, Tensor]:
+        """`perplexity` and `usage`."""
+        return {"perplexity": perplexity(self.counts), "usage": usage(self.counts)}
+
+
+class VisualTokenization(TaskModule):
+    """Reconstruction and commitment. Batches are those of `magneto.data.image`."""
+
+    name = "visual_tokenizer"
+    monitor = "val/loss"
+    Options = VisualTokenizerOptions
+    Data = ImageDataModule
+    options: VisualTokenizerOptions
+
+    @classmethod
+    def shape_from(cls, backbone: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
+        """The grid of two-dimensional positions."""
+        return grid_of(backbone, spec)
+
+    @classmethod
+    def prepare(cls, config: Mapping[str, Any], data: DataModule) -> dict[str, Any]:
+        """The width of the teacher's features."""
+        task = config["task"]
+        if task.get("teacher") is None:
+            return {}
+        return {"teacher_width": int(_teacher(task["teacher"], task.get("teacher_file")).num_features)}
+
+    def build(self) -> None:
+        """Encoder, codebook, decoder; reconstruction and use of the codes."""
+        require_patches(self.name, self.spec)
+        options = self.options
+        self.tokenizer = VisualTokenizer(
+            VisualTokenizerConfig(
+                image_size=self.spec["image_size"], patch_size=self.spec["patch_size"], channels=self.spec["channels"],
+                codes=options.codes, code_width=options.code_width, width=options.width, blocks=options.blocks,
+                decay=options.decay, normalize=options.normalize, revive_below=options.revive_below,
+                teacher_width=options.teacher_width, decoder_layers=options.decoder_layers,
+                backbone=None if options.teacher is None else self.config,
+            )
+        )  # fmt: skip
+        self.pictures = ImageSpec.from_dict(self.spec)
+        self.scores["reconstruction"] = MeanMetric()
+        self.scores["codes"] = CodeScores(options.codes)
+        # A given model, and no part of this one: neither trained nor saved with it.
+        self._given: list[nn.Module] = []
+        self._flops: float | None = None
+
+    def _target(self, images: Tensor) -> Tensor:
+        """What is to be predicted of (B, C, S, S): themselves, or the teacher's (B, N, teacher_width)."""
+        if self.options.teacher is None:
+            return images
+        if not self._given:
+            self._given.append(_teacher(self.options.teacher, self.options.teacher_file).to(images.device))
+        teacher: Any = self._given[0]
+        with torch.no_grad():
+            features: Tensor = teacher.forward_features(_as_it_likes(teacher, images, self.pictures))
+        features = features[:, teacher.num_prefix_tokens :]
+        patches = self.tokenizer.config.grid**2
+        if features.shape[1] != patches:
+            raise UserError(
+                f"task.teacher={self.options.teacher}: sees {features.shape[1]} patches in a picture, and data.patch_size="
+                f"{self.spec['patch_size']} makes {patches} of it. Choose a teacher with as many, or another patch_size."
+            )
+        return features
+
+    def step(self, batch: Batch) -> StepOutput:
+        """Loss summed over the pictures."""
+        images = batch["image"]
+        output, quantized = self.tokenizer(images)
+        reconstruction = self.tokenizer.reconstruction_loss(output, self._target(images))
+        weight = torch.tensor(float(len(images)), device=images.device)
+        loss = reconstruction + self.options.commitment * quantized.commitment_loss
+        return StepOutput(
+            loss * weight,
+            weight,
+            outputs=(output.detach(), quantized.codes, reconstruction.detach()),
+            logs={
+                "reconstruction": reconstruction.detach() * weight,
+                "perplexity": quantized.perplexity * weight,
+                "usage": quantized.usage * weight,
+            },
+        )
+
+    def evaluate(self, batch: Batch, output: StepOutput) -> None:
+        """Reconstruction and codes of the batch."""
+        _, codes, reconstruction = output.outputs
+        self.scores["reconstruction"].update(reconstruction, output.weight)
+        self.scores["codes"].update(codes)
+
+    def samples(self, batch: Batch, output: StepOutput) -> list[Sample]:
+        """Each batch's first pictures beside what their codes make of them; of VQ-KD the codes alone."""
+        made, codes, _ = output.outputs
+        return [
+            {"id": f"{int(number):08d}", "kind": "reconstruction", "picture": panel}
+            for number, panel in zip(
+                batch["id"][: self.num_samples], self._panels(batch["image"], made, codes), strict=False
+            )
+        ]
+
+    def _panels(self, images: Tensor, made: Tensor, codes: Tensor) -> Iterator[np.ndarray]:
+        """(H, W, 3) uint8 of each picture: itself, the reconstruction where there is one, the codes as colours."""
+        shown = [images] if self.options.teacher else [images, made]
+        pixels = [self.pictures.pixels(part[: self.num_samples]).cpu() for part in shown]
+        grid, patch = self.tokenizer.config.grid, self.tokenizer.config.patch_size
+        colours = np.random.default_rng(0).integers(0, 256, (self.options.codes, 3), np.uint8)
+        for row in zip(*pixels, codes[: self.num_samples].cpu(), strict=True):
+            drawn = colours[row[-1].view(grid, grid).numpy()].repeat(patch, axis=0).repeat(patch, axis=1)
+            yield side_by_side([*map(tile, row[:-1]), tile(drawn.transpose(2, 0, 1))])
+
+    def flops(self, batch: Batch) -> float:
+        """Encoder and decoder, forward and backward, counted on one picture."""
+        if self._flops is None:
+            image = batch["image"][:1]
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                self.tokenizer.decoder(self.tokenizer.encode(image))
+            self._flops = 3.0 * counter.get_total_flops()
+        return self._flops * len(batch["id"])
+
+    def predict(self, inputs: PredictInput, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """The codes of each picture, in rows, and what is made of them as a picture."""
+        if options:
+            raise UserError(f"predict.{next(iter(options))}: task={self.name} has no such option.")
+        if inputs.path is None:
+            raise UserError(
+                "prompt=: this model reads pictures. Say input= with a picture or a folder of them."
+            )
+        for file, image in user_pictures(inputs.path, self.spec["channels"]):
+            images = evaluation_batch([image], self.pictures).to(self.device)
+            codes = self.tokenizer.codes(images)
+            (panel,) = self._panels(images, self.tokenizer.decode(codes), codes)
+            listed = codes[0].tolist()
+            yield {
+                "text": f"{file}\t{' '.join(map(str, listed))}",
+                "input": str(file),
+                "codes": listed,
+                "picture": panel,
+            }
+
+
+def require_patches(task: str, spec: Mapping[str, Any]) -> None:
+    """Raise `UserError` unless the data says how large a patch is."""
+    if spec["patch_size"] is None:
+        raise UserError(
+            f"data.patch_size is missing: task={task} reads a picture in patches, such as patch_size=4 of 28 pixels or "
+            "patch_size=16 of 224."
+        )
+
+
+def grid_of(backbone: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The backbone's `grid` where its positions have two dimensions: the patches on a side of a picture."""
+    if backbone.get("position") != "relative_2d" or not spec["patch_size"]:
+        return {}
+    return {"grid": spec["image_size"] // spec["patch_size"]}
+
+
+def _teacher(name: str, file: str | None) -> Any:
+    """A timm model in evaluation mode, without gradients.
+
+    Raises:
+        UserError: timm is missing, or knows no such model, or its weights cannot be had.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise UserError("task.teacher needs timm: pip install timm.") from error
+    try:
+        source: dict[str, Any] = {"checkpoint_path": file} if file else {"pretrained": True}
+        model = timm.create_model(name, num_classes=0, **source)
+    except Exception as error:  # of several kinds: unknown name, no network, a file that does not fit
+        raise UserError(
+            f"task.teacher={name}: cannot be made ({str(error).splitlines()[0]}). Name a Vision Transformer of timm and, "
+            "without a network, its weights in task.teacher_file."
+        ) from error
+    if not hasattr(model, "num_prefix_tokens"):
+        raise UserError(
+            f"task.teacher={name}: is no Vision Transformer; its features do not stand for patches."
+        )
+    return model.eval().requires_grad_(False)
+
+
+def _as_it_likes(teacher: Any, images: Tensor, spec: ImageSpec) -> Tensor:
+    """Pictures normalised as we do, (B, C, S, S) -> (B, 3, T, T) as the teacher was trained on."""
+    wanted = teacher.pretrained_cfg
+    mean, std = (torch.tensor(wanted[key], device=images.device).view(1, 3, 1, 1) for key in ("mean", "std"))
+    ours = [torch.tensor(values, device=images.device).view(1, -1, 1, 1) for values in (spec.mean, spec.std)]
+    pixels = (images * ours[1] + ours[0]).expand(-1, 3, -1, -1)
+    size = wanted["input_size"][-2:]
+    if pixels.shape[2:] != tuple(size):
+        pixels = nn.functional.interpolate(pixels, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+    return (pixels - mean) / std

@@ -1,0 +1,254 @@
+"""task=visual_tokenizer and task=beit, end to end: learn, resume, complete pictures, take a tokenizer or train one."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from magneto import assembly
+from magneto.checkpoint import load_task
+from magneto.errors import UserError
+from magneto.tasks.beit import BEiT
+from magneto.tasks.visual_tokenizer import VisualTokenization
+from tests.small_runs import SHORT, SMALL, drive, folders, training_losses
+from tests.toy_pictures import picture_settings, write_patterns
+
+Run = Callable[..., dict[str, Any]]
+CODEBOOK = ("task.codes=32", "task.code_width=8", "task.width=16", "task.blocks=1")
+DEFAULT_CODEBOOK = (
+    "task.default_tokenizer={codes: 32, code_width: 8, width: 16, blocks: 1, steps: 30, batch_size: 16}"
+)
+
+
+@pytest.fixture(scope="session")
+def patterns(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_patterns(tmp_path_factory.mktemp("patterns"))
+
+
+@pytest.fixture
+def tokenize(patterns: Path, prepared_dir: Path, tmp_path: Path) -> Run:
+    """`tokenize("seed=2", ...)`: a small, deterministic run of task=visual_tokenizer."""
+    return partial(
+        drive,
+        ["task=visual_tokenizer", *picture_settings(patterns), *folders(prepared_dir, tmp_path), *SMALL, *SHORT, *CODEBOOK],
+    )  # fmt: skip
+
+
+@pytest.fixture
+def run(patterns: Path, prepared_dir: Path, tmp_path: Path) -> Run:
+    """`run("seed=2", ...)`: the same of task=beit."""
+    return partial(
+        drive,
+        ["task=beit", *picture_settings(patterns), *folders(prepared_dir, tmp_path), *SMALL, *SHORT, DEFAULT_CODEBOOK],
+    )  # fmt: skip
+
+
+def samples_of(result: dict[str, Any]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (Path(result["folder"]) / "samples.jsonl").read_text().splitlines()]
+
+
+# ------------------------------------------------------------------ the tokenizer
+
+
+@pytest.mark.slow
+def test_a_tokenizer_learns_to_draw_with_its_codes(tokenize: Run) -> None:
+    result = tokenize("trainer.max_steps=250", "trainer.val_check_interval=250", "optimizer.lr=5e-3")
+    metrics = result["metrics"]
+    # Pixels have variance 1: the mean picture would leave about that.
+    assert metrics["test/reconstruction"] < 0.1
+    assert metrics["test/usage"] > 0.3 and 4 < metrics["test/perplexity"] <= 32
+    for sample in samples_of(result):
+        panel = np.asarray(Image.open(Path(result["folder"]) / sample["picture"]))
+        assert panel.ndim == 3 and panel.shape[1] > 3 * panel.shape[0]  # picture, reconstruction, codes
+
+
+@pytest.mark.parametrize("stop_at", [4, 20])
+def test_an_interrupted_tokenizer_goes_on_bit_identically(
+    tokenize: Run, resumes_identically: Run, stop_at: int
+) -> None:
+    """Its codebook, the revived codes among them, is state like weights."""
+    resumes_identically(
+        tokenize, "task.revive_below=0.5", "data.augment={crop_scale: [0.6, 1.0]}", stop_at=stop_at
+    )
+
+
+def test_codes_of_a_teacher(tokenize: Run, tmp_path: Path) -> None:
+    """VQ-KD with a timm model of random weights: our Transformer learns what it says of each patch."""
+    import timm
+
+    teacher = timm.create_model("test_vit", num_classes=0)  # 10 x 10 patches
+    weights = tmp_path / "teacher.pth"
+    torch.save(teacher.state_dict(), weights)
+    chosen = ("task.teacher=test_vit", f"task.teacher_file={weights}", "data.image_size=20")
+    result = tokenize(*chosen, "data.patch_size=2")
+    losses = training_losses(result["folder"])
+    assert losses[-1] < losses[0] and 0 < result["metrics"]["test/reconstruction"] < 1
+    task = load_task(Path(result["folder"]) / "export")
+    assert (
+        isinstance(task, VisualTokenization) and task.tokenizer.config.teacher_width == teacher.num_features
+    )
+    assert not any("patch_embed" in name for name in task.state_dict()), "the teacher is not ours to keep"
+    with pytest.raises(UserError, match="sees 100 patches in a picture, and data.patch_size=4 makes 25"):
+        tokenize(*chosen, "data.patch_size=4")
+
+
+def test_an_unknown_teacher_is_told(tokenize: Run) -> None:
+    with pytest.raises(UserError, match="task.teacher=vit_enormous: cannot be made"):
+        tokenize("task.teacher=vit_enormous")
+
+
+# ------------------------------------------------------------------ masked pictures
+
+
+def batches_and_task(folder: Path) -> tuple[list[dict[str, Any]], BEiT]:
+    """The test batches of a run and its model."""
+    task = load_task(folder / "export")
+    assert isinstance(task, BEiT)
+    data = assembly.build_data(yaml.safe_load((folder / "config.yaml").read_text())["data"])
+    data.setup("test")
+    return list(data.test_dataloader()), task
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["codes", "random_projection"])
+def test_it_learns_what_is_hidden(run: Run, target: str) -> None:
+    result = run(
+        f"task.target={target}", "task.random_codes=32", "trainer.max_steps=300", "trainer.val_check_interval=300",
+        "optimizer.lr=5e-3",
+    )  # fmt: skip
+    batches, task = batches_and_task(Path(result["folder"]))
+    codes = torch.cat([task._wanted(batch["image"], batch["masked"]) for batch in batches])
+    most_frequent = float(codes.bincount().max() / len(codes))
+    assert result["metrics"]["test/accuracy"] > 1.5 * most_frequent
+
+
+@pytest.mark.slow
+def test_it_learns_pixels(run: Run) -> None:
+    """Normalised, so that their mean leaves an error of nearly 1."""
+    result = run(
+        "task.target=pixels", "trainer.max_steps=300", "trainer.val_check_interval=300", "optimizer.lr=5e-3"
+    )
+    assert result["metrics"]["test/loss"] < 0.3
+    assert "test/accuracy" not in result["metrics"]
+
+
+@pytest.mark.parametrize("target", ["codes", "pixels", "random_projection"])
+def test_a_run_leaves_its_facts_and_panels(run: Run, target: str, tmp_path: Path) -> None:
+    result = run(f"task.target={target}", "callbacks.samples=3")
+    assert result["monitor"]["metric"] == "val/loss"
+    assert result["throughput"]["tokens_per_s"] > 0 and result["throughput"]["model_flops_per_s"] > 0
+    samples = samples_of(result)
+    assert {sample["split"] for sample in samples} == {"val", "test"}
+    pictures = 2 if target == "random_projection" else 3
+    for sample in samples:
+        panel = np.asarray(Image.open(Path(result["folder"]) / sample["picture"]))
+        side = panel.shape[0]
+        assert panel.shape == (side, pictures * side + (pictures - 1) * 4, 3)
+        # What is shown of the hidden picture is the picture; what is hidden is grey.
+        whole, seen = panel[:, :side], panel[:, side + 4 : 2 * side + 4]
+        hidden = (seen == 127).all(-1)
+        assert 0.3 < hidden.mean() < 0.5 and (whole[~hidden] == seen[~hidden]).all()
+        if target == "pixels":
+            assert (panel[:, 2 * side + 8 :][~hidden] == whole[~hidden]).all()
+
+
+@pytest.mark.parametrize("backbone", ["magneto", "pre_ln", "post_ln", "deepnorm", "normformer"])
+def test_every_backbone_overfits_one_batch(run: Run, backbone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: dict[str, Any] = {}
+    step = BEiT.training_step
+
+    def same_batch(self: BEiT, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        return step(self, kept.setdefault("batch", batch), batch_idx)
+
+    monkeypatch.setattr(BEiT, "training_step", same_batch)
+    result = run(
+        f"backbone={backbone}", "trainer.max_steps=120", "trainer.val_check_interval=120", "optimizer.lr=5e-3",
+        "data.batch_size=4",
+    )  # fmt: skip
+    losses = training_losses(result["folder"])
+    assert losses[-1] < 0.1 < losses[0], losses
+
+
+@pytest.mark.parametrize("stop_at", [4, 20])
+def test_an_interrupted_run_goes_on_bit_identically(run: Run, resumes_identically: Run, stop_at: int) -> None:
+    resumes_identically(
+        run,
+        "backbone.dropout=0.1",
+        "backbone.drop_path=0.1",
+        "data.augment={crop_scale: [0.6, 1.0]}",
+        stop_at=stop_at,
+    )
+
+
+def test_checkpoint_and_export_are_enough_and_alike(run: Run, patterns: Path, tmp_path: Path) -> None:
+    """Also where the tokenizer that the run was trained with is gone."""
+    folder = Path(run("name=one")["folder"])
+    for tokenizer in folder.parents[2].glob("**/visual-tokenizer-*/model.safetensors"):
+        raise AssertionError(f"{tokenizer} lies beside the runs")
+    task = load_task(folder / "export")
+    assert isinstance(task, BEiT)
+    given = load_task(task.options.tokenizer)  # type: ignore[arg-type]
+    for name, weight in given.state_dict().items():
+        assert torch.equal(task.state_dict()[name.replace("tokenizer.", "target.", 1)], weight), name
+    found = [
+        run("mode=predict", f"checkpoint={source}", f"input={patterns / 'test'}")["results"]
+        for source in (folder / "checkpoints/best.ckpt", folder / "export")
+    ]
+    assert len(found[0]) == 30
+    for one, other in zip(*found, strict=True):
+        assert np.array_equal(one.pop("picture"), other.pop("picture")) and one == other
+        assert one["hidden"] == 6 and 0 <= one["right"] <= 6  # of 16 patches
+    tested = run("mode=test", f"checkpoint={folder / 'export'}")["metrics"]
+    result = json.loads((folder / "result.json").read_text())["metrics"]
+    assert tested == pytest.approx({key: value for key, value in result.items() if key.startswith("test/")})
+
+
+def test_predict_writes_pictures_beside_its_output(run: Run, patterns: Path, tmp_path: Path) -> None:
+    folder = Path(run("name=one", "trainer.max_steps=2")["folder"])
+    output = tmp_path / "out" / "seen.jsonl"
+    output.parent.mkdir()
+    run(
+        "mode=predict",
+        f"checkpoint={folder / 'export'}",
+        f"input={patterns / 'test/down'}",
+        f"output={output}",
+    )
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len(rows) == 10 and len({row["picture"] for row in rows}) == 10
+    assert all((output.parent / row["picture"]).is_file() for row in rows)
+
+
+def test_a_given_tokenizer_is_used(tokenize: Run, run: Run) -> None:
+    source = Path(tokenize("name=codebook")["folder"]) / "export"
+    task = load_task(Path(run(f"task.tokenizer={source}", "trainer.max_steps=4")["folder"]) / "export")
+    assert isinstance(task, BEiT)
+    theirs = load_task(source).state_dict()
+    assert torch.equal(task.state_dict()["target.quantizer.codebook"], theirs["tokenizer.quantizer.codebook"])
+    with pytest.raises(UserError, match=r"task.tokenizer=.*: is for patch_size=4, and the data has 8"):
+        run(f"task.tokenizer={source}", "data.patch_size=8")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task.target=words", "task.target=words: must be one of codes"),
+        ("task.tokenizer=nowhere", "task.tokenizer=nowhere: there is no such"),
+        ("data.masking=null", "data.masking is missing"),
+        ("data.patch_size=null", "data.patch_size"),
+        (
+            "task.default_tokenizer.step=3",
+            "task.default_tokenizer.step: there is no such key. Did you mean 'steps'",
+        ),
+        ("backbone.architecture=decoder", "architecture"),
+    ],
+)
+def test_mistakes_are_told(run: Run, override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        run(f"+{override}" if "default_tokenizer" in override else override)

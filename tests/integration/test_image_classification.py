@@ -1,0 +1,120 @@
+"""task=image_classification, end to end: learn, probe, start from BEiT, resume, label pictures."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from magneto.checkpoint import load_task
+from magneto.errors import UserError
+from magneto.tasks.image_classification import ImageClassification
+from tests.small_runs import SHORT, SMALL, drive, folders, training_losses
+from tests.toy_pictures import CLASSES, picture_settings, write_patterns
+
+Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def patterns(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_patterns(tmp_path_factory.mktemp("patterns"))
+
+
+@pytest.fixture
+def settings(patterns: Path, prepared_dir: Path, tmp_path: Path) -> list[str]:
+    return [*picture_settings(patterns), *folders(prepared_dir, tmp_path), *SHORT]
+
+
+@pytest.fixture
+def run(settings: list[str]) -> Run:
+    """`run("seed=2", ...)`: a small, deterministic run."""
+    return partial(drive, ["task=image_classification", *settings, *SMALL])
+
+
+@pytest.mark.slow
+def test_it_learns_to_tell_patterns_apart(run: Run, patterns: Path) -> None:
+    result = run(
+        "trainer.max_steps=150", "trainer.val_check_interval=150", "optimizer.lr=4e-3", "backbone.drop_path=0"
+    )
+    assert result["metrics"]["test/top1"] > 0.95  # of three classes
+    assert result["monitor"]["metric"] == "val/top1" and result["monitor"]["mode"] == "max"
+    found = run("mode=predict", f"checkpoint={result['folder']}/export", f"input={patterns / 'test/down'}")[
+        "results"
+    ]
+    assert [row["label"] for row in found].count("down") >= 9
+    assert {answer["label"] for answer in found[0]["top"]} == set(CLASSES)
+
+
+def test_a_run_leaves_pictures_and_the_confusion_matrix(run: Run) -> None:
+    folder = Path(run("name=one")["folder"])
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    kinds = {sample["kind"] for sample in samples}
+    assert kinds == {"classified", "confusion matrix"}
+    for sample in samples:
+        assert np.asarray(Image.open(folder / sample["picture"])).ndim == 3
+        if sample["kind"] == "classified":
+            assert sample["reference"] in CLASSES and sample["predicted"] in CLASSES
+
+
+@pytest.mark.parametrize("backbone", ["magneto", "pre_ln", "post_ln", "deepnorm", "normformer"])
+def test_every_backbone_overfits_one_batch(run: Run, backbone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: dict[str, Any] = {}
+    step = ImageClassification.training_step
+
+    def same_batch(self: ImageClassification, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        return step(self, kept.setdefault("batch", batch), batch_idx)
+
+    monkeypatch.setattr(ImageClassification, "training_step", same_batch)
+    result = run(
+        f"backbone={backbone}", "trainer.max_steps=60", "trainer.val_check_interval=60", "optimizer.lr=4e-3",
+        "task.label_smoothing=0", "backbone.drop_path=0",
+    )  # fmt: skip
+    losses = training_losses(result["folder"])
+    assert losses[-1] < 0.1 < losses[0], losses
+
+
+@pytest.mark.parametrize("stop_at", [4, 20])
+def test_an_interrupted_run_goes_on_bit_identically(run: Run, resumes_identically: Run, stop_at: int) -> None:
+    resumes_identically(
+        run,
+        "task.mixup=0.8",
+        "task.cutmix=1.0",
+        "task.head_dropout=0.1",
+        "backbone.drop_path=0.2",
+        stop_at=stop_at,
+    )
+
+
+def test_checkpoint_and_export_predict_alike(run: Run, patterns: Path) -> None:
+    folder = Path(run("name=one")["folder"])
+    found = [
+        run("mode=predict", f"checkpoint={source}", f"input={patterns / 'test'}", "predict.top_k=2")[
+            "results"
+        ]
+        for source in (folder / "checkpoints/best.ckpt", folder / "export")
+    ]
+    assert found[0] == found[1] and len(found[0]) == 30 and len(found[0][0]["top"]) == 2
+    tested = run("mode=test", f"checkpoint={folder / 'export'}")["metrics"]
+    result = json.loads((folder / "result.json").read_text())["metrics"]
+    assert tested == pytest.approx({key: value for key, value in result.items() if key.startswith("test/")})
+
+
+def test_a_probe_leaves_the_pretrained_model_as_it_is(settings: list[str]) -> None:
+    pretrained = drive(["task=beit", *settings, *SMALL], "task.target=pixels", "name=pretrained")
+    source = Path(pretrained["folder"]) / "export"
+    probe = ["task=image_classification", *settings, f"init_from={source}", "task.linear_probe=true"]
+    probed = load_task(Path(drive(probe, "name=probe")["folder"]) / "export").state_dict()
+    before = load_task(source).state_dict()
+    same = [name for name in probed if name.startswith(("stem.", "backbone."))]
+    assert same and all(torch.equal(probed[name], before[name]) for name in same)
+
+
+def test_a_senseless_number_of_answers_is_refused(run: Run) -> None:
+    with pytest.raises(UserError, match=r"predict.top_k=0: must be at least 1"):
+        folder = run("name=one", "trainer.max_steps=2")["folder"]
+        run("mode=predict", f"checkpoint={folder}/export", "input=.", "predict.top_k=0")

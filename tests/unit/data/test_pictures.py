@@ -1,0 +1,185 @@
+"""Reading pictures of every kind and every fault, each a real file made here."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from magneto.data.pictures import BadPicture, Slice, find_pictures, read_picture, square
+
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="{w}" height="{h}"><rect width="50%" height="100%" fill="red"/></svg>'
+
+
+def gradient(width: int = 40, height: int = 30) -> Image.Image:
+    """A colour picture in which each place tells where it is."""
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return Image.fromarray(np.stack((x, y, 255 - x), axis=2).astype(np.uint8))
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and has no pixels."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    header = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return header + struct.pack(">I", 1000) + b"IDAT" + bytes(20)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "WEBP", "JPEG", "GIF"])
+def test_every_format_gives_its_pixels(kind):
+    image = gradient()
+    options = {"lossless": True} if kind == "WEBP" else {"quality": 95} if kind == "JPEG" else {}
+    read = read_picture(encoded(image, kind, **options))
+    assert (read.mode, read.size) == ("RGB", (40, 30))
+    error = np.abs(np.asarray(read).astype(int) - np.asarray(image)).max()
+    assert error <= (40 if kind in ("GIF", "JPEG") else 0)
+
+
+def test_channels_and_the_places_where_a_picture_may_be(tmp_path):
+    image = gradient()
+    data = encoded(image, "PNG")
+    (tmp_path / "a.jpg").write_bytes(data)  # a wrong extension: the content decides
+    (tmp_path / "shard").write_bytes(b"before" + data + b"after")
+    pixels = np.asarray(image)
+    for picture in (data, tmp_path / "a.jpg", Slice(tmp_path / "shard", 6, len(data)), pixels):
+        assert np.array_equal(np.asarray(read_picture(picture)), pixels)
+    grey = np.asarray(read_picture(data, channels=1))
+    assert np.array_equal(grey, np.asarray(image.convert("L")))
+    assert np.array_equal(np.asarray(read_picture(grey, channels=3)), np.stack([grey] * 3, axis=2))
+
+
+def test_transparent_places_become_white():
+    image = gradient().convert("RGBA")
+    image.paste((10, 20, 30, 0), (0, 0, 20, 30))
+    for kind in ("PNG", "WEBP"):
+        read = np.asarray(
+            read_picture(encoded(image, kind, **({"lossless": True} if kind == "WEBP" else {})))
+        )
+        assert (read[:, :20] == 255).all()
+        assert np.array_equal(read[:, 20:], np.asarray(gradient())[:, 20:])
+    half = Image.new("RGBA", (4, 4), (0, 0, 0, 128))
+    assert abs(int(np.asarray(read_picture(encoded(half, "PNG")))[0, 0, 0]) - 127) <= 1
+    shade = Image.new("LA", (4, 4), (0, 0))
+    assert (np.asarray(read_picture(encoded(shade, "PNG"), channels=1)) == 255).all()
+
+
+def test_palettes_with_and_without_transparency():
+    palette = Image.new("P", (8, 8), 1)
+    palette.putpalette([0, 0, 0, 200, 10, 60])
+    assert (np.asarray(read_picture(encoded(palette, "PNG"))) == (200, 10, 60)).all()
+    assert (np.asarray(read_picture(encoded(palette, "PNG", transparency=1))) == 255).all()
+
+
+def test_cmyk_and_black_and_white():
+    read = np.asarray(read_picture(encoded(gradient().convert("CMYK"), "JPEG", quality=95)))
+    assert np.abs(read.astype(int) - np.asarray(gradient())).mean() < 6  # not inverted
+    two = Image.new("1", (8, 8), 1)
+    assert (np.asarray(read_picture(encoded(two, "PNG"))) == 255).all()
+
+
+def test_sixteen_bits_keep_their_upper_eight():
+    values = (np.arange(64, dtype=np.uint16) * 1000).reshape(8, 8)
+    for kind in ("PNG", "TIFF"):
+        read = np.asarray(read_picture(encoded(Image.fromarray(values), kind), channels=1))
+        assert np.array_equal(read, values >> 8)
+    wide = Image.fromarray(np.full((4, 4), 0.5, np.float32))
+    with pytest.raises(BadPicture, match="more than 16 bits"):
+        read_picture(encoded(wide, "TIFF"))
+
+
+def test_the_cameras_rotation_is_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: the top is at the right of the stored pixels
+    read = read_picture(encoded(gradient(), "PNG", exif=exif))
+    assert read.size == (30, 40)
+    assert np.array_equal(np.asarray(read), np.rot90(np.asarray(gradient()), -1))
+
+
+def test_an_animation_gives_its_first_frame():
+    frames = [Image.new("RGB", (10, 10), colour) for colour in ("red", "blue", "lime")]
+    for kind in ("GIF", "WEBP"):
+        data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+        red, green, blue = np.asarray(read_picture(data))[5, 5].tolist()
+        assert red > 240 and green < 15 and blue < 15
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty file"),
+        (b"no picture at all", "not a picture"),
+        (b"<html><body>Not found</body></html>", "not a picture"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),  # no program is run for it
+        (encoded(gradient(), "PNG")[:90], "truncated or damaged"),
+        (encoded(gradient(), "JPEG")[:-200], "truncated or damaged"),
+        (encoded(gradient(), "BMP")[:500], "truncated or damaged"),
+        (encoded(gradient(), "PNG")[:45] + bytes(400), "truncated or damaged"),
+        (encoded(Image.new("RGB", (1, 1)), "PNG"), "single row"),
+        (encoded(Image.new("RGB", (1, 50)), "PNG"), "single row"),
+        (
+            png_header(20_000, 20_000),
+            "too many pixels",
+        ),  # refused by the header: there are no pixels to decode
+        (png_header(20_001, 10), "too many pixels"),
+        (png_header(10_000, 10_000), "too many pixels"),
+        (SVG.format(w=20, h=20).encode()[:-8], "damaged SVG"),
+        (b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', "SVG of one colour"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_with_a_reason(data, reason):
+    with pytest.raises(BadPicture, match=reason):
+        read_picture(data)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(BadPicture, match="cannot be read"):
+        read_picture(tmp_path / "none.png")
+
+
+def test_svg_is_drawn_in_its_proportions_with_lengths_in_any_unit():
+    for lengths in ({"w": "40", "h": "20"}, {"w": "40mm", "h": "20mm"}, {"w": "40pt", "h": "20.0pt"}):
+        read = read_picture(SVG.format(**lengths).encode(), svg_side=64)
+        assert read.width == 64 and read.height in (32, 33)  # 20mm are 75.6 pixels
+        pixels = np.asarray(read)
+        assert (pixels[16, 10] == (255, 0, 0)).all() and (pixels[16, 50] == 255).all()
+    assert read_picture(SVG.format(w=1, h=3).encode(), svg_side=60).size == (20, 60)
+    with pytest.raises(BadPicture, match="single row|draws nothing|one colour"):  # however long it says to be
+        read_picture(SVG.format(w=1, h=10_000_000).encode())
+
+
+def test_svg_of_another_encoding_and_hostile_svg():
+    latin = "<?xml version='1.0' encoding='ISO-8859-1'?><!-- é -->" + SVG.format(w=20, h=20)
+    assert read_picture(latin.encode("latin-1")).size == (256, 256)
+    bomb = '<!DOCTYPE svg [<!ENTITY a "aaaaaaaaaa">' + "".join(
+        f'<!ENTITY {chr(98 + level)} "{f"&{chr(97 + level)};" * 10}">' for level in range(9)
+    )
+    with pytest.raises(BadPicture, match="damaged SVG"):
+        read_picture(f"{bomb}]><svg xmlns='http://www.w3.org/2000/svg'><text>&j;</text></svg>".encode())
+
+
+def test_square_crops_the_middle_or_pads_with_white():
+    image = Image.new("RGB", (60, 20), "blue")
+    image.paste("red", (20, 0, 40, 20))
+    assert (np.asarray(square(image, 20, "crop")) == (255, 0, 0)).all()
+    padded = np.asarray(square(image, 30, "pad"))
+    assert padded.shape == (30, 30, 3)
+    assert (padded[:9] == 255).all() and (padded[15, 0] == (0, 0, 255)).all()
+    assert (np.asarray(square(image.convert("L"), 30, "pad"))[0] == 255).all()
+
+
+def test_find_pictures_goes_deep_and_passes_over_hidden_and_other_files(tmp_path: Path):
+    for name in ("b/c/2.JPEG", "a/1.png", "a/notes.txt", ".trash/3.png", "a/._1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert [path.relative_to(tmp_path).as_posix() for path in find_pictures(tmp_path)] == [
+        "a/1.png",
+        "b/c/2.JPEG",
+    ]
