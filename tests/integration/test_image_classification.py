@@ -39,7 +39,11 @@ def run(settings: list[str]) -> Run:
 @pytest.mark.slow
 def test_it_learns_to_tell_patterns_apart(run: Run, patterns: Path) -> None:
     result = run(
-        "trainer.max_steps=150", "trainer.val_check_interval=150", "optimizer.lr=4e-3", "backbone.drop_path=0"
+        "name=long",
+        "trainer.max_steps=150",
+        "trainer.val_check_interval=150",
+        "optimizer.lr=4e-3",
+        "backbone.drop_path=0",
     )
     assert result["metrics"]["test/top1"] > 0.95  # of three classes
     assert result["monitor"]["metric"] == "val/top1" and result["monitor"]["mode"] == "max"
