@@ -32,6 +32,7 @@ from magneto.tasks.base import Batch, PredictInput, Sample, StepOutput, TaskModu
 from magneto.tasks.visual_tokenizer import VisualTokenization, grid_of, require_patches
 from magneto.visual_tokens import DefaultTokenizer, default_tokenizer
 
+
 @dataclass(frozen=True, kw_only=True)
 class BEiTOptions(TargetOptions):
     """What `conf/task/beit.yaml` sets under `task`."""

