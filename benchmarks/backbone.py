@@ -2,6 +2,7 @@
 
     python benchmarks/backbone.py                              # fp32 and bf16 on the CPU, ten minutes on 2 cores
     python benchmarks/backbone.py --device cuda --rounds 50 --batch 32 --length 512
+    python benchmarks/backbone.py --compile                    # and Magneto and torchscale with compiled layers
     python benchmarks/backbone.py --attention                  # SDPA's kernels beside our two products, by length
 
 Every contestant is a stack of the same depth and widths with exact GELU and no dropout, fed the same (B, T, width)
@@ -189,6 +190,17 @@ CONTESTANTS: dict[str, Callable[[Sizes], tuple[nn.Module, Call]]] = {
     "transformers BERT, Post-LN": bert,
     "transformers GPT-2, Pre-LN, causal": gpt2,
 }
+COMPILED = (OURS, REFERENCE)
+
+
+def compiled(name: str, sizes: Sizes) -> tuple[nn.Module, Call]:
+    """With each layer compiled in place, as `trainer.compile=true` does."""
+    model, call = CONTESTANTS[name](sizes)
+    layers = model.layers
+    assert isinstance(layers, nn.ModuleList)
+    for layer in layers:
+        layer.compile()
+    return model, call
 
 
 # --- measuring -------------------------------------------------------------------------------------------
@@ -211,7 +223,14 @@ def counting_saved(parameters: set[int]) -> Iterator[dict[int, int]]:
         yield sizes
 
 
-def stacks(console: Console, sizes: Sizes, dtype: str, device: str, rounds: int) -> None:
+def stacks(
+    console: Console,
+    sizes: Sizes,
+    dtype: str,
+    device: str,
+    rounds: int,
+    contestants: dict[str, Callable[[Sizes], tuple[nn.Module, Call]]],
+) -> None:
     """The table of all contestants."""
     torch.manual_seed(0)
     x = torch.randn(sizes.batch, sizes.length, sizes.width, device=device, requires_grad=True)
@@ -224,7 +243,7 @@ def stacks(console: Console, sizes: Sizes, dtype: str, device: str, rounds: int)
     steps: dict[str, Step] = {}
     parameters: dict[str, int] = {}
     saved: dict[str, int] = {}
-    for name, build in CONTESTANTS.items():
+    for name, build in contestants.items():
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -323,6 +342,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=256, help="tokens of a sequence")
     parser.add_argument("--dtype", nargs="+", default=list(DTYPES), choices=list(DTYPES))
+    parser.add_argument(
+        "--compile", action="store_true", help="compiled layers too; a minute each to compile"
+    )
     parser.add_argument("--attention", action="store_true", help="the attention kernels alone")
     options = parser.parse_args()
     sizes = Sizes(options.layers, options.width, options.batch, options.length)
@@ -332,10 +354,15 @@ def main() -> None:
         f"{sizes.layers} layers x {sizes.width}, {sizes.heads} heads, feed-forward {4 * sizes.width}, "
         f"batch {sizes.batch} x {sizes.length}, {options.rounds} rounds\n"
     )
+    contestants = dict(CONTESTANTS)
+    if options.compile:
+        contestants |= {f"{name}, compiled": partial(compiled, name) for name in COMPILED}
     for dtype in options.dtype:
-        run = attention if options.attention else stacks
         console.print(dtype)
-        run(console, sizes, dtype, options.device, options.rounds)
+        if options.attention:
+            attention(console, sizes, dtype, options.device, options.rounds)
+        else:
+            stacks(console, sizes, dtype, options.device, options.rounds, contestants)
 
 
 if __name__ == "__main__":
