@@ -4,11 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 ARGS ?=
+TASKS ?= mlm causal_lm mt beit asr vl
 # uv unpacks these 5 GB in a fifth of pip's time; pip knows package indexes that only its own configuration names.
 WHAT := --no-deps -r requirements.lock --editable .
 
 .DEFAULT_GOAL := help
-.PHONY: help run compare test lint bench clean
+.PHONY: help run compare table test lint bench clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -25,6 +26,12 @@ run: $(INSTALLED) ## set up, then train Magneto on real speech (ARGS="optimizer.
 
 compare: $(INSTALLED) ## Post-LN, Pre-LN and Magneto with two seeds each, one after the other, then a report
 	$(BIN)/python run.py -m task=asr experiment=asr/placements backbone=post_ln,pre_ln,magneto seed=1,2 $(ARGS)
+
+# A sweep with a failed run does not keep the others from running: the report names it.
+table: $(INSTALLED) ## all tasks, three backbones, two seeds: one table; hours, and repeating it goes on (TASKS="mlm asr")
+	for task in $(TASKS); do $(BIN)/python run.py -m task=$$task experiment=$$task/placements \
+	  backbone=post_ln,pre_ln,magneto seed=1,2 runs_dir=runs/table $(ARGS) || echo "$$task: see above"; done
+	$(BIN)/python -m magneto.report $(TASKS:%=runs/table/%) --out runs/table/report
 
 test: $(INSTALLED) ## set up, then run all tests
 	OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)

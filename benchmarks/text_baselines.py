@@ -309,7 +309,7 @@ def main() -> None:
     console.print(table)
     console.print(
         f"bits per byte: {spec.vocab_size} {causal.tokenizer_settings.kind} tokens; accuracy: "
-        f"{masked.spec.vocab_size} {masked.tokenizer_settings.kind} tokens, {masked.masking}",
+        f"{masked.spec.vocab_size} {masked.tokenizer_settings.kind} tokens, {masked.masking.for_evaluation()}",
         soft_wrap=True,
     )
 

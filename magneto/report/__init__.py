@@ -4,6 +4,7 @@
     comparison  Run              -> Section, Row  one section a task and corpus, one row a configuration
     examples    Section          -> Example       the same few inputs, with what each row made of them
     tables      Section          -> Table         results, costs, parts, runs, differences; verdict
+    overview    Sections         -> Table         several tasks in one table
     figures     Section          -> PNG           result, learning curves, stability probe
     markup      tables, figures  -> report.md, table.csv, table.tex
     page        tables, figures  -> report.html, with examples side by side
@@ -74,11 +75,7 @@ def write_report(
     )
     markup.write_csv(comparison, files.csv)
     files.latex.write_text(
-        "\n".join(
-            markup.to_latex(table)
-            for section in comparison.sections
-            for table in markup.paper_tables(section)
-        ),
+        "\n".join(markup.to_latex(table) for table in markup.paper_tables(comparison)),
         encoding="utf-8",
     )
     files.markdown.write_text(

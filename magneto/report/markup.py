@@ -13,6 +13,7 @@ from magneto.report.comparison import Comparison, Section
 from magneto.report.examples import examples
 from magneto.report.figures import Picture
 from magneto.report.loading import Run
+from magneto.report.overview import overview_table
 from magneto.report.tables import (
     Cell,
     Table,
@@ -137,9 +138,13 @@ def write_csv(comparison: Comparison, path: Path) -> None:
         writer.writerows(records)
 
 
-def paper_tables(section: Section) -> list[Table]:
-    """The tables that a paper would show: results, parts, costs."""
-    return [main_table(section), *breakdown_tables(section), cost_table(section)]
+def paper_tables(comparison: Comparison) -> list[Table]:
+    """The tables that a paper would show: all tasks at once; and of each results, parts, costs."""
+    overview = overview_table(comparison.sections)
+    tables = [overview] if overview else []
+    for section in comparison.sections:
+        tables += [main_table(section), *breakdown_tables(section), cost_table(section)]
+    return tables
 
 
 def markdown_report(
@@ -152,6 +157,8 @@ def markdown_report(
         parts.append(f"{fence}\n{command}\n{fence}")
     if comparison.problems:
         parts.append("Left out of this report:\n\n" + _bullets(comparison.problems))
+    if (overview := overview_table(comparison.sections)) is not None:
+        parts.append(f"## {overview.title}\n\n{to_markdown(overview)}")
     for section in comparison.sections:
         parts.append(f"## {markdown_text(section.title)}")
         if sentence := verdict(section):

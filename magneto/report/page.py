@@ -14,6 +14,7 @@ import jiwer
 from magneto.report.comparison import Comparison, Section
 from magneto.report.examples import Example, examples
 from magneto.report.figures import Picture, Style, row_styles
+from magneto.report.overview import overview_table
 from magneto.report.tables import (
     Table,
     detail_tables,
@@ -114,6 +115,8 @@ def render(
         parts.append(f"<pre><code>{_e(command)}</code></pre>")
     if comparison.problems:
         parts.append(_sentences("Left out of this report", comparison.problems))
+    if (overview := overview_table(comparison.sections)) is not None:
+        parts.append(f"<h2>{overview.title}</h2>{_table(overview, heading=False)}")
     for section in comparison.sections:
         parts += _section(section, pictures[section.slug], folder)
     parts.append(f"<footer><h2>Versions</h2>{_table(versions_table(comparison), heading=False)}</footer>")

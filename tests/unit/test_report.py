@@ -814,6 +814,61 @@ def test_translators_are_compared_by_bleu(tmp_path: Path) -> None:
 # The command line
 
 
+def test_tasks_stand_in_one_table(tmp_path: Path) -> None:
+    three_by_two(tmp_path)
+    for backbone, scores in (("pre_ln", (20.0, 22.0)), ("magneto", (24.0, 25.0))):
+        for seed, bleu in enumerate(scores, 1):
+            make_run(
+                tmp_path,
+                backbone,
+                seed,
+                task="mt",
+                data="help",
+                metrics={"test/bleu": bleu},
+                monitor="val/loss",
+            )
+    make_run(tmp_path, "post_ln", 1, task="mt", data="help", status="diverged", metrics={})
+    write_report([tmp_path], tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    overview = text.split("## Overview")[1].split("## asr")[0].strip().splitlines()
+    assert overview[0] == "| task | corpus | metric | post_ln | pre_ln | magneto | seeds | minutes a run |"
+    asr, mt = ([cell.strip() for cell in line.split("|")[1:-1]] for line in overview[2:4])
+    assert asr[2:6] == ["test/cer ↓", "0.380 †", "0.460 ± 0.014", "**0.410 ± 0.014**"]
+    # Means and deviations by hand; minutes are those of the finished runs, 2 for seed 1 and 4 for seed 2.
+    assert mt == [
+        "mt",
+        "help",
+        "test/bleu ↑",
+        "diverged",
+        "21.00 ± 1.41",
+        "**24.50 ± 0.71**",
+        "0 to 2",
+        "3.0",
+    ]
+    assert "<h2>Overview</h2>" in (tmp_path / "report" / "report.html").read_text()
+    assert (tmp_path / "report" / "table.tex").read_text().count(r"\caption{Overview.") == 1
+
+
+def test_an_overview_needs_two_tasks_and_one_number_for_each_backbone(tmp_path: Path) -> None:
+    three_by_two(tmp_path / "runs")
+    report = write_report([tmp_path / "runs"], tmp_path / "report").markdown
+    assert "## Overview" not in report.read_text()
+    for task in ("mlm", "mt"):
+        for backbone in ("pre_ln", "magneto"):
+            make_run(tmp_path / "runs", backbone, task=task)
+    make_run(
+        tmp_path / "runs",
+        task="mt",
+        name="other",
+        config={"optimizer.lr": 1e-2},
+        overrides=("optimizer.lr=1e-2",),
+    )
+    write_report([tmp_path / "runs"], tmp_path / "report")
+    overview = report.read_text().split("## Overview")[1].split("\n## ")[0]
+    assert "| mlm |" in overview and "| mt |" not in overview
+    assert "several configurations: mt on stamps." in overview
+
+
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     three_by_two(tmp_path / "runs")
     broken = tmp_path / "runs" / "asr" / "broken"
