@@ -6,7 +6,8 @@ With `init_from=` the encoder comes pretrained (magneto/pretrained.py). A linear
 much of the classes its features hold.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from math import ceil
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from magneto.class_scores import TOP, ClassScores, draw_confusion
+from magneto.data.base import DataModule
 from magneto.data.image import ImageDataModule
 from magneto.data.image_predict import user_pictures
 from magneto.data.image_store import ImageSpec
@@ -35,7 +37,10 @@ from magneto.tasks.base import Batch, PredictInput, Sample, StepOutput, TaskModu
 from magneto.tasks.visual_tokenizer import grid_of, require_patches
 
 POOLINGS = ("mean", "class_token")
+log = logging.getLogger("magneto")
+
 PREDICT_BATCH = 32
+FEATURE_BATCH = 256
 BOUNDED = ("learned", "sinusoidal", "rotary")
 """Positions that have a table."""
 
@@ -48,7 +53,13 @@ class ImageClassificationOptions:
     """mean: of the patches, as BEiT is fine-tuned; class_token: the vector of [CLS], as ViT."""
     linear_probe: bool = False
     """Stem and backbone are frozen, without dropout; features are normalised by a BatchNorm without weights of its own
-    (MAE, arXiv 2111.06377, A.1; BEiT probes so too); a linear map of them is trained."""
+    (MAE, arXiv 2111.06377, A.1); a linear map of them is trained."""
+    layers: Sequence[int] | None = None
+    """Linear probe: the layers (from 0) whose pooled outputs are joined to the features, before any final norm; null: the
+    encoder's output. BEiT and iGPT probe a layer in the middle."""
+    cache_features: bool = False
+    """Linear probe: the features of the training pictures are computed once and kept in memory, for data without
+    augmentation."""
     label_smoothing: float = 0.0
     """In training alone."""
     mixup: float = 0.0
@@ -72,6 +83,13 @@ class ImageClassificationOptions:
         for key in ("mixup", "cutmix", "head_std"):
             if getattr(self, key) < 0:
                 raise UserError(f"task.{key}={getattr(self, key)}: must be 0 or more.")
+        if not self.linear_probe and (self.layers is not None or self.cache_features):
+            raise UserError("task.layers and task.cache_features are for probes: set task.linear_probe=true.")
+        if self.cache_features and (self.mixup or self.cutmix):
+            raise UserError(
+                "task.cache_features=true keeps the features of whole pictures, which task.mixup and task.cutmix change: "
+                "set both to 0."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,26 +105,27 @@ class PredictOptions:
 
 
 class Head(nn.Module):
-    """[CLS] and patches (B, 1 + N, d_model) -> fp32 logits (B, classes)."""
+    """Features (B, width) -> fp32 logits (B, classes)."""
 
-    def __init__(self, config: BackboneConfig, options: ImageClassificationOptions, classes: int) -> None:
+    def __init__(
+        self, config: BackboneConfig, options: ImageClassificationOptions, width: int, classes: int
+    ) -> None:
         super().__init__()
-        self.pooling, self.dropout = options.pooling, options.head_dropout
+        self.dropout = options.head_dropout
         placement = config.resolved_placement()
         self.norm: nn.Module | None = None
         if options.linear_probe:
-            self.norm = nn.BatchNorm1d(config.d_model, affine=False, eps=1e-6)
+            self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
         elif not (placement.final or placement.post):
-            self.norm = build_norm(config, config.d_model)
-        self.linear = Linear(config.d_model, classes, roles=("head",))
+            self.norm = build_norm(config, width)
+        self.linear = Linear(width, classes, roles=("head",))
         nn.init.normal_(self.linear.weight, std=options.head_std)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        pooled = hidden[:, 0] if self.pooling == "class_token" else hidden[:, 1:].mean(1)
-        pooled = pooled.float()
+    def forward(self, features: Tensor) -> Tensor:
+        features = features.float()
         if self.norm is not None:
-            pooled = self.norm(pooled)
-        logits: Tensor = self.linear(F.dropout(pooled, self.dropout, self.training))
+            features = self.norm(features)
+        logits: Tensor = self.linear(F.dropout(features, self.dropout, self.training))
         return logits.float()
 
 
@@ -131,6 +150,17 @@ class ImageClassification(TaskModule):
             shape["max_positions"] = 1 + (spec["image_size"] // spec["patch_size"]) ** 2
         return shape
 
+    @classmethod
+    def prepare(cls, config: Mapping[str, Any], data: DataModule) -> dict[str, Any]:
+        """Nothing; kept features are refused where the pictures of two epochs differ."""
+        assert isinstance(data, ImageDataModule)
+        if config["task"].get("cache_features") and data.augment is not None:
+            raise UserError(
+                "task.cache_features=true needs pictures that are the same in each epoch: set data.augment=null, or "
+                "cache_features=false."
+            )
+        return {}
+
     def build(self) -> None:
         """Stem, encoder, head; accuracies."""
         for key, wanted in (("architecture", "encoder"), ("multiway", "none")):
@@ -149,12 +179,25 @@ class ImageClassification(TaskModule):
         size, patch, channels = (self.spec[key] for key in ("image_size", "patch_size", "channels"))
         self.stem = PatchStem(size, patch, channels, self.config.d_model)
         self.backbone = build_backbone(self.config)
-        self.head = Head(self.config, self.options, len(self.labels))
+        self.layers = self._layers()
+        width = self.config.d_model * max(1, len(self.layers))
+        self.head = Head(self.config, self.options, width, len(self.labels))
         if self.options.linear_probe:
             for part in (self.stem, self.backbone):
                 part.requires_grad_(False).eval()
         self._mix = self._mixing()
+        self._kept: tuple[Tensor, Tensor] | None = None
         self._scores = self.scores["classes"] = ClassScores(self.labels)
+
+    def _layers(self) -> tuple[int, ...]:
+        """The layers that the features come from; empty: the encoder's output."""
+        layers = tuple(self.options.layers or ())
+        known = range(self.config.num_layers)
+        if self.options.layers is not None and (not layers or not set(layers) <= set(known)):
+            raise UserError(
+                f"task.layers={list(layers)}: name layers from 0 to {known[-1]}, or null for the encoder's output."
+            )
+        return layers
 
     def _mixing(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
         """What mixes the pictures of a batch and their targets; it draws from torch's generator, which is seeded step by
@@ -180,11 +223,38 @@ class ImageClassification(TaskModule):
             self.backbone.eval()
         return self
 
+    def on_fit_start(self) -> None:
+        """Compute the features of the training pictures, in their order, so that a resumed run has the same bits."""
+        if not self.options.cache_features:
+            return
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, ImageDataModule)
+        pictures = data.train_set
+        log.info("probe: features of %d training pictures", len(pictures))
+        found, training = [], self.training
+        self.eval()
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            for start in range(0, len(pictures), FEATURE_BATCH):
+                places = [(0, place) for place in range(start, min(start + FEATURE_BATCH, len(pictures)))]
+                images = pictures.__getitems__(places)["image"].to(self.device)
+                found.append(self.features(images).float())
+        self.train(training)
+        self._kept = torch.from_numpy(pictures.rows).to(self.device), torch.cat(found)
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, C, S, S) -> what the head reads of each picture, (B, width)."""
+        x = self.stem(images)
+        outputs = self.backbone(x, return_layers=self.layers)[1] if self.layers else [self.backbone(x)]
+        pooled = [
+            out[:, 0] if self.options.pooling == "class_token" else out[:, 1:].mean(1) for out in outputs
+        ]
+        return torch.cat(pooled, dim=1)
+
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, S, S) -> fp32 logits (B, classes)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.options.linear_probe):
-            hidden = self.backbone(self.stem(images))
-        logits: Tensor = self.head(hidden)
+            features = self.features(images)
+        logits: Tensor = self.head(features)
         return logits
 
     def step(self, batch: Batch) -> StepOutput:
@@ -197,7 +267,11 @@ class ImageClassification(TaskModule):
                 images, targets = self._mix(images, targets)
             # Towards the mean, which is 0 for a picture without a class.
             targets = torch.lerp(targets, targets.mean(1, keepdim=True), self.options.label_smoothing)
-        logits = self(images)
+        if self.training and self._kept is not None:
+            rows, features = self._kept
+            logits = self.head(features[torch.searchsorted(rows, batch["id"])])
+        else:
+            logits = self(images)
         if "classes" in batch:
             logits = among(logits, batch["classes"])
         loss = F.cross_entropy(logits, targets, reduction="sum")
@@ -254,10 +328,12 @@ class ImageClassification(TaskModule):
         return {"examples": float(rows), "tokens": float(rows * self.stem.num_tokens)}
 
     def flops(self, batch: Batch) -> float:
-        """Stem, encoder and head, forward and backward; of a probe's stem and encoder the forward pass alone."""
+        """Stem, encoder and head, forward and backward; of a probe's stem and encoder the forward pass alone, if any."""
         length = self.stem.num_tokens
         per_token = training_flops_per_token(self.config, length) + 6 * self.stem.projection.weight.numel()
-        body = length * per_token / (3 if self.options.linear_probe else 1)
+        body = length * per_token
+        if self.options.linear_probe:
+            body = 0.0 if self._kept is not None else body / 3
         return float(len(batch["id"]) * (body + 6 * self.head.linear.weight.numel()))
 
     # ------------------------------------------------------------------ use

@@ -102,6 +102,8 @@ def test_each_experiment_composes_instantiates_and_names_its_task(experiment: st
         "text_classification/glue": "glue",
         "beit/beit_base_12l": "imagenet",
         "beit/beit_large_24l": "imagenet",
+        "image_classification/imagenet_beit_base": "imagenet",
+        "image_classification/imagenet_beit_large": "imagenet",
         "visual_tokenizer/vqkd_base": "imagenet",
     }.get(experiment, "")
     config = plain(f"task={experiment.split('/')[0]}", f"experiment={experiment}", *needed(corpus))

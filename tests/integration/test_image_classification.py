@@ -118,6 +118,39 @@ def test_a_probe_leaves_the_pretrained_model_as_it_is(settings: list[str]) -> No
     assert same and all(torch.equal(probed[name], before[name]) for name in same)
 
 
+PROBE = ("task.linear_probe=true", "task.layers=[0,1]", "optimizer.lr=0.02")
+
+
+def test_kept_features_train_the_same_probe(run: Run) -> None:
+    kept, anew = (
+        run(f"name=cache_{cache}", *PROBE, f"task.cache_features={cache}") for cache in ("true", "false")
+    )
+    losses = training_losses(kept["folder"])
+    assert losses == pytest.approx(training_losses(anew["folder"]), abs=1e-4)
+    assert losses[-1] < losses[0] - 0.1
+    assert load_task(Path(kept["folder"]) / "export").head.linear.weight.shape == (3, 64)
+
+
+def test_an_interrupted_probe_goes_on_bit_identically(run: Run, resumes_identically: Run) -> None:
+    resumes_identically(run, *PROBE, "task.cache_features=true", stop_at=12)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["task.layers=[1]"], "for probes"),
+        (["task.cache_features=true"], "for probes"),
+        (["task.linear_probe=true", "task.layers=[2]"], "from 0 to 1"),
+        (["task.linear_probe=true", "task.layers=[]"], "from 0 to 1"),
+        (["task.linear_probe=true", "task.cache_features=true", "task.mixup=0.8"], "set both to 0"),
+        (["task.linear_probe=true", "task.cache_features=true", "data.augment={flip: true}"], "augment=null"),
+    ],
+)
+def test_impossible_probes_are_refused(run: Run, overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        run(*overrides)
+
+
 def test_a_senseless_number_of_answers_is_refused(run: Run) -> None:
     with pytest.raises(UserError, match=r"predict.top_k=0: must be at least 1"):
         folder = run("name=one", "trainer.max_steps=2")["folder"]
