@@ -5,8 +5,9 @@
 Two steps, both called by the engine:
 
 1. `adopt(config, overrides)`, before anything is built: the backbone gets the shape of the pretrained one and the data
-   its tokenizer, so that a command names `init_from` and no size. What the user did say must agree.
-2. `initialize_from(task, source)`, before training: weights are copied where name, shape and meaning agree.
+   its tokenizer or its patches, so that a command names `init_from` and no size. What the user did say must agree.
+2. `initialize_from(task, source)`, before training: weights are copied where name, shape and meaning agree. Pictures
+   may be of another size than the pretrained ones: what was learned of places is resized (nn/resize.py).
 """
 
 import hashlib
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from magneto import pretrained_pictures as pictures
 from magneto.checkpoint import read_model
 from magneto.data.text_tokenizer import TextTokenizer
 from magneto.errors import UserError
@@ -42,6 +44,8 @@ SHAPE = tuple(field.name for field in fields(BackboneConfig) if field.name not i
 """Fields that decide what a backbone's weights mean; the others only say how it is trained."""
 _BODY = ("stem.", "source_stem.", "target_stem.", "backbone.")
 """Parameters that must fit; others (heads) are taken where they do."""
+_TARGET = "target."
+"""Parameters of a model that only gives what is to be learnt."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +77,12 @@ class Report:
     """Of the model, and not in the source or not of its meaning: they keep their random values."""
     left: tuple[str, ...]
     """Of the source, without a place in the model."""
+    resized: tuple[str, ...] = ()
+    """Those taken that were resized to pictures of another size."""
 
     def __str__(self) -> str:
         parts = [f"{len(self.taken)} tensors taken ({_summary(self.taken)})"]
+        parts += [f"resized to these pictures: {', '.join(self.resized)}"] if self.resized else []
         parts += [f"new: {_summary(self.new)}"] if self.new else []
         parts += [f"left: {_summary(self.left)}"] if self.left else []
         return f"init_from={self.source}: {'; '.join(parts)}"
@@ -161,6 +168,8 @@ def adopt(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]
     if own_size != {key: shape[key] for key in own_size}:
         adopted["size_name"] = f"{shape['num_layers']}x{shape['d_model']}"
     data = config.get("data") or {}
+    if patch_size := pictures.patch_size(source, pretrained.spec, data, overrides):
+        adopted["data"] = data = {**data, "patch_size": patch_size}
     chosen = any(override.lstrip("+").startswith("data.tokenizer") for override in overrides)
     if pretrained.tokenizer is not None and "file" in (data.get("tokenizer") or {}) and not chosen:
         file = _keep_tokenizer(pretrained.tokenizer, Path(config["data_dir"]))
@@ -213,6 +222,9 @@ def initialize_from(task: TaskModule, source: str) -> Report:
     Stem and backbone must fit as a whole. Other tensors are taken where names and shapes agree, a head (`head.*`) only
     if its outputs mean the same: the same tokenizer and the same labels.
 
+    A model that only gives targets (`target.*`, BEiT's tokenizer) stays the one of `task`, and so does the head beside
+    another one.
+
     Returns:
         what was taken, what is new, what was left.
 
@@ -227,11 +239,18 @@ def initialize_from(task: TaskModule, source: str) -> Report:
         ]
         raise UserError(f"init_from={source}: its backbone is another one:\n" + "\n".join(lines))
     same_tokens = _same_tokenizer(pretrained, task)
-    same_outputs = same_tokens and pretrained.spec.get("labels") == task.spec.get("labels")
-    own = task.state_dict()
+    own, weights = task.state_dict(), pretrained.weights
+    same_outputs = (
+        same_tokens
+        and pretrained.spec.get("labels") == task.spec.get("labels")
+        and all(_same(weights.get(name), tensor) for name, tensor in own.items() if name.startswith(_TARGET))
+    )
+    resized = pictures.resized(pretrained.spec, pretrained.backbone, weights, task.spec)
     taken, unfit = {}, []
     for name, tensor in own.items():
-        theirs = pretrained.weights.get(name)
+        if name.startswith(_TARGET):
+            continue
+        theirs = resized.get(name, weights.get(name))
         fits = theirs is not None and theirs.shape == tensor.shape
         if theirs is not None and fits and (same_outputs or not name.startswith("head.")):
             taken[name] = theirs
@@ -249,8 +268,13 @@ def initialize_from(task: TaskModule, source: str) -> Report:
         source,
         tuple(taken),
         tuple(name for name in own if name not in taken),
-        tuple(name for name in pretrained.weights if name not in taken),
+        tuple(name for name in weights if name not in taken),
+        tuple(name for name in resized if name in taken),
     )
+
+
+def _same(theirs: Tensor | None, ours: Tensor) -> bool:
+    return theirs is not None and torch.equal(theirs, ours.cpu())
 
 
 def _shape(tensor: Tensor | None) -> str:
@@ -291,14 +315,14 @@ def _meaning(config: BackboneConfig) -> dict[str, Any]:
         values["decoder_layers"] = config.decoder_layers or config.num_layers
     unused = {
         "relative": ("relative_buckets", "relative_max_distance"),
-        "relative_2d": ("grid",),
         "convolutional": ("conv_position_kernel",),
     }
     for position, keys in unused.items():
         if config.position != position:
             values |= dict.fromkeys(keys)
-    # A table of learned positions has this many rows, and is compared as a tensor.
-    values.pop("max_positions")
+    # Tables of positions have so many rows: they are compared as tensors, those of pictures once they are resized.
+    for key in ("max_positions", "grid"):
+        values.pop(key)
     return values
 
 

@@ -252,7 +252,9 @@ class TaskModule(L.LightningModule):
         ]
 
     def layer_modules(self) -> list[nn.Module]:
-        """The stem and the layers from input to output, for `optimizer.layer_decay`.
+        """What makes the input of the layers (stem, absolute positions), and the layers, for `optimizer.layer_decay`.
+
+        Relative positions belong to no layer; they have the head's learning rate, as in BEiT's fine-tuning.
 
         Raises:
             UserError: the task has more than one stack, so that its layers stand in no single order.
@@ -263,8 +265,10 @@ class TaskModule(L.LightningModule):
                 f"optimizer.layer_decay={self.optimizer_config.layer_decay}: task={self.name} has {len(stacks)} stacks, "
                 "whose layers have no single order. Set it to null."
             )
+        stack = stacks[0][1]
         stem = [module for name, module in self.named_children() if name == "stem"]
-        return [*stem, *stacks[0][1].layers]
+        below = [module for module in (*stem, stack.position, stack.input_norm) if module is not None]
+        return [nn.ModuleList(below), *stack.layers]
 
     def compile_layers(self) -> None:
         """Compile each layer in place: parameter names stay as they are, and equal layers share one compilation."""

@@ -29,7 +29,7 @@ from magneto.nn.random_projection import RandomProjection
 from magneto.nn.visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
 from magneto.panels import hide, side_by_side, tile
 from magneto.tasks.base import Batch, PredictInput, Sample, StepOutput, TaskModule
-from magneto.tasks.visual_tokenizer import VisualTokenization, grid_of, require_patches
+from magneto.tasks.visual_tokenizer import VisualTokenization, require_patches, shape_of_patches
 from magneto.visual_tokens import DefaultTokenizer, default_tokenizer
 
 TARGETS = ("codes", "pixels", "random_projection")
@@ -77,8 +77,8 @@ class BEiT(TaskModule):
 
     @classmethod
     def shape_from(cls, backbone: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
-        """The grid of two-dimensional positions."""
-        return grid_of(backbone, spec)
+        """Positions for the patches of a picture."""
+        return shape_of_patches(backbone, spec)
 
     @classmethod
     def prepare(cls, config: Mapping[str, Any], data: DataModule) -> dict[str, Any]:

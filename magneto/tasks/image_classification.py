@@ -34,15 +34,13 @@ from magneto.nn import (
 )
 from magneto.panels import tile
 from magneto.tasks.base import Batch, PredictInput, Sample, StepOutput, TaskModule
-from magneto.tasks.visual_tokenizer import grid_of, require_patches
+from magneto.tasks.visual_tokenizer import require_patches, shape_of_patches
 
 POOLINGS = ("mean", "class_token")
 log = logging.getLogger("magneto")
 
 PREDICT_BATCH = 32
 FEATURE_BATCH = 256
-BOUNDED = ("learned", "sinusoidal", "rotary")
-"""Positions that have a table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +49,9 @@ class ImageClassificationOptions:
 
     pooling: str = "mean"
     """mean: of the patches, as BEiT is fine-tuned; class_token: the vector of [CLS], as ViT."""
+    cells: int = 1
+    """The mean is taken in each of cells x cells parts of the picture, and these are joined: where classes show in the
+    place of things, as probes of feature maps do (Zhang et al., arXiv 1611.09842). Must divide the patches on a side."""
     linear_probe: bool = False
     """Stem and backbone are frozen, without dropout; features are normalised by a BatchNorm without weights of its own
     (MAE, arXiv 2111.06377, A.1); a linear map of them is trained."""
@@ -77,6 +78,8 @@ class ImageClassificationOptions:
             raise UserError(
                 f"task.pooling={self.pooling}: must be one of {', '.join(POOLINGS)}.{nearest(self.pooling, POOLINGS)}"
             )
+        if self.cells < 1 or (self.cells > 1 and self.pooling != "mean"):
+            raise UserError(f"task.cells={self.cells}: must be 1 or more, and 1 unless task.pooling=mean.")
         for key in ("label_smoothing", "head_dropout"):
             if not 0 <= getattr(self, key) < 1:
                 raise UserError(f"task.{key}={getattr(self, key)}: must be at least 0 and below 1.")
@@ -144,11 +147,8 @@ class ImageClassification(TaskModule):
 
     @classmethod
     def shape_from(cls, backbone: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
-        """The grid of two-dimensional positions; a table of others has a row for each token."""
-        shape = grid_of(backbone, spec)
-        if backbone.get("position") in BOUNDED and spec["patch_size"]:
-            shape["max_positions"] = 1 + (spec["image_size"] // spec["patch_size"]) ** 2
-        return shape
+        """Positions for the patches of a picture."""
+        return shape_of_patches(backbone, spec)
 
     @classmethod
     def prepare(cls, config: Mapping[str, Any], data: DataModule) -> dict[str, Any]:
@@ -180,7 +180,13 @@ class ImageClassification(TaskModule):
         self.stem = PatchStem(size, patch, channels, self.config.d_model)
         self.backbone = build_backbone(self.config)
         self.layers = self._layers()
-        width = self.config.d_model * max(1, len(self.layers))
+        if self.stem.grid % self.options.cells:
+            known = [n for n in range(1, self.stem.grid + 1) if self.stem.grid % n == 0]
+            raise UserError(
+                f"task.cells={self.options.cells} does not divide the {self.stem.grid} patches on a side: choose from "
+                f"{', '.join(map(str, known))}."
+            )
+        width = self.config.d_model * self.options.cells**2 * max(1, len(self.layers))
         self.head = Head(self.config, self.options, width, len(self.labels))
         if self.options.linear_probe:
             for part in (self.stem, self.backbone):
@@ -245,10 +251,17 @@ class ImageClassification(TaskModule):
         """(B, C, S, S) -> what the head reads of each picture, (B, width)."""
         x = self.stem(images)
         outputs = self.backbone(x, return_layers=self.layers)[1] if self.layers else [self.backbone(x)]
-        pooled = [
-            out[:, 0] if self.options.pooling == "class_token" else out[:, 1:].mean(1) for out in outputs
-        ]
-        return torch.cat(pooled, dim=1)
+        return torch.cat([self._pooled(out) for out in outputs], dim=1)
+
+    def _pooled(self, hidden: Tensor) -> Tensor:
+        """[CLS] and patches (B, 1 + N, d_model) -> (B, d_model), or (B, d_model * cells * cells)."""
+        if self.options.pooling == "class_token":
+            return hidden[:, 0]
+        if self.options.cells == 1:
+            return hidden[:, 1:].mean(1)
+        grid = self.stem.grid
+        patches = hidden[:, 1:].transpose(1, 2).unflatten(2, (grid, grid))
+        return F.avg_pool2d(patches, grid // self.options.cells).flatten(1)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, S, S) -> fp32 logits (B, classes)."""

@@ -28,6 +28,8 @@ from magneto.panels import side_by_side, tile
 from magneto.tasks.base import Batch, PredictInput, Sample, StepOutput, TaskModule
 
 PREDICT_BATCH = 32
+TABLES = ("learned", "sinusoidal", "rotary")
+"""Positions that have a table of limited length."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +92,8 @@ class VisualTokenization(TaskModule):
 
     @classmethod
     def shape_from(cls, backbone: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
-        """The grid of two-dimensional positions."""
-        return grid_of(backbone, spec)
+        """Positions for the patches of a picture."""
+        return shape_of_patches(backbone, spec)
 
     @classmethod
     def prepare(cls, config: Mapping[str, Any], data: DataModule) -> dict[str, Any]:
@@ -222,11 +224,16 @@ def require_patches(task: str, spec: Mapping[str, Any]) -> None:
         )
 
 
-def grid_of(backbone: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The backbone's `grid` where its positions have two dimensions: the patches on a side of a picture."""
-    if backbone.get("position") != "relative_2d" or not spec["patch_size"]:
+def shape_of_patches(backbone: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What the patches on a side of a picture say of a backbone's positions: `grid` where these have two dimensions,
+    else the rows of a table, one for each patch and one for [CLS].
+    """
+    if not spec["patch_size"]:
         return {}
-    return {"grid": spec["image_size"] // spec["patch_size"]}
+    grid = spec["image_size"] // spec["patch_size"]
+    if backbone.get("position") == "relative_2d":
+        return {"grid": grid}
+    return {"max_positions": 1 + grid**2} if backbone.get("position") in TABLES else {}
 
 
 def _teacher(name: str, file: str | None) -> Any:

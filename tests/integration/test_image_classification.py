@@ -1,6 +1,7 @@
 """task=image_classification, end to end: learn, probe, start from BEiT, resume, label pictures."""
 
 import json
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -108,6 +109,48 @@ def test_checkpoint_and_export_predict_alike(run: Run, patterns: Path) -> None:
     assert tested == pytest.approx({key: value for key, value in result.items() if key.startswith("test/")})
 
 
+def test_an_evaluation_set_of_some_classes_asks_for_these_alone(
+    run: Run, patterns: Path, tmp_path: Path
+) -> None:
+    """The layout of ImageNet-A and -R: a folder for each of some of the model's classes, under other names."""
+    root, names = tmp_path / "robust", tmp_path / "names.tsv"
+    for folder, label in (("n01", "down"), ("n02", "across")):
+        shutil.copytree(patterns / "test" / label, root / folder)
+    names.write_text("n01\tdown\nn02\tacross\n")
+    source = Path(run("name=one")["folder"]) / "export"
+    tested = run(
+        "mode=test", f"checkpoint={source}", f"data.sources.image_folder.folder={root}",
+        "data.sources.image_folder.evaluation=true", f"data.sources.image_folder.names={names}",
+    )["metrics"]  # fmt: skip
+    task = load_task(source)
+    assert set(task.labels) == set(CLASSES)
+    right = {}
+    for label in ("across", "down"):
+        answers = run("mode=predict", f"checkpoint={source}", f"input={patterns / 'test' / label}")["results"]
+        shares = [{answer["label"]: answer["probability"] for answer in row["top"]} for row in answers]
+        other = {"across": "down", "down": "across"}[label]
+        right[label] = float(np.mean([row[label] > row[other] for row in shares]))
+    assert tested["test/top1"] == pytest.approx((right["across"] + right["down"]) / 2)
+    assert {key for key in tested if key.startswith("test/top1/")} == {"test/top1/across", "test/top1/down"}
+    assert tested["test/top1/down"] == pytest.approx(right["down"]) and tested["test/top5"] == 1
+    names.write_text("n01\tdown\nn02\tplaid\n")
+    with pytest.raises(UserError, match="classes that the checkpoint's model does not know: plaid"):
+        run(
+            "mode=test", f"checkpoint={source}", f"data.sources.image_folder.folder={root}",
+            "data.sources.image_folder.evaluation=true", f"data.sources.image_folder.names={names}",
+        )  # fmt: skip
+
+
+def test_a_classifier_starts_from_beit_on_larger_pictures(settings: list[str]) -> None:
+    pretrained = drive(["task=beit", *settings, *SMALL], "task.target=pixels", "name=pretrained")
+    tuned = drive(
+        ["task=image_classification", *settings, f"init_from={pretrained['folder']}/export"],
+        "data.image_size=24", "optimizer.layer_decay=0.7", "name=larger", "callbacks.ema_decay=0.9",
+    )  # fmt: skip
+    task = load_task(Path(tuned["folder"]) / "export")
+    assert task.config.grid == 6 and task.backbone.relative.table.shape == (11**2 + 3, 2)
+
+
 def test_a_probe_leaves_the_pretrained_model_as_it_is(settings: list[str]) -> None:
     pretrained = drive(["task=beit", *settings, *SMALL], "task.target=pixels", "name=pretrained")
     source = Path(pretrained["folder"]) / "export"
@@ -118,7 +161,7 @@ def test_a_probe_leaves_the_pretrained_model_as_it_is(settings: list[str]) -> No
     assert same and all(torch.equal(probed[name], before[name]) for name in same)
 
 
-PROBE = ("task.linear_probe=true", "task.layers=[0,1]", "optimizer.lr=0.02")
+PROBE = ("task.linear_probe=true", "task.layers=[0,1]", "task.cells=2", "optimizer.lr=0.02")
 
 
 def test_kept_features_train_the_same_probe(run: Run) -> None:
@@ -128,11 +171,20 @@ def test_kept_features_train_the_same_probe(run: Run) -> None:
     losses = training_losses(kept["folder"])
     assert losses == pytest.approx(training_losses(anew["folder"]), abs=1e-4)
     assert losses[-1] < losses[0] - 0.1
-    assert load_task(Path(kept["folder"]) / "export").head.linear.weight.shape == (3, 64)
+    assert load_task(Path(kept["folder"]) / "export").head.linear.weight.shape == (3, 2 * 32 * 2**2)
 
 
 def test_an_interrupted_probe_goes_on_bit_identically(run: Run, resumes_identically: Run) -> None:
     resumes_identically(run, *PROBE, "task.cache_features=true", stop_at=12)
+
+
+def test_features_of_cells_are_the_means_of_their_patches(run: Run) -> None:
+    folder = run("name=cells", "task.cells=2", "trainer.max_steps=2")["folder"]
+    task = load_task(Path(folder) / "export").eval()
+    images = torch.randn(3, 1, 16, 16)
+    hidden = task.backbone(task.stem(images))[:, 1:].view(3, 4, 4, 32)
+    cells = hidden.view(3, 2, 2, 2, 2, 32).mean((2, 4))  # (B, cell's row, cell's column, width)
+    torch.testing.assert_close(task.features(images), cells.permute(0, 3, 1, 2).flatten(1))
 
 
 @pytest.mark.parametrize(
@@ -141,6 +193,8 @@ def test_an_interrupted_probe_goes_on_bit_identically(run: Run, resumes_identica
         (["task.layers=[1]"], "for probes"),
         (["task.cache_features=true"], "for probes"),
         (["task.linear_probe=true", "task.layers=[2]"], "from 0 to 1"),
+        (["task.cells=3"], "does not divide the 4 patches on a side: choose from 1, 2, 4"),
+        (["task.cells=2", "task.pooling=class_token"], "1 unless task.pooling=mean"),
         (["task.linear_probe=true", "task.layers=[]"], "from 0 to 1"),
         (["task.linear_probe=true", "task.cache_features=true", "task.mixup=0.8"], "set both to 0"),
         (["task.linear_probe=true", "task.cache_features=true", "data.augment={flip: true}"], "augment=null"),

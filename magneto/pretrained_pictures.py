@@ -1,0 +1,76 @@
+"""Starting from a model of pictures (magneto/pretrained.py): its patches, and positions for pictures of another size."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from magneto.errors import UserError
+from magneto.nn.config import BackboneConfig
+from magneto.nn.resize import resized_positions, resized_relative_grid
+
+_PLACES = ("backbone.position.table", "stem.vision_position")
+"""A learned vector for [CLS] and for each patch of a picture."""
+_KINDS = {1: "grey", 3: "in colour"}
+
+
+def patch_size(
+    source: str, spec: Mapping[str, Any], data: Mapping[str, Any], overrides: Sequence[str]
+) -> int | None:
+    """Pixels on a side of the patches that a pretrained stem reads; None where it, or the data, has no pictures.
+
+    Args:
+        source: of the pretrained model, for messages.
+        spec: facts of the data that it was trained on.
+        data: configuration of the data that it is to go on with.
+        overrides: of the command line.
+
+    Raises:
+        UserError: the command says another patch size, or the pictures have another number of channels.
+    """
+    theirs = {key: spec.get(key) for key in ("patch_size", "channels")}
+    if None in theirs.values() or not theirs.keys() <= data.keys():
+        return None
+    named = [override for override in overrides if override.lstrip("+").startswith("data.patch_size=")]
+    if named and data["patch_size"] != theirs["patch_size"]:
+        raise UserError(
+            f"init_from={source} reads patches of {theirs['patch_size']} pixels, and the command says {named[-1]}. Leave "
+            "it out: the patches come with the weights."
+        )
+    if data["channels"] in _KINDS and data["channels"] != theirs["channels"]:
+        raise UserError(
+            f"init_from={source} reads pictures that are {_KINDS[theirs['channels']]}, and data={data.get('name')} gives "
+            f"them {_KINDS[data['channels']]}. Say data.channels={theirs['channels']}: they are converted."
+        )
+    return int(theirs["patch_size"])
+
+
+def resized(
+    theirs: Mapping[str, Any],
+    backbone: BackboneConfig,
+    weights: Mapping[str, Tensor],
+    ours: Mapping[str, Any],
+) -> dict[str, Tensor]:
+    """What a pretrained model learned of the places in a picture, for pictures of another size; empty for equal sizes.
+
+    Args:
+        theirs: facts of its data.
+        backbone: its shape.
+        weights: its tensors by name.
+        ours: facts of the data that it is to go on with.
+    """
+    grids = [
+        spec["image_size"] // spec["patch_size"]
+        for spec in (theirs, ours)
+        if spec.get("image_size") and spec.get("patch_size")
+    ]
+    if len(set(grids)) < 2:
+        return {}
+    before, after = grids
+    found = {}
+    for name, tensor in weights.items():
+        if name == "backbone.relative.table" and backbone.position == "relative_2d":
+            found[name] = resized_relative_grid(tensor, after)
+        elif name in _PLACES and len(tensor) == 1 + before**2:
+            found[name] = resized_positions(tensor, after)
+    return found

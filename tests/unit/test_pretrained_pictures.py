@@ -1,0 +1,140 @@
+"""init_from with pictures: patches come with the weights, other sizes are resized, other kinds refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from magneto.checkpoint import export
+from magneto.errors import UserError
+from magneto.nn.resize import resized_positions, resized_relative_grid
+from magneto.optim import build_optimizer
+from magneto.pretrained import adopt, initialize_from
+from magneto.tasks.base import TaskModule
+from magneto.tasks.beit import BEiT
+from magneto.tasks.image_classification import ImageClassification
+
+BACKBONE = {"placement": "magneto", "num_layers": 2, "d_model": 16, "num_heads": 2, "ffn_dim": 32}
+
+
+def build(task: type[TaskModule], seed: int = 0, size: int = 16, **more: Any) -> Any:
+    torch.manual_seed(seed)
+    spec = {
+        "image_size": size, "patch_size": 4, "channels": 1, "labels": ["a", "b", "c"], "mean": [0.5], "std": [0.2],
+        "fit": "crop", "eval_crop": 1.0, "examples": {}, "label_counts": {}, "corpus": {}, "key": "",
+    }  # fmt: skip
+    spec |= {key: more.pop(key) for key in tuple(more) if key in spec}
+    shape = BACKBONE | {"position": "relative_2d"} | more.pop("backbone", {})
+    arguments = {"optimizer": {"name": "adamw", "lr": 1.0}, "scheduler": {"name": "constant"}} | more
+    model = task(backbone=shape, spec=spec, total_steps=1, **arguments)
+    with torch.no_grad():  # what starts at zero would hide mistakes
+        for name, parameter in model.named_parameters():
+            if name.endswith("table"):
+                parameter.normal_()
+    return model
+
+
+def classifier(**more: Any) -> ImageClassification:
+    return build(ImageClassification, seed=9, **more)
+
+
+@pytest.mark.parametrize("position", ["relative_2d", "learned", "sinusoidal", "rotary", "none"])
+@pytest.mark.parametrize("size", [16, 24, 12])
+def test_a_classifier_takes_beit_on_pictures_of_any_size(tmp_path: Path, position: str, size: int) -> None:
+    shape = {"position": position}
+    source = build(BEiT, target="pixels", backbone=shape)
+    task = classifier(size=size, backbone=shape)
+    report = initialize_from(task, str(export(source, tmp_path / "export")))
+    assert set(report.new) <= {"head.linear.weight", "head.linear.bias"}
+    assert set(report.left) == {"head.weight", "head.bias", "stem.mask_token"}
+    before, after = source.state_dict(), task.state_dict()
+    for name in report.taken:
+        expected = before[name]
+        if name in report.resized:
+            resize = resized_relative_grid if position == "relative_2d" else resized_positions
+            expected = resize(expected, size // 4)
+        torch.testing.assert_close(after[name], expected)
+    assert bool(report.resized) == (size != 16 and position in ("relative_2d", "learned"))
+    assert task(torch.randn(2, 1, size, size)).shape == (2, 3)
+
+
+def test_other_patches_or_channels_do_not_fit_the_stem(tmp_path: Path) -> None:
+    source = str(export(build(BEiT, target="pixels"), tmp_path / "export"))
+    for other in ({"patch_size": 8}, {"channels": 3, "mean": [0.5] * 3, "std": [0.2] * 3}):
+        with pytest.raises(UserError, match=r"stem.projection.weight: 16 x 16 \(pretrained\)"):
+            initialize_from(classifier(**other), source)
+
+
+def config(source: str, **data: Any) -> dict[str, Any]:
+    backbone = {"placement": "magneto", "architecture": "encoder", "num_layers": 6, "d_model": 256}
+    data = {"name": "cifar10", "image_size": 32, "patch_size": 8, "channels": 1} | data
+    return {
+        "init_from": source,
+        "backbone": backbone,
+        "data": data,
+        "size_name": "tiny",
+        "data_dir": "unused",
+    }
+
+
+def test_patches_come_with_the_weights_and_the_size_with_the_data(tmp_path: Path) -> None:
+    source = str(export(build(BEiT, target="pixels"), tmp_path / "export"))
+    adopted = adopt(config(source), [])
+    assert adopted["data"]["patch_size"] == 4 and adopted["data"]["image_size"] == 32
+    assert adopt(adopted, []) == adopted
+    adopt(config(source, patch_size=4), ["data.patch_size=4"])
+
+
+@pytest.mark.parametrize(
+    ("data", "override", "message"),
+    [
+        ({}, "data.patch_size=8", "reads patches of 4 pixels.*data.patch_size=8. Leave it out"),
+        ({"channels": 3}, "data=cifar10", "are grey, and data=cifar10 gives them in colour. Say data.channels=1"),
+    ],
+)  # fmt: skip
+def test_other_pictures_are_refused_with_the_remedy(
+    tmp_path: Path, data: dict[str, Any], override: str, message: str
+) -> None:
+    source = str(export(build(BEiT, target="pixels"), tmp_path / "export"))
+    with pytest.raises(UserError, match=message):
+        adopt(config(source, **data), [override])
+
+
+def test_the_model_of_the_targets_is_the_runs_own(tmp_path: Path) -> None:
+    settings = {"target": "random_projection", "random_codes": 16}
+    first, second = build(BEiT, **settings), build(BEiT, seed=1, **settings)
+    source = str(export(first, tmp_path / "export"))
+    with torch.no_grad():
+        for tensor in second.target.state_dict().values():
+            tensor.add_(1)
+    other = {name: tensor.clone() for name, tensor in second.state_dict().items()}
+    report = initialize_from(second, source)
+    for name, tensor in second.state_dict().items():
+        if name.startswith("target."):
+            assert torch.equal(tensor, other[name]) and name not in report.taken
+    assert not any(name.startswith("head.") for name in report.taken), "its outputs stand for other codes"
+    same = build(BEiT, seed=2, **settings)
+    same.target.load_state_dict(first.target.state_dict())
+    assert {"head.weight", "head.bias"} <= set(initialize_from(same, source).taken)
+
+
+@pytest.mark.parametrize("position", ["relative_2d", "learned"])
+def test_learning_rates_fall_from_the_head_to_the_stem(position: str) -> None:
+    """As in BEiT's fine-tuning: the head and relative positions whole, then a factor for each layer down to the stem."""
+    task = classifier(
+        backbone={"position": position}, optimizer={"name": "adamw", "lr": 1.0, "layer_decay": 0.5}
+    )
+    rates = {
+        id(parameter): group["lr"]
+        for group in build_optimizer(task, task.optimizer_config).param_groups
+        for parameter in group["params"]
+    }
+    found = {name: rates[id(parameter)] for name, parameter in task.named_parameters()}
+    for name, rate in found.items():
+        if name.startswith("stem.") or name == "backbone.position.table":
+            assert rate == 0.125, name
+        elif name.startswith("backbone.layers."):
+            assert rate == (0.25, 0.5)[int(name.split(".")[2])], name
+        else:
+            assert rate == 1.0, name
