@@ -318,13 +318,14 @@ class StabilityProbe(Callback):
 
     - `activation_rms/layer_NN`: root mean square of each layer's output, over batch, time (padding included) and width:
       the magnitude that grows in deep Sub-LN vision models (microsoft/torchscale issue 14).
+    - `activation_max/layer_NN`: the largest absolute value in it, which is what a number format has to hold.
     - `update_to_weight/...`: ||change of the weights in this step|| / ||weights||, for stem, backbone and head and over all.
     """
 
     def __init__(self, every: int) -> None:
         self.every = every
         self._before: dict[str, Tensor] | None = None
-        self._rms: dict[str, Tensor] = {}
+        self._seen: dict[str, Tensor] = {}
         self._stack: Any = None
 
     def _due(self, trainer: L.Trainer, batch_idx: int) -> bool:
@@ -340,7 +341,7 @@ class StabilityProbe(Callback):
             # Compiled layers ignore hooks that come later: this step runs them uncompiled.
             self._stack = torch.compiler.set_stance("force_eager")
             self._stack.__enter__()
-            self._rms = {}
+            self._seen = {}
             self._handles = [
                 layer.register_forward_hook(self._hook(name)) for name, layer in pl_module.named_layers()
             ]
@@ -348,7 +349,9 @@ class StabilityProbe(Callback):
     def _hook(self, name: str) -> Callable[..., None]:
         def store(module: nn.Module, inputs: Any, output: Any) -> None:
             hidden = output[0] if isinstance(output, tuple) else output
-            self._rms[name] = hidden.detach().float().square().mean().sqrt()
+            hidden = hidden.detach().float()
+            self._seen[f"activation_rms/{name}"] = hidden.square().mean().sqrt()
+            self._seen[f"activation_max/{name}"] = hidden.abs().max()
 
         return store
 
@@ -367,7 +370,7 @@ class StabilityProbe(Callback):
             return
         self._unhook()
         assert isinstance(pl_module, TaskModule)
-        metrics = {f"probe/activation_rms/{name}": float(value) for name, value in self._rms.items()}
+        metrics = {f"probe/{name}": float(value) for name, value in self._seen.items()}
         if self._before is not None:
             squares: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
             for name, parameter in pl_module.named_parameters():
