@@ -28,21 +28,21 @@ def patch_size(
     Raises:
         UserError: the command says another patch size, or the pictures have another number of channels.
     """
-    theirs = {key: spec.get(key) for key in ("patch_size", "channels")}
-    if None in theirs.values() or not theirs.keys() <= data.keys():
+    patch, channels = spec.get("patch_size"), spec.get("channels")
+    if patch is None or channels is None or not {"patch_size", "channels"} <= data.keys():
         return None
     named = [override for override in overrides if override.lstrip("+").startswith("data.patch_size=")]
-    if named and data["patch_size"] != theirs["patch_size"]:
+    if named and data["patch_size"] != patch:
         raise UserError(
-            f"init_from={source} reads patches of {theirs['patch_size']} pixels, and the command says {named[-1]}. Leave "
-            "it out: the patches come with the weights."
+            f"init_from={source} reads patches of {patch} pixels, and the command says {named[-1]}. Leave it out: the "
+            "patches come with the weights."
         )
-    if data["channels"] in _KINDS and data["channels"] != theirs["channels"]:
+    if data["channels"] in _KINDS and data["channels"] != channels:
         raise UserError(
-            f"init_from={source} reads pictures that are {_KINDS[theirs['channels']]}, and data={data.get('name')} gives "
-            f"them {_KINDS[data['channels']]}. Say data.channels={theirs['channels']}: they are converted."
+            f"init_from={source} reads pictures that are {_KINDS[channels]}, and data={data.get('name')} gives them "
+            f"{_KINDS[data['channels']]}. Say data.channels={channels}: they are converted."
         )
-    return int(theirs["patch_size"])
+    return int(patch)
 
 
 def resized(
