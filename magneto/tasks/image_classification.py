@@ -22,8 +22,8 @@ from magneto.class_scores import TOP, ClassScores, draw_confusion
 from magneto.data.base import DataModule
 from magneto.data.image import ImageDataModule
 from magneto.data.image_predict import user_pictures
-from magneto.data.image_store import ImageSpec
-from magneto.errors import UserError, from_mapping, nearest
+from magneto.data.image_store import ImageDataset, ImageSpec
+from magneto.errors import UserError, from_mapping
 from magneto.nn import (
     BackboneConfig,
     Linear,
@@ -32,11 +32,11 @@ from magneto.nn import (
     build_norm,
     training_flops_per_token,
 )
+from magneto.nn.pooling import PatchPooling
 from magneto.panels import tile
 from magneto.tasks.base import Batch, PredictInput, Sample, StepOutput, TaskModule
 from magneto.tasks.visual_tokenizer import require_patches, shape_of_patches
 
-POOLINGS = ("mean", "class_token")
 log = logging.getLogger("magneto")
 
 PREDICT_BATCH = 32
@@ -74,12 +74,6 @@ class ImageClassificationOptions:
     """On the pooled vector."""
 
     def __post_init__(self) -> None:
-        if self.pooling not in POOLINGS:
-            raise UserError(
-                f"task.pooling={self.pooling}: must be one of {', '.join(POOLINGS)}.{nearest(self.pooling, POOLINGS)}"
-            )
-        if self.cells < 1 or (self.cells > 1 and self.pooling != "mean"):
-            raise UserError(f"task.cells={self.cells}: must be 1 or more, and 1 unless task.pooling=mean.")
         for key in ("label_smoothing", "head_dropout"):
             if not 0 <= getattr(self, key) < 1:
                 raise UserError(f"task.{key}={getattr(self, key)}: must be at least 0 and below 1.")
@@ -180,13 +174,8 @@ class ImageClassification(TaskModule):
         self.stem = PatchStem(size, patch, channels, self.config.d_model)
         self.backbone = build_backbone(self.config)
         self.layers = self._layers()
-        if self.stem.grid % self.options.cells:
-            known = [n for n in range(1, self.stem.grid + 1) if self.stem.grid % n == 0]
-            raise UserError(
-                f"task.cells={self.options.cells} does not divide the {self.stem.grid} patches on a side: choose from "
-                f"{', '.join(map(str, known))}."
-            )
-        width = self.config.d_model * self.options.cells**2 * max(1, len(self.layers))
+        self.pool = PatchPooling(self.options.pooling, self.stem.grid, self.options.cells)
+        width = self.config.d_model * self.pool.parts * max(1, len(self.layers))
         self.head = Head(self.config, self.options, width, len(self.labels))
         if self.options.linear_probe:
             for part in (self.stem, self.backbone):
@@ -236,6 +225,7 @@ class ImageClassification(TaskModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, ImageDataModule)
         pictures = data.train_set
+        assert isinstance(pictures, ImageDataset)
         log.info("probe: features of %d training pictures", len(pictures))
         found, training = [], self.training
         self.eval()
@@ -251,17 +241,7 @@ class ImageClassification(TaskModule):
         """(B, C, S, S) -> what the head reads of each picture, (B, width)."""
         x = self.stem(images)
         outputs = self.backbone(x, return_layers=self.layers)[1] if self.layers else [self.backbone(x)]
-        return torch.cat([self._pooled(out) for out in outputs], dim=1)
-
-    def _pooled(self, hidden: Tensor) -> Tensor:
-        """[CLS] and patches (B, 1 + N, d_model) -> (B, d_model), or (B, d_model * cells * cells)."""
-        if self.options.pooling == "class_token":
-            return hidden[:, 0]
-        if self.options.cells == 1:
-            return hidden[:, 1:].mean(1)
-        grid = self.stem.grid
-        patches = hidden[:, 1:].transpose(1, 2).unflatten(2, (grid, grid))
-        return F.avg_pool2d(patches, grid // self.options.cells).flatten(1)
+        return torch.cat([self.pool(out) for out in outputs], dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, S, S) -> fp32 logits (B, classes)."""

@@ -1,0 +1,46 @@
+"""From the tokens of a picture to one vector."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from magneto.errors import UserError, nearest
+
+POOLINGS = ("mean", "class_token")
+
+
+class PatchPooling(nn.Module):
+    """[CLS] and patches (B, 1 + grid * grid, d_model) -> (B, parts * d_model).
+
+    Args:
+        kind: mean: of the patches; class_token: the vector of [CLS].
+        grid: patches on a side.
+        cells: the mean is taken in each of cells x cells parts of the picture, and these are joined.
+
+    Raises:
+        UserError: a kind that is not known, or cells that do not divide the picture.
+    """
+
+    def __init__(self, kind: str, grid: int, cells: int = 1) -> None:
+        super().__init__()
+        if kind not in POOLINGS:
+            raise UserError(
+                f"pooling={kind}: must be one of {', '.join(POOLINGS)}.{nearest(kind, POOLINGS)}"
+            )
+        if cells < 1 or (cells > 1 and kind != "mean"):
+            raise UserError(f"cells={cells}: must be 1 or more, and 1 unless pooling=mean.")
+        if grid % cells:
+            known = [n for n in range(1, grid + 1) if grid % n == 0]
+            raise UserError(
+                f"cells={cells} does not divide the {grid} patches on a side: choose from "
+                f"{', '.join(map(str, known))}."
+            )
+        self.kind, self.grid, self.cells = kind, grid, cells
+        self.parts = cells**2
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        if self.kind == "class_token":
+            return hidden[:, 0]
+        if self.cells == 1:
+            return hidden[:, 1:].mean(1)
+        patches = hidden[:, 1:].transpose(1, 2).reshape(len(hidden), -1, self.grid, self.grid)
+        return F.avg_pool2d(patches, self.grid // self.cells).flatten(1)
