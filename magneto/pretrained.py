@@ -25,6 +25,7 @@ from magneto.data.text_tokenizer import TextTokenizer
 from magneto.errors import UserError
 from magneto.importers import fetch, read_config
 from magneto.nn.config import BackboneConfig
+from magneto.nn.stems import resized_positions
 from magneto.runs import write_atomically
 from magneto.tasks.base import TaskModule
 
@@ -42,6 +43,8 @@ SHAPE = tuple(field.name for field in fields(BackboneConfig) if field.name not i
 """Fields that decide what a backbone's weights mean; the others only say how it is trained."""
 _BODY = ("stem.", "source_stem.", "target_stem.", "backbone.")
 """Parameters that must fit; others (heads) are taken where they do."""
+PATCH_POSITIONS = "stem.vision_position"
+"""Interpolated for pictures of another size."""
 
 
 @dataclass(frozen=True)
@@ -210,8 +213,8 @@ def _keep_tokenizer(tokenizer: str, data_dir: Path) -> Path:
 def initialize_from(task: TaskModule, source: str) -> Report:
     """Copy what a pretrained model has into `task`.
 
-    Stem and backbone must fit as a whole. Other tensors are taken where names and shapes agree, a head (`head.*`) only
-    if its outputs mean the same: the same tokenizer and the same labels.
+    Stem and backbone must fit as a whole; `PATCH_POSITIONS` are made to. Other tensors are taken where names and shapes
+    agree, a head (`head.*`) only if its outputs mean the same: the same tokenizer and the same labels.
 
     Returns:
         what was taken, what is new, what was left.
@@ -232,6 +235,8 @@ def initialize_from(task: TaskModule, source: str) -> Report:
     taken, unfit = {}, []
     for name, tensor in own.items():
         theirs = pretrained.weights.get(name)
+        if theirs is not None and name == PATCH_POSITIONS:
+            theirs = resized_positions(theirs, len(tensor))
         fits = theirs is not None and theirs.shape == tensor.shape
         if theirs is not None and fits and (same_outputs or not name.startswith("head.")):
             taken[name] = theirs

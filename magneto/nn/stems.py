@@ -163,6 +163,20 @@ class VisionLanguageStem(nn.Module):
         return torch.cat(parts, dim=1), 0 if images is None else parts[0].size(1)
 
 
+def resized_positions(table: Tensor, num_tokens: int) -> Tensor:
+    """Positions of [CLS] and a square grid of patches, (1 + G * G, d_model), for another grid: (num_tokens, d_model).
+
+    [CLS] keeps its own; the grid is interpolated bicubically, as BEiT and BEiT-3 are fine-tuned on larger pictures. A table
+    that is of no such grid comes back as it is.
+    """
+    before, after = (round(max(count - 1, 0) ** 0.5) for count in (len(table), num_tokens))
+    if len(table) == num_tokens or 1 + before**2 != len(table):
+        return table
+    grid = table[1:].float().T.reshape(1, -1, before, before)
+    resized = F.interpolate(grid, size=(after, after), mode="bicubic", align_corners=False)
+    return torch.cat((table[:1], resized.flatten(2)[0].T.to(table.dtype)))
+
+
 class AudioStem(nn.Module):
     """Two convolutions over time, of kernel 5 and stride 2, each with GELU: 10 ms frames -> 40 ms.
 

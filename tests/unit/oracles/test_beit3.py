@@ -158,13 +158,16 @@ def test_files_of_a_fine_tuning_are_read_too(tmp_path: Path) -> None:
     assert all(torch.equal(bare[name], tensor) for name, tensor in expected.items())
 
 
-def test_pictures_of_another_size_are_named(tmp_path: Path) -> None:
-    source = save(beit3(), tmp_path)
-    task: Any = Ours(read_pretrained(source).backbone, image_size=32)
-    with pytest.raises(
-        UserError, match=r"stem.vision_position: 10 x 128 \(pretrained\), 17 x 128 \(this run\)"
-    ):
-        initialize_from(task, source)
+def test_positions_are_interpolated_for_pictures_of_another_size(tmp_path: Path) -> None:
+    """As the authors' fine-tuning does with the rows from 3 on of their table, of which 2 are unused and one is [CLS]'s."""
+    model = beit3()
+    source = save(model, tmp_path)
+    task: Any = Ours(read_pretrained(source).backbone, image_size=40)
+    initialize_from(task, source)
+    unused_and_class, grid = model.state_dict()["encoder.embed_positions.A.weight"].split((3, 9))
+    larger = F.interpolate(grid.T.reshape(1, WIDTH, 3, 3), size=(5, 5), mode="bicubic", align_corners=False)
+    assert torch.equal(task.stem.vision_position[0], unused_and_class[2])
+    close(task.stem.vision_position[1:], larger[0].flatten(1).T)
 
 
 @pytest.mark.parametrize(
