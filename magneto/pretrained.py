@@ -245,7 +245,7 @@ def initialize_from(task: TaskModule, source: str) -> Report:
         and pretrained.spec.get("labels") == task.spec.get("labels")
         and all(_same(weights.get(name), tensor) for name, tensor in own.items() if name.startswith(_TARGET))
     )
-    resized = pictures.resized(pretrained.spec, pretrained.backbone, weights, task.spec)
+    resized = pictures.resized(pretrained.backbone, weights, task.spec)
     taken, unfit = {}, []
     for name, tensor in own.items():
         if name.startswith(_TARGET):

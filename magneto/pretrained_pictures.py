@@ -1,6 +1,7 @@
 """Starting from a model of pictures (magneto/pretrained.py): its patches, and positions for pictures of another size."""
 
 from collections.abc import Mapping, Sequence
+from math import isqrt
 from typing import Any
 
 from torch import Tensor
@@ -46,31 +47,23 @@ def patch_size(
 
 
 def resized(
-    theirs: Mapping[str, Any],
-    backbone: BackboneConfig,
-    weights: Mapping[str, Tensor],
-    ours: Mapping[str, Any],
+    backbone: BackboneConfig, weights: Mapping[str, Tensor], spec: Mapping[str, Any]
 ) -> dict[str, Tensor]:
     """What a pretrained model learned of the places in a picture, for pictures of another size; empty for equal sizes.
 
     Args:
-        theirs: facts of its data.
         backbone: its shape.
         weights: its tensors by name.
-        ours: facts of the data that it is to go on with.
+        spec: facts of the data that it is to go on with.
     """
-    grids = [
-        spec["image_size"] // spec["patch_size"]
-        for spec in (theirs, ours)
-        if spec.get("image_size") and spec.get("patch_size")
-    ]
-    if len(set(grids)) < 2:
+    if not spec.get("image_size") or not spec.get("patch_size"):
         return {}
-    before, after = grids
+    grid = spec["image_size"] // spec["patch_size"]
     found = {}
-    for name, tensor in weights.items():
+    for name, table in weights.items():
         if name == "backbone.relative.table" and backbone.position == "relative_2d":
-            found[name] = resized_relative_grid(tensor, after)
-        elif name in _PLACES and len(tensor) == 1 + before**2:
-            found[name] = resized_positions(tensor, after)
+            if len(table) != (2 * grid - 1) ** 2 + 3:
+                found[name] = resized_relative_grid(table, grid)
+        elif name in _PLACES and len(table) != 1 + grid**2 and isqrt(len(table) - 1) ** 2 == len(table) - 1:
+            found[name] = resized_positions(table, grid)
     return found

@@ -9,13 +9,13 @@ from torch import Tensor
 def resized_positions(table: Tensor, grid: int) -> Tensor:
     """Learned vectors of [CLS] and of G x G patches in rows, (1 + G * G, width), for grid x grid patches.
 
-    Bicubic, smoothed where there become fewer, as ViTs are fine-tuned on other sizes (Dosovitskiy et al., arXiv
-    2010.11929, 3.2).
+    Bicubic, as ViTs are fine-tuned on other sizes (Dosovitskiy et al., arXiv 2010.11929, 3.2), and smoothed where there
+    become fewer. Growing tables are those of BEiT-3's own code (unilm, beit3/utils.py), shrunk ones those of timm.
     """
     side = round((len(table) - 1) ** 0.5)
     assert len(table) == 1 + side**2, table.shape
     patches = table[1:].float().view(1, side, side, -1).permute(0, 3, 1, 2)
-    patches = F.interpolate(patches, size=(grid, grid), mode="bicubic", antialias=True)
+    patches = F.interpolate(patches, size=(grid, grid), mode="bicubic", antialias=grid < side)
     return torch.cat((table[:1], patches.flatten(2)[0].T.to(table.dtype)))
 
 

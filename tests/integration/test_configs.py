@@ -15,7 +15,8 @@ from magneto.optim import OptimizerConfig, SchedulerConfig
 from magneto.tasks.base import task_class
 
 ALONE = {
-    ("data", kind) for kind in ("speech", "parallel", "text", "labelled", "image")
+    ("data", kind)
+    for kind in ("speech", "parallel", "text", "labelled", "image", "image_text", "image_question")
 }  # shared bases, not to be chosen
 
 
@@ -49,6 +50,15 @@ NEEDED = {
     "glue": ["data.source.folder=glue"],
     "hub_images": ["data.sources.hub_images.name=pictures"],
     "image_folder": ["data.sources.image_folder.folder=texts"],
+    "vqa": [
+        "data.sources.vqa.questions={train: a.json, val: a.json}",
+        "data.sources.vqa.annotations={train: a.json, val: a.json}",
+        "data.sources.vqa.folder=texts",
+    ],
+    "nlvr2": [
+        "data.sources.nlvr2.files={train: a.json, val: a.json}",
+        "data.sources.nlvr2.folders={train: texts, val: texts}",
+    ],
     "imagenet": ["data.sources.imagenet.folder=texts"],
     "webdataset": ["data.sources.webdataset.shards=texts/*.tar"],
     "tsv": ["data.source.train=a.tsv", "data.source.val=a.tsv", "data.source.test=a.tsv"],
@@ -105,6 +115,8 @@ def test_each_experiment_composes_instantiates_and_names_its_task(experiment: st
         "image_classification/imagenet_beit_base": "imagenet",
         "image_classification/imagenet_beit_large": "imagenet",
         "visual_tokenizer/vqkd_base": "imagenet",
+        "vl_classification/beit3_vqa": "vqa",
+        "vl_classification/beit3_nlvr2": "nlvr2",
     }.get(experiment, "")
     config = plain(f"task={experiment.split('/')[0]}", f"experiment={experiment}", *needed(corpus))
     assert config["experiment_task"] == config["task"]["name"]

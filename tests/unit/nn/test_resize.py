@@ -55,5 +55,5 @@ def test_near_displacements_stay_and_far_ones_reach_the_corner(reach: int, new: 
 @pytest.mark.parametrize(("before", "after"), [(4, 7), (7, 4)])
 def test_learned_positions_as_timm_resizes_them(before: int, after: int) -> None:
     table = torch.randn(1 + before**2, 5)
-    theirs = timm_layers.resample_abs_pos_embed(table[None], [after, after])[0]
+    theirs = timm_layers.resample_abs_pos_embed(table[None], [after, after], antialias=after < before)[0]
     torch.testing.assert_close(resized_positions(table, after), theirs)

@@ -1,0 +1,266 @@
+"""Questions about pictures: the official file formats, good and broken, and the batches that come of them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from magneto.data.colours import main_colour
+from magneto.data.image_question import ImageQuestionDataModule
+from magneto.data.sources.nlvr2 import Nlvr2Source
+from magneto.data.sources.questions import QuestionSource
+from magneto.data.sources.stamp_questions import StampQuestionsSource, StampStatementsSource, shown
+from magneto.data.sources.vqa import VqaSource
+from magneto.errors import UserError
+from tests.toy_questions import (
+    COLOURS,
+    NAMES,
+    SIZE,
+    nlvr2_files,
+    vqa_files,
+    write_nlvr2,
+    write_picture,
+    write_vqa,
+)
+
+
+@pytest.fixture
+def vqa(tmp_path: Path) -> Path:
+    return write_vqa(tmp_path / "vqa")
+
+
+@pytest.fixture
+def nlvr2(tmp_path: Path) -> Path:
+    return write_nlvr2(tmp_path / "nlvr2")
+
+
+def module(source: QuestionSource, tmp_path: Path, **settings: Any) -> ImageQuestionDataModule:
+    data = ImageQuestionDataModule(
+        {"toy": source},
+        data_dir=str(tmp_path / "data"),
+        tokenizer={"kind": "byte_bpe", "vocab_size": 270},
+        **{"image_size": SIZE, "patch_size": 4, "lowercase": True, "prepare_workers": 1, **settings},
+    )
+    data.prepare()
+    data.setup()
+    return data
+
+
+def vqa_source(folder: Path) -> VqaSource:
+    return VqaSource(**vqa_files(folder), folder=str(folder))
+
+
+def report(data: ImageQuestionDataModule) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((data.folder / "prepare_report.json").read_text())
+    return found
+
+
+def edit(file: Path, key: str, change: Callable[[list[Any]], None]) -> None:
+    """Change the list `key` of a JSON file."""
+    content = json.loads(file.read_text())
+    change(content[key])
+    file.write_text(json.dumps(content))
+
+
+def test_vqa_questions_become_batches_with_the_answers_of_ten_people(vqa: Path, tmp_path: Path) -> None:
+    data = module(vqa_source(vqa), tmp_path)
+    spec = data.spec
+    assert spec.pictures == 1 and spec.kinds == ["other", "yes/no"]
+    assert spec.questions == {"train": 80, "val": 24, "test": 0}
+    assert set(spec.labels) == {*NAMES, "yes", "no"} and spec.labels[0] == "no"
+    assert [spec.labels[usual] for usual in spec.usual][1] == "no"
+    batch = data.val_set.__getitems__([(0, 0), (0, 1)])
+    assert batch["image"].shape == (2, 1, 3, SIZE, SIZE) and batch["people"].tolist() == [10, 10]
+    assert batch["text"] == ["what colour is it?", "is it red?"]
+    counts = [dict(zip(spec.labels, row, strict=True)) for row in batch["counts"].tolist()]
+    # Green, green and 7 times more; "dark" is not among the most frequent answers.
+    assert {k: v for k, v in counts[0].items() if v} == {"green": 8}
+    assert {k: v for k, v in counts[1].items() if v} == {"no": 10}
+    shown_colour = spec.pixels(batch["image"][:, 0]).float().mean((2, 3))[0]
+    assert torch.allclose(shown_colour, torch.tensor(COLOURS["green"]).float(), atol=12)
+    assert data.test_set.rows.tolist() == data.val_set.rows.tolist()
+
+
+def test_rare_answers_cannot_be_chosen_and_are_told(vqa: Path, tmp_path: Path) -> None:
+    data = module(vqa_source(vqa), tmp_path, num_answers=2)
+    assert data.spec.labels[0] == "no" and len(data.spec.labels) == 2
+    assert data.spec.unanswerable["train"] > 0
+    assert len(data.train_set) == 80 - data.spec.unanswerable["train"]
+    assert len(data.val_set) == 24
+
+
+def test_broken_and_missing_parts_of_vqa_are_counted_listed_and_skipped(vqa: Path, tmp_path: Path) -> None:
+    (vqa / "train2014/COCO_train2014_000000000001.jpg").unlink()
+    (vqa / "train2014/COCO_train2014_000000000002.jpg").write_bytes(b"")
+
+    def break_questions(entries: list[Any]) -> None:
+        entries[4]["question"] = "  "
+        del entries[5]["question"]
+        entries[6]["question_id"] = 99
+        entries.append("nonsense")
+
+    def break_annotations(entries: list[Any]) -> None:
+        entries[8]["answers"] = []
+        del entries[9]["answers"]
+
+    edit(vqa / "v2_train_questions.json", "questions", break_questions)
+    edit(vqa / "v2_train_annotations.json", "annotations", break_annotations)
+    data = module(vqa_source(vqa), tmp_path)
+    assert report(data)["skipped_by_reason"] == {
+        "its picture is missing or was left out": 4,
+        "question: empty": 1,
+        "question without question_id, image_id or question": 2,
+        # One of another number, one whose annotation is broken.
+        "question without annotation": 2,
+        "annotation without question": 2,
+        "annotation without question_id or answers": 1,
+        "no answer": 1,
+    }
+    assert data.spec.questions["train"] == 80 - 4 - 1 - 1 - 2 - 1
+    pictures = json.loads((data.pictures.folder / "prepare_report.json").read_text())
+    assert pictures["skipped_by_reason"] == {"file cannot be read": 1, "empty file": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "damaged"),
+        ("[]", "not of VQA's form"),
+        ('{"questions": {}}', "not of VQA's form"),
+        ('{"questions": [{"image_id": 1}]}', "data_subtype"),
+    ],
+)
+def test_files_of_another_form_are_refused(vqa: Path, tmp_path: Path, content: str, message: str) -> None:
+    (vqa / "v2_val_questions.json").write_text(content)
+    with pytest.raises(UserError, match=f"v2_val_questions.json.*{message}"):
+        module(vqa_source(vqa), tmp_path)
+
+
+def test_questions_without_annotations_are_refused(vqa: Path) -> None:
+    files = vqa_files(vqa)
+    with pytest.raises(UserError, match="split val has questions or annotations alone"):
+        VqaSource(files["questions"], {"train": files["annotations"]["train"]}, str(vqa))
+    with pytest.raises(UserError, match="Did you mean 'val'"):
+        VqaSource({"vall": "a"}, {"vall": "b"}, "c")
+    with pytest.raises(UserError, match="data.sources.vqa.questions"):
+        VqaSource()
+
+
+def test_nlvr2_statements_have_two_pictures_and_groups(nlvr2: Path, tmp_path: Path) -> None:
+    data = module(Nlvr2Source(**nlvr2_files(nlvr2)), tmp_path)
+    spec = data.spec
+    assert spec.pictures == 2 and set(spec.labels) == {"true", "false"}
+    assert spec.questions == {"train": 160, "val": 48, "test": 0}
+    batch = data.val_set.__getitems__([(0, place) for place in range(8)])
+    assert batch["image"].shape == (8, 2, 3, SIZE, SIZE)
+    # Set 0, of red: four pairs in the order of `write_nlvr2`, two sentences each.
+    groups = batch["group"].tolist()
+    assert groups[::2] == [groups[0]] * 4 and groups[1::2] == [groups[1]] * 4 and groups[0] != groups[1]
+    true = batch["counts"][:, spec.labels.index("true")].tolist()
+    assert true == [1, 1, 0, 1, 0, 0, 0, 0]
+    left = spec.pixels(batch["image"][:, 0]).float().mean((2, 3))
+    red = torch.tensor(COLOURS["red"]).float()
+    assert [bool((row - red).abs().max() < 15) for row in left] == [True] * 4 + [False] * 4
+
+
+def test_broken_lines_of_nlvr2_are_counted_listed_and_skipped(nlvr2: Path, tmp_path: Path) -> None:
+    file = nlvr2 / "train.json"
+    lines = file.read_bytes().splitlines()
+    lines[0] = b"{"
+    lines[1] = b'{"identifier": "train-0", "sentence": "a"}'
+    lines[2] = lines[2].replace(b'"label": ', b'"labels": ')
+    lines[3] = b"\xff\xfe"
+    file.write_bytes(b"\n".join([*lines, b""]))
+    (nlvr2 / "images/train/1/train-1-0-img1.png").write_bytes(b"no picture")
+    data = module(Nlvr2Source(**nlvr2_files(nlvr2)), tmp_path)
+    assert report(data)["skipped_by_reason"] == {
+        "no JSON object with an identifier and a sentence": 3,
+        "its picture is missing or was left out": 2,
+        "no label True or False": 1,
+    }
+    file.write_text("{}\n")
+    with pytest.raises(UserError, match="train.json: no line is of NLVR2's form"):
+        module(Nlvr2Source(**nlvr2_files(nlvr2)), tmp_path)
+
+
+def test_a_model_gets_its_own_answers_and_tokens(vqa: Path, tmp_path: Path) -> None:
+    trained = module(vqa_source(vqa), tmp_path, num_answers=3)
+    other = module(vqa_source(vqa), tmp_path, max_tokens=8, image_size=2 * SIZE)
+    other.use_spec(trained.spec.to_dict())
+    other.setup()
+    assert other.spec.labels == trained.spec.labels and other.spec.max_tokens == trained.spec.max_tokens
+    ours, theirs = (data.val_set.__getitems__([(0, 0), (0, 1)]) for data in (other, trained))
+    for key in ("image", "tokens", "counts"):
+        assert torch.equal(ours[key], theirs[key]), key
+
+
+def test_a_model_of_statements_takes_no_questions(vqa: Path, nlvr2: Path, tmp_path: Path) -> None:
+    statements = module(Nlvr2Source(**nlvr2_files(nlvr2)), tmp_path)
+    with pytest.raises(UserError, match="This data has 1 pictures for each question"):
+        module(vqa_source(vqa), tmp_path).use_spec(statements.spec.to_dict())
+
+
+@pytest.fixture
+def stamps(tmp_path: Path) -> Path:
+    folder = tmp_path / "stamps"
+    for number in range(60):
+        kind = ("animals/birds", "food/fruit", "vehicles")[number % 3]
+        file = folder / kind / f"{number}.png"
+        write_picture(file, NAMES[number % 4], number)
+        file.with_suffix(".txt").write_text(f"Stamp {number}.\n")
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_synthetic_questions_follow_from_folder_and_colour(stamps: Path, tmp_path: Path) -> None:
+    data = module(
+        StampQuestionsSource(folder=str(stamps)), tmp_path, val_fraction=0.2, test_fraction=0.2, fit="pad"
+    )
+    lines = [json.loads(line) for line in (data.folder / "questions.jsonl").read_text().splitlines()]
+    assert len(lines) == 60 * 4 and data.spec.kinds == ["colour", "what", "yes/no"]
+    for line in lines:
+        (picture,), (answer,) = line["pictures"], line["answers"]
+        if line["kind"] == "colour":
+            assert answer == NAMES[int(Path(picture).name) % 4]
+        elif line["kind"] == "what":
+            assert answer in shown(picture)[-1]
+        else:
+            assert any(thing in line["text"] for thing in shown(picture)) == (answer == "yes"), line
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_synthetic_statements_are_as_often_true_as_false(stamps: Path, tmp_path: Path) -> None:
+    data = module(
+        StampStatementsSource(folder=str(stamps)), tmp_path, val_fraction=0.2, test_fraction=0.2, fit="pad"
+    )
+    lines = [json.loads(line) for line in (data.folder / "questions.jsonl").read_text().splitlines()]
+    assert {line["split"] for line in lines} == {"train", "val", "test"}
+    by_group: dict[str, list[str]] = {}
+    for line in lines:
+        by_group.setdefault(line["group"], []).append(line["answers"][0])
+        left, right = ("vehicles" in picture for picture in line["pictures"])
+        if "vehicle" in line["text"]:
+            pattern = line["text"].removesuffix(" a vehicle")
+            truth = {
+                "both pictures show": left and right,
+                "the left picture shows": left,
+                "the right picture shows": right,
+                "only one of the pictures shows": left != right,
+            }[pattern]
+            assert line["answers"] == ["true" if truth else "false"]
+    assert all(sorted(answers) == ["false"] * 2 + ["true"] * 2 for answers in by_group.values())
+
+
+@pytest.mark.parametrize("colour", NAMES)
+def test_the_colour_of_a_thing_on_white(colour: str) -> None:
+    pixels = np.full((20, 20, 3), 255, np.uint8)
+    pixels[5:12, 5:12] = COLOURS[colour]
+    assert main_colour(pixels) == colour
+    pixels[5:12, 5:8] = (0, 0, 0)
+    pixels[12:14, 5:12] = (0, 0, 0)
+    assert main_colour(pixels) is None
+    assert main_colour(np.full((20, 20, 3), 255, np.uint8)) is None
