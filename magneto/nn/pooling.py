@@ -23,9 +23,7 @@ class PatchPooling(nn.Module):
     def __init__(self, kind: str, grid: int, cells: int = 1) -> None:
         super().__init__()
         if kind not in POOLINGS:
-            raise UserError(
-                f"pooling={kind}: must be one of {', '.join(POOLINGS)}.{nearest(kind, POOLINGS)}"
-            )
+            raise UserError(f"pooling={kind}: must be one of {', '.join(POOLINGS)}.{nearest(kind, POOLINGS)}")
         if cells < 1 or (cells > 1 and kind != "mean"):
             raise UserError(f"cells={cells}: must be 1 or more, and 1 unless pooling=mean.")
         if grid % cells:
