@@ -226,16 +226,20 @@ class ImageClassification(TaskModule):
         assert isinstance(data, ImageDataModule)
         pictures = data.train_set
         assert isinstance(pictures, ImageDataset)
-        log.info("probe: features of %d training pictures", len(pictures))
-        found, training = [], self.training
+        width = self.head.linear.in_features
+        log.info(
+            "probe: features of %d training pictures, %.1f GB", len(pictures), len(pictures) * width * 4e-9
+        )
+        kept = torch.empty(len(pictures), width, device=self.device)
+        training = self.training
         self.eval()
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             for start in range(0, len(pictures), FEATURE_BATCH):
-                places = [(0, place) for place in range(start, min(start + FEATURE_BATCH, len(pictures)))]
-                images = pictures.__getitems__(places)["image"].to(self.device)
-                found.append(self.features(images).float())
+                end = min(start + FEATURE_BATCH, len(pictures))
+                batch = pictures.__getitems__([(0, place) for place in range(start, end)])
+                kept[start:end] = self.features(batch["image"].to(self.device))
         self.train(training)
-        self._kept = torch.from_numpy(pictures.rows).to(self.device), torch.cat(found)
+        self._kept = torch.from_numpy(pictures.rows).to(self.device), kept
 
     def features(self, images: Tensor) -> Tensor:
         """(B, C, S, S) -> what the head reads of each picture, (B, width)."""

@@ -69,7 +69,8 @@ class Ours(nn.Module):
 
     def __init__(self, config: BackboneConfig, image_size: int = IMAGE) -> None:
         super().__init__()
-        self.config, self.spec = config, {"tokenizer": "{}", "labels": []}
+        self.config = config
+        self.spec = {"tokenizer": "{}", "labels": [], "image_size": image_size, "patch_size": PATCH}
         vision = PatchStem(image_size, PATCH, 3, config.d_model, mask_token=True)
         self.stem = VisionLanguageStem(vision, TokenStem(WORDS, config), config)
         self.backbone = Encoder(config)
