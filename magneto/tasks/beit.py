@@ -7,8 +7,7 @@ option away: the pixels of a patch (as in MAE, arXiv 2111.06377) and codes of a 
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,53 +16,26 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from magneto.checkpoint import read_model
 from magneto.data.base import DataModule
 from magneto.data.block_masking import BlockMasking
 from magneto.data.image import ImageDataModule
 from magneto.data.image_predict import evaluation_batch, user_pictures
 from magneto.data.image_store import ImageSpec
-from magneto.errors import UserError, from_mapping, nearest
+from magneto.errors import UserError, from_mapping
 from magneto.nn import Linear, PatchStem, build_backbone, training_flops_per_token
-from magneto.nn.random_projection import RandomProjection
-from magneto.nn.visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
+from magneto.nn.visual_tokenizer import VisualTokenizer
 from magneto.panels import hide, side_by_side, tile
-from magneto.tasks.base import Batch, PredictInput, Sample, StepOutput, TaskModule
-from magneto.tasks.visual_tokenizer import VisualTokenization, grid_of, require_patches
-from magneto.visual_tokens import DefaultTokenizer, default_tokenizer
-
-TARGETS = ("codes", "pixels", "random_projection")
-EPS = 1e-6  # under the square root of a patch's variance
+from magneto.tasks.base import Batch, PredictInput, Sample, StepOutput
+from magneto.tasks.masked_pictures import EPS, MaskedPictures, TargetOptions
+from magneto.tasks.visual_tokenizer import grid_of, require_patches
 
 
 @dataclass(frozen=True, kw_only=True)
-class BEiTOptions:
-    """What `conf/task/beit.yaml` sets under `task`; which patches are hidden is the data's business (`data.masking`)."""
-
-    target: str = "codes"
-    """codes of a visual tokenizer; pixels: of each hidden patch, less their mean and divided by their deviation, with
-    squared error; random_projection: codes for which nothing is trained."""
-    tokenizer: str | None = None
-    """codes: checkpoint or export of a task=visual_tokenizer; null: `default_tokenizer` is trained on this data, once."""
-    default_tokenizer: Mapping[str, Any] = field(default_factory=dict)
-    """See `DefaultTokenizer`."""
-    random_codes: int = 512
-    """random_projection: size of the codebook."""
-    visual_tokenizer: Mapping[str, Any] | None = None
-    """Sizes of the tokenizer, found by `prepare`; with the weights of a checkpoint they are all that is needed of it."""
-
-    def __post_init__(self) -> None:
-        if self.target not in TARGETS:
-            raise UserError(
-                f"task.target={self.target}: must be one of {', '.join(TARGETS)}.{nearest(self.target, TARGETS)}"
-            )
-        if self.target != "codes" and self.tokenizer is not None:
-            raise UserError(f"task.tokenizer has no effect with task.target={self.target}: set it to null.")
-        if self.random_codes < 2:
-            raise UserError(f"task.random_codes={self.random_codes}: a codebook needs at least 2.")
+class BEiTOptions(TargetOptions):
+    """What `conf/task/beit.yaml` sets under `task`."""
 
 
-class BEiT(TaskModule):
+class BEiT(MaskedPictures):
     """Cross-entropy of the codes of hidden patches, or squared error of their pixels.
 
     Batches are those of `magneto.data.image` with masks.
@@ -91,16 +63,7 @@ class BEiT(TaskModule):
             )
         settings = {key: value for key, value in config["task"].items() if key not in ("_target_", "name")}
         options = from_mapping(BEiTOptions, settings, "task")
-        if options.target != "codes":
-            return {}
-        default = from_mapping(DefaultTokenizer, options.default_tokenizer, "task.default_tokenizer")
-        source = options.tokenizer or str(default_tokenizer(data, default))
-        tokenizer = _read_tokenizer(source).config
-        for key in ("image_size", "patch_size", "channels"):
-            ours, theirs = getattr(data.spec, key), getattr(tokenizer, key)
-            if ours != theirs:
-                raise UserError(f"task.tokenizer={source}: is for {key}={theirs}, and the data has {ours}.")
-        return {"tokenizer": source, "visual_tokenizer": tokenizer.to_dict()}
+        return cls.prepare_target(options, data)
 
     def build(self) -> None:
         """Stem, encoder, head; the model that gives the targets; accuracy of the hidden patches."""
@@ -113,33 +76,10 @@ class BEiT(TaskModule):
         size, patch, channels = (self.spec[key] for key in ("image_size", "patch_size", "channels"))
         self.stem = PatchStem(size, patch, channels, self.config.d_model, mask_token=True)
         self.backbone = build_backbone(self.config)
-        self.target: VisualTokenizer | RandomProjection | None = None
-        outputs = channels * patch**2
-        if self.options.target == "codes":
-            assert self.options.visual_tokenizer is not None, "prepare() comes before the task"
-            shape = VisualTokenizerConfig.from_dict(dict(self.options.visual_tokenizer))
-            self.target, outputs = VisualTokenizer(shape), shape.codes
-        elif self.options.target == "random_projection":
-            outputs = self.options.random_codes
-            self.target = RandomProjection(patch, channels, outputs)
-        if self.target is not None:
-            self.target.requires_grad_(False)
+        outputs = self.build_target()
         self.head = Linear(self.config.d_model, outputs, roles=("head",))
         if self.target is not None:
             self.scores["accuracy"] = MeanMetric()
-
-    def initialize(self) -> None:
-        """Read the tokenizer's weights; a checkpoint carries them from then on."""
-        if isinstance(self.target, VisualTokenizer):
-            assert self.options.tokenizer is not None
-            self.target.load_state_dict(_read_tokenizer(self.options.tokenizer).state_dict())
-
-    def train(self, mode: bool = True) -> "BEiT":
-        """As every module; what gives the targets stays as it is."""
-        super().train(mode)
-        if self.target is not None:
-            self.target.eval()
-        return self
 
     def forward(self, images: Tensor, masked: Tensor) -> Tensor:
         """(B, C, S, S) and (B, N) bool with M hidden patches in all -> fp32 (M, codes or C * patch * patch)."""
@@ -147,27 +87,12 @@ class BEiT(TaskModule):
         out: Tensor = self.head(hidden[masked])
         return out.float()
 
-    def _wanted(self, images: Tensor, masked: Tensor) -> Tensor:
-        """Of the M hidden patches: codes (M,) int64, or normalised pixels (M, C * patch * patch)."""
-        if self.target is not None:
-            return self.target.codes(images)[masked]
-        pixels = self._patches(images)[masked]
-        mean, variance = pixels.mean(-1, keepdim=True), pixels.var(-1, keepdim=True)
-        return (pixels - mean) / (variance + EPS).sqrt()
-
-    def _patches(self, images: Tensor) -> Tensor:
-        """(B, C, S, S) -> (B, N, C * patch * patch), in the order of the stem."""
-        return F.pixel_unshuffle(images.float(), self.spec["patch_size"]).flatten(2).transpose(1, 2)
-
     def step(self, batch: Batch) -> StepOutput:
         """Loss summed over the hidden patches; the weight is their number."""
         images, masked = batch["image"], batch["masked"]
-        made, wanted = self(images, masked), self._wanted(images, masked)
+        made, wanted = self(images, masked), self.wanted(images, masked)
         weight = torch.tensor(float(len(made)), device=images.device)
-        if self.target is not None:
-            loss = F.cross_entropy(made, wanted, reduction="sum")
-        else:
-            loss = F.mse_loss(made, wanted, reduction="sum") / made.size(1)
+        loss = self.patch_loss(made, wanted)
         return StepOutput(loss, weight, outputs=(made.detach(), wanted))
 
     def evaluate(self, batch: Batch, output: StepOutput) -> None:
@@ -197,7 +122,7 @@ class BEiT(TaskModule):
     def _filled(self, image: Tensor, masked: Tensor, made: Tensor) -> Tensor | None:
         """The picture as the model completes it, normalised (1, C, S, S); None where its outputs are no pixels."""
         if self.target is None:
-            patches = self._patches(image).clone()
+            patches = self.patches(image).clone()
             hidden = patches[masked]
             # Brightness and contrast of a patch are not predicted: the true ones are lent to it.
             deviation = (hidden.var(-1, keepdim=True) + EPS).sqrt()
@@ -235,7 +160,7 @@ class BEiT(TaskModule):
                 self.stem.grid, np.array([number]), seed=0, purpose="masks of predict", epoch=0
             )
             masked = torch.from_numpy(masks).to(self.device)
-            made, wanted = self(images, masked), self._wanted(images, masked)
+            made, wanted = self(images, masked), self.wanted(images, masked)
             result = {"input": str(file), "picture": self._panel(images, masked, made)}
             if self.target is None:
                 error = float(F.mse_loss(made, wanted))
@@ -243,19 +168,3 @@ class BEiT(TaskModule):
             else:
                 right, count = int((made.argmax(-1) == wanted).sum()), len(wanted)
                 yield {"text": f"{file}\t{right} of {count} codes", **result, "right": right, "hidden": count}
-
-
-def _read_tokenizer(source: str) -> VisualTokenizer:
-    """The tokenizer of a checkpoint or export of `task=visual_tokenizer`."""
-    if not Path(source).exists():
-        raise UserError(
-            f"task.tokenizer={source}: there is no such checkpoint or export. Train one with task=visual_tokenizer, or "
-            "leave it out: one is trained first."
-        )
-    parameters, weights = read_model(source)
-    own = f"{VisualTokenization.__module__}.{VisualTokenization.__qualname__}"
-    if parameters["task"] != own:
-        raise UserError(f"task.tokenizer={source}: is of {parameters['task']}, not of task=visual_tokenizer.")
-    task = VisualTokenization(**{key: value for key, value in parameters.items() if key != "task"})
-    task.load_state_dict(weights)
-    return task.tokenizer.eval()
