@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -99,7 +100,7 @@ class RetrievalScores(Metric):
 def ranks(queries: Tensor, gallery: Tensor, right: Tensor) -> Tensor:
     """The place of each query's best right answer, from 0: (Q, E), (G, E), (Q, G) bool -> (Q,) int64."""
     found = []
-    for part, wanted in zip(queries.split(CHUNK), right.split(CHUNK), strict=True):
+    for part, wanted in zip(torch.split(queries, CHUNK), torch.split(right, CHUNK), strict=True):
         alike = part @ gallery.T
         best = alike.masked_fill(~wanted, -torch.inf).amax(1, keepdim=True)
         found.append(((alike >= best) & ~wanted).sum(1))
@@ -108,11 +109,8 @@ def ranks(queries: Tensor, gallery: Tensor, right: Tensor) -> Tensor:
 
 def _unique(numbers: Tensor) -> tuple[Tensor, Tensor]:
     """(B,) -> places among the K different ones (B,), and where each of these comes first (K,)."""
-    different, place = numbers.unique(return_inverse=True)
-    first = torch.full((len(different),), len(numbers)).scatter_reduce_(
-        0, place, torch.arange(len(numbers)), "amin"
-    )
-    return place, first
+    _, first, place = np.unique(numbers.numpy(), return_index=True, return_inverse=True)
+    return torch.from_numpy(place), torch.from_numpy(first)
 
 
 def _share(flags: Tensor) -> float:

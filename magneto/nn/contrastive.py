@@ -44,7 +44,7 @@ def of_all_processes(x: Tensor) -> Tensor:
     counts = [int(size) for size in sizes]
     padded = torch.cat((x, x.new_zeros(max(counts) - len(x), *x.shape[1:])))
     if x.is_floating_point():
-        parts = list(all_gather(padded))
+        parts = list(all_gather(padded))  # type: ignore[no-untyped-call]
     else:
         parts = [torch.empty_like(padded) for _ in counts]
         dist.all_gather(parts, padded)

@@ -114,8 +114,8 @@ class TaskModule(L.LightningModule):
     """
 
     name: ClassVar[str]
-    monitor: ClassVar[str]
-    mode: ClassVar[str] = "min"
+    monitor: str
+    mode: str = "min"
     Options: ClassVar[type]
     Data: ClassVar[type[DataModule]]
     """The kind of data that it learns from."""

@@ -288,7 +288,7 @@ class VisionLanguage(MaskedPictures):
             losses.append(found.loss_sum / len(answers))
             if found.correct is not None:
                 sizes = [len(wanted[kind]) for kind in words]
-                hits |= dict(zip(words, found.correct.split(sizes), strict=True))
+                hits |= dict(zip(words, found.correct.split_with_sizes(sizes), strict=True))
         return torch.stack(losses).sum(), hits
 
     # ------------------------------------------------------------------ evaluation
@@ -310,11 +310,10 @@ class VisionLanguage(MaskedPictures):
             self.gallery.add(batch["id"], pixels, vectors[0], batch["caption"], batch["text"], vectors[1])
         return []
 
-    def _end_evaluation(self, split: str) -> None:
+    def overview(self) -> list[Sample]:
+        """What is found for some pairs, evenly over this process's part of the gallery."""
         gallery, self.gallery = self.gallery, Gallery()
-        if self.num_samples and self.losses.contrastive and not self.trainer.sanity_checking:
-            self._shown.extend(gallery.samples(self.num_samples))
-        super()._end_evaluation(split)
+        return gallery.samples(self.num_samples) if self.losses.contrastive else []
 
     def units(self, batch: Batch) -> dict[str, float]:
         """Pairs, and their patches and words, however often the encoder reads them."""
