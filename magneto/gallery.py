@@ -57,6 +57,8 @@ class Gallery:
 
     def samples(self, count: int) -> list[dict[str, Any]]:
         """For about `count` pairs, evenly over the pictures: what is found for the sentence, and for the picture."""
+        if not self._pictures:
+            return []
         numbers, keys = sorted(self._pictures), sorted(self._texts)
         vision = torch.stack([self._pictures[number][1] for number in numbers])
         text = torch.stack([self._texts[key][1] for key in keys])

@@ -60,10 +60,12 @@ class PredictInput:
     Attributes:
         path: `input=`, a file or a folder; "-" is the standard input.
         prompts: `prompt=`, given on the command line itself.
+        key: what the user called the path, for messages.
     """
 
     path: str | None = None
     prompts: tuple[str, ...] | None = None
+    key: str = "input"
 
     def lines(self) -> Iterator[str]:
         """The prompts, or the lines of the file as they come, without their ends.
@@ -77,7 +79,7 @@ class PredictInput:
         assert self.path is not None
         if self.path != "-" and not Path(self.path).is_file():
             raise UserError(
-                f'input={self.path}: no such file. Name a text file, or "-" for the standard input.'
+                f'{self.key}={self.path}: no such file. Name a text file, or "-" for the standard input.'
             )
         with contextlib.ExitStack() as opened:
             stream = (
@@ -88,7 +90,7 @@ class PredictInput:
                     yield line.decode("utf-8").rstrip("\r\n")
                 except UnicodeDecodeError as error:
                     raise UserError(
-                        f"input={self.path}, line {number}: not UTF-8 text ({error.reason} at byte {error.start}). "
+                        f"{self.key}={self.path}, line {number}: not UTF-8 text ({error.reason} at byte {error.start}). "
                         "Convert the file to UTF-8."
                     ) from error
 

@@ -57,7 +57,7 @@ class MaskedPictures(TaskModule):
     `prepare_target` finds the tokenizer, `build_target` makes `self.target`, `wanted` and `patch_loss` make the loss.
     """
 
-    target: VisualTokenizer | RandomProjection | None = None
+    target: VisualTokenizer | RandomProjection | None  # no value here: it would hide the module of that name
     """What gives the codes; None for pixels."""
 
     @staticmethod

@@ -50,6 +50,9 @@ from magneto.tasks.visual_tokenizer import require_patches
 LARGEST_SCALE = 100.0  # of similarities; without a bound it grows until training breaks (CLIP, 2.5)
 KINDS = ("pictures", "texts", "pair_pictures", "pair_texts")
 PREDICT_BATCH = 64
+SMALLEST_BATCH = (
+    6  # the last two batches of an epoch share what is left evenly: each then has 3 examples or more
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +133,11 @@ class VisionLanguage(MaskedPictures):
                 "data.masking is missing: task.losses.masked hides patches and words. Say data.masking={} for BEiT-3's "
                 "shares, or task.losses.masked=0."
             )
+        if data.pictures.batch_size < SMALLEST_BATCH:
+            raise UserError(
+                f"data.batch_size={data.pictures.batch_size}: with task.losses.masked it must be at least "
+                f"{SMALLEST_BATCH}, so that every batch holds pictures, texts and pairs."
+            )
         return cls.prepare_target(options, data.pictures)
 
     def build(self) -> None:
@@ -154,6 +162,7 @@ class VisionLanguage(MaskedPictures):
                 if self.target is not None or kind.endswith("texts"):
                     self.scores[f"accuracy/{kind}"] = MeanMetric()
         else:
+            self.target = None
             self._leave_out_pairs()
         if self.losses.contrastive:
             # Named as in BEiT-3's retrieval weights.
@@ -285,7 +294,7 @@ class VisionLanguage(MaskedPictures):
                 bias=self.text_head.output_bias,
                 correct=not self.training,
             )
-            losses.append(found.loss_sum / len(answers))
+            losses.append(found.loss_sum / max(1, len(answers)))  # of unknown signs, none is hidden
             if found.correct is not None:
                 sizes = [len(wanted[kind]) for kind in words]
                 hits |= dict(zip(words, found.correct.split_with_sizes(sizes), strict=True))
@@ -360,7 +369,8 @@ class VisionLanguage(MaskedPictures):
             raise UserError('prompt=: say input= with pictures and predict.query="a red apple" instead.')
         chosen = from_mapping(PredictOptions, options, "predict")
         if chosen.captions is not None:
-            lines = [line for line in PredictInput(path=chosen.captions).lines() if line.strip()]
+            given = PredictInput(path=chosen.captions, key="predict.captions")
+            lines = [line for line in given.lines() if line.strip()]
             if not lines:
                 raise UserError(f"predict.captions={chosen.captions}: holds no caption.")
             yield from self._texts_of_pictures(inputs.path, lines, chosen.top_k)

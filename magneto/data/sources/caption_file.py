@@ -50,8 +50,12 @@ class CaptionFileSource:
         captions: dict[str, dict[str, list[str]]] = {}
         splits: dict[str, str | None] = {}
         for number, row in self._rows(skipped):
-            image, caption, language, split = (str(row.get(name) or "").strip() for name in COLUMNS)
-            reason = self._why_unusable(image, caption, split, splits)
+            values = [row.get(name) or "" for name in COLUMNS]
+            image, caption, language, split = (
+                value.strip() if isinstance(value, str) else "" for value in values
+            )
+            odd = [name for name, value in zip(COLUMNS, values, strict=True) if not isinstance(value, str)]
+            reason = f"{odd[0]} is no text" if odd else self._why_unusable(image, caption, split, splits)
             if reason is not None:
                 skipped.append(Skipped(f"line {number}", image, reason))
                 continue

@@ -50,18 +50,19 @@ PEOPLE = re.compile("[\U0001f468\U0001f469]")  # man, woman
 class EmojiSource:
     """All emoji that the font has a picture for. They have no classes.
 
-    languages: of the captions. skin_tones: take the variants of each emoji in five skin tones too. folder: where
-    NotoColorEmoji.ttf is; names_folder: where emoji.json, emoji_fr.json... are; None: find or fetch them. Variants of
+    languages: of the captions; None: all 14. skin_tones: take the variants of each emoji in five skin tones too. folder:
+    where NotoColorEmoji.ttf is; names_folder: where emoji.json, emoji_fr.json... are; None: find or fetch them. Variants of
     one emoji by skin tone and gender stand on one side of a split.
     """
 
     def __init__(
         self,
-        languages: Sequence[str] = ("en",),
+        languages: Sequence[str] | None = ("en",),
         skin_tones: bool = False,
         folder: str | None = None,
         names_folder: str | None = None,
     ) -> None:
+        languages = LANGUAGES if languages is None else languages
         if not languages or (unknown := [name for name in languages if name not in LANGUAGES]):
             what = f"has {unknown[0]!r}" if languages else "is empty"
             raise UserError(f"data: languages {what}; emoji have names in {', '.join(LANGUAGES)}.")

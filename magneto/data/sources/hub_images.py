@@ -17,7 +17,8 @@ class HubImagesSource:
 
     name, config, revision, data_files: see `hub_rows`. splits: ours -> the data set's; with `train` alone, the others
     are held out from it by a hash; with train and one other, that one serves for validation and test. image, label,
-    caption: names of the columns; label and caption may be None. language: of the captions. limit: rows of each split.
+    caption: names of the columns; label and caption may be None, and caption a dict language -> column. Such a column has
+    a text or a list of texts. language: of a single column's captions. limit: rows of each split.
     """
 
     def __init__(
@@ -28,7 +29,7 @@ class HubImagesSource:
         splits: Mapping[str, str] | None = None,
         image: str = "image",
         label: str | None = "label",
-        caption: str | None = None,
+        caption: str | Mapping[str, str] | None = None,
         language: str = "en",
         revision: str | None = None,
         data_files: Any = None,
@@ -45,8 +46,9 @@ class HubImagesSource:
             )
         if name in FILE_BUILDERS and not data_files:
             raise UserError(f"data: name={name} reads local files: name them with data_files.")
-        self.columns = {"image": image, "label": label, "caption": caption}
-        self.language, self.limit = language, limit
+        self.columns = {"image": image, "label": label}
+        self.captions = {language: caption} if isinstance(caption, str) else dict(caption or {})
+        self.limit = limit
         self.arguments: dict[str, Any] = {
             "name": name,
             "config": config,
@@ -60,7 +62,7 @@ class HubImagesSource:
         more = {
             "splits": self.splits,
             "columns": self.columns,
-            "language": self.language,
+            "captions": self.captions,
             "limit": self.limit,
         }
         return {"corpus": "hub_images", "recipe": 1, **settings, **more}
@@ -92,13 +94,16 @@ class HubImagesSource:
                     unlabelled = value is None or (
                         number is not None and value == -1
                     )  # -1: the library's convention
-                    text = None if self.columns["caption"] is None else row[self.columns["caption"]]
                     yield Picture(
                         id=own,
                         image=image,
                         label=None if unlabelled else str(value) if number is None else number[value],
                         split=stated,
-                        captions={self.language: text} if isinstance(text, str) and text.strip() else {},
+                        captions={
+                            language: texts
+                            for language, column in self.captions.items()
+                            if (texts := _texts(row[column]))
+                        },
                     )
 
         return ImageCorpus(
@@ -117,7 +122,7 @@ class HubImagesSource:
         import datasets
 
         rows = hub_dataset(split=split, **self.arguments)
-        for name in self.columns.values():
+        for name in (*self.columns.values(), *self.captions.values()):
             if name is not None and name not in rows.column_names:
                 raise UserError(
                     f"data: {self.arguments['name']} has no column {name!r}; it has {', '.join(rows.column_names)}. Name "
@@ -129,6 +134,12 @@ class HubImagesSource:
         if isinstance(rows.features[image], datasets.Image):
             rows = rows.cast_column(image, datasets.Image(decode=False))
         return rows
+
+
+def _texts(value: Any) -> list[str]:
+    """What is in a column of captions: a text, or several."""
+    values = value if isinstance(value, list) else [value]
+    return [text for text in values if isinstance(text, str) and text.strip()]
 
 
 def _image(value: Any) -> bytes | Path | None:

@@ -426,7 +426,7 @@ def test_hub_images_from_local_files(parquet, tmp_path):
     # One more set only: it serves for validation, and so for the test too.
     assert Counter(p.split for p in pictures) == {"train": 6, "val": 2}
     assert corpus.labels == ("cat", "dog") and [p.label for p in pictures[:3]] == ["cat", "dog", "cat"]
-    assert [p.captions for p in pictures[:2]] == [{}, {"en": "number 1"}]
+    assert [p.captions for p in pictures[:2]] == [{}, {"en": ["number 1"]}]
     assert np.array_equal(np.asarray(read_picture(pictures[4].image)), noise(4))
     alone = HubImagesSource("parquet", data_files=parquet, splits={"train": "train"}, limit=4).load(tmp_path)
     assert [p.split for p in alone.examples] == [None] * 4 and len(alone.examples) == 4

@@ -10,10 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from magneto.checkpoint import load_task
 from magneto.errors import UserError
 from magneto.importers.beit3 import import_weights
 from magneto.nn import BackboneConfig, Encoder, PatchStem, TokenStem, VisionLanguageStem
 from magneto.pretrained import adopt, initialize_from, read_pretrained
+from magneto.tasks.vl import VisionLanguage
+from tests.small_runs import SHORT, drive, folders
+from tests.toy_captions import SIZE, caption_settings, write_squares
 from tests.unit.oracles.weights import close
 
 pytest.importorskip("torchscale")
@@ -199,3 +203,35 @@ def test_what_is_no_beit3_is_refused(tmp_path: Path) -> None:
         read_pretrained(source)
     with pytest.raises(UserError, match="width of 128 does not divide into heads of 48"):
         import_weights(source.removeprefix("beit3:"), head_dim=48)
+
+
+def test_a_run_starts_from_it(prepared_dir: Path, tmp_path: Path) -> None:
+    """task=vl takes shape, weights and, of models that were fine-tuned for retrieval, heads and temperature."""
+    settings = ["task=vl", *caption_settings(write_squares(tmp_path / "squares")), "data.patch_size=8"]
+    settings += [*folders(prepared_dir, tmp_path), *SHORT, "trainer.max_steps=1", "optimizer.lr=1e-12"]
+    small = ("backbone.num_layers=1", "backbone.d_model=32", "backbone.num_heads=1")
+    spec = load_task(Path(drive(settings, *small, "name=first")["folder"]) / "export").spec
+    config = EncoderConfig(
+        img_size=SIZE, patch_size=8, vocab_size=spec["vocab_size"], multiway=True, no_output_layer=True,
+        encoder_embed_dim=WIDTH, encoder_attention_heads=WIDTH // 64, encoder_ffn_embed_dim=96, encoder_layers=2,
+        max_source_positions=20,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    theirs = BEiT3(config).eval()
+    heads = {name: torch.randn(48, WIDTH) for name in ("vision_head.weight", "language_head.weight")}
+    source = save(theirs, tmp_path, **heads, logit_scale=torch.tensor(3.0))
+    result = drive(settings, f"init_from={source}", "task.embedding_width=48", "name=second")
+    ours = load_task(Path(result["folder"]) / "export").eval()
+    assert isinstance(ours, VisionLanguage) and float(ours.logit_scale) == pytest.approx(3.0)
+    images, tokens = random_numbers(3, 3, SIZE, SIZE), random_numbers(3, 11, high=spec["vocab_size"])
+    with torch.no_grad():
+        seen = theirs(visual_tokens=images)["encoder_out"][:, 0] @ heads["vision_head.weight"].T
+        read = theirs(textual_tokens=tokens, text_padding_position=~REAL)["encoder_out"][:, 0]
+        close(ours.picture_vectors(images), F.normalize(seen, dim=-1), "pictures")
+        close(
+            ours.text_vectors(tokens, REAL),
+            F.normalize(read @ heads["language_head.weight"].T, dim=-1),
+            "texts",
+        )
+    with pytest.raises(UserError, match=r"stem.text.embedding.weight: \d+ x 128 \(pretrained\), 40 x 128"):
+        drive(settings, f"init_from={source}", "data.tokenizer.vocab_size=40")

@@ -1,0 +1,344 @@
+"""task=vl end to end: learns both losses, resumes, finds pictures and captions, starts from itself and from BEiT-3."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from PIL import Image
+
+from magneto import assembly
+from magneto.checkpoint import load_task
+from magneto.data.image_text_store import IGNORE
+from magneto.errors import UserError
+from magneto.tasks.vl import VisionLanguage
+from tests.small_runs import SHORT, SMALL, drive, folders, training_losses, values
+from tests.toy_captions import KINDS, caption_settings, write_squares
+
+Run = Callable[..., dict[str, Any]]
+MASKED = (
+    "task.losses={masked: 1, contrastive: 0}",
+    "data.masking={}",
+    "backbone.fusion_layers=1",
+    "task.default_tokenizer={codes: 32, code_width: 8, width: 16, blocks: 1, steps: 30, batch_size: 24}",
+)
+BOTH = (*MASKED, "task.losses={masked: 1, contrastive: 1}")
+LONGER = (
+    "trainer.max_steps=120",
+    "trainer.val_check_interval=60",
+    "optimizer.lr=4e-3",
+    "backbone.drop_path=0",
+)
+STILL = ("trainer.max_steps=1", "optimizer.lr=1e-12")
+
+
+@pytest.fixture(scope="session")
+def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_squares(tmp_path_factory.mktemp("squares"))
+
+
+def settings(squares: Path, prepared_dir: Path, folder: Path) -> list[str]:
+    return ["task=vl", *caption_settings(squares), *folders(prepared_dir, folder), *SMALL, *SHORT]
+
+
+@pytest.fixture
+def run(squares: Path, prepared_dir: Path, tmp_path: Path) -> Run:
+    """`run("seed=2", ...)`: a small, deterministic run of task=vl."""
+    return partial(drive, settings(squares, prepared_dir, tmp_path))
+
+
+@pytest.fixture(scope="session")
+def trained(squares: Path, prepared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A run in both languages that has learnt what there is to learn."""
+    folder = tmp_path_factory.mktemp("trained")
+    return drive(
+        settings(squares, prepared_dir, folder),
+        "name=trained",
+        *LONGER,
+        "data.languages=[en,fr]",
+        "callbacks.samples=3",
+    )
+
+
+def samples_of(result: dict[str, Any]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (Path(result["folder"]) / "samples.jsonl").read_text().splitlines()]
+
+
+def batches_and_task(folder: Path) -> tuple[list[dict[str, Any]], VisionLanguage]:
+    """The test batches of a run and its model."""
+    task = load_task(folder / "export")
+    assert isinstance(task, VisionLanguage)
+    data = assembly.build_data(yaml.safe_load((folder / "config.yaml").read_text())["data"])
+    data.setup("test")
+    return list(data.test_dataloader()), task
+
+
+# ------------------------------------------------------------------ contrastive learning
+
+
+def test_it_finds_pictures_and_captions_in_two_languages(trained: dict[str, Any]) -> None:
+    metrics = trained["metrics"]
+    assert trained["monitor"]["metric"] == "val/r1" and trained["monitor"]["mode"] == "max"
+    assert metrics["test/gallery"] == KINDS and metrics["test/captions"] == 2 * KINDS
+    # One of 48 captions and of 24 pictures is drawn; two captions fit a picture.
+    assert metrics["test/chance"] == pytest.approx(1 / KINDS)
+    assert metrics["test/r1"] > 0.7
+    assert (
+        metrics["test/image_to_text/r1"]
+        <= metrics["test/image_to_text/r5"]
+        <= metrics["test/image_to_text/r10"]
+    )
+    both = [metrics[f"test/text_to_image/r1/{language}"] for language in ("en", "fr")]
+    assert np.mean(both) == pytest.approx(metrics["test/text_to_image/r1"])
+
+
+@torch.no_grad()
+def test_the_scores_are_those_of_the_exported_model(trained: dict[str, Any]) -> None:
+    """Computed anew, one pair at a time: neither padding nor the batch matters, nor how the metric keeps its state."""
+    batches, task = batches_and_task(Path(trained["folder"]))
+    task.eval()
+    pictures: dict[int, torch.Tensor] = {}
+    texts: dict[str, torch.Tensor] = {}
+    right = set()
+    for batch in batches:
+        for row, text in enumerate(batch["text"]):
+            length = int(batch["mask"][row].sum())
+            pictures[int(batch["id"][row])] = task.picture_vectors(batch["image"][row : row + 1])[0]
+            tokens = batch["tokens"][row : row + 1, :length]
+            texts[text] = task.text_vectors(tokens, torch.ones_like(tokens, dtype=torch.bool))[0]
+            right.add((int(batch["id"][row]), text))
+    names = list(texts)
+    found = [
+        names[int((torch.stack(list(texts.values())) @ vector).argmax())] for vector in pictures.values()
+    ]
+    hits = [(picture, text) in right for picture, text in zip(pictures, found, strict=True)]
+    assert np.mean(hits) == pytest.approx(trained["metrics"]["test/image_to_text/r1"], abs=1.5 / KINDS)
+
+
+def test_what_was_found_is_shown(trained: dict[str, Any]) -> None:
+    samples = samples_of(trained)
+    assert {sample["split"] for sample in samples} == {"val", "test"}
+    for sample in samples:
+        assert sample["gallery"] == KINDS and 1 <= sample["place_of_picture"] <= KINDS
+        assert len(sample["found"]) == 5
+        panel = np.asarray(Image.open(Path(trained["folder"]) / sample["picture"]))
+        assert panel.ndim == 3 and panel.shape[2] == 3
+        if sample["split"] == "test" and sample["place_of_picture"] == 1:  # in a green frame
+            assert (panel.reshape(-1, 3) == (30, 140, 60)).all(1).sum() > 100
+
+
+@pytest.mark.parametrize("backbone", ["magneto", "pre_ln", "post_ln", "deepnorm", "normformer"])
+def test_every_backbone_overfits_one_batch(run: Run, backbone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = overfit(run, monkeypatch, f"backbone={backbone}")
+    assert losses[-1] < 0.1 < losses[0], losses
+
+
+def test_masked_modelling_overfits_one_batch(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = overfit(run, monkeypatch, *MASKED)
+    assert losses[-1] < 0.2 < losses[0], losses
+
+
+def overfit(run: Run, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> list[float]:
+    """Losses of a run that sees the same eight pairs in every step."""
+    kept: dict[str, Any] = {}
+    step = VisionLanguage.training_step
+
+    def same_batch(self: VisionLanguage, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        return step(self, kept.setdefault("batch", batch), batch_idx)
+
+    monkeypatch.setattr(VisionLanguage, "training_step", same_batch)
+    result = run(
+        "trainer.max_steps=120", "trainer.val_check_interval=120", "optimizer.lr=4e-3", "data.batch_size=8",
+        "backbone.drop_path=0", *overrides,
+    )  # fmt: skip
+    return training_losses(result["folder"])
+
+
+# ------------------------------------------------------------------ masked data modelling
+
+
+@pytest.mark.parametrize(
+    ("losses", "target"),
+    [
+        ("masked", "codes"),
+        ("masked", "pixels"),
+        ("masked", "random_projection"),
+        ("both", "codes"),
+        ("both", "pixels"),
+    ],
+)
+def test_every_combination_of_losses_learns(run: Run, losses: str, target: str) -> None:
+    result = run(
+        *(MASKED if losses == "masked" else BOTH), f"task.target={target}", "task.random_codes=32",
+        "trainer.max_steps=30", "trainer.val_check_interval=30", "optimizer.lr=3e-3",
+    )  # fmt: skip
+    metrics, curve = result["metrics"], training_losses(result["folder"])
+    assert np.mean(curve[-4:]) < 0.9 * curve[0]
+    assert result["monitor"]["metric"] == ("val/loss" if losses == "masked" else "val/r1")
+    assert ("test/r1" in metrics) == (losses == "both")
+    assert {"test/accuracy/texts", "test/accuracy/pair_texts"} <= metrics.keys()
+    assert (
+        ("test/accuracy/pictures" in metrics)
+        == ("test/accuracy/pair_pictures" in metrics)
+        == (target != "pixels")
+    )
+    logged = {name for _, name, _ in values(result["folder"])}
+    assert ({"train/masked", "train/contrastive"} <= logged) == (losses == "both")
+    assert result["throughput"]["model_flops_per_s"] > 0
+
+
+@torch.no_grad()
+def test_a_third_of_a_batch_is_of_each_kind(run: Run) -> None:
+    """The loss is that of three forward passes, put together by hand."""
+    batches, task = batches_and_task(Path(run(*MASKED, "trainer.max_steps=2")["folder"]))
+    batch = batches[0]
+    task.eval()
+    output = task.step(batch)
+    texts, patches = [], []
+    for row in range(len(batch["id"])):
+        one = {key: value[row : row + 1] for key, value in batch.items() if isinstance(value, torch.Tensor)}
+        kind = ("picture", "text", "pair")[row % 3]
+        hidden, split = task.encode(
+            None if kind == "text" else one["image"],
+            {"picture": None, "text": one["masked_tokens"], "pair": one["pair_tokens"]}[kind],
+            None if kind == "picture" else one["mask"],
+            None if kind == "text" else one["masked"],
+        )
+        if kind != "text":
+            outputs = task.picture_head(hidden[:, 1:split][one["masked"]])
+            patches.append(
+                F.cross_entropy(outputs, task.target.codes(one["image"])[one["masked"]], reduction="none")
+            )
+        if kind != "picture":
+            targets = one["targets" if kind == "text" else "pair_targets"]
+            chosen = task.text_head(hidden[:, split:][targets != IGNORE])
+            logits = task.stem.text.logits(chosen) + task.text_head.output_bias
+            texts.append(F.cross_entropy(logits, targets[targets != IGNORE], reduction="none"))
+    expected = torch.cat(patches).mean() + torch.cat(texts).mean()
+    torch.testing.assert_close(output.loss_sum / output.weight, expected, atol=2e-4, rtol=2e-4)
+
+
+# ------------------------------------------------------------------ runs
+
+
+def test_an_interrupted_run_goes_on_bit_identically(run: Run, resumes_identically: Run) -> None:
+    resumes_identically(
+        run,
+        *BOTH,
+        "backbone.dropout=0.1",
+        "backbone.drop_path=0.1",
+        "data.languages=[en,fr]",
+        "data.augment={crop_scale: [0.6, 1.0]}",
+        "trainer.max_steps=12",
+        stop_at=4,
+    )
+
+
+def test_masked_pretraining_then_contrastive_fine_tuning(run: Run) -> None:
+    """The shape comes with the weights; stem and backbone are taken as a whole."""
+    source = Path(run("name=first", *MASKED)["folder"]) / "export"
+    result = run("name=second", f"init_from={source}", *STILL)
+    before, after = load_task(source).state_dict(), load_task(Path(result["folder"]) / "export").state_dict()
+    assert "backbone.layers.1.feed_forward.fusion.branch.fc1.weight" in after
+    body = [name for name in after if name.startswith(("stem.", "backbone."))]
+    assert body and all(torch.allclose(after[name], before[name], atol=1e-6) for name in body)
+    assert "vision_head.weight" in after and "picture_head.weight" not in after
+    with pytest.raises(UserError, match="trained with task.losses.contrastive=0"):
+        run("mode=predict", f"checkpoint={source}", "input=.", "predict.query=red")
+
+
+def test_checkpoint_and_export_are_enough_and_alike(trained: dict[str, Any], run: Run, squares: Path) -> None:
+    folder = Path(trained["folder"])
+    tested = run("mode=test", f"checkpoint={folder / 'export'}", "data.languages=[en,fr]")["metrics"]
+    expected = {key: value for key, value in trained["metrics"].items() if key.startswith("test/")}
+    assert tested == pytest.approx(expected)
+    # English alone, by the tokenizer and the languages of the checkpoint.
+    english = run("mode=test", f"checkpoint={folder / 'export'}")["metrics"]
+    assert english["test/captions"] == KINDS
+    assert english["test/text_to_image/r1"] == pytest.approx(tested["test/text_to_image/r1/en"])
+    found = [
+        run(
+            "mode=predict", f"checkpoint={source}", f"input={squares / 'test'}", "predict.query=red top left"
+        )["results"]
+        for source in (folder / "checkpoints/best.ckpt", folder / "export")
+    ]
+    for one, other in zip(*found, strict=True):
+        assert np.array_equal(one.pop("picture"), other.pop("picture")) and one == other
+
+
+def test_predict_finds_pictures_for_sentences(
+    trained: dict[str, Any], run: Run, squares: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "found.jsonl"
+    run(
+        "mode=predict", f"checkpoint={trained['folder']}/export", f"input={squares / 'test'}", f"output={output}",
+        "predict.query=['blue bottom right','rouge en haut à gauche']", "predict.top_k=3",
+    )  # fmt: skip
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["query"] for row in rows] == ["blue bottom right", "rouge en haut à gauche"]
+    for row, wanted in zip(rows, ("blue bottom right", "red top left"), strict=True):
+        assert len(row["found"]) == 3
+        assert Path(row["found"][0]["input"]).stem.endswith(wanted)
+        assert row["found"][0]["similarity"] >= row["found"][1]["similarity"]
+        assert np.asarray(Image.open(output.parent / row["picture"])).shape[1] > 500
+
+
+def test_predict_finds_lines_for_pictures(
+    trained: dict[str, Any], run: Run, squares: Path, tmp_path: Path
+) -> None:
+    lines = tmp_path / "lines.txt"
+    lines.write_text("green top right\n\npink bottom left\nnoir en bas à gauche\n")
+    picture = next((squares / "test").glob("*pink bottom left.png"))
+    (result,) = run(
+        "mode=predict",
+        f"checkpoint={trained['folder']}/export",
+        f"input={picture}",
+        f"predict.captions={lines}",
+    )["results"]
+    assert result["found"][0]["caption"] == "pink bottom left" and len(result["found"]) == 3
+    assert result["input"] == str(picture) and result["picture"].dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ((), "say one of the two"),
+        (("predict.query=a", "predict.captions=b"), "say one of the two"),
+        (("predict.query=' '",), "predict.query: is empty"),
+        (("predict.captions=nowhere.txt",), "predict.captions=nowhere.txt: no such file"),
+        (("predict.query=a", "predict.top_k=0"), "top_k=0"),
+        (("predict.query=a", "predict.beam=2"), "predict.beam"),
+    ],
+)
+def test_mistakes_of_predict_are_told(
+    trained: dict[str, Any], run: Run, squares: Path, overrides: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        run("mode=predict", f"checkpoint={trained['folder']}/export", f"input={squares / 'test'}", *overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("task.losses={masked: 0, contrastive: 0}",), "not both 0"),
+        (("task.losses={masked: 1}",), "data.masking is missing"),
+        ((*MASKED, "data.batch_size=5"), "data.batch_size=5.*at least 6"),
+        (("+task.losses.mask=1",), "Did you mean 'masked'"),
+        (("task.temperature=0",), "task.temperature=0"),
+        (("backbone.position=learned",), "backbone.position=learned"),
+        (("backbone.max_positions=8",), "data.max_tokens=16.*max_positions=8"),
+        (("data.patch_size=null",), "data.patch_size"),
+        (("data.max_tokens=2",), "data.max_tokens=2"),
+        (("data.languages=en",), "data.languages='en' must be a list"),
+        (("data.masking={words: 1}",), "data.masking.words"),
+    ],
+)
+def test_mistakes_are_told(run: Run, overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        run(*overrides)
