@@ -15,7 +15,7 @@ from magneto.optim import OptimizerConfig, SchedulerConfig
 from magneto.tasks.base import task_class
 
 ALONE = {
-    ("data", kind) for kind in ("speech", "parallel", "text", "labelled", "image")
+    ("data", kind) for kind in ("speech", "parallel", "text", "labelled", "image", "image_text")
 }  # shared bases, not to be chosen
 
 
@@ -51,6 +51,10 @@ NEEDED = {
     "image_folder": ["data.sources.image_folder.folder=texts"],
     "imagenet": ["data.sources.imagenet.folder=texts"],
     "webdataset": ["data.sources.webdataset.shards=texts/*.tar"],
+    "caption_file": ["data.sources.captions.file=m.jsonl"],
+    "coco_captions": ["data.sources.coco.annotations=m.jsonl", "data.sources.coco.folder=texts"],
+    "hub_captions": ["data.sources.hub.name=pictures"],
+    "webdataset_captions": ["data.sources.webdataset.shards=texts/*.tar"],
     "tsv": ["data.source.train=a.tsv", "data.source.val=a.tsv", "data.source.test=a.tsv"],
 }
 
@@ -103,6 +107,8 @@ def test_each_experiment_composes_instantiates_and_names_its_task(experiment: st
         "beit/beit_base_12l": "imagenet",
         "beit/beit_large_24l": "imagenet",
         "visual_tokenizer/vqkd_base": "imagenet",
+        "vl/beit3_base_24l": "webdataset_captions",
+        "vl/coco_beit3_base": "coco_captions",
     }.get(experiment, "")
     config = plain(f"task={experiment.split('/')[0]}", f"experiment={experiment}", *needed(corpus))
     assert config["experiment_task"] == config["task"]["name"]
