@@ -61,6 +61,10 @@ NEEDED = {
     ],
     "imagenet": ["data.sources.imagenet.folder=texts"],
     "webdataset": ["data.sources.webdataset.shards=texts/*.tar"],
+    "caption_file": ["data.sources.captions.file=m.jsonl"],
+    "coco_captions": ["data.sources.coco.annotations=m.jsonl", "data.sources.coco.folder=texts"],
+    "hub_captions": ["data.sources.hub.name=pictures"],
+    "webdataset_captions": ["data.sources.webdataset.shards=texts/*.tar"],
     "tsv": ["data.source.train=a.tsv", "data.source.val=a.tsv", "data.source.test=a.tsv"],
 }
 
@@ -117,6 +121,8 @@ def test_each_experiment_composes_instantiates_and_names_its_task(experiment: st
         "visual_tokenizer/vqkd_base": "imagenet",
         "vl_classification/beit3_vqa": "vqa",
         "vl_classification/beit3_nlvr2": "nlvr2",
+        "vl/beit3_base_24l": "webdataset_captions",
+        "vl/coco_beit3_base": "coco_captions",
     }.get(experiment, "")
     config = plain(f"task={experiment.split('/')[0]}", f"experiment={experiment}", *needed(corpus))
     assert config["experiment_task"] == config["task"]["name"]

@@ -145,7 +145,7 @@ def test_masked_modelling_overfits_one_batch(run: Run, monkeypatch: pytest.Monke
 
 
 def overfit(run: Run, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> list[float]:
-    """Losses of a run that sees the same eight pairs in every step."""
+    """Losses of a run that sees the same six pairs in every step."""
     kept: dict[str, Any] = {}
     step = VisionLanguage.training_step
 
@@ -154,7 +154,7 @@ def overfit(run: Run, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> list[
 
     monkeypatch.setattr(VisionLanguage, "training_step", same_batch)
     result = run(
-        "trainer.max_steps=120", "trainer.val_check_interval=120", "optimizer.lr=4e-3", "data.batch_size=8",
+        "trainer.max_steps=80", "trainer.val_check_interval=80", "optimizer.lr=5e-3", "data.batch_size=6",
         "backbone.drop_path=0", *overrides,
     )  # fmt: skip
     return training_losses(result["folder"])

@@ -1,0 +1,238 @@
+"""Retrieval: scores against brute force, what a gallery keeps and shows, and the drawings."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from torch import Tensor
+
+from magneto import gallery as gallery_module
+from magneto.gallery import Gallery, nearest
+from magneto.retrieval_panels import (
+    GAP,
+    RIGHT,
+    SIDE,
+    WIDTH,
+    WRONG,
+    Answer,
+    _font,
+    above,
+    pictures_for,
+    texts_for,
+    wrapped,
+)
+from magneto.retrieval_scores import RetrievalScores, ranks
+
+WIDTH_OF_VECTORS = 8
+
+
+def pairs(seed: int = 0, count: int = 60) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Pictures (some with several captions), captions (some of several pictures), languages, and vectors of both."""
+    random = np.random.default_rng(seed)
+    picture = torch.from_numpy(random.integers(0, 40, count)) * 7
+    caption = torch.from_numpy(random.integers(0, 45, count)) + 1000
+    language = caption % 2
+    torch.manual_seed(seed)
+    of_picture = {int(number): torch.randn(WIDTH_OF_VECTORS) for number in picture}
+    vision = torch.stack([of_picture[int(number)] for number in picture])
+    of_text = {int(number): torch.randn(WIDTH_OF_VECTORS) for number in caption}
+    for number, text in zip(picture, caption, strict=True):  # some are found
+        of_text[int(text)] = of_text[int(text)] + of_picture[int(number)]
+    text = torch.stack([of_text[int(number)] for number in caption])
+    return picture, caption, language, F.normalize(vision, dim=-1), F.normalize(text, dim=-1)
+
+
+def brute_force(
+    picture: Tensor, caption: Tensor, vision: Tensor, text: Tensor, cut: int
+) -> tuple[float, float]:
+    """R@cut of pictures and of texts, by sorting lists of names."""
+    pictures = dict(zip(picture.tolist(), vision, strict=True))
+    texts = dict(zip(caption.tolist(), text, strict=True))
+    right = set(zip(picture.tolist(), caption.tolist(), strict=True))
+    hits: tuple[list[bool], list[bool]] = [], []
+    for number, vector in pictures.items():
+        order = sorted(texts, key=lambda name: -float(texts[name] @ vector))
+        hits[0].append(any((number, name) in right for name in order[:cut]))
+    for name, vector in texts.items():
+        order = sorted(pictures, key=lambda number: -float(pictures[number] @ vector))
+        hits[1].append(any((number, name) in right for number in order[:cut]))
+    return float(np.mean(hits[0])), float(np.mean(hits[1]))
+
+
+def score(*names: str, parts: int = 1) -> dict[str, float]:
+    metric = RetrievalScores(names, WIDTH_OF_VECTORS)
+    for batch in zip(*(column.chunk(parts) for column in pairs()), strict=True):
+        metric.update(*batch)
+    return metric.compute()
+
+
+def test_scores_are_those_of_brute_force() -> None:
+    picture, caption, _, vision, text = pairs()
+    scores = score("en")
+    for cut in (1, 5, 10):
+        of_pictures, of_texts = brute_force(picture, caption, vision, text, cut)
+        assert scores[f"image_to_text/r{cut}"] == pytest.approx(of_pictures)
+        assert scores[f"text_to_image/r{cut}"] == pytest.approx(of_texts)
+    assert 0 < scores["r1"] < 1
+    assert scores["r1"] == pytest.approx((scores["image_to_text/r1"] + scores["text_to_image/r1"]) / 2)
+    assert scores["gallery"] == len(set(picture.tolist())) and scores["captions"] == len(
+        set(caption.tolist())
+    )
+    assert not any(name.endswith("/en") for name in scores)
+
+
+def test_chance_is_what_a_lot_gives() -> None:
+    picture, caption, *_ = pairs()
+    torch.manual_seed(1)
+    drawn = []
+    for _ in range(300):  # vectors that have nothing to do with one another
+        metric = RetrievalScores(("en",), 3)
+        of = [F.normalize(torch.randn(2000, 3), dim=-1)[numbers] for numbers in (picture, caption)]
+        metric.update(picture, caption, torch.zeros_like(picture), *of)
+        drawn.append(metric.compute()["r1"])
+    assert np.mean(drawn) == pytest.approx(score("en")["chance"], rel=0.15)
+
+
+def test_each_language_is_scored_for_itself() -> None:
+    picture, caption, language, vision, text = pairs()
+    scores = score("en", "fr", "de")
+    for place, name in enumerate(("en", "fr")):
+        keys = set(caption[language == place].tolist())
+        pictures = dict(zip(picture.tolist(), vision, strict=True))
+        right = set(zip(picture.tolist(), caption.tolist(), strict=True))
+        texts = dict(zip(caption.tolist(), text, strict=True))
+        hits = [
+            (max(pictures, key=lambda number, key=key: float(pictures[number] @ texts[key])), key) in right
+            for key in keys
+        ]
+        assert scores[f"text_to_image/r1/{name}"] == pytest.approx(np.mean(hits))
+    assert "text_to_image/r1/de" not in scores, "there is no caption in it"
+
+
+def test_batches_and_repetitions_change_nothing() -> None:
+    assert score("en", parts=7) == score("en")
+    metric = RetrievalScores(("en",), WIDTH_OF_VECTORS)
+    metric.update(*pairs())
+    metric.update(*pairs())
+    assert metric.compute() == score("en")
+    metric.reset()
+    assert metric.compute() == {}
+
+
+def test_a_model_that_finds_all_alike_finds_nothing() -> None:
+    same = torch.ones(20, 4) / 2
+    numbers = torch.arange(20)
+    metric = RetrievalScores(("en",), 4)
+    metric.update(numbers, numbers, torch.zeros_like(numbers), same, same)
+    assert metric.compute()["image_to_text/r10"] == 0
+    assert ranks(same, same, torch.eye(20, dtype=torch.bool)).tolist() == [19] * 20
+
+
+def _score_on_rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    shared, lonely = (RetrievalScores(("en", "fr"), WIDTH_OF_VECTORS) for _ in range(2))
+    shared.update(*(column[slice(0, 25) if rank == 0 else slice(25, 60)] for column in pairs()))
+    if rank:
+        lonely.update(*pairs())
+    torch.save([shared.compute(), lonely.compute()], f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_score_as_one(tmp_path: Path) -> None:
+    mp.start_processes(_score_on_rank, (str(tmp_path),), nprocs=2, start_method="fork")
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert found[0] == found[1] == pytest.approx(score("en", "fr"))
+
+
+# ------------------------------------------------------------------ galleries
+
+
+def test_the_nearest_come_first() -> None:
+    vectors = F.normalize(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), dim=-1)
+    found = nearest(vectors[0], vectors, 2)
+    assert [place for place, _ in found] == [0, 2] and found[1][1] == pytest.approx(0.5**0.5)
+    assert len(nearest(vectors[0], vectors, 10)) == 3
+
+
+def filled() -> Gallery:
+    """Three pictures; the first two share a caption, the third has two. Vectors are turned by 10 degrees or more."""
+    shown = Gallery()
+    angles = torch.deg2rad(torch.tensor([0.0, 10.0, 90.0, 90.0]))
+    vision = torch.stack((angles.cos(), angles.sin()), dim=1)
+    angles = torch.deg2rad(torch.tensor([4.0, 4.0, 80.0, 1.0]))
+    text = torch.stack((angles.cos(), angles.sin()), dim=1)
+    pixels = torch.stack([torch.full((3, 4, 4), value, dtype=torch.uint8) for value in (10, 20, 30, 30)])
+    captions = ["same", "same", "own", "far"]
+    shown.add(torch.tensor([5, 6, 7, 7]), pixels, vision, torch.tensor([50, 50, 51, 52]), captions, text)
+    return shown
+
+
+def test_a_gallery_shows_what_is_found_and_where_the_right_ones_stand() -> None:
+    first, second, third = filled().samples(3)
+    assert [one["id"] for one in (first, second, third)] == ["00000005", "00000006", "00000007"]
+    assert (first["text"], third["text"]) == ("same", "own")
+    assert first["found"] == ["far", "same", "own"]  # at 1, 4 and 80 degrees
+    assert (first["place_of_picture"], first["place_of_text"]) == (1, 2)
+    assert (second["place_of_picture"], second["place_of_text"]) == (1, 1), (
+        "a picture of the caption stands first"
+    )
+    assert third["found"] == ["own", "same", "far"] and third["place_of_text"] == 1
+    assert all(one["gallery"] == 3 for one in (first, second, third))
+    assert first["picture"].shape[1:] == (WIDTH, 3)
+
+
+def test_a_gallery_keeps_some_pictures_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gallery_module, "LIMIT", 2)
+    assert [one["gallery"] for one in filled().samples(10)] == [2, 2]
+    assert Gallery().samples(3) == []
+
+
+# ------------------------------------------------------------------ drawings
+
+
+def plain(value: int, side: int = 8, channels: int = 3) -> np.ndarray:
+    return np.full((channels, side, side), value, np.uint8)
+
+
+def test_pictures_stand_in_a_row_with_frames() -> None:
+    answers = [
+        Answer(plain(70), 0.9, True),
+        Answer(plain(80, channels=1), 0.5, False),
+        Answer(plain(90, 300), 0.1),
+    ]
+    panel = pictures_for("a sentence", answers)
+    assert panel.shape[1] == WIDTH and panel.dtype == np.uint8
+    middle = panel.shape[0] // 2
+    for place, (value, frame) in enumerate(zip((70, 80, 90), (RIGHT, WRONG, (255,) * 3), strict=True)):
+        left = GAP + place * (SIDE + 2 * GAP)
+        assert (panel[middle, left + SIDE // 2] == value).all()
+        assert tuple(panel[middle, left - 2]) == frame
+
+
+def test_texts_stand_beside_their_picture_right_ones_in_green() -> None:
+    panel = texts_for(plain(70), [Answer("right", 0.9, True), Answer("wrong", 0.5, False)])
+    green = (panel == RIGHT).all(-1).any(1).nonzero()[0]
+    assert len(green) and green.max() < panel.shape[0] / 3, "the first line alone"
+    assert (panel[GAP + 2 : GAP + SIDE - 2, GAP + 2 : GAP + SIDE - 2] == 70).all()
+    many = texts_for(plain(70), [Answer("word " * 60, 0.9)])
+    assert many.shape[0] > panel.shape[0], "it grows with the text"
+    both = above([panel, many])
+    assert both.shape == (panel.shape[0] + many.shape[0] + 1, WIDTH, 3)
+
+
+def test_long_texts_are_broken_at_spaces_and_long_words_anywhere() -> None:
+    text = "one two three four five six seven eight nine ten"
+    lines = wrapped(text, 120)
+    assert " ".join(lines) == text and len(lines) > 2
+    word = "x" * 100
+    lines = wrapped(f"a {word} b", 120)
+    assert "".join(lines).replace(" ", "") == f"a{word}b"
+    assert all(_font().getlength(line) <= 120 for line in lines)
+    assert wrapped("", 120) == [""]
+    assert len(wrapped("ww", 1)) == 2, "at least one letter a line"
