@@ -121,6 +121,13 @@ def test_fashion_mnist(idx_folder, tmp_path):
         idx(np.zeros(5, np.uint8)),
         idx(np.zeros((9, 28, 28), np.uint8))[:-30],
     ],
+    ids=[
+        "empty",
+        "no gzip",
+        "no header",
+        "labels",
+        "truncated",
+    ],  # of themselves they would tell the time of packing
 )
 def test_damaged_idx_files_are_named(idx_folder, tmp_path, content):
     write(idx_folder / "train-images-idx3-ubyte.gz", content)
