@@ -192,7 +192,8 @@ def _refuse_contradictions(
             named[key.removeprefix("backbone.")] = override
     if not named:
         return
-    differing = _differences(pretrained.backbone, BackboneConfig.from_dict(dict(backbone)))
+    # The grid of patches comes from the data, later; it is not compared.
+    differing = _differences(pretrained.backbone, BackboneConfig.from_dict({**backbone, "grid": 1}))
     if wrong := {key: named[key] for key in named if key in differing}:
         lines = [
             f"  {key}: {differing[key][0]} (pretrained), {differing[key][1]} ({wrong[key]})" for key in wrong

@@ -86,6 +86,17 @@ def test_patches_come_with_the_weights_and_the_size_with_the_data(tmp_path: Path
     adopt(config(source, patch_size=4), ["data.patch_size=4"])
 
 
+def test_the_command_may_name_the_backbone_before_the_grid_is_known(tmp_path: Path) -> None:
+    source = build(BEiT, target="pixels")
+    given = config(str(export(source, tmp_path / "export")))
+    given["backbone"]["position"] = "relative_2d"
+    adopted = adopt(given, ["task=image_classification", "backbone=magneto"])
+    assert adopted["backbone"]["num_layers"] == source.config.num_layers
+    given["backbone"]["placement"] = "pre_ln"
+    with pytest.raises(UserError, match="placement: magneto .pretrained., pre_ln .backbone=pre_ln"):
+        adopt(given, ["backbone=pre_ln"])
+
+
 @pytest.mark.parametrize(
     ("data", "override", "message"),
     [
