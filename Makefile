@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 ARGS ?=
 TASKS ?= mlm causal_lm mt beit asr vl
+SEEDS ?= 1,2
+TABLE ?= runs/table
 # uv unpacks these 5 GB in a fifth of pip's time; pip knows package indexes that only its own configuration names.
 WHAT := --no-deps -r requirements.lock --editable .
 
@@ -27,11 +29,17 @@ run: $(INSTALLED) ## set up, then train Magneto on real speech (ARGS="optimizer.
 compare: $(INSTALLED) ## Post-LN, Pre-LN and Magneto with two seeds each, one after the other, then a report
 	$(BIN)/python run.py -m task=asr experiment=asr/placements backbone=post_ln,pre_ln,magneto seed=1,2 $(ARGS)
 
-# A sweep with a failed run does not keep the others from running: the report names it.
-table: $(INSTALLED) ## all tasks, three backbones, two seeds: one table; hours, and repeating it goes on (TASKS="mlm asr")
-	for task in $(TASKS); do $(BIN)/python run.py -m task=$$task experiment=$$task/placements \
-	  backbone=post_ln,pre_ln,magneto seed=1,2 runs_dir=runs/table $(ARGS) || echo "$$task: see above"; done
-	$(BIN)/python -m magneto.report $(TASKS:%=runs/table/%) --out runs/table/report
+# Data is prepared first, so that no run's minutes hold it. A task that fails keeps no other from running; an interrupted
+# run (130) ends everything, to go on when the command is repeated.
+table: $(INSTALLED) ## six tasks, three backbones, two seeds: one table; hours (TASKS="mlm mt" SEEDS=1,2,3 ARGS=...)
+	@failed=; for task in $(TASKS); do \
+	  of="task=$$task experiment=$$task/placements"; \
+	  $(BIN)/python run.py $$of mode=prepare $(ARGS) && \
+	  $(BIN)/python run.py -m $$of backbone=post_ln,pre_ln,magneto seed=$(SEEDS) runs_dir=$(TABLE) $(ARGS); \
+	  case $$? in 0) ;; 130) exit 130;; *) failed="$$failed $$task";; esac; \
+	done; \
+	$(BIN)/python -m magneto.report $(TABLE) --out $(TABLE)/report && test -z "$$failed" || \
+	  { test -z "$$failed" || echo "not all runs of these tasks were made, see above:$$failed" >&2; exit 1; }
 
 test: $(INSTALLED) ## set up, then run all tests
 	OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)

@@ -179,6 +179,7 @@ def _fit_and_test(
             "best": saver.best,
             "best_step": saver.best_step,
         },
+        "headline": f"test/{task.headline or task.monitor.split('/', 1)[-1]}",
         "metrics": metrics,
         "steps": trainer.global_step,
         "parameters": task.num_parameters,

@@ -4,7 +4,7 @@
     comparison  Run              -> Section, Row  one section a task and corpus, one row a configuration
     examples    Section          -> Example       the same few inputs, with what each row made of them
     tables      Section          -> Table         results, costs, parts, runs, differences; verdict
-    overview    Sections         -> Table         several tasks in one table
+    overview    Sections         -> Overview      several tasks in one table and one figure
     figures     Section          -> PNG           result, learning curves, stability probe
     markup      tables, figures  -> report.md, table.csv, table.tex
     page        tables, figures  -> report.html, with examples side by side
@@ -21,6 +21,7 @@ from magneto.report import figures, markup, page
 from magneto.report.comparison import compare
 from magneto.report.figures import Picture
 from magneto.report.loading import load_runs
+from magneto.report.overview import overview_of
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def write_report(
         out_dir: made if missing.
         title: of the page; None names the tasks.
         command: shown as the command that made the runs or the report.
-        metric: the headline metric (`test/cer`); None takes the monitored metric on the test split.
+        metric: the headline metric (`test/cer`); None takes the task's own, else the monitored one on the test split.
 
     Raises:
         UserError: a path does not exist, there is no readable run, or no run has `metric`.
@@ -63,23 +64,29 @@ def write_report(
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     pictures = {section.slug: figures.draw(section, folder) for section in comparison.sections}
+    overview = overview_of(comparison.sections, folder)
     files = ReportFiles(
         folder=folder,
         markdown=folder / "report.md",
         html=folder / "report.html",
         csv=folder / "table.csv",
         latex=folder / "table.tex",
-        pictures=tuple(picture for drawn in pictures.values() for picture in drawn),
+        pictures=(
+            *([overview.picture] if overview and overview.picture else []),
+            *(picture for drawn in pictures.values() for picture in drawn),
+        ),
         problems=comparison.problems,
         title=title,
     )
     markup.write_csv(comparison, files.csv)
     files.latex.write_text(
-        "\n".join(markup.to_latex(table) for table in markup.paper_tables(comparison)),
+        "\n".join(markup.to_latex(table) for table in markup.paper_tables(comparison, overview)),
         encoding="utf-8",
     )
     files.markdown.write_text(
-        markup.markdown_report(comparison, pictures, title, command, folder), encoding="utf-8"
+        markup.markdown_report(comparison, overview, pictures, title, command, folder), encoding="utf-8"
     )
-    files.html.write_text(page.render(comparison, pictures, title, command, folder), encoding="utf-8")
+    files.html.write_text(
+        page.render(comparison, overview, pictures, title, command, folder), encoding="utf-8"
+    )
     return files

@@ -195,7 +195,7 @@ def compare(runs: Sequence[Run], problems: Sequence[str] = (), metric: str | Non
     Args:
         runs: at least one.
         problems: what was left out while reading, handed on to the report.
-        metric: the headline metric; None takes the monitored metric on the test split.
+        metric: the headline metric; None takes the task's own, or else the monitored one on the test split.
 
     Raises:
         UserError: no run has `metric`.
@@ -215,7 +215,7 @@ def compare(runs: Sequence[Run], problems: Sequence[str] = (), metric: str | Non
                 task=task,
                 data=data,
                 rows=_rows(members, problems),
-                headline=_headline(members, metric, monitored.monitor),
+                headline=_headline(members, metric, monitored),
                 monitor=monitored.monitor,
                 monitor_mode=monitored.mode,
             )
@@ -267,7 +267,7 @@ def leaves(config: dict[str, Any]) -> dict[str, str]:
     found: dict[str, str] = {}
 
     def walk(node: Any, key: str) -> None:
-        if _NOT_A_DIFFERENCE.fullmatch(key):
+        if not is_difference(key):
             return
         if isinstance(node, dict) and node:
             for name, child in node.items():
@@ -281,19 +281,23 @@ def leaves(config: dict[str, Any]) -> dict[str, str]:
     return found
 
 
+def is_difference(key: str) -> bool:
+    """Whether the value of a configuration key can tell what a run computed."""
+    return not _NOT_A_DIFFERENCE.fullmatch(key)
+
+
 def differing_keys(rows: Sequence[Row]) -> list[str]:
     """The configuration keys that do not have one value in all rows, sorted."""
     keys = {key for row in rows for key in row.config}
     return sorted(key for key in keys if len({row.config.get(key) for row in rows}) > 1)
 
 
-def _headline(runs: Sequence[Run], metric: str | None, monitor: str | None) -> str:
-    """The first that some run has: `metric`, BLEU, the monitored one on test, as validated, any on test."""
+def _headline(runs: Sequence[Run], metric: str | None, monitored: Run) -> str:
+    """The first that some run has: `metric`, the task's own, the monitored one on test, as validated, any on test."""
     have = sorted({name for run in runs for name in run.metrics})
+    monitor = monitored.monitor
     on_test = f"test/{monitor.split('/', 1)[-1]}" if monitor else "test/loss"
-    # A loss chooses the checkpoint of a translator, but it is not what translators are compared by.
-    known_by = "test/bleu" if on_test == "test/loss" else None
-    for name in (metric, known_by, on_test, monitor):
+    for name in (metric, monitored.headline, on_test, monitor):
         if name in have:
             return str(name)
     tested = [name for name in have if re.fullmatch(r"test/[^/]+", name)]
@@ -339,7 +343,7 @@ def _choices(run: Run) -> dict[str, str]:
         is_group = "." not in key and isinstance(
             run.config.get(key, {}), dict
         )  # `experiment` leaves no key behind
-        if is_group and not _NOT_A_DIFFERENCE.fullmatch(key) and key not in chosen:
+        if is_group and is_difference(key) and key not in chosen:
             chosen[key] = value
     return {key: value for key, value in chosen.items() if key not in ("task", "data")}
 

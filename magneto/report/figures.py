@@ -204,6 +204,37 @@ def _result(section: Section, styles: dict[str, Style]) -> Figure | None:
     if not any(row.values(section.headline) for row in section.rows):
         return None
     figure, (ax,) = _figure(1, 1, 0.42 * len(section.rows) + 0.5)
+    _dots(ax, section, styles)
+    _title(ax, f"{section.headline}{_better(section)}")
+    return figure
+
+
+def draw_overview(sections: Sequence[Section], labels: Sequence[str], folder: Path) -> Picture:
+    """Small multiples, a panel a section under its label: the headline metric of every seed, as `overview.png`."""
+    rows = max(len(section.rows) for section in sections)
+    figure, axes = _figure(len(sections), 3, 0.36 * rows + 0.9)
+    for ax, section, label in zip(axes, sections, labels, strict=True):
+        _dots(ax, section, row_styles(section.rows), [row.backbone for row in section.rows], ticks=4)
+        _title(ax, f"{label}\n{section.headline}{_better(section)}")
+    path = folder / "overview.png"
+    figure.savefig(path, dpi=_DPI, facecolor="white")
+    alt = f"A dot plot for each of {', '.join(labels)}: a dot a seed, a bar at the mean, as in the table."
+    return Picture(path, "Every task, each seed", alt)
+
+
+def _better(section: Section) -> str:
+    words = {"min": "  (lower is better)", "max": "  (higher is better)", None: ""}
+    return words[section.better(section.headline)]
+
+
+def _dots(
+    ax: Axes,
+    section: Section,
+    styles: dict[str, Style],
+    names: Sequence[str] | None = None,
+    ticks: int = 6,
+) -> None:
+    """The headline metric: a line of dots a row, the mean as a bar, and what did not finish at the right."""
     for index, row in enumerate(section.rows):
         colour, values = styles[row.label].colour, list(row.values(section.headline).values())
         if values:
@@ -221,17 +252,11 @@ def _result(section: Section, styles: dict[str, Style]) -> Figure | None:
             ax.text(
                 1.02 + 0.025 * len(lost), index, reasons, fontsize=9, va="center", transform=right, color=_INK
             )
-    ax.set_yticks(
-        range(len(section.rows)), [row.label for row in section.rows], fontsize=10, parse_math=False
-    )
-    ax.set_ylim(len(section.rows) - 0.5, -0.5)
+    names = names or [row.label for row in section.rows]
+    ax.set_yticks(range(len(names)), names, fontsize=10, parse_math=False)
+    ax.set_ylim(len(names) - 0.5, -0.5)
     ax.margins(x=0.08)
-    ax.xaxis.set_major_locator(MaxNLocator(6))
-    better = {"min": "  (lower is better)", "max": "  (higher is better)", None: ""}[
-        section.better(section.headline)
-    ]
-    _title(ax, f"{section.headline}{better}")
-    return figure
+    ax.xaxis.set_major_locator(MaxNLocator(ticks))
 
 
 def _panels(rows: Sequence[Row], metrics: Sequence[str], styles: dict[str, Style]) -> Figure | None:

@@ -60,6 +60,7 @@ class Run:
     mode: str | None
     best: float | None
     best_step: int | None
+    headline: str | None
     metrics: dict[str, float]
     steps: int | None
     parameters: int | None
@@ -167,6 +168,7 @@ def _parse(folder: Path, raw: Any) -> Run:
         mode=_get(monitor, "mode", str, "monitor."),
         best=_get(monitor, "best", float, "monitor."),
         best_step=_get(monitor, "best_step", int, "monitor."),
+        headline=_get(raw, "headline", str),
         metrics=_numbers(_get(raw, "metrics", dict), "metrics"),
         steps=_get(raw, "steps", int),
         parameters=_get(raw, "parameters", int),

@@ -13,7 +13,7 @@ from magneto.report.comparison import Comparison, Section
 from magneto.report.examples import examples
 from magneto.report.figures import Picture
 from magneto.report.loading import Run
-from magneto.report.overview import overview_table
+from magneto.report.overview import Overview
 from magneto.report.tables import (
     Cell,
     Table,
@@ -138,17 +138,21 @@ def write_csv(comparison: Comparison, path: Path) -> None:
         writer.writerows(records)
 
 
-def paper_tables(comparison: Comparison) -> list[Table]:
+def paper_tables(comparison: Comparison, overview: Overview | None) -> list[Table]:
     """The tables that a paper would show: all tasks at once; and of each results, parts, costs."""
-    overview = overview_table(comparison.sections)
-    tables = [overview] if overview else []
+    tables = [overview.table] if overview else []
     for section in comparison.sections:
         tables += [main_table(section), *breakdown_tables(section), cost_table(section)]
     return tables
 
 
 def markdown_report(
-    comparison: Comparison, pictures: dict[str, list[Picture]], title: str, command: str | None, folder: Path
+    comparison: Comparison,
+    overview: Overview | None,
+    pictures: dict[str, list[Picture]],
+    title: str,
+    command: str | None,
+    folder: Path,
 ) -> str:
     """report.md: the tables and figures as GitHub shows them; `pictures` by section slug."""
     parts = [f"# {markdown_text(title)}"]
@@ -157,8 +161,9 @@ def markdown_report(
         parts.append(f"{fence}\n{command}\n{fence}")
     if comparison.problems:
         parts.append("Left out of this report:\n\n" + _bullets(comparison.problems))
-    if (overview := overview_table(comparison.sections)) is not None:
-        parts.append(f"## {overview.title}\n\n{to_markdown(overview)}")
+    if overview is not None:
+        parts.append(f"## {overview.table.title}\n\n{to_markdown(overview.table)}")
+        parts += [_picture(overview.picture)] if overview.picture else []
     for section in comparison.sections:
         parts.append(f"## {markdown_text(section.title)}")
         if sentence := verdict(section):
@@ -168,14 +173,17 @@ def markdown_report(
         parts.append(to_markdown(main_table(section)))
         for table in detail_tables(section):
             parts.append(f"### {markdown_text(table.title)}\n\n{to_markdown(table)}")
-        for picture in pictures[section.slug]:
-            parts.append(f"![{markdown_text(picture.alt)}]({quote(picture.path.name)})")
+        parts += [_picture(picture) for picture in pictures[section.slug]]
         parts += _examples(section, folder)
         parts.append(f"### Runs\n\n{to_markdown(runs_table(section, folder))}")
         if (differences := differences_table(section)) is not None:
             parts.append(f"### {differences.title}\n\n{to_markdown(differences)}")
     parts.append(f"## Versions\n\n{to_markdown(versions_table(comparison))}")
     return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _picture(picture: Picture) -> str:
+    return f"![{markdown_text(picture.alt)}]({quote(picture.path.name)})"
 
 
 def _examples(section: Section, folder: Path) -> list[str]:

@@ -14,7 +14,7 @@ import jiwer
 from magneto.report.comparison import Comparison, Section
 from magneto.report.examples import Example, examples
 from magneto.report.figures import Picture, Style, row_styles
-from magneto.report.overview import overview_table
+from magneto.report.overview import Overview
 from magneto.report.tables import (
     Table,
     detail_tables,
@@ -101,7 +101,12 @@ footer { margin-top: 3rem; }
 
 
 def render(
-    comparison: Comparison, pictures: dict[str, list[Picture]], title: str, command: str | None, folder: Path
+    comparison: Comparison,
+    overview: Overview | None,
+    pictures: dict[str, list[Picture]],
+    title: str,
+    command: str | None,
+    folder: Path,
 ) -> str:
     """The whole page; `pictures` by section slug, links relative to `folder`."""
     runs = comparison.runs
@@ -115,8 +120,9 @@ def render(
         parts.append(f"<pre><code>{_e(command)}</code></pre>")
     if comparison.problems:
         parts.append(_sentences("Left out of this report", comparison.problems))
-    if (overview := overview_table(comparison.sections)) is not None:
-        parts.append(f"<h2>{overview.title}</h2>{_table(overview, heading=False)}")
+    if overview is not None:
+        parts.append(f"<h2>{overview.table.title}</h2>{_table(overview.table, heading=False)}")
+        parts += [_picture(overview.picture)] if overview.picture else []
     for section in comparison.sections:
         parts += _section(section, pictures[section.slug], folder)
     parts.append(f"<footer><h2>Versions</h2>{_table(versions_table(comparison), heading=False)}</footer>")

@@ -121,6 +121,8 @@ class TaskModule(L.LightningModule):
     Options: ClassVar[type]
     Data: ClassVar[type[DataModule]]
     """The kind of data that it learns from."""
+    headline: ClassVar[str | None] = None
+    """The metric that runs are compared by, without its split, where it is not the monitored one."""
 
     def __init__(
         self,

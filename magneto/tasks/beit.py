@@ -45,6 +45,7 @@ class BEiT(MaskedPictures):
     monitor = "val/loss"
     Options = BEiTOptions
     Data = ImageDataModule
+    headline = "accuracy"
     options: BEiTOptions
 
     @classmethod

@@ -92,6 +92,7 @@ class MLM(TaskModule):
     monitor = "val/loss"
     Options = MLMOptions
     Data = TextDataModule
+    headline = "accuracy"
     options: MLMOptions
 
     def build(self) -> None:

@@ -111,6 +111,7 @@ class MT(TaskModule):
     monitor = "val/loss"
     Options = MTOptions
     Data = ParallelDataModule
+    headline = "bleu"
     options: MTOptions
     barred: Tensor
 

@@ -801,72 +801,115 @@ def test_pictures_stand_side_by_side(tmp_path: Path) -> None:
     assert (tmp_path / "out" / link).is_file() and "pre_ln" not in card
 
 
-def test_translators_are_compared_by_bleu(tmp_path: Path) -> None:
+def test_runs_are_compared_by_what_their_task_says(tmp_path: Path) -> None:
     metrics = {"test/loss": 2.0, "test/bleu": 14.26, "test/chrf": 40.0, "test/ter": 70.0}
-    make_run(tmp_path / "runs", "pre_ln", monitor="val/loss", metrics=metrics)
-    better = metrics | {"test/loss": 2.1, "test/bleu": 15.0}
-    make_run(tmp_path / "runs", "magneto", monitor="val/loss", metrics=better)
+    options: dict[str, Any] = {"monitor": "val/loss", "headline": "test/bleu"}
+    make_run(tmp_path / "runs", "pre_ln", metrics=metrics, **options)
+    make_run(tmp_path / "runs", "magneto", metrics=metrics | {"test/loss": 2.1, "test/bleu": 15.0}, **options)
     text = write_report([tmp_path / "runs"], tmp_path / "out").markdown.read_text()
     assert "Highest test/bleu: magneto, 15.00" in text and "| 14.26 |" in text
     assert "test/bleu ↑" in text and "test/chrf ↑" in text and "test/ter ↓" in text and "test/loss ↓" in text
+    # A run that has no such metric (pixels have no accuracy) is compared by what was monitored.
+    make_run(tmp_path / "other", metrics={"test/loss": 2.0}, monitor="val/loss", headline="test/accuracy")
+    assert section_of(tmp_path / "other").headline == "test/loss"
 
 
 # The command line
 
 
+def overview_rows(report: Path) -> list[list[str]]:
+    """The cells of the table of all tasks, header first, without the line below it."""
+    lines = report.read_text().split("## Overview")[1].split("\n## ")[0].splitlines()
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
+    return [table[0], *table[2:]]
+
+
 def test_tasks_stand_in_one_table(tmp_path: Path) -> None:
     three_by_two(tmp_path)
+    options: dict[str, Any] = {"task": "mt", "data": "help", "monitor": "val/loss", "headline": "test/bleu"}
     for backbone, scores in (("pre_ln", (20.0, 22.0)), ("magneto", (24.0, 25.0))):
         for seed, bleu in enumerate(scores, 1):
-            make_run(
-                tmp_path,
-                backbone,
-                seed,
-                task="mt",
-                data="help",
-                metrics={"test/bleu": bleu},
-                monitor="val/loss",
-            )
-    make_run(tmp_path, "post_ln", 1, task="mt", data="help", status="diverged", metrics={})
-    write_report([tmp_path], tmp_path / "report")
-    text = (tmp_path / "report" / "report.md").read_text()
-    overview = text.split("## Overview")[1].split("## asr")[0].strip().splitlines()
-    assert overview[0] == "| task | corpus | metric | post_ln | pre_ln | magneto | seeds | minutes a run |"
-    asr, mt = ([cell.strip() for cell in line.split("|")[1:-1]] for line in overview[2:4])
+            make_run(tmp_path, backbone, seed, metrics={"test/bleu": bleu}, **options)
+    make_run(tmp_path, "post_ln", 1, status="diverged", metrics={}, **options)
+    files = write_report([tmp_path], tmp_path / "report")
+    header, asr, mt = overview_rows(files.markdown)
+    assert header == ["task", "corpus", "metric", "post_ln", "pre_ln", "magneto", "seeds", "minutes a run"]
     assert asr[2:6] == ["test/cer ↓", "0.380 †", "0.460 ± 0.014", "**0.410 ± 0.014**"]
     # Means and deviations by hand; minutes are those of the finished runs, 2 for seed 1 and 4 for seed 2.
     assert mt == [
-        "mt",
-        "help",
-        "test/bleu ↑",
-        "diverged",
-        "21.00 ± 1.41",
-        "**24.50 ± 0.71**",
-        "0 to 2",
-        "3.0",
+        "mt", "help", "test/bleu ↑", "diverged", "21.00 ± 1.41", "**24.50 ± 0.71**", "0 to 2", "3.0"
+    ]  # fmt: skip
+    assert "<h2>Overview</h2>" in files.html.read_text()
+    assert files.latex.read_text().count(r"\caption{Overview.") == 1
+    assert files.pictures[0].path.name == "overview.png"
+    assert "asr on stamps, mt on help" in files.pictures[0].alt
+    assert "](overview.png)" in files.markdown.read_text() and files.pictures[0].alt in files.html.read_text()
+
+
+def test_corpora_of_one_task_are_told_apart(tmp_path: Path) -> None:
+    for data, cer in (("stamps", 0.4), ("librispeech", 0.1)):
+        make_run(tmp_path, name=data, data=data, metrics={"test/cer": cer})
+    _, *rows = overview_rows(write_report([tmp_path], tmp_path / "report").markdown)
+    assert [row[:4] for row in rows] == [
+        ["asr", "librispeech", "test/cer ↓", "0.100"],
+        ["asr", "stamps", "test/cer ↓", "0.400"],
     ]
-    assert "<h2>Overview</h2>" in (tmp_path / "report" / "report.html").read_text()
-    assert (tmp_path / "report" / "table.tex").read_text().count(r"\caption{Overview.") == 1
 
 
-def test_an_overview_needs_two_tasks_and_one_number_for_each_backbone(tmp_path: Path) -> None:
+def test_a_backbone_that_was_not_run_has_a_dash(tmp_path: Path) -> None:
+    make_run(tmp_path, "pre_ln", task="mlm")
+    for backbone in ("pre_ln", "magneto"):
+        make_run(tmp_path, backbone)
+    _, asr, mlm = overview_rows(write_report([tmp_path], tmp_path / "report").markdown)
+    assert asr[3:5] == ["**0.500**", "**0.500**"]
+    assert mlm[3:] == ["0.500", "–", "1", "2.0"]
+
+
+def test_runs_with_other_overrides_have_a_row_of_their_own(tmp_path: Path) -> None:
+    make_run(tmp_path, task="mlm")
+    for steps, cer in ((300, 0.3), (20, 0.9)):
+        for number, backbone in enumerate(("pre_ln", "magneto")):
+            make_run(
+                tmp_path,
+                backbone,
+                name=f"{backbone}-{steps}",
+                metrics={"test/cer": cer + 0.01 * number},
+                config={"trainer.max_steps": steps},
+                overrides=(
+                    "task=asr",
+                    f"backbone={backbone}",
+                    f"runs_dir={number}",
+                    *(["trainer.max_steps=20"] if steps == 20 else []),
+                ),
+            )
+    files = write_report([tmp_path], tmp_path / "report")
+    _, *rows = overview_rows(files.markdown)
+    # A row is bold where it is the best of its own row, whatever the others have.
+    assert {row[0]: row[3:5] for row in rows} == {
+        "asr": ["**0.300**", "0.310"],
+        "asr trainer.max_steps=20": ["**0.900**", "0.910"],
+        "mlm": ["–", "0.500"],
+    }
+    # The same overrides with two outcomes of the defaults: there is no single number.
+    make_run(tmp_path, name="older", config={"optimizer.lr": 1.0}, overrides=("task=asr", "backbone=magneto"))
+    text = write_report([tmp_path], tmp_path / "report").markdown.read_text()
+    assert "has several configurations: asr on stamps." in text
+
+
+def test_an_overview_needs_two_rows(tmp_path: Path) -> None:
     three_by_two(tmp_path / "runs")
-    report = write_report([tmp_path / "runs"], tmp_path / "report").markdown
-    assert "## Overview" not in report.read_text()
-    for task in ("mlm", "mt"):
-        for backbone in ("pre_ln", "magneto"):
-            make_run(tmp_path / "runs", backbone, task=task)
-    make_run(
-        tmp_path / "runs",
-        task="mt",
-        name="other",
-        config={"optimizer.lr": 1e-2},
-        overrides=("optimizer.lr=1e-2",),
-    )
-    write_report([tmp_path / "runs"], tmp_path / "report")
-    overview = report.read_text().split("## Overview")[1].split("\n## ")[0]
-    assert "| mlm |" in overview and "| mt |" not in overview
-    assert "several configurations: mt on stamps." in overview
+    files = write_report([tmp_path / "runs"], tmp_path / "report")
+    assert "## Overview" not in files.markdown.read_text()
+    assert not (tmp_path / "report" / "overview.png").exists()
+
+
+def test_an_overview_without_any_number_has_no_figure(tmp_path: Path) -> None:
+    for task in ("asr", "mlm"):
+        make_run(tmp_path, task=task, status="diverged", metrics={})
+    files = write_report([tmp_path], tmp_path / "report")
+    _, *rows = overview_rows(files.markdown)
+    assert [row[3] for row in rows] == ["diverged", "diverged"]
+    assert not (tmp_path / "report" / "overview.png").exists()
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
