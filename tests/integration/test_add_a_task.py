@@ -47,6 +47,6 @@ def test_the_task_of_the_page_trains_compares_and_predicts(
     capsys.readouterr()
     folder = Path(results[-1]["folder"])
     for checkpoint in (folder / "checkpoints/best.ckpt", folder / "export"):
-        drive([page_task, "task=null"], "mode=predict", f"checkpoint={checkpoint}", "prompt=baku cedo")
+        drive([], "mode=predict", f"checkpoint={checkpoint}", "prompt=baku cedo")
     first, second = capsys.readouterr().out.splitlines()
     assert first == second and first.startswith("baku cedo") and len(first) > len("baku cedo")
