@@ -205,7 +205,8 @@ def _result(section: Section, styles: dict[str, Style]) -> Figure | None:
         return None
     figure, (ax,) = _figure(1, 1, 0.42 * len(section.rows) + 0.5)
     _dots(ax, section, styles)
-    _title(ax, f"{section.headline}{_better(section)}")
+    better = {"min": "  (lower is better)", "max": "  (higher is better)", None: ""}
+    _title(ax, f"{section.headline}{better[section.better(section.headline)]}")
     return figure
 
 
@@ -215,16 +216,12 @@ def draw_overview(sections: Sequence[Section], labels: Sequence[str], folder: Pa
     figure, axes = _figure(len(sections), 3, 0.36 * rows + 0.9)
     for ax, section, label in zip(axes, sections, labels, strict=True):
         _dots(ax, section, row_styles(section.rows), [row.backbone for row in section.rows], ticks=4)
-        _title(ax, f"{label}\n{section.headline}{_better(section)}")
+        arrow = {"min": " ↓", "max": " ↑", None: ""}[section.better(section.headline)]
+        _title(ax, f"{label}\n{section.headline}{arrow}")
     path = folder / "overview.png"
     figure.savefig(path, dpi=_DPI, facecolor="white")
     alt = f"A dot plot for each of {', '.join(labels)}: a dot a seed, a bar at the mean, as in the table."
     return Picture(path, "Every task, each seed", alt)
-
-
-def _better(section: Section) -> str:
-    words = {"min": "  (lower is better)", "max": "  (higher is better)", None: ""}
-    return words[section.better(section.headline)]
 
 
 def _dots(
