@@ -11,6 +11,9 @@ from typing import Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Quote, QuotedString
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -27,6 +30,9 @@ CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / 
 # oneDNN compiles a kernel for each shape and keeps 1024 of them. Batches of like length have hundreds of shapes, a step
 # some fifty kernels each: with the default, a CPU spends a fifth of a training step on compiling them again.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")  # read by torch at its first product
+
+_TEXTS = ("prompt", "predict.query", "predict.question", "predict.stop")
+_PATHS = ("checkpoint", "init_from", "input", "output", "predict.captions", "predict.second")
 
 _failed_jobs: list[str] = []
 _sweep_runs: list[Path] = []
@@ -101,9 +107,6 @@ class SweepReport(Callback):
 def _unknown_key(arguments: list[str]) -> str | None:
     """A message about the first override whose key does not exist, naming the nearest one; None if all exist."""
     from hydra import compose, initialize_config_dir
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.override_parser.types import ChoiceSweep
-    from hydra.errors import HydraException
 
     groups = sorted(path.name for path in CONF.iterdir() if path.is_dir())
     try:
@@ -153,8 +156,27 @@ def _keys(node: Any, prefix: str = "") -> set[str]:
     return keys
 
 
+def literal(argument: str) -> str:
+    """The argument, quoted where its value is a sentence or a path that Hydra's grammar takes for something else.
+
+    `prompt=The [MASK] of it, isn't it?` means what it says. A list, a quoted string and `null` stay what they are, and so
+    do paths that the grammar can read, such as the choices of a sweep.
+    """
+    key, _, value = argument.partition("=")
+    if key not in _TEXTS + _PATHS:
+        return argument
+    if key in _PATHS or value.startswith(("[", "'", '"')) or value in ("", "null"):
+        try:
+            OverridesParser.create().parse_override(argument)
+            return argument
+        except HydraException:
+            pass
+    return f"{key}={QuotedString(value.replace('${', chr(92) + '${'), Quote.single).with_quotes()}"
+
+
 def main() -> None:
     """Entry point of `run.py` and of the installed command `magneto`."""
+    sys.argv[1:] = map(literal, sys.argv[1:])
     message = _unknown_key(sys.argv[1:])
     if message is not None:
         print(f"error: {message}", file=sys.stderr)
