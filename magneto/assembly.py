@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 
 from magneto import callbacks
 from magneto.averaging import LastWeights
+from magneto.checkpoint import AtomicCheckpointIO
 from magneto.cli import options
 from magneto.data.base import DataModule
 from magneto.errors import UserError, from_mapping, nearest
@@ -29,7 +30,7 @@ from magneto.tasks.base import TaskModule, task_class
 
 log = logging.getLogger("magneto")
 
-PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "64-true")
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "64-true")
 # Keys of conf/trainer that are not passed on to lightning.Trainer as they stand.
 _OWN_TRAINER_KEYS = ("precision", "compile", "threads", "max_steps", "val_check_interval")
 
@@ -130,6 +131,10 @@ def build_trainer(
     for key, value in (("max_steps", steps), ("val_check_interval", interval)):
         if not isinstance(value, int) or value < 1:
             raise UserError(f"trainer.{key}={value}: must be a whole number of optimizer steps, 1 or more.")
+    if settings["limit_val_batches"] == 0:
+        raise UserError(
+            "trainer.limit_val_batches=0: a validation chooses the checkpoint that is tested. Say 1 for a single batch."
+        )
     monitor = callbacks.Monitor(settings["log_every_n_steps"], watch.divergence_factor)
     saver = callbacks.Checkpoints(folder.checkpoints, task.monitor, task.mode, watch.save_every, signals)
     watching: list[L.Callback] = [callbacks.ConfigureRun(), callbacks.StepSeed(config["seed"])]
@@ -149,6 +154,7 @@ def build_trainer(
             default_root_dir=folder.path,
             logger=loggers,
             callbacks=watching,
+            plugins=[AtomicCheckpointIO()],
             enable_checkpointing=True,
         )
     except (TypeError, ValueError, MisconfigurationException) as error:

@@ -152,6 +152,8 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """From now on a signal waits until the state is saved."""
+        if not (self.folder / "best.ckpt").exists():
+            self.best, self.best_step = None, 0  # the run goes on from another folder's checkpoint
         self.signals.defer()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -200,7 +202,7 @@ class Checkpoints(Checkpoint):
     def _save(self, trainer: L.Trainer, name: str) -> None:
         path = self.folder / f"{name}.ckpt"
         try:
-            trainer.save_checkpoint(path)  # whole or not at all: Lightning writes beside it and renames
+            trainer.save_checkpoint(path)  # whole or not at all: `checkpoint.AtomicCheckpointIO`
         except (OSError, RuntimeError) as error:
             raise UserError(
                 f"{path}: the checkpoint cannot be written ({error}). The last complete one is kept; "

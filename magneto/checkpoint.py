@@ -5,11 +5,13 @@ A checkpoint (`.ckpt`) is Lightning's, with all that a run needs to go on. An ex
 """
 
 import json
+import os
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -20,6 +22,33 @@ if TYPE_CHECKING:
     from magneto.tasks.base import TaskModule
 
 EXPORT_FORMAT = "magneto-export-1"
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and renames it: a full disk or a killed process leaves the old one.
+
+    Lightning's own goes through the system's temporary folder. Where that is another file system, the old checkpoint is
+    overwritten by a copy, which can break off in the middle.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """See the base class. Raises OSError or RuntimeError where the file cannot be written."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.part")
+        try:
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(
+                    file.fileno()
+                )  # else a crash of the machine may leave the new name without its content
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any, cast
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Quote, QuotedString
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Quote, QuotedString
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -123,15 +123,18 @@ def _unknown_key(arguments: list[str]) -> str | None:
     chosen = []
     for override in parsed:
         group, value = override.key_or_group, override.value()
-        if group in groups:
+        if group in groups and not isinstance(value, Glob):
             values = value.list if isinstance(value, ChoiceSweep) else [value]
             for one in values:
-                if one is not None and str(one) not in (available := options(group)):
+                available = options(group)
+                if one is None:
+                    return f"{group}=null: leave it out, or choose one of: {', '.join(available)}."
+                if str(one) not in available:
                     return (
                         f"{group}={one}: there is no conf/{group}/{one}.yaml.{nearest(one, available)} "
                         f"Choose one of: {', '.join(available)}."
                     )
-            chosen.append(f"{group}={'null' if values[0] is None else values[0]}")
+            chosen.append(f"{group}={values[0]}")
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             known = _keys(OmegaConf.to_container(compose("config", chosen), resolve=False))

@@ -28,10 +28,10 @@ from rich.table import Table
 
 from magneto import assembly, callbacks, checkpoint, pretrained
 from magneto.averaging import LastWeights
-from magneto.data.base import DataModule
+from magneto.data.base import UNWRITABLE, DataModule
 from magneto.errors import UserError
 from magneto.loggers import is_main_process
-from magneto.runs import RESULT_SCHEMA, RunFolder, Start, git_revision, run_name, versions
+from magneto.runs import ENDED, RESULT_SCHEMA, RunFolder, Start, git_revision, run_name, versions
 from magneto.tasks.base import Diverged, PredictInput, TaskModule, save_picture, task_class
 
 log = logging.getLogger("magneto")
@@ -111,6 +111,11 @@ def _train(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
                     UserError
                 ):  # that it cannot be noted matters less than what happened
                     folder.write_result(_identity(config, folder, overrides) | failure)
+            if isinstance(error, OSError) and error.errno in UNWRITABLE:
+                raise UserError(
+                    f"{error.filename or folder.path} cannot be written ({error.strerror}). The last complete checkpoint "
+                    "is kept; free space and repeat the command: the run goes on from there."
+                ) from error
             raise
     result = _identity(config, folder, overrides) | outcome
     if main_process:
@@ -268,6 +273,10 @@ def _inputs(config: Mapping[str, Any]) -> PredictInput:
 def _export(config: dict[str, Any]) -> dict[str, Any]:
     source = Path(config["checkpoint"])
     target = Path(config["output"]) if config["output"] else source.parent.parent / "export"
+    if target.exists():
+        raise UserError(
+            f"{target}: exists already. Say with output= in which new folder the export is to be."
+        )
     checkpoint.export(checkpoint.load_task(source), target)
     print(f"exported to {target}")
     return {"mode": "export", "folder": str(target)}
@@ -278,7 +287,13 @@ def _export(config: dict[str, Any]) -> dict[str, Any]:
 
 def _follow(folder: RunFolder, resume: str) -> Start:
     """The decision of the main process, as a further process of the same run sees it."""
-    return Start(checkpoint=folder.last if resume in ("auto", "must") and folder.last.exists() else None)
+    if resume == "never":
+        return Start()
+    if resume not in ("auto", "must"):
+        return Start(checkpoint=Path(resume))
+    if folder.read_result_status() in ENDED:
+        return Start(result=folder.read_result())
+    return Start(checkpoint=folder.last if folder.last.exists() else None)
 
 
 def _resume(task: TaskModule, start: Start, folder: RunFolder) -> int:
@@ -289,6 +304,15 @@ def _resume(task: TaskModule, start: Start, folder: RunFolder) -> int:
     if stored["task"] != task.hparams["task"]:
         raise UserError(
             f"checkpoint {start.checkpoint} is of another task ({stored['task']}), not {task.hparams['task']}."
+        )
+    # Where the same files came from may differ, what was made of them may not.
+    told = ("corpus", "corpora")
+    spec = task.hparams["spec"]
+    changed = [key for key in spec if key not in told and stored["spec"].get(key) != spec[key]]
+    if changed:
+        raise UserError(
+            f"checkpoint {start.checkpoint} was trained on other data than what is prepared now: {', '.join(changed)} "
+            "differ. Bring the data back, start anew with resume=never, or take the weights alone with init_from=."
         )
     shapes = {name: tuple(value.shape) for name, value in content["state_dict"].items()}
     own = {name: tuple(value.shape) for name, value in task.state_dict().items()}

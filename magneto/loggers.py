@@ -132,6 +132,11 @@ def wandb_logger(folder: Path, settings: Settings, config: Mapping[str, Any]) ->
     if mode == "auto":
         mode = "online" if has_wandb_key() else "offline"
 
+    elif mode == "online" and not has_wandb_key():
+        raise UserError(
+            "logger.wandb=online: there is no API key. Run `wandb login`, set WANDB_API_KEY, or say logger.wandb=offline."
+        )
+
     import wandb as wandb_sdk
 
     id_file = folder / "wandb_id"

@@ -29,8 +29,7 @@ _VOLATILE = (
 
 
 def _is_volatile(key: str) -> bool:
-    # Where a corpus lies says nothing of what it holds: the prepared data notices other files.
-    return key.endswith(".folder") or any(key == name or key.startswith(f"{name}.") for name in _VOLATILE)
+    return any(key == name or key.startswith(f"{name}.") for name in _VOLATILE)
 
 
 def slug(overrides: Sequence[str]) -> str:
@@ -149,7 +148,8 @@ class RunFolder:
                 name, `must` demands a checkpoint, anything else is a checkpoint's path.
 
         Raises:
-            UserError: the folder belongs to another configuration, or there is nothing to resume.
+            UserError: the folder belongs to another configuration, there is nothing to resume, or a checkpoint from
+                elsewhere would overwrite a run.
         """
         if resume == "never" and self.path.exists():
             number = 1
@@ -178,6 +178,12 @@ class RunFolder:
             if not Path(resume).is_file():
                 raise UserError(
                     f"resume={resume}: no such file. Give a checkpoint's path, or auto, never or must."
+                )
+            own = Path(resume).resolve().parent == self.checkpoints.resolve()
+            if not own and (self.last.exists() or self.read_result_status() in ENDED):
+                raise UserError(
+                    f"resume={resume}: {self.path} holds a run already, which would be overwritten. Give the new run a name "
+                    "of its own (name=...), or say resume=auto to go on with that one."
                 )
             return Start(checkpoint=Path(resume))
         result = self.read_result()

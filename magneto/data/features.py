@@ -19,6 +19,7 @@ DYNAMIC_RANGE = 12.0  # nats (52 dB): what lies further below the loudest place 
 LEAST_DEVIATION = (
     0.3  # nats: added to a band's deviation, so that a band of nothing but noise is not blown up
 )
+RATES = (1_000, 1_000_000)  # Hz: what lies outside is a damaged header
 SILENCE_PEAK = 1e-3  # -60 dBFS: no recording of speech stays below it
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 
@@ -107,18 +108,25 @@ def _mel(settings: FeatureSettings) -> torchaudio.transforms.MelSpectrogram:
     )
 
 
-def load_audio(source: Audio | Path | str, sample_rate: int) -> torch.Tensor:
+def load_audio(source: Audio | Path | str, sample_rate: int, longest: float | None = None) -> torch.Tensor:
     """Read a recording as mono float32 (samples,) in [-1, 1] at `sample_rate` Hz.
 
     wav, flac, ogg and mp3 in any rate; channels are averaged. Raises `BadAudio` naming the reason when the
-    file is missing, unreadable, without samples or holds values that are not finite.
+    file is missing, unreadable, without samples, longer than `longest` seconds or holds values that are not finite.
     """
     source = source if isinstance(source, Audio) else Audio(Path(source))
     try:
-        samples, rate = soundfile.read(source.open(), dtype="float32", always_2d=True)
+        with soundfile.SoundFile(source.open()) as file:
+            rate = file.samplerate
+            if not RATES[0] <= rate <= RATES[1]:
+                raise BadAudio(f"a sample rate of {rate} Hz")
+            if longest is not None and file.frames > longest * rate:  # before its samples fill the memory
+                raise BadAudio(f"longer than {longest:g} s")
+            samples = file.read(dtype="float32", always_2d=True)
     except OSError as error:
         raise BadAudio(f"cannot be read ({error.strerror or error})") from error
-    except (soundfile.SoundFileError, RuntimeError) as error:
+    # TypeError: a file without header (.raw). MemoryError: a header that claims more samples than there can be.
+    except (soundfile.SoundFileError, RuntimeError, TypeError, MemoryError) as error:
         missing = source.size is None and not source.path.exists()
         raise BadAudio("missing file" if missing else "not decodable as audio") from error
     if samples.shape[0] == 0:
@@ -172,12 +180,10 @@ def extract_shard(
         outcomes, parts = [], [np.empty((0, settings.num_mels), np.float16)]
         for source in sources:
             try:
-                waveform = load_audio(source, settings.sample_rate)
+                waveform = load_audio(source, settings.sample_rate, longest=seconds[1])
                 duration = waveform.numel() / settings.sample_rate
                 if duration < seconds[0]:
                     raise BadAudio(f"shorter than {seconds[0]:g} s")
-                if duration > seconds[1]:
-                    raise BadAudio(f"longer than {seconds[1]:g} s")
                 if waveform.abs().max() < SILENCE_PEAK:
                     raise BadAudio("silent")
                 parts.append(log_mel(waveform, settings).to(torch.float16).numpy())

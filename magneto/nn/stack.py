@@ -215,7 +215,7 @@ class Encoder(Stack):
         Args:
             x: (B, T, d_model), what a stem makes.
             mask: (B, T) bool, True = real; None if all are real, which is faster than a mask of True.
-            causal: bar attention to later tokens.
+            causal: bar attention to later tokens; not with convolutional positions, which look ahead in an encoder.
             return_layers: indices (from 0) of layers whose outputs are wanted too, before any final norm.
             split: for a multiway stack, which needs it: the first `split` of the T tokens are vision, the others text.
                 0: all are text, T: all are vision; in between: pairs.
@@ -224,6 +224,10 @@ class Encoder(Stack):
             (B, T, d_model); with `return_layers` the pair of it and the list of (B, T, d_model) asked for.
         """
         self._check_split(split, x.size(1))
+        if causal and self.config.position == "convolutional":
+            raise UserError(
+                "position=convolutional looks ahead in an encoder: take architecture=decoder, or another position."
+            )
         out, features = self.run(x, mask, causal=causal, return_layers=return_layers, split=split)
         return (out, features) if return_layers else out
 

@@ -46,6 +46,8 @@ class ASROptions:
             raise UserError(
                 f"task.intermediate_weight={self.intermediate_weight}: must be from 0 to below 1."
             )
+        if not isinstance(self.beam_width, int) or self.beam_width < 1:
+            raise UserError(f"task.beam_width={self.beam_width}: must be a whole number, 1 or more.")
         if self.decoder not in DECODERS:
             raise UserError(
                 f"task.decoder={self.decoder}: must be one of {', '.join(DECODERS)}.{nearest(self.decoder, DECODERS)}"

@@ -1,5 +1,6 @@
 """The spine, end to end through `engine.run`: learn, resume, refuse, predict, export."""
 
+import errno
 import itertools
 import json
 import shutil
@@ -11,6 +12,7 @@ import torch
 
 from magneto.checkpoint import load_task
 from magneto.errors import UserError
+from magneto.loggers import CSVLogger
 from magneto.tasks.asr import ASR
 
 GOLDEN = [5.04763, 4.43128, 3.72624, 2.43475, 2.09008, 1.66905, 1.56449, 1.41934, 1.30728, 1.2763]
@@ -246,6 +248,92 @@ def test_a_checkpoint_of_another_model_is_refused(run) -> None:
         run("name=two", "backbone.d_model=64", f"resume={folder / 'checkpoints/last.ckpt'}")
 
 
+def test_a_checkpoint_of_another_task_is_refused(run, run_text) -> None:
+    text = Path(run_text("task=causal_lm", "name=text")["folder"])
+    with pytest.raises(UserError, match=r"of another task \(magneto\.tasks\.causal_lm"):
+        run("name=two", f"resume={text / 'checkpoints/last.ckpt'}")
+    with pytest.raises(UserError, match=r"is of task 'causal_lm', the command says task=asr"):
+        run("mode=test", f"checkpoint={text / 'export'}")
+
+
+def test_a_run_goes_on_from_another_folders_checkpoint(run, kill_after_save, values) -> None:
+    whole = run("name=whole")
+    with kill_after_save(8):
+        run("name=one")
+    source = Path(whole["folder"]).parent / "one/checkpoints/last.ckpt"
+    parts = run("name=parts", f"resume={source}")
+    assert parts["metrics"] == whole["metrics"] and parts["steps"] == 20
+    losses = [row for row in values(whole["folder"]) if row[1] == "train/loss"]
+    assert [row for row in values(parts["folder"]) if row[1] == "train/loss"] == losses[4:]
+
+
+def test_data_that_have_changed_since_are_refused(run, kill_after_save, tones: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "mine.jsonl"
+    lines = [json.loads(line) for line in tones.read_text().splitlines()]
+    for line in lines:
+        line["audio_filepath"] = str(tones.parent / line["audio_filepath"])
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    mine = f"data.sources.manifest.manifest={manifest}"
+    with kill_after_save():
+        run(mine, "name=one")
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines[1:]))
+    with pytest.raises(UserError, match=r"trained on other data .* key.* differ.*resume=never"):
+        run(mine, "name=one")
+    assert run(mine, "name=one", "resume=never")["status"] == "finished"
+
+
+def test_a_log_that_cannot_grow_is_one_message_and_the_run_goes_on_later(
+    run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run("name=whole")
+    write = CSVLogger.log_metrics
+
+    def full(self, metrics, step=None) -> None:
+        if step and step > 10:
+            raise OSError(errno.ENOSPC, "No space left on device", str(self.path))
+        write(self, metrics, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CSVLogger, "log_metrics", full)
+        with pytest.raises(UserError, match=r"metrics\.csv cannot be written .*repeat the command"):
+            run("name=parts")
+    assert run("name=parts")["metrics"] == whole["metrics"]
+
+
+def test_an_export_overwrites_nothing(run, tmp_path: Path) -> None:
+    folder = Path(run("name=one")["folder"])
+    last = f"checkpoint={folder / 'checkpoints/last.ckpt'}"
+    with pytest.raises(UserError, match=r"export: exists already.*output="):
+        run("mode=export", last)
+    assert run("mode=export", last, f"output={tmp_path / 'mine'}")["folder"] == str(tmp_path / "mine")
+    weights, last_weights = (
+        load_task(path).state_dict() for path in (tmp_path / "mine", folder / "checkpoints/last.ckpt")
+    )
+    assert all(torch.equal(weights[name], last_weights[name]) for name in last_weights)
+
+
+def test_subwords_train_and_transcribe(run, tones: Path) -> None:
+    result = run("name=subwords", "data.tokenizer.kind=bpe", "data.tokenizer.vocab_size=24")
+    assert result["status"] == "finished" and result["data_facts"]["utterances"]["train"] > 0
+    found = run("mode=predict", f"checkpoint={result['folder']}/export", f"input={tones.parent / '0.wav'}")
+    assert isinstance(found["results"][0], dict)
+
+
+@pytest.mark.slow
+def test_compiled_layers_train_as_others_and_leave_the_same_names(run, values) -> None:
+    results = [run(f"name=compile_{on}", f"trainer.compile={on}") for on in ("false", "true")]
+    plain, compiled = (
+        [float(value) for _, name, value in values(result["folder"]) if name == "train/loss"]
+        for result in results
+    )
+    assert compiled == pytest.approx(plain, rel=1e-3)
+    assert {name for _, name, _ in values(results[1]["folder"])} == {
+        name for _, name, _ in values(results[0]["folder"])
+    }
+    first, second = (load_task(f"{result['folder']}/checkpoints/last.ckpt") for result in results)
+    assert first.state_dict().keys() == second.state_dict().keys()
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -254,6 +342,8 @@ def test_a_checkpoint_of_another_model_is_refused(run) -> None:
         ("trainer.precision=bf17", "bf16-mixed"),
         ("trainer.max_steps=0", "max_steps"),
         ("task.decoder=bean", "beam"),
+        ("task.beam_width=0", "beam_width"),
+        ("trainer.limit_val_batches=0", "limit_val_batches"),
         ("checkpoint=nowhere.ckpt", None),
         ("data.sources.manifest.manifest=nowhere.jsonl", "nowhere.jsonl"),
         ("backbone.architecture=decoder", "architecture=encoder"),

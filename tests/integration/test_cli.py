@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
-from magneto.cli import CONF
+from magneto.cli import CONF, literal
 
 ROOT = CONF.parent
 
@@ -27,6 +29,29 @@ def magneto(*arguments: str, cwd: Path | None = None, **kwargs) -> subprocess.Co
 def losses(folder: Path) -> list[float]:
     with (folder / "metrics.csv").open() as file:
         return [float(value) for _, name, value in csv.reader(file) if name == "train/loss"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "meant"),
+    [
+        ("prompt=The [MASK] of the Union.", "The [MASK] of the Union."),
+        ("prompt=[MASK] fellow Americans, we", "[MASK] fellow Americans, we"),
+        (r"prompt=isn't it; (a)? x=1 {b} \\", r"isn't it; (a)? x=1 {b} \\"),
+        ("prompt='tis the season", "'tis the season"),
+        ("prompt=it costs ${name}, or 1.5e3", "it costs ${name}, or 1.5e3"),
+        ("prompt=1.50", "1.50"),
+        ("prompt=['one, two','three']", ["one, two", "three"]),
+        ("prompt='quoted, already'", "quoted, already"),
+        ("prompt=null", None),
+        ("input=recordings/a (1), take=2.wav", "recordings/a (1), take=2.wav"),
+        ("predict.query=a red, round apple?", "a red, round apple?"),
+        ("optimizer.lr=2e-3", 2e-3),
+    ],
+)
+def test_sentences_and_paths_mean_what_they_say(argument: str, meant: object) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", [literal(argument)])
+    assert OmegaConf.select(config, argument.partition("=")[0]) == meant
 
 
 def test_help_lists_the_choices() -> None:
@@ -46,6 +71,7 @@ def test_help_lists_the_choices() -> None:
         (("task=asr", "backbone.num_heads=3"), "num_heads"),
         (("mode=predict", "checkpoint=nowhere.ckpt", "input=a.wav"), "nowhere.ckpt: no such file"),
         (("mode=predict", "input=a.wav"), "needs checkpoint="),
+        (("task=asr", "size=null"), "size=null: leave it out"),
         (("-m", "task=asr", "trainer=ddp"), "without -m"),
     ],
 )

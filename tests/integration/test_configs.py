@@ -1,13 +1,15 @@
 """Every file of conf/ composes, and what it describes can be built."""
 
 import dataclasses
+import inspect
 from pathlib import Path
 
+import lightning as L
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from magneto import assembly
+from magneto import assembly, callbacks, loggers
 from magneto.cli import CONF, options
 from magneto.errors import UserError, from_mapping
 from magneto.nn import BackboneConfig, build_backbone
@@ -37,7 +39,11 @@ def build(config: dict) -> None:
     task = task_class(config["task"]["_target_"])
     BackboneConfig.from_dict(config["backbone"] | task.shape_from(config["backbone"], config["data"]))
     assembly.build_data(config["data"])
-    assembly.trainer_arguments(config)
+    options = {key: value for key, value in config["task"].items() if key not in ("_target_", "name")}
+    from_mapping(task.Options, options, "task")
+    from_mapping(callbacks.Settings, config["callbacks"], "callbacks")
+    from_mapping(loggers.Settings, config["logger"], "logger")
+    inspect.signature(L.Trainer).bind(**assembly.trainer_arguments(config))
 
 
 EVERYTHING = choices("backbone", "size", "optimizer", "scheduler", "trainer", "callbacks", "logger", "debug")

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from wandb.proto.wandb_internal_pb2 import Record
 
+from magneto.errors import UserError
+
 
 def records(file: Path) -> Iterator[Record]:
     """The records of a `.wandb` file: LevelDB's log format (32 KiB blocks) behind a header of 7 bytes."""
@@ -77,6 +79,11 @@ def test_without_a_key_the_run_is_offline_and_holds_the_metrics(run, offline) ->
 
 
 @pytest.mark.slow
+def test_online_without_a_key_asks_no_question(run, offline) -> None:
+    with pytest.raises(UserError, match=r"logger\.wandb=online: there is no API key"):
+        run("logger.wandb=online")
+
+
 def test_a_resumed_run_is_one_run_for_wandb(run, offline, kill_after_save) -> None:
     with kill_after_save():
         run("logger.wandb=offline", "name=one")

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from magneto.engine import _follow
 from magneto.errors import UserError
 from magneto.loggers import CSVLogger, read_metrics
-from magneto.runs import RunFolder, difference, flatten, run_name, slug
+from magneto.runs import RunFolder, Start, difference, flatten, run_name, slug
 
 CONFIG = {"name": None, "backbone": {"placement": "magneto"}, "size_name": "tiny", "seed": 3}
 
@@ -19,7 +20,7 @@ CONFIG = {"name": None, "backbone": {"placement": "magneto"}, "size_name": "tiny
         (["optimizer.lr=1e-3"], "magneto-tiny-seed3-optimizer.lr=1e-3"),
         (["trainer.max_steps=5", "data=fotaq"], "magneto-tiny-seed3-data=fotaq-trainer.max_steps=5"),
         (["logger=csv", "trainer.threads=2", "data.num_workers=2"], "magneto-tiny-seed3"),
-        (["data.sources.stamps.folder=/a/b"], "magneto-tiny-seed3"),
+        (["data.sources.stamps.folder=/a/b"], "magneto-tiny-seed3-data.sources.stamps.folder=_a_b"),
         (
             ["data.sources.stamps.languages=[es,fr]"],
             "magneto-tiny-seed3-data.sources.stamps.languages=_es,fr",
@@ -55,6 +56,32 @@ def test_a_run_that_never_saved_anything_may_be_given_another_configuration(tmp_
     folder.last.write_bytes(b"")
     with pytest.raises(UserError, match="lr: 2 -> 3"):
         folder.begin({"lr": 3}, "auto")
+
+
+def test_a_checkpoint_from_elsewhere_does_not_overwrite_a_run(tmp_path: Path) -> None:
+    other, own = tmp_path / "other.ckpt", RunFolder(tmp_path / "run")
+    other.write_bytes(b"")
+    assert own.begin({"lr": 1}, str(other)).checkpoint == other
+    own.last.write_bytes(b"")
+    with pytest.raises(UserError, match=r"other\.ckpt: .*run holds a run already.*name="):
+        own.begin({"lr": 1}, str(other))
+    assert own.begin({"lr": 1}, str(own.last)).checkpoint == own.last
+    own.last.unlink()
+    own.write_result({"status": "finished"})
+    with pytest.raises(UserError, match="holds a run already"):
+        own.begin({"lr": 1}, str(other))
+
+
+def test_further_processes_decide_as_the_first_one_does(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.begin({"lr": 1}, "auto")
+    assert _follow(folder, "auto") == _follow(folder, "never") == Start()
+    folder.last.write_bytes(b"")
+    assert _follow(folder, "auto") == folder.begin({"lr": 1}, "auto") == Start(checkpoint=folder.last)
+    assert _follow(folder, "never") == Start()
+    assert _follow(folder, str(folder.best)) == Start(checkpoint=folder.best)
+    folder.write_result({"status": "finished"})
+    assert _follow(folder, "auto") == folder.begin({"lr": 1}, "auto") == Start(result={"status": "finished"})
 
 
 def test_damaged_files_of_a_run_are_named(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ resume where they stopped, and a folder appears under its final name only when i
 """
 
 import hashlib
+import http.client
 import importlib.metadata
 import json
 import logging
@@ -419,10 +420,17 @@ def download(url: str, target: Path, sha256: str | None, megabytes: int) -> None
             mode = "ab" if answer.status == 206 else "wb"  # 206: the server sends only what is missing
             with part.open(mode) as file:
                 shutil.copyfileobj(answer, file, CHUNK)
+            missing = getattr(
+                answer, "length", None
+            )  # of HTTP, where a connection that ends early raises nothing
+            if missing:
+                raise Unavailable(
+                    f"{url}: the connection broke off, {missing} bytes are missing; repeat the command to go on"
+                )
     except urllib.error.HTTPError as error:
         if error.code != 416:  # 416: nothing is missing
             raise Unavailable(f"{url}: the server answers {error.code} {error.reason}") from error
-    except (OSError, urllib.error.URLError) as error:
+    except (OSError, urllib.error.URLError, http.client.HTTPException) as error:
         raise Unavailable(f"{url}: {getattr(error, 'reason', None) or error}") from error
     if sha256 is not None and file_digest(part) != sha256:
         part.unlink()

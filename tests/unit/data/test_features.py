@@ -1,5 +1,8 @@
 """Reading audio and log-mel features."""
 
+import io
+import struct
+
 import numpy as np
 import pytest
 import soundfile
@@ -60,6 +63,38 @@ def test_bad_audio_says_why(tmp_path, content, reason):
         soundfile.write(path, content, 16_000, subtype="FLOAT")
     with pytest.raises(BadAudio, match=reason):
         load_audio(path, 16_000)
+
+
+def header(rate: int, samples: int) -> bytes:
+    """A WAV file of one channel and 16 bits whose header claims so much, with 100 samples of silence."""
+    data = b"RIFF" + struct.pack("<I", 36 + 2 * samples) + b"WAVEfmt "
+    data += struct.pack("<IHHIIHH", 16, 1, 1, rate, (2 * rate) % 2**32, 2, 16)
+    return data + b"data" + struct.pack("<I", 2 * samples) + bytes(200)
+
+
+def claimed_flac(samples: int) -> bytes:
+    """A FLAC file whose header claims more samples (36 bits) than it has."""
+    file = io.BytesIO()
+    soundfile.write(file, tone(0.2, 16_000), 16_000, format="FLAC")
+    data = bytearray(file.getvalue())
+    data[21] = (data[21] & 0xF0) | (samples >> 32)
+    data[22:26] = (samples & 0xFFFFFFFF).to_bytes(4, "big")
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "longest", "reason"),
+    [
+        ("a.wav", header(1, 100), None, "sample rate of 1 Hz"),
+        ("a.wav", header(2**30, 100), None, f"sample rate of {2**30} Hz"),
+        ("a.raw", bytes(1000), None, "not decodable"),
+        ("a.flac", claimed_flac(2**36 - 1), 30.0, "longer than 30 s"),
+    ],
+)
+def test_headers_that_lie_are_found_before_anything_is_read(tmp_path, name, content, longest, reason):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BadAudio, match=reason):
+        load_audio(tmp_path / name, 16_000, longest)
 
 
 def test_log_mel_is_torchaudios_normalised_per_band():

@@ -221,7 +221,7 @@ def server():
     import threading
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        content, ranges = bytes(range(256)) * 40, []
+        content, ranges, breaks_off = bytes(range(256)) * 40, [], False
 
         def do_GET(self) -> None:
             asked = self.headers.get("Range")
@@ -236,7 +236,8 @@ def server():
             self.send_response(206 if asked else 200)
             self.send_header("Content-Length", str(len(self.content) - start))
             self.end_headers()
-            self.wfile.write(self.content[start:])
+            rest = self.content[start:]
+            self.wfile.write(rest[: len(rest) // 2] if self.breaks_off else rest)
 
         def log_message(self, *args) -> None: ...
 
@@ -258,6 +259,19 @@ def test_a_download_goes_on_where_it_stopped(tmp_path, server):
     (tmp_path / "whole.bin.part").write_bytes(handler.content)
     download(f"{address}/whole.bin", tmp_path / "whole.bin", checksum, 1)
     assert (tmp_path / "whole.bin").read_bytes() == handler.content
+
+
+def test_a_connection_that_breaks_off_keeps_what_came(tmp_path, server, monkeypatch):
+    handler, address = server
+    monkeypatch.setattr(handler, "breaks_off", True)
+    size = len(handler.content)
+    for have in (size // 2, size * 3 // 4):
+        with pytest.raises(Unavailable, match=rf"broke off, {size - have} bytes are missing"):
+            download(f"{address}/file.bin", tmp_path / "file.bin", None, 1)
+        assert (tmp_path / "file.bin.part").stat().st_size == have
+    monkeypatch.setattr(handler, "breaks_off", False)
+    download(f"{address}/file.bin", tmp_path / "file.bin", hashlib.sha256(handler.content).hexdigest(), 1)
+    assert (tmp_path / "file.bin").read_bytes() == handler.content
 
 
 def test_a_damaged_or_missing_download_is_refused_and_not_kept(tmp_path, server):
