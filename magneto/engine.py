@@ -308,7 +308,8 @@ def _resume(task: TaskModule, start: Start, folder: RunFolder) -> int:
     # Where the same files came from may differ, what was made of them may not.
     told = ("corpus", "corpora")
     spec = task.hparams["spec"]
-    changed = [key for key in spec if key not in told and stored["spec"].get(key) != spec[key]]
+    both = spec.keys() & stored["spec"].keys()  # a newer version may have added one
+    changed = sorted(key for key in both.difference(told) if stored["spec"][key] != spec[key])
     if changed:
         raise UserError(
             f"checkpoint {start.checkpoint} was trained on other data than what is prepared now: {', '.join(changed)} "
