@@ -150,6 +150,13 @@ def test_each_size_of_each_backbone_builds(size: str, backbone: str) -> None:
     assert len(stack.layers) == config["num_layers"]
 
 
+def test_the_documentation_pairs_take_their_directions_from_one_place() -> None:
+    override = "data.sources.manpages.directions=[en-fr,en-de]"
+    sources = plain("task=mt", "data=documentation_pairs", override)["data"]["sources"]
+    assert list(sources) == ["manpages", "libreoffice", "ddtp"]
+    assert all(source["directions"] == ["en-fr", "en-de"] for source in sources.values())
+
+
 def test_an_experiment_for_another_task_is_refused() -> None:
     config = plain("task=asr")
     config["experiment_task"] = "mlm"

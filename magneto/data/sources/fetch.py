@@ -114,9 +114,9 @@ def locate(package: Package, data_dir: Path, folder: str | None = None) -> Locat
 
 
 def needed_files(root: Path, patterns: tuple[str, ...]) -> list[Path]:
-    """The corpus's files below `root`, sorted by their relative names."""
+    """The corpus's files below `root`, sorted by their relative names. Folders and links to nothing are none."""
     return sorted(
-        {path for pattern in patterns for path in root.glob(pattern)},
+        {path for pattern in patterns for path in root.glob(pattern) if path.is_file()},
         key=lambda p: p.relative_to(root).as_posix(),
     )
 

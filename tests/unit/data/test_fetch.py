@@ -214,6 +214,14 @@ def test_content_digest_knows_names_and_contents_but_not_the_place(tmp_path):
     assert content_digest(one, patterns) != content_digest(two, patterns)
 
 
+def test_folders_and_links_to_nothing_are_no_needed_files(tmp_path):
+    (tmp_path / "page.1").write_text("text")
+    before = [digest(tmp_path, ("*.1",)) for digest in (content_digest, fetch.listing_digest)]
+    (tmp_path / "folder.1").mkdir()
+    (tmp_path / "link.1").symlink_to("nowhere")
+    assert [digest(tmp_path, ("*.1",)) for digest in (content_digest, fetch.listing_digest)] == before
+
+
 @pytest.fixture
 def server():
     """A web server that hands out `content`, in part when asked; remembers the ranges it was asked for."""
