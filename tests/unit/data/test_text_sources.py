@@ -348,6 +348,11 @@ def test_html_that_is_not_closed_properly():
     assert html_text("") == "" and html_text("<nav>all of it") == ""
 
 
+def overwritten(packed: bytes) -> bytes:
+    """A compressed file whose middle holds something else."""
+    return packed[:20] + b"\xff" * 20 + packed[40:]
+
+
 @pytest.fixture
 def manuals(tmp_path) -> Path:
     """Two of the packages, unpacked."""
@@ -367,6 +372,7 @@ def manuals(tmp_path) -> Path:
     (linux / "c.rst.gz").write_bytes(gzip.compress(text(*range(30, 40))))
     (linux / "short.rst.gz").write_bytes(gzip.compress(b"See c."))
     (linux / "cut.rst.gz").write_bytes(gzip.compress(text(*range(50, 90)))[:-20])
+    (linux / "noise.rst.gz").write_bytes(overwritten(gzip.compress(text(*range(50, 90)))))
     (linux / "translations/it/d.rst.gz").write_bytes(gzip.compress(text(*range(40, 50))))
     (perl / "perlcopy.pod").write_bytes(text(*range(30, 40)).replace(b" is a ", b"  is\ta "))
     (perl / "perlnumbered.pod").write_bytes(b"1. " + text(*range(60, 70)).replace(b"manual", b"manual 5.36"))
@@ -386,6 +392,7 @@ def test_manuals_without_copies_and_with_similar_ones_together(tmp_path, manuals
     assert len(set(groups.values())) == 3
     assert skipped["copy of another file"] == 1 and skipped["not UTF-8"] == 1
     assert skipped["shorter than 200 characters"] == 1 and skipped["cannot be read (EOFError)"] == 1
+    assert skipped["cannot be read (error)"] == 1, "zlib's"
     assert documents["linux-doc-6.1/a.rst.gz"].split == documents["linux-doc-6.1/b.txt.gz"].split
 
 
