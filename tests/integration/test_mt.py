@@ -20,6 +20,8 @@ from magneto.cli import CONF
 from magneto.data.parallel import ParallelDataModule
 from magneto.errors import UserError
 from magneto.nn import PLACEMENTS
+from magneto.tasks.mt import MT
+from tests.small_runs import training_losses
 from tests.toy_translation import parallel_files, toy_translation
 
 
@@ -93,14 +95,21 @@ def test_sacrebleu_itself_gives_the_same_numbers(run) -> None:
 
 
 @pytest.mark.parametrize("backbone", PLACEMENTS)
-def test_every_backbone_overfits_one_batch(run, rows_of, backbone: str) -> None:
+def test_every_backbone_overfits_one_batch(run, backbone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One batch again and again: its loss falls to almost nothing."""
+    kept: dict[str, Any] = {}
+    step = MT.training_step
+
+    def same_batch(self: MT, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        return step(self, kept.setdefault("batch", batch), batch_idx)
+
+    monkeypatch.setattr(MT, "training_step", same_batch)
     result = run(
-        f"backbone={backbone}", "trainer.max_steps=70", "trainer.val_check_interval=70", "data.batch_tokens=100000",
-        "data.max_batch_size=16", "optimizer.lr=1e-2", "backbone.dropout=0", "task.label_smoothing=0",
-        "task.val_sentences=0",
+        f"backbone={backbone}", "trainer.max_steps=100", "trainer.val_check_interval=100", "data.max_batch_size=16",
+        "optimizer.lr=1e-2", "backbone.dropout=0", "task.label_smoothing=0", "task.val_sentences=0", "task.beam=1",
     )  # fmt: skip
-    losses = [float(value) for _, name, value in rows_of(result["folder"]) if name == "train/loss"]
-    assert losses[-1] < 0.35 * losses[0], losses
+    losses = training_losses(result["folder"])
+    assert losses[-1] < 0.05 < losses[0], losses
 
 
 AVERAGED = ("callbacks.average_last=2", "trainer.accumulate_grad_batches=2")
@@ -273,6 +282,14 @@ def test_smoothing_is_for_training_alone(run, rows_of) -> None:
 def test_a_mistake_gets_one_message_with_its_remedy(run, override: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         run(override, *(["backbone.decoder_layers=null"] if "architecture" in override else []))
+
+
+@pytest.mark.parametrize("position", ["rotary", "learned", "sinusoidal"])
+def test_texts_beyond_the_positions_are_refused_at_the_start(run, position: str) -> None:
+    """128 tokens and </s> are 136 in a batch, whose lengths are rounded up to 8."""
+    with pytest.raises(UserError, match=r"data\.max_tokens=128, 136 .*max_positions=135.*to at most 127"):
+        run(f"backbone.position={position}", "backbone.max_positions=135")
+    run(f"backbone.position={position}", "backbone.max_positions=136", "trainer.max_steps=1", "name=fits")
 
 
 def test_two_ways_of_averaging_are_refused(run) -> None:
