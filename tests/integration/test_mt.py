@@ -201,6 +201,53 @@ def test_standard_input_is_translated_and_long_lines_are_cut(run, monkeypatch, c
     assert "line 2 has" in caplog.text and "at most 128" in caplog.text
 
 
+def test_results_are_written_as_they_come_and_kept_when_a_line_breaks_the_work(
+    run, tmp_path, monkeypatch, caplog
+) -> None:
+    model = f"checkpoint={run('trainer.max_steps=2', 'name=one')['folder']}/export"
+    source, output = tmp_path / "input.txt", tmp_path / "new/folder/out.jsonl"
+    part = output.with_name("out.jsonl.part")
+    source.write_bytes(b"the red boat\nthe old cat\n\xff\n")
+    command = ("mode=predict", model, f"input={source}", f"output={output}", "predict.batch=1")
+    with pytest.raises(UserError, match=rf"line 3: not UTF-8.* The results before it \(2\) are kept in {part}"):
+        run(*command)
+    assert [json.loads(line)["line"] for line in lines(part)] == [1, 2] and not output.exists()
+    with pytest.raises(UserError, match=rf"{part} exists already"):
+        run(*command)  # nothing is lost by repeating the command
+    part.unlink()
+
+    results = MT._results
+
+    def broken(self: MT, number: int, *rest: Any) -> Any:
+        if number == 2:
+            raise RuntimeError("out of memory")
+        return results(self, number, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of memory"):
+        patch.setattr(MT, "_results", broken)
+        run(*command)
+    assert f"The results before it (1) are kept in {part}" in caplog.text
+    part.unlink()
+
+    source.write_text("the red boat\nthe old cat\n")
+    assert run(*command)["results"] == [json.loads(line) for line in lines(output)]
+    assert [path.name for path in output.parent.iterdir()] == ["out.jsonl"]
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(run, tmp_path, monkeypatch) -> None:
+    model = f"checkpoint={run('trainer.max_steps=2', 'name=one')['folder']}/export"
+    monkeypatch.setattr(engine.checkpoint, "load_task", lambda _: pytest.fail("the work has begun"))
+    (tmp_path / "file").touch()
+    (tmp_path / "done.jsonl").touch()
+    for output, message in (("file/out.jsonl", "cannot be written"), ("done.jsonl", "exists already")):
+        with pytest.raises(UserError, match=rf"output={tmp_path}/{output}: .*{message}"):
+            run("mode=predict", model, "prompt=the cat", f"output={tmp_path / output}")
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"predict\.beam=0"):
+        run("mode=predict", model, "prompt=the cat", f"output={tmp_path / 'none.jsonl'}", "predict.beam=0")
+    assert not list(tmp_path.glob("none*")), "no result, no file"
+
+
 def test_two_directions_with_tags_have_scores_of_their_own(run, toy_parallel: Path) -> None:
     back = parallel_files(toy_parallel, "fr", "en", "back")
     result = run(
