@@ -368,6 +368,13 @@ def test_tmx(tmp_path: Path) -> None:
         read(ParallelFilesSource("en-de", tmx=write(tmp_path / "a.tmx", TMX)), tmp_path)
 
 
+def test_neighbouring_units_of_a_tmx_stand_on_one_side(tmp_path: Path) -> None:
+    unit = '<tu><tuv xml:lang="en"><seg>one {0}</seg></tuv><tuv xml:lang="fr"><seg>un {0}</seg></tuv></tu>'
+    text = f"<tmx><body>{''.join(unit.format(n) for n in range(150))}</body></tmx>"
+    pairs, _ = read(ParallelFilesSource("en-fr", tmx=write(tmp_path / "a.tmx", text)), tmp_path)
+    assert [pair.group for pair in pairs] == ["a.tmx:0"] * 100 + ["a.tmx:1"] * 50
+
+
 @pytest.mark.parametrize("broken", ["", "no xml", TMX[:-30], TMX.replace("</tuv>", "", 1), "<tmx>\0</tmx>"])
 def test_broken_tmx_is_refused(broken: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.tmx: no well-formed XML"):
