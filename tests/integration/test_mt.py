@@ -21,7 +21,7 @@ from magneto.data.parallel import ParallelDataModule
 from magneto.errors import UserError
 from magneto.nn import PLACEMENTS
 from magneto.tasks.mt import MT
-from tests.small_runs import training_losses
+from tests.small_runs import SHORT, drive, training_losses
 from tests.toy_translation import parallel_files, toy_translation
 
 
@@ -274,6 +274,34 @@ def test_two_directions_with_tags_have_scores_of_their_own(run, toy_parallel: Pa
         run("mode=predict", model, "prompt=the cat", "predict.target=de")
     with pytest.raises(UserError, match=r"several languages.*predict\.target= one of en, fr"):
         run("mode=predict", model, "prompt=the cat")
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_translator_goes_on_from_another_on_other_data(run, tmp_path: Path, shared: bool) -> None:
+    """Its tokenizers come along, though this corpus would give others, and is too small for the default vocabulary."""
+    first = run(
+        "name=one", f"data.tokenizer.shared={str(shared).lower()}", "data.tokenizer.vocab_size=80", "trainer.max_steps=8"
+    )
+    source = Path(first["folder"]) / "export"
+    corpus = {}
+    for split, count in (("train", 30), ("val", 4), ("test", 4)):
+        rows = [f"the {split} sees {chr(97 + n)}{n} cats\tle {split} voit {chr(97 + n)}{n} chats" for n in range(count)]
+        (tmp_path / f"{split}.tsv").write_text("".join(f"{row}\n" for row in rows))
+        corpus[split] = f"data.sources.files.{split}={{tsv:{tmp_path / split}.tsv}}"
+    again = drive(
+        [
+            "task=mt", "data=parallel_files", *corpus.values(), f"data_dir={tmp_path / 'data'}", "data.clean.templates=false",
+            f"runs_dir={tmp_path / 'runs'}", *SHORT, "callbacks.average_last=null",
+        ],
+        f"init_from={source}", "name=two", "trainer.max_steps=2", "optimizer.lr=1e-12",
+    )  # fmt: skip
+    task, tuned = load_task(source), load_task(Path(again["folder"]) / "export")
+    for key in ("source_tokenizer", "target_tokenizer", "shared"):
+        assert tuned.spec[key] == task.spec[key]
+    assert tuned.spec["corpora"] != task.spec["corpora"]
+    for name, weight in task.state_dict().items():
+        torch.testing.assert_close(tuned.state_dict()[name], weight)
+    assert "tensors taken" in (Path(again["folder"]) / "log.txt").read_text()
 
 
 def test_separate_vocabularies_and_an_output_layer_of_its_own(run) -> None:
