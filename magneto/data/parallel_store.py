@@ -39,7 +39,9 @@ class ParallelSpec:
     tokens: dict[str, list[int]]  # per split: of the sources, of the targets
     corpora: dict[str, dict[str, Any]]  # name -> origin
     key: str  # of the prepared folder
-    pad_to_multiple: int = 1  # lengths in a batch are rounded up to it; no fact of the folder, set by the data module
+    pad_to_multiple: int = (
+        1  # lengths in a batch are rounded up to it; no fact of the folder, set by the data module
+    )
 
     @property
     def longest(self) -> int:

@@ -21,7 +21,7 @@ from magneto.data.parallel import ParallelDataModule
 from magneto.errors import UserError
 from magneto.nn import PLACEMENTS
 from magneto.tasks.mt import MT
-from tests.small_runs import SHORT, drive, training_losses
+from tests.small_runs import SHORT, drive, folders, training_losses
 from tests.toy_translation import parallel_files, toy_translation
 
 
@@ -209,7 +209,9 @@ def test_results_are_written_as_they_come_and_kept_when_a_line_breaks_the_work(
     part = output.with_name("out.jsonl.part")
     source.write_bytes(b"the red boat\nthe old cat\n\xff\n")
     command = ("mode=predict", model, f"input={source}", f"output={output}", "predict.batch=1")
-    with pytest.raises(UserError, match=rf"line 3: not UTF-8.* The results before it \(2\) are kept in {part}"):
+    with pytest.raises(
+        UserError, match=rf"line 3: not UTF-8.* The results before it \(2\) are kept in {part}"
+    ):
         run(*command)
     assert [json.loads(line)["line"] for line in lines(part)] == [1, 2] and not output.exists()
     with pytest.raises(UserError, match=rf"{part} exists already"):
@@ -280,18 +282,24 @@ def test_two_directions_with_tags_have_scores_of_their_own(run, toy_parallel: Pa
 def test_a_translator_goes_on_from_another_on_other_data(run, tmp_path: Path, shared: bool) -> None:
     """Its tokenizers come along, though this corpus would give others, and is too small for the default vocabulary."""
     first = run(
-        "name=one", f"data.tokenizer.shared={str(shared).lower()}", "data.tokenizer.vocab_size=80", "trainer.max_steps=8"
+        "name=one",
+        f"data.tokenizer.shared={str(shared).lower()}",
+        "data.tokenizer.vocab_size=80",
+        "trainer.max_steps=8",
     )
     source = Path(first["folder"]) / "export"
     corpus = {}
     for split, count in (("train", 30), ("val", 4), ("test", 4)):
-        rows = [f"the {split} sees {chr(97 + n)}{n} cats\tle {split} voit {chr(97 + n)}{n} chats" for n in range(count)]
+        rows = [
+            f"the {split} sees {chr(97 + n)}{n} cats\tle {split} voit {chr(97 + n)}{n} chats"
+            for n in range(count)
+        ]
         (tmp_path / f"{split}.tsv").write_text("".join(f"{row}\n" for row in rows))
         corpus[split] = f"data.sources.files.{split}={{tsv:{tmp_path / split}.tsv}}"
     again = drive(
         [
-            "task=mt", "data=parallel_files", *corpus.values(), f"data_dir={tmp_path / 'data'}", "data.clean.templates=false",
-            f"runs_dir={tmp_path / 'runs'}", *SHORT, "callbacks.average_last=null",
+            "task=mt", "data=parallel_files", *corpus.values(), "data.clean.templates=false",
+            *folders(tmp_path / "data", tmp_path), *SHORT, "callbacks.average_last=null",
         ],
         f"init_from={source}", "name=two", "trainer.max_steps=2", "optimizer.lr=1e-12",
     )  # fmt: skip

@@ -234,11 +234,16 @@ def test_a_checkpoint_with_another_tokenizer_has_the_text_in_its_own_tokens(tmp_
     assert sum(int(batch["bytes"].sum()) for batch in data.test_dataloader()) == data.spec.bytes["test"]
 
 
-@pytest.mark.parametrize(("own", "stride", "expected"), [(64, None, 32), (64, 48, 32), (64, 20, 20), (16, 16, 32)])
+@pytest.mark.parametrize(
+    ("own", "stride", "expected"), [(64, None, 32), (64, 48, 32), (64, 20, 20), (16, 16, 32)]
+)
 @pytest.mark.parametrize("vocab_size", [300, 280])
 def test_a_checkpoint_has_blocks_of_its_own_length(tmp_path, own, stride, expected, vocab_size):
     model = module(
-        tmp_path, tokenizer={"kind": "byte_bpe", "vocab_size": vocab_size}, block_size=32, eval_stride=expected
+        tmp_path,
+        tokenizer={"kind": "byte_bpe", "vocab_size": vocab_size},
+        block_size=32,
+        eval_stride=expected,
     )
     data = module(tmp_path, block_size=own, eval_stride=stride)
     data.use_spec(model.spec.to_dict())
