@@ -16,7 +16,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import lightning as L
 import torch
@@ -234,27 +234,68 @@ def _predict(config: dict[str, Any]) -> dict[str, Any]:
     inputs = _inputs(config)
     options = {key: value for key, value in config["predict"].items() if value is not None}
     output = Path(config["output"]) if config["output"] else None
-    if output is not None and output.exists():
-        raise UserError(f"output={output}: exists already. Remove it or choose another file.")
-    task = checkpoint.load_task(config["checkpoint"])
-    task.to(
-        "cuda" if torch.cuda.is_available() and config["trainer"]["accelerator"] in ("auto", "gpu") else "cpu"
-    )
     results: list[dict[str, Any]] = []
-    with callbacks.cpu_threads(config["trainer"]["threads"]), torch.inference_mode():
+    with (
+        _growing(output, results) as file,
+        callbacks.cpu_threads(config["trainer"]["threads"]),
+        torch.inference_mode(),
+    ):
+        task = checkpoint.load_task(config["checkpoint"])
+        on_gpu = torch.cuda.is_available() and config["trainer"]["accelerator"] in ("auto", "gpu")
+        task.to("cuda" if on_gpu else "cpu")
         for result in task.predict(inputs, options):
             if "piece" in result:
                 print(result["piece"], end="", flush=True)
                 continue
             print(result["text"], flush=True)
             result = {key: value for key, value in result.items() if key != "text"}
-            if output is not None:
+            if output is not None and file is not None:
                 result = save_picture(result, output.parent, f"{output.stem}-{len(results):03d}")
+                file.write(json.dumps(result, ensure_ascii=False) + "\n")
+                file.flush()
             results.append(result)
-    if output is not None:
-        lines = [json.dumps(result, ensure_ascii=False) for result in results]
-        output.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return {"mode": "predict", "results": results}
+
+
+@contextlib.contextmanager
+def _growing(output: Path | None, results: Sequence[Any]) -> Iterator[IO[str] | None]:
+    """The file `OUTPUT.part`, which becomes OUTPUT at the end; where that is not reached, it keeps what it holds.
+
+    Args:
+        output: None: there is no file.
+        results: what has been written so far.
+
+    Raises:
+        UserError: OUTPUT or the part of an earlier attempt is there already, or it cannot be written; with the name of
+            the part where a mistake ends the work halfway.
+    """
+    if output is None:
+        yield None
+        return
+    part = output.with_name(f"{output.name}.part")
+    for path in (output, part):
+        if path.exists():
+            raise UserError(f"output={output}: {path} exists already. Remove it or choose another file.")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        file = part.open("x", encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"output={output}: cannot be written ({error}). Choose another file or mend the permissions."
+        ) from error
+    try:
+        with file:
+            yield file
+        part.replace(output)
+    except BaseException as error:
+        if not results:
+            part.unlink()
+            raise
+        kept = f"The results before it ({len(results)}) are kept in {part}."
+        if isinstance(error, UserError):
+            raise UserError(f"{error} {kept}") from error
+        log.warning("prediction broke off. %s", kept)
+        raise
 
 
 def _inputs(config: Mapping[str, Any]) -> PredictInput:

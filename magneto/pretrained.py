@@ -143,15 +143,16 @@ def adopt(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]
     """The configuration with the shape and the tokenizer of the model that `init_from` names.
 
     The backbone's fields are set to the pretrained ones, whatever the task or its size say. `data.tokenizer.file` is
-    set to a copy of its tokenizer under `data_dir/tokenizers`, where the data has that key and the user did not set
-    any of `data.tokenizer`. Applied twice it changes nothing further.
+    set to a copy of its tokenizer under `data_dir/tokenizers` (of a translator with two, to both), where the data has
+    that key and the user did not set any of `data.tokenizer`. Applied twice it changes nothing further.
 
     Args:
         config: composed, as plain values; returned as it is where `init_from` is null.
         overrides: of the command line. Those that name another shape are refused.
 
     Raises:
-        UserError: the source cannot be read, or an override contradicts it.
+        UserError: the source cannot be read, an override contradicts it, or it has embeddings of tokens and does not
+            say of which.
     """
     source = config.get("init_from")
     if source is None:
@@ -171,10 +172,41 @@ def adopt(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]
     if patch_size := pictures.patch_size(source, pretrained.spec, data, overrides):
         adopted["data"] = data = {**data, "patch_size": patch_size}
     chosen = any(override.lstrip("+").startswith("data.tokenizer") for override in overrides)
-    if pretrained.tokenizer is not None and "file" in (data.get("tokenizer") or {}) and not chosen:
-        file = _keep_tokenizer(pretrained.tokenizer, Path(config["data_dir"]))
-        adopted["data"] = {**data, "tokenizer": {**data["tokenizer"], "file": str(file)}}
+    own = data.get("tokenizer") or {}
+    if "file" in own:
+        if own["file"] is None:
+            _require_known_tokens(pretrained)
+        if not chosen:
+            adopted["data"] = {
+                **data,
+                "tokenizer": {**own, **_given_tokenizer(pretrained, own, Path(config["data_dir"]))},
+            }
     return adopted
+
+
+def _require_known_tokens(pretrained: Pretrained) -> None:
+    """Refuse a download or folder whose embeddings would be taken for the tokens of a tokenizer trained on this data."""
+    if (
+        pretrained.source.startswith(HUB)
+        and pretrained.tokenizer is None
+        and "stem.embedding.weight" in pretrained.weights
+    ):
+        raise UserError(
+            f"init_from={pretrained.source}: it has embeddings of tokens and no tokenizer.json that says which tokens "
+            "they are. Put its tokenizer.json beside its weights, or name one with data.tokenizer.file."
+        )
+
+
+def _given_tokenizer(pretrained: Pretrained, own: Mapping[str, Any], data_dir: Path) -> dict[str, Any]:
+    """Keys of `data.tokenizer` that make the data use the pretrained tokenizer; none where it has none that fits."""
+    if pretrained.tokenizer is not None:
+        return {"file": str(_keep_tokenizer(pretrained.tokenizer, data_dir))}
+    if "source_tokenizer" not in pretrained.spec or "shared" not in own:
+        return {}
+    shared = pretrained.spec["shared"]
+    sides = ("source",) if shared else ("source", "target")
+    files = [str(_keep_tokenizer(pretrained.spec[f"{side}_tokenizer"], data_dir)) for side in sides]
+    return {"shared": shared, "file": files[0] if shared else files}
 
 
 def _refuse_contradictions(

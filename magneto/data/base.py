@@ -21,7 +21,8 @@ from magneto.errors import UserError
 log = logging.getLogger(__name__)
 
 SENTINEL = "complete.json"
-UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+FORBIDDEN = (errno.EACCES, errno.EPERM)
+UNWRITABLE = (*FORBIDDEN, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 def fingerprint(values: Any) -> str:
@@ -44,7 +45,7 @@ def prepare_once(folder: Path, build: Callable[[Path], None]) -> bool:
 
     Only one process builds, the others wait. The folder appears at once and complete (built beside, then
     renamed); one that is broken is built anew; what a killed build left is removed. Raises `UserError` when
-    the folder cannot be written.
+    the folder cannot be written, or a file that `build` reads has no permission.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -82,10 +83,23 @@ def prepare_once(folder: Path, build: Callable[[Path], None]) -> bool:
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
+        data_dir = folder.parent.parent  # sources keep there what they fetch
+        if error.errno in FORBIDDEN and not _within(error.filename, data_dir):
+            raise UserError(
+                f"{error.filename} cannot be read ({error.strerror}). Mend its permissions or leave it out."
+            ) from error
         raise UserError(
             f"{error.filename or folder} cannot be written ({error.strerror}). Choose another data_dir or "
             "mend its permissions or make room."
         ) from error
+
+
+def _within(name: str | bytes | int | None, folder: Path) -> bool:
+    """Whether the file of an `OSError` lies in `folder` or on the way to it; one that is not told does."""
+    if not isinstance(name, str | bytes):
+        return True
+    path, folder = Path(os.fsdecode(name)).absolute(), folder.absolute()
+    return path.is_relative_to(folder) or folder.is_relative_to(path)
 
 
 def cpu_count() -> int:

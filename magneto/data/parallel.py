@@ -10,7 +10,7 @@ others read it from there. `magneto/data/parallel_store.py` says what a batch ho
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -168,10 +168,10 @@ class ParallelDataModule(BucketedDataModule):
             self._prepared = Prepared(self.folder)
         return self._prepared
 
-    @property
+    @cached_property
     def spec(self) -> ParallelSpec:
-        """The facts of the prepared data."""
-        return self.prepared.spec
+        """The facts of the prepared data, and how its batches are padded."""
+        return replace(self.prepared.spec, pad_to_multiple=self.pad_to_multiple)
 
     def use_spec(self, spec: Mapping[str, Any]) -> None:
         """Tokenizers, tags and directions of a checkpoint. Raises `UserError` for a direction that it does not know."""

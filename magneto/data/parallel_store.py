@@ -39,6 +39,18 @@ class ParallelSpec:
     tokens: dict[str, list[int]]  # per split: of the sources, of the targets
     corpora: dict[str, dict[str, Any]]  # name -> origin
     key: str  # of the prepared folder
+    pad_to_multiple: int = (
+        1  # lengths in a batch are rounded up to it; no fact of the folder, set by the data module
+    )
+
+    @property
+    def longest(self) -> int:
+        """Places that a side can take in a batch: text, tag, end (or begin) and padding."""
+        return _rounded_up(self.max_tokens + 1 + self.tag, self.pad_to_multiple)
+
+    def longest_text(self, places: int) -> int:
+        """The largest `max_tokens` for which `longest` is at most `places`."""
+        return places // self.pad_to_multiple * self.pad_to_multiple - 1 - self.tag
 
     @cached_property
     def source_text_tokenizer(self) -> TextTokenizer:
@@ -67,7 +79,12 @@ class ParallelSpec:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ParallelSpec":
         """The spec that `to_dict` described."""
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
+        # Folders and checkpoints of before have no pad_to_multiple.
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
+
+
+def _rounded_up(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
 
 
 def token_dtype(vocab_size: int) -> type[np.unsignedinteger[Any]]:
@@ -245,7 +262,7 @@ class Collate:
 
     def _pad(self, rows: Sequence[Sequence[int]], value: int) -> tuple[np.ndarray, np.ndarray]:
         lengths = np.array([len(row) for row in rows])
-        width = -(-int(lengths.max()) // self.pad_to_multiple) * self.pad_to_multiple
+        width = _rounded_up(int(lengths.max()), self.pad_to_multiple)
         padded = np.full((len(rows), width), value, np.int64)
         for place, row in enumerate(rows):
             padded[place, : len(row)] = row

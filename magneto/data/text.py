@@ -279,8 +279,17 @@ class TextDataModule(BucketedDataModule):
             yield from (document for document in self._documents(name) if document.split == split)
 
     def use_spec(self, spec: Mapping[str, Any]) -> None:
-        """Tokens by the tokenizer of a checkpoint: where it is another than this data has, prepare anew with it."""
+        """Blocks as long as those of a checkpoint, tokens by its tokenizer: where that is another than this data has,
+        prepare anew with it.
+        """
+        if spec["block_size"] != self.block_size:
+            log.info("text: blocks of %d tokens, as the checkpoint's model has them", spec["block_size"])
+            whole = self.eval_stride == self.block_size
+            self.block_size = spec["block_size"]
+            self.eval_stride = self.block_size if whole else min(self.eval_stride, self.block_size)
+            self.__dict__.pop("spec", None)
         if spec["tokenizer"] == self.spec.tokenizer:
+            self._check()
             return
         log.info("text: the checkpoint's model has another tokenizer; the text is prepared with that one")
         self._given = TextTokenizer.from_json(spec["tokenizer"])

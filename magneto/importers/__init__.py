@@ -60,9 +60,13 @@ def fetch(source: str, extra: Sequence[str] = ()) -> Path:
             f"hf:{source}: there is no such folder, and downloading needs huggingface_hub "
             "(pip install huggingface_hub)."
         ) from error
-    files = ["config.json", "tokenizer.json", WEIGHT_FILES[0], *extra]
+    files = ["config.json", "tokenizer.json", *extra]
+    best, other = WEIGHT_FILES
     try:
-        return Path(snapshot_download(source, allow_patterns=files))
+        folder = Path(snapshot_download(source, allow_patterns=[*files, best]))
+        if not (folder / best).is_file():  # only then: a repository often holds the same weights in both
+            folder = Path(snapshot_download(source, allow_patterns=[*files, other]))
+        return folder
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(

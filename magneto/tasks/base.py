@@ -284,6 +284,24 @@ class TaskModule(L.LightningModule):
         """Trainable parameters."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
+    def require_positions(self, length: int, setting: str, remedy: str) -> None:
+        """Refuse data whose longest sequence is beyond the reach of the backbone's positions.
+
+        Args:
+            length: tokens of the longest sequence, special tokens and padding included.
+            setting: what in the data's configuration decides it, with its value.
+            remedy: what to set it to.
+
+        Raises:
+            UserError: the positions reach less far.
+        """
+        reach = self.config.max_positions
+        if self.config.position in ("learned", "sinusoidal", "rotary") and length > reach:
+            raise UserError(
+                f"{setting} is more than backbone.max_positions={reach} (position={self.config.position}): {remedy}, or "
+                "raise backbone.max_positions, unless it comes with init_from."
+            )
+
     # ------------------------------------------------------------------ training
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

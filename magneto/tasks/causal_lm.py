@@ -115,13 +115,7 @@ class CausalLM(TaskModule):
                 f"backbone.architecture={self.config.architecture}: task=causal_lm needs architecture=decoder."
             )
         block_size = self.spec["block_size"]
-        if self.config.position in ("learned", "sinusoidal", "rotary") and (
-            block_size > self.config.max_positions
-        ):
-            raise UserError(
-                f"data.block_size={block_size} is more than backbone.max_positions={self.config.max_positions}: lower "
-                "the one or raise the other."
-            )
+        self.require_positions(block_size, f"data.block_size={block_size}", "lower data.block_size")
         self.tokenizer = TextTokenizer.from_json(self.spec["tokenizer"])
         self.stem = TokenStem(self.spec["vocab_size"], self.config)
         self.backbone = build_backbone(self.config)

@@ -101,6 +101,8 @@ class MLM(TaskModule):
             raise UserError(
                 f"backbone.architecture={self.config.architecture}: task=mlm needs architecture=encoder."
             )
+        block_size = self.spec["block_size"]
+        self.require_positions(block_size, f"data.block_size={block_size}", "lower data.block_size")
         self.tokenizer = TextTokenizer.from_json(self.spec["tokenizer"])
         self.tokenizer.require("mask")
         self.stem = TokenStem(self.spec["vocab_size"], self.config)

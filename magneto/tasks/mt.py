@@ -122,6 +122,12 @@ class MT(TaskModule):
                 f"backbone.architecture={self.config.architecture}: task=mt needs architecture=encoder_decoder."
             )
         self.facts = ParallelSpec.from_dict(self.spec)
+        most = self.facts.longest_text(self.config.max_positions)
+        self.require_positions(
+            self.facts.longest,
+            f"data.max_tokens={self.facts.max_tokens}, {self.facts.longest} with special tokens and padding,",
+            f"set data.max_tokens to at most {most}",
+        )
         self.target_tokenizer = self.facts.target_text_tokenizer
         self.bos, self.eos = self.target_tokenizer.require("bos"), self.target_tokenizer.require("eos")
         self.source_stem = TokenStem(

@@ -163,6 +163,14 @@ def test_every_backbone_overfits_one_batch(run_lm, backbone: str, tmp_path: Path
     assert losses[-1] < 0.4 * math.log(8), losses
 
 
+def test_a_checkpoint_is_tested_on_text_in_blocks_of_another_length(run_lm) -> None:
+    """Its own length is taken: here all that the positions reach."""
+    result = run_lm("name=one", "trainer.max_steps=4")
+    test = ("mode=test", f"checkpoint={result['folder']}/export")
+    expected = {key: value for key, value in result["metrics"].items() if key.startswith("test/")}
+    assert run_lm(*test, "data.block_size=48")["metrics"] == pytest.approx(expected)
+
+
 def test_untied_and_smoothed(run_lm) -> None:
     result = run_lm(
         "task.tie_embeddings=false", "task.label_smoothing=0.1", "trainer.max_steps=4", "name=one"

@@ -154,6 +154,16 @@ def test_a_second_run_starts_from_the_first(run: Run) -> None:
         run("name=four", f"init_from={source}", "backbone=pre_ln")
 
 
+def test_blocks_beyond_the_positions_are_refused_at_the_start(run: Run) -> None:
+    with pytest.raises(UserError, match=r"data\.block_size=32 .*max_positions=16.*lower data\.block_size"):
+        run("backbone.position=rotary", "backbone.max_positions=16")
+    reach = ("backbone.position=learned", "backbone.max_positions=32", "trainer.max_steps=1")
+    source = f"init_from={run('name=one', *reach)['folder']}/export"
+    for documents in ("pack", "separate"):
+        with pytest.raises(UserError, match=r"data\.block_size=40 .*max_positions=32"):
+            run("name=two", source, "data.block_size=40", f"data.documents={documents}")
+
+
 def test_loss_accuracy_and_pseudo_perplexity_from_whole_logits(run: Run) -> None:
     """What the task says of a batch and of a sentence equals a computation that knows nothing of chosen places."""
     task = load_task(Path(run("name=one")["folder"]) / "export")

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from magneto.checkpoint import export
 from magneto.data.text_tokenizer import TextTokenizer
 from magneto.errors import UserError
+from magneto.importers import fetch
 from magneto.importers.bert import import_weights
 from magneto.pretrained import adopt, initialize_from, read_pretrained
 from magneto.tasks.mlm import MLM
@@ -118,6 +119,30 @@ def test_a_source_that_is_not_there(source: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="nowhere"):
         read_pretrained(source)
+
+
+@pytest.mark.parametrize(
+    ("there", "asked_for"),
+    [
+        (("model.safetensors", "pytorch_model.bin"), ["model.safetensors"]),
+        (("pytorch_model.bin",), ["model.safetensors", "pytorch_model.bin"]),
+    ],
+)
+def test_the_older_weights_are_downloaded_where_there_are_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: tuple[str, ...], asked_for: list[str]
+) -> None:
+    asked: list[str] = []
+
+    def download(source: str, allow_patterns: list[str]) -> str:
+        for name in allow_patterns:
+            if name in there:
+                (tmp_path / name).touch()
+        asked.append(allow_patterns[-1])
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert fetch("someone/model") == tmp_path
+    assert asked == asked_for and (tmp_path / asked_for[-1]).is_file()
 
 
 def test_a_family_without_importer_is_named(tmp_path: Path) -> None:
@@ -276,6 +301,23 @@ def test_a_bert_that_cannot_be_expressed_is_refused(
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
     with pytest.raises(UserError, match=message):
         import_weights(source)
+
+
+def test_embeddings_of_unknown_tokens_are_refused(tokenizer: str, tmp_path: Path) -> None:
+    source = saved(transformers.BertForMaskedLM(bert_config()), tmp_path / "bert", tokenizer)
+    file = tmp_path / "bert/tokenizer.json"
+    adopt(config(tmp_path, source), [])
+    file.rename(tmp_path / "mine.json")
+    for overrides in ([], ["data.tokenizer.vocab_size=60"]):
+        with pytest.raises(UserError, match=r"no tokenizer\.json.*data\.tokenizer\.file"):
+            adopt(config(tmp_path, source), overrides)
+    given = config(tmp_path, source)
+    given["data"]["tokenizer"]["file"] = str(tmp_path / "mine.json")
+    adopted = adopt(given, [f"data.tokenizer.file={tmp_path / 'mine.json'}"])
+    assert adopted["data"] == given["data"] and adopted["backbone"]["d_model"] == 32
+    pictures = config(tmp_path, source)
+    pictures["data"] = {"image_size": 32}
+    assert adopt(pictures, [])["data"] == {"image_size": 32}, "no text, no tokens"
 
 
 def test_damaged_weights_are_named(tokenizer: str, tmp_path: Path) -> None:

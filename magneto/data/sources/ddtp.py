@@ -11,6 +11,7 @@ import hashlib
 import logging
 import lzma
 import re
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -148,7 +149,7 @@ def _read(paths: Sequence[Path]) -> dict[str, tuple[str, str]]:
         try:
             with opener(path, "rb") as file:
                 text = file.read().decode("utf-8", errors="replace")
-        except (OSError, EOFError, lzma.LZMAError) as error:
+        except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
             raise UserError(f"{path}: the index cannot be read ({error}). Fetch it anew.") from error
         for match in STANZA.finditer(text):
             found.setdefault(match[2], (match[1], match[4]))

@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import logging
 import re
+import zlib
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,7 +194,7 @@ def _read(path: Path, name: str) -> Page | Skipped:
         text = decode_text(gzip.decompress(raw) if path.suffix == ".gz" else raw)
     except BadText as bad:
         return Skipped(name, path.name, str(bad))
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         return Skipped(name, path.name, f"cannot be read ({type(error).__name__})")
     text = (html_text(text) if path.suffix == ".html" else text).strip()
     if len(text) < LEAST_CHARS:

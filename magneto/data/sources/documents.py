@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 from magneto.data.sources import Skipped
 
+LINES = 100  # of a file without documents, or units of a translation memory, that stand on one side of the split together
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Document:

@@ -6,6 +6,7 @@ messages in the language of the program's source, so that two translations join 
 
 import hashlib
 import re
+import struct
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -196,7 +197,8 @@ def _read(file: Path, name: str, skipped: list[Skipped]) -> Messages:
 
     try:
         catalog = polib.mofile(str(file)) if file.suffix == ".mo" else polib.pofile(str(file))
-    except (OSError, ValueError, LookupError, IndexError) as error:  # UnicodeDecodeError is a ValueError
+    except (OSError, ValueError, LookupError, EOFError, struct.error) as error:
+        # UnicodeDecodeError is a ValueError; struct.error is what a compiled catalog gives that breaks off.
         skipped.append(Skipped(name, file.name, f"unreadable catalog ({type(error).__name__})"))
         return {}
     messages: Messages = {}

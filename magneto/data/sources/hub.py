@@ -15,6 +15,10 @@ from magneto.errors import UserError
 FILE_BUILDERS = ("json", "parquet", "csv", "text")  # of the library, for local files
 
 
+class MissingSplit(UserError):
+    """The data set can be read, and has no split of that name."""
+
+
 def hub_rows(
     name: str,
     *,
@@ -37,7 +41,8 @@ def hub_rows(
         limit: only so many rows.
 
     Raises:
-        UserError: the library is not installed, or the data set, the config or the split cannot be had.
+        UserError: the library is not installed, or the data set or the config cannot be had; `MissingSplit` where the
+            split alone is lacking.
     """
     rows = hub_dataset(
         name, split=split, config=config, revision=revision, data_files=data_files, streaming=streaming
@@ -60,15 +65,25 @@ def hub_dataset(
         import datasets
     except ImportError as error:
         raise UserError(f"data: {name} needs the `datasets` library: pip install 'magneto[hub]'.") from error
-    with _explained(name, split, config):
-        return datasets.load_dataset(
-            name,
-            config,
-            split=split,
-            revision=revision,
-            data_files=plain(data_files),
-            streaming=streaming,
-        )
+    where = {"revision": revision, "data_files": plain(data_files)}
+    try:
+        with _explained(name, split, config):
+            return datasets.load_dataset(name, config, split=split, streaming=streaming, **where)
+    except UserError as error:
+        if isinstance(error.__cause__, ValueError) and _lacks(name, config, split, where):
+            raise MissingSplit(str(error)) from error.__cause__
+        raise
+
+
+def _lacks(name: str, config: str | None, split: str, where: Mapping[str, Any]) -> bool:
+    """Whether a data set that can be read has no such split. The library's own error is the same for a bad slice."""
+    import datasets
+
+    try:
+        known = datasets.get_dataset_split_names(name, config, **where)
+    except (ValueError, OSError, datasets.exceptions.DatasetsError):
+        return False
+    return not {part.partition("[")[0] for part in split.split("+")} <= set(known)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from magneto.data.sources import SPLITS, Skipped
-from magneto.data.sources.hub import FILE_BUILDERS, file_identity, hub_rows, plain
+from magneto.data.sources.hub import FILE_BUILDERS, MissingSplit, file_identity, hub_rows, plain
 from magneto.data.sources.pairs import Pair, ParallelCorpus, parse_directions
 from magneto.errors import UserError
 
@@ -18,7 +18,8 @@ class HubPairsSource:
 
     name, revision, data_files, streaming: see `hub_rows`. directions: such as [en-fr, fr-en]. configs: direction -> the
     data set's configuration, for those that are not called by the two languages in alphabetical order. splits: ours ->
-    the data set's; with `train` alone, the others are held out from it by a hash of the row's number in thousands.
+    the data set's; with `train` alone, the others are held out from it by a hash of the row's number in thousands. A
+    direction may lack the others (of OPUS-100 some are published to train on only): that is listed as skipped.
     limit: rows of each split and direction at most.
     """
 
@@ -73,24 +74,37 @@ class HubPairsSource:
         return ParallelCorpus(self._pairs(skipped), skipped, origin)
 
     def _pairs(self, skipped: list[Skipped]) -> Iterator[Pair]:
+        lacking: dict[str, list[MissingSplit]] = {side: [] for side in self.splits}
         for source, target in self.directions:
             for side, split in self.splits.items():
-                config = self.configs[source, target]
-                for number, row in enumerate(hub_rows(split=split, config=config, **self.arguments)):
-                    name = f"{source}-{target}:{split}:{number}"
-                    texts = self._texts(row, source, target)
-                    if texts is None:
-                        skipped.append(Skipped(name, split, "a language is missing in the row"))
-                        continue
-                    yield Pair(
-                        id=name,
-                        source=texts[0],
-                        target=texts[1],
-                        source_language=source,
-                        target_language=target,
-                        group=f"{split}:{number // 1000}",
-                        split=side if len(self.splits) > 1 else None,
+                try:
+                    yield from self._split(source, target, side, skipped)
+                except MissingSplit as error:
+                    lacking[side].append(error)
+                    # One that no direction has is misnamed.
+                    if side == "train" or len(lacking[side]) == len(self.directions):
+                        raise
+                    skipped.append(
+                        Skipped(f"{source}-{target}:{split}", split, f"no {split} split in the direction")
                     )
+
+    def _split(self, source: str, target: str, side: str, skipped: list[Skipped]) -> Iterator[Pair]:
+        split, config = self.splits[side], self.configs[source, target]
+        for number, row in enumerate(hub_rows(split=split, config=config, **self.arguments)):
+            name = f"{source}-{target}:{split}:{number}"
+            texts = self._texts(row, source, target)
+            if texts is None:
+                skipped.append(Skipped(name, split, "a language is missing in the row"))
+                continue
+            yield Pair(
+                id=name,
+                source=texts[0],
+                target=texts[1],
+                source_language=source,
+                target_language=target,
+                group=f"{split}:{number // 1000}",
+                split=side if len(self.splits) > 1 else None,
+            )
 
     def _texts(self, row: Mapping[str, Any], source: str, target: str) -> tuple[str, str] | None:
         """The row's two texts, None where one is missing. Raises `UserError` for a row of another form."""

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from magneto.data.sources import SPLITS, Skipped
-from magneto.data.sources.documents import BadText, decode_text
+from magneto.data.sources.documents import LINES, BadText, decode_text
 from magneto.data.sources.pairs import Pair, ParallelCorpus, parse_directions
 from magneto.errors import UserError
 
 LANGUAGE_ATTRIBUTES = ("{http://www.w3.org/XML/1998/namespace}lang", "lang")
 INLINE = ("bpt", "ept", "it", "ph", "ut")  # TMX: codes of the format that the text came from
-LINES = 100  # of a file without documents that stand on one side of the split together
 
 
 class ParallelFilesSource:
@@ -22,7 +21,7 @@ class ParallelFilesSource:
     two columns; or `tmx`, a translation memory.
 
     direction: such as en-fr. train, val, test: in place of one corpus that is divided here, a mapping with the same keys
-    for each split (all three). Lines without a split are divided in blocks of LINES, units of a TMX by their source.
+    for each split (all three). Without a split, lines and units of a TMX are divided in blocks of LINES neighbours.
     """
 
     def __init__(
@@ -69,7 +68,7 @@ class ParallelFilesSource:
                 digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
         return {
             "corpus": "parallel_files",
-            "recipe": 1,
+            "recipe": 2,  # the first divided a TMX unit by unit
             "direction": "-".join(self.direction),
             "files": digests,
         }
@@ -134,7 +133,12 @@ def _decoded(number: int, file: str, sides: Sequence[bytes], skipped: list[Skipp
     except BadText as bad:
         skipped.append(Skipped(str(number), file, str(bad)))
         return
-    yield str(number), f"{file}:{(number - 1) // LINES}", source, target
+    yield str(number), _block(file, number), source, target
+
+
+def _block(file: str, number: int) -> str:
+    """The group of line or unit `number`, from 1: neighbours belong together."""
+    return f"{file}:{(number - 1) // LINES}"
 
 
 def _tmx(path: Path, direction: tuple[str, str], skipped: list[Skipped]) -> Found:
@@ -168,7 +172,7 @@ def _tmx(path: Path, direction: tuple[str, str], skipped: list[Skipped]) -> Foun
                 skipped.append(Skipped(str(number), path.name, "a language is missing in the unit"))
                 continue
             found += 1
-            yield str(number), str(sides[0]), str(sides[0]), str(sides[1])
+            yield str(number), _block(path.name, number), str(sides[0]), str(sides[1])
     except etree.XMLSyntaxError as error:
         raise UserError(
             f"{path}: no well-formed XML ({error.msg}). Export the translation memory anew."

@@ -11,6 +11,7 @@ from typing import IO, Any
 
 from magneto.data.sources import Skipped
 from magneto.data.sources.documents import (
+    LINES,
     BadText,
     Document,
     Lazily,
@@ -31,8 +32,9 @@ class TextFilesSource:
     """A document for each .txt file (per_line: for each of its lines), line of a .jsonl file, or row of a .parquet
     file.
 
-    path: a file, or a folder that is searched; divided by a hash, equal texts on one side. Or, instead, train, val and
-    test: the same for each split. key: of the text in a JSON object or a table.
+    path: a file, or a folder that is searched; divided by a hash, equal texts on one side (per_line: blocks of LINES
+    neighbouring lines). Or, instead, train, val and test: the same for each split. key: of the text in a JSON object or
+    a table.
     """
 
     def __init__(
@@ -68,7 +70,13 @@ class TextFilesSource:
             else listing_digest(path.parent, (path.name,))
             for split, path in self.paths.items()
         }
-        return {"corpus": "text_files", "files": files, "key": self.key, "per_line": self.per_line}
+        return {
+            "corpus": "text_files",
+            "recipe": 2,  # the first divided a text line by line, and took a.txt.jsonl for plain text
+            "files": files,
+            "key": self.key,
+            "per_line": self.per_line,
+        }
 
     def load(self, data_dir: Path) -> TextCorpus:
         """All documents, read one by one. Raises `UserError` for a path that holds no such files."""
@@ -83,15 +91,20 @@ class TextFilesSource:
                     document = name if number is None else f"{name}:{number}"
                     if split is not None:
                         document = f"{split}/{document}"
-                    group = document if split else content_group(text)
+                    group = document if split else self._group(name, number, text)
                     yield Document(id=document, text=text, group=group, split=split)
 
         return TextCorpus(Lazily(documents), skipped, {"files": [file.name for _, _, file in files[:100]]})
 
+    def _group(self, name: str, number: int | None, text: str) -> str:
+        """Lines of one text follow from their neighbours: they stand together, as those of parallel files do."""
+        if self.per_line and number is not None and _plain(Path(name)).suffix == ".txt":
+            return f"{name}:{(number - 1) // LINES}"
+        return content_group(text)
+
     def _texts(self, file: Path, name: str, skipped: list[Skipped]) -> Iterator[tuple[int | None, str]]:
         """Number (of the line or row, from 1; None: the whole file) and text."""
-        kind = next(suffix for suffix in file.suffixes[-2:] if suffix in KINDS)
-        read = {".txt": self._txt, ".parquet": self._parquet}.get(kind, self._jsonl)
+        read = {".txt": self._txt, ".parquet": self._parquet}.get(_plain(file).suffix, self._jsonl)
         try:
             for number, found in read(file):
                 if isinstance(found, str):
@@ -103,6 +116,8 @@ class TextFilesSource:
             skipped.append(
                 Skipped(name, name, f"damaged file ({type(error).__name__}): its rest is left out")
             )
+        except PermissionError:
+            skipped.append(Skipped(name, name, "no permission to read the file"))
 
     def _txt(self, file: Path) -> Iterator[tuple[int | None, str | BadText]]:
         with open_text(file) as stream:
@@ -228,6 +243,11 @@ def _library(name: str, file: Path) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise UserError(f"{file}: to read it, {name} is needed: pip install 'magneto[hub]'.") from error
+
+
+def _plain(file: Path) -> Path:
+    """The name without the suffix of its compression."""
+    return file.with_suffix("") if file.suffix in COMPRESSIONS else file
 
 
 def _decoded(raw: bytes) -> str | BadText:

@@ -197,6 +197,7 @@ def test_batches_hold_every_pair_of_a_split_once_as_the_contract_says(tmp_path: 
     pairs = corpus()
     data = ready(pairs, tmp_path, pad_to_multiple=4)
     spec = ParallelSpec.from_dict(json.loads(json.dumps(data.spec.to_dict())))
+    assert (spec.max_tokens, spec.longest, spec.longest_text(spec.longest)) == (128, 132, 131)
     assert spec.directions == ["en-fr"] and spec.shared and spec.source_tokenizer == spec.target_tokenizer
     assert spec.pairs == spec.per_direction["en-fr"]
     tokenizer = TextTokenizer.from_json(spec.source_tokenizer)

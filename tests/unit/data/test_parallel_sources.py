@@ -6,6 +6,7 @@ import json
 import logging
 import lzma
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import polib
@@ -163,6 +164,11 @@ def test_a_language_without_index_and_a_damaged_index_are_explained(indexes: Pat
     file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(UserError, match=r"Translation-fr\.bz2: the index cannot be read"):
         read(DDTPSource(["en-fr"], folder=str(indexes)), tmp_path)
+    packed = gzip.compress(EDITOR.encode())
+    for content in (packed[:-10], packed[:20] + b"\xff" * 20 + packed[40:]):  # cut off, overwritten
+        (indexes / "updates_main_i18n_Translation-de.gz").write_bytes(content)
+        with pytest.raises(UserError, match=r"Translation-de\.gz: the index cannot be read"):
+            read(DDTPSource(["en-de"], folder=str(indexes)), tmp_path)
 
 
 def test_invalid_bytes_in_an_index_cost_one_description(indexes: Path, tmp_path: Path) -> None:
@@ -291,8 +297,12 @@ def test_broken_catalogs_unknown_languages_and_empty_folders(catalogs: Path, tmp
     ):
         for suffix in (".po", ".mo"):
             (catalogs / "locale/fr/LC_MESSAGES" / (name + suffix)).write_bytes(content)
+    compiled = catalogs / "locale/fr/LC_MESSAGES/cut.mo"
+    polib.pofile(str(compiled.with_name("app.po"))).save_as_mofile(str(compiled))
+    compiled.write_bytes(compiled.read_bytes()[:60])
+    (compiled.with_name("empty.mo")).write_bytes(b"")
     pairs, skipped = read(GettextSource(["en-fr"], [], [str(catalogs)]), tmp_path)
-    assert texts(pairs) == FRENCH_PAIRS and sum("unreadable catalog" in reason for reason in skipped) >= 4
+    assert texts(pairs) == FRENCH_PAIRS and sum("unreadable catalog" in reason for reason in skipped) >= 6
     with pytest.raises(UserError, match="no language 'de'; it has en, fr, pl"):
         read(GettextSource(["en-de"], [], [str(catalogs)]), tmp_path)
     (tmp_path / "nothing").mkdir()
@@ -356,6 +366,13 @@ def test_tmx(tmp_path: Path) -> None:
     assert skipped == ["a language is missing in the unit"]
     with pytest.raises(UserError, match=r"no unit has both en and de; its languages: EN-US, en, fr, fr-CA"):
         read(ParallelFilesSource("en-de", tmx=write(tmp_path / "a.tmx", TMX)), tmp_path)
+
+
+def test_neighbouring_units_of_a_tmx_stand_on_one_side(tmp_path: Path) -> None:
+    unit = '<tu><tuv xml:lang="en"><seg>one {0}</seg></tuv><tuv xml:lang="fr"><seg>un {0}</seg></tuv></tu>'
+    text = f"<tmx><body>{''.join(unit.format(n) for n in range(150))}</body></tmx>"
+    pairs, _ = read(ParallelFilesSource("en-fr", tmx=write(tmp_path / "a.tmx", text)), tmp_path)
+    assert [pair.group for pair in pairs] == ["a.tmx:0"] * 100 + ["a.tmx:1"] * 50
 
 
 @pytest.mark.parametrize("broken", ["", "no xml", TMX[:-30], TMX.replace("</tuv>", "", 1), "<tmx>\0</tmx>"])
@@ -451,6 +468,68 @@ def test_rows_with_translations(splits: dict[str, str], streaming: bool, tmp_pat
         HubPairsSource("json", ["en-fr"], data_files=splits, streaming=streaming, limit=1), tmp_path
     )
     assert len(few) == 3
+
+
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data set in the hub's own form: a configuration a direction, of which one has nothing but a train split."""
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    root = tmp_path / "opus"
+    card = ["---", "configs:"]
+    for config, sides in {"en-fr": ("train", "validation", "test"), "en-yo": ("train",)}.items():
+        (root / config).mkdir(parents=True)
+        card += [f"- config_name: {config}", "  data_files:"]
+        for side in sides:
+            rows = [
+                {"translation": {language: f"{side} {language} {n}" for language in config.split("-")}}
+                for n in range(3)
+            ]
+            write(root / config / f"{side}-0.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+            card += [f"  - split: {side}", f"    path: {config}/{side}-*"]
+    write(root / "README.md", "\n".join([*card, "---", ""]))
+    return root
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_direction_with_nothing_but_train_keeps_it_and_the_rest_is_listed(
+    published: Path, streaming: bool, tmp_path: Path
+) -> None:
+    source = HubPairsSource(str(published), ["en-fr", "yo-en"], streaming=streaming)
+    pairs, skipped = read(source, tmp_path)
+    found = Counter((pair.source_language, pair.split) for pair in pairs)
+    assert found == {("en", "train"): 3, ("en", "val"): 3, ("en", "test"): 3, ("yo", "train"): 3}
+    assert skipped == ["no validation split in the direction", "no test split in the direction"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_split_that_no_direction_has_and_a_missing_train_split_are_errors(
+    published: Path, streaming: bool, tmp_path: Path
+) -> None:
+    for directions, splits, message in (
+        (["en-yo"], {"train": "train", "val": "validation", "test": "test"}, "split 'validation' of"),
+        (["en-fr", "en-yo"], {"train": "train", "val": "dev", "test": "test"}, "split 'dev' of"),
+        (["en-fr", "en-yo"], {"train": "test", "val": "train", "test": "train"}, "split 'test' of"),
+        (["en-xx"], {"train": "train"}, "en-xx"),
+    ):
+        source = HubPairsSource(str(published), directions, splits=splits, streaming=streaming)
+        with pytest.raises(UserError, match=message):
+            read(source, tmp_path)
+
+
+def test_missing_splits_are_counted_in_the_report(
+    published: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = ParallelDataModule(
+        {"opus": HubPairsSource(str(published), ["en-fr", "en-yo"])}, data_dir=str(tmp_path / "data"), tag=True,
+        tokenizer={"kind": "bpe", "vocab_size": 45}, clean={"templates": False},
+    )  # fmt: skip
+    with caplog.at_level(logging.WARNING):
+        data.prepare()
+    assert "1 no validation split in the direction, 1 no test split in the direction" in caplog.text
+    assert data.spec.per_direction["en-yo"] == {"train": 3, "val": 0, "test": 0}
+    report = json.loads((data.folder / "prepare_report.json").read_text())
+    assert "opus/en-yo:test" in [item["id"] for item in report["skipped"]]
 
 
 def test_parquet_as_opus_100_is_published(tmp_path: Path) -> None:

@@ -48,6 +48,19 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
+@pytest.mark.parametrize(
+    ("place", "what"), [("own/text.txt", "read"), ("data/raw/text.txt", "written"), (".", "written")]
+)
+def test_a_file_without_permission_is_told_by_what_was_tried(tmp_path, place, what):
+    """As root, whom permissions do not bind, only what the system would say can be tested."""
+
+    def refuse(folder: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / place))
+
+    with pytest.raises(UserError, match=rf"{tmp_path / place} cannot be {what} \(Permission denied\)"):
+        prepare_once(tmp_path / "data/prepared/x", refuse)
+
+
 def test_what_a_killed_build_left_is_removed(tmp_path):
     (tmp_path / ".x-123.tmp").mkdir()
     (tmp_path / ".x-123.tmp" / "half").touch()

@@ -1,6 +1,7 @@
 """The text data module: batches as the tasks expect them, the same everywhere, and skips that are counted."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,31 @@ def test_a_checkpoint_with_another_tokenizer_has_the_text_in_its_own_tokens(tmp_
     assert data.folder != own and data.spec.tokenizer == model["tokenizer"]
     assert data.spec.tokens == model["tokens"]
     assert sum(int(batch["bytes"].sum()) for batch in data.test_dataloader()) == data.spec.bytes["test"]
+
+
+@pytest.mark.parametrize(
+    ("own", "stride", "expected"), [(64, None, 32), (64, 48, 32), (64, 20, 20), (16, 16, 32)]
+)
+@pytest.mark.parametrize("vocab_size", [300, 280])
+def test_a_checkpoint_has_blocks_of_its_own_length(tmp_path, own, stride, expected, vocab_size):
+    model = module(
+        tmp_path,
+        tokenizer={"kind": "byte_bpe", "vocab_size": vocab_size},
+        block_size=32,
+        eval_stride=expected,
+    )
+    data = module(tmp_path, block_size=own, eval_stride=stride)
+    data.use_spec(model.spec.to_dict())
+    data.setup()
+    assert replace(data.spec, key=model.spec.key) == model.spec and data.eval_stride == expected
+    for found, wanted in zip(data.test_dataloader(), model.test_dataloader(), strict=True):
+        assert found["tokens"].shape[1] <= 32 and torch.equal(found["tokens"], wanted["tokens"])
+
+
+def test_a_training_text_shorter_than_the_blocks_of_a_checkpoint_is_told(tmp_path):
+    data, model = module(tmp_path), module(tmp_path).spec.to_dict()
+    with pytest.raises(UserError, match=r"fewer than data\.block_size=100000.*documents=separate"):
+        data.use_spec({**model, "block_size": 100_000})
 
 
 def test_bad_documents_are_counted_and_listed(tmp_path, caplog):

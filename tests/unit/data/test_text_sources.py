@@ -161,6 +161,37 @@ def test_a_damaged_file_costs_its_rest_and_not_the_run(tmp_path, folder, name, c
     assert len(documents) >= 11 and len(damaged) == 1, skipped
 
 
+def test_a_file_without_permission_is_listed(tmp_path, folder, monkeypatch):
+    opened = Path.open
+
+    def refuse(path: Path, *arguments: Any, **named: Any) -> Any:
+        if path.name == "d.jsonl":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    documents, skipped = read(TextFilesSource(str(folder)), tmp_path)
+    assert len(documents) == 9 and skipped["no permission to read the file"] == 1
+
+
+@pytest.mark.parametrize("name", ["notes.txt.jsonl", "notes.txt.jsonl.gz", "a.parquet.jsonl.zst"])
+def test_the_last_suffix_tells_the_kind(tmp_path, name):
+    content = b'{"text": "one"}\n{"text": "two"}\n'
+    pack = {".gz": gzip.compress, ".zst": zstandard.compress}.get(Path(name).suffix, bytes)
+    (tmp_path / name).write_bytes(pack(content))
+    documents, _ = read(TextFilesSource(str(tmp_path)), tmp_path)
+    assert [document.text for document in documents.values()] == ["one", "two"]
+
+
+def test_neighbouring_lines_stand_on_one_side(tmp_path):
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"a line\n" * 150))
+    (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n{"text": "TWO!"}\n')
+    documents, _ = read(TextFilesSource(str(tmp_path), per_line=True), tmp_path)
+    groups = {name: document.group for name, document in documents.items()}
+    assert groups["a.txt.gz:1"] == groups["a.txt.gz:100"] != groups["a.txt.gz:101"] == groups["a.txt.gz:150"]
+    assert groups["rows.jsonl:1"] != groups["rows.jsonl:2"] == groups["rows.jsonl:3"], "rows are documents"
+
+
 def test_lines_can_be_documents(tmp_path, folder):
     documents, _ = read(TextFilesSource(str(folder / "a.txt"), per_line=True), tmp_path)
     assert [document.text.strip() for document in documents.values()] == ["A text.", "Two lines."]
@@ -348,6 +379,11 @@ def test_html_that_is_not_closed_properly():
     assert html_text("") == "" and html_text("<nav>all of it") == ""
 
 
+def overwritten(packed: bytes) -> bytes:
+    """A compressed file whose middle holds something else."""
+    return packed[:20] + b"\xff" * 20 + packed[40:]
+
+
 @pytest.fixture
 def manuals(tmp_path) -> Path:
     """Two of the packages, unpacked."""
@@ -367,6 +403,7 @@ def manuals(tmp_path) -> Path:
     (linux / "c.rst.gz").write_bytes(gzip.compress(text(*range(30, 40))))
     (linux / "short.rst.gz").write_bytes(gzip.compress(b"See c."))
     (linux / "cut.rst.gz").write_bytes(gzip.compress(text(*range(50, 90)))[:-20])
+    (linux / "noise.rst.gz").write_bytes(overwritten(gzip.compress(text(*range(50, 90)))))
     (linux / "translations/it/d.rst.gz").write_bytes(gzip.compress(text(*range(40, 50))))
     (perl / "perlcopy.pod").write_bytes(text(*range(30, 40)).replace(b" is a ", b"  is\ta "))
     (perl / "perlnumbered.pod").write_bytes(b"1. " + text(*range(60, 70)).replace(b"manual", b"manual 5.36"))
@@ -386,6 +423,7 @@ def test_manuals_without_copies_and_with_similar_ones_together(tmp_path, manuals
     assert len(set(groups.values())) == 3
     assert skipped["copy of another file"] == 1 and skipped["not UTF-8"] == 1
     assert skipped["shorter than 200 characters"] == 1 and skipped["cannot be read (EOFError)"] == 1
+    assert skipped["cannot be read (error)"] == 1, "zlib's"
     assert documents["linux-doc-6.1/a.rst.gz"].split == documents["linux-doc-6.1/b.txt.gz"].split
 
 

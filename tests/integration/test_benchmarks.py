@@ -1,0 +1,124 @@
+"""The scripts behind the language tasks' ratios and baselines, at sizes of seconds: what they print, not how fast it was."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.toy_translation import parallel_files
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+Script = Callable[..., Any]
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Script:
+    """`script("generation", "--rounds", 1)`: its module, ready for `main()` with these arguments."""
+
+    def load(name: str, *arguments: object) -> Any:
+        monkeypatch.syspath_prepend(str(FOLDER))  # they import what they share by its bare name
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        return importlib.import_module(f"benchmarks.{name}")
+
+    return load
+
+
+def rows(printed: str) -> dict[str, list[str]]:
+    """The cells of the printed Markdown tables, by their first one."""
+    lines = [line.strip().strip("|").split("|") for line in printed.splitlines() if line.startswith("|")]
+    return {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in lines if "--" not in cells[0]}
+
+
+def test_generation(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    """All contestants write the same tokens, or the script itself fails."""
+    pytest.importorskip("transformers")
+    sizes = ("--layers", 1, "--width", 64, "--vocabulary", 60, "--tokens", 4, "--batch", 2, "--rounds", 1)
+    script("generation", *sizes).main()
+    printed = capsys.readouterr().out
+    table = rows(printed)
+    names = {"ours, cache", "ours, no cache", "transformers, cache"}
+    names |= {f"{whose}, cache, batch 2" for whose in ("ours", "transformers")}
+    assert names <= set(table) and all(float(table[name][0]) > 0 for name in names)
+    for ratio in (
+        "cache / no cache",
+        "batch 2 / one prompt",
+        "ours / transformers",
+        "ours / transformers, batch 2",
+    ):
+        assert f"\n{ratio}:" in printed
+
+
+TINY = (
+    "--layers",
+    1,
+    "--width",
+    64,
+    "--vocabulary",
+    50,
+    "--batch",
+    2,
+    "--length",
+    16,
+    "--rounds",
+    1,
+    "--dtype",
+    "fp32",
+)
+
+
+def test_language_step(
+    script: Script, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers")
+    module = script("language_step", *TINY)
+    asked: list[list[str]] = []
+    # A process for each contestant is what the memory needs and a test does not.
+    monkeypatch.setattr(module, "alone", lambda arguments: asked.append(arguments) or 1.0)
+    module.main()
+    table = rows(capsys.readouterr().out)
+    for family, contestants in module.FAMILIES.items():
+        assert table[f"{family}, fp32"] == ["tokens/s", "ours is faster by", "memory MiB", "parameters"]
+        for name in contestants:
+            speed, ratio, memory, parameters = table[name]
+            assert float(speed) > 0 and ratio.startswith("x") and memory == "1" and parameters.endswith(" M")
+            assert [family, name, "fp32"] in asked
+        assert table[module.OURS[family]][1] == "x1.00"
+    assert table["ours, Pre-LN"][3] == table["transformers GPT-2, Pre-LN"][3], "the same model"
+
+    module = script("language_step", "--loss", *TINY)
+    module.main()
+    table = rows(capsys.readouterr().out)
+    assert table["vocabulary, fp32"] == ["plain ms", "chunked ms", "plain MiB", "chunked MiB"]
+    assert {"4096", "16384", "65536"} <= set(table) and len(table["65536"]) == 4
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells what a process holds")
+@pytest.mark.parametrize("what", [("causal", "ours, Magneto", "fp32"), ("loss", "chunked", "fp32", "4096")])
+def test_the_memory_of_one_contestant(
+    script: Script, capsys: pytest.CaptureFixture[str], what: tuple[str, ...]
+) -> None:
+    script("language_step", *TINY, "--measure", *what).main()
+    assert float(capsys.readouterr().out) >= 0
+
+
+def test_translation_baselines(
+    script: Script, toy_parallel: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside the two baselines, the references themselves as a system's output."""
+    pytest.importorskip("sklearn")
+    overrides = [
+        "data=parallel_files", *parallel_files(toy_parallel), f"data_dir={tmp_path}", "data.tokenizer.vocab_size=90",
+    ]  # fmt: skip
+    script("translation_baselines", *overrides, "--hypotheses", toy_parallel / "test.fr").main()
+    printed = capsys.readouterr().out
+    assert "40 test pairs, 600 to look up in" in " ".join(printed.split())
+    assert "BLEU: nrefs:1" in printed and "chrF: nrefs:1" in printed
+    scores = {}
+    for name in ("copy of the source", "look-up (words)", "test.fr"):
+        (line,) = (line for line in printed.splitlines() if line.strip().startswith(name))
+        scores[name] = [float(value) for value in line.replace(name, "").split()]
+    assert scores["test.fr"] == [100.0, 100.0]
+    assert scores["copy of the source"][0] < 10 < scores["look-up (words)"][0] < 100
