@@ -97,8 +97,6 @@ def test_two_processes_train_vision_and_language_with_both_losses(prepared_dir: 
     assert result["metrics"]["test/gallery"] == KINDS, "both processes' parts are one gallery"
     curve = losses(tmp_path / "runs/vl/two")
     assert curve[-1] < curve[0]
-    tested = magneto("mode=test", "checkpoint=runs/vl/two", *same[1:], cwd=tmp_path)
-    assert tested.returncode == 0, tested.stderr
 
 
 @pytest.mark.slow
