@@ -16,11 +16,11 @@ from hydra.utils import get_class
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import Logger, WandbLogger
+from omegaconf import OmegaConf
 
-from magneto import callbacks
+from magneto import callbacks, checkpoint
 from magneto.averaging import LastWeights
-from magneto.checkpoint import AtomicCheckpointIO
-from magneto.cli import options
+from magneto.cli import CONF, options
 from magneto.data.base import DataModule
 from magneto.errors import UserError, from_mapping, nearest
 from magneto.loggers import CSVLogger, wandb_logger
@@ -60,6 +60,27 @@ def check_task(config: Mapping[str, Any]) -> None:
             f"task={config['task']['name']} learns from a {wanted.__name__}, and data={config['data']['name']} is a "
             f"{given.__name__}. Leave data= out for the task's own corpus, or choose another one (docs/data.md)."
         )
+
+
+def adopt_task(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of mode=test with the task of its checkpoint.
+
+    What a task's own file sets of the data, and the chosen corpus leaves open, comes along: the masks of masked models.
+    Raises `UserError` when there is no such checkpoint or no data.
+    """
+    hyper_parameters, _ = checkpoint.read_model(config["checkpoint"])
+    target = hyper_parameters["task"]
+    name = task_class(target).name
+    if config["data"] is None:
+        raise UserError(
+            f"data= is missing: checkpoint={config['checkpoint']} is of task={name}. Say data= and what it is to "
+            f"be tested on, or task={name} for that task's own corpus."
+        )
+    file = CONF / "task" / f"{name}.yaml"
+    usual: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
+    own = usual.get("data") or {}
+    data = {key: own.get(key) if value is None else value for key, value in config["data"].items()}
+    return {**config, "task": {"name": name, "_target_": target}, "data": data}
 
 
 def build_data(node: Mapping[str, Any]) -> DataModule:
@@ -154,7 +175,7 @@ def build_trainer(
             default_root_dir=folder.path,
             logger=loggers,
             callbacks=watching,
-            plugins=[AtomicCheckpointIO()],
+            plugins=[checkpoint.AtomicCheckpointIO()],
             enable_checkpointing=True,
         )
     except (TypeError, ValueError, MisconfigurationException) as error:

@@ -321,18 +321,21 @@ class StabilityProbe(Callback):
     - `activation_rms/layer_NN`: root mean square of each layer's output, over batch, time (padding included) and width:
       the magnitude that grows in deep Sub-LN vision models (microsoft/torchscale issue 14).
     - `activation_max/layer_NN`: the largest absolute value in it, which is what a number format has to hold.
+      Both over all passes of the step, where a task has several (`task=vl`: pictures, texts, pairs).
     - `update_to_weight/...`: ||change of the weights in this step|| / ||weights||, for stem, backbone and head and over all.
     """
 
     def __init__(self, every: int) -> None:
         self.every = every
         self._before: dict[str, Tensor] | None = None
-        self._seen: dict[str, Tensor] = {}
+        # Of each pass of a layer: its largest value, the mean of its squares, and over how many.
+        self._seen: dict[str, list[tuple[Tensor, Tensor, int]]] = defaultdict(list)
         self._stack: Any = None
 
     def _due(self, trainer: L.Trainer, batch_idx: int) -> bool:
-        step = batch_idx // trainer.accumulate_grad_batches + 1
-        return self.every > 0 and (step % self.every == 0 or step == 1)
+        # Of the batches that a step accumulates, the last one is looked at.
+        step, more = divmod(batch_idx + 1, trainer.accumulate_grad_batches)
+        return self.every > 0 and more == 0 and (step % self.every == 0 or step == 1)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
@@ -343,7 +346,7 @@ class StabilityProbe(Callback):
             # Compiled layers ignore hooks that come later: this step runs them uncompiled.
             self._stack = torch.compiler.set_stance("force_eager")
             self._stack.__enter__()
-            self._seen = {}
+            self._seen.clear()
             self._handles = [
                 layer.register_forward_hook(self._hook(name)) for name, layer in pl_module.named_layers()
             ]
@@ -352,8 +355,7 @@ class StabilityProbe(Callback):
         def store(module: nn.Module, inputs: Any, output: Any) -> None:
             hidden = output[0] if isinstance(output, tuple) else output
             hidden = hidden.detach().float()
-            self._seen[f"activation_rms/{name}"] = hidden.square().mean().sqrt()
-            self._seen[f"activation_max/{name}"] = hidden.abs().max()
+            self._seen[name].append((hidden.abs().max(), hidden.square().mean(), hidden.numel()))
 
         return store
 
@@ -372,7 +374,11 @@ class StabilityProbe(Callback):
             return
         self._unhook()
         assert isinstance(pl_module, TaskModule)
-        metrics = {f"probe/{name}": float(value) for name, value in self._seen.items()}
+        metrics = {}
+        for name, passes in self._seen.items():
+            total = sum(float(square) * count for _, square, count in passes)
+            metrics[f"probe/activation_rms/{name}"] = math.sqrt(total / sum(count for *_, count in passes))
+            metrics[f"probe/activation_max/{name}"] = max(float(largest) for largest, *_ in passes)
         if self._before is not None:
             squares: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
             for name, parameter in pl_module.named_parameters():

@@ -2,6 +2,7 @@
 
 A checkpoint (`.ckpt`) is Lightning's, with all that a run needs to go on. An export is a folder with
 `model.safetensors`, `config.json` and, where the task has one, `tokenizer.json`: all that is needed to use the model.
+A run's folder stands for its export, or for its best checkpoint until there is one.
 """
 
 import json
@@ -77,12 +78,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def load_task(path: str | Path) -> "TaskModule":
-    """The task with its weights, from a checkpoint or from an export folder alone.
+    """The task with its weights, from a checkpoint, an export folder or a run's folder alone.
 
     The averaged weights are taken where the run kept an exponential moving average.
 
     Raises:
-        UserError: the path is neither, or it is damaged.
+        UserError: the path is none of these, or it is damaged.
     """
     hyper_parameters, weights = read_model(path)
     from magneto.tasks.base import task_class
@@ -93,12 +94,21 @@ def load_task(path: str | Path) -> "TaskModule":
 
 
 def read_model(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Hyper-parameters and weights of a task, from a checkpoint or an export folder; see `load_task`."""
-    path = Path(path)
+    """Hyper-parameters and weights of a task, from a checkpoint, an export or a run's folder; see `load_task`."""
+    path = of_run(path)
     if path.is_dir():
         return _read_export(path)
     content = read_checkpoint(path)
     return content["hyper_parameters"], content.get("averaged_state_dict") or content["state_dict"]
+
+
+def of_run(path: str | Path) -> Path:
+    """Where the model of a run's folder is; any other path as it is."""
+    path = Path(path)
+    export, best = path / "export", path / "checkpoints/best.ckpt"
+    if (export / "config.json").is_file():
+        return export
+    return best if best.is_file() else path
 
 
 def _read_export(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -106,7 +116,8 @@ def _read_export(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]
     for file in (config_file, weights_file):
         if not file.is_file():
             raise UserError(
-                f"{folder}: not an export, {file.name} is missing. Write one with mode=export checkpoint=..."
+                f"{folder}: neither a run's folder with a model in it nor an export, {file.name} is missing. Write an "
+                "export with mode=export checkpoint=..."
             )
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))

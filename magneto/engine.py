@@ -56,11 +56,15 @@ def run(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
     mode = config["mode"]
     _log_to_screen()
     if mode in ("test", "predict", "export") and not config["checkpoint"]:
-        raise UserError(f"mode={mode} needs checkpoint=: a run's checkpoints/best.ckpt, or an export folder.")
+        raise UserError(
+            f"mode={mode} needs checkpoint=: a run's folder, its checkpoints/best.ckpt, or an export folder."
+        )
     if mode == "predict":
         return _predict(config)
     if mode == "export":
         return _export(config)
+    if mode == "test" and config["task"] is None:
+        config = assembly.adopt_task(config)
     assembly.check_task(config)
     config = pretrained.adopt(config, overrides)
     with callbacks.cpu_threads(config["trainer"]["threads"]):
@@ -217,7 +221,7 @@ def _test(config: dict[str, Any]) -> dict[str, Any]:
         )
     data = assembly.build_data(config["data"])
     data.prepare()
-    data.use_spec(task.spec)
+    data.use_spec(task.spec if task.uses_labels else {**task.spec, "labels": []})
     trainer = L.Trainer(
         **assembly.trainer_arguments(config), logger=False, enable_checkpointing=False,
         callbacks=[callbacks.ConfigureRun(), *assembly.progress_bar(config)],
@@ -313,7 +317,8 @@ def _inputs(config: Mapping[str, Any]) -> PredictInput:
 
 def _export(config: dict[str, Any]) -> dict[str, Any]:
     source = Path(config["checkpoint"])
-    target = Path(config["output"]) if config["output"] else source.parent.parent / "export"
+    own = source.parent.parent if source.is_file() else source  # the run's folder
+    target = Path(config["output"]) if config["output"] else own / "export"
     if target.exists():
         raise UserError(
             f"{target}: exists already. Say with output= in which new folder the export is to be."

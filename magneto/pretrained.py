@@ -1,7 +1,7 @@
 """Starting from a pretrained model (`init_from=`): its shape, its tokenizer, its weights.
 
-`init_from` names a checkpoint (`RUN/checkpoints/best.ckpt`), an export folder, `hf:NAME_OR_FOLDER` or `beit3:FILE`
-(importers/).
+`init_from` names a run's folder, a checkpoint (`RUN/checkpoints/best.ckpt`), an export folder, `hf:NAME_OR_FOLDER` or
+`beit3:FILE` (importers/).
 Two steps, both called by the engine:
 
 1. `adopt(config, overrides)`, before anything is built: the backbone gets the shape of the pretrained one and the data
@@ -115,7 +115,7 @@ def read_pretrained(source: str) -> Pretrained:
         return _imported(source, "beit3", source.removeprefix(BEIT3))
     if not Path(source).expanduser().exists():
         raise UserError(
-            f"init_from={source}: there is no such checkpoint or export folder. A model of the Hugging Face hub, or "
+            f"init_from={source}: there is no such checkpoint, run or export folder. A model of the Hugging Face hub, or "
             f"in its format, is named {HUB}{source}."
         )
     hyper_parameters, weights = read_model(Path(source).expanduser())

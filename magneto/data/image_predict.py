@@ -9,14 +9,22 @@ from PIL import Image
 from torch import Tensor
 
 from magneto.data.image_store import ImageSpec
-from magneto.data.pictures import SUFFIXES, BadPicture, find_pictures, read_picture
+from magneto.data.pictures import SUFFIXES, SVG_SIDE, BadPicture, find_pictures, read_picture
 from magneto.errors import UserError
 
 log = logging.getLogger(__name__)
 
 
-def user_pictures(path: str | Path, channels: int = 3) -> Iterator[tuple[Path, Image.Image]]:
+def user_pictures(
+    path: str | Path, channels: int = 3, svg_side: int = SVG_SIDE, key: str = "input"
+) -> Iterator[tuple[Path, Image.Image]]:
     """The picture of a file, or all pictures below a folder, in the order of their names.
+
+    Args:
+        path: the file or folder.
+        channels: see `read_picture`.
+        svg_side: see `read_picture`; that of the model's spec makes of a drawing what it was trained on.
+        key: what the user called the path, for messages.
 
     Raises:
         UserError: there is no such file or folder; the named file, or every one of the folder, cannot be read. Single
@@ -25,17 +33,17 @@ def user_pictures(path: str | Path, channels: int = 3) -> Iterator[tuple[Path, I
     path = Path(path).expanduser()
     if not path.is_dir():
         if not path.is_file():
-            raise UserError(f"input={path}: there is no such file or folder.")
+            raise UserError(f"{key}={path}: there is no such file or folder.")
         try:
-            yield path, read_picture(path, channels)
+            yield path, read_picture(path, channels, svg_side=svg_side)
         except BadPicture as bad:
-            raise UserError(f"input={path}: {bad}. Give a picture ({', '.join(SUFFIXES)}).") from bad
+            raise UserError(f"{key}={path}: {bad}. Give a picture ({', '.join(SUFFIXES)}).") from bad
         return
     used = 0
     bad_ones: list[str] = []
     for file in find_pictures(path):
         try:
-            image = read_picture(file, channels)
+            image = read_picture(file, channels, svg_side=svg_side)
         except BadPicture as bad:
             bad_ones.append(f"{file}: {bad}")
             log.warning("passed over: %s", bad_ones[-1])
@@ -46,7 +54,7 @@ def user_pictures(path: str | Path, channels: int = 3) -> Iterator[tuple[Path, I
         reason = (
             f"none can be read; the first: {bad_ones[0]}" if bad_ones else f"none with {', '.join(SUFFIXES)}"
         )
-        raise UserError(f"input={path}: there is no picture in this folder ({reason}).")
+        raise UserError(f"{key}={path}: there is no picture in this folder ({reason}).")
 
 
 def evaluation_batch(images: list[Image.Image], spec: ImageSpec) -> Tensor:

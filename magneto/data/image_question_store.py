@@ -68,8 +68,9 @@ class SourcePictures:
         if self._prepared.stored:
             pixels = self._prepared.pixels[row]
         else:
-            image = read_picture(self._prepared.image(row), self._spec.channels)
-            pixels = self._spec.evaluation_picture(image)
+            spec = self._spec
+            image = read_picture(self._prepared.image(row), spec.channels, svg_side=spec.svg_side)
+            pixels = spec.evaluation_picture(image)
         return np.asarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
 
 

@@ -62,6 +62,11 @@ class ImageSpec:
         )
         return ((images.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
+    @property
+    def svg_side(self) -> int:
+        """Pixels of the longer side that SVG pictures are drawn with: twice what is kept, for smooth lines."""
+        return 2 * self.image_size
+
     def evaluation_picture(self, image: Image.Image) -> np.ndarray:
         """A decoded picture as evaluation sees it: (channels, S, S) uint8."""
         if self.fit == "pad" or self.eval_crop == 1:
@@ -203,7 +208,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         for row in rows.tolist():
             image = self.prepared.image(row)
             try:
-                pictures.append(read_picture(image, spec.channels))
+                pictures.append(read_picture(image, spec.channels, svg_side=spec.svg_side))
             except BadPicture as bad:
                 path = image.path if isinstance(image, Slice) else image
                 raise UserError(

@@ -65,15 +65,15 @@ def _part(sample: dict[str, Any]) -> str:
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
-    """Ids that the most runs have, by turns over languages and directions so that each is seen."""
+    """Ids that the most runs have, by turns over kinds, languages and directions so that each is seen."""
     order = list(dict.fromkeys(name for run in runs for name in run.samples))
     coverage = {name: sum(name in run.samples for run in runs) for name in order}
     most = max(coverage.values(), default=0)
-    by_part: dict[str, list[str]] = {}
+    by_part: dict[tuple[str, str], list[str]] = {}
     for name in order:
         if coverage[name] == most:
             sample = next(run.samples[name] for run in runs if name in run.samples)
-            by_part.setdefault(_part(sample), []).append(name)
+            by_part.setdefault((str(sample.get("kind")), _part(sample)), []).append(name)
     turns = [name for turn in zip_longest(*by_part.values()) for name in turn if name is not None]
     return turns[:MOST]
 

@@ -123,6 +123,8 @@ class TaskModule(L.LightningModule):
     """The kind of data that it learns from."""
     headline: ClassVar[str | None] = None
     """The metric that runs are compared by, without its split, where it is not the monitored one."""
+    uses_labels: ClassVar[bool] = True
+    """Whether the classes of the data, if it has any, are what is learnt: other data must have the same ones then."""
 
     def __init__(
         self,
@@ -243,8 +245,8 @@ class TaskModule(L.LightningModule):
     def named_layers(self) -> Iterator[tuple[str, nn.Module]]:
         """The layers of the backbone, as the stability probe names them: `layer_00`, or `encoder/layer_00`."""
         for path, stack in self._stacks():
-            side = path.rpartition(".")[2]
-            prefix = f"{side}/" if side in ("encoder", "decoder") else ""
+            side = next((part for part in path.split(".") if part in ("encoder", "decoder")), None)
+            prefix = f"{side}/" if side else ""
             yield from ((f"{prefix}layer_{index:02d}", layer) for index, layer in enumerate(stack.layers))
 
     def _stacks(self) -> list[tuple[str, Stack]]:
@@ -398,10 +400,10 @@ class TaskModule(L.LightningModule):
         # For any Lightning callback that watches a metric, and for the progress bar.
         self.log_dict(values, logger=False)
         stride = max(1, len(shown) // max(self.num_samples, 1))
-        self._show(split, shown[::stride][: self.num_samples])
-        self._show(split, self.overview() if self.num_samples else [])
+        self._show(split, "samples", shown[::stride][: self.num_samples])
+        self._show(split, "overview", self.overview() if self.num_samples else [])
 
-    def _show(self, split: str, shown: Sequence[Sample]) -> None:
+    def _show(self, split: str, what: str, shown: Sequence[Sample]) -> None:
         if not shown or not self.trainer.is_global_zero:
             return
         rows = [{"step": self.global_step, "split": split, **sample} for sample in shown]
@@ -410,7 +412,7 @@ class TaskModule(L.LightningModule):
             with self.samples_file.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
         for logger in self.loggers:
-            log_samples(logger, f"{split}/samples", rows, self.global_step)
+            log_samples(logger, f"{split}/{what}", rows, self.global_step)
 
     # ------------------------------------------------------------------ helpers
 

@@ -90,7 +90,7 @@ class BEiT(MaskedPictures):
 
     def step(self, batch: Batch) -> StepOutput:
         """Loss summed over the hidden patches; the weight is their number."""
-        images, masked = batch["image"], batch["masked"]
+        images, masked = batch["image"], self.hidden(batch)
         made, wanted = self(images, masked), self.wanted(images, masked)
         weight = torch.tensor(float(len(made)), device=images.device)
         loss = self.patch_loss(made, wanted)
@@ -155,7 +155,9 @@ class BEiT(MaskedPictures):
             raise UserError(
                 "prompt=: this model reads pictures. Say input= with a picture or a folder of them."
             )
-        for number, (file, image) in enumerate(user_pictures(inputs.path, self.spec["channels"])):
+        for number, (file, image) in enumerate(
+            user_pictures(inputs.path, self.pictures.channels, self.pictures.svg_side)
+        ):
             images = evaluation_batch([image], self.pictures).to(self.device)
             masks = BlockMasking().draw(
                 self.stem.grid, np.array([number]), seed=0, purpose="masks of predict", epoch=0

@@ -97,8 +97,8 @@ class PredictOptions:
     """Classes that are told of each picture, the likeliest first."""
 
     def __post_init__(self) -> None:
-        if self.top_k < 1:
-            raise UserError(f"predict.top_k={self.top_k}: must be at least 1.")
+        if not isinstance(self.top_k, int) or self.top_k < 1:
+            raise UserError(f"predict.top_k={self.top_k}: must be at least 1, and a whole number.")
 
 
 class Head(nn.Module):
@@ -351,7 +351,7 @@ class ImageClassification(TaskModule):
 
     def _prepared(self, path: str) -> Iterator[tuple[Path, Tensor]]:
         """Files and their pictures as evaluation sees them, (C, S, S) uint8, so that large originals do not pile up."""
-        for file, image in user_pictures(path, self.spec["channels"]):
+        for file, image in user_pictures(path, self.pictures.channels, self.pictures.svg_side):
             yield file, torch.from_numpy(self.pictures.evaluation_picture(image))
 
 

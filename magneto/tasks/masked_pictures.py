@@ -16,7 +16,7 @@ from magneto.data.image import ImageDataModule
 from magneto.errors import UserError, from_mapping, nearest
 from magneto.nn.random_projection import RandomProjection
 from magneto.nn.visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
-from magneto.tasks.base import TaskModule
+from magneto.tasks.base import Batch, TaskModule
 from magneto.tasks.visual_tokenizer import VisualTokenization
 from magneto.visual_tokens import DefaultTokenizer, default_tokenizer
 
@@ -57,6 +57,7 @@ class MaskedPictures(TaskModule):
     `prepare_target` finds the tokenizer, `build_target` makes `self.target`, `wanted` and `patch_loss` make the loss.
     """
 
+    uses_labels = False
     target: VisualTokenizer | RandomProjection | None  # no value here: it would hide the module of that name
     """What gives the codes; None for pixels."""
 
@@ -103,6 +104,15 @@ class MaskedPictures(TaskModule):
         if self.target is not None:
             self.target.eval()
         return self
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """(B, N) bool, the hidden patches of a batch. Raises `UserError` where the data hides none."""
+        if "masked" not in batch:
+            raise UserError(
+                f"data.masking is missing: task={self.name} hides patches. Say data.masking as it was in training."
+            )
+        masked: Tensor = batch["masked"]
+        return masked
 
     def wanted(self, images: Tensor, masked: Tensor) -> Tensor:
         """Of the M hidden patches: codes (M,) int64, or normalised pixels (M, C * patch * patch)."""

@@ -9,6 +9,7 @@ then stand for what a trained model sees in a patch.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ class VisualTokenizerOptions:
     commitment: float = 0.25
     """Weight of the encoder's distance to its codes."""
     teacher: str | None = None
-    """VQ-KD: name of a timm model whose features are learnt; the backbone is the encoder then."""
+    """VQ-KD: name of a timm model whose features are learnt, one vector for each patch; the backbone is the encoder then."""
     teacher_file: str | None = None
     """Its weights; None: timm downloads them."""
     teacher_width: int | None = None
@@ -88,6 +89,7 @@ class VisualTokenization(TaskModule):
     monitor = "val/loss"
     Options = VisualTokenizerOptions
     Data = ImageDataModule
+    uses_labels = False
     options: VisualTokenizerOptions
 
     @classmethod
@@ -131,8 +133,8 @@ class VisualTokenization(TaskModule):
             self._given.append(_teacher(self.options.teacher, self.options.teacher_file).to(images.device))
         teacher: Any = self._given[0]
         with torch.no_grad():
-            features: Tensor = teacher.forward_features(_as_it_likes(teacher, images, self.pictures))
-        features = features[:, teacher.num_prefix_tokens :]
+            seen = teacher.forward_features(_as_it_likes(teacher, images, self.pictures))
+        features = _of_patches(teacher, seen)
         patches = self.tokenizer.config.grid**2
         if features.shape[1] != patches:
             raise UserError(
@@ -202,7 +204,7 @@ class VisualTokenization(TaskModule):
             raise UserError(
                 "prompt=: this model reads pictures. Say input= with a picture or a folder of them."
             )
-        for file, image in user_pictures(inputs.path, self.spec["channels"]):
+        for file, image in user_pictures(inputs.path, self.pictures.channels, self.pictures.svg_side):
             images = evaluation_batch([image], self.pictures).to(self.device)
             codes = self.tokenizer.codes(images)
             (panel,) = self._panels(images, self.tokenizer.decode(codes), codes)
@@ -246,19 +248,45 @@ def _teacher(name: str, file: str | None) -> Any:
         import timm
     except ImportError as error:
         raise UserError("task.teacher needs timm: pip install timm.") from error
+    # As timm loads what it downloads: a classifier in the file is left out.
+    source = {"file": file, "custom_load": Path(file).suffix in (".npz", ".npy")} if file else None
+    made: list[Any] = []
     try:
-        source: dict[str, Any] = {"checkpoint_path": file} if file else {"pretrained": True}
-        model = timm.create_model(name, num_classes=0, **source)
+        for seed in (0, 1) if file else (0,):
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(seed)  # of the CPU alone
+                made.append(
+                    timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=source)
+                )
     except Exception as error:  # of several kinds: unknown name, no network, a file that does not fit
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"task.teacher={name}: cannot be made ({str(error).splitlines()[0]}). Name a Vision Transformer of timm and, "
-            "without a network, its weights in task.teacher_file."
+            f"task.teacher={name}: cannot be made ({reason}). Name a model of timm and, without a network, its weights "
+            "in task.teacher_file."
         ) from error
-    if not hasattr(model, "num_prefix_tokens"):
+    # timm passes over what the file lacks: that stays random, and so differs from seed to seed.
+    pairs = zip(made[0].named_parameters(), made[-1].parameters(), strict=True)
+    if random := [key for (key, one), other in pairs if not torch.equal(one, other)]:
         raise UserError(
-            f"task.teacher={name}: is no Vision Transformer; its features do not stand for patches."
+            f"task.teacher_file={file}: lacks {len(random)} tensors of task.teacher={name}, such as {random[0]}. Give "
+            "the weights of that model."
         )
-    return model.eval().requires_grad_(False)
+    return made[0].eval().requires_grad_(False)
+
+
+def _of_patches(teacher: Any, features: Any) -> Tensor:
+    """What `forward_features` gives, (B, prefix + N, C), (B, C, H, W) or (B, H, W, C) -> (B, N, C).
+
+    Raises:
+        UserError: it gives something else.
+    """
+    if not isinstance(features, Tensor) or features.ndim not in (3, 4):
+        name = teacher.pretrained_cfg.get("architecture")
+        raise UserError(f"task.teacher={name}: its features do not stand for patches. Choose another model.")
+    if features.ndim == 4:
+        channels_last = getattr(teacher, "output_fmt", "NCHW") == "NHWC"
+        return features.flatten(1, 2) if channels_last else features.flatten(2).mT
+    return features[:, getattr(teacher, "num_prefix_tokens", 0) :]
 
 
 def _as_it_likes(teacher: Any, images: Tensor, spec: ImageSpec) -> Tensor:

@@ -251,6 +251,7 @@ class VisionLanguage(MaskedPictures):
 
         Of every three examples one gives its picture alone, one its text alone, one both.
         """
+        self.hidden(batch)
         made: dict[str, Tensor] = {}
         wanted: dict[str, Tensor] = {}
         for rows, with_picture, with_text in (
@@ -369,13 +370,14 @@ class VisionLanguage(MaskedPictures):
             raise UserError('prompt=: say input= with pictures and predict.query="a red apple" instead.')
         chosen = from_mapping(PredictOptions, options, "predict")
         if chosen.captions is not None:
-            given = PredictInput(path=chosen.captions, key="predict.captions")
+            given = PredictInput(path=str(chosen.captions), key="predict.captions")
             lines = [line for line in given.lines() if line.strip()]
             if not lines:
                 raise UserError(f"predict.captions={chosen.captions}: holds no caption.")
             yield from self._texts_of_pictures(inputs.path, lines, chosen.top_k)
         else:
-            queries = [chosen.query] if isinstance(chosen.query, str) else list(chosen.query or ())
+            # A number on the command line is a sentence too.
+            queries = list(chosen.query) if isinstance(chosen.query, list | tuple) else [chosen.query]
             yield from self._pictures_of_texts(inputs.path, [str(query) for query in queries], chosen.top_k)
 
     def _pictures_of_texts(self, path: str, queries: Sequence[str], count: int) -> Iterator[dict[str, Any]]:
@@ -429,7 +431,7 @@ class VisionLanguage(MaskedPictures):
 
     def _vectors_of_pictures(self, path: str) -> Iterator[tuple[list[str], list[np.ndarray], Tensor]]:
         """Batches of files, their pixels (C, S, S) uint8 as the model sees them, and their vectors (n, E) on the CPU."""
-        given = user_pictures(path, self.spec["channels"])
+        given = user_pictures(path, self.pictures.channels, self.pictures.svg_side)
         while batch := list(islice(given, PREDICT_BATCH)):
             images = evaluation_batch([image for _, image in batch], self.pictures)
             vectors = self.picture_vectors(images.to(self.device)).cpu()

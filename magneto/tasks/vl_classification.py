@@ -261,7 +261,7 @@ class VisionLanguageClassification(TaskModule):
             )
         assert chosen.question is not None
         tokens, mask = self._question(chosen.question)
-        second = None if chosen.second is None else self._seen(chosen.second)[0][1]
+        second = None if chosen.second is None else self._seen(str(chosen.second))[0][1]
         for batch in self._batches(inputs.path):
             images = torch.stack([image for _, image in batch])[:, None]
             if second is not None:
@@ -282,16 +282,16 @@ class VisionLanguageClassification(TaskModule):
         tokens, mask = pad_texts([ids.astype(np.int64)], self.tokenizer.pad_id or 0, longest)
         return tokens.to(self.device), mask.to(self.device)
 
-    def _batches(self, path: str) -> Iterator[list[tuple[str, Tensor]]]:
+    def _batches(self, path: str, key: str = "input") -> Iterator[list[tuple[str, Tensor]]]:
         """Files, and their pictures (C, S, S) as evaluation sees them."""
-        given = user_pictures(path, self.spec["channels"])
+        given = user_pictures(path, self.pictures.channels, self.pictures.svg_side, key)
         while batch := list(islice(given, PREDICT_BATCH)):
             images = evaluation_batch([image for _, image in batch], self.pictures)
             yield [(str(file), image) for (file, _), image in zip(batch, images, strict=True)]
 
     def _seen(self, path: str) -> list[tuple[str, Tensor]]:
         """The one picture of `predict.second`."""
-        found = next(self._batches(path))
+        found = next(self._batches(path, key="predict.second"))
         if len(found) > 1:
             raise UserError(f"predict.second={path}: must be one picture, not a folder of several.")
         return found

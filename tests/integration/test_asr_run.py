@@ -56,6 +56,12 @@ def test_a_run_leaves_what_the_report_and_a_user_need(run, values) -> None:
     assert all(sample["reference"] for sample in samples)
 
 
+def test_the_probe_looks_at_one_batch_of_those_that_a_step_accumulates(run, values) -> None:
+    folder = run("trainer.accumulate_grad_batches=2")["folder"]
+    for name in ("probe/activation_rms/layer_01", "probe/update_to_weight/all"):
+        assert [step for step, metric, _ in values(folder) if metric == name] == ["1", "5", "10", "15", "20"]
+
+
 def test_the_same_command_again_does_nothing(run, values) -> None:
     first = run()
     before = values(first["folder"], leave_out="nothing")

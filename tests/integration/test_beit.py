@@ -1,13 +1,16 @@
 """task=visual_tokenizer and task=beit, end to end: learn, resume, complete pictures, take a tokenizer or train one."""
 
 import json
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 import yaml
 from PIL import Image
@@ -16,8 +19,8 @@ from magneto import assembly
 from magneto.checkpoint import load_task
 from magneto.errors import UserError
 from magneto.tasks.beit import BEiT
-from magneto.tasks.visual_tokenizer import VisualTokenization
-from tests.small_runs import SHORT, SMALL, drive, folders, training_losses
+from magneto.tasks.visual_tokenizer import VisualTokenization, _of_patches
+from tests.small_runs import SHORT, SMALL, drive, folders, training_losses, values
 from tests.toy_pictures import picture_settings, write_patterns
 
 Run = Callable[..., dict[str, Any]]
@@ -79,24 +82,77 @@ def test_an_interrupted_tokenizer_goes_on_bit_identically(
     )
 
 
-def test_codes_of_a_teacher(tokenize: Run, tmp_path: Path) -> None:
-    """VQ-KD with a timm model of random weights: our Transformer learns what it says of each patch."""
-    import timm
+def write_teacher(file: Path, name: str = "test_vit") -> tuple[str, ...]:
+    """A timm model of random weights with its classifier, as such files are published, and the overrides that name it."""
+    torch.save(timm.create_model(name, num_classes=1000).state_dict(), file)
+    return (f"task.teacher={name}", f"task.teacher_file={file}", "data.image_size=20")
 
-    teacher = timm.create_model("test_vit", num_classes=0)  # 10 x 10 patches
-    weights = tmp_path / "teacher.pth"
-    torch.save(teacher.state_dict(), weights)
-    chosen = ("task.teacher=test_vit", f"task.teacher_file={weights}", "data.image_size=20")
-    result = tokenize(*chosen, "data.patch_size=2")
+
+def test_codes_of_a_teacher(tokenize: Run, run: Run, patterns: Path, tmp_path: Path) -> None:
+    """VQ-KD: our Transformer learns what a timm model says of each patch, and BEiT the codes of that."""
+    chosen = write_teacher(tmp_path / "teacher.pth")  # 10 x 10 patches
+    result = tokenize(*chosen, "data.patch_size=2", "name=codebook")
     losses = training_losses(result["folder"])
     assert losses[-1] < losses[0] and 0 < result["metrics"]["test/reconstruction"] < 1
-    task = load_task(Path(result["folder"]) / "export")
-    assert (
-        isinstance(task, VisualTokenization) and task.tokenizer.config.teacher_width == teacher.num_features
-    )
+    export = Path(result["folder"]) / "export"
+    task = load_task(export)
+    assert isinstance(task, VisualTokenization) and task.tokenizer.config.teacher_width == 64
     assert not any("patch_embed" in name for name in task.state_dict()), "the teacher is not ours to keep"
+    probed = {name for _, name, _ in values(result["folder"]) if name.startswith("probe/activation_rms")}
+    layers = ("encoder/layer_00", "encoder/layer_01", "decoder/layer_00")
+    assert probed == {f"probe/activation_rms/{layer}" for layer in layers}
     with pytest.raises(UserError, match="sees 100 patches in a picture, and data.patch_size=4 makes 25"):
         tokenize(*chosen, "data.patch_size=4")
+
+    trained = run(
+        f"task.tokenizer={export}", "data.image_size=20", "data.patch_size=2", "trainer.max_steps=2", "name=beit"
+    )  # fmt: skip
+    assert np.isfinite(trained["metrics"]["test/loss"])
+    beit = load_task(Path(trained["folder"]) / "export")
+    assert isinstance(beit, BEiT)
+    for name, weight in task.tokenizer.state_dict().items():
+        assert torch.equal(beit.state_dict()[f"target.{name}"], weight), name
+    found = run("mode=predict", f"checkpoint={trained['folder']}", f"input={patterns / 'test/down'}")[
+        "results"
+    ]
+    assert len(found) == 10
+    for row in found:
+        assert row["hidden"] == 40 and 0 <= row["right"] <= 40
+        height, width = row["picture"].shape[:2]
+        assert width == 2 * height + 4, "codes of a teacher draw no third picture"
+
+
+def test_a_convolutional_teacher(tokenize: Run, tmp_path: Path) -> None:
+    """Its features are a map (C, H, W) without a prefix."""
+    chosen = write_teacher(tmp_path / "teacher.pth", "test_convnext")  # 5 x 5 places
+    result = tokenize(*chosen, "data.patch_size=4")
+    losses = training_losses(result["folder"])
+    assert losses[-1] < losses[0]
+
+
+def test_features_of_a_teacher_go_by_rows() -> None:
+    """Whether their channels come first, last, or behind a prefix."""
+    rows = torch.arange(2 * 6 * 3.0).view(2, 6, 3)  # (B, N, C) of 2 x 3 places
+    first = rows.mT.view(2, 3, 2, 3)
+    assert torch.equal(_of_patches(SimpleNamespace(), first), rows)
+    assert torch.equal(_of_patches(SimpleNamespace(output_fmt="NHWC"), first.permute(0, 2, 3, 1)), rows)
+    behind = torch.cat((torch.zeros(2, 1, 3), rows), dim=1)
+    assert torch.equal(_of_patches(SimpleNamespace(num_prefix_tokens=1), behind), rows)
+    with pytest.raises(UserError, match="task.teacher=odd: its features do not stand for patches"):
+        _of_patches(SimpleNamespace(pretrained_cfg={"architecture": "odd"}), torch.zeros(2, 3))
+
+
+def test_a_file_of_another_teacher_is_refused(tokenize: Run, tmp_path: Path) -> None:
+    file = tmp_path / "teacher.pth"
+    chosen = write_teacher(file)
+    weights = torch.load(file, weights_only=True)
+    torch.save({name: weight for name, weight in weights.items() if not name.startswith("blocks.1.")}, file)
+    with pytest.raises(
+        UserError, match=r"teacher_file=.*: lacks \d+ tensors of task.teacher=test_vit, such as blocks.1"
+    ):
+        tokenize(*chosen, "data.patch_size=2")
+    with pytest.raises(UserError, match="task.teacher=test_vit: cannot be made"):
+        tokenize("task.teacher=test_vit", f"task.teacher_file={tmp_path / 'nowhere.pth'}")
 
 
 def test_an_unknown_teacher_is_told(tokenize: Run) -> None:
@@ -208,6 +264,32 @@ def test_checkpoint_and_export_are_enough_and_alike(run: Run, patterns: Path, tm
     tested = run("mode=test", f"checkpoint={folder / 'export'}")["metrics"]
     result = json.loads((folder / "result.json").read_text())["metrics"]
     assert tested == pytest.approx({key: value for key, value in result.items() if key.startswith("test/")})
+
+
+@pytest.mark.parametrize("task", ["beit", "visual_tokenizer"])
+def test_what_uses_no_classes_is_tested_on_other_ones(
+    task: str, run: Run, tokenize: Run, patterns: Path, tmp_path: Path
+) -> None:
+    """And without task=, which the checkpoint knows; of BEiT the masks come with the task."""
+    folder = {"beit": run, "visual_tokenizer": tokenize}[task]("name=one", "trainer.max_steps=2")["folder"]
+    settings = [*picture_settings(patterns), *folders(tmp_path / "data", tmp_path), *SHORT]
+    test = ("mode=test", f"checkpoint={folder}")
+    own = drive(settings, *test)["metrics"]
+    assert own == pytest.approx(
+        {
+            key: value
+            for key, value in json.loads((Path(folder) / "result.json").read_text())["metrics"].items()
+            if key.startswith("test/")
+        }
+    )
+    for split in ("train", "val", "test"):
+        for name, other in (("across", "plaid"), ("down", "dots"), ("checks", "checks")):
+            shutil.copytree(patterns / split / name, tmp_path / "others" / split / other)
+    others = f"data.sources.image_folder.folder={tmp_path / 'others'}"
+    assert drive(settings, *test, others)["metrics"].keys() == own.keys()
+    if task == "beit":
+        with pytest.raises(UserError, match="data.masking is missing: task=beit hides patches"):
+            drive(["task=beit", *settings], *test, "data.masking=null")
 
 
 def test_predict_writes_pictures_beside_its_output(run: Run, patterns: Path, tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from magneto.cli import CONF, literal
+from tests.small_runs import SHORT, SMALL, folders
+from tests.toy_captions import KINDS, caption_settings, write_squares
 
 ROOT = CONF.parent
 
@@ -104,6 +106,23 @@ def test_two_processes_give_the_curve_of_one_with_twice_the_batch(
     results = [json.loads((runs / name / "result.json").read_text())["metrics"] for name in ("one", "two")]
     assert results[1]["test/cer"] == pytest.approx(results[0]["test/cer"])
     assert results[1]["test/loss"] == pytest.approx(results[0]["test/loss"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_train_vision_and_language_with_both_losses(prepared_dir: Path, tmp_path: Path) -> None:
+    """Pairs are compared over both processes, and every expert of the Multiway stack gets its gradient in each."""
+    same = [
+        "task=vl", *caption_settings(write_squares(tmp_path / "squares")), *folders(prepared_dir, tmp_path), *SMALL, *SHORT,
+        "trainer.max_steps=8", "data.batch_size=12", "task.losses={masked: 1, contrastive: 1}", "data.masking={}",
+        "task.target=random_projection", "task.random_codes=32", "backbone.fusion_layers=1", "backbone.drop_path=0",
+    ]  # fmt: skip
+    two = magneto(*same, "name=two", "trainer=ddp", cwd=tmp_path)
+    assert two.returncode == 0, two.stderr
+    result = json.loads((tmp_path / "runs/vl/two/result.json").read_text())
+    assert result["status"] == "finished" and result["steps"] == 8
+    assert result["metrics"]["test/gallery"] == KINDS, "both processes' parts are one gallery"
+    curve = losses(tmp_path / "runs/vl/two")
+    assert curve[-1] < curve[0]
 
 
 @pytest.mark.slow

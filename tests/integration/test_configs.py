@@ -115,6 +115,22 @@ def test_each_task_takes_its_kind_of_data_and_refuses_the_others(task: str, data
             assembly.check_task(config)
 
 
+PICTURES = [
+    (task, data)
+    for task in options("task")
+    for data in DATA
+    if TARGETS[data] == plain(f"task={task}")["data"]["_target_"] and "image" in TARGETS[data]
+]
+
+
+@pytest.mark.parametrize(("task", "data"), PICTURES)
+def test_each_corpus_of_pictures_has_patches_of_a_sensible_size(task: str, data: str) -> None:
+    """Attention is quadratic in their number: 224 pixels in patches of 4 would be 3,136 of them."""
+    config = plain(f"task={task}", f"data={data}", *needed(data))["data"]
+    grid, rest = divmod(config["image_size"], config["patch_size"])
+    assert not rest and 49 <= grid**2 <= 196
+
+
 @pytest.mark.parametrize("experiment", options("experiment"))
 def test_each_experiment_composes_instantiates_and_names_its_task(experiment: str) -> None:
     corpus = {

@@ -66,6 +66,22 @@ def test_a_run_leaves_pictures_and_the_confusion_matrix(run: Run) -> None:
             assert sample["reference"] in CLASSES and sample["predicted"] in CLASSES
 
 
+def test_samples_and_overview_are_logged_apart(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under one name W&B would keep the later of the two."""
+    logged: dict[str, list[str]] = {}
+    monkeypatch.setattr(
+        "magneto.tasks.base.log_samples",
+        lambda logger, key, rows, step: logged.setdefault(key, []).extend(row["kind"] for row in rows),
+    )
+    run("trainer.max_steps=2")
+    assert {key: set(kinds) for key, kinds in logged.items()} == {
+        "val/samples": {"classified"},
+        "val/overview": {"confusion matrix"},
+        "test/samples": {"classified"},
+        "test/overview": {"confusion matrix"},
+    }
+
+
 @pytest.mark.parametrize("backbone", ["magneto", "pre_ln", "post_ln", "deepnorm", "normformer"])
 def test_every_backbone_overfits_one_batch(run: Run, backbone: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: dict[str, Any] = {}
@@ -107,6 +123,30 @@ def test_checkpoint_and_export_predict_alike(run: Run, patterns: Path) -> None:
     tested = run("mode=test", f"checkpoint={folder / 'export'}")["metrics"]
     result = json.loads((folder / "result.json").read_text())["metrics"]
     assert tested == pytest.approx({key: value for key, value in result.items() if key.startswith("test/")})
+
+
+def test_a_runs_folder_stands_for_its_model(run: Run, settings: list[str], patterns: Path) -> None:
+    folder = Path(run("name=one", "trainer.max_steps=4")["folder"])
+    expected = {
+        key: value
+        for key, value in json.loads((folder / "result.json").read_text())["metrics"].items()
+        if key.startswith("test/")
+    }
+    # No task= either: the checkpoint knows it.
+    assert drive(settings, "mode=test", f"checkpoint={folder}")["metrics"] == pytest.approx(expected)
+    predict = ("mode=predict", f"input={patterns / 'test/down'}")
+    answers = run(*predict, f"checkpoint={folder / 'export'}")["results"]
+    assert run(*predict, f"checkpoint={folder}")["results"] == answers
+    assert run(f"init_from={folder}", "name=two", "trainer.max_steps=1")["status"] == "finished"
+    shutil.rmtree(folder / "export")
+    assert run(*predict, f"checkpoint={folder}")["results"] == answers, "of the best checkpoint"
+    assert Path(run("mode=export", f"checkpoint={folder}")["folder"]) == folder / "export"
+    assert run(*predict, f"checkpoint={folder / 'export'}")["results"] == answers
+    assert Path(run("mode=export", f"checkpoint={folder}")["folder"]) == folder / "export"
+    with pytest.raises(UserError, match="data= is missing: checkpoint=.* is of task=image_classification"):
+        drive(SHORT, "mode=test", f"checkpoint={folder}")
+    with pytest.raises(UserError, match="neither a run's folder with a model in it nor an export"):
+        run(*predict, f"checkpoint={patterns}")
 
 
 def test_an_evaluation_set_of_some_classes_asks_for_these_alone(
@@ -206,6 +246,7 @@ def test_impossible_probes_are_refused(run: Run, overrides: list[str], message: 
 
 
 def test_a_senseless_number_of_answers_is_refused(run: Run) -> None:
-    with pytest.raises(UserError, match=r"predict.top_k=0: must be at least 1"):
-        folder = run("name=one", "trainer.max_steps=2")["folder"]
-        run("mode=predict", f"checkpoint={folder}/export", "input=.", "predict.top_k=0")
+    folder = run("name=one", "trainer.max_steps=2")["folder"]
+    for number in ("0", "1.5", "many"):
+        with pytest.raises(UserError, match=rf"predict.top_k={number}: must be at least 1"):
+            run("mode=predict", f"checkpoint={folder}/export", "input=.", f"predict.top_k={number}")

@@ -193,6 +193,30 @@ def test_every_combination_of_losses_learns(run: Run, losses: str, target: str) 
     assert result["throughput"]["model_flops_per_s"] > 0
 
 
+def test_the_probe_looks_at_every_pass_of_a_step(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five with both losses: pictures, texts, and again pictures, texts, pairs."""
+    passes: list[torch.Tensor] = []
+    step = VisionLanguage.step
+
+    def watched(self: VisionLanguage, batch: dict[str, Any]) -> Any:
+        if not self.training:
+            return step(self, batch)
+        handle = self.backbone.layers[0].register_forward_hook(
+            lambda module, given, output: passes.append(output[0] if isinstance(output, tuple) else output)
+        )
+        made = step(self, batch)
+        handle.remove()
+        return made
+
+    monkeypatch.setattr(VisionLanguage, "step", watched)
+    result = run(*BOTH, "task.target=pixels", "trainer.max_steps=1")
+    assert len(passes) == 5
+    seen = torch.cat([hidden.detach().flatten() for hidden in passes])
+    logged = {name: float(value) for _, name, value in values(result["folder"]) if name.startswith("probe/")}
+    assert logged["probe/activation_max/layer_00"] == pytest.approx(float(seen.abs().max()))
+    assert logged["probe/activation_rms/layer_00"] == pytest.approx(float(seen.square().mean().sqrt()))
+
+
 @torch.no_grad()
 def test_a_third_of_a_batch_is_of_each_kind(run: Run) -> None:
     """The loss is that of three forward passes, put together by hand."""
@@ -289,6 +313,14 @@ def test_predict_finds_pictures_for_sentences(
         assert np.asarray(Image.open(output.parent / row["picture"])).shape[1] > 500
 
 
+def test_a_number_is_a_sentence_too(trained: dict[str, Any], run: Run, squares: Path) -> None:
+    for query, told in (("2024", ["2024"]), ("[2024,red]", ["2024", "red"])):
+        found = run(
+            "mode=predict", f"checkpoint={trained['folder']}", f"input={squares / 'test'}", f"predict.query={query}"
+        )["results"]  # fmt: skip
+        assert [row["query"] for row in found] == told
+
+
 def test_predict_finds_lines_for_pictures(
     trained: dict[str, Any], run: Run, squares: Path, tmp_path: Path
 ) -> None:
@@ -312,6 +344,7 @@ def test_predict_finds_lines_for_pictures(
         (("predict.query=a", "predict.captions=b"), "say one of the two"),
         (("predict.query=' '",), "predict.query: is empty"),
         (("predict.captions=nowhere.txt",), "predict.captions=nowhere.txt: no such file"),
+        (("predict.captions=2024",), "predict.captions=2024: no such file"),
         (("predict.query=a", "predict.top_k=0"), "top_k=0"),
         (("predict.query=a", "predict.beam=2"), "predict.beam"),
     ],

@@ -781,6 +781,18 @@ def test_every_kind_of_sample_shows_what_went_in_and_what_came_out(tmp_path: Pat
     assert markdown.count("· translation") == 2 and markdown.count("· continuation") == 1
 
 
+def test_every_kind_of_sample_is_seen(tmp_path: Path) -> None:
+    """The picture of a whole evaluation comes last, after as many examples as a page shows."""
+    samples = [{"id": f"{i:08d}", "kind": "classified", "predicted": "a", "reference": "b"} for i in range(8)]
+    confusion = {"id": "confusion", "kind": "confusion matrix", "picture": "samples/test-confusion.png"}
+    folder = make_run(tmp_path / "runs", samples=[*samples, confusion])
+    (folder / "samples").mkdir()
+    Image.fromarray(np.full((2, 3), 200, np.uint8)).save(folder / "samples/test-confusion.png")
+    html = page_of(tmp_path)
+    assert html.count('<article class="sample">') == 8
+    assert re.search(r"<article class=\"sample\"><header>confusion.*?<img .*?</article>", html)
+
+
 def test_pictures_stand_side_by_side(tmp_path: Path) -> None:
     """Within the page, which opens alone; as links in the text, which lies beside the runs."""
     for backbone in ("pre_ln", "magneto"):

@@ -174,9 +174,12 @@ def _listing(root: Path) -> str:
     total = hashlib.sha256()
     for place, folders, names in os.walk(root):
         folders.sort()
-        entries = {entry.name: entry.stat() for entry in os.scandir(place)}
+        entries = {entry.name: entry for entry in os.scandir(place)}
         for name in sorted(names):
-            stat = entries[name]
+            try:
+                stat = entries[name].stat()
+            except OSError:  # a link to nowhere: a bad picture, told when it is read
+                stat = entries[name].stat(follow_symlinks=False)
             path = os.fsencode(Path(place, name).relative_to(root))
             total.update(path + f"\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
     return total.hexdigest()

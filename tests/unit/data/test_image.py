@@ -151,6 +151,7 @@ def test_bad_pictures_are_counted_listed_and_skipped(module, folder, caplog):
     (train / "wrong_extension.jpg").write_bytes(good)
     Image.new("CMYK", (9, 9), (0, 255, 255, 0)).save(train / "cmyk.jpg")
     (folder / "train/empty").mkdir()
+    (train / "nowhere.png").symlink_to(train / "gone.png")
     for store in ("shards", "files"):
         data = module(store=store)
         report = json.loads((data.folder / "prepare_report.json").read_text())
@@ -160,10 +161,11 @@ def test_bad_pictures_are_counted_listed_and_skipped(module, folder, caplog):
             "empty file": 1,
             "not a picture": 1,
             "a single row or column of pixels": 1,
+            "file cannot be read": 1,
             "class folder without pictures": 1,
         }
         listed = {Path(item["file"]).name for item in report["skipped"]}
-        assert listed == {*broken, "empty"}
+        assert listed == {*broken, "nowhere.png", "empty"}
         assert len(by_id(batches(data))) == 22
     assert "listed in" in caplog.text
 
@@ -493,14 +495,40 @@ def test_a_users_pictures_become_what_evaluation_sees(module, folder):
     assert torch.equal(given.sum((1, 2, 3)).sort()[0], expected.sum((1, 2, 3)).sort()[0])
 
 
+SVG = (
+    '<svg xmlns="http://www.w3.org/2000/svg" width="20" height="20">'
+    '<path d="M2 3 L17 {} L5 18 Z" fill="{}" stroke="black" stroke-width="0.7"/></svg>'
+)
+
+
+@pytest.mark.parametrize("store", ["shards", "files"])
+def test_a_users_drawing_becomes_what_the_model_was_trained_on(module, tmp_path, store):
+    """Thin lines look otherwise when they are drawn larger and made smaller after."""
+    for side in ("train", "val"):
+        for number in range(2):
+            path = tmp_path / f"drawn/{side}/x/{number}.svg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(SVG.format(4 + number, {"train": "red", "val": "teal"}[side]))
+    data = module(root=tmp_path / "drawn", store=store, fit="pad", image_size=20)
+    stored = module(root=tmp_path / "drawn", store="shards", fit="pad", image_size=20)
+    spec = data.spec
+    given = user_pictures(tmp_path / "drawn/val", spec.channels, spec.svg_side)
+    pixels = spec.pixels(evaluation_batch([image for _, image in given], spec))
+    for one in (data, stored):
+        (batch,) = one.val_dataloader()
+        assert torch.equal(pixels, one.spec.pixels(batch["image"]))
+
+
 def test_a_users_bad_pictures(tmp_path, caplog):
     (tmp_path / "bad.png").write_bytes(b"")
     with pytest.raises(UserError, match="empty file"):
         list(user_pictures(tmp_path / "bad.png"))
     with pytest.raises(UserError, match="none can be read; the first: .*bad.png: empty file"):
         list(user_pictures(tmp_path))
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="^input=.*no such file"):
         list(user_pictures(tmp_path / "none"))
+    with pytest.raises(UserError, match="^predict.second=.*no such file"):
+        list(user_pictures(tmp_path / "none", key="predict.second"))
     (tmp_path / "folder").mkdir()
     with pytest.raises(UserError, match="no picture in this folder"):
         list(user_pictures(tmp_path / "folder"))
