@@ -16,6 +16,8 @@ CHUNK_BYTES = {"cpu": 32 * 2**20}
 """fp32 logits of one chunk, unless the caller says otherwise. On a CPU what still fits its caches: there it is also
 faster than a whole pass. Elsewhere OTHER_CHUNK_BYTES, since each chunk adds to the gradient of the whole table."""
 OTHER_CHUNK_BYTES = 256 * 2**20
+LEAST_POSITIONS = 512
+"""Of one chunk, however large the vocabulary: with fewer, adding to that gradient costs more than what is added."""
 
 
 class CrossEntropy(NamedTuple):
@@ -49,13 +51,15 @@ def chunked_cross_entropy(
         targets: (N,) int64 in [0, V).
         bias: (V,) or None.
         label_smoothing: share of the target's mass that is spread over all V tokens (Szegedy et al., arXiv 1512.00567).
-        chunk: most positions of one pass; None: as many as `CHUNK_BYTES` of fp32 logits hold. The positions are shared
-            out evenly among the passes.
+        chunk: most positions of one pass; None: as many as `CHUNK_BYTES` of fp32 logits hold, and LEAST_POSITIONS at
+            least. The positions are shared out evenly among the passes.
         correct: also compare the most probable token with the target, which costs a further look at each logit.
     """
     assert hidden.ndim == 2 and targets.shape == hidden.shape[:1], (hidden.shape, targets.shape)
     if chunk is None:
-        chunk = max(1, CHUNK_BYTES.get(hidden.device.type, OTHER_CHUNK_BYTES) // (4 * len(weight)))
+        chunk = max(
+            LEAST_POSITIONS, CHUNK_BYTES.get(hidden.device.type, OTHER_CHUNK_BYTES) // (4 * len(weight))
+        )
     passes = max(1, -(-len(hidden) // chunk))
     chunk = max(1, -(-len(hidden) // passes))
     # Grad mode is always off inside of a Function, hence asked here; with no_grad nothing needs a gradient.

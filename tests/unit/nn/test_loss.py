@@ -139,11 +139,13 @@ def test_logits_of_all_positions_never_exist(autocast: bool) -> None:
     assert plain.elements == 64 * 5000
 
 
-def test_a_chunk_is_chosen_by_its_bytes() -> None:
-    """At 64k tokens, 32 MiB are 128 positions: 300 are done in three equal parts."""
-    hidden, weight = torch.randn(300, 2, requires_grad=True), torch.randn(65_536, 2, requires_grad=True)
+@pytest.mark.parametrize(("vocabulary", "positions", "part"), [(8_192, 3_000, 1_000), (65_536, 1_100, 367)])
+def test_a_chunk_is_chosen_by_its_bytes(vocabulary: int, positions: int, part: int) -> None:
+    """32 MiB are 1,024 positions of 8k tokens, and 128 of 64k, where 512 are the least: three equal parts each."""
+    hidden = torch.randn(positions, 2, requires_grad=True)
+    weight = torch.randn(vocabulary, 2, requires_grad=True)
     with Largest() as largest:
-        found = chunked_cross_entropy(hidden, weight, torch.randint(65_536, (300,)))
+        found = chunked_cross_entropy(hidden, weight, torch.randint(vocabulary, (positions,)))
         found.loss_sum.backward()
-    assert largest.elements == 100 * 65_536
-    assert float(found.loss_sum.detach()) / 300 > math.log(65_536) - 1
+    assert largest.elements == part * vocabulary
+    assert float(found.loss_sum.detach()) / positions > math.log(vocabulary) - 1
