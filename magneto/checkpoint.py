@@ -43,9 +43,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with part.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
-                os.fsync(
-                    file.fileno()
-                )  # else a crash of the machine may leave the new name without its content
+                # Else a crash of the machine may leave the new name without its content.
+                os.fsync(file.fileno())
             part.replace(path)
         except BaseException:
             part.unlink(missing_ok=True)
