@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_BYTES = {"cpu": 32 * 2**20}
+CHUNK_BYTES = {"cpu": 8 * 2**20}
 """fp32 logits of one chunk, unless the caller says otherwise. On a CPU what still fits its caches: there it is also
 faster than a whole pass. Elsewhere OTHER_CHUNK_BYTES, since each chunk adds to the gradient of the whole table."""
 OTHER_CHUNK_BYTES = 256 * 2**20

@@ -139,9 +139,9 @@ def test_logits_of_all_positions_never_exist(autocast: bool) -> None:
     assert plain.elements == 64 * 5000
 
 
-@pytest.mark.parametrize(("vocabulary", "positions", "part"), [(8_192, 3_000, 1_000), (65_536, 1_100, 367)])
+@pytest.mark.parametrize(("vocabulary", "positions", "part"), [(1_024, 6_000, 2_000), (65_536, 1_100, 367)])
 def test_a_chunk_is_chosen_by_its_bytes(vocabulary: int, positions: int, part: int) -> None:
-    """32 MiB are 1,024 positions of 8k tokens, and 128 of 64k, where 512 are the least: three equal parts each."""
+    """8 MiB are 2,048 positions of 1k tokens, and 32 of 64k, where 512 are the least: three equal parts each."""
     hidden = torch.randn(positions, 2, requires_grad=True)
     weight = torch.randn(vocabulary, 2, requires_grad=True)
     with Largest() as largest:
