@@ -258,6 +258,17 @@ class MT(TaskModule):
             for row, hypothesis in self._hypotheses.items()
         ]
 
+    def on_test_start(self) -> None:
+        """Raise `UserError` for a pair beyond the positions, which a checkpoint can meet in other data."""
+        data: ParallelDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+        longest = -(-int(data.test_set.lengths.max()) // data.pad_to_multiple) * data.pad_to_multiple
+        most = self.facts.longest_text(self.config.max_positions)
+        self.require_positions(
+            longest,
+            f"data: a test pair of {longest} tokens, padding included,",
+            f"set data.max_tokens to {most} or less",
+        )
+
     def on_test_epoch_end(self) -> None:
         """Log `test/...`, and write what was translated into the run's folder: line n of each file belongs together.
 

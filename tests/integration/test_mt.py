@@ -312,6 +312,28 @@ def test_a_translator_goes_on_from_another_on_other_data(run, tmp_path: Path, sh
     assert "tensors taken" in (Path(again["folder"]) / "log.txt").read_text()
 
 
+def test_a_checkpoint_is_not_tested_on_texts_beyond_its_positions(run, tmp_path: Path) -> None:
+    first = run("name=short", "trainer.max_steps=2", "data.max_tokens=30", "backbone.max_positions=32")
+    long = " ".join(["the cat sees a bird"] * 12)
+    corpus = {}
+    for split in ("train", "val", "test"):
+        (tmp_path / f"{split}.tsv").write_text(
+            f"{split} sees the cat\t{split} voit le chat\n{split} {long}\t{split} {long}\n"
+        )
+        corpus[split] = f"data.sources.files.{split}={{tsv:{tmp_path / split}.tsv}}"
+    with pytest.raises(
+        UserError, match=r"a test pair of \d+ tokens.*max_positions=32.*set data.max_tokens to"
+    ):
+        drive(
+            [
+                "task=mt", "data=parallel_files", *corpus.values(), "data.clean.templates=false",
+                "data.clean.identical=false", "data.tokenizer.vocab_size=40", "data.max_tokens=200",
+                *folders(tmp_path / "data", tmp_path),
+            ],
+            "mode=test", f"checkpoint={Path(first['folder']) / 'export'}",
+        )  # fmt: skip
+
+
 def test_separate_vocabularies_and_an_output_layer_of_its_own(run) -> None:
     result = run("data.tokenizer.shared=false", "data.tokenizer.vocab_size=80", "trainer.max_steps=8")
     task = load_task(Path(result["folder"]) / "export")

@@ -1,6 +1,5 @@
 """Your own parallel text: two line-aligned files, a TSV or a TMX file (see docs/data.md)."""
 
-import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
@@ -9,6 +8,7 @@ from typing import Any
 
 from magneto.data.sources import SPLITS, Skipped
 from magneto.data.sources.documents import LINES, BadText, decode_text
+from magneto.data.sources.fetch import file_digest
 from magneto.data.sources.pairs import Pair, ParallelCorpus, parse_directions
 from magneto.errors import UserError
 
@@ -64,8 +64,12 @@ class ParallelFilesSource:
                 raise UserError(f"data: {name}: {path}: there is no such file.")
         digests = {}
         for name, path in files.items():
-            with path.open("rb") as file:
-                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+            try:
+                digests[name] = file_digest(path)
+            except OSError as error:
+                raise UserError(
+                    f"data: {name}: {path}: cannot be read ({error.strerror}). Check its permissions."
+                ) from error
         return {
             "corpus": "parallel_files",
             "recipe": 2,  # the first divided a TMX unit by unit

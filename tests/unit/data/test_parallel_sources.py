@@ -414,6 +414,19 @@ def test_files_of_stated_splits_and_wrong_combinations(tmp_path: Path) -> None:
         ParallelFilesSource("english-french", tsv="a.tsv")
 
 
+def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Permissions do not hold root back, hence an open that fails."""
+    file = tmp_path / "pairs.tsv"
+    file.write_text("one\tun\n")
+
+    def refuse(self: Path, *_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UserError, match=r"tsv: .*pairs\.tsv: cannot be read \(Permission denied\)"):
+        ParallelFilesSource("en-fr", tsv=str(file)).identity()
+
+
 def test_own_files_from_the_source_to_batches(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     lines = [
         f"The {chr(97 + n % 26) * (2 + n // 26)} works well.\tLe {chr(97 + n % 26) * (2 + n // 26)} marche bien."
