@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.toy_translation import parallel_files
 
@@ -100,8 +101,11 @@ def test_language_step(
 def test_the_memory_of_one_contestant(
     script: Script, capsys: pytest.CaptureFixture[str], what: tuple[str, ...]
 ) -> None:
-    script("language_step", *TINY, "--measure", *what).main()
+    module = script("language_step", *TINY, "--measure", *what)
+    module.main()
     assert float(capsys.readouterr().out) >= 0
+    # So large that the allocator asks the system for it, whatever this process has kept.
+    assert module.growth(lambda: torch.ones(64 * 2**18), "cpu") == pytest.approx(64, abs=8)
 
 
 def test_translation_baselines(
