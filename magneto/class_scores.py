@@ -119,7 +119,7 @@ def draw_confusion(confusion: NDArray[np.int64], labels: Sequence[str]) -> NDArr
         names = [_short(labels[place]) for place in used.tolist()]
         axes.set_xticks(range(len(used)), names, rotation=45, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(len(used)), names)
-        for row, column in np.argwhere(shares >= 0.005):
+        for row, column in np.argwhere(shares > 0.005):  # what rounds to 0 is left out
             share = shares[row, column]
             colour = "white" if share > 0.5 else "#333333"
             axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color=colour, fontsize=9)
