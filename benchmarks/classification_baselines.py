@@ -18,9 +18,6 @@ import csv
 from collections import Counter
 from collections.abc import Sequence
 
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -29,7 +26,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import MultinomialNB
 from sklearn.pipeline import Pipeline, make_pipeline
 
-from magneto.cli import CONF
+from magneto.assembly import prepared_data
 from magneto.data.classification import ClassificationDataModule
 
 STRENGTHS = (1.0, 10.0, 100.0)
@@ -37,18 +34,6 @@ STRENGTHS = (1.0, 10.0, 100.0)
 
 Split = tuple[list[str], list[str]]
 """Texts and labels."""
-
-
-def load(overrides: Sequence[str]) -> ClassificationDataModule:
-    """The prepared corpus of task=text_classification."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = compose("config", ["task=text_classification", *overrides])
-    config = OmegaConf.to_container(composed.data, resolve=True)
-    assert isinstance(config, dict)
-    data = instantiate({key: value for key, value in config.items() if key != "name"}, _convert_="all")
-    assert isinstance(data, ClassificationDataModule)
-    data.prepare()
-    return data
 
 
 def read(data: ClassificationDataModule, split: str) -> Split:
@@ -84,7 +69,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("overrides", nargs="*", help="of the configuration, such as data=glue")
-    data = load(parser.parse_args().overrides)
+    data = prepared_data(["task=text_classification", *parser.parse_args().overrides])
     if not data.spec.labels:
         parser.error("the labels of this data are numbers: these baselines tell classes apart.")
     train, val, test = (read(data, split) for split in ("train", "val", "test"))

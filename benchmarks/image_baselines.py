@@ -16,15 +16,12 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from sklearn.linear_model import LogisticRegression
 
-from magneto.cli import CONF
+from magneto.assembly import prepared_data
 from magneto.data.image import ImageDataModule
 
 STRENGTHS = (1e-4, 1e-3, 1e-2)
@@ -33,19 +30,6 @@ BATCH = 1024
 
 Split = tuple[np.ndarray, np.ndarray]
 """Pixels (N, C * S * S) float32 and classes (N,) int64."""
-
-
-def load(overrides: Sequence[str]) -> ImageDataModule:
-    """The prepared corpus of task=image_classification, without augmentation."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = compose("config", ["task=image_classification", *overrides, "data.augment=null"])
-    config = OmegaConf.to_container(composed.data, resolve=True)
-    assert isinstance(config, dict)
-    data = instantiate({key: value for key, value in config.items() if key != "name"}, _convert_="all")
-    assert isinstance(data, ImageDataModule)
-    data.prepare()
-    data.setup()
-    return data
 
 
 def pixels(data: ImageDataModule, split: str) -> Split:
@@ -88,7 +72,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="of the configuration, such as data=cifar10")
     parser.add_argument("--iterations", type=int, default=500, help="of L-BFGS at most, for each penalty")
     arguments = parser.parse_args()
-    data = load(arguments.overrides)
+    data = prepared_data(["task=image_classification", *arguments.overrides, "data.augment=null"])
     train, val, test = (pixels(data, split) for split in ("train", "val", "test"))
     started = time.perf_counter()
     accuracy, strength = logistic_regression(train, val, test, iterations=arguments.iterations)

@@ -25,14 +25,11 @@ import lzma
 from collections.abc import Sequence
 
 import numpy as np
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from magneto.cli import CONF
+from magneto.assembly import prepared_data
 from magneto.data.masking import Masking
 from magneto.data.text import TextDataModule
 from magneto.data.text_dataset import IGNORE, TextDataset
@@ -244,18 +241,6 @@ def masked_accuracy(
     return {name: (right[name, False] / total, right[name, True] / total) for name in names}
 
 
-def load(task: str, overrides: Sequence[str]) -> TextDataModule:
-    """The prepared corpus of the task."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = OmegaConf.to_container(compose("config", [f"task={task}", *overrides]).data, resolve=True)
-    assert isinstance(config, dict)
-    data = instantiate({key: value for key, value in config.items() if key != "name"}, _convert_="all")
-    assert isinstance(data, TextDataModule)
-    data.prepare()
-    data.setup()
-    return data
-
-
 def training_row(data: TextDataModule) -> np.ndarray:
     """(tokens,) of the training split."""
     row = data.train_set.row
@@ -289,7 +274,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="of the configuration, such as data=documentation")
     parser.add_argument("--split", default="test", choices=("val", "test"))
     arguments = parser.parse_args()
-    causal, masked = (load(task, arguments.overrides) for task in ("causal_lm", "mlm"))
+    causal, masked = (prepared_data([f"task={task}", *arguments.overrides]) for task in ("causal_lm", "mlm"))
     bits = bits_per_byte(causal, arguments.split)
     dataset = {"val": masked.val_set, "test": masked.test_set}[arguments.split]
     accuracy = masked_accuracy(masked, dataset, Trigram(training_row(masked), masked.spec.vocab_size))

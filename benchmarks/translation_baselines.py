@@ -16,9 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -26,8 +23,7 @@ from sacrebleu.metrics import BLEU, CHRF
 from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from magneto.cli import CONF
-from magneto.data.parallel import ParallelDataModule
+from magneto.assembly import prepared_data
 
 ROWS = 256  # test sentences that are compared with all training sentences at a time
 FEATURES = {
@@ -52,17 +48,6 @@ def look_up(
     return [targets[place] for place in found]
 
 
-def load(overrides: Sequence[str]) -> ParallelDataModule:
-    """The prepared corpus of `task=mt`."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = OmegaConf.to_container(compose("config", ["task=mt", *overrides]).data, resolve=True)
-    assert isinstance(config, dict)
-    data = instantiate({key: value for key, value in config.items() if key != "name"}, _convert_="all")
-    assert isinstance(data, ParallelDataModule)
-    data.prepare()
-    return data
-
-
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(
@@ -75,7 +60,7 @@ def main() -> None:
     )
     parser.add_argument("--hypotheses", type=Path, help="translations of the test split to score beside them")
     arguments = parser.parse_args()
-    data = load(arguments.overrides)
+    data = prepared_data(["task=mt", *arguments.overrides])
     train, test = (list(data.prepared.rows(split)) for split in ("train", "test"))
     found = {}
     for direction in data.spec.directions:

@@ -97,6 +97,21 @@ def build_data(node: Mapping[str, Any]) -> DataModule:
     return module
 
 
+def prepared_data(overrides: Sequence[str]) -> DataModule:
+    """The data that `run.py` trains on with these overrides, prepared and set up: for scripts and notebooks.
+
+    Raises `UserError` as a run does; Hydra's own exception for a key that there is not.
+    """
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = hydra.compose("config", list(overrides))
+    config: Any = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
+    check_task(config)
+    data = build_data(config["data"])
+    data.prepare()
+    data.setup("fit")
+    return data
+
+
 def build_task(config: Mapping[str, Any], data: DataModule) -> TaskModule:
     """The task, sized by the facts of the prepared data."""
     options = {key: value for key, value in config["task"].items() if key not in ("_target_", "name")}

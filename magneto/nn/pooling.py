@@ -14,10 +14,11 @@ class PatchPooling(nn.Module):
     Args:
         kind: mean: of the patches; class_token: the vector of [CLS].
         grid: patches on a side.
-        cells: the mean is taken in each of cells x cells parts of the picture, and these are joined.
+        cells: the mean is taken in each of cells x cells parts of the picture, and these are joined. Where they do not
+            divide the grid, neighbouring parts share a row or a column of patches.
 
     Raises:
-        UserError: a kind that is not known, or cells that do not divide the picture.
+        UserError: a kind that is not known, or cells outside of 1 to grid.
     """
 
     def __init__(self, kind: str, grid: int, cells: int = 1) -> None:
@@ -26,11 +27,9 @@ class PatchPooling(nn.Module):
             raise UserError(f"pooling={kind}: must be one of {', '.join(POOLINGS)}.{nearest(kind, POOLINGS)}")
         if cells < 1 or (cells > 1 and kind != "mean"):
             raise UserError(f"cells={cells}: must be 1 or more, and 1 unless pooling=mean.")
-        if grid % cells:
-            known = [n for n in range(1, grid + 1) if grid % n == 0]
+        if cells > grid:
             raise UserError(
-                f"cells={cells} does not divide the {grid} patches on a side: choose from "
-                f"{', '.join(map(str, known))}."
+                f"cells={cells}: the picture has {grid} patches on a side, so choose from 1 to {grid}."
             )
         self.kind, self.grid, self.cells = kind, grid, cells
         self.parts = cells**2
@@ -41,4 +40,4 @@ class PatchPooling(nn.Module):
         if self.cells == 1:
             return hidden[:, 1:].mean(1)
         patches = hidden[:, 1:].transpose(1, 2).reshape(len(hidden), -1, self.grid, self.grid)
-        return F.avg_pool2d(patches, self.grid // self.cells).flatten(1)
+        return F.adaptive_avg_pool2d(patches, self.cells).flatten(1)

@@ -51,7 +51,7 @@ class ImageClassificationOptions:
     """mean: of the patches, as BEiT is fine-tuned; class_token: the vector of [CLS], as ViT."""
     cells: int = 1
     """The mean is taken in each of cells x cells parts of the picture, and these are joined: where classes show in the
-    place of things, as probes of feature maps do (Zhang et al., arXiv 1611.09842). Must divide the patches on a side."""
+    place of things, as probes of feature maps do (Zhang et al., arXiv 1611.09842). From 1 to the patches on a side."""
     linear_probe: bool = False
     """Stem and backbone are frozen, without dropout; features are normalised by a BatchNorm without weights of its own
     (MAE, arXiv 2111.06377, A.1); a linear map of them is trained."""

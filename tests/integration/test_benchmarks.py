@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from magneto.errors import UserError
 from tests.toy_translation import parallel_files
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -131,3 +132,8 @@ def test_translation_baselines(
         scores[name] = [float(value) for value in line.replace(name, "").split()]
     assert scores["test.fr"] == [100.0, 100.0]
     assert scores["copy of the source"][0] < 10 < scores["look-up (words)"][0] < 100
+
+
+def test_data_that_does_not_fit_the_task_is_refused(script: Script) -> None:
+    with pytest.raises(UserError, match="learns from a ParallelDataModule"):
+        script("translation_baselines", "data=fashion_mnist").main()

@@ -232,7 +232,7 @@ def test_features_of_cells_are_the_means_of_their_patches(run: Run) -> None:
         (["task.layers=[1]"], "for probes"),
         (["task.cache_features=true"], "for probes"),
         (["task.linear_probe=true", "task.layers=[2]"], "from 0 to 1"),
-        (["task.cells=3"], "does not divide the 4 patches on a side: choose from 1, 2, 4"),
+        (["task.cells=5"], "the picture has 4 patches on a side, so choose from 1 to 4"),
         (["task.cells=2", "task.pooling=class_token"], "1 unless pooling=mean"),
         (["task.linear_probe=true", "task.layers=[]"], "from 0 to 1"),
         (["task.linear_probe=true", "task.cache_features=true", "task.mixup=0.8"], "set both to 0"),

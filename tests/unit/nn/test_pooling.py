@@ -1,0 +1,49 @@
+"""From the tokens of a picture to one vector: which patches make which part."""
+
+import pytest
+import torch
+
+from magneto.errors import UserError
+from magneto.nn.pooling import PatchPooling
+
+WIDTH = 3
+
+
+def tokens(grid: int) -> torch.Tensor:
+    """[CLS] and the patches of two pictures, all different."""
+    return torch.randn(2, 1 + grid**2, WIDTH, generator=torch.Generator().manual_seed(0))
+
+
+def spans(grid: int, cells: int) -> list[slice]:
+    """Rows of the parts: from the floor of i * grid / cells to the ceiling of (i + 1) * grid / cells."""
+    return [slice(i * grid // cells, -(-(i + 1) * grid // cells)) for i in range(cells)]
+
+
+@pytest.mark.parametrize(("grid", "cells"), [(7, 1), (7, 2), (7, 4), (7, 7), (6, 3), (4, 3)])
+def test_each_part_is_the_mean_of_its_patches(grid: int, cells: int) -> None:
+    pool, hidden = PatchPooling("mean", grid, cells), tokens(grid)
+    rows = spans(grid, cells)
+    assert {i for span in rows for i in range(grid)[span]} == set(range(grid))  # every patch is read
+    picture = hidden[:, 1:].view(2, grid, grid, WIDTH)
+    parts = torch.stack([picture[:, a, b].mean((1, 2)) for a in rows for b in rows], -1)  # (B, width, parts)
+    assert pool.parts == cells**2
+    torch.testing.assert_close(pool(hidden), parts.flatten(1))
+
+
+def test_the_class_token_is_the_first() -> None:
+    hidden = tokens(4)
+    assert torch.equal(PatchPooling("class_token", 4)(hidden), hidden[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "cells", "message"),
+    [
+        ("mean", 5, "4 patches on a side, so choose from 1 to 4"),
+        ("mean", 0, "must be 1 or more"),
+        ("class_token", 2, "1 unless pooling=mean"),
+        ("means", 1, "pooling=means: must be one of mean, class_token"),
+    ],
+)
+def test_impossible_parts_are_refused(kind: str, cells: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        PatchPooling(kind, 4, cells)
