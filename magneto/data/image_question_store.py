@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch.utils.data import Dataset
 from magneto.data.answers import normalize_answer
 from magneto.data.captioned import clean_caption
 from magneto.data.image_store import ImageDataset, ImageSpec, Prepared
-from magneto.data.image_text_store import pad_texts, picture_lines
+from magneto.data.image_text_store import PreparedTexts, pad_texts, picture_lines
 from magneto.data.labelled_examples import TokenizerSettings, encode
 from magneto.data.pictures import read_picture
 from magneto.data.sources import SPLITS, Skipped
@@ -228,32 +227,14 @@ def _usual(
 
 
 @dataclass
-class PreparedQuestions:
-    """A prepared folder of questions, read lazily so that it is cheap to send to a worker."""
+class PreparedQuestions(PreparedTexts):
+    """Facts: labels, kinds, pictures, usual, questions, unanswerable, truncated.
 
-    folder: Path
+    Arrays for M questions: split (M,), pictures (M, P) rows, start (M + 1,) in tokens, kind, group and people (M,), and
+    answer_start (M + 1,) in answer and count, the labels that people gave and how many did.
+    """
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder}
-
-    @cached_property
-    def facts(self) -> dict[str, Any]:
-        """labels, kinds, pictures, usual, questions, unanswerable, truncated."""
-        return dict(json.loads((self.folder / "facts.json").read_text(encoding="utf-8")))
-
-    @cached_property
-    def arrays(self) -> dict[str, np.ndarray]:
-        """For M questions: split (M,), pictures (M, P) rows, start (M + 1,) in tokens, kind, group and people (M,), and
-        answer_start (M + 1,) in answer and count, the labels that people gave and how many did.
-        """
-        with np.load(self.folder / "questions.npz") as arrays:
-            return dict(arrays)
-
-    @cached_property
-    def texts(self) -> list[str]:
-        """Of all questions."""
-        lines = (self.folder / "questions.jsonl").read_text(encoding="utf-8").splitlines()
-        return [json.loads(line)["text"] for line in lines]
+    kind: str = "questions"
 
 
 @dataclass(frozen=True, kw_only=True)

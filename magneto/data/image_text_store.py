@@ -38,32 +38,45 @@ class ImageTextSpec(ImageSpec):
 
 
 @dataclass
-class PreparedCaptions:
-    """A prepared folder of captions, read lazily so that it is cheap to send to a worker."""
+class PreparedTexts:
+    """A prepared folder of texts about pictures, read lazily so that it is cheap to send to a worker.
+
+    kind: stem of the files that hold their arrays and the texts themselves.
+    """
 
     folder: Path
+    kind: str
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder}
+        return {"folder": self.folder, "kind": self.kind}
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """languages, captions for each split, truncated, key."""
+        """What was counted and found when the folder was written."""
         return dict(json.loads((self.folder / "facts.json").read_text(encoding="utf-8")))
 
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
-        """In the order of the pictures: `picture` (M,) their rows, `language` (M,), `key` (M,) equal for equal captions,
-        `start` (M + 1,) where each begins in `tokens`.
-        """
-        with np.load(self.folder / "captions.npz") as arrays:
+        """By name; the subclass says which."""
+        with np.load(self.folder / f"{self.kind}.npz") as arrays:
             return dict(arrays)
 
     @cached_property
     def texts(self) -> list[str]:
-        """Of all captions."""
-        lines = (self.folder / "captions.jsonl").read_text(encoding="utf-8").splitlines()
+        """All of them."""
+        lines = (self.folder / f"{self.kind}.jsonl").read_text(encoding="utf-8").splitlines()
         return [json.loads(line)["text"] for line in lines]
+
+
+@dataclass
+class PreparedCaptions(PreparedTexts):
+    """Facts: languages, captions for each split, truncated, key.
+
+    Arrays in the order of the pictures: `picture` (M,) their rows, `language` (M,), `key` (M,) equal for equal captions,
+    `start` (M + 1,) where each begins in `tokens`.
+    """
+
+    kind: str = "captions"
 
     def tokens(self, caption: int) -> np.ndarray:
         """(T,) int64 with <s> and </s>."""
