@@ -22,7 +22,7 @@ from magneto import callbacks, checkpoint
 from magneto.averaging import LastWeights
 from magneto.cli import CONF, options
 from magneto.data.base import DataModule
-from magneto.errors import UserError, from_mapping, nearest
+from magneto.errors import UserError, check_types, from_mapping, nearest
 from magneto.loggers import CSVLogger, wandb_logger
 from magneto.loggers import Settings as LoggerSettings
 from magneto.runs import RunFolder
@@ -86,6 +86,7 @@ def adopt_task(config: Mapping[str, Any]) -> dict[str, Any]:
 def build_data(node: Mapping[str, Any]) -> DataModule:
     """The data module that `config["data"]` describes; a constructor's refusal is passed on without Hydra's wrapping."""
     arguments = {name: value for name, value in node.items() if name != "name"}
+    _check_arguments(arguments, "data")
     try:
         module = hydra.utils.instantiate(arguments, _convert_="all")
     except InstantiationException as error:
@@ -95,6 +96,22 @@ def build_data(node: Mapping[str, Any]) -> DataModule:
         raise UserError(f"data: {cause or error}") from error
     assert isinstance(module, DataModule), module
     return module
+
+
+def _check_arguments(node: Mapping[str, Any], where: str) -> None:
+    """Raise `UserError` for an argument of another type than the constructor's, of `node` and of all nodes in it."""
+    plain = {}
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            _check_arguments(value, f"{where}.{key}")
+        else:
+            plain[key] = value
+    if "_target_" in plain:
+        try:
+            owner = get_class(plain["_target_"])
+        except Exception:  # Hydra's own, of several types: it says what is wrong when it makes the object
+            return
+        check_types(owner, plain, where)
 
 
 def prepared_data(overrides: Sequence[str]) -> DataModule:

@@ -117,8 +117,9 @@ def draw_confusion(confusion: NDArray[np.int64], labels: Sequence[str]) -> NDArr
     axes.set_ylabel("true")
     if named:
         names = [_short(labels[place]) for place in used.tolist()]
-        axes.set_xticks(range(len(used)), names, rotation=45, ha="right", rotation_mode="anchor")
-        axes.set_yticks(range(len(used)), names)
+        plain = {"parse_math": False}  # a dollar in a name is no formula
+        axes.set_xticks(range(len(used)), names, rotation=45, ha="right", rotation_mode="anchor", **plain)
+        axes.set_yticks(range(len(used)), names, **plain)
         for row, column in np.argwhere(shares > 0.005):  # what rounds to 0 is left out
             share = shares[row, column]
             colour = "white" if share > 0.5 else "#333333"

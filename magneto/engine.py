@@ -282,7 +282,7 @@ def _growing(output: Path | None, results: Sequence[Any]) -> Iterator[IO[str] | 
             raise UserError(f"output={output}: {path} exists already. Remove it or choose another file.")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        file = part.open("x", encoding="utf-8")
+        file = part.open("x", encoding="utf-8", errors="backslashreplace")  # of names of files
     except OSError as error:
         raise UserError(
             f"output={output}: cannot be written ({error}). Choose another file or mend the permissions."

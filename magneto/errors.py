@@ -1,9 +1,13 @@
 """The one exception that a user's mistake raises, and the hint that goes into its message."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import inspect
+import json
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, TypeVar
+
+from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 T = TypeVar("T")
 
@@ -30,16 +34,41 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         where: the configuration key that holds `values`, for the messages.
 
     Raises:
-        UserError: a key that is no field (the nearest one is named), a missing one, or a value that `cls` refuses.
+        UserError: a key that is no field (the nearest one is named), a missing one, a value of another type than the
+            field's, or one that `cls` refuses.
     """
     assert dataclasses.is_dataclass(cls)
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where}={values}: must hold keys and values, {where}={{...}}.")
     fields = {field.name for field in dataclasses.fields(cls) if field.init}
     for key in values:
         if key not in fields:
             raise UserError(f"{where}.{key}: there is no such key.{nearest(key, fields)}")
+    check_types(cls, values, where)
     try:
         return cls(**values)
     except UserError:
         raise
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: {error}") from error
+
+
+def check_types(owner: Callable[..., Any], values: Mapping[str, Any], where: str) -> None:
+    """Raise `UserError`, naming the key, for a value that is not of the type that `owner` declares.
+
+    Args:
+        owner: a class or a function: the annotations of its parameters are what is declared.
+        values: arguments by name; those without annotation are passed over.
+        where: the configuration key that holds `values`, for the messages.
+    """
+    parameters = inspect.signature(owner, eval_str=True).parameters
+    for key in values.keys() & parameters.keys():
+        if parameters[key].annotation is parameters[key].empty:
+            continue
+        try:  # as JSON, which has lists only: a tuple may be given as one
+            TypeAdapter(parameters[key].annotation).validate_json(json.dumps(values[key]), strict=True)
+        except (PydanticSchemaGenerationError, TypeError):  # a class, or an object, that is no plain value
+            continue
+        except ValidationError as error:
+            wanted = " or ".join(dict.fromkeys(item["msg"] for item in error.errors()))
+            raise UserError(f"{where}.{key}={values[key]}: {wanted[0].lower()}{wanted[1:]}.") from error

@@ -185,16 +185,21 @@ def adopt(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]
 
 
 def _require_known_tokens(pretrained: Pretrained) -> None:
-    """Refuse a download or folder whose embeddings would be taken for the tokens of a tokenizer trained on this data."""
+    """Refuse published weights whose embeddings would be taken for the tokens of a tokenizer trained on this data."""
+    tables = {"stem.embedding.weight", "stem.text.embedding.weight"}
     if (
-        pretrained.source.startswith(HUB)
-        and pretrained.tokenizer is None
-        and "stem.embedding.weight" in pretrained.weights
+        not pretrained.source.startswith((HUB, BEIT3))
+        or pretrained.tokenizer is not None
+        or tables.isdisjoint(pretrained.weights)
     ):
-        raise UserError(
-            f"init_from={pretrained.source}: it has embeddings of tokens and no tokenizer.json that says which tokens "
-            "they are. Put its tokenizer.json beside its weights, or name one with data.tokenizer.file."
-        )
+        return
+    remedy = "Put its tokenizer.json beside its weights, or name one with data.tokenizer.file."
+    if pretrained.source.startswith(BEIT3):
+        remedy = "Name one with data.tokenizer.file (docs/data.md makes it of the authors' beit3.spm)."
+    raise UserError(
+        f"init_from={pretrained.source}: it has embeddings of tokens and no tokenizer.json that says which tokens they are. "
+        f"{remedy}"
+    )
 
 
 def _given_tokenizer(pretrained: Pretrained, own: Mapping[str, Any], data_dir: Path) -> dict[str, Any]:

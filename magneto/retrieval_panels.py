@@ -69,9 +69,9 @@ def above(panels: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """Lines of at most `width` pixels, broken at spaces, in words that are too long anywhere."""
+    """Lines of at most `width` pixels, broken at white space, in words that are too long anywhere."""
     lines, line = [], ""
-    for word in text.split(" "):
+    for word in text.split():
         while (joined := f"{line} {word}" if line else word) and _font().getlength(joined) > width:
             if line:
                 lines.append(line)

@@ -84,26 +84,30 @@ class RetrievalScores(Metric):
         for name, found in (("image_to_text", of_pictures), ("text_to_image", of_texts)):
             scores |= {f"{name}/r{cut}": _share(found < cut) for cut in CUTS}
         if len(self.languages) > 1:
-            spoken = pairs[first_text, 2]
             for number, language in enumerate(self.languages):
-                if (spoken == number).any():
-                    scores[f"text_to_image/r1/{language}"] = _share(of_texts[spoken == number] < 1)
-        share = right.double()
+                own = torch.zeros(len(first_text), dtype=torch.bool)
+                own[key[pairs[:, 2] == number]] = True  # a text may be of several languages
+                if own.any():
+                    scores[f"text_to_image/r1/{language}"] = _share(of_texts[own] < 1)
         return scores | {
             "r1": (scores["image_to_text/r1"] + scores["text_to_image/r1"]) / 2,
             "gallery": float(len(vision)),
             "captions": float(len(text)),
-            "chance": float(share.mean(1).mean() + share.mean(0).mean()) / 2,
+            "chance": float(right.sum()) / right.numel(),
         }
 
 
 def ranks(queries: Tensor, gallery: Tensor, right: Tensor) -> Tensor:
-    """The place of each query's best right answer, from 0: (Q, E), (G, E), (Q, G) bool -> (Q,) int64."""
+    """The place of each query's best right answer, from 0: (Q, E), (G, E), (Q, G) bool -> (Q,) int64.
+
+    Of equally similar ones the right one is the last, and a similarity of NaN is as good as any: a model whose vectors all
+    agree, or are no numbers, finds nothing.
+    """
     found = []
     for part, wanted in zip(torch.split(queries, CHUNK), torch.split(right, CHUNK), strict=True):
         alike = part @ gallery.T
         best = alike.masked_fill(~wanted, -torch.inf).amax(1, keepdim=True)
-        found.append(((alike >= best) & ~wanted).sum(1))
+        found.append((~(alike < best) & ~wanted).sum(1))
     return torch.cat(found)
 
 

@@ -10,6 +10,7 @@ from magneto.data.image import ImageDataModule
 from magneto.data.sources import Skipped
 from magneto.data.sources.documents import why_unusable
 from magneto.data.sources.pictures import ImageCorpus, ImageSource, Lazily, Picture, each_caption
+from magneto.errors import UserError
 
 
 class CaptionedPictures(ImageDataModule):
@@ -55,7 +56,7 @@ class CaptionedSource:
         for language, text in each_caption(picture.captions):
             if self.languages is not None and language not in self.languages:
                 continue
-            reason = why_unusable(text)
+            reason = why_unusable(text) or why_unusable(language)
             if reason is not None:
                 skipped.append(Skipped(picture.id, "", f"caption: {reason}"))
                 continue
@@ -69,3 +70,10 @@ def clean_caption(text: str, lowercase: bool) -> str:
     """Unicode NFC, white space as single spaces, in small letters if `lowercase`."""
     text = " ".join(unicodedata.normalize("NFC", text).split())
     return unicodedata.normalize("NFC", text.lower()) if lowercase else text
+
+
+def readable_caption(text: str, lowercase: bool, key: str) -> str:
+    """A user's text, cleaned as captions are. Raises `UserError`, naming `key`, for one that cannot be read."""
+    if reason := why_unusable(text):
+        raise UserError(f"{key}={text!r}: {reason}. Give words, in UTF-8.")
+    return clean_caption(text, lowercase)

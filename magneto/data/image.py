@@ -24,6 +24,7 @@ from magneto.data.bucketed import Batching, BucketedDataModule
 from magneto.data.image_augment import Augment
 from magneto.data.image_build import ImageBuilder
 from magneto.data.image_store import ImageDataset, ImageSpec, Prepared, Reading
+from magneto.data.sampler import TokenBudgetSampler
 from magneto.data.sources import SPLITS
 from magneto.data.sources.pictures import ImageSource
 from magneto.errors import UserError, from_mapping
@@ -247,13 +248,13 @@ class ImageDataModule(BucketedDataModule):
         """By pictures."""
         return Batching(budget=self.batch_size, eval_budget=self.eval_batch_size, pad_to_multiple=1)
 
-    def batches_per_epoch(self, world_size: int = 1) -> int:
+    def _train_sampler(self, total: int, rank: int, world_size: int) -> TokenBudgetSampler:
         """Raises `UserError` for data that is for evaluation only."""
         if self.prepared.facts["evaluation_only"]:
             raise UserError(
                 f"data: {', '.join(self.sources)} is for evaluation only: use it with mode=test checkpoint=RUN."
             )
-        return super().batches_per_epoch(world_size)
+        return super()._train_sampler(total, rank, world_size)
 
     def collate(self, dataset: ImageDataset) -> Callable[[Any], dict[str, Any]]:
         """Nothing is left to do: the data set gives whole batches."""

@@ -171,7 +171,8 @@ class QuestionBuilder:
             corpus = source.questions(self.data_dir, pictures)
             origin[name] = corpus.origin
             for question in corpus.questions:
-                answers = tuple(filter(None, map(normalize_answer, question.answers)))
+                sound = (answer for answer in question.answers if why_unusable(answer) is None)
+                answers = tuple(filter(None, map(normalize_answer, sound)))
                 reason = self._why_unusable(question, answers, pictures)
                 if reason is not None:
                     skipped.append(Skipped(f"{name}/{question.id}", "", reason))

@@ -39,6 +39,11 @@ PictureData = bytes | Path | Slice | np.ndarray
 """An encoded picture, where one is, or decoded pixels: uint8 (H, W) or (H, W, 3)."""
 
 
+def printable(name: str) -> str:
+    """A file's name as UTF-8 can hold it; bytes that are no UTF-8 are escaped."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def read_bytes(image: PictureData) -> bytes:
     """The encoded bytes, or those of the pixels. Raises `BadPicture` when the file cannot be read."""
     if isinstance(image, bytes):
@@ -51,7 +56,7 @@ def read_bytes(image: PictureData) -> bytes:
         with image.path.open("rb") as file:
             file.seek(image.start)
             return file.read(image.size)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise BadPicture("file cannot be read") from error
 
 

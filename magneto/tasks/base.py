@@ -409,7 +409,7 @@ class TaskModule(L.LightningModule):
         rows = [{"step": self.global_step, "split": split, **sample} for sample in shown]
         if self.samples_file is not None:
             kept = [save_picture(row, self.samples_file.parent, f"{split}-{row['id']}") for row in rows]
-            with self.samples_file.open("a", encoding="utf-8") as file:
+            with self.samples_file.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
         for logger in self.loggers:
             log_samples(logger, f"{split}/{what}", rows, self.global_step)

@@ -146,8 +146,12 @@ class ImageClassification(TaskModule):
 
     @classmethod
     def prepare(cls, config: Mapping[str, Any], data: DataModule) -> dict[str, Any]:
-        """Nothing; kept features are refused where the pictures of two epochs differ."""
+        """Nothing; refuses kept features of pictures that differ from epoch to epoch, and a probe's batches of one."""
         assert isinstance(data, ImageDataModule)
+        if config["task"].get("linear_probe") and data.batch_size < 2:
+            raise UserError(
+                "data.batch_size=1: a linear probe normalises its features over the batch. Take 2 or more."
+            )
         if config["task"].get("cache_features") and data.augment is not None:
             raise UserError(
                 "task.cache_features=true needs pictures that are the same in each epoch: set data.augment=null, or "

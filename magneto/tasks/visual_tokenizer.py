@@ -169,21 +169,21 @@ class VisualTokenization(TaskModule):
 
     def samples(self, batch: Batch, output: StepOutput) -> list[Sample]:
         """Each batch's first pictures beside what their codes make of them; of VQ-KD the codes alone."""
-        made, codes, _ = output.outputs
+        first = slice(self.num_samples)
+        made, codes, _ = (part[first] for part in output.outputs)
+        panels = self._panels(batch["image"][first], made, codes)
         return [
             {"id": f"{int(number):08d}", "kind": "reconstruction", "picture": panel}
-            for number, panel in zip(
-                batch["id"][: self.num_samples], self._panels(batch["image"], made, codes), strict=False
-            )
+            for number, panel in zip(batch["id"][first], panels, strict=True)
         ]
 
     def _panels(self, images: Tensor, made: Tensor, codes: Tensor) -> Iterator[np.ndarray]:
         """(H, W, 3) uint8 of each picture: itself, the reconstruction where there is one, the codes as colours."""
         shown = [images] if self.options.teacher else [images, made]
-        pixels = [self.pictures.pixels(part[: self.num_samples]).cpu() for part in shown]
+        pixels = [self.pictures.pixels(part).cpu() for part in shown]
         grid, patch = self.tokenizer.config.grid, self.tokenizer.config.patch_size
         colours = np.random.default_rng(0).integers(0, 256, (self.options.codes, 3), np.uint8)
-        for row in zip(*pixels, codes[: self.num_samples].cpu(), strict=True):
+        for row in zip(*pixels, codes.cpu(), strict=True):
             drawn = colours[row[-1].view(grid, grid).numpy()].repeat(patch, axis=0).repeat(patch, axis=1)
             yield side_by_side([*map(tile, row[:-1]), tile(drawn.transpose(2, 0, 1))])
 

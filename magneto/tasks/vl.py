@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from magneto.data.base import DataModule
-from magneto.data.captioned import clean_caption
+from magneto.data.captioned import readable_caption
 from magneto.data.image_predict import evaluation_batch, user_pictures
 from magneto.data.image_text import ImageTextDataModule
 from magneto.data.image_text_store import IGNORE, ImageTextSpec, pad_texts
@@ -381,7 +381,7 @@ class VisionLanguage(MaskedPictures):
             yield from self._pictures_of_texts(inputs.path, [str(query) for query in queries], chosen.top_k)
 
     def _pictures_of_texts(self, path: str, queries: Sequence[str], count: int) -> Iterator[dict[str, Any]]:
-        vectors = self._vectors_of(queries)
+        vectors = self._vectors_of(queries, "predict.query")
         files, pixels, vision = [], [], []
         for batch_files, batch_pixels, batch_vectors in self._vectors_of_pictures(path):
             files += batch_files
@@ -401,7 +401,7 @@ class VisionLanguage(MaskedPictures):
             }
 
     def _texts_of_pictures(self, path: str, lines: Sequence[str], count: int) -> Iterator[dict[str, Any]]:
-        texts = self._vectors_of(lines)
+        texts = self._vectors_of(lines, "predict.captions")
         for files, pixels, vectors in self._vectors_of_pictures(path):
             for file, image, vector in zip(files, pixels, vectors, strict=True):
                 found = nearest(vector, texts, count)
@@ -415,11 +415,11 @@ class VisionLanguage(MaskedPictures):
                     "picture": texts_for(image, shown),
                 }
 
-    def _vectors_of(self, texts: Sequence[str]) -> Tensor:
-        """(texts, E) on the CPU."""
-        clean = [clean_caption(text, self.spec["lowercase"]) for text in texts]
-        if not texts or "" in clean:
-            raise UserError("predict.query: is empty. Say what the picture is to show.")
+    def _vectors_of(self, texts: Sequence[str], key: str) -> Tensor:
+        """(texts, E) on the CPU. Raises `UserError`, naming `key`, for a text that cannot be read."""
+        if not texts:
+            raise UserError(f"{key}: is empty. Say what the picture is to show.")
+        clean = [readable_caption(text, self.spec["lowercase"], key) for text in texts]
         longest, pad = self.spec["max_tokens"], self.tokenizer.pad_id
         encoded = encode(self.tokenizer, clean, [None] * len(clean), longest)
         ids = np.split(encoded.tokens.astype(np.int64), encoded.start[1:-1])

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from magneto.answer_scores import AnswerScores
 from magneto.data.answers import shared, vqa_accuracy
-from magneto.data.captioned import clean_caption
+from magneto.data.captioned import readable_caption
 from magneto.data.image_predict import evaluation_batch, user_pictures
 from magneto.data.image_question import ImageQuestionDataModule
 from magneto.data.image_question_store import ImageQuestionSpec
@@ -278,7 +278,12 @@ class VisionLanguageClassification(TaskModule):
     def _question(self, text: str) -> tuple[Tensor, Tensor]:
         """(1, T) int64 and its mask."""
         longest = self.spec["max_tokens"]
-        ids = encode(self.tokenizer, [clean_caption(text, self.spec["lowercase"])], [None], longest).tokens
+        ids = encode(
+            self.tokenizer,
+            [readable_caption(text, self.spec["lowercase"], "predict.question")],
+            [None],
+            longest,
+        ).tokens
         tokens, mask = pad_texts([ids.astype(np.int64)], self.tokenizer.pad_id or 0, longest)
         return tokens.to(self.device), mask.to(self.device)
 

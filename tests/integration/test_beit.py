@@ -334,3 +334,10 @@ def test_a_given_tokenizer_is_used(tokenize: Run, run: Run) -> None:
 def test_mistakes_are_told(run: Run, override: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         run(f"+{override}" if "default_tokenizer" in override else override)
+
+
+def test_a_tokenizer_without_samples_shows_its_codes(tokenize: Run, patterns: Path) -> None:
+    """`callbacks.samples` is of the run's log, not of what it predicts."""
+    folder = tokenize("name=silent", "callbacks.samples=0", "trainer.max_steps=2")["folder"]
+    found = tokenize("mode=predict", f"checkpoint={folder}", f"input={patterns / 'test/down'}")["results"]
+    assert len(found) == 10 and all(len(row["codes"]) == 16 and row["picture"].ndim == 3 for row in found)

@@ -1,6 +1,7 @@
 """task=image_classification, end to end: learn, probe, start from BEiT, resume, label pictures."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -230,6 +231,8 @@ def test_features_of_cells_are_the_means_of_their_patches(run: Run) -> None:
     ("overrides", "message"),
     [
         (["task.layers=[1]"], "for probes"),
+        (["task.linear_probe=true", "task.layers=1"], r"task.layers=1: input should be .*Sequence"),
+        (["task.linear_probe=true", "data.batch_size=1"], "Take 2 or more"),
         (["task.cache_features=true"], "for probes"),
         (["task.linear_probe=true", "task.layers=[2]"], "from 0 to 1"),
         (["task.cells=5"], "the picture has 4 patches on a side, so choose from 1 to 4"),
@@ -249,3 +252,20 @@ def test_a_senseless_number_of_answers_is_refused(run: Run) -> None:
     for number in ("0", "1.5", "many"):
         with pytest.raises(UserError, match=rf"predict.top_k={number}: must be at least 1"):
             run("mode=predict", f"checkpoint={folder}/export", "input=.", f"predict.top_k={number}")
+
+
+def test_classes_may_have_any_name(run: Run, tmp_path: Path) -> None:
+    """A folder's name that is no UTF-8, and one with dollars, which a formula would begin with."""
+    strange = tmp_path / "strange"
+    for split in ("train", "val"):
+        for place, name in enumerate((b"caf\xe9", b"$x_{$")):
+            folder = strange / split / os.fsdecode(name)
+            folder.mkdir(parents=True)
+            for number in range(4):
+                pixels = np.full((16, 16), 100 * place + 10 * number + (split == "val"), np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    result = run(f"data.sources.image_folder.folder={strange}", "trainer.max_steps=2", "data.batch_size=4")
+    assert load_task(Path(result["folder"]) / "export").labels == ["$x_{$", "caf\\xe9"]
+    output = tmp_path / "found.jsonl"
+    run("mode=predict", f"checkpoint={result['folder']}", f"input={strange / 'val'}", f"output={output}")
+    assert len(output.read_text(encoding="utf-8").splitlines()) == 8

@@ -342,7 +342,8 @@ def test_predict_finds_lines_for_pictures(
     [
         ((), "say one of the two"),
         (("predict.query=a", "predict.captions=b"), "say one of the two"),
-        (("predict.query=' '",), "predict.query: is empty"),
+        (("predict.query=' '",), "predict.query=' ': empty"),
+        (("predict.query=caf\udce9",), r"predict.query=.caf.udce9.: half a character"),
         (("predict.captions=nowhere.txt",), "predict.captions=nowhere.txt: no such file"),
         (("predict.captions=2024",), "predict.captions=2024: no such file"),
         (("predict.query=a", "predict.top_k=0"), "top_k=0"),

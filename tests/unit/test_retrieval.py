@@ -113,6 +113,25 @@ def test_each_language_is_scored_for_itself() -> None:
     assert "text_to_image/r1/de" not in scores, "there is no caption in it"
 
 
+def test_a_text_of_two_languages_counts_in_both() -> None:
+    vectors = torch.eye(3)
+    metric = RetrievalScores(("en", "fr"), 3)
+    pictures = torch.tensor([0, 1, 0, 1, 2])
+    text = vectors[[1, 0, 1, 0, 2]]  # the first two are found wrongly, in both languages
+    metric.update(pictures, 5 + pictures, torch.tensor([0, 0, 1, 1, 1]), vectors[pictures], text)
+    scores = metric.compute()
+    assert scores["text_to_image/r1/en"] == 0
+    assert scores["text_to_image/r1/fr"] == pytest.approx(1 / 3)
+
+
+def test_vectors_that_are_no_numbers_find_nothing() -> None:
+    picture, caption, language, vision, text = pairs()
+    metric = RetrievalScores(("en",), WIDTH_OF_VECTORS)
+    metric.update(picture, caption, language, vision * torch.nan, text)
+    scores = metric.compute()
+    assert scores["r1"] == scores["image_to_text/r10"] == scores["text_to_image/r10"] == 0
+
+
 def test_batches_and_repetitions_change_nothing() -> None:
     assert score("en", parts=7) == score("en")
     metric = RetrievalScores(("en",), WIDTH_OF_VECTORS)

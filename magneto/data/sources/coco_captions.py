@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from magneto.data.sources import SPLITS, Skipped
+from magneto.data.sources.documents import text_of
 from magneto.data.sources.fetch import file_digest
 from magneto.data.sources.pictures import ImageCorpus, Picture
 from magneto.errors import UserError
@@ -64,7 +65,7 @@ class CocoCaptionsSource:
     def _karpathy(self, file: Path) -> Iterator[Picture]:
         try:
             for image in _read(file)["images"]:
-                captions = tuple(str(sentence["raw"]) for sentence in image["sentences"])
+                captions = tuple(text_of(sentence["raw"]) for sentence in image["sentences"])
                 name = Path(image.get("filepath", ""), image["filename"]).as_posix()
                 yield Picture(
                     id=name,
@@ -83,7 +84,7 @@ class CocoCaptionsSource:
         captions: dict[Any, list[str]] = {}
         try:
             for line in content["annotations"]:
-                captions.setdefault(line["image_id"], []).append(str(line["caption"]))
+                captions.setdefault(line["image_id"], []).append(text_of(line["caption"]))
             place = file.stem.rpartition("_")[2]  # captions_train2017.json is of train2017
             for image in content["images"]:
                 name = str(image["file_name"])

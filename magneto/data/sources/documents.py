@@ -58,6 +58,11 @@ def decode_text(raw: bytes) -> str:
         raise BadText("not UTF-8") from None
 
 
+def text_of(value: object) -> str:
+    """A value of somebody's JSON that should be a text: "", which is listed as empty, for anything else."""
+    return value if isinstance(value, str) else ""
+
+
 def why_unusable(text: str) -> str | None:
     """Why this text cannot be trained on, None where it can."""
     if not text or text.isspace():

@@ -2,6 +2,7 @@
 
 import gzip
 import struct
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -97,5 +98,5 @@ def read_idx(file: Path, dimensions: int) -> np.ndarray:
         if magic != 0x800 + dimensions:  # 8: unsigned bytes
             raise ValueError(f"it begins with {magic:#x}, not {0x800 + dimensions:#x}")
         return np.frombuffer(raw, np.uint8, offset=4 * (1 + dimensions)).reshape(shape)
-    except (OSError, EOFError, ValueError, struct.error) as error:
+    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
         raise UserError(f"{file}: no whole IDX file ({error}). Fetch it again.") from error

@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from magneto.data.pictures import SUFFIXES, find_pictures
+from magneto.data.pictures import SUFFIXES, find_pictures, printable
 from magneto.data.sources import Skipped
-from magneto.data.sources.fetch import file_digest
 from magneto.data.sources.pictures import ImageCorpus, Picture, held_out
 from magneto.errors import UserError
 
@@ -58,7 +57,7 @@ class ImageFolderSource:
             "files": _listing(self.folder) if self.folder.is_dir() else None,
             "validation": self.validation,
             "evaluation": self.evaluation,
-            "names": None if self.names is None or not self.names.is_file() else file_digest(self.names),
+            "names": None if self.names is None else self._read_names(),
         }
 
     def load(self, data_dir: Path) -> ImageCorpus:
@@ -98,6 +97,11 @@ class ImageFolderSource:
         if self.evaluation:
             return {"test": sides.get("test") or sides.get("val") or self.folder}
         if not sides:
+            if self.validation is not None:
+                raise UserError(
+                    f"{self.folder}: validation={self.validation} is a share of the folder `train`, and there is none. Use "
+                    "data.val_fraction instead."
+                )
             return {"": self.folder}
         if "train" not in sides:
             raise UserError(
@@ -130,7 +134,7 @@ class ImageFolderSource:
                     yield Picture(id=own, image=path, label=names.get(name, name), split=split)
 
     def _name(self, path: Path) -> str:
-        return path.relative_to(self.folder).as_posix()
+        return printable(path.relative_to(self.folder).as_posix())
 
     def _read_names(self) -> dict[str, str]:
         if self.names is None:
@@ -156,7 +160,7 @@ def _classes(root: Path, skipped: list[Skipped]) -> dict[str, list[Path]]:
         if path.name.startswith("."):
             continue
         if path.is_dir():
-            found[path.name] = find_pictures(path)
+            found[printable(path.name)] = find_pictures(path)
         elif path.name.lower().endswith(SUFFIXES):
             skipped.append(Skipped(path.name, str(path), "in no class's folder"))
     for name in [name for name, files in found.items() if not files]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from magneto.data.sources import SPLITS, Skipped
-from magneto.data.sources.documents import BadText, decode_text
+from magneto.data.sources.documents import BadText, decode_text, text_of
 from magneto.data.sources.fetch import file_digest
 from magneto.data.sources.pictures import ImageCorpus, Picture
 from magneto.data.sources.questions import TRUTH, Question, QuestionCorpus, UsablePictures
@@ -84,7 +84,7 @@ class Nlvr2Source:
             found.append(
                 Question(
                     id=name,
-                    text=str(line["sentence"]),
+                    text=text_of(line["sentence"]),
                     pictures=_pictures(name),
                     answers=(label,),
                     group=_sentence(name),

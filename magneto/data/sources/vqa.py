@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from magneto.data.sources import SPLITS, Skipped
+from magneto.data.sources.documents import text_of
 from magneto.data.sources.fetch import file_digest
 from magneto.data.sources.pictures import ImageCorpus, Picture
 from magneto.data.sources.questions import Question, QuestionCorpus, UsablePictures
@@ -86,7 +87,7 @@ class VqaSource:
             answered: dict[Any, tuple[tuple[str, ...], str]] = {}
             for entry in _read(annotations, "annotations")["annotations"]:
                 try:
-                    answers = tuple(str(one["answer"]) for one in entry["answers"])
+                    answers = tuple(text_of(one["answer"]) for one in entry["answers"])
                     answered[entry["question_id"]] = answers, str(entry.get("answer_type", ""))
                 except (KeyError, TypeError):
                     number = entry.get("question_id") if isinstance(entry, dict) else entry
@@ -97,9 +98,10 @@ class VqaSource:
             subset = _subset(file, content)
             for entry in content["questions"]:
                 try:
-                    number, text = entry["question_id"], str(entry["question"])
+                    number, text = entry["question_id"], text_of(entry["question"])
+                    hash(number)
                     picture = f"COCO_{subset}_{int(entry['image_id']):012d}.jpg"
-                except (KeyError, TypeError, ValueError):
+                except (KeyError, TypeError, ValueError, OverflowError):
                     number = entry.get("question_id") if isinstance(entry, dict) else entry
                     skipped.append(
                         Skipped(str(number), file.name, "question without question_id, image_id or question")

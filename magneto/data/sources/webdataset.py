@@ -57,7 +57,7 @@ class WebDatasetSource:
             side: [[str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns] for p in _find(patterns)]
             for side, patterns in self.shards.items()
         }
-        names = None if self.labels is None or not self.labels.is_file() else self.labels.read_text("utf-8")
+        names = None if self.labels is None else self._names()
         settings = [self.label, self.caption, self.language]
         return {"corpus": "webdataset", "recipe": 1, "shards": files, "settings": settings, "labels": names}
 

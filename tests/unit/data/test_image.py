@@ -459,8 +459,18 @@ def test_an_evaluation_set_is_not_trained_on(module, folder):
     data = module(root=folder / "test", source={"evaluation": True})
     assert data.spec.examples == {"train": 0, "val": 0, "test": 6}
     assert len(by_id(list(data.test_dataloader()))) == 6 and list(data.val_dataloader()) == []
-    with pytest.raises(UserError, match="for evaluation only"):
-        data.batches_per_epoch()
+    data.total_batches = 4
+    for use in (data.batches_per_epoch, data.train_dataloader):
+        with pytest.raises(UserError, match="for evaluation only"):
+            use()
+
+
+def test_settings_of_a_folder_that_do_nothing_are_refused(module, folder, tmp_path):
+    module()
+    with pytest.raises(UserError, match="none.txt: cannot be read"):
+        module(source={"names": str(tmp_path / "none.txt")})
+    with pytest.raises(UserError, match="share of the folder `train`, and there is none"):
+        module(root=folder / "train", source={"validation": 0.5})
 
 
 def test_processes_share_the_batches_of_one(module):

@@ -101,26 +101,31 @@ def test_broken_and_missing_parts_of_vqa_are_counted_listed_and_skipped(vqa: Pat
         entries[4]["question"] = "  "
         del entries[5]["question"]
         entries[6]["question_id"] = 99
+        entries[10]["question"] = None
+        entries[11]["question_id"] = [1]
+        entries[12]["image_id"] = float("inf")
         entries.append("nonsense")
 
     def break_annotations(entries: list[Any]) -> None:
         entries[8]["answers"] = []
         del entries[9]["answers"]
+        for place, value in ((13, None), (14, "caf\ud83d")):
+            entries[place]["answers"] = [{"answer": value}] * 10
 
     edit(vqa / "v2_train_questions.json", "questions", break_questions)
     edit(vqa / "v2_train_annotations.json", "annotations", break_annotations)
     data = module(vqa_source(vqa), tmp_path)
     assert report(data)["skipped_by_reason"] == {
         "its picture is missing or was left out": 4,
-        "question: empty": 1,
-        "question without question_id, image_id or question": 2,
+        "question: empty": 2,
+        "question without question_id, image_id or question": 4,
         # One of another number, one whose annotation is broken.
         "question without annotation": 2,
-        "annotation without question": 2,
+        "annotation without question": 4,
         "annotation without question_id or answers": 1,
-        "no answer": 1,
+        "no answer": 3,
     }
-    assert data.spec.questions["train"] == 80 - 4 - 1 - 1 - 2 - 1
+    assert data.spec.questions["train"] == 80 - 4 - 1 - 1 - 2 - 1 - 5
     pictures = json.loads((data.pictures.folder / "prepare_report.json").read_text())
     assert pictures["skipped_by_reason"] == {"file cannot be read": 1, "empty file": 1}
 

@@ -130,13 +130,14 @@ def test_the_splits_of_karpathy(tmp_path: Path) -> None:
         {"filepath": "val2014", "filename": f"{number}.jpg", "split": split, "sentences": [{"raw": "A dog."}]}
         for number, split in enumerate(("train", "restval", "val", "test"))
     ]
+    images[2]["sentences"] = [{"raw": None}]
     images[3]["sentences"] = []
     file = tmp_path / "dataset_coco.json"
     file.write_text(json.dumps({"images": images, "dataset": "coco"}))
     pictures = list(CocoCaptionsSource(str(file), "coco").load(tmp_path).examples)
     assert [picture.split for picture in pictures] == ["train", "train", "val", "test"]
     assert pictures[0].image == Path("coco/val2014/0.jpg") and pictures[0].captions == {"en": ("A dog.",)}
-    assert pictures[3].captions == {}
+    assert pictures[2].captions == {"en": ("",)} and pictures[3].captions == {}
     for image in images:
         del image["filepath"]  # as in Flickr30k's
     file.write_text(json.dumps({"images": images}))
@@ -258,6 +259,8 @@ def test_captions_are_cleaned_and_what_is_left_out_is_listed(tmp_path: Path) -> 
             ("3", "no caption in en"),
             ("4", "no caption in en"),
         ]
+    nameless = CaptionedSource(Corpus({"\udce9": "a dog"}), None, lowercase=True).load(tmp_path)
+    assert not list(nameless.examples) and "half a character" in nameless.skipped[0].reason
     assert corpus.labels == () and clean_caption("A  B", lowercase=False) == "A B"
 
 

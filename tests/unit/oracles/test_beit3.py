@@ -224,6 +224,10 @@ def test_a_run_starts_from_it(prepared_dir: Path, tmp_path: Path) -> None:
     theirs = BEiT3(config).eval()
     heads = {name: torch.randn(48, WIDTH) for name in ("vision_head.weight", "language_head.weight")}
     source = save(theirs, tmp_path, **heads, logit_scale=torch.tensor(3.0))
+    with pytest.raises(UserError, match="no tokenizer.json that says which tokens.*data.tokenizer.file"):
+        drive(settings, f"init_from={source}")
+    (tmp_path / "beit3.json").write_text(spec["tokenizer"])
+    settings.append(f"data.tokenizer.file={tmp_path / 'beit3.json'}")
     result = drive(settings, f"init_from={source}", "task.embedding_width=48", "name=second")
     ours = load_task(Path(result["folder"]) / "export").eval()
     assert isinstance(ours, VisionLanguage) and float(ours.logit_scale) == pytest.approx(3.0)
@@ -237,5 +241,6 @@ def test_a_run_starts_from_it(prepared_dir: Path, tmp_path: Path) -> None:
             F.normalize(read @ heads["language_head.weight"].T, dim=-1),
             "texts",
         )
-    with pytest.raises(UserError, match=r"stem.text.embedding.weight: \d+ x 128 \(pretrained\), 40 x 128"):
-        drive(settings, f"init_from={source}", "data.tokenizer.vocab_size=40")
+    fewer = save(theirs, tmp_path, **{"beit3.text_embed.weight": torch.zeros(40, WIDTH)})
+    with pytest.raises(UserError, match=r"stem.text.embedding.weight: 40 x 128 \(pretrained\), \d+ x 128"):
+        drive(settings, f"init_from={fewer}")

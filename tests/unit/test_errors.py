@@ -1,0 +1,93 @@
+"""Values of a wrong type are told by their key."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from magneto.assembly import build_data
+from magneto.errors import UserError, check_types, from_mapping
+
+
+@dataclass(frozen=True)
+class Options:
+    """Of each kind that options have."""
+
+    count: int = 1
+    share: float = 0.5
+    on: bool = False
+    layers: Sequence[int] | None = None
+    more: Mapping[str, Any] | None = None
+    betas: tuple[float, float] = (0.9, 0.98)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"share": 1},
+        {"layers": [1, 2]},
+        {"layers": (1,)},
+        {"layers": None},
+        {"more": {"a": 1}},
+        {"on": True},
+        {"betas": [0.9, 1]},
+    ],
+)
+def test_values_of_the_right_type_are_kept(values: dict[str, Any]) -> None:
+    made = from_mapping(Options, values, "task")
+    assert all(getattr(made, name) is value for name, value in values.items())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"count": 2.5}, "task.count=2.5: input should be a valid integer"),
+        ({"count": True}, "task.count=True: input should be a valid integer"),
+        ({"share": "much"}, "task.share=much: input should be a valid number"),
+        ({"on": 1}, "task.on=1: input should be a valid boolean"),
+        ({"layers": 1}, "task.layers=1: input should be"),
+        ({"layers": [1, "two"]}, "task.layers=.*: input should be a valid integer"),
+        ({"more": 0.4}, "task.more=0.4: input should be"),
+        ({"betas": [0.9]}, r"task.betas=\[0.9\]: field required"),
+        ({"cuont": 1}, "Did you mean 'count'"),
+        (0.5, "task=0.5: must hold keys and values"),
+        (None, "task=None: must hold keys and values"),
+    ],
+)
+def test_values_of_a_wrong_type_are_refused(values: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        from_mapping(Options, values, "task")
+
+
+def test_what_has_no_annotation_is_left_to_its_owner() -> None:
+    check_types(lambda count: count, {"count": "many"}, "task")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("image_size", "abc", "data.image_size=abc: input should be a valid integer"),
+        ("batch_size", 2.5, "data.batch_size=2.5: input should be a valid integer"),
+        ("masking", 0.4, "data.masking=0.4: input should be"),
+        ("sources.image_folder.validation", "x", "data.sources.image_folder.validation=x: input should be"),
+    ],
+)
+def test_arguments_of_data_are_told_by_their_key(key: str, value: Any, message: str) -> None:
+    node = OmegaConf.create(
+        {
+            "name": "image_folder",
+            "_target_": "magneto.data.image.ImageDataModule",
+            "sources": {
+                "image_folder": {
+                    "_target_": "magneto.data.sources.image_folder.ImageFolderSource",
+                    "folder": "x",
+                }
+            },
+        }
+    )
+    OmegaConf.update(node, key, value)
+    with pytest.raises(UserError, match=message):
+        build_data(OmegaConf.to_container(node))  # type: ignore[arg-type]
