@@ -70,5 +70,7 @@ def check_types(owner: Callable[..., Any], values: Mapping[str, Any], where: str
         except (PydanticSchemaGenerationError, TypeError):  # a class, or an object, that is no plain value
             continue
         except ValidationError as error:
-            wanted = " or ".join(dict.fromkeys(item["msg"] for item in error.errors()))
+            wanted = " or ".join(dict.fromkeys(item["msg"] for item in error.errors())).replace(
+                "array", "list"
+            )
             raise UserError(f"{where}.{key}={values[key]}: {wanted[0].lower()}{wanted[1:]}.") from error

@@ -83,7 +83,7 @@ class ImageTextDataModule(BucketedDataModule):
         **pictures: Any,
     ) -> None:
         super().__init__(data_dir=data_dir, num_workers=num_workers, seed=seed)
-        if languages is not None and (not languages or isinstance(languages, str)):
+        if languages is not None and not languages:
             raise UserError(f"data.languages={languages!r} must be a list such as [en, fr], or null for all.")
         if max_tokens < 3:
             raise UserError(

@@ -97,8 +97,8 @@ class PredictOptions:
     """Classes that are told of each picture, the likeliest first."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.top_k, int) or self.top_k < 1:
-            raise UserError(f"predict.top_k={self.top_k}: must be at least 1, and a whole number.")
+        if self.top_k < 1:
+            raise UserError(f"predict.top_k={self.top_k}: must be at least 1.")
 
 
 class Head(nn.Module):

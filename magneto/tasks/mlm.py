@@ -44,8 +44,8 @@ class PredictOptions:
     """Do not fill masks: give the pseudo-perplexity of each sentence instead."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.top_k, int) or self.top_k < 1:
-            raise UserError(f"predict.top_k={self.top_k}: must be a whole number, 1 or more.")
+        if self.top_k < 1:
+            raise UserError(f"predict.top_k={self.top_k}: must be 1 or more.")
 
 
 class Perplexity(MeanMetric):

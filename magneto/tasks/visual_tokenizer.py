@@ -170,7 +170,7 @@ class VisualTokenization(TaskModule):
     def samples(self, batch: Batch, output: StepOutput) -> list[Sample]:
         """Each batch's first pictures beside what their codes make of them; of VQ-KD the codes alone."""
         first = slice(self.num_samples)
-        made, codes, _ = (part[first] for part in output.outputs)
+        made, codes = (part[first] for part in output.outputs[:2])
         panels = self._panels(batch["image"][first], made, codes)
         return [
             {"id": f"{int(number):08d}", "kind": "reconstruction", "picture": panel}

@@ -94,7 +94,7 @@ class VLOptions(TargetOptions):
 class PredictOptions:
     """What `predict.*` may set: what to look for among the pictures of `input=`, or for each of them."""
 
-    query: str | Sequence[str] | None = None
+    query: str | float | Sequence[str | float] | None = None
     """A sentence, or several."""
     captions: str | None = None
     """A file with a caption a line."""
@@ -106,8 +106,8 @@ class PredictOptions:
                 'task=vl looks for the pictures of input= that fit a sentence (predict.query="a red apple"), or for the '
                 "lines of a file that fit each picture (predict.captions=FILE): say one of the two."
             )
-        if not isinstance(self.top_k, int) or self.top_k < 1:
-            raise UserError(f"predict.top_k={self.top_k}: must be a whole number, 1 or more.")
+        if self.top_k < 1:
+            raise UserError(f"predict.top_k={self.top_k}: must be 1 or more.")
 
 
 class VisionLanguage(MaskedPictures):

@@ -81,10 +81,10 @@ class PredictOptions:
     """Answers that are told, the likeliest first."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.question, str) or not self.question.strip():
+        if self.question is None or not self.question.strip():
             raise UserError('Say what is asked about the picture: predict.question="what colour is it?"')
-        if not isinstance(self.top_k, int) or self.top_k < 1:
-            raise UserError(f"predict.top_k={self.top_k}: must be a whole number, 1 or more.")
+        if self.top_k < 1:
+            raise UserError(f"predict.top_k={self.top_k}: must be 1 or more.")
 
 
 class Pooler(nn.Module):

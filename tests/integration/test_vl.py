@@ -343,9 +343,8 @@ def test_predict_finds_lines_for_pictures(
         ((), "say one of the two"),
         (("predict.query=a", "predict.captions=b"), "say one of the two"),
         (("predict.query=' '",), "predict.query=' ': empty"),
-        (("predict.query=caf\udce9",), r"predict.query=.caf.udce9.: half a character"),
         (("predict.captions=nowhere.txt",), "predict.captions=nowhere.txt: no such file"),
-        (("predict.captions=2024",), "predict.captions=2024: no such file"),
+        (("predict.captions=2024",), "predict.captions=2024: input should be a valid string"),
         (("predict.query=a", "predict.top_k=0"), "top_k=0"),
         (("predict.query=a", "predict.beam=2"), "predict.beam"),
     ],
@@ -369,10 +368,20 @@ def test_mistakes_of_predict_are_told(
         (("backbone.max_positions=8",), "data.max_tokens=16.*max_positions=8"),
         (("data.patch_size=null",), "data.patch_size"),
         (("data.max_tokens=2",), "data.max_tokens=2"),
-        (("data.languages=en",), "data.languages='en' must be a list"),
+        (("data.languages=en",), "data.languages=en: input should be a valid list"),
         (("data.masking={words: 1}",), "data.masking.words"),
     ],
 )
 def test_mistakes_are_told(run: Run, overrides: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         run(*overrides)
+
+
+def test_a_query_that_is_no_utf8_is_told(trained: dict[str, Any], run: Run, squares: Path) -> None:
+    with pytest.raises(UserError, match=r"predict.query='caf.udce9': half a character"):
+        run(
+            "mode=predict",
+            f"checkpoint={trained['folder']}",
+            f"input={squares / 'test'}",
+            "predict.query=caf\udce9",
+        )
