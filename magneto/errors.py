@@ -70,6 +70,10 @@ def check_types(owner: Callable[..., Any], values: Mapping[str, Any], where: str
         except (PydanticSchemaGenerationError, TypeError):  # a class, or an object, that is no plain value
             continue
         except ValidationError as error:
+            if (
+                error.errors()[0]["type"] == "json_invalid"
+            ):  # a text that is no UTF-8: its owner can say what for
+                continue
             wanted = " or ".join(dict.fromkeys(item["msg"] for item in error.errors())).replace(
                 "array", "list"
             )

@@ -383,5 +383,5 @@ def test_a_query_that_is_no_utf8_is_told(trained: dict[str, Any], run: Run, squa
             "mode=predict",
             f"checkpoint={trained['folder']}",
             f"input={squares / 'test'}",
-            "predict.query=caf\udce9",
+            "predict.query='caf\udce9'",
         )
