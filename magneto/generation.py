@@ -41,7 +41,7 @@ class Decoding:
     """Only the k most probable tokens are drawn from."""
     top_p: float | None = 0.95
     """Only the most probable tokens that together reach this probability (Holtzman et al., arXiv 1904.09751)."""
-    stop: tuple[str, ...] = ()
+    stop: str | tuple[str, ...] = ()  # a tuple once it is made
     """The text ends before the first of these strings."""
     seed: int = 0
     """Of the random numbers: the same settings and prompts give the same text."""
@@ -129,7 +129,9 @@ def stream(
     document are never drawn.
     """
     end = tokenizer.eos_id
-    texts = [TextStream(tokenizer, prompt, settings.stop, settings.min_new_tokens) for prompt in prompts]
+    texts = [
+        TextStream(tokenizer, prompt, tuple(settings.stop), settings.min_new_tokens) for prompt in prompts
+    ]
     finished: set[int] = set()
     barred = tokenizer.special_ids - {end}
     for drawn in next_tokens(model, prompts, settings, end=end, barred=barred, finished=finished):
