@@ -3,6 +3,7 @@
 Only light imports stand at the top, so that `--help` and a refused command answer at once.
 """
 
+import io
 import logging
 import os
 import sys
@@ -179,6 +180,8 @@ def literal(argument: str) -> str:
 
 def main() -> None:
     """Entry point of `run.py` and of the installed command `magneto`."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # the names of files, which are printed, need not be UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.argv[1:] = map(literal, sys.argv[1:])
     message = _unknown_key(sys.argv[1:])
     if message is not None:

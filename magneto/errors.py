@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
-from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
-
 T = TypeVar("T")
 
 
@@ -61,6 +59,9 @@ def check_types(owner: Callable[..., Any], values: Mapping[str, Any], where: str
         values: arguments by name; those without annotation are passed over.
         where: the configuration key that holds `values`, for the messages.
     """
+    # Imported late: it takes a tenth of a second, which --help and a mistyped key need not wait for.
+    from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
+
     parameters = inspect.signature(owner, eval_str=True).parameters
     for key in values.keys() & parameters.keys():
         if parameters[key].annotation is parameters[key].empty:

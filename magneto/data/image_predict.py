@@ -59,5 +59,5 @@ def user_pictures(
 
 def evaluation_batch(images: list[Image.Image], spec: ImageSpec) -> Tensor:
     """Decoded pictures as a model expects them: (B, channels, S, S) float32, normalised."""
-    pixels = [torch.from_numpy(spec.evaluation_picture(image)) for image in images]
+    pixels = [torch.tensor(spec.evaluation_picture(image)) for image in images]
     return spec.normalise(torch.stack(pixels))

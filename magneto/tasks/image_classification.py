@@ -356,7 +356,7 @@ class ImageClassification(TaskModule):
     def _prepared(self, path: str) -> Iterator[tuple[Path, Tensor]]:
         """Files and their pictures as evaluation sees them, (C, S, S) uint8, so that large originals do not pile up."""
         for file, image in user_pictures(path, self.pictures.channels, self.pictures.svg_side):
-            yield file, torch.from_numpy(self.pictures.evaluation_picture(image))
+            yield file, torch.tensor(self.pictures.evaluation_picture(image))
 
 
 def among(logits: Tensor, classes: Tensor) -> Tensor:

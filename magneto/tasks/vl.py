@@ -96,7 +96,7 @@ class PredictOptions:
 
     query: str | float | Sequence[str | float] | None = None
     """A sentence, or several."""
-    captions: str | None = None
+    captions: str | float | None = None
     """A file with a caption a line."""
     top_k: int = FOUND
 

@@ -75,7 +75,7 @@ class PredictOptions:
 
     question: str | None = None
     """The question, or the statement."""
-    second: str | None = None
+    second: str | float | None = None
     """The right picture of a statement; `input=` is the left one."""
     top_k: int = TOP
     """Answers that are told, the likeliest first."""
@@ -272,7 +272,7 @@ class VisionLanguageClassification(TaskModule):
                 told = "\t".join(f"{one['answer']}\t{one['probability']}" for one in answers)
                 asked = {"input": file, "question": chosen.question}
                 if chosen.second is not None:
-                    asked["second"] = chosen.second
+                    asked["second"] = str(chosen.second)
                 yield {"text": f"{file}\t{told}", **asked, **answers[0], "top": answers}
 
     def _question(self, text: str) -> tuple[Tensor, Tensor]:

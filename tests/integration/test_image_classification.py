@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -272,5 +274,11 @@ def test_classes_may_have_any_name(run: Run, tmp_path: Path) -> None:
     )
     assert load_task(Path(result["folder"]) / "export").labels == ["$x_{$", "caf\\xe9"]
     output = tmp_path / "found.jsonl"
-    run("mode=predict", f"checkpoint={result['folder']}", f"input={strange / 'val'}", f"output={output}")
+    done = subprocess.run(
+        [sys.executable, "-m", "magneto", "mode=predict", f"checkpoint={result['folder']}", f"input={strange / 'val'}",
+         f"output={output}"],
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"}, capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stdout.count("caf\\udce9") == 4, done.stderr
+    assert "UserWarning" not in done.stderr
     assert len(output.read_text(encoding="utf-8").splitlines()) == 8

@@ -344,7 +344,7 @@ def test_predict_finds_lines_for_pictures(
         (("predict.query=a", "predict.captions=b"), "say one of the two"),
         (("predict.query=' '",), "predict.query=' ': empty"),
         (("predict.captions=nowhere.txt",), "predict.captions=nowhere.txt: no such file"),
-        (("predict.captions=2024",), "predict.captions=2024: input should be a valid string"),
+        (("predict.captions=2024",), "predict.captions=2024: no such file"),
         (("predict.query=a", "predict.top_k=0"), "top_k=0"),
         (("predict.query=a", "predict.beam=2"), "predict.beam"),
     ],

@@ -111,7 +111,7 @@ def test_it_judges_statements_about_two_pictures(statements: list[str], nlvr2: P
         judge(*asked, f"input={left}", f"predict.second={left.parent}")
     broken = nlvr2.parent / "broken.png"
     broken.write_bytes(b"hello")
-    for second, reason in ((broken, "not a picture"), ("2024", "valid string")):
+    for second, reason in ((broken, "not a picture"), ("2024", "no such file")):
         with pytest.raises(UserError, match=rf"^predict.second={second}: .*{reason}"):
             judge(*asked, f"input={left}", f"predict.second={second}")
 

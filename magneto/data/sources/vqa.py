@@ -99,7 +99,7 @@ class VqaSource:
             for entry in content["questions"]:
                 try:
                     number, text = entry["question_id"], text_of(entry["question"])
-                    hash(number)
+                    hash(number)  # a list or an object is no id: TypeError
                     picture = f"COCO_{subset}_{int(entry['image_id']):012d}.jpg"
                 except (KeyError, TypeError, ValueError, OverflowError):
                     number = entry.get("question_id") if isinstance(entry, dict) else entry
