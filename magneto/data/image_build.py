@@ -82,6 +82,8 @@ class Rows:
     def __init__(self, folder: Path, stored: bool) -> None:
         self.folder, self.stored = folder, stored
         self.pictures: list[Picture] = []
+        self.lost: set[str] = set()
+        """Classes of pictures that cannot be used."""
         self.digests: list[bytes] = []
         self.moments: list[np.ndarray] = []
         self._names: dict[bytes, int] = {}
@@ -167,7 +169,10 @@ class ImageBuilder:
                 skipped.append(Skipped(picture.id, "", "copy of a picture on another side of the split"))
         evaluation_only = all(corpus.evaluation_only for corpus in corpora.values())
         _require_splits(splits, evaluation_only, skipped)
-        labels = list(dict.fromkeys(label for corpus in corpora.values() for label in corpus.labels))
+        lost = rows.lost - {picture.label for picture in pictures}
+        skipped += [Skipped(label, "", "class without a usable picture") for label in sorted(lost)]
+        stated = dict.fromkeys(label for corpus in corpora.values() for label in corpus.labels)
+        labels = [label for label in stated if label not in lost]
         number = {label: place for place, label in enumerate(labels)}
         np.savez(
             folder / "index.npz",
@@ -206,6 +211,8 @@ class ImageBuilder:
                             rows.add(named, seen)
                         else:
                             skipped.append(Skipped(named.id, _file(picture), seen.reason))
+                            if picture.label is not None:
+                                rows.lost.add(picture.label)
                     progress.advance(bar, len(chunk))
                 skipped += [replace(item, id=f"{name}/{item.id}") for item in corpus.skipped]
         rows.close()

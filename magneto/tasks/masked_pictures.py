@@ -79,6 +79,11 @@ class MaskedPictures(TaskModule):
         """Make `self.target`, which is not trained; returns how many outputs the head of a patch needs."""
         options: TargetOptions = self.options
         patch, channels = self.spec["patch_size"], self.spec["channels"]
+        if options.target != "codes" and channels * patch**2 < 2:
+            raise UserError(
+                f"task.target={options.target}: nothing is left of a patch of one grey pixel less its mean. Set "
+                "data.patch_size to 2 or more."
+            )
         if options.target == "pixels":
             self.target = None
             return int(channels * patch**2)

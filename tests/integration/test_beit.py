@@ -336,6 +336,14 @@ def test_mistakes_are_told(run: Run, override: str, message: str) -> None:
         run(f"+{override}" if "default_tokenizer" in override else override)
 
 
+@pytest.mark.parametrize("target", ["pixels", "random_projection"])
+def test_a_single_pixel_is_no_target(run: Run, target: str) -> None:
+    with pytest.raises(
+        UserError, match=f"task.target={target}: nothing is left of a patch of one grey pixel"
+    ):
+        run(f"task.target={target}", "data.channels=1", "data.patch_size=1")
+
+
 def test_a_tokenizer_without_samples_shows_its_codes(tokenize: Run, patterns: Path) -> None:
     """`callbacks.samples` is of the run's log, not of what it predicts."""
     folder = tokenize("name=silent", "callbacks.samples=0", "trainer.max_steps=2")["folder"]

@@ -129,8 +129,13 @@ class HubImagesSource:
                     "the right one (data.sources...image, label, caption)."
                 )
         rows = rows.select(range(min(self.limit or len(rows), len(rows))))
-        image = self.columns["image"]
+        image, label = self.columns["image"], self.columns["label"]
         assert image is not None
+        if label is not None and not isinstance(rows.features[label], (datasets.ClassLabel, datasets.Value)):
+            raise UserError(
+                f"data: column {label!r} of {self.arguments['name']} has several values in a row, or a structure: name a "
+                "column of one class each (data.sources...label), or label=null."
+            )
         if isinstance(rows.features[image], datasets.Image):
             rows = rows.cast_column(image, datasets.Image(decode=False))
         return rows

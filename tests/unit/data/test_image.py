@@ -170,6 +170,16 @@ def test_bad_pictures_are_counted_listed_and_skipped(module, folder, caplog):
     assert "listed in" in caplog.text
 
 
+def test_a_class_whose_pictures_are_all_bad_is_none(module, folder):
+    for side in ("train", "val"):
+        (folder / side / "violet").mkdir(exist_ok=True)
+        (folder / side / "violet/a.png").write_bytes(b"hello")
+    data = module()
+    report = json.loads((data.folder / "prepare_report.json").read_text())
+    assert report["skipped_by_reason"] == {"not a picture": 2, "class without a usable picture": 1}
+    assert "violet" not in data.spec.labels and "violet" not in data.spec.label_counts["train"]
+
+
 def test_copies_do_not_stand_on_both_sides(module, folder):
     (folder / "train/red/copy.png").write_bytes((folder / "test/red/1.png").read_bytes())
     (folder / "val/red/copy.png").write_bytes((folder / "test/red/1.png").read_bytes())

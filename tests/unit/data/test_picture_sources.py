@@ -469,6 +469,19 @@ def test_labels_of_other_columns_and_rows_without_a_picture(tmp_path, monkeypatc
     assert [item.reason for item in corpus.skipped] == ["row without a picture"]
 
 
+def test_several_labels_in_a_row_are_no_class(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = {"image": [{"bytes": png(1), "path": None}], "tags": [["a", "b"]]}
+    features = datasets.Features({"image": datasets.Image(), "tags": datasets.List(datasets.Value("string"))})
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "x.parquet")
+    source = HubImagesSource(
+        "parquet", data_files={"train": str(tmp_path / "x.parquet")}, splits={"train": "train"}, label="tags"
+    )
+    with pytest.raises(UserError, match="column 'tags' of parquet has several values in a row"):
+        source.load(tmp_path)
+
+
 # ------------------------------------------------------------------------------------------------ stamps
 
 
