@@ -151,6 +151,25 @@ class Section:
                 found[metric] = tuple(sorted(parts))
         return found
 
+    @cached_property
+    def sweep(self) -> tuple[str, dict[str, dict[float, Row]]] | None:
+        """The one key that tells rows of a backbone apart, and backbone -> value -> row; None if there is no such key.
+
+        Its values are numbers, three or more: `-m backbone=pre_ln,magneto optimizer.lr=1e-3,2e-3,4e-3`.
+        """
+        groups: dict[str, list[Row]] = {}
+        for row in self.rows:
+            groups.setdefault(row.backbone, []).append(row)
+        keys = {key for rows in groups.values() for key in differing_keys(rows)}
+        if len(keys) != 1:
+            return None
+        (key,) = keys
+        try:
+            found = {name: {float(row.config[key]): row for row in rows} for name, rows in groups.items()}
+        except (KeyError, ValueError):
+            return None
+        return (key, found) if len({value for rows in found.values() for value in rows}) >= 3 else None
+
     def better(self, metric: str) -> str | None:
         """`min` or `max`, whichever is better; None when it cannot be known."""
         base = metric.split("/")[1] if "/" in metric else metric

@@ -7,6 +7,7 @@ them cover: nothing is extrapolated. Runs that did not finish are drawn one by o
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +118,14 @@ def draw(section: Section, folder: Path) -> list[Picture]:
         f"{section.headline}, each seed",
         f"Dot plot of {section.headline} for {rows}: a dot a seed, a bar at the mean, as in the table.",
     )
+    if section.sweep is not None:
+        key, swept = section.sweep
+        save(
+            _by_value(section, styles),
+            re.sub(r"\W+", "_", f"by_{key}"),
+            f"{section.headline} by {key}",
+            f"{section.headline} over {key}, for each backbone ({', '.join(swept)}) a line through its means, a dot a seed.",
+        )
     logged = {name: None for run in section.runs for name in run.curves}
     save(
         _panels(section.rows, _learning_metrics(section, list(logged)), styles),
@@ -207,6 +216,53 @@ def _result(section: Section, styles: dict[str, Style]) -> Figure | None:
     _dots(ax, section, styles)
     better = {"min": "  (lower is better)", "max": "  (higher is better)", None: ""}
     _title(ax, f"{section.headline}{better[section.better(section.headline)]}")
+    return figure
+
+
+def _by_value(section: Section, styles: dict[str, Style]) -> Figure | None:
+    """The headline metric over the key that was swept; what did not finish stands above the frame."""
+    if section.sweep is None or not any(row.values(section.headline) for row in section.rows):
+        return None
+    key, swept = section.sweep
+    figure, (ax,) = _figure(1, 1, 3.4)
+    lost: Counter[float] = Counter()
+    handles = []
+    for backbone, rows in swept.items():
+        colour = styles[next(iter(rows.values())).label].colour
+        seeds = {value: list(row.values(section.headline).values()) for value, row in sorted(rows.items())}
+        measured = {value: found for value, found in seeds.items() if found}
+        ax.plot(
+            list(measured),
+            [float(np.mean(found)) for found in measured.values()],
+            color=colour,
+            linewidth=1.8,
+        )
+        for value, found in measured.items():
+            ax.scatter(
+                [value] * len(found), found, s=45, color=colour, alpha=0.8, edgecolor="white", zorder=3
+            )
+        for value, row in rows.items():
+            for run in row.runs:
+                if not run.finished:
+                    place, above = 1.03 + 0.06 * lost[value], ax.get_xaxis_transform()
+                    ax.plot(
+                        [value],
+                        [place],
+                        color=colour,
+                        clip_on=False,
+                        transform=above,
+                        **_end_shape(run.status),
+                    )
+                    lost[value] += 1
+        handles.append(Line2D([], [], color=colour, linewidth=2.2, label=backbone))
+    values = sorted({value for rows in swept.values() for value in rows})
+    if values[0] > 0 and values[-1] >= 4 * values[0]:
+        ax.set_xscale("log")
+    ax.set_xticks(values, [f"{value:g}" for value in values])
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xlabel(key, fontsize=9, color=_INK, parse_math=False)
+    ax.set_ylabel(section.headline, fontsize=9, color=_INK, parse_math=False)
+    _legend(figure, handles + _end_markers(section.rows))
     return figure
 
 

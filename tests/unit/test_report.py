@@ -531,6 +531,37 @@ def test_every_figure_is_drawn(tmp_path: Path) -> None:
         assert "magneto" in picture.alt
 
 
+def test_a_swept_number_has_a_figure_of_its_own(tmp_path: Path) -> None:
+    """A line a backbone; what diverged has no value there. Two values, or a second key, are no sweep."""
+
+    def made(backbone: str, rate: float, **options: Any) -> None:
+        make_run(
+            tmp_path,
+            backbone,
+            config={"optimizer.lr": rate},
+            name=f"{backbone}{rate}{len(options)}",
+            **options,
+        )
+
+    for rate in (1e-3, 2e-3):
+        made("magneto", rate, metrics={"test/cer": rate * 100})
+        made("pre_ln", rate, metrics={"test/cer": rate * 200})
+    assert section_of(tmp_path).sweep is None
+    made("magneto", 4e-3, metrics={"test/cer": 0.3})
+    made("pre_ln", 4e-3, metrics={}, status="diverged")
+    section = section_of(tmp_path)
+    assert section.sweep is not None
+    key, rows = section.sweep
+    assert key == "optimizer.lr" and list(rows) == ["pre_ln", "magneto"]
+    assert {rate: row.values("test/cer") for rate, row in rows["magneto"].items()} == {
+        1e-3: {1: 0.1}, 2e-3: {1: 0.2}, 4e-3: {1: 0.3}
+    }  # fmt: skip
+    picture = next(p for p in draw(section, tmp_path) if p.path.name == "asr-stamps_by_optimizer_lr.png")
+    assert picture.title == "test/cer by optimizer.lr" and "pre_ln, magneto" in picture.alt
+    make_run(tmp_path, config={"optimizer.lr": 8e-3, "trainer.max_steps": 9}, name="shorter")
+    assert section_of(tmp_path).sweep is None
+
+
 def test_hopeless_curves_are_drawn_too(tmp_path: Path) -> None:
     everything = {
         "train/loss": [(10, float("inf"))],
