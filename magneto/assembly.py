@@ -192,7 +192,8 @@ def build_trainer(
     saver = callbacks.Checkpoints(folder.checkpoints, task.monitor, task.mode, watch.save_every, signals)
     watching: list[L.Callback] = [callbacks.ConfigureRun(), callbacks.StepSeed(config["seed"])]
     if watch.ema_decay:
-        watching.append(EMAWeightAveraging(decay=watch.ema_decay))
+        # Buffers are taken over as they are: an average of indices or of a codebook's directions would be neither.
+        watching.append(EMAWeightAveraging(decay=watch.ema_decay, use_buffers=False))
     if watch.average_last:
         watching.append(LastWeights(folder.checkpoints, watch.average_last))
     watching += [monitor, callbacks.StabilityProbe(watch.probe_every), saver, *progress_bar(config)]

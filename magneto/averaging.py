@@ -13,6 +13,7 @@ and writes those after it anew.
 """
 
 import logging
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,8 @@ class LastWeights(Callback):
         log.info(
             "the average of the weights after steps %s is tested and exported", ", ".join(map(str, files))
         )
-        task.load_state_dict(mean_weights(list(files.values())))
+        parameters = {name for name, _ in task.named_parameters(remove_duplicate=False)}
+        task.load_state_dict(mean_weights(list(files.values()), parameters))
 
     def save_average(self, task: TaskModule) -> Path:
         """Write `task`, which has the average, as a checkpoint. Returns its path."""
@@ -99,14 +101,14 @@ class LastWeights(Callback):
         return path
 
 
-def mean_weights(files: list[Path]) -> dict[str, Tensor]:
-    """The mean of the tensors in safetensors files, summed in fp64; what is not floating point is the last file's."""
+def mean_weights(files: list[Path], parameters: Container[str]) -> dict[str, Tensor]:
+    """The mean of the parameters in safetensors files, summed in fp64; the other tensors are the last file's."""
     assert files, "nothing to average"
     sums: dict[str, Tensor] = {}
     for path in files:
         last = load_file(path)
         for name, value in last.items():
-            if value.is_floating_point():
+            if name in parameters:
                 sums[name] = sums[name] + value.double() if name in sums else value.double()
     return {
         name: (sums[name] / len(files)).to(value.dtype) if name in sums else value

@@ -7,7 +7,8 @@ Two steps, both called by the engine:
 1. `adopt(config, overrides)`, before anything is built: the backbone gets the shape of the pretrained one and the data
    its tokenizer or its patches, so that a command names `init_from` and no size. What the user did say must agree.
 2. `initialize_from(task, source)`, before training: weights are copied where name, shape and meaning agree. Pictures
-   may be of another size than the pretrained ones: what was learned of places is resized (nn/resize.py).
+   may be of another size than the pretrained ones: what was learned of places is resized (nn/resize.py). They may be
+   normalised in another way: the map of patches takes that up (nn/renormalise.py).
 """
 
 import hashlib
@@ -44,6 +45,8 @@ SHAPE = tuple(field.name for field in fields(BackboneConfig) if field.name not i
 """Fields that decide what a backbone's weights mean; the others only say how it is trained."""
 _BODY = ("stem.", "source_stem.", "target_stem.", "backbone.")
 """Parameters that must fit; others (heads) are taken where they do."""
+_HEADS = ("head.", "picture_head.")
+"""Parameters whose outputs stand for labels, tokens or codes."""
 _TARGET = "target."
 """Parameters of a model that only gives what is to be learnt."""
 
@@ -55,7 +58,7 @@ class Pretrained:
     Attributes:
         source: as the user gave it.
         backbone: its configuration.
-        spec: facts of the data that it was trained on; empty for an import.
+        spec: facts of the data that it was trained on; of an import those that its importer knows.
         weights: tensors under our names.
         tokenizer: content of its tokenizer.json; None where it has none.
     """
@@ -79,10 +82,15 @@ class Report:
     """Of the source, without a place in the model."""
     resized: tuple[str, ...] = ()
     """Those taken that were resized to pictures of another size."""
+    renormalised: tuple[str, ...] = ()
+    """Those taken that were changed to read pictures of another mean and deviation."""
 
     def __str__(self) -> str:
         parts = [f"{len(self.taken)} tensors taken ({_summary(self.taken)})"]
         parts += [f"resized to these pictures: {', '.join(self.resized)}"] if self.resized else []
+        parts += (
+            [f"for their mean and deviation: {', '.join(self.renormalised)}"] if self.renormalised else []
+        )
         parts += [f"new: {_summary(self.new)}"] if self.new else []
         parts += [f"left: {_summary(self.left)}"] if self.left else []
         return f"init_from={self.source}: {'; '.join(parts)}"
@@ -133,7 +141,7 @@ def read_pretrained(source: str) -> Pretrained:
 def _imported(source: str, family: str, name: str) -> Pretrained:
     imported = import_module(f"magneto.importers.{family}").import_weights(name)
     config = BackboneConfig.from_dict(imported.backbone)
-    return Pretrained(source, config, {}, imported.state_dict, imported.tokenizer_json)
+    return Pretrained(source, config, dict(imported.pictures), imported.state_dict, imported.tokenizer_json)
 
 
 # ------------------------------------------------------------------ shape and tokenizer, before the model is built
@@ -257,7 +265,7 @@ def _keep_tokenizer(tokenizer: str, data_dir: Path) -> Path:
 def initialize_from(task: TaskModule, source: str) -> Report:
     """Copy what a pretrained model has into `task`.
 
-    Stem and backbone must fit as a whole. Other tensors are taken where names and shapes agree, a head (`head.*`) only
+    Stem and backbone must fit as a whole. Other tensors are taken where names and shapes agree, a head only
     if its outputs mean the same: the same tokenizer and the same labels.
 
     A model that only gives targets (`target.*`, BEiT's tokenizer) stays the one of `task`, and so does the head beside
@@ -284,13 +292,15 @@ def initialize_from(task: TaskModule, source: str) -> Report:
         and all(_same(weights.get(name), tensor) for name, tensor in own.items() if name.startswith(_TARGET))
     )
     resized = pictures.resized(pretrained.backbone, weights, task.spec)
+    renormalised = pictures.renormalised(pretrained.spec, weights, task.spec)
+    changed = resized | renormalised
     taken, unfit = {}, []
     for name, tensor in own.items():
         if name.startswith(_TARGET):
             continue
-        theirs = resized.get(name, weights.get(name))
+        theirs = changed.get(name, weights.get(name))
         fits = theirs is not None and theirs.shape == tensor.shape
-        if theirs is not None and fits and (same_outputs or not name.startswith("head.")):
+        if theirs is not None and fits and (same_outputs or not name.startswith(_HEADS)):
             taken[name] = theirs
         elif name.startswith(_BODY) and not fits:
             unfit.append(f"  {name}: {_shape(theirs)} (pretrained), {_shape(tensor)} (this run)")
@@ -308,6 +318,7 @@ def initialize_from(task: TaskModule, source: str) -> Report:
         tuple(name for name in own if name not in taken),
         tuple(name for name in weights if name not in taken),
         tuple(name for name in resized if name in taken),
+        tuple(name for name in renormalised if name in taken),
     )
 
 

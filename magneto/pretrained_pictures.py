@@ -1,4 +1,4 @@
-"""Starting from a model of pictures (magneto/pretrained.py): its patches, and positions for pictures of another size."""
+"""Starting from a model of pictures (magneto/pretrained.py): its patches, and other pictures' size and normalisation."""
 
 from collections.abc import Mapping, Sequence
 from math import isqrt
@@ -8,10 +8,13 @@ from torch import Tensor
 
 from magneto.errors import UserError
 from magneto.nn.config import BackboneConfig
+from magneto.nn.renormalise import Renormalisation
 from magneto.nn.resize import resized_positions, resized_relative_grid
 
 _PLACES = ("backbone.position.table", "stem.vision_position")
 """A learned vector for [CLS] and for each patch of a picture."""
+_STEMS = ("stem.projection", "stem.vision.projection")
+"""The linear map of patches."""
 _KINDS = {1: "grey", 3: "in colour"}
 
 
@@ -66,4 +69,29 @@ def resized(
                 found[name] = resized_relative_grid(table, grid)
         elif name in _PLACES and len(table) != 1 + grid**2 and isqrt(len(table) - 1) ** 2 == len(table) - 1:
             found[name] = resized_positions(table, grid)
+    return found
+
+
+def renormalised(
+    spec: Mapping[str, Any], weights: Mapping[str, Tensor], own: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """The pretrained map of patches, for pictures of another mean and deviation; empty for the same ones.
+
+    A model sees a picture as it did in its pre-training, whatever the corpus that is now normalised by its own moments.
+
+    Args:
+        spec: facts of the data that it was trained on.
+        weights: its tensors by name.
+        own: facts of the data that it is to go on with.
+    """
+    if not all(facts.get(key) for facts in (spec, own) for key in ("mean", "std")) or "image_size" not in own:
+        return {}
+    if len(spec["mean"]) != len(own["mean"]):
+        return {}  # grey and in colour: told where the tensors do not fit
+    change = Renormalisation.between((spec["mean"], spec["std"]), (own["mean"], own["std"]))
+    found = {}
+    for stem in _STEMS:
+        weight, bias = (weights.get(f"{stem}.{kind}") for kind in ("weight", "bias"))
+        if change is not None and weight is not None and bias is not None:
+            found[f"{stem}.weight"], found[f"{stem}.bias"] = change.reads(weight, bias)
     return found

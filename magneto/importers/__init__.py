@@ -8,7 +8,7 @@ the source's config.json. BEiT-3 is in no such format: its importer reads a file
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,14 @@ class Imported:
             not multiply their embeddings by sqrt(d_model) (all of these).
         state_dict: tensors under our names: `stem...`, `backbone...`, `head...`.
         tokenizer_json: content of the tokenizer.json that belongs to the weights; None where there is none.
+        pictures: `mean` and `std` of each channel, in units of full brightness, that its pictures are normalised with; empty
+            where it reads none.
     """
 
     backbone: dict[str, Any]
     state_dict: dict[str, Tensor]
     tokenizer_json: str | None
+    pictures: Mapping[str, list[float]] = field(default_factory=dict)
 
 
 def fetch(source: str, extra: Sequence[str] = ()) -> Path:

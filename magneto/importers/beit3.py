@@ -119,7 +119,7 @@ def import_weights(source: str, *, head_dim: int = 64) -> Imported:
         "embedding_scale": False,
         "final_norm": None if final_norm else False,
     }
-    return Imported(backbone, state, None)
+    return Imported(backbone, state, None, {"mean": [0.5] * 3, "std": [0.5] * 3})  # unilm, beit3/datasets.py
 
 
 def _read(file: Path) -> dict[str, Tensor]:

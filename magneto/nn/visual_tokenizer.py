@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from magneto.errors import UserError, from_mapping
 from magneto.nn.config import BackboneConfig
 from magneto.nn.init import Linear
+from magneto.nn.renormalise import Renormalisation
 from magneto.nn.stack import Encoder
 from magneto.nn.stems import PatchStem
 from magneto.nn.vector_quantizer import Quantized, VectorQuantizer
@@ -138,6 +139,20 @@ class VisualTokenizer(nn.Module):
         """From codes (B, N) int64 to pictures, or for VQ-KD to features (B, N, teacher_width)."""
         output: Tensor = self.decoder(self.quantizer.lookup(codes))
         return output
+
+    @torch.no_grad()
+    def renormalise(self, change: Renormalisation) -> None:
+        """Go on with pictures that are normalised in another way: the same codes of them, the same pictures of codes."""
+        encoder = self.encoder
+        first = encoder.patches if isinstance(encoder, ConvolutionalEncoder) else encoder.stem.projection
+        pairs: list[tuple[nn.Conv2d | nn.ConvTranspose2d | nn.Linear, Any]] = [(first, change.reads)]
+        if isinstance(self.decoder, ConvolutionalDecoder):
+            pairs.append((self.decoder.patches, change.writes))
+        for layer, changed in pairs:
+            assert layer.bias is not None
+            weight, bias = changed(layer.weight, layer.bias)
+            layer.weight.copy_(weight)
+            layer.bias.copy_(bias)
 
     def reconstruction_loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Mean over the batch: squared error of a pixel, or for VQ-KD 1 - cosine of a patch's features.

@@ -148,9 +148,10 @@ class ImageClassification(TaskModule):
     def prepare(cls, config: Mapping[str, Any], data: DataModule) -> dict[str, Any]:
         """Nothing; refuses kept features of pictures that differ from epoch to epoch, and a probe's batches of one."""
         assert isinstance(data, ImageDataModule)
-        if config["task"].get("linear_probe") and data.batch_size < 2:
+        if config["task"].get("linear_probe") and data.batch_size < 4:
             raise UserError(
-                "data.batch_size=1: a linear probe normalises its features over the batch. Take 2 or more."
+                f"data.batch_size={data.batch_size}: a linear probe normalises its features over the batch, and the last of "
+                "an epoch may be half as large. Take 4 or more."
             )
         if config["task"].get("cache_features") and data.augment is not None:
             raise UserError(

@@ -15,6 +15,7 @@ from magneto.checkpoint import read_model
 from magneto.data.image import ImageDataModule
 from magneto.errors import UserError, from_mapping, nearest
 from magneto.nn.random_projection import RandomProjection
+from magneto.nn.renormalise import Renormalisation
 from magneto.nn.visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
 from magneto.tasks.base import Batch, TaskModule
 from magneto.tasks.visual_tokenizer import VisualTokenization
@@ -68,7 +69,7 @@ class MaskedPictures(TaskModule):
             return {}
         default = from_mapping(DefaultTokenizer, options.default_tokenizer, "task.default_tokenizer")
         source = options.tokenizer or str(default_tokenizer(data, default))
-        tokenizer = read_tokenizer(source).config
+        tokenizer = read_tokenizer(source).tokenizer.config
         for key in ("image_size", "patch_size", "channels"):
             ours, theirs = getattr(data.spec, key), getattr(tokenizer, key)
             if ours != theirs:
@@ -98,10 +99,14 @@ class MaskedPictures(TaskModule):
         return outputs
 
     def initialize(self) -> None:
-        """Read the tokenizer's weights; a checkpoint carries them from then on."""
+        """Read the tokenizer's weights, for pictures normalised as ours; a checkpoint carries them from then on."""
         if isinstance(self.target, VisualTokenizer):
             assert self.options.tokenizer is not None
-            self.target.load_state_dict(read_tokenizer(self.options.tokenizer).state_dict())
+            given = read_tokenizer(self.options.tokenizer)
+            self.target.load_state_dict(given.tokenizer.state_dict())
+            theirs, ours = ((spec["mean"], spec["std"]) for spec in (given.spec, self.spec))
+            if (change := Renormalisation.between(theirs, ours)) is not None:
+                self.target.renormalise(change)
 
     def train(self, mode: bool = True) -> Self:
         """As every module; what gives the targets stays as it is."""
@@ -138,8 +143,8 @@ class MaskedPictures(TaskModule):
         return F.mse_loss(made, wanted, reduction="sum") / made.size(1)
 
 
-def read_tokenizer(source: str) -> VisualTokenizer:
-    """The tokenizer of a checkpoint or export of `task=visual_tokenizer`."""
+def read_tokenizer(source: str) -> VisualTokenization:
+    """The model of a checkpoint or export of `task=visual_tokenizer`."""
     if not Path(source).exists():
         raise UserError(
             f"task.tokenizer={source}: there is no such checkpoint or export. Train one with task=visual_tokenizer, or "
@@ -151,4 +156,4 @@ def read_tokenizer(source: str) -> VisualTokenizer:
         raise UserError(f"task.tokenizer={source}: is of {parameters['task']}, not of task=visual_tokenizer.")
     task = VisualTokenization(**{key: value for key, value in parameters.items() if key != "task"})
     task.load_state_dict(weights)
-    return task.tokenizer.eval()
+    return task

@@ -173,6 +173,15 @@ def test_the_documentation_pairs_take_their_directions_from_one_place() -> None:
     assert all(source["directions"] == ["en-fr", "en-de"] for source in sources.values())
 
 
+def test_questions_about_the_stamps_hold_out_what_their_captions_do() -> None:
+    """task=vl_classification starts from task=vl: a stamp of its test is none that was trained on with its caption."""
+    shares = [
+        {OmegaConf.load(CONF / "data" / f"{name}.yaml")[f"{split}_fraction"] for split in ("val", "test")}
+        for name in ("stamps_emoji", "stamp_questions", "stamp_statements")
+    ]
+    assert shares[0] == shares[1] == shares[2]
+
+
 def test_an_experiment_for_another_task_is_refused() -> None:
     config = plain("task=asr")
     config["experiment_task"] = "mlm"

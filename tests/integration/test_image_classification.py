@@ -234,7 +234,7 @@ def test_features_of_cells_are_the_means_of_their_patches(run: Run) -> None:
     [
         (["task.layers=[1]"], "for probes"),
         (["task.linear_probe=true", "task.layers=1"], "task.layers=1: input should be a valid list"),
-        (["task.linear_probe=true", "data.batch_size=1"], "Take 2 or more"),
+        (["task.linear_probe=true", "data.batch_size=1"], "Take 4 or more"),
         (["task.cache_features=true"], "for probes"),
         (["task.linear_probe=true", "task.layers=[2]"], "from 0 to 1"),
         (["task.cells=5"], "the picture has 4 patches on a side, so choose from 1 to 4"),

@@ -277,6 +277,16 @@ def test_masked_pretraining_then_contrastive_fine_tuning(run: Run) -> None:
         run("mode=predict", f"checkpoint={source}", "input=.", "predict.query=red")
 
 
+def test_the_head_of_codes_stays_with_its_codebook(run: Run) -> None:
+    source = Path(run("name=first", *MASKED)["folder"]) / "export"
+    head = load_task(source).state_dict()["picture_head.weight"]
+    others = ("task.target=random_projection", f"task.random_codes={len(head)}")
+    for name, overrides in (("same", ()), ("other", others)):
+        folder = run(f"name={name}", *MASKED, f"init_from={source}", *STILL, *overrides)["folder"]
+        taken = load_task(Path(folder) / "export").state_dict()["picture_head.weight"]
+        assert torch.allclose(taken, head, atol=1e-6) == (name == "same")
+
+
 def test_checkpoint_and_export_are_enough_and_alike(trained: dict[str, Any], run: Run, squares: Path) -> None:
     folder = Path(trained["folder"])
     tested = run("mode=test", f"checkpoint={folder / 'export'}", "data.languages=[en,fr]")["metrics"]

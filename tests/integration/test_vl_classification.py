@@ -170,7 +170,12 @@ def test_it_starts_from_a_vision_language_model_whatever_the_size_of_the_picture
     for size, same in ((16, True), (24, False)):
         run = drive(settings, f"name=size{size}", f"data.image_size={size}", "trainer.max_steps=2")
         after = load_task(Path(run["folder"]) / "export").state_dict()
-        body = [name for name in after if name.startswith(("stem.", "backbone."))]
+        # The map of patches takes up another mean and deviation of the pictures.
+        body = [
+            name
+            for name in after
+            if name.startswith(("stem.", "backbone.")) and not name.startswith("stem.vision.projection")
+        ]
         assert len(body) > 20
         for name in body:
             if name == "stem.vision_position" and not same:

@@ -8,12 +8,16 @@ import torch
 
 from magneto.checkpoint import export
 from magneto.errors import UserError
+from magneto.nn.config import BackboneConfig
+from magneto.nn.renormalise import Renormalisation
 from magneto.nn.resize import resized_positions, resized_relative_grid
+from magneto.nn.visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
 from magneto.optim import build_optimizer
 from magneto.pretrained import adopt, initialize_from
 from magneto.tasks.base import TaskModule
 from magneto.tasks.beit import BEiT
 from magneto.tasks.image_classification import ImageClassification
+from magneto.tasks.visual_tokenizer import VisualTokenization
 
 BACKBONE = {"placement": "magneto", "num_layers": 2, "d_model": 16, "num_heads": 2, "ffn_dim": 32}
 
@@ -128,6 +132,66 @@ def test_the_model_of_the_targets_is_the_runs_own(tmp_path: Path) -> None:
     same = build(BEiT, seed=2, **settings)
     same.target.load_state_dict(first.target.state_dict())
     assert {"head.weight", "head.bias"} <= set(initialize_from(same, source).taken)
+
+
+def test_pictures_of_another_mean_and_deviation_are_seen_as_before(tmp_path: Path) -> None:
+    first = build(BEiT, target="pixels", mean=[0.5], std=[0.2])
+    source = str(export(first, tmp_path / "export"))
+    second = build(BEiT, seed=1, target="pixels", mean=[0.1], std=[0.4])
+    report = initialize_from(second, source)
+    assert report.renormalised == ("stem.projection.weight", "stem.projection.bias")
+    assert "for their mean and deviation: stem.projection.weight" in str(report)
+    pixels = torch.rand(3, 1, 16, 16)
+    with torch.no_grad():
+        theirs, ours = first.stem((pixels - 0.5) / 0.2), second.stem((pixels - 0.1) / 0.4)
+    assert torch.allclose(theirs, ours, atol=1e-5) and not torch.equal(
+        first.stem.projection.bias, second.stem.projection.bias
+    )
+    same = build(BEiT, seed=2, target="pixels")
+    assert not initialize_from(same, source).renormalised
+    assert torch.equal(same.stem.projection.weight, first.stem.projection.weight)
+
+
+def test_a_tokenizer_of_another_corpus_reads_this_ones_pictures(tmp_path: Path) -> None:
+    given = build(VisualTokenization, codes=16, width=8, mean=[0.5], std=[0.2]).eval()
+    source = str(export(given, tmp_path / "tokenizer"))
+    sizes = given.tokenizer.config.to_dict()
+    task = build(BEiT, seed=1, tokenizer=source, visual_tokenizer=sizes, mean=[0.1], std=[0.4])
+    task.initialize()
+    pixels = torch.rand(4, 1, 16, 16)
+    codes = given.tokenizer.codes((pixels - 0.5) / 0.2)
+    assert codes.unique().numel() > 4 and torch.equal(task.target.codes((pixels - 0.1) / 0.4), codes)
+
+
+@pytest.mark.parametrize("kind", ["pixels", "features"])
+def test_a_tokenizer_gives_the_same_codes_of_pictures_normalised_otherwise(kind: str) -> None:
+    torch.manual_seed(0)
+    backbone = BackboneConfig.from_dict(BACKBONE | {"position": "relative_2d", "grid": 4})
+    of_features: dict[str, Any] = {"teacher_width": 6, "backbone": backbone}
+    tokenizer = VisualTokenizer(
+        VisualTokenizerConfig(
+            image_size=16, channels=3, codes=32, width=8, **(of_features if kind == "features" else {})
+        )
+    ).eval()
+    theirs, ours = ([0.5, 0.4, 0.3], [0.2, 0.3, 0.25]), ([0.1, 0.6, 0.3], [0.4, 0.1, 0.25])
+    pixels = torch.rand(2, 3, 16, 16)
+
+    def given(moments: tuple[list[float], list[float]]) -> torch.Tensor:
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in moments)
+        return (pixels - mean) / std
+
+    codes, made = tokenizer.codes(given(theirs)), tokenizer.decode(tokenizer.codes(given(theirs)))
+    assert not torch.equal(codes, tokenizer.codes(given(ours)))
+    change = Renormalisation.between(theirs, ours)
+    assert change is not None and Renormalisation.between(ours, ours) is None
+    tokenizer.renormalise(change)
+    assert torch.equal(codes, tokenizer.codes(given(ours)))
+    again = tokenizer.decode(codes)
+    if kind == "pixels":
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in theirs)
+        own_mean, own_std = (torch.tensor(values).view(1, 3, 1, 1) for values in ours)
+        made, again = made * std + mean, again * own_std + own_mean
+    assert torch.allclose(made, again, atol=1e-5)
 
 
 @pytest.mark.parametrize("position", ["relative_2d", "learned"])
