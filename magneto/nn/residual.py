@@ -53,6 +53,8 @@ class Residual(nn.Module):
         drop_path: chance that an example skips the sub-layer (stochastic depth, arXiv 1603.09382).
     """
 
+    kept: Tensor | None
+
     def __init__(self, kind: SubLayer, config: BackboneConfig, side: Side, drop_path: float = 0.0) -> None:
         super().__init__()
         placement, depth = config.resolved_placement(), config.depth(side)
@@ -76,6 +78,8 @@ class Residual(nn.Module):
         self.alpha = placement.alpha(depth)
         self.dropout = config.dropout
         self.drop_path = drop_path
+        # What differs from layer to layer is a tensor for the compiler, which else makes each layer a graph of its own.
+        self.register_buffer("kept", torch.tensor(1 - drop_path) if drop_path else None, persistent=False)
 
     def forward(self, x: Tensor, context: Context | None = None, cache: LayerCache | None = None) -> Tensor:
         """One step of the stream, (B, T, d_model) -> the same; `context` and `cache` are for attention."""
@@ -93,9 +97,16 @@ class Residual(nn.Module):
             h = self.branch_norm(h)
         if self.training and self.dropout:
             h = F.dropout(h, self.dropout)
-        if self.training and self.drop_path:
-            kept = 1 - self.drop_path
-            h = h * h.new_empty(len(h), 1, 1).bernoulli_(kept).div_(kept)
+        if self.training and self.kept is not None:
+            if torch.compiler.is_compiling():
+                h = (
+                    h
+                    * (torch.rand(len(h), 1, 1, device=h.device) < self.kept).to(h.dtype)
+                    / self.kept.to(h.dtype)
+                )
+            else:
+                kept = 1 - self.drop_path
+                h = h * h.new_empty(len(h), 1, 1).bernoulli_(kept).div_(kept)
         x = torch.add(h, x, alpha=self.alpha)
         return x if self.post_norm is None else self.post_norm(x)
 

@@ -278,6 +278,8 @@ class TaskModule(L.LightningModule):
 
     def compile_layers(self) -> None:
         """Compile each layer in place: parameter names stay as they are, and equal layers share one compilation."""
+        # A multiway layer has a graph for each kind of input and of length; beyond the limit it would run uncompiled.
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         for _, layer in self.named_layers():
             layer.compile()
 

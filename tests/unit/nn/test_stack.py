@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 from magneto.errors import UserError
 from magneto.nn import PLACEMENTS, BackboneConfig, Encoder, KVCache, build_backbone
@@ -415,8 +416,9 @@ def test_checkpointing_changes_no_gradient(position: str, architecture: str) -> 
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_drop_path_skips_whole_examples(placement: str) -> None:
+def test_drop_path_skips_whole_examples(placement: str, compiled: bool) -> None:
     """What is left of a skipped example is the residual stream alone, after the post-norm where there is one."""
     model = build(placement, drop_path=0.75, num_layers=4)
     residual = model.layers[-1].feed_forward
@@ -426,6 +428,8 @@ def test_drop_path_skips_whole_examples(placement: str) -> None:
     kept = residual.branch(x if residual.pre_norm is None else residual.pre_norm(x)) / 0.25 + skipped
     if residual.post_norm is not None:
         skipped, kept = residual.post_norm(skipped), residual.post_norm(kept)
+    if compiled:
+        residual.compile(backend="eager", fullgraph=True)
     out = residual(x)
     is_skipped = torch.isclose(out, skipped, atol=1e-5).flatten(1).all(1)
     is_kept = torch.isclose(out, kept, atol=1e-4, rtol=1e-4).flatten(1).all(1)
@@ -463,6 +467,16 @@ def check_compiled(backend: str, position: str, architecture: str) -> None:
 def test_compiles_in_place_to_one_graph(position: str) -> None:
     """Traced forward and backward without a break, same results, same state-dict keys."""
     check_compiled("aot_eager", position, "encoder_decoder")
+
+
+def test_layers_share_one_graph_whatever_their_stochastic_depth() -> None:
+    """All but the first, which skips nothing."""
+    torch._dynamo.reset()
+    model, counter = build(drop_path=0.6, num_layers=5), CompileCounter()
+    for layer in model.layers:
+        layer.compile(backend=counter, fullgraph=True)
+    model(tokens()).sum().backward()
+    assert counter.frame_count == 2
 
 
 @pytest.mark.slow
