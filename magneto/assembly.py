@@ -5,12 +5,13 @@ Every value is checked here or in the constructor that takes it, so that a mista
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
 import hydra
 import lightning as L
 import torch
+from annotated_types import Ge
 from hydra.errors import InstantiationException
 from hydra.utils import get_class
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -155,6 +156,18 @@ def precision(setting: str, accelerator: str) -> str:
         return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bf16-mixed" if native else "32-true"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerTypes:
+    """What `check_types` is to know of `trainer`; the rest is Lightning's, which checks it."""
+
+    accumulate_grad_batches: Annotated[int, Ge(1)]
+    log_every_n_steps: Annotated[int, Ge(1)]
+    num_nodes: Annotated[int, Ge(1)]
+    threads: Annotated[int, Ge(1)] | None
+    compile: bool
+    enable_progress_bar: bool
 
 
 def trainer_arguments(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,6 @@ CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / 
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")  # read by torch at its first product
 
 _TEXTS = ("prompt", "predict.query", "predict.question", "predict.stop")
-_PATHS = ("checkpoint", "init_from", "input", "output", "predict.captions", "predict.second")
 
 _failed_jobs: list[str] = []
 _sweep_runs: list[Path] = []
@@ -161,15 +160,15 @@ def _keys(node: Any, prefix: str = "") -> set[str]:
 
 
 def literal(argument: str) -> str:
-    """The argument, quoted where its value is a sentence or a path that Hydra's grammar takes for something else.
+    """The argument, quoted where its value is a sentence, or a path or else that Hydra's grammar cannot read.
 
-    `prompt=The [MASK] of it, isn't it?` means what it says. A list, a quoted string and `null` stay what they are, and so
-    do paths that the grammar can read, such as the choices of a sweep.
+    `prompt=The [MASK] of it, isn't it?` means what it says, and so does `folder=~/my pictures (1)`. A list, a quoted string
+    and `null` stay what they are, and so do paths that the grammar can read, such as the choices of a sweep.
     """
-    key, _, value = argument.partition("=")
-    if key not in _TEXTS + _PATHS:
+    key, equals, value = argument.partition("=")
+    if not equals or key.startswith("-"):
         return argument
-    if key in _PATHS or value.startswith(("[", "'", '"')) or value in ("", "null"):
+    if key not in _TEXTS or value.startswith(("[", "'", '"')) or value in ("", "null"):
         try:
             OverridesParser.create().parse_override(argument)
             return argument

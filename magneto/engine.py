@@ -29,7 +29,7 @@ from rich.table import Table
 from magneto import assembly, callbacks, checkpoint, pretrained
 from magneto.averaging import LastWeights
 from magneto.data.base import UNWRITABLE, DataModule
-from magneto.errors import UserError
+from magneto.errors import UserError, check_types
 from magneto.loggers import is_main_process
 from magneto.runs import ENDED, RESULT_SCHEMA, RunFolder, Start, git_revision, run_name, versions
 from magneto.tasks.base import Diverged, PredictInput, TaskModule, save_picture, task_class
@@ -54,6 +54,7 @@ def run(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
         dict[str, Any], OmegaConf.to_container(cfg, resolve=True, enum_to_str=True, throw_on_missing=True)
     )
     mode = config["mode"]
+    check_types(assembly.TrainerTypes, config["trainer"], "trainer")
     _log_to_screen()
     if mode in ("test", "predict", "export") and not config["checkpoint"]:
         raise UserError(
@@ -370,6 +371,11 @@ def _resume(task: TaskModule, start: Start, folder: RunFolder) -> int:
             f"{differing[0]} ({shapes.get(differing[0])} there, {own.get(differing[0])} here)."
         )
     step = int(content["global_step"])
+    if step >= stored["total_steps"] and start.checkpoint.resolve().parent != folder.checkpoints.resolve():
+        raise UserError(
+            f"resume={start.checkpoint}: that run has made all of its {step} steps, and its learning rate has come to its "
+            "end. Take its weights with init_from=, or make the whole run anew with more steps."
+        )
     if folder.samples.exists() and task.samples_file is not None:
         lines = folder.samples.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]

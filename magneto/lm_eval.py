@@ -26,7 +26,7 @@ try:
     from lm_eval.api.registry import register_model
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ImportError as error:
-    raise ImportError(f"{error}: the harness is an optional extra, pip install 'magneto[eval]'.") from error
+    raise ImportError(f"{error}: the harness is an optional extra, pip install lm_eval.") from error
 
 MAX_NEW_TOKENS = 256  # the harness's own default, where a task does not say
 _GENERATION_KEYS = ("until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p")

@@ -126,7 +126,11 @@ def wandb_logger(folder: Path, settings: Settings, config: Mapping[str, Any]) ->
         settings: project and mode; WANDB_MODE of the environment decides where the mode is auto.
         config: the resolved configuration, shown by W&B.
     """
-    mode = os.environ.get("WANDB_MODE", "auto") if settings.wandb == "auto" else settings.wandb
+    mode = (os.environ.get("WANDB_MODE") or "auto") if settings.wandb == "auto" else settings.wandb
+    if mode not in WANDB_MODES:
+        raise UserError(
+            f"WANDB_MODE={mode} of the environment: must be one of {', '.join(WANDB_MODES)}, or unset."
+        )
     if mode == "disabled" or not is_main_process():
         return None
     if mode == "auto":

@@ -1,5 +1,6 @@
 """Starting from a model of pictures (magneto/pretrained.py): its patches, and other pictures' size and normalisation."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from math import isqrt
 from typing import Any
@@ -10,6 +11,8 @@ from magneto.errors import UserError
 from magneto.nn.config import BackboneConfig
 from magneto.nn.renormalise import Renormalisation
 from magneto.nn.resize import resized_positions, resized_relative_grid
+
+log = logging.getLogger("magneto")
 
 _PLACES = ("backbone.position.table", "stem.vision_position")
 """A learned vector for [CLS] and for each patch of a picture."""
@@ -41,6 +44,13 @@ def patch_size(
             f"init_from={source} reads patches of {patch} pixels, and the command says {named[-1]}. Leave it out: the "
             "patches come with the weights."
         )
+    size, own = spec["image_size"], data.get("image_size")
+    said = any(override.lstrip("+").startswith(("data.image_size=", "experiment=")) for override in overrides)
+    if isinstance(own, int) and own > 2 * size and not said:
+        log.warning(
+            "init_from=%s was trained on pictures of %d pixels, and these are read at %d: %d patches for %d. Say "
+            "data.image_size=%d for the same.", source, size, own, (own // patch) ** 2, (size // patch) ** 2, size,
+        )  # fmt: skip
     if data["channels"] in _KINDS and data["channels"] != channels:
         raise UserError(
             f"init_from={source} reads pictures that are {_KINDS[channels]}, and data={data.get('name')} gives them "

@@ -91,7 +91,7 @@ class TextTokenizer:
                 text supports (the message says how many entries it gives).
         """
         if kind not in KINDS:
-            raise UserError(f"tokenizer.kind={kind!r} is not known; choose one of {', '.join(KINDS)}.")
+            raise UserError(f"data.tokenizer.kind={kind!r} is not known; choose one of {', '.join(KINDS)}.")
         specials = [*SPECIALS, *extra]
         if len(set(specials)) < len(specials):
             raise UserError(
@@ -109,8 +109,8 @@ class TextTokenizer:
         reached = tokenizer.get_vocab_size()
         if reached < vocab_size:
             raise UserError(
-                f"tokenizer.vocab_size={vocab_size} is more than the training text supports: {len(texts)} texts of "
-                f"{sum(map(len, texts))} characters give only {reached} {kind} entries. Set tokenizer.vocab_size to "
+                f"data.tokenizer.vocab_size={vocab_size} is more than the training text supports: {len(texts)} texts of "
+                f"{sum(map(len, texts))} characters give only {reached} {kind} entries. Set data.tokenizer.vocab_size to "
                 f"{reached} or less, or give more text."
             )
         return cls(_hide_specials(tokenizer, specials) if kind == "unigram" else tokenizer)
@@ -280,7 +280,7 @@ def _require_room(kind: str, vocab_size: int, alphabet: int, specials: int) -> N
     least = alphabet + specials
     if vocab_size < least:
         raise UserError(
-            f"tokenizer.vocab_size={vocab_size} is too small: a {kind} vocabulary needs at least {least} entries here "
+            f"data.tokenizer.vocab_size={vocab_size} is too small: a {kind} vocabulary needs at least {least} entries here "
             f"({alphabet} characters or bytes and {specials} special tokens)."
         )
 

@@ -60,9 +60,9 @@ def train_subwords(
     least = len(alphabet) + len(special_tokens) + 1  # one more for the word boundary that Metaspace adds
     if vocab_size < least:
         raise UserError(
-            f"tokenizer.vocab_size={vocab_size} is too small: this text has {len(alphabet)} distinct "
+            f"data.tokenizer.vocab_size={vocab_size} is too small: this text has {len(alphabet)} distinct "
             f"characters, so a {kind} vocabulary needs at least {least} entries. Raise tokenizer.vocab_size "
-            "or use tokenizer.kind=characters."
+            "or use data.tokenizer.kind=characters."
         )
     shared: dict[str, Any] = {
         "vocab_size": vocab_size,
@@ -82,8 +82,8 @@ def train_subwords(
     reached = tokenizer.get_vocab_size()
     if reached < vocab_size:
         raise UserError(
-            f"tokenizer.vocab_size={vocab_size} is more than the training text supports: {len(texts)} "
-            f"transcripts give only {reached} {kind} entries. Set tokenizer.vocab_size to {reached} or less."
+            f"data.tokenizer.vocab_size={vocab_size} is more than the training text supports: {len(texts)} "
+            f"transcripts give only {reached} {kind} entries. Set data.tokenizer.vocab_size to {reached} or less."
         )
     return tokenizer
 
@@ -98,7 +98,7 @@ class CTCTokenizer:
 
     def __init__(self, kind: str, alphabet: Sequence[str], subwords: Tokenizer | None = None) -> None:
         if kind not in KINDS:
-            raise UserError(f"tokenizer.kind={kind!r} is not known; choose one of {', '.join(KINDS)}.")
+            raise UserError(f"data.tokenizer.kind={kind!r} is not known; choose one of {', '.join(KINDS)}.")
         assert (subwords is None) == (kind == "characters")
         self.kind = kind
         self.alphabet = list(alphabet)
@@ -115,7 +115,7 @@ class CTCTokenizer:
         `UserError` for an unknown kind, no text at all, or a size that the text does not support.
         """
         if kind not in KINDS:
-            raise UserError(f"tokenizer.kind={kind!r} is not known; choose one of {', '.join(KINDS)}.")
+            raise UserError(f"data.tokenizer.kind={kind!r} is not known; choose one of {', '.join(KINDS)}.")
         texts = list(texts)
         alphabet = sorted(set().union(*texts)) if texts else []
         if not alphabet:
@@ -125,13 +125,13 @@ class CTCTokenizer:
         if kind == "characters":
             if vocab_size is not None:
                 raise UserError(
-                    f"tokenizer.vocab_size={vocab_size} has no meaning for tokenizer.kind=characters (the "
+                    f"data.tokenizer.vocab_size={vocab_size} has no meaning for data.tokenizer.kind=characters (the "
                     f"text has {len(alphabet)} characters). Leave vocab_size unset (null), or use kind=bpe "
                     "or unigram."
                 )
             return cls(kind, alphabet)
         if vocab_size is None:
-            raise UserError(f"tokenizer.kind={kind} needs tokenizer.vocab_size, for example 256.")
+            raise UserError(f"data.tokenizer.kind={kind} needs data.tokenizer.vocab_size, for example 256.")
         letters = [char for char in alphabet if char != " "]
         subwords = train_subwords(
             texts, kind=kind, vocab_size=vocab_size, special_tokens=[BLANK_TOKEN], alphabet=letters

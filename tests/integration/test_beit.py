@@ -324,6 +324,12 @@ def test_predict_writes_pictures_beside_its_output(run: Run, patterns: Path, tmp
     assert all((output.parent / row["picture"]).is_file() for row in rows)
 
 
+def test_a_finished_run_is_not_made_longer(run: Run) -> None:
+    last = Path(run("name=one", "trainer.max_steps=4")["folder"]) / "checkpoints/last.ckpt"
+    with pytest.raises(UserError, match="has made all of its 4 steps.*init_from="):
+        run("name=two", "trainer.max_steps=8", f"resume={last}")
+
+
 def test_a_given_tokenizer_is_used(tokenize: Run, run: Run) -> None:
     source = Path(tokenize("name=codebook")["folder"]) / "export"
     task = load_task(Path(run(f"task.tokenizer={source}", "trainer.max_steps=4")["folder"]) / "export")

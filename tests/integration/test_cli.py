@@ -46,6 +46,7 @@ def losses(folder: Path) -> list[float]:
         ("prompt='quoted, already'", "quoted, already"),
         ("prompt=null", None),
         ("input=recordings/a (1), take=2.wav", "recordings/a (1), take=2.wav"),
+        ("runs_dir=~/my pictures (1)", "~/my pictures (1)"),
         ("predict.query=a red, round apple?", "a red, round apple?"),
         ("optimizer.lr=2e-3", 2e-3),
     ],
@@ -75,6 +76,9 @@ def test_help_lists_the_choices() -> None:
         (("mode=predict", "input=a.wav"), "needs checkpoint="),
         (("task=asr", "size=null"), "size=null: leave it out"),
         (("-m", "task=asr", "trainer=ddp"), "without -m"),
+        (("task=asr", "trainer.threads=two"), "trainer.threads=two: input should be a valid integer"),
+        (("task=asr", "trainer.accumulate_grad_batches=0"), "greater than or equal to 1"),
+        (("task=asr", "trainer.compile=maybe"), "trainer.compile=maybe: input should be a valid boolean"),
     ],
 )
 def test_a_mistake_ends_with_one_message_and_no_traceback(

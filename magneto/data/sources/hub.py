@@ -64,7 +64,7 @@ def hub_dataset(
     try:
         import datasets
     except ImportError as error:
-        raise UserError(f"data: {name} needs the `datasets` library: pip install 'magneto[hub]'.") from error
+        raise UserError(f"data: {name} needs the `datasets` library: pip install datasets.") from error
     where = {"revision": revision, "data_files": plain(data_files)}
     try:
         with _explained(name, split, config):

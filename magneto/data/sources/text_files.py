@@ -242,7 +242,7 @@ def _library(name: str, file: Path) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise UserError(f"{file}: to read it, {name} is needed: pip install 'magneto[hub]'.") from error
+        raise UserError(f"{file}: to read it, {name} is needed: pip install {name}.") from error
 
 
 def _plain(file: Path) -> Path:

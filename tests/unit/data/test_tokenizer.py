@@ -69,7 +69,7 @@ def test_subwords_are_shorter_than_characters():
     ("settings", "message"),
     [
         ({"kind": "words"}, "characters, bpe, unigram"),
-        ({"kind": "bpe"}, "needs tokenizer.vocab_size"),
+        ({"kind": "bpe"}, "needs data.tokenizer.vocab_size"),
         ({"kind": "characters", "vocab_size": 9}, "no meaning"),
         ({"kind": "bpe", "vocab_size": 5}, "too small"),
         ({"kind": "bpe", "vocab_size": 5_000}, r"only \d+ bpe entries"),
