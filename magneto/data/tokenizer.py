@@ -61,7 +61,7 @@ def train_subwords(
     if vocab_size < least:
         raise UserError(
             f"data.tokenizer.vocab_size={vocab_size} is too small: this text has {len(alphabet)} distinct "
-            f"characters, so a {kind} vocabulary needs at least {least} entries. Raise tokenizer.vocab_size "
+            f"characters, so a {kind} vocabulary needs at least {least} entries. Raise data.tokenizer.vocab_size "
             "or use data.tokenizer.kind=characters."
         )
     shared: dict[str, Any] = {
