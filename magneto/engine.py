@@ -221,13 +221,13 @@ def _test(config: dict[str, Any]) -> dict[str, Any]:
             f"Say task={task.name}."
         )
     data = assembly.build_data(config["data"])
-    data.prepare()
-    data.use_spec(task.spec if task.uses_labels else {**task.spec, "labels": []})
-    trainer = L.Trainer(
-        **assembly.trainer_arguments(config), logger=False, enable_checkpointing=False,
-        callbacks=[callbacks.ConfigureRun(), *assembly.progress_bar(config)],
-    )  # fmt: skip
-    trainer.test(task, datamodule=data, verbose=False)
+    data.prepare_for(task.spec if task.uses_labels else {**task.spec, "labels": []})
+    with _quiet_libraries():
+        trainer = L.Trainer(
+            **assembly.trainer_arguments(config), logger=False, enable_checkpointing=False,
+            callbacks=[callbacks.ConfigureRun(), *assembly.progress_bar(config)],
+        )  # fmt: skip
+        trainer.test(task, datamodule=data, verbose=False)
     _print_result(
         {"metrics": task.evaluated, "status": "tested"},
         f"{config['checkpoint']} on {config['data']['name']}:",
@@ -449,13 +449,25 @@ def _log_to_screen() -> None:
 
 @contextlib.contextmanager
 def _log_file(path: Path) -> Iterator[None]:
-    """Our log on the screen, everybody's in the run's folder; known, harmless warnings of libraries on neither."""
+    """Our log on the screen, everybody's in the run's folder."""
     file = logging.FileHandler(path, encoding="utf-8", delay=True)
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root, lightning = logging.getLogger(), logging.getLogger("lightning.pytorch")
+    root = logging.getLogger()
     root.addHandler(file)
     root.setLevel(logging.INFO)
-    shown, lightning.handlers = lightning.handlers, []  # its tips and device lists are for the file
+    try:
+        with _quiet_libraries():
+            yield
+    finally:
+        root.removeHandler(file)
+        file.close()
+
+
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Lightning's tips and device lists are not for the screen; known, harmless warnings of libraries are for no one."""
+    lightning = logging.getLogger("lightning.pytorch")
+    shown, lightning.handlers = lightning.handlers, []
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -465,8 +477,6 @@ def _log_file(path: Path) -> Iterator[None]:
             yield
     finally:
         lightning.handlers = shown
-        root.removeHandler(file)
-        file.close()
 
 
 def _announce(task: TaskModule, trainer: L.Trainer, step: int) -> None:
@@ -479,11 +489,13 @@ def _announce(task: TaskModule, trainer: L.Trainer, step: int) -> None:
 
 @rank_zero_only
 def _print_result(result: Mapping[str, Any], title: str) -> None:
-    table = Table(title=title, title_justify="left", show_header=False)
+    table = Table(show_header=False)
     for key, value in sorted(result["metrics"].items()):
         table.add_row(key, f"{value:.4f}" if math.isfinite(value) else str(value))
     if result.get("message"):
         table.add_row("message", result["message"])
     if "time" in result:
         table.add_row("minutes", f"{result['time']['wall_s'] / 60:.1f}")
-    Console().print(table)
+    console = Console()
+    console.print(title, markup=False, highlight=False, soft_wrap=True)  # a path stays whole, to be copied
+    console.print(table)

@@ -32,7 +32,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         where: the configuration key that holds `values`, for the messages.
 
     Raises:
-        UserError: a key that is no field (the nearest one is named), a missing one, a value of another type than the
+        UserError: a key that is no field (the nearest one is named, or all), a missing one, a value of another type than the
             field's, or one that `cls` refuses.
     """
     assert dataclasses.is_dataclass(cls)
@@ -41,7 +41,8 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     fields = {field.name for field in dataclasses.fields(cls) if field.init}
     for key in values:
         if key not in fields:
-            raise UserError(f"{where}.{key}: there is no such key.{nearest(key, fields)}")
+            known = nearest(key, fields) or f" There are: {', '.join(sorted(fields))}."
+            raise UserError(f"{where}.{key}: there is no such key.{known}")
     check_types(cls, values, where)
     try:
         return cls(**values)

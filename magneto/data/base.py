@@ -110,7 +110,7 @@ def cpu_count() -> int:
 class DataModule(L.LightningDataModule):
     """One kind of data. Constructors take plain values (and sources made of plain values).
 
-    The engine calls, in this order: `prepare()` in one process or in all; `spec`; `setup(stage)`; then
+    The engine calls, in this order: `prepare()`, or `prepare_for(spec)`, in one process or in all; `spec`; `setup(stage)`;
     `configure_run(...)`, once it knows how long the run is and where it goes on; then Lightning asks for the
     loaders.
     """
@@ -140,11 +140,11 @@ class DataModule(L.LightningDataModule):
         """Training batches that one rank sees in an epoch."""
 
     @abstractmethod
-    def use_spec(self, spec: Mapping[str, Any]) -> None:
-        """Give evaluation batches as the model of a checkpoint with this spec expects them (its
+    def prepare_for(self, spec: Mapping[str, Any]) -> None:
+        """`prepare`, for the model of a checkpoint with this spec: evaluation batches as it expects them (its
         tokenizer...).
 
-        To be called before `setup`. Raises `UserError` when this data does not fit that model.
+        Raises `UserError` when this data does not fit that model.
         """
 
     def configure_run(

@@ -169,8 +169,9 @@ class ClassificationDataModule(BucketedDataModule):
             )
         return ClassificationSpec.from_dict(json.loads(file.read_text(encoding="utf-8")))
 
-    def use_spec(self, spec: Mapping[str, Any]) -> None:
+    def prepare_for(self, spec: Mapping[str, Any]) -> None:
         """Tokens and labels as a checkpoint's model has them. Raises `UserError` when the labels are other ones."""
+        self.prepare()
         model = ClassificationSpec.from_dict(spec)
         if model.labels != self.spec.labels:
             theirs, ours = (", ".join(labels) or "numbers" for labels in (model.labels, self.spec.labels))

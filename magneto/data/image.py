@@ -190,23 +190,18 @@ class ImageDataModule(BucketedDataModule):
             },
         )
 
-    def use_spec(self, spec: Mapping[str, Any]) -> None:
-        """Pictures in the size and with the class numbers of a checkpoint's model.
+    def prepare_for(self, spec: Mapping[str, Any]) -> None:
+        """Pictures in the size and with the class numbers of a checkpoint's model. Labels are found by their names.
 
-        Where the size, the channels or the fit are others, the pictures are prepared anew. Labels are found by their
-        names. Raises `UserError` when this data has classes that the model does not know.
+        Raises `UserError` when this data has classes that the model does not know.
         """
         model = ImageSpec.from_dict(spec)
-        settings = ("image_size", "channels", "fit")
-        if any(getattr(self, name) != getattr(model, name) for name in settings):
-            log.info("pictures: prepared as the checkpoint's model wants them, %d pixels", model.image_size)
-            for name in settings:
-                setattr(self, name, getattr(model, name))
-            for name in ("folder", "prepared", "spec", "train_set"):
-                self.__dict__.pop(name, None)  # what was read with other settings
-            self.prepare()
-        self.patch_size = model.patch_size
+        for name in ("image_size", "channels", "fit", "patch_size"):
+            setattr(self, name, getattr(model, name))
         self._check_patches()
+        for name in ("folder", "prepared", "spec", "train_set"):
+            self.__dict__.pop(name, None)  # what was read with other settings
+        self.prepare()
         unknown = [label for label in self.spec.labels if label not in set(model.labels)]
         if unknown and model.labels:
             raise UserError(
@@ -249,12 +244,15 @@ class ImageDataModule(BucketedDataModule):
         return Batching(budget=self.batch_size, eval_budget=self.eval_batch_size, pad_to_multiple=1)
 
     def _train_sampler(self, total: int, rank: int, world_size: int) -> TokenBudgetSampler:
-        """Raises `UserError` for data that is for evaluation only."""
+        self.require_training()
+        return super()._train_sampler(total, rank, world_size)
+
+    def require_training(self) -> None:
+        """Raise `UserError` for data that is for evaluation only."""
         if self.prepared.facts["evaluation_only"]:
             raise UserError(
                 f"data: {', '.join(self.sources)} is for evaluation only: use it with mode=test checkpoint=RUN."
             )
-        return super()._train_sampler(total, rank, world_size)
 
     def collate(self, dataset: ImageDataset) -> Callable[[Any], dict[str, Any]]:
         """Nothing is left to do: the data set gives whole batches."""

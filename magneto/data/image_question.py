@@ -109,6 +109,9 @@ class ImageQuestionDataModule(BucketedDataModule):
     def prepare(self) -> None:
         """Fetch, read and encode, unless that is done. Says what was skipped."""
         self.pictures.prepare()
+        self._prepare_questions()
+
+    def _prepare_questions(self) -> None:
         model = self._model
         builder = QuestionBuilder(
             sources=self.sources,
@@ -160,23 +163,23 @@ class ImageQuestionDataModule(BucketedDataModule):
             lowercase=self.lowercase,
         )
 
-    def use_spec(self, spec: Mapping[str, Any]) -> None:
-        """Pictures in the size, and questions and answers as the model of a checkpoint knows them; prepared anew where they
-        differ. Raises `UserError` when the one takes one picture and the other two.
+    def prepare_for(self, spec: Mapping[str, Any]) -> None:
+        """Pictures in the size, and questions and answers as the model of a checkpoint knows them.
+
+        Raises `UserError` when the one takes one picture and the other two.
         """
         model = ImageQuestionSpec.from_dict(spec)
-        own = self.spec
-        if own.pictures != model.pictures:
-            raise UserError(
-                f"This data has {own.pictures} pictures for each question, and the checkpoint's model takes "
-                f"{model.pictures}."
-            )
-        self.pictures.use_spec(spec)
+        self.pictures.prepare_for(spec)
         self.lowercase, self.max_tokens = model.lowercase, model.max_tokens
         self._model = model
         for name in ("folder", "prepared", "spec", "train_set"):
             self.__dict__.pop(name, None)  # what was read with other settings
-        self.prepare()
+        self._prepare_questions()
+        if self.spec.pictures != model.pictures:
+            raise UserError(
+                f"This data has {self.spec.pictures} pictures for each question, and the checkpoint's model takes "
+                f"{model.pictures}."
+            )
 
     def setup(self, stage: str | None = None) -> None:
         """Open the splits."""

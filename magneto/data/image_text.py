@@ -141,8 +141,15 @@ class ImageTextDataModule(BucketedDataModule):
         )
 
     def prepare(self) -> None:
-        """Fetch, read and encode, unless that is done. Says what was skipped."""
+        """Fetch, read and encode, unless that is done. Says what was skipped.
+
+        Raises `UserError` for data that is for evaluation only.
+        """
         self.pictures.prepare()
+        self.pictures.require_training()
+        self._prepare_captions()
+
+    def _prepare_captions(self) -> None:
         if prepare_once(self.folder, self._build):
             log.info("prepared %s", self.folder)
         facts = PreparedCaptions(self.folder).facts
@@ -189,22 +196,19 @@ class ImageTextDataModule(BucketedDataModule):
             **{name: facts[name] for name in ("languages", "captions", "truncated")},
         )
 
-    def use_spec(self, spec: Mapping[str, Any]) -> None:
-        """Pictures in the size, and captions by the tokenizer, of a checkpoint's model; prepared anew where they differ."""
+    def prepare_for(self, spec: Mapping[str, Any]) -> None:
+        """Pictures in the size, and captions by the tokenizer, of a checkpoint's model."""
         model = ImageTextSpec.from_dict(spec)
         if self.lowercase != model.lowercase:
             self.lowercase = model.lowercase
             self.pictures = self._pictures()
-            self.pictures.prepare()
-        self.pictures.use_spec(spec)
-        if self.max_tokens != model.max_tokens or self.tokenizer.to_json() != model.tokenizer:
-            log.info("captions: encoded as the checkpoint's model reads them")
-            self.max_tokens = model.max_tokens
-            self._given = TextTokenizer.from_json(model.tokenizer)
+        self.pictures.prepare_for(spec)
+        self.max_tokens = model.max_tokens
+        self._given = TextTokenizer.from_json(model.tokenizer)
         self._model = model
         for name in ("folder", "tokenizer", "spec", "train_set"):
             self.__dict__.pop(name, None)  # what was read with other settings
-        self.prepare()
+        self._prepare_captions()
 
     def setup(self, stage: str | None = None) -> None:
         """Open the splits."""
@@ -236,11 +240,6 @@ class ImageTextDataModule(BucketedDataModule):
     def batching(self) -> Batching:
         """By pairs, whatever the length of their captions, which are short."""
         return self.pictures.batching
-
-    def batches_per_epoch(self, world_size: int = 1) -> int:
-        """Raises `UserError` for data that is for evaluation only."""
-        self.pictures.batches_per_epoch(world_size)
-        return super().batches_per_epoch(world_size)
 
     def collate(self, dataset: ImageTextDataset) -> Callable[[Any], dict[str, Any]]:
         """Nothing is left to do: the data set gives whole batches."""

@@ -163,9 +163,9 @@ class ImageTextDataset(Dataset[dict[str, Any]]):
         if self.training:
             self._picture = np.arange(len(images.rows))
         else:
-            self._caption = np.concatenate(
-                [np.arange(first, end) for first, end in zip(self._first, self._end, strict=True)]
-            )
+            of_picture = [np.arange(*span) for span in zip(self._first, self._end, strict=True)]
+            nothing = np.empty(0, np.int64)  # where a test set stands alone
+            self._caption = np.concatenate([*of_picture, nothing])
             self._picture = np.repeat(np.arange(len(images.rows)), self._end - self._first)
         self.lengths = np.ones(len(self._picture), np.int64)
         """(n,): batches are counted in pairs."""

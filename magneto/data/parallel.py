@@ -173,8 +173,9 @@ class ParallelDataModule(BucketedDataModule):
         """The facts of the prepared data, and how its batches are padded."""
         return replace(self.prepared.spec, pad_to_multiple=self.pad_to_multiple)
 
-    def use_spec(self, spec: Mapping[str, Any]) -> None:
+    def prepare_for(self, spec: Mapping[str, Any]) -> None:
         """Tokenizers, tags and directions of a checkpoint. Raises `UserError` for a direction that it does not know."""
+        self.prepare()
         model, own = ParallelSpec.from_dict(spec), self.spec
         if unknown := sorted(set(own.directions) - set(model.directions)):
             raise UserError(

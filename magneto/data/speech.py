@@ -171,8 +171,9 @@ class SpeechDataModule(BucketedDataModule):
         """The facts of the prepared data."""
         return self.prepared.spec
 
-    def use_spec(self, spec: Mapping[str, Any]) -> None:
+    def prepare_for(self, spec: Mapping[str, Any]) -> None:
         """Targets by the tokenizer of a checkpoint, languages by its list; the features must be the same."""
+        self.prepare()
         model, own = SpeechSpec.from_dict(spec), self.spec
         if model.features != own.features:
             raise UserError(

@@ -278,23 +278,18 @@ class TextDataModule(BucketedDataModule):
         for name in self.sources:
             yield from (document for document in self._documents(name) if document.split == split)
 
-    def use_spec(self, spec: Mapping[str, Any]) -> None:
-        """Blocks as long as those of a checkpoint, tokens by its tokenizer: where that is another than this data has,
-        prepare anew with it.
-        """
+    def prepare_for(self, spec: Mapping[str, Any]) -> None:
+        """Blocks as long as those of a checkpoint, tokens by its tokenizer."""
         if spec["block_size"] != self.block_size:
             log.info("text: blocks of %d tokens, as the checkpoint's model has them", spec["block_size"])
             whole = self.eval_stride == self.block_size
             self.block_size = spec["block_size"]
             self.eval_stride = self.block_size if whole else min(self.eval_stride, self.block_size)
-            self.__dict__.pop("spec", None)
-        if spec["tokenizer"] == self.spec.tokenizer:
-            self._check()
-            return
-        log.info("text: the checkpoint's model has another tokenizer; the text is prepared with that one")
-        self._given = TextTokenizer.from_json(spec["tokenizer"])
+        if not (self.folder / "tokenizer.json").is_file() or self.tokenizer.to_json() != spec["tokenizer"]:
+            log.info("text: prepared with the tokenizer of the checkpoint's model")
+            self._given = TextTokenizer.from_json(spec["tokenizer"])
         for name in ("folder", "tokenizer", "spec", "train_set"):
-            self.__dict__.pop(name, None)  # what was read with the other one
+            self.__dict__.pop(name, None)  # what was read with other settings
         self.prepare()
 
     def setup(self, stage: str | None = None) -> None:

@@ -135,5 +135,5 @@ def test_translation_baselines(
 
 
 def test_data_that_does_not_fit_the_task_is_refused(script: Script) -> None:
-    with pytest.raises(UserError, match="learns from a ParallelDataModule"):
+    with pytest.raises(UserError, match="needs data of the kind ParallelDataModule"):
         script("translation_baselines", "data=fashion_mnist").main()

@@ -111,7 +111,7 @@ def test_each_task_takes_its_kind_of_data_and_refuses_the_others(task: str, data
         assembly.check_task(config)
         build(config)
     else:
-        with pytest.raises(UserError, match=rf"task={task} learns from a \w+, and data="):
+        with pytest.raises(UserError, match=rf"task={task} needs data of the kind \w+, and data="):
             assembly.check_task(config)
 
 

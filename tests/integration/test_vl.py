@@ -19,7 +19,7 @@ from magneto.data.image_text_store import IGNORE
 from magneto.errors import UserError
 from magneto.tasks.vl import VisionLanguage
 from tests.small_runs import SHORT, SMALL, drive, folders, training_losses, values
-from tests.toy_captions import KINDS, caption_settings, write_squares
+from tests.toy_captions import KINDS, SIZE, caption_settings, write_squares
 
 Run = Callable[..., dict[str, Any]]
 MASKED = (
@@ -304,6 +304,21 @@ def test_checkpoint_and_export_are_enough_and_alike(trained: dict[str, Any], run
     ]
     for one, other in zip(*found, strict=True):
         assert np.array_equal(one.pop("picture"), other.pop("picture")) and one == other
+
+
+def test_few_captions_of_a_test_set_alone_are_enough_to_be_tested_on(
+    trained: dict[str, Any], run: Run, squares: Path, tmp_path: Path, prepared_dir: Path
+) -> None:
+    lines = (squares / "captions.jsonl").read_text().splitlines(keepends=True)
+    file = tmp_path / "few.jsonl"
+    file.write_text("".join(line for line in lines if '"test"' in line))
+    own = (f"data.sources.captions.file={file}", f"data.sources.captions.folder={squares}")
+    many = ("data.tokenizer.vocab_size=4096", f"data.image_size={2 * SIZE}", "data.languages=[en,fr]")
+    tested = run("mode=test", f"checkpoint={trained['folder']}/export", *own, *many)["metrics"]
+    expected = {key: value for key, value in trained["metrics"].items() if key.startswith("test/")}
+    assert tested == pytest.approx(expected)
+    with pytest.raises(UserError, match="is for evaluation only: use it with mode=test checkpoint=RUN"):
+        run("name=refused", *own)
 
 
 def test_predict_finds_pictures_for_sentences(

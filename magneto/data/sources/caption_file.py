@@ -62,12 +62,21 @@ class CaptionFileSource:
             splits[image] = split or None
             captions.setdefault(image, {}).setdefault(language or self.language, []).append(caption)
         if not captions:
-            raise UserError(f"{self.file}: no line has an image and a caption ({len(skipped)} were skipped).")
+            first = skipped[0].reason if skipped else "it is empty"
+            raise UserError(
+                f"{self.file}: no line can be used, the first for this reason: {first}. Each needs {COLUMNS[0]} and "
+                f"{COLUMNS[1]}."
+            )
         pictures = [
             Picture(id=image, image=self.folder / image, split=splits[image], captions=texts)
             for image, texts in captions.items()
         ]
-        return ImageCorpus(examples=pictures, skipped=skipped, origin={"file": self.file.name})
+        return ImageCorpus(
+            examples=pictures,
+            skipped=skipped,
+            origin={"file": self.file.name},
+            evaluation_only=set(splits.values()) == {"test"},
+        )
 
     @staticmethod
     def _why_unusable(image: str, caption: str, split: str, splits: dict[str, str | None]) -> str | None:

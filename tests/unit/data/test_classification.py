@@ -328,13 +328,13 @@ def test_evaluation_takes_the_tokens_of_a_checkpoint(tmp_path: Path, tokenizer: 
     for data in (own, other):
         data.prepare()
     other.setup()
-    own.use_spec(other.spec.to_dict())
+    own.prepare_for(other.spec.to_dict())
     own.setup()
     for left, right in zip(own.test_dataloader(), other.test_dataloader(), strict=True):
         assert torch.equal(left["tokens"], right["tokens"]) and torch.equal(left["subset"], right["subset"])
     wrong = other.spec.to_dict() | {"labels": ["0", "1"]}
     with pytest.raises(UserError, match="contradiction"):
-        own.use_spec(wrong)
+        own.prepare_for(wrong)
 
 
 @pytest.mark.parametrize(("key", "value"), [("max_tokens", 3), ("batch_size", 0), ("eval_batch_size", 0)])

@@ -445,7 +445,7 @@ def test_labels_and_sizes_follow_a_checkpoints_model(module, folder):
         "mean": [0.1] * 3,
     }
     data = module(setup=False)
-    data.use_spec(model)
+    data.prepare_for(model)
     data.setup()
     batch = next(iter(data.test_dataloader()))
     assert batch["image"].shape[-1] == 12
@@ -458,9 +458,9 @@ def test_labels_and_sizes_follow_a_checkpoints_model(module, folder):
     ).view(3, 1, 1)
     assert torch.allclose(batch["image"][0], expected, atol=1e-5)
     with pytest.raises(UserError, match="does not know: blue, red; the model has green"):
-        module(setup=False).use_spec(model | {"labels": ["green"]})
+        module(setup=False).prepare_for(model | {"labels": ["green"]})
     unlabelled = module(setup=False)
-    unlabelled.use_spec(model | {"labels": []})  # a model without classes takes any picture
+    unlabelled.prepare_for(model | {"labels": []})  # a model without classes takes any picture
     unlabelled.setup()
     assert "classes" not in next(iter(unlabelled.val_dataloader()))
 

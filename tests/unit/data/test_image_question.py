@@ -195,7 +195,7 @@ def test_broken_lines_of_nlvr2_are_counted_listed_and_skipped(nlvr2: Path, tmp_p
 def test_a_model_gets_its_own_answers_and_tokens(vqa: Path, tmp_path: Path) -> None:
     trained = module(vqa_source(vqa), tmp_path, num_answers=3)
     other = module(vqa_source(vqa), tmp_path, max_tokens=8, image_size=2 * SIZE)
-    other.use_spec(trained.spec.to_dict())
+    other.prepare_for(trained.spec.to_dict())
     other.setup()
     assert other.spec.labels == trained.spec.labels and other.spec.max_tokens == trained.spec.max_tokens
     ours, theirs = (data.val_set.__getitems__([(0, 0), (0, 1)]) for data in (other, trained))
@@ -206,7 +206,7 @@ def test_a_model_gets_its_own_answers_and_tokens(vqa: Path, tmp_path: Path) -> N
 def test_a_model_of_statements_takes_no_questions(vqa: Path, nlvr2: Path, tmp_path: Path) -> None:
     statements = module(Nlvr2Source(**nlvr2_files(nlvr2)), tmp_path)
     with pytest.raises(UserError, match="This data has 1 pictures for each question"):
-        module(vqa_source(vqa), tmp_path).use_spec(statements.spec.to_dict())
+        module(vqa_source(vqa), tmp_path).prepare_for(statements.spec.to_dict())
 
 
 @pytest.fixture

@@ -91,7 +91,9 @@ def test_files_of_captions_that_cannot_be_used_are_refused(tmp_path: Path) -> No
     with pytest.raises(UserError, match="no column 'caption'. Did you mean 'captions'"):
         CaptionFileSource(str(tmp_path / "a.tsv")).load(tmp_path)
     (tmp_path / "a.jsonl").write_text("{}\n")
-    with pytest.raises(UserError, match=r"no line has an image and a caption \(1 were skipped\)"):
+    with pytest.raises(
+        UserError, match=r"no line can be used, the first for this reason: no image. Each needs image and"
+    ):
         CaptionFileSource(str(tmp_path / "a.jsonl")).load(tmp_path)
 
 
@@ -426,14 +428,14 @@ def test_a_checkpoint_brings_tokenizer_sizes_and_languages(module: Any) -> None:
         lowercase=True,
     )
     data = module(languages=["fr"], image_size=16, max_tokens=10)
-    data.use_spec(model.spec.to_dict())
+    data.prepare_for(model.spec.to_dict())
     data.setup()
     assert data.tokenizer == model.tokenizer and data.lowercase and data.max_tokens == 20
     batch = next(iter(data.test_dataloader()))
     assert batch["image"].shape[2:] == (SIZE, SIZE)
     assert (batch["language"] == 1).all(), "French is the model's second language"
     other = module(Corpus(*({"de": f"nummer {n}"} for n in range(30))), languages=["de"])
-    other.use_spec(model.spec.to_dict())
+    other.prepare_for(model.spec.to_dict())
     other.setup()
     assert (next(iter(other.test_dataloader()))["language"] == -1).all()
 

@@ -329,7 +329,7 @@ def test_batches_for_the_model_of_a_checkpoint_with_another_tokenizer(tmp_path: 
     model = ready(corpus(), tmp_path, tokenizer={"kind": "byte_bpe", "vocab_size": 300}, tag=True)
     data = module(corpus(), tmp_path)
     data.prepare()
-    data.use_spec(model.spec.to_dict())
+    data.prepare_for(model.spec.to_dict())
     data.setup()
     for one, other in zip(model.test_dataloader(), data.test_dataloader(), strict=True):
         assert all(torch.equal(one[key], other[key]) for key in ("source", "target_out", "source_mask"))
@@ -337,7 +337,7 @@ def test_batches_for_the_model_of_a_checkpoint_with_another_tokenizer(tmp_path: 
     other_language = module(german, tmp_path)
     other_language.prepare()
     with pytest.raises(UserError, match=r"pairs en-de; the checkpoint's model translates en-fr"):
-        other_language.use_spec(model.spec.to_dict())
+        other_language.prepare_for(model.spec.to_dict())
 
 
 def test_lines_to_translate_become_batches_without_targets(tmp_path: Path) -> None:

@@ -366,7 +366,7 @@ def test_a_checkpoints_tokenizer_and_languages_are_used_on_other_data(corpus):
     values["tokenizer"] = CTCTokenizer.train(["zyx one two three four five six seven"]).to_dict()
     data = module(corpus(20, name="other"))
     data.prepare()
-    data.use_spec(values)
+    data.prepare_for(values)
     data.setup("test")
     tokenizer = CTCTokenizer.from_dict(values["tokenizer"])
     for batch in data.test_dataloader():
@@ -374,9 +374,9 @@ def test_a_checkpoints_tokenizer_and_languages_are_used_on_other_data(corpus):
             assert tokenizer.decode(batch["targets"][row, : batch["target_lengths"][row]]) == text
             assert batch["language"][row] in (1, 2)
     with pytest.raises(UserError, match="utterances in en, fr"):
-        data.use_spec({**values, "languages": ["xx"]})
+        data.prepare_for({**values, "languages": ["xx"]})
     with pytest.raises(UserError, match=r"data\.features"):
-        data.use_spec({**values, "features": FeatureSettings(num_mels=40).to_dict()})
+        data.prepare_for({**values, "features": FeatureSettings(num_mels=40).to_dict()})
 
 
 # ------------------------------------------------------------------------------------------------ prediction

@@ -225,9 +225,9 @@ def test_a_checkpoint_with_another_tokenizer_has_the_text_in_its_own_tokens(tmp_
     model = module(tmp_path, tokenizer={"kind": "bpe", "vocab_size": 80}).spec.to_dict()
     data = module(tmp_path)
     own = data.folder
-    data.use_spec(data.spec.to_dict())
+    data.prepare_for(data.spec.to_dict())
     assert data.folder == own
-    data.use_spec(model)
+    data.prepare_for(model)
     data.setup()
     assert data.folder != own and data.spec.tokenizer == model["tokenizer"]
     assert data.spec.tokens == model["tokens"]
@@ -246,7 +246,7 @@ def test_a_checkpoint_has_blocks_of_its_own_length(tmp_path, own, stride, expect
         eval_stride=expected,
     )
     data = module(tmp_path, block_size=own, eval_stride=stride)
-    data.use_spec(model.spec.to_dict())
+    data.prepare_for(model.spec.to_dict())
     data.setup()
     assert replace(data.spec, key=model.spec.key) == model.spec and data.eval_stride == expected
     for found, wanted in zip(data.test_dataloader(), model.test_dataloader(), strict=True):
@@ -256,7 +256,7 @@ def test_a_checkpoint_has_blocks_of_its_own_length(tmp_path, own, stride, expect
 def test_a_training_text_shorter_than_the_blocks_of_a_checkpoint_is_told(tmp_path):
     data, model = module(tmp_path), module(tmp_path).spec.to_dict()
     with pytest.raises(UserError, match=r"fewer than data\.block_size=100000.*documents=separate"):
-        data.use_spec({**model, "block_size": 100_000})
+        data.prepare_for({**model, "block_size": 100_000})
 
 
 def test_bad_documents_are_counted_and_listed(tmp_path, caplog):
