@@ -58,8 +58,8 @@ def check_task(config: Mapping[str, Any]) -> None:
         ) from error
     if not issubclass(given, wanted):
         raise UserError(
-            f"task={config['task']['name']} needs data of the kind {wanted.__name__}, and data={config['data']['name']} is of "
-            f"the kind {given.__name__}. Leave data= out for the task's own corpus, or choose another one (docs/data.md)."
+            f"task={config['task']['name']} needs data of the kind {wanted.__name__}, and data={config['data']['name']} is "
+            f"of the kind {given.__name__}. Leave data= out for the task's own corpus, or choose another one (docs/data.md)."
         )
 
 
