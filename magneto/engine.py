@@ -472,6 +472,7 @@ def _quiet_libraries() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+            warnings.filterwarnings("ignore", message=".*eval mode at the start of train.*")  # a frozen part
             # The values are those of all processes already: torchmetrics has gathered their counts.
             warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
             yield
