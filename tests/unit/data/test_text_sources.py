@@ -451,3 +451,6 @@ def test_copies_of_a_template_have_one_name():
     assert content_group("Release 1.2 of foo!") == content_group("release 13.7 (of)  FOO")
     assert content_group("Release of foo") != content_group("Release of bar")
     assert content_group("123") == content_group("")
+    # Vowel signs and tone marks are no punctuation.
+    assert content_group("लड़का आया") != content_group("लड़की आयी") == content_group("3 लड़की आयी।")
+    assert content_group("ไม้") != content_group("ไม่")
