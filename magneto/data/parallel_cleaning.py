@@ -48,10 +48,9 @@ _ADDRESS = regex.compile(  # bounded repeats: a long line without spaces must no
 )
 _MAYBE_ADDRESS = re.compile(r"[/\\@]|\.[a-z]")  # quick: most sentences have none
 _NUMBER = regex.compile(rf"{_NAMES}{{0,64}}\d{_NAMES}*")
-_WORD = regex.compile(
-    rf"{_UNSPACED}+|[[\p{{L}}\p{{N}}\p{{M}}]--{_UNSPACED}]+|\x01|[%$]{_NAMES}+", regex.V1
-)
+_WORD = regex.compile(rf"{_UNSPACED}+|[[\p{{L}}\p{{N}}\p{{M}}]--{_UNSPACED}]+|\x01|[%$]{_NAMES}+", regex.V1)
 _SPACE = regex.compile(rf"(?<={_UNSPACED}) (?={_UNSPACED})", regex.V1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cleaning:

@@ -9,7 +9,7 @@ from typing import Any
 
 from magneto.data.sources import SPLITS, Skipped
 from magneto.data.sources.documents import Document, Lazily, TextCorpus, content_group
-from magneto.data.sources.fetch import listing_digest
+from magneto.data.sources.fetch import path_digest
 from magneto.errors import UserError
 
 FILE_BUILDERS = ("json", "parquet", "csv", "text")  # of the library, for local files
@@ -122,7 +122,7 @@ def file_identity(data_files: Any) -> Any:
         path = Path(data_files).expanduser()
         if "://" in data_files or not path.parent.is_dir():
             return data_files
-        return [path.name, listing_digest(path.parent, (path.name,))]
+        return [path.name, path_digest(path)]
     return None if data_files is None else [file_identity(value) for value in data_files]
 
 

@@ -430,7 +430,9 @@ def test_templates_keep_other_words_apart(one: str, other: str) -> None:
     assert template(tidy(one)) != template(tidy(other))
 
 
-@pytest.mark.parametrize("text", ["हाँ।", "कौन?", "है।", "मैं", "ဟုတ်", "បាទ", "ใช่", "是", "はい", "네", "نعم", "כן"])
+@pytest.mark.parametrize(
+    "text", ["हाँ।", "कौन?", "है।", "मैं", "ဟုတ်", "បាទ", "ใช่", "是", "はい", "네", "نعم", "כן"]
+)
 def test_short_words_of_any_script_are_words(text: str) -> None:
     """A letter with a combining mark is a syllable, and so a word."""
     assert unusable(text, "Yes, it is", Cleaning()) == ""
