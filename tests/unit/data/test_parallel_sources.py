@@ -8,9 +8,11 @@ import lzma
 import zipfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import polib
 import pytest
+import zstandard
 
 from magneto.data.parallel import ParallelDataModule
 from magneto.data.sources.ddtp import DDTPSource, paragraphs
@@ -366,6 +368,36 @@ def test_tmx(tmp_path: Path) -> None:
     assert skipped == ["a language is missing in the unit"]
     with pytest.raises(UserError, match=r"no unit has both en and de; its languages: EN-US, en, fr, fr-CA"):
         read(ParallelFilesSource("en-de", tmx=write(tmp_path / "a.tmx", TMX)), tmp_path)
+
+
+def test_entities_of_html_in_a_tmx(tmp_path: Path) -> None:
+    """Where a DTD is named that may declare them they are read; else the message names the entity."""
+    unit = '<tu><tuv lang="en"><seg>a&nbsp;b</seg></tuv><tuv lang="fr"><seg>c&eacute;</seg></tuv></tu>'
+    body = f"<tmx><body>{unit}</body></tmx>"
+    doctype = '<!DOCTYPE tmx SYSTEM "tmx14.dtd">'
+    pairs, _ = read(ParallelFilesSource("en-fr", tmx=write(tmp_path / "c.tmx", doctype + body)), tmp_path)
+    assert texts(pairs) == [("a\u00a0b", "cé")]
+    with pytest.raises(UserError, match="Entity 'nbsp' not defined"):
+        read(ParallelFilesSource("en-fr", tmx=write(tmp_path / "d.tmx", body)), tmp_path)
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [(".gz", gzip.compress), (".ZST", zstandard.compress)])
+def test_compressed_files_give_the_pairs_of_plain_ones(suffix: str, pack: Any, tmp_path: Path) -> None:
+    """As OPUS and WMT publish them; a damaged one is named with what is wrong."""
+    contents = {"a.en": b"One thing\nAnother\n", "a.fr": b"Une chose\nUne autre\n"}
+    contents |= {"a.tsv": b"One thing\tUne chose\nAnother\tUne autre\n", "a.tmx": TMX.encode()}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        (tmp_path / f"{name}{suffix}").write_bytes(pack(content))
+        (tmp_path / f"cut-{name}{suffix}").write_bytes(pack(content)[:-9])
+    for files in ({"source": "a.en", "target": "a.fr"}, {"tsv": "a.tsv"}, {"tmx": "a.tmx"}):
+        plain, _ = read(ParallelFilesSource("en-fr", **{k: tmp_path / n for k, n in files.items()}), tmp_path)
+        packed = {kind: tmp_path / f"{name}{suffix}" for kind, name in files.items()}
+        found, _ = read(ParallelFilesSource("en-fr", **packed), tmp_path)
+        assert plain and texts(plain) == texts(found)
+        cut = {kind: tmp_path / f"cut-{name}{suffix}" for kind, name in files.items()}
+        with pytest.raises(UserError, match=r"cut-a.*: damaged \(.+\)"):
+            read(ParallelFilesSource("en-fr", **cut), tmp_path)
 
 
 def test_neighbouring_units_of_a_tmx_stand_on_one_side(tmp_path: Path) -> None:
