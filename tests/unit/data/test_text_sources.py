@@ -437,6 +437,23 @@ def test_identity_of_local_files_follows_them(tmp_path, articles):
     pyarrow.parquet.write_table(pa.table({"text": ["changed"]}), articles["train"])
     assert HubSource("parquet", data_files=articles).identity() != before
     assert json.dumps(before)  # plain values
+    for number, name in enumerate(("rows[1].jsonl", "deep[2]/rows.jsonl")):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text('{"text": "first"}\n')
+        source = HubSource("json", data_files={"train": str(path)}, splits={"train": "train"}, streaming=True)
+        documents, _ = read(source, tmp_path)
+        assert [document.text for document in documents.values()] == ["first"], number
+    pattern = str(tmp_path / "deep*" / "*.jsonl")
+    before = file_identity(pattern)
+    path.write_text('{"text": "another"}\n')
+    assert file_identity(pattern) != before, "a change below a folder that a pattern names"
+
+
+def test_a_pattern_that_fits_no_file(tmp_path):
+    """The library's StopIteration is explained."""
+    with pytest.raises(UserError, match="cannot be read"):
+        list(hub_rows("json", split="train", data_files={"train": str(tmp_path / "x[1].jsonl")}))
 
 
 # ------------------------------------------------------------------------------------------------ documentation
