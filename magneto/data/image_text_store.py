@@ -64,8 +64,9 @@ class PreparedTexts:
     @cached_property
     def texts(self) -> list[str]:
         """All of them."""
-        lines = (self.folder / f"{self.kind}.jsonl").read_text(encoding="utf-8").splitlines()
-        return [json.loads(line)["text"] for line in lines]
+        # A file's lines end with "\n" alone, those of splitlines() with characters that a text may hold, too.
+        with (self.folder / f"{self.kind}.jsonl").open(encoding="utf-8") as lines:
+            return [json.loads(line)["text"] for line in lines]
 
 
 @dataclass

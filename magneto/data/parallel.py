@@ -40,7 +40,7 @@ __all__ = [
     "ParallelSpec",
 ]
 
-FORMAT = 1  # of the prepared folder: raise it when other files are made from the same settings
+FORMAT = 2  # of the prepared folder: raise it when other files are made from the same settings
 
 
 class ParallelDataModule(BucketedDataModule):

@@ -24,7 +24,7 @@ import tempfile
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -134,11 +134,22 @@ def listing_digest(root: Path, patterns: tuple[str, ...]) -> str:
     """Like `content_digest`, from names, sizes and times only: quick, and it changes when the user changes a
     file.
     """
+    return files_digest(root, needed_files(root, patterns))
+
+
+def files_digest(root: Path, files: Iterable[Path]) -> str:
+    """`listing_digest` of the files named, whatever their names: a user's may hold the characters of a glob."""
     total = hashlib.sha256()
-    for path in needed_files(root, patterns):
+    for path in files:
         stat = path.stat()
-        total.update(f"{path.relative_to(root).as_posix()}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+        name = os.fsencode(path.relative_to(root).as_posix())
+        total.update(name + f"\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
     return total.hexdigest()
+
+
+def path_digest(path: Path) -> str:
+    """`files_digest` of one file; that of no file where there is none."""
+    return files_digest(path.parent, [path] if path.is_file() else [])
 
 
 def file_digest(path: Path) -> str:

@@ -140,7 +140,7 @@ class ImageFolderSource:
         if self.names is None:
             return {}
         try:
-            lines = self.names.read_text(encoding="utf-8-sig").splitlines()
+            lines = self.names.read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"names={self.names}: cannot be read ({error}).") from error
         pairs = {}

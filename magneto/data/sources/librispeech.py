@@ -129,7 +129,9 @@ def _read(folder: Path, split: str, utterances: list[Utterance], skipped: list[S
         )
     for transcript in transcripts:
         speaker = transcript.parent.parent.name
-        for line in transcript.read_text(encoding="utf-8").splitlines():
+        for line in transcript.read_text(encoding="utf-8").split("\n"):
+            if not line:
+                continue
             name, _, text = line.partition(" ")
             audio = transcript.parent / f"{name}.flac"
             if not audio.is_file():

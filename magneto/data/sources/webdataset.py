@@ -87,7 +87,7 @@ class WebDatasetSource:
         if self.labels is None:
             return []
         try:
-            return [line.strip() for line in self.labels.read_text("utf-8-sig").splitlines() if line.strip()]
+            return [line.strip() for line in self.labels.read_text("utf-8-sig").split("\n") if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"labels={self.labels}: cannot be read ({error}).") from error
 
@@ -162,7 +162,9 @@ def _find(patterns: Sequence[str]) -> list[Path]:
     found = []
     for pattern in map(Path, patterns):
         path = pattern.expanduser().absolute()
-        found += sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+        # A name may hold the characters of a glob.
+        named = [path] if path.is_file() else Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+        found += sorted(named)
     return found
 
 

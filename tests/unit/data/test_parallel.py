@@ -381,3 +381,68 @@ def test_an_empty_split_a_missing_preparation_and_a_vocabulary_too_large_are_exp
     with pytest.raises(UserError, match="more than the training text supports"):
         module(corpus(), tmp_path, tokenizer={"kind": "bpe", "vocab_size": 50_000}).prepare()
     assert not list(tmp_path.glob("prepared/parallel-*")), "a preparation that fails leaves nothing"
+
+
+# ------------------------------------------------------------------------------------------------ scripts
+
+
+EQUAL = {
+    "en": [("Open page 3.", "open page 12"), ("It ended in 2019!", "It ended in 1999."), ("libfoo2 ends", "libbar3 ends")],
+    "de": [("Öffnen Sie Seite 3.", "öffnen sie Seite 12"), ("Der 1. Band", "der 22. Band"), ("Die Straße", "DIE STRASSE")],
+    "zh": [("我有3个苹果。", "我有12个苹果"), ("我有 3 个苹果", "我有5个苹果"), ("会议在2019年结束", "会议在1999年结束！"),
+           ("请看http://a.b/c，然后打开", "请看https://d.e/f/g 然后打开"), ("你好，世界", "你好世界")],
+    "ja": [("りんごが3個あります。", "りんごが12個あります"), ("会議は2019年に終わる", "会議は１９９９年に終わる"),
+           ("ファイルfoo1を開く", "ファイル foo22 を開く")],
+    "th": [("มี 3 คน", "มี 12 คน"), ("มี๓คน", "มี3คน")],
+    "hi": [("मेरे पास 3 सेब हैं।", "मेरे पास १२ सेब हैं"), ("वह 2019 में आया", "वह 1999 में आया!")],
+    "my": [("ပန်းသီး ၃ လုံး", "ပန်းသီး ၁၂ လုံး။")],
+    "km": [("ខ្ញុំមានផ្លែប៉ោម 3", "ខ្ញុំមានផ្លែប៉ោម ១២។")],
+    "ar": [("لدي 3 تفاحات.", "لدي ١٢ تفاحات"), ("انتهى في عام 2019", "انتهى في عام 1999!")],
+    "he": [("יש לי 3 תפוחים.", "יש לי 12 תפוחים"), ("הסתיים ב-2019", "הסתיים ב-1999")],
+    "ko": [("사과가 3개 있다.", "사과가 12개 있다"), ("2019년에 끝났다", "1999년에 끝났다!"),
+           ("a.txt파일을 연다", "bcd.txt파일을 연다")],
+}  # fmt: skip
+DIFFERENT = {
+    "en": [("Open page 3", "Close page 3"), ("3 apples", "3 pears")],
+    "de": [("3 schöne Bücher", "3 schone Bücher"), ("Er kam 2019", "Sie kam 2019")],
+    "zh": [("我有3个苹果", "会议在2019年结束"), ("我有3个苹果", "我有3个梨"), ("文件和/或目录", "图像和/或表格"),
+           ("看http://a.b/c然后打开", "看http://a.b/c然后关闭")],
+    "ja": [("10時に来た", "10時間に来た"), ("りんごが3個", "みかんが3個"), ("かき3個", "がき3個")],
+    "th": [("ไม้ 3", "ไม่ 3"), ("มี3คน", "มี3ตัว"), ("เขาอยู่ใกล้", "เขาอยู่ไกล")],
+    "hi": [("लड़का आया", "लड़की आयी"), ("लड़के आये", "लड़का आया"), ("3 किताबें", "3 कलमें"), ("और/या", "या/और")],
+    "my": [("၃ လုံး", "၃ လူး"), ("ဟုတ်", "ဟတ်")],
+    "km": [("បាទ 3", "បទ 3"), ("ទី១ថ្ងៃ", "ទី១ខែ")],
+    "ar": [("عَلَم", "عِلْم"), ("3 كتب", "3 أقلام"), ("وصل في2019مساء", "وصل في2019صباحا")],
+    "he": [("סֵפֶר", "סָפַר"), ("3 ספרים", "3 עטים"), ("ב3בתים", "ב3ערים")],
+    "ko": [("2019년에 왔다", "2019명이 왔다"), ("사과 3개", "배 3개"), ("그리고/또는 파일", "그러나/또는 파일")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("one", "other"), [pair for pairs in EQUAL.values() for pair in pairs])
+def test_templates_equal_up_to_numbers(one: str, other: str) -> None:
+    """Numbers, paths, case and punctuation are all that a template forgets, in every script."""
+    assert template(tidy(one)) == template(tidy(other))
+
+
+@pytest.mark.parametrize(("one", "other"), [pair for pairs in DIFFERENT.values() for pair in pairs])
+def test_templates_keep_other_words_apart(one: str, other: str) -> None:
+    """Texts that differ in a letter or in a combining mark have different templates."""
+    assert template(tidy(one)) != template(tidy(other))
+
+
+@pytest.mark.parametrize(
+    "text", ["हाँ।", "कौन?", "है।", "मैं", "ဟုတ်", "បាទ", "ใช่", "是", "はい", "네", "نعم", "כן"]
+)
+def test_short_words_of_any_script_are_words(text: str) -> None:
+    """A letter with a combining mark is a syllable, and so a word."""
+    assert unusable(text, "Yes, it is", Cleaning()) == ""
+
+
+def test_chinese_pairs_with_numbers_stay_in_train() -> None:
+    """Sentences with a number in them are thrown away only where the rest of them is held out too."""
+    rows = [
+        ("I have 3 apples", "我有3个苹果", "train", False),
+        ("It ends in 2019", "会议在2019年结束", "test", False),
+        ("I have 7 apples", "我有7个苹果", "val", False),
+    ]
+    assert judge(rows) == ["", "", "near-duplicate on another side of the split"]
