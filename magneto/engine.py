@@ -248,11 +248,17 @@ def _predict(config: dict[str, Any]) -> dict[str, Any]:
         task = checkpoint.load_task(config["checkpoint"])
         on_gpu = torch.cuda.is_available() and config["trainer"]["accelerator"] in ("auto", "gpu")
         task.to("cuda" if on_gpu else "cpu")
+        pieces = shown = ""
         for result in task.predict(inputs, options):
             if "piece" in result:
-                print(result["piece"], end="", flush=True)
+                # Line breaks wait for what follows them: a text that ends with many leaves no empty screen.
+                pieces += result["piece"]
+                ready = pieces.rstrip("\n")
+                print(ready[len(shown) :], end="", flush=True)
+                shown = ready
                 continue
-            print(result["text"], flush=True)
+            print(result["text"].rstrip("\n").removeprefix(shown), flush=True)
+            pieces = shown = ""
             result = {key: value for key, value in result.items() if key != "text"}
             if output is not None and file is not None:
                 result = save_picture(result, output.parent, f"{output.stem}-{len(results):03d}")

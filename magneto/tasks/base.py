@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import logging
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +31,8 @@ from magneto.loggers import log_samples
 from magneto.nn.config import BackboneConfig
 from magneto.nn.stack import Stack
 from magneto.optim import OptimizerConfig, SchedulerConfig, build_optimizer, build_scheduler
+
+log = logging.getLogger("magneto")
 
 Batch = dict[str, Any]
 Sample = dict[str, Any]
@@ -68,10 +71,12 @@ class PredictInput:
     key: str = "input"
 
     def lines(self) -> Iterator[str]:
-        """The prompts, or the lines of the file as they come, without their ends.
+        """The prompts, or the lines of the file as they come, without their ends and without a byte order mark.
+
+        A later line that is not UTF-8 is read as an empty one, and named in the log: the others keep their places.
 
         Raises:
-            UserError: there is no such file, or it is not UTF-8 text, with the line.
+            UserError: there is no such file, or its first line is not UTF-8 text.
         """
         if self.prompts is not None:
             yield from self.prompts
@@ -87,12 +92,25 @@ class PredictInput:
             )
             for number, line in enumerate(stream, start=1):
                 try:
-                    yield line.decode("utf-8").rstrip("\r\n")
+                    yield line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
                 except UnicodeDecodeError as error:
-                    raise UserError(
-                        f"{self.key}={self.path}, line {number}: not UTF-8 text ({error.reason} at byte {error.start}). "
-                        "Convert the file to UTF-8."
-                    ) from error
+                    why = (
+                        f"{self.key}={self.path}, line {number}: not UTF-8 text ({error.reason} at byte {error.start})"
+                    )
+                    if number == 1:
+                        raise UserError(f"{why}. Convert the file to UTF-8.") from error
+                    log.warning("%s: read as an empty line", why)
+                    yield ""
+
+    def unanswered(self, number: int, why: UserError) -> None:
+        """Log why line `number` has an empty answer.
+
+        Raises:
+            UserError: `why`, where it is the only prompt of the command line.
+        """
+        if self.prompts is not None and len(self.prompts) == 1:
+            raise why
+        log.warning("line %d of the input has an empty answer: %s", number, why)
 
 
 class Diverged(RuntimeError):
@@ -230,7 +248,8 @@ class TaskModule(L.LightningModule):
         """Apply the model to what a user gives: plain results.
 
         A result with `text` is printed as a line, and its other keys are kept for `output=`. One that has `piece` alone
-        is printed at once and without a line break, for what comes bit by bit.
+        is printed at once and without a line break, for what comes bit by bit; a result follows whose `text` begins with
+        these pieces. A line that the model cannot take gets an empty answer, see `PredictInput.unanswered`.
 
         Args:
             inputs: what to apply it to.

@@ -29,7 +29,7 @@ from magneto.translation_scores import (
     TranslatedLine,
     TranslationScores,
     one_line,
-    sacrebleu_metrics,
+    sacrebleu_bleu,
     write_scores,
     write_translations,
 )
@@ -53,8 +53,8 @@ class MTOptions:
     """An output has at most this many times the tokens of its source, and ten more."""
     val_sentences: int | None = 500
     """About so many sentences, spread evenly, are translated (greedily) at each validation, for `val/bleu`; null: all."""
-    bleu_tokenize: str = "13a"
-    """sacrebleu's tokenizer of BLEU; zh for Chinese."""
+    bleu_tokenize: str | None = None
+    """sacrebleu's tokenizer of BLEU; null: by the target language, as sacrebleu's command line chooses it."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
@@ -64,7 +64,8 @@ class MTOptions:
         if self.val_sentences is not None and self.val_sentences < 0:
             raise UserError(f"task.val_sentences={self.val_sentences}: must be 0 or more, or null for all.")
         check_search(self.beam, 1, self.length_penalty, "task")
-        sacrebleu_metrics(self.bleu_tokenize)
+        if self.bleu_tokenize is not None:
+            sacrebleu_bleu(self.bleu_tokenize)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,10 +218,12 @@ class MT(TaskModule):
         index = torch.tensor(rows, dtype=torch.int64, device=self.device)
         texts: list[str] = []
         if rows:
-            found = self.search(
-                batch["source"][index], batch["source_mask"][index],
-                beam=self.options.beam if testing else 1, length_penalty=self.options.length_penalty,
-            )  # fmt: skip
+            # The changing shapes of single tokens would have the layers compiled again and again.
+            with torch.compiler.set_stance("force_eager"):
+                found = self.search(
+                    batch["source"][index], batch["source_mask"][index],
+                    beam=self.options.beam if testing else 1, length_penalty=self.options.length_penalty,
+                )  # fmt: skip
             texts = self._texts(found)
         self._hypotheses = dict(zip(rows, texts, strict=True))
         self.scores["translation"].update(
@@ -258,6 +261,14 @@ class MT(TaskModule):
             for row, hypothesis in self._hypotheses.items()
         ]
 
+    def setup(self, stage: str) -> None:
+        """Log once what a user should know of BLEU's tokenizer."""
+        scores = self.scores["translation"]
+        assert isinstance(scores, TranslationScores)
+        for remark in scores.remarks:
+            log.warning("%s", remark)
+        scores.remarks = []
+
     def on_test_start(self) -> None:
         """Raise `UserError` for a pair beyond the positions, which a checkpoint can meet in other data."""
         data: ParallelDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -273,7 +284,7 @@ class MT(TaskModule):
         """Log `test/...`, and write what was translated into the run's folder: line n of each file belongs together.
 
         `test.src`, `test.hyp`, `test.ref`: plain text, so that `sacrebleu test.ref -i test.hyp -m bleu chrf ter` gives
-        the run's numbers; of several directions also `test/en-fr.src` and so on; `test.scores.json`: the scores with
+        the run's numbers (with `-l en-zh` those of Chinese); of several directions also `test/en-fr.src` and so on; `test.scores.json`: the scores with
         sacrebleu's signatures.
         """
         super().on_test_epoch_end()

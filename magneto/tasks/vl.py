@@ -8,6 +8,7 @@ Two losses, together or one at a time: masked data modelling as BEiT-3 is pre-tr
 pictures alone, a third texts alone, a third pairs), and contrastive learning as it is fine-tuned for retrieval.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -26,6 +27,7 @@ from magneto.data.image_predict import evaluation_batch, user_pictures
 from magneto.data.image_text import ImageTextDataModule
 from magneto.data.image_text_store import IGNORE, ImageTextSpec, pad_texts
 from magneto.data.labelled_examples import encode
+from magneto.data.sources.documents import why_unusable
 from magneto.data.text_tokenizer import TextTokenizer
 from magneto.errors import UserError, from_mapping
 from magneto.gallery import Gallery, nearest
@@ -46,6 +48,8 @@ from magneto.tasks.base import Batch, PredictInput, Sample, StepOutput
 from magneto.tasks.masked_pictures import MaskedPictures, TargetOptions
 from magneto.tasks.mlm import MaskedLMHead
 from magneto.tasks.visual_tokenizer import require_patches
+
+log = logging.getLogger("magneto")
 
 LARGEST_SCALE = 100.0  # of similarities; without a bound it grows until training breaks (CLIP, 2.5)
 KINDS = ("pictures", "texts", "pair_pictures", "pair_texts")
@@ -371,7 +375,7 @@ class VisionLanguage(MaskedPictures):
         chosen = from_mapping(PredictOptions, options, "predict")
         if chosen.captions is not None:
             given = PredictInput(path=str(chosen.captions), key="predict.captions")
-            lines = [line for line in given.lines() if line.strip()]
+            lines = list(self._captions(given))
             if not lines:
                 raise UserError(f"predict.captions={chosen.captions}: holds no caption.")
             yield from self._texts_of_pictures(inputs.path, lines, chosen.top_k)
@@ -379,6 +383,16 @@ class VisionLanguage(MaskedPictures):
             # A number on the command line is a sentence too.
             queries = list(chosen.query) if isinstance(chosen.query, list | tuple) else [chosen.query]
             yield from self._pictures_of_texts(inputs.path, [str(query) for query in queries], chosen.top_k)
+
+    def _captions(self, given: PredictInput) -> Iterator[str]:
+        """The lines of the file but empty ones and, named in the log, those that cannot be read."""
+        for number, line in enumerate(given.lines(), start=1):
+            if not line.strip():
+                continue
+            if reason := why_unusable(line):
+                log.warning("%s=%s, line %d: %s, skipped", given.key, given.path, number, reason)
+                continue
+            yield line
 
     def _pictures_of_texts(self, path: str, queries: Sequence[str], count: int) -> Iterator[dict[str, Any]]:
         vectors = self._vectors_of(queries, "predict.query")
