@@ -15,6 +15,7 @@ from magneto.data.augment import SpecAugment
 from magneto.data.features import FeatureSettings, load_audio, log_mel
 from magneto.data.sources.manifest import ManifestSource
 from magneto.data.speech import SpeechDataModule
+from magneto.data.speech_build import SpeechBuilder
 from magneto.data.speech_predict import predict_dataset
 from magneto.data.speech_store import Collate, SpeechSpec
 from magneto.data.tokenizer import CTCTokenizer, repeats
@@ -200,9 +201,49 @@ def test_a_split_without_a_usable_utterance_is_an_error_with_the_reasons(corpus)
     folder = corpus(6, sides=("train", "test"))
     with pytest.raises(UserError, match="left for the val split"):
         module(folder).prepare()
-    with pytest.raises(UserError, match="6 shorter than 9 s"):
-        module(folder, min_seconds=9.0).prepare()
-    assert not [p for p in (folder / "data" / "prepared").iterdir() if p.is_dir()]
+    whole = corpus(6, name="whole", sides=("train", "val", "test"))
+    with pytest.raises(UserError, match=r"6 shorter than 9 s.*data\.min_seconds"):
+        module(whole, min_seconds=9.0).prepare()
+    for one in (folder, whole):
+        assert not [p for p in (one / "data" / "prepared").iterdir() if p.is_dir()]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("spoil", "reason"), [
+    (lambda line: line | {"audio_filepath": f"elsewhere/{line['audio_filepath']}"}, "6 missing file.*elsewhere/clips"),
+    (lambda line: line | {"text": "..."}, "6 empty transcript"),
+    (lambda line: line | {"text": "route 66"}, r"6 digits in its transcript.*Set data\.digits to keep"),
+    (None, "0 were looked at; skipped: none"),
+])  # fmt: skip
+def test_manifest_without_a_usable_line(corpus, spoil, reason, workers):
+    """What is wrong with all lines is counted and told, and no process is started for nothing."""
+    folder = corpus(6, sides=("train", "val", "test"))
+    lines = read_manifest(folder / "manifest.jsonl")
+    write_manifest(folder / "manifest.jsonl", [] if spoil is None else [spoil(line) for line in lines])
+    with pytest.raises(UserError, match=f"train and val and test splits.*{reason}"):
+        module(folder, digits="drop", prepare_workers=workers).prepare()
+
+
+def test_an_empty_split_is_refused_before_features(corpus, monkeypatch):
+    """The remedy names the keys that divide a manifest."""
+    folder = corpus(8)
+    lines = [{"audio_filepath": f"clips/00{n}.wav", "text": f"word {n // 4}"} for n in (0, 4)]
+    write_manifest(folder / "manifest.jsonl", lines)
+    monkeypatch.setattr(SpeechBuilder, "_extract", None)
+    with pytest.raises(UserError, match=r"`split`, or raise data\.sources\.manifest\.val_fraction.*2 groups"):
+        module(folder).prepare()
+
+
+def test_prepare_warns_of_small_splits_and_shared_files(corpus, caplog):
+    folder = corpus(40, sides=("train", "train", "train", "val"))
+    lines = read_manifest(folder / "manifest.jsonl")
+    lines += [line | {"split": "test"} for line in lines[:2]]
+    write_manifest(folder / "manifest.jsonl", lines)
+    with caplog.at_level("INFO"):
+        module(folder).prepare()
+    assert "only 2 test utterances" in caplog.text  # not the 10 of val
+    assert "2 audio files stand on several sides" in caplog.text
+    assert "h): 30 train, 10 val, 2 test" in caplog.text
 
 
 def test_reading_before_prepare_says_so(corpus):
@@ -377,6 +418,47 @@ def test_a_checkpoints_tokenizer_and_languages_are_used_on_other_data(corpus):
         data.prepare_for({**values, "languages": ["xx"]})
     with pytest.raises(UserError, match=r"data\.features"):
         data.prepare_for({**values, "features": FeatureSettings(num_mels=40).to_dict()})
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_checkpoint_is_tested_on_test_lines_alone(corpus, caplog, alone):
+    """A manifest of test lines, or `test=` by itself: no other split is asked for, nothing is prepared twice."""
+    model = ready(corpus(20)).spec
+    folder = corpus(6, name="other", sides=("test",))
+    lines = read_manifest(folder / "manifest.jsonl")
+    lines[0]["text"] = "ωμέγα"  # of which the model can write nothing: it counts as an error
+    write_manifest(folder / "manifest.jsonl", lines)
+    path = str(folder / "manifest.jsonl")
+    source = ManifestSource(test=path) if alone else ManifestSource(manifest=path)
+    data = SpeechDataModule(
+        {"own": source}, data_dir=str(folder / "data"), batch_frames=600, prepare_workers=1
+    )
+    caplog.clear()
+    data.prepare_for(model.to_dict())
+    data.setup("test")
+    assert data.spec.utterances == {"train": 0, "val": 0, "test": 6}
+    assert data.spec.tokenizer == model.tokenizer and "several sides" not in caplog.text
+    texts = [text for batch in data.test_dataloader() for text in batch["text"]]
+    assert sorted(texts) == sorted(line["text"] for line in lines)
+    assert len([p for p in (folder / "data/prepared").iterdir() if p.is_dir()]) == 1
+    with pytest.raises(UserError, match="train and val splits"):
+        SpeechDataModule({"own": source}, data_dir=str(folder / "more")).prepare()
+
+
+def test_what_is_prepared_for_training_is_tested_as_it_is(corpus):
+    folder = corpus(20)
+    data = ready(folder)
+    again = module(folder)
+    again.prepare_for(data.spec.to_dict())
+    assert again.folder == data.folder
+
+
+def test_an_unknown_language_is_refused_before_features(corpus, monkeypatch):
+    model = ready(corpus(20)).spec
+    data = module(corpus(6, name="other", sides=("test",)))
+    monkeypatch.setattr(SpeechBuilder, "_extract", None)
+    with pytest.raises(UserError, match="utterances in fr; .*knows en"):
+        data.prepare_for({**model.to_dict(), "languages": ["en"]})
 
 
 # ------------------------------------------------------------------------------------------------ prediction
