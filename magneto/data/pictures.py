@@ -7,6 +7,7 @@ import io
 import os
 import struct
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,10 @@ from magneto.data.svg import self_contained, svg_text
 
 # Only these decoders: Pillow's others are rare, and one of them (EPS) runs a program.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".svg")
+SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm",
+    ".pnm", ".svg",
+)  # fmt: skip
 SIDE_LIMIT = 20_000  # pixels
 SVG_SIDE = 256  # pixels of the longer side that an SVG picture is drawn with
 DECODER_ERRORS = (
@@ -198,14 +202,38 @@ def square(image: Image.Image, size: int, fit: str) -> Image.Image:
     return ImageOps.pad(image, (size, size), Image.Resampling.BICUBIC, color=white)
 
 
-def find_pictures(folder: Path) -> list[Path]:
-    """The files below `folder` whose names end as pictures' do, sorted. Hidden ones are passed over."""
-    found = []
-    for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            Path(place, name)
-            for name in names
-            if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-        ]
+def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yield the folders below `root`, itself first, each with the sorted names in it that are no folders.
+
+    Hidden folders and files are left out. Links to folders are followed, after all else; each folder is visited once,
+    however many links lead to it, and none that holds `root`.
+    """
+    seen = set(root.resolve().parents)
+    starts = [root]
+    while starts:
+        links: list[Path] = []
+        for start in starts:
+            if start.resolve() in seen:
+                continue
+            for place, folders, names in os.walk(start):
+                seen.add(Path(place).resolve())
+                inside = {name: Path(place, name) for name in sorted(folders) if name[0] != "."}
+                links += [path for path in inside.values() if path.is_symlink()]
+                folders[:] = [name for name, path in inside.items() if path.resolve() not in seen]
+                yield Path(place), sorted(name for name in names if name[0] != ".")
+        starts = links
+
+
+def find_pictures(folder: Path, others: list[Path] | None = None) -> list[Path]:
+    """Return the files below `folder` whose names end as pictures' do, sorted; see `walk`.
+
+    others: takes the remaining files.
+    """
+    found: list[Path] = []
+    for place, names in walk(folder):
+        for name in names:
+            if name.lower().endswith(SUFFIXES):
+                found.append(place / name)
+            elif others is not None:
+                others.append(place / name)
     return sorted(found)
