@@ -130,6 +130,20 @@ def test_broken_and_missing_parts_of_vqa_are_counted_listed_and_skipped(vqa: Pat
     assert pictures["skipped_by_reason"] == {"file cannot be read": 1, "empty file": 1}
 
 
+@pytest.mark.parametrize("corpus", ["vqa", "nlvr2"])
+def test_a_picture_that_changes_is_noticed(corpus: str, tmp_path: Path) -> None:
+    """One that is missing and arrives, one that is replaced, one that vanishes."""
+    folder = (write_vqa if corpus == "vqa" else write_nlvr2)(tmp_path / corpus)
+    source = vqa_source(folder) if corpus == "vqa" else Nlvr2Source(**nlvr2_files(folder))
+    file = sorted(folder.rglob("*.jpg" if corpus == "vqa" else "*.png"))[0]
+    content, seen = file.read_bytes(), [source.identity()]
+    assert source.identity() == seen[0]
+    for change in (file.unlink, lambda: file.write_bytes(content + b"0")):
+        change()
+        assert source.identity() not in seen
+        seen.append(source.identity())
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -5,6 +5,7 @@ import io
 import json
 import struct
 import tarfile
+import unicodedata
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -265,7 +266,12 @@ def test_empty_class_folders_and_stray_pictures_are_told(tmp_path):
     assert corpus.labels == ("cat",)
     told = {(item.id, item.reason) for item in corpus.skipped}
     reason = "class folder without pictures"
-    assert told == {("empty", reason), ("notes", reason), ("stray.png", "in no class's folder")}
+    assert told == {
+        ("empty", reason),
+        ("notes", reason),
+        ("readme.txt", "names that end in .txt are not read"),
+        ("stray.png", "in no class's folder"),
+    }
 
 
 @pytest.mark.parametrize(
@@ -307,6 +313,97 @@ def test_an_evaluation_set_takes_the_names_of_the_models_classes(tmp_path):
     write(table, "n01 goldfish\n")
     with pytest.raises(UserError, match="line 1: 'n01 goldfish'"):
         ImageFolderSource(str(root), names=str(table)).load(tmp_path)
+
+
+def test_every_ending_is_read_or_counted(tmp_path):
+    """A picture is left out for its name alone only with a word."""
+    root = tree(tmp_path / "x", _={"cat": 1})
+    read = ("a.JFIF", "b.jpe", "c.pbm", "d.pnm", "e.jif")
+    counted = {"f.avif": ".avif", "g.HEIC": ".heic", "h.svgz": ".svgz"}
+    for number, name in enumerate((*read, *counted, "plain", ".hidden")):
+        write(root / "cat" / name, png(number))
+    corpus = ImageFolderSource(str(root)).load(tmp_path)
+    assert {p.id for p in corpus.examples} == {"cat/0.png", *(f"cat/{name}" for name in read)}
+    assert {item.id: item.reason for item in corpus.skipped} == {
+        "plain": "names without an ending are not read",
+        **{name: f"names that end in {ending} are not read" for name, ending in counted.items()},
+    }
+
+
+def test_linked_folders_hold_pictures_too(tmp_path):
+    """As torchvision's ImageFolder reads them; a link back to where it is ends nothing and doubles nothing."""
+    elsewhere = tree(tmp_path / "elsewhere", _={"more": 3, "more/deep": 2})
+    root = tree(tmp_path / "x", train={"cat": 2, "cat/real": 1}, val={"cat": 1})
+    (root / "train/cat/a_link").symlink_to(elsewhere / "more")
+    plain = {p.label: p.id for p in ImageFolderSource(str(root)).load(tmp_path).examples}
+    ids = {p.id for p in ImageFolderSource(str(root)).load(tmp_path).examples}
+    assert plain.keys() == {"cat"} and len(ids) == 2 + 1 + 5 + 1
+    assert {"train/cat/a_link/0.png", "train/cat/a_link/deep/1.png"} <= ids
+    for name, target in {"self": ".", "up": "..", "root": root, "again": elsewhere, "twice": "real"}.items():
+        (root / "train/cat" / name).symlink_to(target)
+        (elsewhere / "more/deep" / name).symlink_to(root / "train/cat")
+    assert {p.id for p in ImageFolderSource(str(root)).load(tmp_path).examples} == ids
+    (tmp_path / "linked").symlink_to(root)
+    assert {p.id for p in ImageFolderSource(str(tmp_path / "linked")).load(tmp_path).examples} == ids
+
+
+def test_two_folders_of_one_split_are_refused(tmp_path):
+    """One must not replace the other; neither may a class that is called as a split is."""
+    root = tree(tmp_path / "x", train={"cat": 2}, val={"cat": 2}, validation={"cat": 1})
+    with pytest.raises(UserError, match="val and validation are both the val split"):
+        ImageFolderSource(str(root)).load(tmp_path)
+    things = tree(tmp_path / "y", _={"bus": 2, "train": 3, "test": 1})
+    with pytest.raises(UserError, match=r"no folder `val`.*classes, set data.sources...splits=false"):
+        ImageFolderSource(str(things)).load(tmp_path)
+    corpus = ImageFolderSource(str(things), splits=False).load(tmp_path)
+    assert Counter((p.split, p.label) for p in corpus.examples) == {
+        (None, "bus"): 2,
+        (None, "train"): 3,
+        (None, "test"): 1,
+    }
+    beside = tree(tmp_path / "z", train={"cat": 2}, val={"cat": 1}, more={"cat": 1})
+    reasons = [(item.id, item.reason) for item in ImageFolderSource(str(beside)).load(tmp_path).skipped]
+    assert reasons == [("more", "folder beside those of the splits")]
+
+
+def test_accents_may_be_written_apart(tmp_path):
+    """`café` of a Mac and `café` of another machine are one class."""
+    apart, joined = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFD", "NFC"))
+    root = tree(tmp_path / "x", train={apart: 3}, val={joined: 2})
+    corpus = ImageFolderSource(str(root)).load(tmp_path)
+    assert corpus.labels == (joined,) and len(corpus.examples) == 5
+    table = write(tmp_path / "names.tsv", f"{joined}\tcoffee\n")
+    assert ImageFolderSource(str(root), names=str(table)).load(tmp_path).labels == ("coffee",)
+
+
+@pytest.mark.parametrize("linked", ["", "class", "split", "root", "file"])
+def test_any_change_below_a_folder_is_noticed(tmp_path, linked):
+    """A picture added, replaced or removed, or a class added, is other data, behind links too."""
+    real = tree(tmp_path / "real", train={"cat": 2}, val={"cat": 2})
+    root = tmp_path / "x"
+    for name in () if linked in ("", "root") else ("train", "val"):
+        parts = {"split": [""], "class": ["cat"], "file": ["cat/0.png", "cat/1.png"]}[linked]
+        for part in parts:
+            link = root / name / part
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(real / name / part)
+    if linked == "root":
+        root.symlink_to(real)
+    source = ImageFolderSource(str(real if not linked else root))
+    seen = [source.identity()]
+    assert source.identity() == seen[0]
+    replaced = real / "train/cat/0.png"
+    changes = [lambda: write(replaced, png(7, 20))]
+    if linked != "file":
+        changes += [lambda: write(real / "train/cat/new.png", png(8)), lambda: replaced.unlink()]
+    changes.append(
+        lambda: (source.folder / "train/dog").symlink_to(write(tmp_path / "d/a.png", png(3)).parent)
+    )
+    changes.append(lambda: write(tmp_path / "d/b.png", png(4)))
+    for change in changes:
+        change()
+        assert source.identity() not in seen
+        seen.append(source.identity())
 
 
 def test_a_changed_file_changes_the_identity(tmp_path):
