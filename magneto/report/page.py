@@ -14,6 +14,7 @@ import jiwer
 from magneto.report.comparison import Comparison, Section
 from magneto.report.examples import Example, examples
 from magneto.report.figures import Picture, Style, row_styles
+from magneto.report.loading import STATUSES
 from magneto.report.overview import Overview
 from magneto.report.tables import (
     Table,
@@ -112,7 +113,7 @@ def render(
     runs = comparison.runs
     rows = sum(len(section.rows) for section in comparison.sections)
     facts = f"{_plural(len(runs), 'run')} · {_plural(rows, 'configuration')}"
-    for status in ("diverged", "failed", "interrupted"):
+    for status in STATUSES[1:]:
         count = sum(run.status == status for run in runs)
         facts += f" · {count} {status}" if count else ""
     parts = [f"<h1>{_e(title)}</h1>", f'<p class="soft">{facts}</p>']
@@ -125,6 +126,7 @@ def render(
         parts += [_picture(overview.picture)] if overview.picture else []
     for section in comparison.sections:
         parts += _section(section, pictures[section.slug], folder)
+    parts.append(f"<h2>Runs</h2>{_table(runs_table(comparison, folder), heading=False)}")
     parts.append(f"<footer><h2>Versions</h2>{_table(versions_table(comparison), heading=False)}</footer>")
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (
@@ -147,7 +149,6 @@ def _section(section: Section, pictures: Sequence[Picture], folder: Path) -> lis
     parts += [_table(table) for table in detail_tables(section)]
     parts += [_picture(picture) for picture in pictures]
     parts.append(_samples(section, folder))
-    parts.append(_table(runs_table(section, folder)))
     if (table := differences_table(section)) is not None:
         parts.append(_table(table))
     shared = dict(set.intersection(*(set(row.config.items()) for row in section.rows)))
@@ -207,7 +208,10 @@ def _picture(picture: Picture) -> str:
 
 def _image(file: Path, alt: str) -> str:
     """A PNG file within the page: it opens from disk, without the folder that the file lies in."""
-    data = base64.b64encode(file.read_bytes()).decode("ascii")
+    try:
+        data = base64.b64encode(file.read_bytes()).decode("ascii")
+    except OSError as error:
+        return f'<span class="soft">{_e(file.name)} cannot be read ({_e(str(error.strerror))})</span>'
     return f'<img alt="{_e(alt)}" src="data:image/png;base64,{data}">'
 
 
