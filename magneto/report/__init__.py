@@ -24,7 +24,7 @@ from magneto.errors import UserError
 from magneto.report import figures, markup, page
 from magneto.report.comparison import Comparison, compare
 from magneto.report.figures import Picture
-from magneto.report.loading import few, load_runs
+from magneto.report.loading import load_runs
 from magneto.report.overview import overview_of
 
 
@@ -71,7 +71,10 @@ def write_report(
         UserError: a path does not exist, there is no readable run, no run has `metric`, or `out_dir` cannot be written.
     """
     comparison = compare(*load_runs(paths), metric=metric, include_debug=include_debug)
-    title = title or f"Comparison: {few([section.title for section in comparison.sections])}"
+    names = [section.title for section in comparison.sections]
+    if len(names) > 1:
+        names = list(dict.fromkeys(section.task for section in comparison.sections))
+    title = title or f"Comparison: {', '.join(names)}"
     folder = Path(out_dir)
     try:
         return _write(comparison, folder, title, command)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from magneto.errors import UserError
-from magneto.report.loading import Run, few, setting, shown
+from magneto.report.loading import Run, setting, shown
 
 BACKBONES = ("post_ln", "pre_ln", "deepnorm", "normformer", "magneto")
 """The order of rows: baselines first, the paper's backbone last."""
@@ -245,16 +245,18 @@ def compare(
             left_out.append((run, "debug"))
         else:
             grouped.setdefault((run.task, run.data, _conditions(run)), []).append(run)
-    for reason, remedy in (("never trained", ""), ("debug", "; --include-debug compares them")):
-        names = [shown(run.folder) for run, why in left_out if why == reason]
-        if names:
-            what = "debug run" if reason == "debug" else "run"
-            what += ("s" if len(names) > 1 else "") + (" that never trained" if reason != "debug" else "")
-            problems.append(f"{len(names)} {what} ({few(names)}){remedy}")
+    counts = Counter(reason for _, reason in left_out)
+    if count := counts["never trained"]:
+        problems.append(f"{count} run{'s' if count > 1 else ''} that never trained")
+    if count := counts["debug"]:
+        problems.append(f"{count} debug run{'s' if count > 1 else ''} (--include-debug compares them)")
     if not grouped:
-        raise UserError(
-            "there is no run to compare. Left out:" + "".join(f"\n  {problem}" for problem in problems)
-        )
+        remedy = " Use --include-debug to compare debug runs." if counts["debug"] else ""
+        reasons = [
+            f"\n  {shown(run.folder)}: {why if why == 'debug' else run.message or run.status}"
+            for run, why in left_out
+        ]
+        raise UserError(f"there is no run to compare.{remedy} Left out:{''.join(reasons)}")
     kept = [run for members in grouped.values() for run in members]
     if metric is not None and not any(metric in run.metrics for run in kept):
         known = ", ".join(sorted({name for run in kept for name in run.metrics})) or "none"
@@ -262,7 +264,8 @@ def compare(
     sections = []
     for (task, data, conditions), members in sorted(grouped.items(), key=_section_order):
         others = [key[2] for key in grouped if key[:2] == (task, data)]
-        monitored = next((run for run in members if run.monitor), members[0])
+        # A killed run does not say what it monitored; others of its task do.
+        monitored = next((run for run in (*members, *kept) if run.task == task and run.monitor), members[0])
         sections.append(
             Section(
                 task=task,
@@ -284,15 +287,15 @@ class Conditions:
     Attributes:
         sources: key and value of all that says where the data come from.
         steps: optimizer steps: those made by a finished run, those planned of another.
-        test_batches: what part of the test split was used.
+        test_batches: the part of the test split that was used; None: all of it.
     """
 
     sources: tuple[tuple[str, str], ...]
     steps: int | None
-    test_batches: str
+    test_batches: str | None
 
     def told(self, others: Sequence["Conditions"]) -> tuple[str, ...]:
-        """In words, as far as these conditions differ from those of `others`."""
+        """In words, as far as these conditions differ from those of `others`, and what limits the test."""
         words = []
         if len({other.sources for other in others}) > 1:
             shared = set.intersection(*(set(other.sources) for other in others))
@@ -307,7 +310,7 @@ class Conditions:
                 if self.steps is None
                 else f"{self.steps:,} step{'s' if self.steps != 1 else ''}"
             )
-        if len({other.test_batches for other in others}) > 1:
+        if self.test_batches is not None:
             words.append(f"trainer.limit_test_batches={self.test_batches}")
         return tuple(words)
 
@@ -318,7 +321,7 @@ def _conditions(run: Run) -> Conditions:
     return Conditions(
         tuple(sorted(sources.items())),
         run.steps if run.finished and run.steps is not None else run.planned_steps,
-        "1.0" if limit is None else str(limit),
+        None if limit is None or (isinstance(limit, float) and limit == 1) else str(limit),
     )
 
 
@@ -326,7 +329,7 @@ def _section_order(item: tuple[tuple[str, str, Conditions], list[Run]]) -> tuple
     """By task, data and conditions; what has no result yet comes last."""
     (task, data, conditions), runs = item
     waiting = not any(run.finished for run in runs)
-    return waiting, task, data, conditions.sources, conditions.steps or 0, conditions.test_batches
+    return waiting, task, data, conditions.sources, conditions.steps or 0, conditions.test_batches or ""
 
 
 def summarise(values: Iterable[float]) -> Stat | None:

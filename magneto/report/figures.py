@@ -302,8 +302,7 @@ def _by_value(section: Section, styles: dict[str, Style]) -> Figure | None:
     if values[0] > 0 and values[-1] >= 4 * values[0]:
         ax.set_xscale("log")
     if len(values) <= 12:
-        turned = {"rotation": 45, "ha": "right"} if len(values) > 6 else {}
-        ax.set_xticks(values, [f"{value:g}" for value in values], **turned)
+        ax.set_xticks(values, [f"{value:g}" for value in values], rotation=45 if len(values) > 6 else 0)
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlabel(key, fontsize=9, color=_INK, parse_math=False)
     ax.set_ylabel(section.headline, fontsize=9, color=_INK, parse_math=False)
@@ -330,8 +329,8 @@ def draw_overview(sections: Sequence[Section], folder: Path) -> Picture:
         _legend(figure, marks)
     path = folder / "overview.png"
     _save(figure, path)
-    names = ", ".join(section.title for section in sections)
-    alt = f"A dot plot for each of {names}: a dot a seed, a bar at the mean, as in the table."
+    shown = ", ".join(section.title for section in sections)
+    alt = f"A dot plot for each of {shown}: a dot a seed, a bar at the mean, as in the table."
     return Picture(path, "Every task, each seed", alt)
 
 

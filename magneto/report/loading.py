@@ -80,7 +80,7 @@ class Run:
     data_wait_fraction: float | None
     throughput: dict[str, float]
     peak_memory_bytes: int | None
-    peak_memory_above_start_bytes: int | None
+    run_peak_memory_bytes: int | None
     git: str | None
     versions: dict[str, str]
     config: dict[str, Any]
@@ -130,7 +130,8 @@ def load_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
     """
     places = [Path(path) for path in paths]
     named = {place.resolve() for place in places}
-    runs, problems = [], []
+    runs: list[Run] = []
+    problems: list[str] = []
     for folder in _run_folders(places, problems):
         try:
             runs.append(_read_run(folder, folder.resolve() in named))
@@ -292,7 +293,7 @@ def _parse(folder: Path, raw: Any, named: bool) -> Run:
         data_wait_fraction=_get(time, "data_wait_fraction", float, "time."),
         throughput=_numbers(_get(raw, "throughput", dict), "throughput"),
         peak_memory_bytes=_get(raw, "peak_memory_bytes", int),
-        peak_memory_above_start_bytes=_get(raw, "peak_memory_above_start_bytes", int),
+        run_peak_memory_bytes=_get(raw, "run_peak_memory_bytes", int),
         git=_get(raw, "git", str),
         versions={str(key): str(value) for key, value in (_get(raw, "versions", dict) or {}).items()},
         config=_get(raw, "config", dict, required=True),

@@ -121,7 +121,7 @@ def write_csv(comparison: Comparison, path: Path) -> None:
                 "steps": lambda run: run.steps,
                 "wall_s": lambda run: run.wall_s,
                 "peak_memory_bytes": lambda run: run.peak_memory_bytes,
-                "peak_memory_above_start_bytes": lambda run: run.peak_memory_above_start_bytes,
+                "run_peak_memory_bytes": lambda run: run.run_peak_memory_bytes,
             }
             for name, value in costs.items():
                 known = [known for run in row.finished if (known := value(run)) is not None]
@@ -160,7 +160,7 @@ def markdown_report(
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
         parts.append(f"{fence}\n{command}\n{fence}")
     if comparison.problems:
-        parts.append("Left out of this report:\n\n" + _bullets(comparison.problems))
+        parts.append("Left out:\n\n" + _bullets(comparison.problems))
     if overview is not None:
         parts.append(f"## {overview.table.title}\n\n{to_markdown(overview.table)}")
         parts += [_picture(overview.picture)] if overview.picture else []

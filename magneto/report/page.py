@@ -39,7 +39,7 @@ _STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, "Segoe UI", Roboto,
   "Helvetica Neue", "Noto Sans", "DejaVu Sans", sans-serif; }
-main { max-width: 1160px; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
+main { max-width: 1440px; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .25rem; letter-spacing: -.01em; }
 h2 { font-size: 1.4rem; margin: 3rem 0 .75rem; padding-bottom: .3rem; border-bottom: 2px solid var(--line); }
 h3 { font-size: 1.08rem; margin: 2rem 0 .6rem; }
@@ -64,6 +64,8 @@ thead th { vertical-align: bottom; color: var(--soft); font-weight: 600;
 thead th { white-space: normal; min-width: 5rem; }
 tbody th { font-weight: 600; }
 .word { text-align: left; }
+tbody .word { white-space: normal; overflow-wrap: anywhere; min-width: 7rem; max-width: 24rem; }
+tbody th.word { min-width: 9rem; }
 tbody tr:hover { background: var(--card); }
 td b { font-weight: 700; color: var(--ink); }
 .chip { display: inline-block; width: .72em; height: .72em; border-radius: 2px; margin-right: .5em; }
@@ -93,6 +95,10 @@ footer { margin-top: 3rem; }
 @media (max-width: 640px) {
   main { padding: 1.25rem .9rem 3rem; }
   h1 { font-size: 1.5rem; }
+  th, td { padding: .4rem .45rem; }
+  thead th { min-width: 3.5rem; }
+  tbody .word, tbody th.word { min-width: 6rem; max-width: 8.5rem; }
+  table { font-size: .82rem; }
   .sample dl { grid-template-columns: 1fr max-content; }
   .sample dd.text { grid-column: 1 / -1; grid-row: auto; margin-bottom: .35rem; order: 0; }
   .sample dt { grid-column: 1; }
@@ -120,7 +126,7 @@ def render(
     if command:
         parts.append(f"<pre><code>{_e(command)}</code></pre>")
     if comparison.problems:
-        parts.append(_sentences("Left out of this report", comparison.problems))
+        parts.append(_sentences("Left out", comparison.problems))
     if overview is not None:
         parts.append(f"<h2>{overview.table.title}</h2>{_table(overview.table, heading=False)}")
         parts += [_picture(overview.picture)] if overview.picture else []

@@ -22,7 +22,7 @@ _THROUGHPUT = ("audio_seconds_per_s", "tokens_per_s", "images_per_s", "examples_
 
 _MEMORY: dict[str, Callable[[Run], int | None]] = {
     "peak memory": lambda run: run.peak_memory_bytes,
-    "peak memory above start": lambda run: run.peak_memory_above_start_bytes,
+    "peak memory of the run": lambda run: run.run_peak_memory_bytes,
 }
 """Two measures that are not comparable: a GPU's (of older CPU runs, the whole process), and a CPU run's own part."""
 
@@ -100,7 +100,7 @@ def cost_table(section: Section) -> Table:
         if any(value(run) is not None for run in section.runs):
             columns.append((name, _cost_column(value, lambda size: f"{size / 2**30:.2f} GiB", max)))
             notes = "Means over the finished seeds; memory: the largest"
-    if any(run.peak_memory_above_start_bytes is not None for run in section.runs):
+    if any(run.run_peak_memory_bytes is not None for run in section.runs):
         notes += ", of a CPU run what its process held more than before the run"
     return _table("Cost", section, columns, (f"{notes}.",))
 
@@ -173,7 +173,7 @@ def _status_cells(run: Run, status: str, folder: Path) -> tuple[Cell, Cell, Cell
     if steps is not None and planned is not None and steps != planned:
         text += f" of {planned:,}"
     bold = status != "finished"
-    return Cell(run.name, href=relative_link(run.folder, folder)), Cell(status, bold=bold), Cell(text)
+    return Cell(short_name(run), href=relative_link(run.folder, folder)), Cell(status, bold=bold), Cell(text)
 
 
 def _time_cells(run: Run) -> tuple[Cell, Cell]:
@@ -208,7 +208,7 @@ def versions_table(comparison: Comparison) -> Table:
 def unfinished(section: Section) -> list[str]:
     """One sentence for each run that did not finish: what happened to it, when, and why."""
     return [
-        f"{run.name}: {run.status}"
+        f"{short_name(run)}: {run.status}"
         + (f" at step {run.steps:,}" if run.steps is not None else "")
         + (f" of {run.planned_steps:,}" if run.steps is not None and run.planned_steps else "")
         + (f" ({' '.join(run.message.split())})" if run.message else "")
@@ -240,6 +240,11 @@ def verdict(section: Section) -> str | None:
         zero = "excludes" if gap.low > 0 or gap.high < 0 else "includes"
         text += f" Difference to {section.reference.label}: {interval}, a 95% interval that {zero} zero."
     return text
+
+
+def short_name(run: Run) -> str:
+    """A run's name, without the middle of a long one: its beginning tells the backbone, its end the last key."""
+    return run.name if len(run.name) <= 60 else f"{run.name[:30]}…{run.name[-29:]}"
 
 
 def seeds_text(row: Row) -> str:
