@@ -87,16 +87,16 @@ class SweepReport(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Write `report/` beside the runs; exit with code 1 if a job failed, after all the others ran."""
-        from magneto.report import write_report
-        from magneto.runs import slug
+        from magneto.report import folder_name, write_report
+        from magneto.report.screen import print_report
 
         overrides = list(config.hydra.overrides.task)
         runs = [path for path in _sweep_runs if (path / "result.json").exists()]
         if runs:
-            folder = runs[0].parent / "reports" / slug(overrides)
+            folder = runs[0].parent / "reports" / folder_name(overrides)
             try:
                 files = write_report(runs, folder, command=f"python run.py -m {' '.join(overrides)}")
-                print(f"report: {files.markdown}\n        {files.html}")
+                print_report(files)
             except UserError as error:
                 _failed_jobs.append(f"report: {error}")
         if _failed_jobs:

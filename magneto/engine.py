@@ -6,12 +6,12 @@ A run lives in its folder (magneto/runs.py). The same command resumes it, or say
 """
 
 import contextlib
+import ctypes
+import gc
 import json
 import logging
 import math
 import re
-import resource
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -103,6 +103,7 @@ def _train(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
         return {**start.result, "folder": str(folder.path)}
     with _log_file(folder.path / "log.txt"):
         log.info("run %s", folder.path)
+        _reset_peak_memory()
         try:
             with callbacks.StopSignals() as signals:
                 outcome = _fit_and_test(config, folder, start, signals)
@@ -122,7 +123,7 @@ def _train(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
                     "is kept; free space and repeat the command: the run goes on from there."
                 ) from error
             raise
-    result = _identity(config, folder, overrides) | outcome
+    result = _identity(config, folder, overrides) | outcome | _peak_memory()
     if main_process:
         folder.write_result(result)
         _print_result(result, f"{folder.path}:")
@@ -142,7 +143,6 @@ def _fit_and_test(
 ) -> dict[str, Any]:
     """The run itself; returns what result.json says of its outcome."""
     started = time.time()
-    _reset_peak_memory()
     data, config = _prepare(config)
     L.seed_everything(config["seed"], verbose=False)
     task = assembly.build_task(config, data)
@@ -199,7 +199,6 @@ def _fit_and_test(
             "data_wait_fraction": throughput.pop("data_wait_fraction"),
         },
         "throughput": throughput,
-        "peak_memory_bytes": _peak_memory(),
         "probe": {
             "diverged": status == "diverged",
             "first_loss": monitor.first_loss,
@@ -425,21 +424,40 @@ def _identity(config: Mapping[str, Any], folder: RunFolder, overrides: Sequence[
 
 def _reset_peak_memory() -> None:
     """Begin to measure anew, so that the runs of a sweep, which share a process, each tell their own."""
+    _release_memory()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    with contextlib.suppress(OSError):  # Linux only; elsewhere the process's maximum is told
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak_memory() -> int:
-    """Bytes: the GPU's, or the largest resident size of this process, since `_reset_peak_memory` where there is /proc."""
+def _peak_memory() -> dict[str, int | None]:
+    """The peak since `_reset_peak_memory`, in bytes, after all that the run allocated is out of scope.
+
+    `peak_memory_bytes` is the GPU's. A run on the CPU has `run_peak_memory_bytes`: the largest resident size of this
+    process less what it keeps when the run is over. What a sweep's first job loads for all of them (libraries, compiled
+    kernels) is in both, so the order of the jobs does not count. None where it is not known (without /proc).
+    """
+    memory: dict[str, int | None] = {"peak_memory_bytes": None, "run_peak_memory_bytes": None}
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return int(torch.cuda.max_memory_allocated())
+        return memory | {"peak_memory_bytes": int(torch.cuda.max_memory_allocated())}
     with contextlib.suppress(OSError):
-        status = Path("/proc/self/status").read_text()
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        peak = _resident("VmHWM")
+        _release_memory()
+        memory["run_peak_memory_bytes"] = max(0, peak - _resident("VmRSS"))
+    return memory
+
+
+def _resident(name: str) -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
+
+
+def _release_memory() -> None:
+    """Give back to the system what is free: glibc keeps most of it for later."""
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 # ---------------------------------------------------------------------- what a person sees

@@ -234,8 +234,15 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def git_revision() -> str | None:
-    """The commit that this package was checked out at, with `-dirty` when files differ; None outside a checkout."""
+    """The commit that this package was checked out at, with `-dirty` when files differ; None outside a checkout.
+
+    An installed copy may lie inside a repository of its user, whose commits say nothing of it: git must know this file.
+    """
     try:
+        subprocess.run(
+            ["git", "ls-files", "--error-unmatch", Path(__file__).name],
+            cwd=Path(__file__).parent, capture_output=True, timeout=10, check=True,
+        )  # fmt: skip
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
             cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True,
