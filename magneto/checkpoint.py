@@ -58,15 +58,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         UserError: the file is missing, truncated, or was not written by magneto.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(
-            f"checkpoint {path}: no such file. Runs keep theirs in RUN/checkpoints/best.ckpt and last.ckpt."
-        )
-    if not zipfile.is_zipfile(path):
-        raise UserError(
-            f"checkpoint {path}: truncated or not a checkpoint ({path.stat().st_size} bytes). "
-            "Use the other checkpoint of the run (best.ckpt or last.ckpt), or start anew with resume=never."
-        )
+    check_file(path, f"checkpoint {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a damaged or foreign file
@@ -74,6 +66,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict) or "task" not in content.get("hyper_parameters", {}):
         raise UserError(f"checkpoint {path}: not written by magneto (it names no task).")
     return content
+
+
+def check_file(path: str | Path, what: str) -> None:
+    """Raise `UserError` unless `path`, called `what`, is a whole file that may be a checkpoint."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{what}: no such file. Runs keep theirs in RUN/checkpoints/best.ckpt and last.ckpt.")
+    if not zipfile.is_zipfile(path):
+        raise UserError(
+            f"{what}: truncated or not a checkpoint ({path.stat().st_size} bytes). "
+            "Use the other checkpoint of the run (best.ckpt or last.ckpt), or start anew with resume=never."
+        )
 
 
 def load_task(path: str | Path) -> "TaskModule":

@@ -16,22 +16,22 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import lightning as L
 import torch
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from magneto import assembly, callbacks, checkpoint, pretrained
+from magneto import assembly, callbacks, checkpoint, preflight, pretrained, schema
 from magneto.averaging import LastWeights
 from magneto.data.base import UNWRITABLE, DataModule
-from magneto.errors import UserError, check_types
+from magneto.errors import UserError
 from magneto.loggers import is_main_process
-from magneto.runs import ENDED, RESULT_SCHEMA, RunFolder, Start, git_revision, run_name, versions
+from magneto.runs import ENDED, RESULT_SCHEMA, RunFolder, Start, git_revision, run_folder, versions
 from magneto.tasks.base import Diverged, PredictInput, TaskModule, save_picture, task_class
 
 log = logging.getLogger("magneto")
@@ -50,16 +50,11 @@ def run(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         UserError: a mistake in the configuration, the data or the files, with its remedy.
     """
-    config = cast(
-        dict[str, Any], OmegaConf.to_container(cfg, resolve=True, enum_to_str=True, throw_on_missing=True)
-    )
+    config = schema.to_dict(cfg)
     mode = config["mode"]
-    check_types(assembly.TrainerTypes, config["trainer"], "trainer")
     _log_to_screen()
-    if mode in ("test", "predict", "export") and not config["checkpoint"]:
-        raise UserError(
-            f"mode={mode} needs checkpoint=: a run's folder, its checkpoints/best.ckpt, or an export folder."
-        )
+    with _quiet_libraries():
+        preflight.check(config)
     if mode == "predict":
         return _predict(config)
     if mode == "export":
@@ -75,26 +70,14 @@ def run(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
         return _test(config) if mode == "test" else _train(config, overrides)
 
 
-def launches_processes(cfg: DictConfig) -> bool:
-    """Whether Lightning would start further processes for this configuration by repeating the command."""
-    devices, strategy = cfg.trainer.devices, str(cfg.trainer.strategy)
-    several = devices not in (1, "1", [0]) and (
-        torch.cuda.device_count() > 1 or (isinstance(devices, int) and devices > 1)
-    )
-    return several and "spawn" not in strategy and "fork" not in strategy
-
-
 # ---------------------------------------------------------------------- modes
-
-
-def run_folder(config: Mapping[str, Any], overrides: Sequence[str]) -> RunFolder:
-    """The folder of the run that `config` describes: `runs_dir/<task>/<name>`."""
-    return RunFolder(Path(config["runs_dir"]) / config["task"]["name"] / run_name(config, overrides))
 
 
 def _train(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     folder = run_folder(config, overrides)
     main_process = is_main_process()
+    if main_process:
+        preflight.check_folder(folder)
     start = folder.begin(config, config["resume"]) if main_process else _follow(folder, config["resume"])
     if start.result is not None:
         _print_result(
@@ -161,9 +144,10 @@ def _fit_and_test(
         status, message, fit_started, fit_seconds = "finished", None, time.time(), None
         metrics: dict[str, float] = {}
         try:
-            trainer.fit(task, datamodule=data, ckpt_path=start.checkpoint, weights_only=True)
-            fit_seconds = time.time() - fit_started
-            metrics = _evaluate_best(folder, trainer, data, task)
+            with assembly.lightning_errors():
+                trainer.fit(task, datamodule=data, ckpt_path=start.checkpoint, weights_only=True)
+                fit_seconds = time.time() - fit_started
+                metrics = _evaluate_best(folder, trainer, data, task)
         except Diverged as error:
             status, message = "diverged", str(error)
             log.warning("the run has diverged: %s", error)
@@ -222,11 +206,12 @@ def _test(config: dict[str, Any]) -> dict[str, Any]:
     data = assembly.build_data(config["data"])
     data.prepare_for(task.spec if task.uses_labels else {**task.spec, "labels": []})
     with _quiet_libraries():
-        trainer = L.Trainer(
-            **assembly.trainer_arguments(config), logger=False, enable_checkpointing=False,
+        trainer = assembly.lightning_trainer(
+            config, logger=False, enable_checkpointing=False,
             callbacks=[callbacks.ConfigureRun(), *assembly.progress_bar(config)],
         )  # fmt: skip
-        trainer.test(task, datamodule=data, verbose=False)
+        with assembly.lightning_errors():
+            trainer.test(task, datamodule=data, verbose=False)
     _print_result(
         {"metrics": task.evaluated, "status": "tested"},
         f"{config['checkpoint']} on {config['data']['name']}:",

@@ -218,6 +218,22 @@ class RunFolder:
         write_atomically(self.result, json.dumps(result, indent=2, ensure_ascii=False, allow_nan=True) + "\n")
 
 
+def run_folder(config: Mapping[str, Any], overrides: Sequence[str]) -> RunFolder:
+    """Return the folder of the run that `config` describes: `runs_dir/<task>/<name>`."""
+    return RunFolder(Path(config["runs_dir"]) / config["task"]["name"] / run_name(config, overrides))
+
+
+def ended_result(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any] | None:
+    """Return the result of the run that `config` describes if it has ended and would not be run again; else None."""
+    if config["resume"] not in ("auto", "must"):
+        return None
+    folder = run_folder(config, overrides)
+    if not folder.config.is_file() or difference(read_config(folder.config), config):
+        return None
+    result = folder.read_result()
+    return None if result is None or result.get("status") not in ENDED else result
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """A run's config.yaml as plain values."""
     try:
