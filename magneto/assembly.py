@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import OmegaConf
 
-from magneto import callbacks, checkpoint
+from magneto import callbacks, checkpoint, console
 from magneto.averaging import LastWeights
 from magneto.cli import CONF, options
 from magneto.data.base import DataModule
@@ -180,7 +180,7 @@ def trainer_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def progress_bar(config: Mapping[str, Any]) -> list[L.Callback]:
     """The progress bar as a list of callbacks, empty where it is switched off."""
-    return [callbacks.ProgressBar()] if config["trainer"]["enable_progress_bar"] else []
+    return [console.ProgressBar()] if config["trainer"]["enable_progress_bar"] else []
 
 
 def build_trainer(

@@ -8,12 +8,10 @@ A run lives in its folder (magneto/runs.py). The same command resumes it, or say
 import contextlib
 import json
 import logging
-import math
 import re
 import resource
 import sys
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
@@ -21,12 +19,9 @@ from typing import IO, Any, cast
 import lightning as L
 import torch
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.table import Table
 
-from magneto import assembly, callbacks, checkpoint, pretrained
+from magneto import assembly, callbacks, checkpoint, console, pretrained
 from magneto.averaging import LastWeights
 from magneto.data.base import UNWRITABLE, DataModule
 from magneto.errors import UserError, check_types
@@ -55,7 +50,7 @@ def run(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
     )
     mode = config["mode"]
     check_types(assembly.TrainerTypes, config["trainer"], "trainer")
-    _log_to_screen()
+    console.log_to_screen()
     if mode in ("test", "predict", "export") and not config["checkpoint"]:
         raise UserError(
             f"mode={mode} needs checkpoint=: a run's folder, its checkpoints/best.ckpt, or an export folder."
@@ -97,11 +92,11 @@ def _train(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     main_process = is_main_process()
     start = folder.begin(config, config["resume"]) if main_process else _follow(folder, config["resume"])
     if start.result is not None:
-        _print_result(
+        console.print_result(
             start.result, f"{folder.path} has {start.result['status']} already (resume=never starts anew):"
         )
         return {**start.result, "folder": str(folder.path)}
-    with _log_file(folder.path / "log.txt"):
+    with console.log_file(folder.path / "log.txt"):
         log.info("run %s", folder.path)
         try:
             with callbacks.StopSignals() as signals:
@@ -125,7 +120,7 @@ def _train(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     result = _identity(config, folder, overrides) | outcome
     if main_process:
         folder.write_result(result)
-        _print_result(result, f"{folder.path}:")
+        console.print_result(result, f"{folder.path}:")
     return {**result, "folder": str(folder.path)}
 
 
@@ -155,7 +150,7 @@ def _fit_and_test(
     loggers = assembly.build_loggers(folder, config, step)
     try:
         trainer, monitor, saver = assembly.build_trainer(config, folder, task, loggers, signals)
-        _announce(task, trainer, step)
+        console.announce(task, trainer, step)
         if config["trainer"]["compile"]:
             task.compile_layers()
         status, message, fit_started, fit_seconds = "finished", None, time.time(), None
@@ -222,13 +217,13 @@ def _test(config: dict[str, Any]) -> dict[str, Any]:
         )
     data = assembly.build_data(config["data"])
     data.prepare_for(task.spec if task.uses_labels else {**task.spec, "labels": []})
-    with _quiet_libraries():
+    with console.quiet_libraries():
         trainer = L.Trainer(
             **assembly.trainer_arguments(config), logger=False, enable_checkpointing=False,
             callbacks=[callbacks.ConfigureRun(), *assembly.progress_bar(config)],
         )  # fmt: skip
         trainer.test(task, datamodule=data, verbose=False)
-    _print_result(
+    console.print_result(
         {"metrics": task.evaluated, "status": "tested"},
         f"{config['checkpoint']} on {config['data']['name']}:",
     )
@@ -434,69 +429,3 @@ def _peak_memory() -> int:
         return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-# ---------------------------------------------------------------------- what a person sees
-
-
-def _log_to_screen() -> None:
-    if not log.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
-        log.setLevel(logging.INFO if is_main_process() else logging.WARNING)
-
-
-@contextlib.contextmanager
-def _log_file(path: Path) -> Iterator[None]:
-    """Our log on the screen, everybody's in the run's folder."""
-    file = logging.FileHandler(path, encoding="utf-8", delay=True)
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger()
-    root.addHandler(file)
-    root.setLevel(logging.INFO)
-    try:
-        with _quiet_libraries():
-            yield
-    finally:
-        root.removeHandler(file)
-        file.close()
-
-
-@contextlib.contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Lightning's tips and device lists are not for the screen; known, harmless warnings of libraries are for no one."""
-    lightning = logging.getLogger("lightning.pytorch")
-    shown, lightning.handlers = lightning.handlers, []
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-            warnings.filterwarnings("ignore", message=".*eval mode at the start of train.*")  # a frozen part
-            # The values are those of all processes already: torchmetrics has gathered their counts.
-            warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
-            yield
-    finally:
-        lightning.handlers = shown
-
-
-def _announce(task: TaskModule, trainer: L.Trainer, step: int) -> None:
-    log.info(
-        "%s: %s, %.1f M parameters, on %s x %d, precision %s, steps %d to %d",
-        task.name, task.config.placement, task.num_parameters / 1e6, trainer.strategy.root_device, trainer.world_size,
-        trainer.precision, step, task.total_steps,
-    )  # fmt: skip
-
-
-@rank_zero_only
-def _print_result(result: Mapping[str, Any], title: str) -> None:
-    table = Table(show_header=False)
-    for key, value in sorted(result["metrics"].items()):
-        table.add_row(key, f"{value:.4f}" if math.isfinite(value) else str(value))
-    if result.get("message"):
-        table.add_row("message", result["message"])
-    if "time" in result:
-        table.add_row("minutes", f"{result['time']['wall_s'] / 60:.1f}")
-    console = Console()
-    console.print(title, markup=False, highlight=False, soft_wrap=True)  # a path stays whole, to be copied
-    console.print(table)
