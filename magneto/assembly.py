@@ -5,7 +5,7 @@ Every value is checked here or in the constructor that takes it, so that a mista
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import hydra
@@ -16,7 +16,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_class
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EMAWeightAveraging
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 
 from magneto import callbacks, checkpoint, console
@@ -24,7 +24,7 @@ from magneto.averaging import LastWeights
 from magneto.cli import CONF, options
 from magneto.data.base import DataModule
 from magneto.errors import UserError, check_types, from_mapping, nearest
-from magneto.loggers import CSVLogger, wandb_logger
+from magneto.loggers import CSVLogger, RunLogger, wandb_logger
 from magneto.loggers import Settings as LoggerSettings
 from magneto.runs import RunFolder
 from magneto.tasks.base import TaskModule, task_class
@@ -229,18 +229,20 @@ def build_trainer(
     return trainer, monitor, saver
 
 
-def build_loggers(folder: RunFolder, config: Mapping[str, Any], step: int) -> list[Logger]:
+def build_loggers(folder: RunFolder, config: Mapping[str, Any], step: int, task: TaskModule) -> list[Logger]:
     """metrics.csv, rewound to `step`, and W&B unless it is disabled."""
     csv_logger = CSVLogger(folder.metrics)
     csv_logger.rewind(step)
     settings = from_mapping(LoggerSettings, config["logger"], "logger")
-    settings = replace(settings, group=settings.group or config["task"]["name"])
     wandb = wandb_logger(folder.path, settings, config)
-    return [csv_logger] if wandb is None else [csv_logger, wandb]
+    if wandb is None:
+        return [csv_logger]
+    wandb.keep_best(task.monitor, task.mode)
+    return [csv_logger, wandb]
 
 
 def close(loggers: Sequence[Logger]) -> None:
     """End the W&B run whatever happened, so that the next job of a sweep has one of its own."""
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.finish()
+        if isinstance(logger, RunLogger):
+            logger.finish()

@@ -18,14 +18,15 @@ from typing import IO, Any, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from magneto import assembly, callbacks, checkpoint, console, pretrained
 from magneto.averaging import LastWeights
 from magneto.data.base import UNWRITABLE, DataModule
-from magneto.errors import UserError, check_types
-from magneto.loggers import is_main_process
+from magneto.errors import UserError, check_types, from_mapping
+from magneto.loggers import RunLogger, is_main_process
+from magneto.loggers import Settings as LoggerSettings
+from magneto.loggers import check as check_logger
 from magneto.runs import ENDED, RESULT_SCHEMA, RunFolder, Start, git_revision, run_name, versions
 from magneto.tasks.base import Diverged, PredictInput, TaskModule, save_picture, task_class
 
@@ -88,6 +89,7 @@ def run_folder(config: Mapping[str, Any], overrides: Sequence[str]) -> RunFolder
 
 
 def _train(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    check_logger(from_mapping(LoggerSettings, config["logger"], "logger"))
     folder = run_folder(config, overrides)
     main_process = is_main_process()
     start = folder.begin(config, config["resume"]) if main_process else _follow(folder, config["resume"])
@@ -147,7 +149,7 @@ def _fit_and_test(
         task.initialize()
         if config["init_from"] is not None:
             log.info("%s", pretrained.initialize_from(task, config["init_from"]))
-    loggers = assembly.build_loggers(folder, config, step)
+    loggers = assembly.build_loggers(folder, config, step, task)
     try:
         trainer, monitor, saver = assembly.build_trainer(config, folder, task, loggers, signals)
         console.announce(task, trainer, step)
@@ -170,8 +172,20 @@ def _fit_and_test(
             )
         metrics = dict(task.evaluated) | metrics
         for logger in loggers:
-            if isinstance(logger, WandbLogger):
-                logger.experiment.summary.update({**metrics, "status": status})
+            if isinstance(logger, RunLogger):
+                best = {f"best/{task.monitor}": saver.best, "best/step": saver.best_step}
+                logger.summarize(
+                    {
+                        key: value for key, value in metrics.items() if key != task.monitor
+                    }  # has its minimum or maximum too
+                    | best
+                    | {
+                        "status": status,
+                        "minutes": (time.time() - started) / 60,
+                        "parameters": task.num_parameters,
+                        "peak_memory_gib": _peak_memory() / 2**30,
+                    }
+                )
     finally:
         assembly.close(loggers)
     throughput = monitor.throughput(trainer.world_size)
