@@ -175,12 +175,16 @@ def trainer_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     settings = config["trainer"]
     arguments = {key: value for key, value in settings.items() if key not in _OWN_TRAINER_KEYS}
     arguments["precision"] = precision(settings["precision"], settings["accelerator"])
-    return arguments | {"use_distributed_sampler": False, "enable_model_summary": False}
+    return arguments | {
+        "use_distributed_sampler": False,
+        "enable_model_summary": False,
+        "enable_progress_bar": settings["enable_progress_bar"] and console.has_bar(),
+    }
 
 
 def progress_bar(config: Mapping[str, Any]) -> list[L.Callback]:
-    """The progress bar as a list of callbacks, empty where it is switched off."""
-    return [console.ProgressBar()] if config["trainer"]["enable_progress_bar"] else []
+    """The progress bar as a list of callbacks, empty where it is switched off or cannot be drawn."""
+    return [console.ProgressBar()] if config["trainer"]["enable_progress_bar"] and console.has_bar() else []
 
 
 def build_trainer(
@@ -209,7 +213,9 @@ def build_trainer(
         watching.append(EMAWeightAveraging(decay=watch.ema_decay, use_buffers=False))
     if watch.average_last:
         watching.append(LastWeights(folder.checkpoints, watch.average_last))
-    watching += [monitor, callbacks.StabilityProbe(watch.probe_every), saver, *progress_bar(config)]
+    bar = progress_bar(config)
+    watching += [monitor, callbacks.StabilityProbe(watch.probe_every), saver, *bar]
+    watching.append(console.ProgressLines(saver, bar=bool(bar)))
     accumulate = settings["accumulate_grad_batches"]
     try:
         trainer = L.Trainer(

@@ -20,7 +20,7 @@ import lightning as L
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from magneto import assembly, callbacks, checkpoint, console, pretrained
+from magneto import assembly, callbacks, checkpoint, console, pretrained, summary
 from magneto.averaging import LastWeights
 from magneto.data.base import UNWRITABLE, DataModule
 from magneto.errors import UserError, check_types, from_mapping
@@ -52,6 +52,7 @@ def run(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
     mode = config["mode"]
     check_types(assembly.TrainerTypes, config["trainer"], "trainer")
     console.log_to_screen()
+    summary.check(config["summary"])
     if mode in ("test", "predict", "export") and not config["checkpoint"]:
         raise UserError(
             f"mode={mode} needs checkpoint=: a run's folder, its checkpoints/best.ckpt, or an export folder."
@@ -94,9 +95,9 @@ def _train(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     main_process = is_main_process()
     start = folder.begin(config, config["resume"]) if main_process else _follow(folder, config["resume"])
     if start.result is not None:
-        console.print_result(
-            start.result, f"{folder.path} has {start.result['status']} already (resume=never starts anew):"
-        )
+        if main_process:
+            status = f"already {start.result['status']}; use resume=never to start over"
+            print(summary.summarize(start.result, folder.path, status, full=config["summary"] == "full"))
         return {**start.result, "folder": str(folder.path)}
     with console.log_file(folder.path / "log.txt"):
         log.info("run %s", folder.path)
@@ -104,7 +105,7 @@ def _train(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
             with callbacks.StopSignals() as signals:
                 outcome = _fit_and_test(config, folder, start, signals)
         except callbacks.Interrupted:
-            log.warning("interrupted before training: repeat the command to go on")
+            log.warning("interrupted before training: repeat the command to resume")
             outcome = {"status": "interrupted", "message": "stopped before training", "metrics": {}}
         except BaseException as error:
             if main_process:
@@ -122,7 +123,10 @@ def _train(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     result = _identity(config, folder, overrides) | outcome
     if main_process:
         folder.write_result(result)
-        console.print_result(result, f"{folder.path}:")
+        text = summary.summarize(result, folder.path, result["status"], full=config["summary"] == "full")
+        print(text)
+        with contextlib.suppress(OSError), (folder.path / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
     return {**result, "folder": str(folder.path)}
 
 
@@ -152,7 +156,7 @@ def _fit_and_test(
     loggers = assembly.build_loggers(folder, config, step, task)
     try:
         trainer, monitor, saver = assembly.build_trainer(config, folder, task, loggers, signals)
-        console.announce(task, trainer, step)
+        console.announce(task, trainer)
         if config["trainer"]["compile"]:
             task.compile_layers()
         status, message, fit_started, fit_seconds = "finished", None, time.time(), None
@@ -167,7 +171,7 @@ def _fit_and_test(
         except callbacks.Interrupted:
             status, message = "interrupted", f"stopped at step {trainer.global_step}"
             log.warning(
-                "interrupted at step %d: repeat the command to go on from the last checkpoint",
+                "interrupted at step %d: repeat the command to resume from the last checkpoint",
                 trainer.global_step,
             )
         metrics = dict(task.evaluated) | metrics
@@ -198,7 +202,8 @@ def _fit_and_test(
             "best": saver.best,
             "best_step": saver.best_step,
         },
-        "headline": f"test/{task.headline or task.monitor.split('/', 1)[-1]}",
+        "headline": _headline(task),
+        "example_input": task.example_input,
         "metrics": metrics,
         "steps": trainer.global_step,
         "parameters": task.num_parameters,
@@ -222,6 +227,10 @@ def _fit_and_test(
     }
 
 
+def _headline(task: TaskModule) -> str:
+    return f"test/{task.headline or task.monitor.split('/', 1)[-1]}"
+
+
 def _test(config: dict[str, Any]) -> dict[str, Any]:
     task = checkpoint.load_task(config["checkpoint"])
     if task.name != config["task"]["name"]:
@@ -237,10 +246,9 @@ def _test(config: dict[str, Any]) -> dict[str, Any]:
             callbacks=[callbacks.ConfigureRun(), *assembly.progress_bar(config)],
         )  # fmt: skip
         trainer.test(task, datamodule=data, verbose=False)
-    console.print_result(
-        {"metrics": task.evaluated, "status": "tested"},
-        f"{config['checkpoint']} on {config['data']['name']}:",
-    )
+    if is_main_process():
+        print(f"{config['checkpoint']} on {config['data']['name']}:")
+        print(summary.metric_lines(task.evaluated, headline=_headline(task)))
     return {"mode": "test", "metrics": task.evaluated}
 
 
@@ -317,7 +325,7 @@ def _inputs(config: Mapping[str, Any]) -> PredictInput:
     if (path is None) == (prompt is None):
         raise UserError(
             "mode=predict needs input= (a file or a folder; - is the standard input) or prompt= (the text itself), and "
-            f"not both. {'Neither' if path is None else 'Both'} was given."
+            f"not both. {'Neither was' if path is None else 'Both were'} given."
         )
     return PredictInput(
         path=path,
@@ -389,7 +397,7 @@ def _resume(task: TaskModule, start: Start, folder: RunFolder) -> int:
         lines = folder.samples.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
         folder.samples.write_text("".join(kept), encoding="utf-8")
-    log.info("going on from %s, step %d", start.checkpoint, step)
+    log.info("resuming from %s, step %d", start.checkpoint, step)
     return step
 
 

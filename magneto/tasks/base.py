@@ -123,6 +123,8 @@ class TaskModule(L.LightningModule):
     """The kind of data that it learns from."""
     headline: ClassVar[str | None] = None
     """The metric that runs are compared by, without its split, where it is not the monitored one."""
+    example_input: str | None = None
+    """What `mode=predict` takes, for the command at the end of a run; None: nothing."""
     uses_labels: ClassVar[bool] = True
     """Whether the classes of the data, if it has any, are what is learnt: other data must have the same ones then."""
 

@@ -103,6 +103,7 @@ class CausalLM(TaskModule):
     """
 
     name = "causal_lm"
+    example_input = 'prompt="Once upon a time"'
     monitor = "val/bits_per_byte"
     Options = CausalLMOptions
     Data = TextDataModule

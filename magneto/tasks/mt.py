@@ -108,6 +108,7 @@ class MT(TaskModule):
     """
 
     name = "mt"
+    example_input = "input=lines.txt"
     monitor = "val/loss"
     Options = MTOptions
     Data = ParallelDataModule

@@ -146,6 +146,8 @@ class VisionLanguage(MaskedPictures):
         self.pictures = ImageTextSpec.from_dict(self.spec)
         self.tokenizer = TextTokenizer.from_json(self.spec["tokenizer"])
         self.losses = from_mapping(Losses, self.options.losses, "task.losses")
+        if self.losses.contrastive:
+            self.example_input = 'input=images/ predict.query="a red apple"'
         config, width = self.config, self.options.embedding_width or self.config.d_model
         size, patch, channels = (self.spec[key] for key in ("image_size", "patch_size", "channels"))
         self.stem = VisionLanguageStem(
