@@ -21,6 +21,7 @@ from magneto.data.augment import SpecAugment
 from magneto.data.base import cpu_count, fingerprint, prepare_once
 from magneto.data.bucketed import Batching, BucketedDataModule
 from magneto.data.features import FeatureSettings
+from magneto.data.messages import counts, skipped
 from magneto.data.sources import SpeechSource
 from magneto.data.speech_build import SpeechBuilder
 from magneto.data.speech_store import Collate, Prepared, SpeechDataset, SpeechSpec
@@ -128,16 +129,11 @@ class SpeechDataModule(BucketedDataModule):
         report = json.loads((self.folder / "prepare_report.json").read_text(encoding="utf-8"))
         if built:
             log.info("prepared %s", self.folder)
-        used, hours = report["used"], sum(report["hours"].values())
-        log.info("speech: %d utterances, %.2f h %s", sum(used.values()), hours, used)
+        hours = sum(report["hours"].values())
+        log.info("speech: %s, %.2f h", counts(report["used"], "utterances"), hours)
         if report["skipped_by_reason"]:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in report["skipped_by_reason"].items())
-            log.warning(
-                "speech: %d skipped (%s); listed in %s",
-                len(report["skipped"]),
-                reasons,
-                self.folder / "prepare_report.json",
-            )
+            where = self.folder / "prepare_report.json"
+            log.warning("speech: %s", skipped(report["skipped_by_reason"], where))
 
     def _builder(self) -> SpeechBuilder:
         return SpeechBuilder(
