@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,17 +27,17 @@ from lightning.fabric.plugins.environments import (
 )
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EMAWeightAveraging
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from omegaconf import OmegaConf
 
-from magneto import callbacks, checkpoint, schema
+from magneto import callbacks, checkpoint, console, schema
 from magneto.averaging import LastWeights
 from magneto.cli import CONF, check_choices
 from magneto.data.base import DataModule
 from magneto.errors import UserError, check_types, from_mapping, nearest
-from magneto.loggers import CSVLogger, wandb_logger
+from magneto.loggers import CSVLogger, RunLogger, wandb_logger
 from magneto.loggers import Settings as LoggerSettings
 from magneto.runs import RunFolder
 from magneto.tasks.base import TaskModule, task_class
@@ -280,7 +280,11 @@ def trainer_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     settings = config["trainer"]
     arguments = {key: value for key, value in settings.items() if key not in _OWN_TRAINER_KEYS}
     arguments["precision"] = precision(settings["precision"], settings["accelerator"])
-    return arguments | {"use_distributed_sampler": False, "enable_model_summary": False}
+    return arguments | {
+        "use_distributed_sampler": False,
+        "enable_model_summary": False,
+        "enable_progress_bar": settings["enable_progress_bar"] and console.has_bar(),
+    }
 
 
 def lightning_trainer(config: Mapping[str, Any], **further: Any) -> L.Trainer:
@@ -349,8 +353,8 @@ def _check_processes(trainer: L.Trainer, settings: Mapping[str, Any]) -> None:
 
 
 def progress_bar(config: Mapping[str, Any]) -> list[L.Callback]:
-    """The progress bar as a list of callbacks, empty where it is switched off."""
-    return [callbacks.ProgressBar()] if config["trainer"]["enable_progress_bar"] else []
+    """The progress bar as a list of callbacks, empty where it is switched off or cannot be drawn."""
+    return [console.ProgressBar()] if config["trainer"]["enable_progress_bar"] and console.has_bar() else []
 
 
 def build_trainer(
@@ -371,7 +375,9 @@ def build_trainer(
         watching.append(EMAWeightAveraging(decay=watch.ema_decay, use_buffers=False))
     if watch.average_last:
         watching.append(LastWeights(folder.checkpoints, watch.average_last))
-    watching += [monitor, callbacks.StabilityProbe(watch.probe_every), saver, *progress_bar(config)]
+    bar = progress_bar(config)
+    watching += [monitor, callbacks.StabilityProbe(watch.probe_every), saver, *bar]
+    watching.append(console.ProgressLines(saver, bar=bool(bar)))
     trainer = lightning_trainer(
         config,
         # One Lightning epoch is the whole run: the loader has all its batches, over any number of data epochs.
@@ -387,18 +393,20 @@ def build_trainer(
     return trainer, monitor, saver
 
 
-def build_loggers(folder: RunFolder, config: Mapping[str, Any], step: int) -> list[Logger]:
+def build_loggers(folder: RunFolder, config: Mapping[str, Any], step: int, task: TaskModule) -> list[Logger]:
     """metrics.csv, rewound to `step`, and W&B unless it is disabled."""
     csv_logger = CSVLogger(folder.metrics)
     csv_logger.rewind(step)
     settings = from_mapping(LoggerSettings, config["logger"], "logger")
-    settings = replace(settings, group=settings.group or config["task"]["name"])
     wandb = wandb_logger(folder.path, settings, config)
-    return [csv_logger] if wandb is None else [csv_logger, wandb]
+    if wandb is None:
+        return [csv_logger]
+    wandb.keep_best(task.monitor, task.mode)
+    return [csv_logger, wandb]
 
 
 def close(loggers: Sequence[Logger]) -> None:
     """End the W&B run whatever happened, so that the next job of a sweep has one of its own."""
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.finish()
+        if isinstance(logger, RunLogger):
+            logger.finish()

@@ -13,7 +13,7 @@ from typing import Any, Self, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from torch import Tensor, nn
 
 from magneto.data.base import DataModule
@@ -406,13 +406,6 @@ class StabilityProbe(Callback):
             handle.remove()
         self._stack.__exit__(None, None, None)
         self._stack = None
-
-
-class ProgressBar(RichProgressBar):
-    """Lightning's rich bar, over the steps of the whole run (a run is one Lightning epoch, whatever its data epochs)."""
-
-    def _get_train_description(self, current_epoch: int) -> str:
-        return "Training"
 
 
 @contextmanager

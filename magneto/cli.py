@@ -25,7 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ValidationError
 
-from magneto import runs, schema, sweeps
+from magneto import runs, schema, summary, sweeps
 from magneto.errors import UserError, nearest
 
 log = logging.getLogger("magneto")
@@ -108,9 +108,8 @@ def _ended(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any
     result = runs.ended_result(config, overrides)
     if result is not None:
         path = runs.run_folder(config, overrides).path
-        print(f"{path} has {result['status']} already (resume=never starts anew):")
-        for name, value in sorted(result["metrics"].items()):
-            print(f"  {name}  {value:.4f}")
+        status = f"already {result['status']}; use resume=never to start over"
+        print(summary.summarize(result, path, status, full=config["summary"] == "full"))
         result["folder"] = str(path)
     return result
 

@@ -10,27 +10,21 @@ import ctypes
 import gc
 import json
 import logging
-import math
 import re
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.table import Table
 
-from magneto import assembly, callbacks, checkpoint, preflight, pretrained, schema
+from magneto import assembly, callbacks, checkpoint, console, preflight, pretrained, schema, summary
 from magneto.averaging import LastWeights
 from magneto.data.base import UNWRITABLE, DataModule
 from magneto.errors import UserError
-from magneto.loggers import is_main_process
+from magneto.loggers import RunLogger, is_main_process
 from magneto.runs import ENDED, RESULT_SCHEMA, RunFolder, Start, git_revision, run_folder, versions
 from magneto.tasks.base import Diverged, PredictInput, TaskModule, save_picture, task_class
 
@@ -52,8 +46,8 @@ def run(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
     config = schema.to_dict(cfg)
     mode = config["mode"]
-    _log_to_screen()
-    with _quiet_libraries():
+    console.log_to_screen()
+    with console.quiet_libraries():
         preflight.check(config)
     if mode == "predict":
         return _predict(config)
@@ -80,18 +74,18 @@ def _train(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
         preflight.check_folder(folder)
     start = folder.begin(config, config["resume"]) if main_process else _follow(folder, config["resume"])
     if start.result is not None:
-        _print_result(
-            start.result, f"{folder.path} has {start.result['status']} already (resume=never starts anew):"
-        )
+        if main_process:
+            status = f"already {start.result['status']}; use resume=never to start over"
+            print(summary.summarize(start.result, folder.path, status, full=config["summary"] == "full"))
         return {**start.result, "folder": str(folder.path)}
-    with _log_file(folder.path / "log.txt"):
+    with console.log_file(folder.path / "log.txt"):
         log.info("run %s", folder.path)
         _reset_peak_memory()
         try:
             with callbacks.StopSignals() as signals:
                 outcome = _fit_and_test(config, folder, start, signals)
         except callbacks.Interrupted:
-            log.warning("interrupted before training: repeat the command to go on")
+            log.warning("interrupted before training: repeat the command to resume")
             outcome = {"status": "interrupted", "message": "stopped before training", "metrics": {}}
         except BaseException as error:
             if main_process:
@@ -109,7 +103,10 @@ def _train(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     result = _identity(config, folder, overrides) | outcome | _peak_memory()
     if main_process:
         folder.write_result(result)
-        _print_result(result, f"{folder.path}:")
+        text = summary.summarize(result, folder.path, result["status"], full=config["summary"] == "full")
+        print(text)
+        with contextlib.suppress(OSError), (folder.path / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
     return {**result, "folder": str(folder.path)}
 
 
@@ -135,10 +132,10 @@ def _fit_and_test(
         task.initialize()
         if config["init_from"] is not None:
             log.info("%s", pretrained.initialize_from(task, config["init_from"]))
-    loggers = assembly.build_loggers(folder, config, step)
+    loggers = assembly.build_loggers(folder, config, step, task)
     try:
         trainer, monitor, saver = assembly.build_trainer(config, folder, task, loggers, signals)
-        _announce(task, trainer, step)
+        console.announce(task, trainer)
         if config["trainer"]["compile"]:
             task.compile_layers()
         status, message, fit_started, fit_seconds = "finished", None, time.time(), None
@@ -154,13 +151,25 @@ def _fit_and_test(
         except callbacks.Interrupted:
             status, message = "interrupted", f"stopped at step {trainer.global_step}"
             log.warning(
-                "interrupted at step %d: repeat the command to go on from the last checkpoint",
+                "interrupted at step %d: repeat the command to resume from the last checkpoint",
                 trainer.global_step,
             )
         metrics = dict(task.evaluated) | metrics
         for logger in loggers:
-            if isinstance(logger, WandbLogger):
-                logger.experiment.summary.update({**metrics, "status": status})
+            if isinstance(logger, RunLogger):
+                best = {f"best/{task.monitor}": saver.best, "best/step": saver.best_step}
+                logger.summarize(
+                    {
+                        key: value for key, value in metrics.items() if key != task.monitor
+                    }  # has its minimum or maximum too
+                    | best
+                    | {
+                        "status": status,
+                        "minutes": (time.time() - started) / 60,
+                        "parameters": task.num_parameters,
+                        "peak_memory_gib": _peak_memory() / 2**30,
+                    }
+                )
     finally:
         assembly.close(loggers)
     throughput = monitor.throughput(trainer.world_size)
@@ -173,7 +182,8 @@ def _fit_and_test(
             "best": saver.best,
             "best_step": saver.best_step,
         },
-        "headline": f"test/{task.headline or task.monitor.split('/', 1)[-1]}",
+        "headline": _headline(task),
+        "example_input": task.example_input,
         "metrics": metrics,
         "steps": trainer.global_step,
         "parameters": task.num_parameters,
@@ -196,6 +206,10 @@ def _fit_and_test(
     }
 
 
+def _headline(task: TaskModule) -> str:
+    return f"test/{task.headline or task.monitor.split('/', 1)[-1]}"
+
+
 def _test(config: dict[str, Any]) -> dict[str, Any]:
     task = checkpoint.load_task(config["checkpoint"])
     if task.name != config["task"]["name"]:
@@ -205,17 +219,16 @@ def _test(config: dict[str, Any]) -> dict[str, Any]:
         )
     data = assembly.build_data(config["data"])
     data.prepare_for(task.spec if task.uses_labels else {**task.spec, "labels": []})
-    with _quiet_libraries():
+    with console.quiet_libraries():
         trainer = assembly.lightning_trainer(
             config, logger=False, enable_checkpointing=False,
             callbacks=[callbacks.ConfigureRun(), *assembly.progress_bar(config)],
         )  # fmt: skip
         with assembly.lightning_errors():
             trainer.test(task, datamodule=data, verbose=False)
-    _print_result(
-        {"metrics": task.evaluated, "status": "tested"},
-        f"{config['checkpoint']} on {config['data']['name']}:",
-    )
+    if is_main_process():
+        print(f"{config['checkpoint']} on {config['data']['name']}:")
+        print(summary.metric_lines(task.evaluated, headline=_headline(task)))
     return {"mode": "test", "metrics": task.evaluated}
 
 
@@ -298,7 +311,7 @@ def _inputs(config: Mapping[str, Any]) -> PredictInput:
     if (path is None) == (prompt is None):
         raise UserError(
             "mode=predict needs input= (a file or a folder; - is the standard input) or prompt= (the text itself), and "
-            f"not both. {'Neither' if path is None else 'Both'} was given."
+            f"not both. {'Neither was' if path is None else 'Both were'} given."
         )
     return PredictInput(
         path=path,
@@ -370,7 +383,7 @@ def _resume(task: TaskModule, start: Start, folder: RunFolder) -> int:
         lines = folder.samples.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
         folder.samples.write_text("".join(kept), encoding="utf-8")
-    log.info("going on from %s, step %d", start.checkpoint, step)
+    log.info("resuming from %s, step %d", start.checkpoint, step)
     return step
 
 
@@ -443,69 +456,3 @@ def _release_memory() -> None:
     gc.collect()
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
-
-
-# ---------------------------------------------------------------------- what a person sees
-
-
-def _log_to_screen() -> None:
-    if not log.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
-        log.setLevel(logging.INFO if is_main_process() else logging.WARNING)
-
-
-@contextlib.contextmanager
-def _log_file(path: Path) -> Iterator[None]:
-    """Our log on the screen, everybody's in the run's folder."""
-    file = logging.FileHandler(path, encoding="utf-8", delay=True)
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger()
-    root.addHandler(file)
-    root.setLevel(logging.INFO)
-    try:
-        with _quiet_libraries():
-            yield
-    finally:
-        root.removeHandler(file)
-        file.close()
-
-
-@contextlib.contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Lightning's tips and device lists are not for the screen; known, harmless warnings of libraries are for no one."""
-    lightning = logging.getLogger("lightning.pytorch")
-    shown, lightning.handlers = lightning.handlers, []
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-            warnings.filterwarnings("ignore", message=".*eval mode at the start of train.*")  # a frozen part
-            # The values are those of all processes already: torchmetrics has gathered their counts.
-            warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
-            yield
-    finally:
-        lightning.handlers = shown
-
-
-def _announce(task: TaskModule, trainer: L.Trainer, step: int) -> None:
-    log.info(
-        "%s: %s, %.1f M parameters, on %s x %d, precision %s, steps %d to %d",
-        task.name, task.config.placement, task.num_parameters / 1e6, trainer.strategy.root_device, trainer.world_size,
-        trainer.precision, step, task.total_steps,
-    )  # fmt: skip
-
-
-@rank_zero_only
-def _print_result(result: Mapping[str, Any], title: str) -> None:
-    table = Table(show_header=False)
-    for key, value in sorted(result["metrics"].items()):
-        table.add_row(key, f"{value:.4f}" if math.isfinite(value) else str(value))
-    if result.get("message"):
-        table.add_row("message", result["message"])
-    if "time" in result:
-        table.add_row("minutes", f"{result['time']['wall_s'] / 60:.1f}")
-    console = Console()
-    console.print(title, markup=False, highlight=False, soft_wrap=True)  # a path stays whole, to be copied
-    console.print(table)

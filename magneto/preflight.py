@@ -8,10 +8,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from magneto import assembly, callbacks, checkpoint, schema
+from magneto import assembly, callbacks, checkpoint, loggers, schema, summary
 from magneto.data.base import DataModule, is_complete
 from magneto.errors import UserError, from_mapping
-from magneto.loggers import Settings as LoggerSettings
 from magneto.nn.config import BackboneConfig
 from magneto.optim import OptimizerConfig, SchedulerConfig, schedule
 from magneto.runs import RunFolder
@@ -33,6 +32,7 @@ def check(config: Mapping[str, Any]) -> None:
             a device that is not there.
     """
     schema.check(config)
+    summary.check(config["summary"])
     assembly.check_trainer(config["trainer"])
     mode = config["mode"]
     if config["seed"] not in _SEEDS:
@@ -114,7 +114,7 @@ def _check_parts(config: Mapping[str, Any]) -> None:
     schedule(from_mapping(SchedulerConfig, config["scheduler"], "scheduler"), config["trainer"]["max_steps"])
     from_mapping(callbacks.Settings, config["callbacks"], "callbacks")
     schema.require(config["callbacks"], [field.name for field in fields(callbacks.Settings)], "callbacks")
-    from_mapping(LoggerSettings, config["logger"], "logger")
+    loggers.check(from_mapping(loggers.Settings, config["logger"], "logger"))
     options = {key: value for key, value in config["task"].items() if key not in ("_target_", "name")}
     from_mapping(task_class(config["task"]["_target_"]).Options, options, "task")
     schema.require(config["backbone"], ["placement"], "backbone")

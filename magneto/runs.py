@@ -23,7 +23,7 @@ ENDED = ("finished", "diverged")
 # Already in the name, or without influence on the result.
 _NOT_IN_NAME = ("task", "backbone", "size", "seed", "mode", "resume", "name", "runs_dir", "data_dir")
 _VOLATILE = (
-    "mode", "resume", "name", "runs_dir", "data_dir", "checkpoint", "input", "output", "logger",
+    "mode", "resume", "name", "runs_dir", "data_dir", "checkpoint", "input", "output", "logger", "summary",
     "trainer.enable_progress_bar", "trainer.threads", "data.num_workers", "data.data_dir",
 )  # fmt: skip
 

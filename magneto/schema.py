@@ -55,6 +55,7 @@ class RunConfig:
     init_from: str | None = MISSING
     output: str | None = MISSING
     size_name: str = MISSING
+    summary: str = "short"
     experiment_task: str | None = MISSING
     task: dict[str, Any] | None = None
     backbone: dict[str, Any] = field(default_factory=dict)

@@ -25,6 +25,7 @@ from magneto.data.bucketed import Batching, BucketedDataModule
 from magneto.data.image_augment import Augment
 from magneto.data.image_build import ImageBuilder
 from magneto.data.image_store import ImageDataset, ImageSpec, Prepared, Reading
+from magneto.data.messages import counts, skipped
 from magneto.data.sampler import TokenBudgetSampler
 from magneto.data.sources import SPLITS
 from magneto.data.sources.pictures import ImageSource
@@ -156,13 +157,13 @@ class ImageDataModule(BucketedDataModule):
         if prepare_once(self.folder, builder):
             log.info("prepared %s", self.folder)
         report = json.loads((self.folder / "prepare_report.json").read_text(encoding="utf-8"))
-        log.info("pictures: %s, %d classes", report["examples"], len(report["labels"]))
+        classes = f", {len(report['labels'])} classes" if report["labels"] else ""
+        log.info("images: %s%s", counts(report["examples"], "images"), classes)
         if not report["examples"]["test"]:
-            log.warning("pictures: there is no test split; the validation pictures serve as the test too")
+            log.warning("images: there is no test split; the validation images serve as the test too")
         if report["skipped_by_reason"]:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in report["skipped_by_reason"].items())
             where = self.folder / "prepare_report.json"
-            log.warning("pictures: some were skipped (%s); listed in %s", reasons, where)
+            log.warning("images: %s", skipped(report["skipped_by_reason"], where))
 
     # ------------------------------------------------------------------ reading
 

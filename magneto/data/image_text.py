@@ -37,6 +37,7 @@ from magneto.data.image_text_store import (
 )
 from magneto.data.labelled_examples import TokenizerSettings
 from magneto.data.masking import Masking
+from magneto.data.messages import counts
 from magneto.data.sources.pictures import ImageSource, each_caption
 from magneto.data.text_tokenizer import TextTokenizer
 from magneto.errors import UserError, from_mapping
@@ -153,9 +154,10 @@ class ImageTextDataModule(BucketedDataModule):
         if prepare_once(self.folder, self._build):
             log.info("prepared %s", self.folder)
         facts = PreparedCaptions(self.folder).facts
-        log.info("captions: %s, in %s", facts["captions"], ", ".join(facts["languages"]))
+        languages = ", ".join(facts["languages"])
+        log.info("captions: %s, languages %s", counts(facts["captions"], "captions"), languages)
         if facts["truncated"]:
-            log.warning("captions: %d were longer than max_tokens and lost their end", facts["truncated"])
+            log.warning("captions: %d truncated to max_tokens", facts["truncated"])
         if self._masking:
             self.tokenizer.require("mask")
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from magneto.data.base import fingerprint, prepare_once
 from magneto.data.bucketed import Batching, BucketedDataModule
+from magneto.data.messages import counts, skipped
 from magneto.data.parallel_build import Recipe, TokenizerSettings, build
 from magneto.data.parallel_cleaning import Cleaning
 from magneto.data.parallel_store import (
@@ -132,14 +133,9 @@ class ParallelDataModule(BucketedDataModule):
         if prepare_once(self.folder, self._build):
             log.info("prepared %s", self.folder)
         report = json.loads((self.folder / "prepare_report.json").read_text(encoding="utf-8"))
-        log.info("parallel text: %d pairs %s", sum(report["used"].values()), report["used"])
-        if skipped := report["skipped_by_reason"]:
-            log.warning(
-                "parallel text: %d skipped (%s); listed in %s",
-                sum(skipped.values()),
-                ", ".join(f"{count} {reason}" for reason, count in skipped.items()),
-                self.folder / "prepare_report.json",
-            )
+        log.info("parallel text: %s", counts(report["used"], "pairs"))
+        if reasons := report["skipped_by_reason"]:
+            log.warning("parallel text: %s", skipped(reasons, self.folder / "prepare_report.json"))
 
     def _build(self, folder: Path) -> None:
         recipe = Recipe(

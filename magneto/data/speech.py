@@ -21,6 +21,7 @@ from magneto.data.augment import SpecAugment
 from magneto.data.base import cpu_count, fingerprint, is_complete, prepare_once
 from magneto.data.bucketed import Batching, BucketedDataModule
 from magneto.data.features import FeatureSettings
+from magneto.data.messages import counts, skipped
 from magneto.data.sources import SpeechSource
 from magneto.data.speech_build import SpeechBuilder
 from magneto.data.speech_store import Collate, Prepared, SpeechDataset, SpeechSpec
@@ -131,8 +132,7 @@ class SpeechDataModule(BucketedDataModule):
         if built:
             log.info("prepared %s", self.folder)
         used, hours = report["used"], sum(report["hours"].values())
-        listed = ", ".join(f"{count} {split}" for split, count in used.items() if count)
-        log.info("speech: %d utterances (%.2f h): %s", sum(used.values()), hours, listed)
+        log.info("speech: %s, %.2f h", counts(used, "utterances"), hours)
         if few := [f"{count} {split}" for split, count in used.items() if 0 < count < FEW]:
             log.warning(
                 "speech: only %s utterances: scores are coarse, and the one of val chooses the checkpoint. Use more "
@@ -140,13 +140,8 @@ class SpeechDataModule(BucketedDataModule):
                 " and ".join(few),
             )
         if report["skipped_by_reason"]:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in report["skipped_by_reason"].items())
-            log.warning(
-                "speech: %d skipped (%s); listed in %s",
-                len(report["skipped"]),
-                reasons,
-                self.folder / "prepare_report.json",
-            )
+            where = self.folder / "prepare_report.json"
+            log.warning("speech: %s", skipped(report["skipped_by_reason"], where))
 
     def _builder(self) -> SpeechBuilder:
         return SpeechBuilder(

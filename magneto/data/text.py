@@ -27,6 +27,7 @@ from typing import Any
 from magneto.data.base import fingerprint, prepare_once
 from magneto.data.bucketed import Batching, BucketedDataModule
 from magneto.data.masking import Masking
+from magneto.data.messages import counts, skipped
 from magneto.data.packing import (
     Counts,
     ShardWriter,
@@ -174,11 +175,11 @@ class TextDataModule(BucketedDataModule):
         report = json.loads((self.folder / "prepare_report.json").read_text(encoding="utf-8"))
         if built:
             log.info("prepared %s", self.folder)
-        log.info("text: %s documents, %s tokens", report["documents"], report["tokens"])
+        tokens = report["tokens"]["train"]
+        log.info("text: %s, %s training tokens", counts(report["documents"], "documents"), f"{tokens:,}")
         if report["skipped_by_reason"]:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in report["skipped_by_reason"].items())
             where = self.folder / "prepare_report.json"
-            log.warning("text: documents were skipped (%s); listed in %s", reasons, where)
+            log.warning("text: %s", skipped(report["skipped_by_reason"], where))
         self._check()
 
     def _check(self) -> None:

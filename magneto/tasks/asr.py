@@ -70,6 +70,7 @@ class ASR(TaskModule):
     """
 
     name = "asr"
+    example_input = "input=recording.wav"
     monitor = "val/cer"
     Options = ASROptions
     Data = SpeechDataModule

@@ -94,9 +94,7 @@ class PredictInput:
                 try:
                     yield line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
                 except UnicodeDecodeError as error:
-                    why = (
-                        f"{self.key}={self.path}, line {number}: not UTF-8 text ({error.reason} at byte {error.start})"
-                    )
+                    why = f"{self.key}={self.path}, line {number}: not UTF-8 text ({error.reason} at byte {error.start})"
                     if number == 1:
                         raise UserError(f"{why}. Convert the file to UTF-8.") from error
                     log.warning("%s: read as an empty line", why)
@@ -141,6 +139,8 @@ class TaskModule(L.LightningModule):
     """The kind of data that it learns from."""
     headline: ClassVar[str | None] = None
     """The metric that runs are compared by, without its split, where it is not the monitored one."""
+    example_input: str | None = None
+    """What `mode=predict` takes, for the command at the end of a run; None: nothing."""
     uses_labels: ClassVar[bool] = True
     """Whether the classes of the data, if it has any, are what is learnt: other data must have the same ones then."""
 

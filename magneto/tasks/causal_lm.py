@@ -1,10 +1,10 @@
 """Causal language modelling (GPT): tokens -> embeddings -> decoder -> the next token (paper, section 4.1)."""
 
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from math import log
 from typing import Any
 
 import torch
@@ -26,9 +26,9 @@ from magneto.nn import (
 )
 from magneto.tasks.base import Batch, PredictInput, Sample, StepOutput, TaskModule
 
-log = logging.getLogger("magneto")
-
 HELD_OUT_PROMPT = 32  # tokens of a held-out block, half of it at most, that a sample goes on from
+
+log = logging.getLogger("magneto")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ class TextScores(Metric):
         """`perplexity` and `bits_per_byte`; nan where nothing was scored."""
         return {
             "perplexity": (self.nats / self.tokens).exp(),
-            "bits_per_byte": self.nats / log(2) / self.bytes,
+            "bits_per_byte": self.nats / math.log(2) / self.bytes,
         }
 
 
@@ -106,6 +106,7 @@ class CausalLM(TaskModule):
     """
 
     name = "causal_lm"
+    example_input = 'prompt="Once upon a time"'
     monitor = "val/bits_per_byte"
     Options = CausalLMOptions
     Data = TextDataModule

@@ -90,6 +90,7 @@ class MLM(TaskModule):
     """
 
     name = "mlm"
+    example_input = 'prompt="A word is [MASK] here."'
     monitor = "val/loss"
     Options = MLMOptions
     Data = TextDataModule

@@ -81,6 +81,7 @@ class TextClassification(TaskModule):
     """
 
     name = "text_classification"
+    example_input = "input=lines.txt"
     mode = "max"
     Options = TextClassificationOptions
     Data = ClassificationDataModule

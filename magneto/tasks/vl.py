@@ -9,10 +9,10 @@ pictures alone, a third texts alone, a third pairs), and contrastive learning as
 """
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from math import log
 from typing import Any
 
 import numpy as np
@@ -49,14 +49,14 @@ from magneto.tasks.masked_pictures import MaskedPictures, TargetOptions
 from magneto.tasks.mlm import MaskedLMHead
 from magneto.tasks.visual_tokenizer import require_patches
 
-log = logging.getLogger("magneto")
-
 LARGEST_SCALE = 100.0  # of similarities; without a bound it grows until training breaks (CLIP, 2.5)
 KINDS = ("pictures", "texts", "pair_pictures", "pair_texts")
 PREDICT_BATCH = 64
 SMALLEST_BATCH = (
     6  # the last two batches of an epoch share what is left evenly: each then has 3 examples or more
 )
+
+log = logging.getLogger("magneto")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +150,8 @@ class VisionLanguage(MaskedPictures):
         self.pictures = ImageTextSpec.from_dict(self.spec)
         self.tokenizer = TextTokenizer.from_json(self.spec["tokenizer"])
         self.losses = from_mapping(Losses, self.options.losses, "task.losses")
+        if self.losses.contrastive:
+            self.example_input = 'input=images/ predict.query="a red apple"'
         config, width = self.config, self.options.embedding_width or self.config.d_model
         size, patch, channels = (self.spec[key] for key in ("image_size", "patch_size", "channels"))
         self.stem = VisionLanguageStem(
@@ -172,7 +174,7 @@ class VisionLanguage(MaskedPictures):
             # Named as in BEiT-3's retrieval weights.
             self.vision_head = Linear(config.d_model, width, bias=False, roles=("head",))
             self.language_head = Linear(config.d_model, width, bias=False, roles=("head",))
-            self.logit_scale = nn.Parameter(torch.tensor(log(1 / self.options.temperature)))
+            self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / self.options.temperature)))
             self.scores["retrieval"] = RetrievalScores(self.spec["languages"], width)
         else:
             self.monitor, self.mode = "val/loss", "min"
@@ -247,7 +249,7 @@ class VisionLanguage(MaskedPictures):
     def _scale(self) -> Tensor:
         if self.training:
             with torch.no_grad():
-                self.logit_scale.clamp_(max=log(LARGEST_SCALE))
+                self.logit_scale.clamp_(max=math.log(LARGEST_SCALE))
         return self.logit_scale.float().exp()
 
     def _masked(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -152,11 +152,11 @@ def test_a_signal_leaves_a_run_that_goes_on_to_identical_metrics(
         assert process.returncode == -signal.SIGKILL
     else:
         assert process.returncode == 130, errors
-        assert "repeat the command to go on" in errors
+        assert "repeat the command to resume" in errors
         assert json.loads((folder / "result.json").read_text())["status"] == "interrupted"
     again = magneto(*long, "name=parts", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    assert "going on from" in again.stderr
+    assert "resuming from" in again.stderr
     metrics = [
         json.loads((tmp_path / f"runs/asr/{name}/result.json").read_text())["metrics"]
         for name in ("whole", "parts")
@@ -177,7 +177,7 @@ def test_a_sweep_survives_a_failing_job_and_ends_with_a_report(overrides: list[s
     assert (report.parent / "report.html").exists()
     again = magneto("-m", *sweep, "backbone=pre_ln,magneto", "backbone.num_heads=2", "seed=1", cwd=tmp_path)
     assert again.returncode == 0, "finished runs are found again"
-    assert "has finished already" in again.stdout
+    assert "already finished" in again.stdout
 
 
 def test_a_full_disk_keeps_the_last_checkpoint_and_says_what_to_do(
