@@ -3,8 +3,8 @@
     prompts --padded on the left--> one pass fills the key-value cache --> one token a row and step --> pieces of text
 
 A row's tokens depend on its own prompt, the settings and its place in the whole list alone: padding is masked, positions
-count real tokens, every row has its own random numbers, and rows that are finished leave the batch. So a batch gives what its
-prompts give one by one (to rounding, as long as the context is not full).
+count real tokens, every row has its own random numbers, and rows that are finished leave the batch. So a batch gives what
+its prompts give one by one (to rounding, as long as the context is not full).
 
 The context is `max_positions` tokens. A longer prompt loses its beginning. When the cache is full, the newer half of
 what was read is read again as a fresh context and the older half is forgotten: a pass over half a context for every half
