@@ -27,6 +27,7 @@ DUPLICATE, RATIO, NEAR = "duplicate", "length ratio", "near-duplicate on another
 VERDICTS = ("", RATIO, DUPLICATE, NEAR)
 """What `decide` says of a pair, by number; "" is: use it."""
 
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffd]")
 # Letters, in the scripts of which a word that holds a digit is a name or an ordinal and is masked whole (libfoo2, 3rd).
 # Elsewhere words follow a number without a space, or cling to it, and only the number is masked.
@@ -85,12 +86,18 @@ def template(text: str) -> str:
     return _SPACE.sub("", " ".join(_WORD.findall(masked))) or text
 
 
-def unusable(source: str, target: str, clean: Cleaning) -> str:
-    """Why a pair (both sides tidy) cannot be used, or ""."""
+def unusable(source: str, target: str, clean: Cleaning, published: bool = False) -> str:
+    """Why a pair (both sides tidy) cannot be used, or "".
+
+    published: of a val or test side that the corpus states: it is left whole, but for what is no text at all.
+    """
     if not source or not target:
         return "empty source" if not source else "empty target"
-    if _CONTROL.search(source) or _CONTROL.search(target):
+    broken = _SURROGATE if published else _CONTROL
+    if broken.search(source) or broken.search(target):
         return "control characters or broken Unicode"
+    if published:
+        return ""
     if clean.identical and source.casefold() == target.casefold():
         return "source and target are equal"
     if clean.letters and not (_LETTERS.search(source) and _LETTERS.search(target)):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from magneto.beam_search import Hypothesis, beam_search, check_search
 from magneto.data.parallel import ParallelDataModule
+from magneto.data.parallel_cleaning import tidy
 from magneto.data.parallel_store import IGNORE, Collate, Marks, ParallelSpec
 from magneto.errors import UserError, from_mapping, nearest
 from magneto.nn import (
@@ -270,17 +271,6 @@ class MT(TaskModule):
             log.warning("%s", remark)
         scores.remarks = []
 
-    def on_test_start(self) -> None:
-        """Raise `UserError` for a pair beyond the positions, which a checkpoint can meet in other data."""
-        data: ParallelDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
-        longest = -(-int(data.test_set.lengths.max()) // data.pad_to_multiple) * data.pad_to_multiple
-        most = self.facts.longest_text(self.config.max_positions)
-        self.require_positions(
-            longest,
-            f"data: a test pair of {longest} tokens, padding included,",
-            f"set data.max_tokens to {most} or less",
-        )
-
     def on_test_epoch_end(self) -> None:
         """Log `test/...`, and write what was translated into the run's folder: line n of each file belongs together.
 
@@ -326,8 +316,9 @@ class MT(TaskModule):
     def predict(self, inputs: PredictInput, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Translate the lines of a file, of the standard input, or the prompts, in their order.
 
-        Several batches of lines are read at a time and sorted by length, so that little is padded. An empty line stays
-        empty. A line of more tokens than the model was trained on is cut, and named in the log.
+        Several batches of lines are read at a time and sorted by length, so that little is padded. Lines are tidied as
+        those of the training data are. An empty line stays empty. A line of more tokens than the model was trained on is
+        cut, and named in the log.
 
         Raises:
             UserError: an unknown option or target language.
@@ -343,7 +334,7 @@ class MT(TaskModule):
         window = settings.batch * (16 if settings.batch > 1 else 1)
         while chunk := list(islice(lines, window)):
             items: list[dict[str, Any]] = []
-            for row, ids in enumerate(tokenizer.encode_batch([text for _, text in chunk])):
+            for row, ids in enumerate(tokenizer.encode_batch([tidy(text) for _, text in chunk])):
                 if len(ids) > self.facts.max_tokens:
                     log.warning(
                         "line %d has %d tokens, the model was trained on at most %d: the rest is cut off",

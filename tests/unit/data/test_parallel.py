@@ -163,6 +163,26 @@ def test_a_stated_test_side_stays_whole_and_train_gives_way() -> None:
     assert judge(rows) == ["near-duplicate on another side of the split", "", "", ""]
 
 
+def test_a_stated_side_is_left_whole(tmp_path: Path) -> None:
+    """Numbers, equal sides and long lines of a published test set are kept, with their whole text; train is cleaned."""
+    odd = [("LibreOffice", "LibreOffice"), ("10:30", "10:30"), ("3 %", "3 %"), ("A.", "A."), ("Taxi \x90", "Taxi"),
+           ("Opens the file " * 40, "Ouvre le fichier " * 40), ("word " * 2_500, "mot " * 2_500)]  # fmt: skip
+    more = [
+        pair(1000 + n, *texts, split) for n, texts in enumerate(odd) for split in ("train", "test", "val")
+    ]
+    more = [pair(n, one.source, one.target, one.split) for n, one in enumerate(more, 1000)]
+    data = ready([*corpus(), *more], tmp_path, max_tokens=60)
+    plain = ready(corpus(), tmp_path, max_tokens=60)
+    kept = {split: data.spec.pairs[split] - plain.spec.pairs[split] for split in SPLITS}
+    assert kept == {"train": 0, "val": 7, "test": 7}
+    assert [row["source"] for row in data.prepared.rows("test")][-7:] == [tidy(source) for source, _ in odd]
+    assert max(map(len, data.prepared.sides(len(data.prepared.index["split"]) - 1))) == 60
+    assert report(data)["shortened"] == 4
+    half, empty = pair(1, "half \ud800", "une moitié", "test"), pair(2, " ", "vide", "test")
+    assert unusable(half.source, half.target, Cleaning(), published=True)
+    assert unusable(tidy(empty.source), empty.target, Cleaning(), published=True)
+
+
 def test_of_duplicates_the_one_in_train_is_kept() -> None:
     rows = [("One thing", "Une chose", side, False) for side in ("val", "test", "train", "train")]
     assert judge(rows) == ["duplicate", "duplicate", "", "duplicate"]
@@ -328,9 +348,11 @@ def test_separate_vocabularies_and_given_tokenizers(tmp_path: Path) -> None:
 def test_batches_for_the_model_of_a_checkpoint_with_another_tokenizer(tmp_path: Path) -> None:
     model = ready(corpus(), tmp_path, tokenizer={"kind": "byte_bpe", "vocab_size": 300}, tag=True)
     data = module(corpus(), tmp_path)
-    data.prepare()
     data.prepare_for(model.spec.to_dict())
     data.setup()
+    assert not (tmp_path / "prepared" / module(corpus(), tmp_path).folder).exists(), (
+        "no vocabulary of its own"
+    )
     for one, other in zip(model.test_dataloader(), data.test_dataloader(), strict=True):
         assert all(torch.equal(one[key], other[key]) for key in ("source", "target_out", "source_mask"))
     german = [pair(int(one.id), one.source, one.target, one.split, target_language="de") for one in corpus()]
@@ -338,6 +360,23 @@ def test_batches_for_the_model_of_a_checkpoint_with_another_tokenizer(tmp_path: 
     other_language.prepare()
     with pytest.raises(UserError, match=r"pairs en-de; the checkpoint's model translates en-fr"):
         other_language.prepare_for(model.spec.to_dict())
+
+
+def test_a_test_set_alone_is_read_as_the_model_reads(tmp_path: Path) -> None:
+    """With the model's tokenizers, tags and directions; the data's own settings of these do not matter."""
+    more = [pair(1000 + n, *texts, "train", target_language="de") for n, texts in enumerate(phrases())]
+    settings = {"tag": True, "tokenizer": {"kind": "bpe", "vocab_size": 80, "shared": False}}
+    model = ready([*more, *corpus()], tmp_path, **settings, max_tokens=50)
+    tests = [one for one in corpus() if one.split == "test"]
+    data = module(tests, tmp_path, tokenizer={"kind": "bpe", "vocab_size": 8_000})
+    data.prepare_for(json.loads(json.dumps(model.spec.to_dict())))
+    data.setup()
+    assert data.max_tokens == 50 and data.spec.pairs == {"train": 0, "val": 0, "test": len(tests)}
+    for one, other in zip(model.test_dataloader(), data.test_dataloader(), strict=True):
+        assert all(torch.equal(one[key], other[key]) for key in ("source", "target_out", "direction"))
+    again = ready([*more, *corpus()], tmp_path, **settings, max_tokens=50)
+    again.prepare_for(model.spec.to_dict())
+    assert again.folder == model.folder, "what the model was trained on is not prepared a second time"
 
 
 def test_lines_to_translate_become_batches_without_targets(tmp_path: Path) -> None:
@@ -376,6 +415,13 @@ def test_an_empty_split_a_missing_preparation_and_a_vocabulary_too_large_are_exp
         UserError, match=r"for the test split.*360 longer than 2 tokens|for the train split.*longer than 2"
     ):
         module(corpus(), tmp_path, max_tokens=2).prepare()
+    few = [pair(n, *texts, group="one block") for n, texts in enumerate(phrases())]
+    with pytest.raises(
+        UserError, match=r"split \(360 .*has 1 group of pairs .*name the files of train, val"
+    ):
+        module(few, tmp_path).prepare()
+    with pytest.raises(UserError, match=r"train split \(9 .*skipped: 9 empty target\). Check the corpus"):
+        module([pair(n, "One", "") for n in range(9)], tmp_path).prepare()
     with pytest.raises(UserError, match="mode=prepare"):
         _ = module(corpus(), tmp_path).spec
     with pytest.raises(UserError, match="more than the training text supports"):
