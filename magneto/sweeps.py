@@ -1,5 +1,7 @@
 """Sweeps (`-m`): a record of each job on disk, whatever launcher ran it, and the report at the end."""
 
+import atexit
+import contextlib
 import hashlib
 import json
 import re
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
@@ -29,7 +32,9 @@ def record(overrides: Sequence[str], folder: str | None, error: str | None) -> N
     """
     job = HydraConfig.get()
     content = {"overrides": list(overrides), "folder": folder, "error": error}
-    write_atomically(Path(job.sweep.dir) / f"job_{job.job.num:05d}.json", json.dumps(content))
+    records = Path(job.sweep.dir)
+    if records.is_dir():  # else the sweep was stopped, and its jobs on other machines go on
+        write_atomically(records / f"job_{job.job.num:05d}.json", json.dumps(content))
 
 
 def objective(result: Mapping[str, Any]) -> float:
@@ -43,7 +48,8 @@ def objective(result: Mapping[str, Any]) -> float:
 
 def report_name(overrides: Sequence[str]) -> str:
     """Return the name of the report's folder: the swept keys with their values, and a hash of all overrides."""
-    swept = [override for override in overrides if "," in override] or list(overrides)
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    swept = [text for text, override in zip(overrides, parsed, strict=True) if override.is_sweep_override()]
     readable = re.sub(r"[^\w.+]+", "-", "-".join(swept)).strip("-")[:60]
     return f"{readable}-{hashlib.sha256(' '.join(overrides).encode()).hexdigest()[:8]}"
 
@@ -53,8 +59,10 @@ class SweepReport(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Make the folder of the records; exit with code 2 if it cannot be written."""
+        folder = Path(config.hydra.sweep.dir)
+        atexit.register(_remove, folder)
         try:
-            Path(config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             print(
                 f"error: runs_dir={config.runs_dir}: cannot be written ({error}). Set runs_dir to a folder that can.",
@@ -69,9 +77,13 @@ class SweepReport(Callback):
 
         overrides = list(config.hydra.overrides.task)
         folder = Path(config.hydra.sweep.dir)
-        records = sorted(folder.glob("job_*.json"))
-        jobs = [json.loads(path.read_text(encoding="utf-8")) for path in records]
-        failed = [f"{' '.join(job['overrides'])}: {job['error']}" for job in jobs if job["error"]]
+        jobs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("job_*.json"))]
+        common = set.intersection(*(set(job["overrides"]) for job in jobs)) if len(jobs) > 1 else set()
+        failed = [
+            f"{' '.join(one for one in job['overrides'] if one not in common)}: {job['error']}"
+            for job in jobs
+            if job["error"]
+        ]
         runs = list(dict.fromkeys(Path(job["folder"]) for job in jobs if job["folder"]))
         runs = [run for run in runs if (run / "result.json").exists()]
         if runs and is_main_process():
@@ -81,17 +93,15 @@ class SweepReport(Callback):
                 print(f"report: {files.markdown}\n        {files.html}")
             except UserError as error:
                 failed.append(f"report: {error}")
-        _remove(folder, records)
         if failed:
             print("failed jobs:\n  " + "\n  ".join(failed), file=sys.stderr)
             sys.exit(1)
 
 
-def _remove(folder: Path, records: Sequence[Path]) -> None:
+def _remove(folder: Path) -> None:
     """Remove the records, and the folder unless a launcher has left its log files there."""
-    for path in (*records, folder / "multirun.yaml"):
+    for path in (*folder.glob("job_*.json"), folder / "multirun.yaml"):
         path.unlink(missing_ok=True)
-    for empty in (folder, folder.parent):
-        if any(empty.iterdir()):
-            break
-        empty.rmdir()
+    with contextlib.suppress(OSError):  # not empty
+        folder.rmdir()
+        folder.parent.rmdir()
