@@ -1,5 +1,7 @@
 """Sweeps (`-m`): a record of each job on disk, whatever launcher ran it, and the report at the end."""
 
+import atexit
+import contextlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,7 +29,9 @@ def record(overrides: Sequence[str], folder: str | None, error: str | None) -> N
     """
     job = HydraConfig.get()
     content = {"overrides": list(overrides), "folder": folder, "error": error}
-    write_atomically(Path(job.sweep.dir) / f"job_{job.job.num:05d}.json", json.dumps(content))
+    records = Path(job.sweep.dir)
+    if records.is_dir():  # else the sweep was stopped, and its jobs on other machines go on
+        write_atomically(records / f"job_{job.job.num:05d}.json", json.dumps(content))
 
 
 def objective(result: Mapping[str, Any]) -> float:
@@ -44,8 +48,10 @@ class SweepReport(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Make the folder of the records; exit with code 2 if it cannot be written."""
+        folder = Path(config.hydra.sweep.dir)
+        atexit.register(_remove, folder)
         try:
-            Path(config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             print(
                 f"error: runs_dir={config.runs_dir}: cannot be written ({error}). Set runs_dir to a folder that can.",
@@ -61,9 +67,13 @@ class SweepReport(Callback):
 
         overrides = list(config.hydra.overrides.task)
         folder = Path(config.hydra.sweep.dir)
-        records = sorted(folder.glob("job_*.json"))
-        jobs = [json.loads(path.read_text(encoding="utf-8")) for path in records]
-        failed = [f"{' '.join(job['overrides'])}: {job['error']}" for job in jobs if job["error"]]
+        jobs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("job_*.json"))]
+        common = set.intersection(*(set(job["overrides"]) for job in jobs)) if len(jobs) > 1 else set()
+        failed = [
+            f"{' '.join(one for one in job['overrides'] if one not in common)}: {job['error']}"
+            for job in jobs
+            if job["error"]
+        ]
         runs = list(dict.fromkeys(Path(job["folder"]) for job in jobs if job["folder"]))
         runs = [run for run in runs if (run / "result.json").exists()]
         if runs and is_main_process():
@@ -73,17 +83,15 @@ class SweepReport(Callback):
                 print_report(files)
             except UserError as error:
                 failed.append(f"report: {error}")
-        _remove(folder, records)
         if failed:
             print("failed jobs:\n  " + "\n  ".join(failed), file=sys.stderr)
             sys.exit(1)
 
 
-def _remove(folder: Path, records: Sequence[Path]) -> None:
+def _remove(folder: Path) -> None:
     """Remove the records, and the folder unless a launcher has left its log files there."""
-    for path in (*records, folder / "multirun.yaml"):
+    for path in (*folder.glob("job_*.json"), folder / "multirun.yaml"):
         path.unlink(missing_ok=True)
-    for empty in (folder, folder.parent):
-        if any(empty.iterdir()):
-            break
-        empty.rmdir()
+    with contextlib.suppress(OSError):  # not empty
+        folder.rmdir()
+        folder.parent.rmdir()
