@@ -40,7 +40,7 @@ def check_task(config: Mapping[str, Any]) -> None:
     """Raise `UserError` unless task and data are chosen, and fit each other and the experiment."""
     tasks = options("task")
     if config["task"] is None:
-        raise UserError(f"task= is missing. Choose one: {', '.join(f'task={task}' for task in tasks)}.")
+        raise UserError(f"task= is missing. Choose from {', '.join(f'task={task}' for task in tasks)}.")
     declared = config["experiment_task"]
     if declared is not None and declared != config["task"]["name"]:
         raise UserError(
@@ -48,7 +48,7 @@ def check_task(config: Mapping[str, Any]) -> None:
             f"Leave task= out of the command, or say task={declared}."
         )
     if config["data"] is None:
-        raise UserError(f"data= is missing. Choose one: {', '.join(options('data'))}.")
+        raise UserError(f"data= is missing. Choose from {', '.join(options('data'))}.")
     wanted = task_class(config["task"]["_target_"]).Data
     try:
         given = get_class(config["data"]["_target_"])

@@ -5,6 +5,7 @@ Only light imports stand at the top, so that `--help` and a refused command answ
 
 import io
 import logging
+import math
 import os
 import sys
 from pathlib import Path
@@ -36,6 +37,7 @@ _TEXTS = ("prompt", "predict.query", "predict.question", "predict.stop")
 
 _failed_jobs: list[str] = []
 _sweep_runs: list[Path] = []
+_JOBS = "MAGNETO_SWEEP_JOBS"  # in the environment, which a launcher's processes inherit
 
 schema.register()
 
@@ -53,6 +55,11 @@ def _job(cfg: DictConfig) -> None:
     hydra_config = HydraConfig.get()
     sweep = hydra_config.mode == RunMode.MULTIRUN
     overrides = list(hydra_config.overrides.task)
+    if sweep:
+        total, *swept = os.environ.get(_JOBS, "").split(" ")
+        shown = [one for one in overrides if not swept or one.split("=")[0].lstrip("+") in swept]
+        of = f" of {total}" if total else ""
+        print(f"job {hydra_config.job.num + 1}{of}: {' '.join(shown)}", flush=True)
     try:
         if sweep and cfg.task is not None:
             config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
@@ -83,7 +90,18 @@ def _fail(sweep: bool, overrides: list[str], message: str, code: int) -> None:
 
 
 class SweepReport(Callback):
-    """Hydra callback: when a multirun ends, write the comparison of its runs and name the jobs that failed."""
+    """Hydra callback: count the jobs of a multirun; when it ends, write the comparison and name the jobs that failed."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Keep the number of jobs and the swept keys, where Hydra's own sweeper makes all combinations."""
+        os.environ.pop(_JOBS, None)
+        if str(config.hydra.sweeper._target_).endswith(".BasicSweeper"):
+            arguments = [*(f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items())]
+            arguments += config.hydra.overrides.task
+            parsed = OverridesParser.create().parse_overrides(arguments)
+            swept = {one.key_or_group: one for one in parsed if one.is_sweep_override()}
+            count = math.prod(len(list(one.sweep_iterator())) for one in swept.values())
+            os.environ[_JOBS] = " ".join([str(count), *swept])
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Write `report/` beside the runs; exit with code 1 if a job failed, after all the others ran."""
@@ -128,11 +146,11 @@ def _unknown_key(arguments: list[str]) -> str | None:
             for one in values:
                 available = options(group)
                 if one is None:
-                    return f"{group}=null: leave it out, or choose one of: {', '.join(available)}."
+                    return f"{group}=null: leave it out, or choose from {', '.join(available)}."
                 if str(one) not in available:
                     return (
                         f"{group}={one}: there is no conf/{group}/{one}.yaml.{nearest(one, available)} "
-                        f"Choose one of: {', '.join(available)}."
+                        f"Choose from {', '.join(available)}."
                     )
             chosen.append(f"{group}={values[0]}")
     try:

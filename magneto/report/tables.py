@@ -97,7 +97,7 @@ def breakdown_tables(section: Section) -> list[Table]:
     """One table for each metric that is also known by language, direction or class."""
     return [
         _table(
-            f"{metric} by part",
+            f"{metric} by {'language' if section.task in ('asr', 'mt') else 'subset'}",
             section,
             [
                 ("configuration", _label_column(section)),
@@ -111,7 +111,7 @@ def breakdown_tables(section: Section) -> list[Table]:
 def runs_table(section: Section, folder: Path) -> Table:
     """Every run, also those that did not finish, with a link to its folder."""
     header = ["run", "configuration", "seed", "status", "steps", section.headline]
-    header += [f"best {section.monitor}" if section.monitor else "best", "minutes", "waited for data"]
+    header += [f"best {section.monitor}" if section.monitor else "best", "minutes", "data loading"]
     values = [run.metrics.get(section.headline) for run in section.runs]
     bests = [run.best for run in section.runs]
     label = _label_column(section)
