@@ -16,7 +16,7 @@ class AnswerScores(Metric):
 
     - `accuracy`: mean of `vqa_accuracy`; of questions that one person answered, the share of right answers.
     - `accuracy/<kind>`: of the questions of one kind, where there are several.
-    - `usual`: the accuracy of who never looks at the picture and gives every kind of question its most frequent answer.
+    - `facts/majority_accuracy`: accuracy of giving every kind of question its most frequent answer, without the image.
     - `consistency`: share of the statements that are judged rightly for all their pairs of pictures.
 
     Args:
@@ -69,7 +69,7 @@ class AnswerScores(Metric):
         if not unique:
             return {}
         _, kind, group, right, usual = torch.tensor(list(unique.values()), dtype=torch.float64).T
-        scores = {"accuracy": float(right.mean()), "usual": float(usual.mean())}
+        scores = {"accuracy": float(right.mean()), "facts/majority_accuracy": float(usual.mean())}
         if len(self.kinds) > 1:
             scores |= {
                 f"accuracy/{name}": float(right[kind == place].mean())

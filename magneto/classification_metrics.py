@@ -55,7 +55,7 @@ class GlueScores(Metric):
                 )
             if name not in fitting:
                 what = f"{classes} classes" if classes else "numbers as labels"
-                raise UserError(f"metric {name!r} does not fit {what}: choose from {', '.join(fitting)}.")
+                raise UserError(f"metric {name!r} does not fit {what}. Choose from {', '.join(fitting)}.")
         if "f1" in metrics and classes != 2:
             raise UserError(f"metric 'f1' is that of label 1 of two, but there are {classes} classes.")
         assert metrics and subsets

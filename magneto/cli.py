@@ -55,6 +55,8 @@ def _job(cfg: DictConfig) -> float | None:
     sweep = hydra_config.mode == RunMode.MULTIRUN
     overrides = list(hydra_config.overrides.task)
     folder = None
+    if sweep:
+        print(sweeps.title(hydra_config.job.num, overrides), flush=True)
     try:
         config = schema.to_dict(cfg)
         schema.check(config)
@@ -90,10 +92,10 @@ def check_choices(config: Mapping[str, Any]) -> None:
     if config["mode"] in ("train", "prepare"):
         if config["task"] is None:
             raise UserError(
-                f"task= is missing. Choose one: {', '.join(f'task={task}' for task in options('task'))}."
+                f"task= is missing. Choose from {', '.join(f'task={task}' for task in options('task'))}."
             )
         if config["data"] is None:
-            raise UserError(f"data= is missing. Choose one: {', '.join(options('data'))}.")
+            raise UserError(f"data= is missing. Choose from {', '.join(options('data'))}.")
 
 
 def _ended(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any] | None:
@@ -184,10 +186,10 @@ class _Configuration:
             return None
         available = self.options(group)
         if choice is None:
-            return f"{group}=null: leave it out, or choose one of: {', '.join(available)}."
+            return f"{group}=null: leave it out, or choose from {', '.join(available)}."
         return (
             f"{group}={choice}: there is no {group}/{choice}.yaml.{nearest(choice, available)} "
-            f"Choose one of: {', '.join(available)}."
+            f"Choose from {', '.join(available)}."
         )
 
 

@@ -202,7 +202,8 @@ def _fit_and_test(
             key: value
             for key, value in task.spec.items()
             if key != "features" and not key.endswith("tokenizer")
-        },
+        }
+        | ({"evaluation": task.evaluation_facts} if task.evaluation_facts else {}),
     }
 
 
@@ -397,6 +398,7 @@ def _evaluate_best(
     if kept is not None:
         kept.load_average(best)
     trainer.test(best, datamodule=data, verbose=False)
+    task.evaluation_facts |= best.evaluation_facts
     if trainer.is_global_zero:
         if kept is not None:
             kept.save_average(best)

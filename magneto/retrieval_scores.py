@@ -22,8 +22,8 @@ class RetrievalScores(Metric):
     - `image_to_text/r1`, `/r5`, `/r10`: queries are pictures; `text_to_image/...`: queries are texts, with several
       languages also for each of them (`text_to_image/r1/fr`).
     - `r1`: the mean of both directions.
-    - `gallery`, `captions`: how many different pictures and texts there are.
-    - `chance`: what `r1` would be if answers were drawn by lot.
+    - `facts/images`, `facts/captions`: the numbers of different images and captions.
+    - `facts/chance`: `r1` of answers at random.
 
     Args:
         languages: names of the languages that `update` counts.
@@ -91,9 +91,9 @@ class RetrievalScores(Metric):
                     scores[f"text_to_image/r1/{language}"] = _share(of_texts[own] < 1)
         return scores | {
             "r1": (scores["image_to_text/r1"] + scores["text_to_image/r1"]) / 2,
-            "gallery": float(len(vision)),
-            "captions": float(len(text)),
-            "chance": float(right.sum()) / right.numel(),
+            "facts/images": float(len(vision)),
+            "facts/captions": float(len(text)),
+            "facts/chance": float(right.sum()) / right.numel(),
         }
 
 

@@ -3,17 +3,22 @@
 import atexit
 import contextlib
 import json
+import math
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from magneto.errors import UserError
 from magneto.runs import write_atomically
+
+_JOBS = "MAGNETO_SWEEP_JOBS"  # in the environment, which a launcher's processes inherit
 
 
 def record(overrides: Sequence[str], folder: str | None, error: str | None) -> None:
@@ -43,11 +48,30 @@ def objective(result: Mapping[str, Any]) -> float:
     return float("nan") if best is None or result.get("status") != "finished" else float(best)
 
 
+def title(number: int, overrides: Sequence[str]) -> str:
+    """Return `job 3 of 6: seed=2`, with the swept overrides where Hydra's own sweeper makes all combinations."""
+    total, *swept = os.environ.get(_JOBS, "").split(" ")
+    shown = [one for one in overrides if not swept or one.split("=")[0].lstrip("+") in swept]
+    return f"job {number + 1}{f' of {total}' if total else ''}: {' '.join(shown)}"
+
+
+def _count_jobs(config: DictConfig) -> None:
+    os.environ.pop(_JOBS, None)
+    if str(config.hydra.sweeper._target_).endswith(".BasicSweeper"):
+        arguments = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+        arguments += config.hydra.overrides.task
+        parsed = OverridesParser.create().parse_overrides(arguments)
+        swept = {one.key_or_group: one for one in parsed if one.is_sweep_override()}
+        count = math.prod(len(list(one.sweep_iterator())) for one in swept.values())
+        os.environ[_JOBS] = " ".join([str(count), *swept])
+
+
 class SweepReport(Callback):
     """Hydra callback: when a sweep ends, write the comparison of its runs and name the jobs that failed."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Make the folder of the records; exit with code 2 if it cannot be written."""
+        """Make the folder of the records, or exit with code 2 if it cannot be written; count the jobs."""
+        _count_jobs(config)
         folder = Path(config.hydra.sweep.dir)
         atexit.register(_remove, folder)
         try:

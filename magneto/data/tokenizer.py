@@ -99,7 +99,7 @@ class CTCTokenizer:
 
     def __init__(self, kind: str, alphabet: Sequence[str], subwords: Tokenizer | None = None) -> None:
         if kind not in KINDS:
-            raise UserError(f"data.tokenizer.kind={kind!r} is not known; choose one of {', '.join(KINDS)}.")
+            raise UserError(f"data.tokenizer.kind={kind!r} is not known. Choose from {', '.join(KINDS)}.")
         assert (subwords is None) == (kind == "characters")
         self.kind = kind
         self.alphabet = list(alphabet)
@@ -116,7 +116,7 @@ class CTCTokenizer:
         `UserError` for an unknown kind, no text at all, or a size that the text does not support.
         """
         if kind not in KINDS:
-            raise UserError(f"data.tokenizer.kind={kind!r} is not known; choose one of {', '.join(KINDS)}.")
+            raise UserError(f"data.tokenizer.kind={kind!r} is not known. Choose from {', '.join(KINDS)}.")
         texts = list(texts)
         alphabet = sorted(set().union(*texts)) if texts else []
         if not alphabet:

@@ -88,7 +88,7 @@ class ASR(TaskModule):
         self.backbone = Encoder(self.config)
         self.head = Linear(self.config.d_model, self.tokenizer.vocab_size, roles=("head",))
         self.scores["errors"] = ErrorRate(groups=self.spec["languages"])
-        self.scores["blank_ratio"] = MeanMetric()
+        self.scores["probe/blank_ratio"] = MeanMetric()
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, mels) and (B,) -> fp32 log probabilities (B, T', V) and their lengths (B,), T' = ceil(T / 4)."""
@@ -127,7 +127,7 @@ class ASR(TaskModule):
         )  # fmt: skip
         logs = {}
         if intermediate:
-            logs["final_loss"] = loss.detach()
+            logs["ctc_loss_last_layer"] = loss.detach()
             share = self.options.intermediate_weight
             loss = (1 - share) * loss + share * torch.stack(intermediate).mean()
         return StepOutput(
@@ -147,7 +147,7 @@ class ASR(TaskModule):
         """Error counts of the batch, and the share of blanks: near 1 it is CTC's way of not learning."""
         self._hypotheses = self.decode(*output.outputs)
         self.scores["errors"].update(batch["text"], self._hypotheses, batch["id"], self._languages(batch))
-        self.scores["blank_ratio"].update(ctc_blank_ratio(*output.outputs), output.outputs[1].sum())
+        self.scores["probe/blank_ratio"].update(ctc_blank_ratio(*output.outputs), output.outputs[1].sum())
 
     def samples(self, batch: Batch, output: StepOutput) -> list[Sample]:
         """Reference, hypothesis, and their difference marked."""

@@ -187,6 +187,8 @@ class TaskModule(L.LightningModule):
         self._shown: list[Sample] = []
         self.evaluated: dict[str, float] = {}
         """Metrics of the last evaluation, by their logged names."""
+        self.evaluation_facts: dict[str, dict[str, float]] = {}
+        """What the metrics named `facts/...` say of the data of each split: no model changes it."""
         self.samples_file: Path | None = None
 
     # ------------------------------------------------------------------ what a task implements
@@ -408,16 +410,25 @@ class TaskModule(L.LightningModule):
 
     def _end_evaluation(self, split: str) -> None:
         values: dict[str, float] = {}
+        facts: dict[str, float] = {}
+        probes: dict[str, float] = {}
         for name, metric in self._metrics.items():
             result = metric.compute()  # type: ignore[operator]
             for key, value in (result if isinstance(result, Mapping) else {name: result}).items():
-                values[f"{split}/{key}"] = float(value)
+                if key.startswith("facts/"):
+                    facts[key.removeprefix("facts/")] = float(value)
+                elif key.startswith("probe/"):
+                    probes[key] = float(value)
+                else:
+                    values[f"{split}/{key}"] = float(value)
             metric.reset()  # type: ignore[operator]
         shown, self._shown = sorted(self._shown, key=lambda sample: str(sample["id"])), []
         if self.trainer.sanity_checking:
             return
         self.evaluated = values
-        self.record(values)
+        if facts:
+            self.evaluation_facts[split] = facts
+        self.record(values | (probes if split == "val" else {}))
         # For any Lightning callback that watches a metric, and for the progress bar.
         self.log_dict(values, logger=False)
         stride = max(1, len(shown) // max(self.num_samples, 1))

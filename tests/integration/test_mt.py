@@ -311,7 +311,7 @@ def test_a_translator_goes_on_from_another_on_other_data(run, tmp_path: Path, sh
     assert tuned.spec["corpora"] != task.spec["corpora"]
     for name, weight in task.state_dict().items():
         torch.testing.assert_close(tuned.state_dict()[name], weight)
-    assert "tensors taken" in (Path(again["folder"]) / "log.txt").read_text()
+    assert ": loaded " in (Path(again["folder"]) / "log.txt").read_text()
 
 
 def test_a_test_set_alone_gives_the_numbers_of_the_run(run, toy_parallel: Path, tmp_path: Path) -> None:

