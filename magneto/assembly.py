@@ -4,8 +4,10 @@ Every value is checked here or in the constructor that takes it, so that a mista
 """
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import hydra
@@ -14,6 +16,10 @@ import torch
 from annotated_types import Ge
 from hydra.errors import InstantiationException
 from hydra.utils import get_class
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import Logger, WandbLogger
@@ -189,8 +195,9 @@ def build_trainer(
     task: TaskModule,
     loggers: list[Logger],
     signals: callbacks.StopSignals,
+    others: Sequence[L.Callback] = (),
 ) -> tuple[L.Trainer, callbacks.Monitor, callbacks.Checkpoints]:
-    """The trainer, and those of its callbacks that the result is read from."""
+    """The trainer, with `others` before its own callbacks, and those of these that the result is read from."""
     settings = config["trainer"]
     watch = from_mapping(callbacks.Settings, config["callbacks"], "callbacks")
     steps, interval = settings["max_steps"], settings["val_check_interval"]
@@ -203,7 +210,7 @@ def build_trainer(
         )
     monitor = callbacks.Monitor(settings["log_every_n_steps"], watch.divergence_factor)
     saver = callbacks.Checkpoints(folder.checkpoints, task.monitor, task.mode, watch.save_every, signals)
-    watching: list[L.Callback] = [callbacks.ConfigureRun(), callbacks.StepSeed(config["seed"])]
+    watching: list[L.Callback] = [*others, callbacks.ConfigureRun(), callbacks.StepSeed(config["seed"])]
     if watch.ema_decay:
         # Buffers are taken over as they are: an average of indices or of a codebook's directions would be neither.
         watching.append(EMAWeightAveraging(decay=watch.ema_decay, use_buffers=False))
@@ -218,15 +225,65 @@ def build_trainer(
             max_epochs=1,
             val_check_interval=interval * accumulate,
             check_val_every_n_epoch=None,
-            default_root_dir=folder.path,
+            # Under SLURM, Lightning would prefer any hpc_ckpt_*.ckpt that it finds there to what it is told.
+            default_root_dir=folder.path / "lightning",
             logger=loggers,
             callbacks=watching,
-            plugins=[checkpoint.AtomicCheckpointIO()],
+            plugins=[checkpoint.AtomicCheckpointIO(), *cluster(settings)],
             enable_checkpointing=True,
         )
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise UserError(f"trainer: {error}") from error
+    check_cluster(trainer)
     return trainer, monitor, saver
+
+
+def build_tester(config: Mapping[str, Any], folder: Path) -> L.Trainer:
+    """The trainer of mode=test. Raises `UserError` as `build_trainer` does."""
+    try:
+        trainer = L.Trainer(
+            **trainer_arguments(config),
+            logger=False,
+            enable_checkpointing=False,
+            default_root_dir=folder / "lightning",
+            callbacks=[callbacks.ConfigureRun(), *progress_bar(config)],
+            plugins=[*cluster(config["trainer"])],
+        )
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise UserError(f"trainer: {error}") from error
+    check_cluster(trainer)
+    return trainer
+
+
+def cluster(settings: Mapping[str, Any]) -> list[ClusterEnvironment]:
+    """What Lightning is to know of SLURM: that `callbacks.StopSignals` saves and queues again, and not Lightning.
+
+    Raises:
+        UserError: SLURM's variables do not say how many processes a machine has.
+    """
+    if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
+        return []
+    alone = settings["devices"] in (1, "1") and settings["num_nodes"] == 1
+    if alone and "SLURM_STEP_NUM_TASKS" not in os.environ and os.environ.get("SLURM_PROCID", "0") == "0":
+        return [LightningEnvironment()]  # in the batch script itself, which srun has not multiplied
+    try:
+        return [SLURMEnvironment(auto_requeue=False)]
+    except RuntimeError:
+        raise UserError(
+            f"SLURM: --ntasks={os.environ['SLURM_NTASKS']} does not say how many processes a machine has. Use "
+            "--ntasks-per-node, and set trainer.devices to it."
+        ) from None
+
+
+def check_cluster(trainer: L.Trainer) -> None:
+    """Raise `UserError` where SLURM has started another number of processes than the trainer is to have."""
+    environment = trainer._accelerator_connector.cluster_environment
+    wanted = trainer.num_devices * trainer.num_nodes
+    if isinstance(environment, SLURMEnvironment) and environment.world_size() != wanted:
+        raise UserError(
+            f"SLURM has started {environment.world_size()} processes, and trainer.devices={trainer.num_devices} with "
+            f"trainer.num_nodes={trainer.num_nodes} makes {wanted}. Set them to srun's --ntasks-per-node and --nodes."
+        )
 
 
 def build_loggers(folder: RunFolder, config: Mapping[str, Any], step: int) -> list[Logger]:

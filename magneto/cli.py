@@ -186,4 +186,7 @@ def main() -> None:
     if message is not None:
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
-    _job()
+    try:
+        _job()
+    except KeyboardInterrupt:  # before a run has begun, or after its end
+        sys.exit(130)
