@@ -22,6 +22,8 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import get_class
 from lightning.fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
     SLURMEnvironment,
     TorchElasticEnvironment,
 )
@@ -301,6 +303,7 @@ def lightning_trainer(config: Mapping[str, Any], **further: Any) -> L.Trainer:
     arguments = trainer_arguments(config) | further
     try:
         with lightning_errors():
+            arguments["plugins"] = [*further.get("plugins", ()), *_cluster(config["trainer"])]
             trainer = L.Trainer(**arguments)
     except (TypeError, ValueError, RuntimeError, ImportError) as error:
         raise error if isinstance(error, UserError) else UserError(f"trainer: {error}") from error
@@ -317,13 +320,27 @@ def lightning_errors() -> Iterator[None]:
         raise UserError(f"trainer: {error}") from error
 
 
+def _cluster(settings: Mapping[str, Any]) -> list[ClusterEnvironment]:
+    """What Lightning is to know of SLURM: that `callbacks.StopSignals` saves and queues again, and not Lightning.
+
+    Raises:
+        RuntimeError: SLURM's variables do not say how many processes a machine has.
+    """
+    if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
+        return []
+    alone = settings["devices"] in (1, "1") and settings["num_nodes"] == 1
+    if alone and "SLURM_STEP_NUM_TASKS" not in os.environ and os.environ.get("SLURM_PROCID", "0") == "0":
+        return [LightningEnvironment()]  # in the batch script itself, which srun has not multiplied
+    return [SLURMEnvironment(auto_requeue=False)]
+
+
 def _check_processes(trainer: L.Trainer, settings: Mapping[str, Any]) -> None:
     """Raise `UserError` unless the processes that were started are those that `trainer` works with."""
     started, starter = 1, ""
     if TorchElasticEnvironment.detect():
         started, starter = int(os.environ["WORLD_SIZE"]), "torchrun starts"
-    elif SLURMEnvironment.detect():
-        started, starter = int(os.environ["SLURM_NTASKS"]), "SLURM starts"
+    elif isinstance(cluster := trainer._accelerator_connector.cluster_environment, SLURMEnvironment):
+        started, starter = cluster.world_size(), "SLURM starts"
     elif settings["num_nodes"] > 1 or any(
         int(os.environ.get(name, 0)) for name in ("NODE_RANK", "GROUP_RANK")
     ):
@@ -363,13 +380,14 @@ def build_trainer(
     task: TaskModule,
     loggers: list[Logger],
     signals: callbacks.StopSignals,
+    others: Sequence[L.Callback] = (),
 ) -> tuple[L.Trainer, callbacks.Monitor, callbacks.Checkpoints]:
-    """The trainer, and those of its callbacks that the result is read from."""
+    """The trainer, with `others` before its own callbacks, and those of these that the result is read from."""
     settings = config["trainer"]
     watch = from_mapping(callbacks.Settings, config["callbacks"], "callbacks")
     monitor = callbacks.Monitor(settings["log_every_n_steps"], watch.divergence_factor)
     saver = callbacks.Checkpoints(folder.checkpoints, task.monitor, task.mode, watch.save_every, signals)
-    watching: list[L.Callback] = [callbacks.ConfigureRun(), callbacks.StepSeed(config["seed"])]
+    watching: list[L.Callback] = [*others, callbacks.ConfigureRun(), callbacks.StepSeed(config["seed"])]
     if watch.ema_decay:
         # Buffers are taken over as they are: an average of indices or of a codebook's directions would be neither.
         watching.append(EMAWeightAveraging(decay=watch.ema_decay, use_buffers=False))
@@ -384,13 +402,25 @@ def build_trainer(
         max_epochs=1,
         val_check_interval=settings["val_check_interval"] * settings["accumulate_grad_batches"],
         check_val_every_n_epoch=None,
-        default_root_dir=folder.path,
+        # Under SLURM, Lightning would prefer any hpc_ckpt_*.ckpt that it finds there to what it is told.
+        default_root_dir=folder.path / "lightning",
         logger=loggers,
         callbacks=watching,
         plugins=[checkpoint.AtomicCheckpointIO()],
         enable_checkpointing=True,
     )
     return trainer, monitor, saver
+
+
+def build_tester(config: Mapping[str, Any], folder: Path) -> L.Trainer:
+    """The trainer of mode=test. Raises `UserError` as `build_trainer` does."""
+    return lightning_trainer(
+        config,
+        logger=False,
+        enable_checkpointing=False,
+        default_root_dir=folder / "lightning",
+        callbacks=[callbacks.ConfigureRun(), *progress_bar(config)],
+    )
 
 
 def build_loggers(folder: RunFolder, config: Mapping[str, Any], step: int, task: TaskModule) -> list[Logger]:

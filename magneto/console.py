@@ -2,10 +2,11 @@
 
 import contextlib
 import logging
+import logging.handlers
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -142,19 +143,32 @@ def log_to_screen() -> None:
 
 
 @contextlib.contextmanager
-def log_file(path: Path) -> Iterator[None]:
-    """Write our log and that of all libraries, Lightning's profiler included, to `path` too."""
-    file = logging.FileHandler(path, encoding="utf-8", delay=True)
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+def log_file() -> Iterator[Callable[[Path], None]]:
+    """Write our log and that of all libraries, Lightning's profiler included, to the file that is named to what this gives.
+
+    Until then it is remembered: a run's folder is opened when its data are prepared.
+    """
+    waiting = logging.handlers.MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1)
     root = logging.getLogger()
-    root.addHandler(file)
+    root.addHandler(waiting)
     root.setLevel(logging.INFO)
+
+    def write_to(path: Path) -> None:
+        file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        waiting.setTarget(file)
+        waiting.flushLevel = logging.NOTSET
+        waiting.flush()
+
     try:
-        with quiet_libraries(file):
-            yield
+        with quiet_libraries(waiting):
+            yield write_to
     finally:
-        root.removeHandler(file)
-        file.close()
+        root.removeHandler(waiting)
+        file = waiting.target
+        waiting.close()
+        if file is not None:
+            file.close()
 
 
 @contextlib.contextmanager

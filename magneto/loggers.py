@@ -70,9 +70,10 @@ class CSVLogger(Logger):
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
-        """Forget lines after `step`, and an unfinished last line: what a killed run logged after its checkpoint."""
+        """Forget what a killed run logged after its checkpoint, damaged lines, and the test, which is made again."""
         if self.path.exists():
-            kept = [row for row in read_metrics(self.path) if row[0] <= step]
+            rows = read_metrics(self.path)
+            kept = [row for row in rows if row[0] <= step and not row[1].startswith("test/")]
             temporary = self.path.with_suffix(".tmp")
             with temporary.open("w", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows(
@@ -111,13 +112,22 @@ def _caption(row: Mapping[str, Any]) -> str:
 
 
 def read_metrics(path: Path) -> list[tuple[int, str, float]]:
-    """The rows of a metrics.csv; a line that a killed process left unfinished is dropped.
+    """The rows of a metrics.csv; a line that a killed process or machine left damaged is dropped.
 
     A complete line ends with a line break: a value cut in two would otherwise still read as a number.
     """
-    text = path.read_text(encoding="utf-8")
-    lines = text[: text.rfind("\n") + 1].splitlines()
-    return [(int(step), metric, float(value)) for step, metric, value in csv.reader(lines[1:])]
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
+        # Line by line: to the csv module, a stray quotation mark would make one value of all that follows.
+        fields = next(csv.reader([line]), []) if '"' in line else line.split(",")
+        try:
+            step, metric, value = fields
+            row = int(step), metric, float(value)
+        except ValueError:  # also the header
+            continue
+        if "\0" not in metric and "\ufffd" not in metric:
+            rows.append(row)
+    return rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,6 @@ from magneto.data.base import DataModule, is_complete
 from magneto.errors import UserError, from_mapping
 from magneto.nn.config import BackboneConfig
 from magneto.optim import OptimizerConfig, SchedulerConfig, schedule
-from magneto.runs import RunFolder
 from magneto.tasks.base import task_class
 
 log = logging.getLogger("magneto")
@@ -61,24 +60,18 @@ def check(config: Mapping[str, Any]) -> None:
             log.warning("training on the CPU.%s", reason)
 
 
-def check_folder(folder: RunFolder) -> None:
-    """Raise `UserError` unless the run's folder, if there is one already, can be written."""
-    for path in (folder.path, folder.checkpoints):
-        check_writable(path, "runs_dir")
-
-
 def check_writable(path: Path, key: str) -> None:
     """Raise `UserError` unless the folder `path`, or the nearest one above it that exists, can be written.
 
     A file is written there and removed: permissions alone do not tell of read-only file systems and quotas.
     """
-    there = path.expanduser().absolute()
+    there = path.absolute()
     while not there.exists() and there != there.parent:
         there = there.parent
     try:
         with tempfile.TemporaryFile(dir=there):
             pass
-        if there != path.expanduser().absolute():
+        if there != path.absolute():
             tempfile.TemporaryDirectory(dir=there, prefix=".magneto-").cleanup()
     except OSError as error:
         raise UserError(

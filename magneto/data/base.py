@@ -49,7 +49,12 @@ def prepare_once(folder: Path, build: Callable[[Path], None]) -> bool:
     the folder cannot be written, or a file that `build` reads has no permission.
     """
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{folder.parent} cannot be made ({error.strerror}). Set data_dir to a folder that you may write."
+            ) from error
         lock = FileLock(folder.with_name(f".{folder.name}.lock"))
         try:
             lock.acquire(timeout=0)

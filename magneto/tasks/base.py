@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import lightning as L
 import torch
@@ -82,7 +82,9 @@ class PredictInput:
             yield from self.prompts
             return
         assert self.path is not None
-        if self.path != "-" and not Path(self.path).is_file():
+        if self.path != "-" and (
+            not Path(self.path).exists() or Path(self.path).is_dir()
+        ):  # a pipe is read, too
             raise UserError(
                 f'{self.key}={self.path}: no such file. Name a text file, or "-" for the standard input.'
             )
@@ -190,6 +192,27 @@ class TaskModule(L.LightningModule):
         self.evaluation_facts: dict[str, dict[str, float]] = {}
         """What the metrics named `facts/...` say of the data of each split: no model changes it."""
         self.samples_file: Path | None = None
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, map_location: Any = None) -> Self:  # type: ignore[override]
+        """Return the task with its weights; `magneto.checkpoint.load_task` does the same for any task.
+
+        Args:
+            checkpoint_path: a run's folder, a checkpoint or an export folder.
+            map_location: the device to put it on; None: the CPU.
+
+        Raises:
+            UserError: there is no such model, it is damaged, or it is of another task.
+        """
+        from magneto.checkpoint import load_task
+
+        task = load_task(checkpoint_path)
+        if not isinstance(task, cls):
+            raise UserError(
+                f"{checkpoint_path} is of task={task.name}, not of {cls.__name__}. Use {type(task).__name__}, or "
+                "magneto.checkpoint.load_task for any task."
+            )
+        return task if map_location is None else task.to(map_location)
 
     # ------------------------------------------------------------------ what a task implements
 
@@ -461,12 +484,24 @@ class TaskModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the unfinished logging window and the last evaluation, so that a resumed run tells the same."""
         checkpoint["evaluated"] = dict(self.evaluated)
-        checkpoint["window"] = {key: float(value) for key, value in self._window.items()}
+        own = torch.tensor([float(value) for value in self._window.values()], dtype=torch.float64)
+        rows = (
+            self.trainer.strategy.all_gather(own.to(self.device))
+            .reshape(self.trainer.world_size, -1)
+            .tolist()
+        )
+        checkpoint["window"] = [
+            dict(zip(self._window, row, strict=True)) for row in rows
+        ]  # one of each process
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore them."""
         self.evaluated = dict(checkpoint.get("evaluated", {}))
-        self._window = dict(checkpoint.get("window", {}))
+        windows = checkpoint.get("window", {})
+        if isinstance(windows, Mapping):  # of an older version: that of the first process alone
+            windows = [windows]
+        rank = self.global_rank
+        self._window = dict(windows[rank]) if rank < len(windows) else {}
 
 
 def save_picture(row: Sample, folder: Path, name: str) -> Sample:
