@@ -416,9 +416,7 @@ def test_an_empty_split_a_missing_preparation_and_a_vocabulary_too_large_are_exp
     ):
         module(corpus(), tmp_path, max_tokens=2).prepare()
     few = [pair(n, *texts, group="one block") for n, texts in enumerate(phrases())]
-    with pytest.raises(
-        UserError, match=r"split \(360 .*has 1 group of pairs .*name the files of train, val"
-    ):
+    with pytest.raises(UserError, match=r"split \(360 .*has 1 group of pairs .*name the files of train, val"):
         module(few, tmp_path).prepare()
     with pytest.raises(UserError, match=r"train split \(9 .*skipped: 9 empty target\). Check the corpus"):
         module([pair(n, "One", "") for n in range(9)], tmp_path).prepare()
