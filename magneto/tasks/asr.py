@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from magneto.data.speech import SpeechDataModule
-from magneto.data.speech_predict import predict_dataset
+from magneto.data.speech_predict import user_recordings
 from magneto.data.speech_store import SpeechSpec
 from magneto.data.tokenizer import CTCTokenizer
 from magneto.decoding import BLANK, ctc_beam_search, ctc_blank_ratio, ctc_greedy
@@ -24,6 +26,7 @@ from magneto.nn import AudioStem, Encoder, Linear, training_flops_per_token
 from magneto.tasks.base import Batch, PredictInput, Sample, StepOutput, TaskModule
 
 DECODERS = ("greedy", "beam")
+WINDOW, CONTEXT = 60, 5  # seconds: of what `mode=predict` computes at once, and of what a window's edges lack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,13 +190,33 @@ class ASR(TaskModule):
             raise UserError("task asr: mode=predict needs input=, an audio file or a folder of them.")
         decoding = {"decoder": self.options.decoder, "beam_width": self.options.beam_width} | dict(options)
         self.options = replace(self.options, **vars(from_mapping(PredictOptions, decoding, "predict")))
-        files = predict_dataset([inputs.path], SpeechSpec.from_dict(self.spec))
-        for number, path in enumerate(files.paths):
-            item = files[number]
-            features = torch.from_numpy(item["features"])[None].to(self.device)
-            log_probs, lengths = self(features, torch.tensor([features.shape[1]], device=self.device))
-            transcript = self.decode(log_probs, lengths)[0]
+        for path, features in user_recordings(inputs.path, SpeechSpec.from_dict(self.spec)):
+            transcript = self.decode(*self._recognise(features[None].to(self.device), path.name))[0]
             yield {"text": f"{path}\t{transcript}", "path": str(path), "transcript": transcript}
+
+    def _recognise(self, features: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        """Run `forward` on one recording (1, T, mels) of any length, in time that grows with the length alone.
+
+        A recording above `WINDOW` seconds is taken in windows, with a progress bar on a terminal. Each overlaps the
+        next by two times `CONTEXT` seconds, and its outermost `CONTEXT` seconds, which lack their context, are left to
+        its neighbour.
+        """
+        subsampling = self.spec["subsampling"]
+        second = subsampling * round(1000 / (self.spec["features"]["hop_ms"] * subsampling))
+        frames, window, context = features.shape[1], WINDOW * second, CONTEXT * second
+        if frames <= window:
+            return self.forward(features, torch.tensor([frames], device=self.device))
+        starts = range(0, frames - 2 * context, window - 2 * context)
+        screen = Console(stderr=True)
+        parts = []
+        for start in track(starts, name, console=screen, transient=True, disable=not screen.is_terminal):
+            part = features[:, start : start + window]
+            log_probs, _ = self.forward(part, torch.tensor([part.shape[1]], device=self.device))
+            first = context // subsampling if start > 0 else 0
+            last = (window - context) // subsampling if start != starts[-1] else None
+            parts.append(log_probs[:, first:last])
+        whole = torch.cat(parts, dim=1)
+        return whole, torch.tensor([whole.shape[1]], device=self.device)
 
     def tokenizer_json(self) -> str | None:
         """The subwords as the `tokenizers` library reads them; characters stand in config.json alone."""

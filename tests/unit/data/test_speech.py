@@ -11,12 +11,13 @@ import pytest
 import soundfile
 import torch
 
+from magneto.data import speech_predict
 from magneto.data.augment import SpecAugment
 from magneto.data.features import FeatureSettings, load_audio, log_mel
 from magneto.data.sources.manifest import ManifestSource
 from magneto.data.speech import SpeechDataModule
 from magneto.data.speech_build import SpeechBuilder
-from magneto.data.speech_predict import predict_dataset
+from magneto.data.speech_predict import user_recordings
 from magneto.data.speech_store import Collate, SpeechSpec
 from magneto.data.tokenizer import CTCTokenizer, repeats
 from magneto.errors import UserError
@@ -469,32 +470,60 @@ def spec(corpus) -> SpeechSpec:
     return SpeechSpec.from_dict(json.loads(json.dumps(ready(corpus(10, name="train")).spec.to_dict())))
 
 
-def test_predicting_files_and_folders_from_a_spec_alone(corpus, spec, tmp_path):
-    folder = corpus(8)
-    data = predict_dataset([folder / "clips", folder / "clips/000.wav"], spec)
-    assert len(data) == 9 and data.paths[8] == folder / "clips/000.wav"
-    expected = log_mel(load_audio(folder / "clips/000.wav", 16_000), FeatureSettings())
-    np.testing.assert_array_equal(data[8]["features"], expected.numpy())
-    batch = Collate(1)([data[0], data[8]])
-    assert batch["id"].tolist() == [0, 8] and batch["targets"].shape == (2, 0)
+def test_predicting_files_and_folders_from_a_spec_alone(corpus, spec):
+    folder = corpus(8) / "clips"
+    found = list(user_recordings(folder, spec))
+    assert [path for path, _ in found] == sorted(folder.iterdir())
+    expected = log_mel(load_audio(folder / "000.wav", 16_000), FeatureSettings())
+    ((path, features),) = user_recordings(folder / "000.wav", spec)
+    assert path == folder / "000.wav" and torch.equal(features, expected)
+    assert torch.equal(found[0][1], expected)
 
 
-def test_an_unreadable_file_is_an_error_when_named_and_listed_when_found_in_a_folder(corpus, spec, caplog):
+def test_each_recording_is_decoded_once(corpus, spec, monkeypatch):
+    folder = corpus(4) / "clips"
+    read = []
+    monkeypatch.setattr(
+        speech_predict, "load_audio", lambda path, rate: read.append(path) or load_audio(path, rate)
+    )
+    list(user_recordings(folder, spec))
+    assert read == sorted(folder.iterdir())
+
+
+def test_unreadable_files_are_errors_or_skipped(corpus, spec, caplog):
+    """A file that cannot be read is an error when it is named, and skipped when it is found in a folder."""
     folder = corpus(8) / "clips"
     (folder / "004.wav").write_bytes(b"no audio")
     with pytest.raises(UserError, match=r"004\.wav: not decodable"):
-        predict_dataset([folder / "004.wav"], spec)
-    data = predict_dataset([folder], spec)
-    assert len(data) == 7 and [item.file for item in data.skipped] == [str(folder / "004.wav")]
-    assert "1 of 8 audio files cannot be read" in caplog.text
+        list(user_recordings(folder / "004.wav", spec))
+    assert len(list(user_recordings(folder, spec))) == 7
+    assert f"skipped: {folder / '004.wav'}: not decodable" in caplog.text
 
 
-def test_nothing_to_transcribe(corpus, spec, tmp_path):
+def test_endings_links_and_hidden_files(corpus, spec, tmp_path, caplog):
+    """Links to folders are followed, loops not; what is left out for its ending is counted, hidden files are not."""
+    elsewhere = corpus(8, name="elsewhere") / "clips"
+    folder = tmp_path / "input"
+    (folder / "inner").mkdir(parents=True)
+    for name, options in {"a.OPUS": {"format": "OGG", "subtype": "OPUS"}, "b.oga": {"format": "OGG"},
+                          "c.aiff": {}, "inner/d.au": {}, "e.caf": {}, "f.w64": {}}.items():  # fmt: skip
+        soundfile.write(folder / name, tone(0.5, 16_000), 16_000, **options)
+    for name in ("x.m4a", "y.m4a", "inner/z.txt", "._a.wav", "LIST"):
+        (folder / name).write_bytes(b"x")
+    (folder / "linked").symlink_to(elsewhere)
+    (folder / "inner/loop").symlink_to(folder)
+    found = [path.relative_to(folder).as_posix() for path, _ in user_recordings(folder, spec)]
+    linked = [f"linked/{path.name}" for path in sorted(elsewhere.iterdir())]
+    assert found == ["a.OPUS", "b.oga", "c.aiff", "e.caf", "f.w64", "inner/d.au", *linked]
+    assert "4 files with other endings are left out (2 .m4a, " in caplog.text and "1 .txt" in caplog.text
+
+
+def test_nothing_to_transcribe(spec, tmp_path):
     with pytest.raises(UserError, match="no such file or folder"):
-        predict_dataset([tmp_path / "nope.wav"], spec)
+        list(user_recordings(tmp_path / "nope.wav", spec))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no audio file"):
-        predict_dataset([tmp_path / "empty"], spec)
+        list(user_recordings(tmp_path / "empty", spec))
     (tmp_path / "empty" / "a.wav").write_bytes(b"x")
-    with pytest.raises(UserError, match="None of the 1 audio files"):
-        predict_dataset([tmp_path / "empty"], spec)
+    with pytest.raises(UserError, match="none of the 1 audio files"):
+        list(user_recordings(tmp_path / "empty", spec))
