@@ -14,7 +14,7 @@ CHUNK = 1024  # queries at once
 
 
 class RetrievalScores(Metric):
-    """R@1, R@5 and R@10 over all pictures and texts of an evaluation, each of them counted once.
+    """R@1, R@5 and R@10 over all pictures and texts of an evaluation, each of them, with its copies, counted once.
 
     A query is answered at k if one of its right answers is among the k nearest. An answer as near as a right one counts as
     nearer: a model that finds all alike finds nothing.
@@ -34,7 +34,7 @@ class RetrievalScores(Metric):
     is_differentiable = False
 
     pairs: list[Tensor]
-    """Each (B, 3) int64: number of the picture, key of the text, language."""
+    """Each (B, 3) int64: key of the picture, key of the text, language."""
     vision: list[Tensor]
     text: list[Tensor]
 
@@ -59,7 +59,7 @@ class RetrievalScores(Metric):
         """Keep a batch of pairs.
 
         Args:
-            pictures: (B,) their numbers.
+            pictures: (B,) equal for equal pictures.
             texts: (B,) equal for equal texts.
             languages: (B,) indices, -1 for those without a name.
             vision: (B, width) vectors of length 1 of the pictures.

@@ -8,10 +8,11 @@ Two losses, together or one at a time: masked data modelling as BEiT-3 is pre-tr
 pictures alone, a third texts alone, a third pairs), and contrastive learning as it is fine-tuned for retrieval.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from math import log
+from math import log as ln
 from typing import Any
 
 import numpy as np
@@ -47,9 +48,12 @@ from magneto.tasks.masked_pictures import MaskedPictures, TargetOptions
 from magneto.tasks.mlm import MaskedLMHead
 from magneto.tasks.visual_tokenizer import require_patches
 
+log = logging.getLogger(__name__)
+
 LARGEST_SCALE = 100.0  # of similarities; without a bound it grows until training breaks (CLIP, 2.5)
 KINDS = ("pictures", "texts", "pair_pictures", "pair_texts")
 PREDICT_BATCH = 64
+FEW = 16  # pairs of a batch below which contrastive learning has little to compare
 SMALLEST_BATCH = (
     6  # the last two batches of an epoch share what is left evenly: each then has 3 examples or more
 )
@@ -125,7 +129,20 @@ class VisionLanguage(MaskedPictures):
         assert isinstance(data, ImageTextDataModule)
         settings = {key: value for key, value in config["task"].items() if key not in ("_target_", "name")}
         options = from_mapping(VLOptions, settings, "task")
-        if not from_mapping(Losses, options.losses, "task.losses").masked:
+        losses, size = from_mapping(Losses, options.losses, "task.losses"), data.pictures.batch_size
+        if losses.contrastive and size < 2:
+            raise UserError(
+                f"data.batch_size={size}: with task.losses.contrastive it must be at least 2. A pair is told from the "
+                "others of its batch; alone, it teaches nothing. Accumulation does not join batches."
+            )
+        if losses.contrastive and size < FEW:
+            log.warning(
+                "data.batch_size=%d: each pair is told from the others of its batch, which are few. Take %d or more; "
+                "accumulation does not join batches.",
+                size,
+                FEW,
+            )
+        if not losses.masked:
             return {}
         require_patches(cls.name, data.spec.to_dict())
         if data.masking is None:
@@ -133,9 +150,9 @@ class VisionLanguage(MaskedPictures):
                 "data.masking is missing: task.losses.masked hides patches and words. Say data.masking={} for BEiT-3's "
                 "shares, or task.losses.masked=0."
             )
-        if data.pictures.batch_size < SMALLEST_BATCH:
+        if size < SMALLEST_BATCH:
             raise UserError(
-                f"data.batch_size={data.pictures.batch_size}: with task.losses.masked it must be at least "
+                f"data.batch_size={size}: with task.losses.masked it must be at least "
                 f"{SMALLEST_BATCH}, so that every batch holds pictures, texts and pairs."
             )
         return cls.prepare_target(options, data.pictures)
@@ -168,7 +185,7 @@ class VisionLanguage(MaskedPictures):
             # Named as in BEiT-3's retrieval weights.
             self.vision_head = Linear(config.d_model, width, bias=False, roles=("head",))
             self.language_head = Linear(config.d_model, width, bias=False, roles=("head",))
-            self.logit_scale = nn.Parameter(torch.tensor(log(1 / self.options.temperature)))
+            self.logit_scale = nn.Parameter(torch.tensor(ln(1 / self.options.temperature)))
             self.scores["retrieval"] = RetrievalScores(self.spec["languages"], width)
         else:
             self.monitor, self.mode = "val/loss", "min"
@@ -229,7 +246,7 @@ class VisionLanguage(MaskedPictures):
             vision = self.picture_vectors(batch["image"])
             text = self.text_vectors(batch["tokens"], batch["mask"])
             vectors = vision.detach(), text.detach()
-            labels = torch.stack((batch["id"], batch["caption"]), dim=1)
+            labels = torch.stack((batch["picture"], batch["caption"]), dim=1)
             # Evaluation batches differ in number from process to process, and are compared in themselves.
             loss = contrastive_loss(vision, text, self._scale(), labels, gather=self.training)
             parts["contrastive"] = loss / weight
@@ -243,7 +260,7 @@ class VisionLanguage(MaskedPictures):
     def _scale(self) -> Tensor:
         if self.training:
             with torch.no_grad():
-                self.logit_scale.clamp_(max=log(LARGEST_SCALE))
+                self.logit_scale.clamp_(max=ln(LARGEST_SCALE))
         return self.logit_scale.float().exp()
 
     def _masked(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -307,7 +324,7 @@ class VisionLanguage(MaskedPictures):
         """Keep the batch's vectors, and count what was right of the hidden."""
         vectors, hits = output.outputs
         if vectors is not None:
-            self.scores["retrieval"].update(batch["id"], batch["caption"], batch["language"], *vectors)
+            self.scores["retrieval"].update(batch["picture"], batch["caption"], batch["language"], *vectors)
         for kind, right in hits.items():
             if len(right):
                 self.scores[f"accuracy/{kind}"].update(right.float().mean(), len(right))
@@ -317,7 +334,9 @@ class VisionLanguage(MaskedPictures):
         vectors, _ = output.outputs
         if vectors is not None:
             pixels = self.pictures.pixels(batch["image"])
-            self.gallery.add(batch["id"], pixels, vectors[0], batch["caption"], batch["text"], vectors[1])
+            self.gallery.add(
+                batch["picture"], pixels, vectors[0], batch["caption"], batch["text"], vectors[1]
+            )
         return []
 
     def overview(self) -> list[Sample]:
