@@ -9,6 +9,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from magneto.metrics import metric_names
+
 CUTS = (1, 5, 10)
 CHUNK = 1024  # queries at once
 
@@ -84,7 +86,7 @@ class RetrievalScores(Metric):
         for name, found in (("image_to_text", of_pictures), ("text_to_image", of_texts)):
             scores |= {f"{name}/r{cut}": _share(found < cut) for cut in CUTS}
         if len(self.languages) > 1:
-            for number, language in enumerate(self.languages):
+            for number, language in enumerate(metric_names(self.languages)):
                 own = torch.zeros(len(first_text), dtype=torch.bool)
                 own[key[pairs[:, 2] == number]] = True  # a text may be of several languages
                 if own.any():
