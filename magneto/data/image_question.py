@@ -40,7 +40,7 @@ from magneto.errors import UserError, from_mapping
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # of the prepared folder: raise it when the code makes other files from the same settings
+FORMAT = 2  # of the prepared folder: raise it when the code makes other files from the same settings
 
 
 class ImageQuestionDataModule(BucketedDataModule):

@@ -4,7 +4,8 @@
     token ids --sampler--> augmented pictures, one caption each --> masks of both, if any --> batch
 
 A batch is a dict: `id` (B,) int64, the picture's row in the prepared folder's pictures.jsonl; `image` (B, C, S, S)
-float32, normalised; `caption` (B,) int64, equal for equal captions; `language` (B,) int64, its place in the model's
+float32, normalised; `picture` (B,) int64, equal for copies of a picture, the row of the first; `caption` (B,) int64, equal
+for equal captions; `language` (B,) int64, its place in the model's
 `spec.languages`, -1 where it has none; `tokens` (B, T) int64, `<s> ... </s>`; `mask` (B, T) bool, True = real token; in
 evaluation `text`, the captions.
 

@@ -187,6 +187,7 @@ class ImageTextDataset(Dataset[dict[str, Any]]):
         del batch["label"]
         arrays, pad = self.captions.arrays, self.reading.pad_id
         texts = [self.captions.tokens(caption) for caption in chosen.tolist()]
+        batch["picture"] = torch.from_numpy(self.images.prepared.index["first"][batch["id"].numpy()])
         batch["caption"] = torch.from_numpy(arrays["key"][chosen])
         batch["language"] = torch.from_numpy(self.reading.languages[arrays["language"][chosen]])
         batch["tokens"], batch["mask"] = pad_texts(texts, pad, self.reading.max_tokens)

@@ -52,6 +52,7 @@ from magneto.tasks.visual_tokenizer import require_patches
 LARGEST_SCALE = 100.0  # of similarities; without a bound it grows until training breaks (CLIP, 2.5)
 KINDS = ("pictures", "texts", "pair_pictures", "pair_texts")
 PREDICT_BATCH = 64
+FEW = 16  # pairs of a batch below which contrastive learning has little to compare
 SMALLEST_BATCH = (
     6  # the last two batches of an epoch share what is left evenly: each then has 3 examples or more
 )
@@ -129,7 +130,20 @@ class VisionLanguage(MaskedPictures):
         assert isinstance(data, ImageTextDataModule)
         settings = {key: value for key, value in config["task"].items() if key not in ("_target_", "name")}
         options = from_mapping(VLOptions, settings, "task")
-        if not from_mapping(Losses, options.losses, "task.losses").masked:
+        losses, size = from_mapping(Losses, options.losses, "task.losses"), data.pictures.batch_size
+        if losses.contrastive and size < 2:
+            raise UserError(
+                f"data.batch_size={size}: with task.losses.contrastive it must be at least 2. A pair is told from the "
+                "others of its batch; alone, it teaches nothing. Accumulation does not join batches."
+            )
+        if losses.contrastive and size < FEW:
+            log.warning(
+                "data.batch_size=%d: each pair is told from the others of its batch, which are few. Take %d or more; "
+                "accumulation does not join batches.",
+                size,
+                FEW,
+            )
+        if not losses.masked:
             return {}
         require_patches(cls.name, data.spec.to_dict())
         if data.masking is None:
@@ -137,9 +151,9 @@ class VisionLanguage(MaskedPictures):
                 "data.masking is missing: task.losses.masked hides patches and words. Say data.masking={} for BEiT-3's "
                 "shares, or task.losses.masked=0."
             )
-        if data.pictures.batch_size < SMALLEST_BATCH:
+        if size < SMALLEST_BATCH:
             raise UserError(
-                f"data.batch_size={data.pictures.batch_size}: with task.losses.masked it must be at least "
+                f"data.batch_size={size}: with task.losses.masked it must be at least "
                 f"{SMALLEST_BATCH}, so that every batch holds pictures, texts and pairs."
             )
         return cls.prepare_target(options, data.pictures)
@@ -235,7 +249,7 @@ class VisionLanguage(MaskedPictures):
             vision = self.picture_vectors(batch["image"])
             text = self.text_vectors(batch["tokens"], batch["mask"])
             vectors = vision.detach(), text.detach()
-            labels = torch.stack((batch["id"], batch["caption"]), dim=1)
+            labels = torch.stack((batch["picture"], batch["caption"]), dim=1)
             # Evaluation batches differ in number from process to process, and are compared in themselves.
             loss = contrastive_loss(vision, text, self._scale(), labels, gather=self.training)
             parts["contrastive"] = loss / weight
@@ -313,7 +327,7 @@ class VisionLanguage(MaskedPictures):
         """Keep the batch's vectors, and count what was right of the hidden."""
         vectors, hits = output.outputs
         if vectors is not None:
-            self.scores["retrieval"].update(batch["id"], batch["caption"], batch["language"], *vectors)
+            self.scores["retrieval"].update(batch["picture"], batch["caption"], batch["language"], *vectors)
         for kind, right in hits.items():
             if len(right):
                 self.scores[f"accuracy/{kind}"].update(right.float().mean(), len(right))
@@ -323,7 +337,9 @@ class VisionLanguage(MaskedPictures):
         vectors, _ = output.outputs
         if vectors is not None:
             pixels = self.pictures.pixels(batch["image"])
-            self.gallery.add(batch["id"], pixels, vectors[0], batch["caption"], batch["text"], vectors[1])
+            self.gallery.add(
+                batch["picture"], pixels, vectors[0], batch["caption"], batch["text"], vectors[1]
+            )
         return []
 
     def overview(self) -> list[Sample]:

@@ -18,7 +18,7 @@ def test_accuracy_is_that_of_each_kind_and_of_all() -> None:
         groups=torch.full((4,), -1),
     )
     assert scores.compute() == pytest.approx(
-        {"accuracy": 0.625, "accuracy/colour": 0.75, "accuracy/yes/no": 0.5, "facts/majority_accuracy": 0.5}
+        {"accuracy": 0.625, "accuracy/colour": 0.75, "accuracy/yes_no": 0.5, "facts/majority_accuracy": 0.5}
     )
 
 

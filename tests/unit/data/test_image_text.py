@@ -3,6 +3,7 @@
 import json
 import pickle
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,8 @@ def test_a_listed_image_that_changes_is_noticed(tmp_path: Path) -> None:
     lines = [
         {"image": name, "caption": "a thing"} for name in ("here.png", "gone.png", "odd\0.png", "\ud800.png")
     ]
-    file = write_lines(tmp_path / "captions.jsonl", *lines)
+    file = tmp_path / "captions.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
     save(tmp_path / "here.png", 1)
     changes_of(
         CaptionFileSource(str(file)), tmp_path / "here.png", tmp_path / "gone.png", tmp_path / "other.png"
@@ -367,7 +369,7 @@ def test_a_batch(module: Any) -> None:
     count = len(batch["id"])
     assert batch["image"].shape == (count, 3, SIZE, SIZE) and batch["image"].dtype == torch.float32
     assert batch["tokens"].shape == batch["mask"].shape and batch["tokens"].shape[1] in (16, 24)
-    assert batch.keys() == {"id", "image", "caption", "language", "tokens", "mask"}
+    assert batch.keys() == {"id", "image", "picture", "caption", "language", "tokens", "mask"}
     known = {
         n: {t for v in c.values() for t in ([v] if isinstance(v, str) else v)}
         for n, c in enumerate(captions(60))
@@ -422,6 +424,30 @@ MASKING = {
     "texts": {"probability": 0.2},
     "pairs": {"probability": 0.6},
 }
+
+
+def test_copies_of_a_picture_share_their_key(module: Any) -> None:
+    """So that each is right for the captions of the other, in training and in the gallery."""
+    texts = captions(40)
+    source = Corpus(*texts, splits=["train"] * 20 + ["val"] * 10 + ["test"] * 10)
+    apart = module(source)
+    for batch in [*train_batches(apart, 3), *apart.val_dataloader(), *apart.test_dataloader()]:
+        assert torch.equal(batch["picture"], batch["id"])
+
+    class Copies(Corpus):
+        """Every second picture is the one before it."""
+
+        def load(self, data_dir: Path) -> ImageCorpus:
+            corpus = super().load(data_dir)
+            pairs = [replace(p, image=pixels(n // 2)) for n, p in enumerate(corpus.examples)]
+            return replace(corpus, examples=pairs)
+
+        def identity(self) -> dict[str, Any]:
+            return {**super().identity(), "copies": True}
+
+    alike = module(Copies(*texts, splits=source.splits))
+    for batch in [*train_batches(alike, 3), *alike.val_dataloader(), *alike.test_dataloader()]:
+        assert torch.equal(batch["picture"], batch["id"] // 2 * 2)
 
 
 def test_what_is_hidden(module: Any) -> None:

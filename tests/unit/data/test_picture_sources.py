@@ -1,8 +1,10 @@
 """Corpora of pictures in their real formats, small: good files, and all that is irregular or broken."""
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import struct
 import tarfile
 import unicodedata
@@ -483,6 +485,86 @@ def test_what_is_broken_in_a_shard_is_listed_and_the_rest_used(tmp_path):
     write(tmp_path / "b.tar", b"no tar file at all")
     corpus = WebDatasetSource(str(tmp_path / "b.tar")).load(tmp_path)
     assert not len(corpus.examples) and [item.reason for item in corpus.skipped] == ["shard breaks off"]
+
+
+def test_a_key_ends_at_its_first_dot(tmp_path):
+    """Of several pictures of a sample the one that is called KEY.jpg is taken, and the others are listed."""
+    depth = {f"{n}.{kind}": png(10 * n + len(kind)) for n in (1, 2) for kind in ("depth.png", "jpg")}
+    shard(tmp_path / "depth.tar", {name: depth[name] for name in sorted(depth)})
+    corpus = WebDatasetSource(str(tmp_path / "depth.tar")).load(tmp_path)
+    for number, picture in enumerate(corpus.examples, 1):
+        assert np.array_equal(np.asarray(read_picture(picture.image)), noise(10 * number + 3))
+    shard(tmp_path / "dots.tar", {f"img.v2.{n}.{kind}": png(n) for n in range(3) for kind in ("jpg", "cls")})
+    dots = WebDatasetSource(str(tmp_path / "dots.tar")).load(tmp_path)
+    assert len(dots.examples) == 1
+    reason = "further picture of a sample (a key ends at its first dot)"
+    assert [item.reason for item in (*corpus.skipped, *dots.skipped)] == [reason] * 4
+    assert [item.id for item in corpus.skipped] == ["depth.tar/1.depth.png", "depth.tar/2.depth.png"]
+
+
+def test_members_in_any_order_make_samples(tmp_path):
+    """As `tar cf x.tar *.jpg *.cls` writes them; a second sample of one name stays one."""
+    members = {f"{n}.jpg": png(n) for n in range(4)} | {f"{n}.cls": str(n % 2).encode() for n in range(4)}
+    path = shard(tmp_path / "a.tar", members)
+    with tarfile.open(path, "a") as tar:
+        for name, content in (("0.jpg", png(9)), ("0.cls", b"7")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    corpus = WebDatasetSource(str(path)).load(tmp_path)
+    assert [(p.id, p.label) for p in corpus.examples] == [
+        *((f"a.tar/{n}", str(n % 2)) for n in range(4)),
+        ("a.tar/0 (2)", "7"),
+    ]
+    assert not corpus.skipped
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_compressed_shard_is_called_so(tmp_path, pack):
+    """Single members of it cannot be read where they are."""
+    path = shard(tmp_path / "a.tar", {"1.jpg": png(1)})
+    path.write_bytes(pack(path.read_bytes()))
+    (item,) = WebDatasetSource(str(path)).load(tmp_path).skipped
+    assert item.reason == "compressed shard: unpack it, as with gunzip"
+
+
+def test_several_texts_and_classes_of_a_sample(tmp_path):
+    """Each line of KEY.txt, and each text of a list in KEY.json, is a caption; several classes are none."""
+    facts = {"2": {"caption": ["a cat", " ", None, "an animal"]}, "3": {"label": ["rows"]},
+             "4": {"label": ["a", "b"]}, "5": {"label": [1, 2], "caption": "a dog"}}  # fmt: skip
+    members: dict[str, bytes] = {"1.txt": "\ufeffa dog\r\n\nan animal\n".encode()}
+    members |= {f"{key}.json": json.dumps(values).encode("utf-8-sig") for key, values in facts.items()}
+    members |= {f"{n}.png": png(n) for n in range(1, 6)}
+    corpus = WebDatasetSource(str(shard(tmp_path / "a.tar", members))).load(tmp_path)
+    assert {p.id[-1]: (p.label, p.captions) for p in corpus.examples} == {
+        "1": (None, {"en": ["a dog", "an animal"]}),
+        "2": (None, {"en": ["a cat", "an animal"]}),
+        "3": ("rows", {}),
+        "5": (None, {"en": "a dog"}),
+    }
+    assert [(item.id, item.reason) for item in corpus.skipped] == [("a.tar/4", "several classes")]
+
+
+def test_shards_by_range_and_with_brackets(tmp_path):
+    """`{000..012}` is the usual notation; what is a name already is no glob."""
+    folder = tmp_path / "set[1]"
+    for number in (*range(8, 13), 100):
+        shard(folder / f"a-{number:03d}.tar", {f"{number}.png": png(number)})
+    shard(folder / "odd[2]*.tar", {"x.png": png(1)})
+
+    def keys(*patterns: str) -> list[str]:
+        source = WebDatasetSource([str(folder / pattern) for pattern in patterns])
+        assert len(source.identity()["shards"][""]) == len(source.load(tmp_path).examples)
+        return [picture.id.rpartition("/")[2] for picture in source.load(tmp_path).examples]
+
+    assert keys("a-{008..012}.tar") == ["8", "9", "10", "11", "12"]
+    assert keys("a-0{09..10}.tar", "{odd[2]*,a-100}.tar") == ["9", "10", "x", "100"]
+    assert keys("a-01*.tar") == ["10", "11", "12"] and keys("odd[2]*.tar") == ["x"]
+    before = WebDatasetSource(str(folder / "odd[2]*.tar")).identity()
+    shard(folder / "odd[2]*.tar", {"y.png": png(2), "z.png": png(3)})
+    assert WebDatasetSource(str(folder / "odd[2]*.tar")).identity() != before
+    with pytest.raises(UserError, match=r"no file fits shards=.*a-013.tar. Name tar files, by a glob"):
+        keys("a-{012..013}.tar")
 
 
 def test_shards_that_are_not_named_or_not_there(tmp_path):
