@@ -311,7 +311,7 @@ class Conditions:
                 else f"{self.steps:,} step{'s' if self.steps != 1 else ''}"
             )
         if self.test_batches is not None:
-            words.append(f"trainer.limit_test_batches={self.test_batches}")
+            words.append(f"tested on {self.test_batches}")
         return tuple(words)
 
 
@@ -321,7 +321,11 @@ def _conditions(run: Run) -> Conditions:
     return Conditions(
         tuple(sorted(sources.items())),
         run.steps if run.finished and run.steps is not None else run.planned_steps,
-        None if limit is None or (isinstance(limit, float) and limit == 1) else str(limit),
+        None
+        if limit is None or (isinstance(limit, float) and limit == 1)
+        else f"{limit:.2%}"
+        if isinstance(limit, float)
+        else f"{limit} batch{'es' if limit != 1 else ''}",
     )
 
 

@@ -10,6 +10,8 @@ from magneto.report.figures import Picture, draw_overview
 from magneto.report.tables import DAGGER, NONE, Cell, Table, duration, main_table
 
 PICKED = "‡"
+ENDED = ("finished", "diverged")
+"""What is a result."""
 
 _ARROWS = {"min": " ↓", "max": " ↑", None: ""}
 
@@ -23,10 +25,11 @@ class Overview:
 
 
 def overview_of(sections: Sequence[Section], folder: Path) -> Overview | None:
-    """The headline metric of every section by backbone, its figure in `folder`; None of fewer than two sections.
+    """The headline metric of every section by backbone, its figure in `folder`; None of fewer than two with a result.
 
     Where a backbone has several configurations, the one stands here that was best in validation.
     """
+    sections = [section for section in sections if any(run.status in ENDED for run in section.runs)]
     if len(sections) < 2:
         return None
     picked = [replace(section, rows=_one_a_backbone(section)) for section in sections]

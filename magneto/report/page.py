@@ -64,8 +64,8 @@ thead th { vertical-align: bottom; color: var(--soft); font-weight: 600;
 thead th { white-space: normal; min-width: 5rem; }
 tbody th { font-weight: 600; }
 .word { text-align: left; }
-tbody .word { white-space: normal; overflow-wrap: anywhere; min-width: 7rem; max-width: 24rem; }
-tbody th.word { min-width: 9rem; }
+tbody .word { white-space: normal; overflow-wrap: anywhere; min-width: 8rem; max-width: 26rem; }
+tbody th.word { min-width: 15rem; }
 tbody tr:hover { background: var(--card); }
 td b { font-weight: 700; color: var(--ink); }
 .chip { display: inline-block; width: .72em; height: .72em; border-radius: 2px; margin-right: .5em; }
@@ -95,7 +95,7 @@ footer { margin-top: 3rem; }
 @media (max-width: 640px) {
   main { padding: 1.25rem .9rem 3rem; }
   h1 { font-size: 1.5rem; }
-  th, td { padding: .4rem .45rem; }
+  th, td { padding: .4rem .45rem; white-space: normal; }
   thead th { min-width: 3.5rem; }
   tbody .word, tbody th.word { min-width: 6rem; max-width: 8.5rem; }
   table { font-size: .82rem; }

@@ -162,7 +162,8 @@ def runs_table(comparison: Comparison, folder: Path) -> Table:
         rows.append(
             (*cells, *task, Cell(NONE), Cell(str(run.seed)), Cell(NONE), Cell(NONE), *_time_cells(run))
         )
-    words = [index for index, name in enumerate(header) if name in ("run", "status", "task", "configuration")]
+    numbers = ("steps", "seed", "time", "data loading time")
+    words = [index for index, name in enumerate(header) if name not in numbers]
     notes = ("Data loading time: the share of the training time in which a step waited for its batch.",)
     return Table("Runs", tuple(header), tuple(rows), notes, tuple(words))
 
