@@ -19,6 +19,7 @@ from magneto.classification_metrics import GlueScores
 from magneto.data.classification import ClassificationDataModule
 from magneto.data.labelled_examples import PAD_TO_MULTIPLE, collate, encode
 from magneto.data.sources.glue import read_test_file
+from magneto.data.sources.labelled import zero_digits
 from magneto.data.text_tokenizer import TextTokenizer
 from magneto.errors import UserError, from_mapping, nearest
 from magneto.nn import Linear, TokenStem, build_backbone, training_flops_per_token
@@ -242,6 +243,8 @@ class TextClassification(TaskModule):
 
     def _label(self, texts: Sequence[tuple[str, str | None]]) -> list[dict[str, Any]]:
         """Answers of one batch."""
+        if self.spec.get("zero_digits"):
+            texts = [(zero_digits(text), pair and zero_digits(pair)) for text, pair in texts]
         encoded = encode(
             self.tokenizer, [text for text, _ in texts], [pair for _, pair in texts], self.spec["max_tokens"]
         )
