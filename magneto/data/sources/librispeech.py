@@ -154,10 +154,10 @@ def _read(folder: Path, split: str, utterances: list[Utterance], skipped: list[S
     for transcript in transcripts:
         speaker = transcript.parent.parent.name
         try:
-            lines = transcript.read_text(encoding="utf-8").splitlines()
+            lines = transcript.read_text(encoding="utf-8").split("\n")
         except UnicodeDecodeError as error:
             raise UserError(f"{transcript} is damaged: it is not UTF-8. Unpack the archive again.") from error
-        for line in lines:
+        for line in filter(None, lines):
             name, _, text = line.partition(" ")
             audio = transcript.parent / f"{name}.flac"
             if not audio.is_file():
