@@ -115,9 +115,13 @@ def locate(package: Package, data_dir: Path, folder: str | None = None) -> Locat
 
 
 def needed_files(root: Path, patterns: tuple[str, ...]) -> list[Path]:
-    """The corpus's files below `root`, sorted by their relative names. Folders and links to nothing are none."""
+    """The corpus's files below `root`, sorted by their relative names.
+
+    Folders and links to nothing are none, nor is what macOS puts beside a file that it copies (`._NAME`).
+    """
+    found = {path for pattern in patterns for path in root.glob(pattern) if path.is_file()}
     return sorted(
-        {path for pattern in patterns for path in root.glob(pattern) if path.is_file()},
+        (path for path in found if not path.name.startswith("._")),
         key=lambda p: p.relative_to(root).as_posix(),
     )
 

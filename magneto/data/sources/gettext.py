@@ -171,7 +171,7 @@ class GettextSource:
 
 
 def _find(root: Path, patterns: Sequence[str]) -> list[Path]:
-    found = sorted({path for pattern in patterns for path in root.glob(pattern)})
+    found = sorted({path for pattern in patterns for path in root.glob(pattern) if path.name[0] != "."})
     if not found:
         raise UserError(f"data: {root} holds no gettext catalog ({', '.join(patterns)}).")
     return found

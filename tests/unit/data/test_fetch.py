@@ -219,6 +219,7 @@ def test_folders_and_links_to_nothing_are_no_needed_files(tmp_path):
     before = [digest(tmp_path, ("*.1",)) for digest in (content_digest, fetch.listing_digest)]
     (tmp_path / "folder.1").mkdir()
     (tmp_path / "link.1").symlink_to("nowhere")
+    (tmp_path / "._page.1").write_bytes(b"\0\5\x16\7")  # of macOS
     assert [digest(tmp_path, ("*.1",)) for digest in (content_digest, fetch.listing_digest)] == before
 
 

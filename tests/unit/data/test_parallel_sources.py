@@ -22,6 +22,7 @@ from magneto.data.sources.libreoffice import LibreOfficeSource
 from magneto.data.sources.pairs import Pair, ParallelSource
 from magneto.data.sources.parallel_files import ParallelFilesSource
 from magneto.errors import UserError
+from tests.unit.data.recordings import copy_by_macos
 
 
 def read(source: ParallelSource, tmp_path: Path) -> tuple[list[Pair], list[str]]:
@@ -144,6 +145,17 @@ def test_descriptions_are_joined_by_their_sum_and_cut_into_paragraphs(indexes: P
     ]
     assert [pair.group for pair in pairs] == ["editor"] * 5 + ["game"]
     assert skipped == ["long description divided otherwise", "its original is not in the index"]
+
+
+@pytest.mark.parametrize("kind", ["indexes", "catalogs"])
+def test_hidden_files_are_not_read(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    folder = request.getfixturevalue(kind)
+    source: DDTPSource | GettextSource = DDTPSource(["en-fr"], folder=str(folder))
+    if kind == "catalogs":
+        source = GettextSource(["en-fr"], [], [str(folder)])
+    before, identity = read(source, tmp_path), source.identity()
+    copy_by_macos(folder)
+    assert read(source, tmp_path) == before and source.identity() == identity
 
 
 def test_two_translations_are_joined_through_the_original(indexes: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from magneto.data.sources.fotaq import FotaqSource, read_container
 from magneto.data.sources.librispeech import LibriSpeechSource
 from magneto.data.sources.stamps import StampsSource
 from magneto.errors import UserError
-from tests.unit.data.recordings import tone
+from tests.unit.data.recordings import copy_by_macos, tone
 
 # ------------------------------------------------------------------------------------------------ splits
 
@@ -88,6 +88,13 @@ def test_stamps(stamp_tree, tmp_path):
     reasons = Counter(item.reason for item in corpus.skipped)
     assert reasons == {"copy of another recording": 2, "no caption in its language": 2}
     assert corpus.origin["verified"] is False
+
+
+def test_hidden_stamps_are_none(stamp_tree, tmp_path):
+    source = StampsSource(languages=["es", "fr"], folder=str(stamp_tree))
+    before = source.load(tmp_path)
+    copy_by_macos(stamp_tree)
+    assert source.load(tmp_path) == before
 
 
 def test_no_stamp_caption_or_recording_of_a_stamp_stands_on_two_sides(stamp_tree, tmp_path):
@@ -307,8 +314,7 @@ def test_librispeech_copied_by_macos(tmp_path):
     for subset in ("train-clean-100", "dev-clean", "test-clean"):
         libri_tree(tmp_path, subset)
     chapter = tmp_path / "LibriSpeech/dev-clean/84/0"
-    for path in list(chapter.iterdir()):
-        path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X\xb0")
+    copy_by_macos(tmp_path)
     (chapter.parent / "._0").write_bytes(b"\0\5\x16\7")
     source = LibriSpeechSource(folder=str(tmp_path))
     corpus = source.load(tmp_path)
