@@ -3,34 +3,43 @@
 Every value is checked here or in the constructor that takes it, so that a mistake is told by its key.
 """
 
+import contextlib
+import inspect
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import hydra
 import lightning as L
 import torch
 from annotated_types import Ge
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
+from hydra.types import RunMode
 from hydra.utils import get_class
-from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EMAWeightAveraging
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from omegaconf import OmegaConf
 
-from magneto import callbacks, checkpoint
+from magneto import callbacks, checkpoint, console, schema
 from magneto.averaging import LastWeights
-from magneto.cli import CONF, options
+from magneto.cli import CONF, check_choices
 from magneto.data.base import DataModule
 from magneto.errors import UserError, check_types, from_mapping, nearest
-from magneto.loggers import CSVLogger, wandb_logger
+from magneto.loggers import CSVLogger, RunLogger, wandb_logger
 from magneto.loggers import Settings as LoggerSettings
 from magneto.runs import RunFolder
 from magneto.tasks.base import TaskModule, task_class
@@ -38,24 +47,44 @@ from magneto.tasks.base import TaskModule, task_class
 log = logging.getLogger("magneto")
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "64-true")
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
 # Keys of conf/trainer that are not passed on to lightning.Trainer as they stand.
 _OWN_TRAINER_KEYS = ("precision", "compile", "threads", "max_steps", "val_check_interval")
+# Further arguments of lightning.Trainer, to be added with +trainer.KEY=.
+_EXTRA_TRAINER_KEYS = ("benchmark", "detect_anomaly", "inference_mode", "profiler", "sync_batchnorm")
+# Arguments of lightning.Trainer that would have no effect, or end a run before its last step: what to use instead.
+_NOT_SUPPORTED = {
+    "gradient_clip_val": "the training step clips by itself. Use optimizer.gradient_clip",
+    "gradient_clip_algorithm": "the training step clips by the global norm. Use optimizer.gradient_clip",
+    "max_time": "the run would end before its learning rate has decayed. Use trainer.max_steps, or stop it with Ctrl-C",
+    "limit_train_batches": "the run would end before its last step. Use trainer.max_steps",
+    "overfit_batches": "the run would end before its last step. Use debug=default to see that a configuration runs",
+    "fast_dev_run": "the run would have no checkpoint to test. Use debug=default",
+    "min_steps": "a run has exactly trainer.max_steps steps. Leave it out",
+    "min_epochs": "the length of a run is counted in steps. Use trainer.max_steps",
+    "max_epochs": "the length of a run is counted in steps. Use trainer.max_steps",
+    "check_val_every_n_epoch": "validations are counted in steps. Use trainer.val_check_interval",
+    "default_root_dir": "a run has its own folder. Use runs_dir= and name=",
+    "logger": "the loggers are those of the group logger. Use logger.wandb",
+    "enable_checkpointing": "a run always keeps its checkpoints. Use callbacks.save_every",
+}
 
 
 def check_task(config: Mapping[str, Any]) -> None:
     """Raise `UserError` unless task and data are chosen, and fit each other and the experiment."""
-    tasks = options("task")
-    if config["task"] is None:
-        raise UserError(f"task= is missing. Choose one: {', '.join(f'task={task}' for task in tasks)}.")
+    check_choices(config)
     declared = config["experiment_task"]
     if declared is not None and declared != config["task"]["name"]:
         raise UserError(
             f"the experiment is made for task={declared}, but the command says task={config['task']['name']}. "
             f"Leave task= out of the command, or say task={declared}."
         )
-    if config["data"] is None:
-        raise UserError(f"data= is missing. Choose one: {', '.join(options('data'))}.")
-    wanted = task_class(config["task"]["_target_"]).Data
+    task = task_class(config["task"]["_target_"])
+    if config["task"]["name"] != task.name:
+        raise UserError(
+            f"task.name={config['task']['name']}: the task's name is {task.name}. Use name= to name the run."
+        )
+    wanted = task.Data
     try:
         given = get_class(config["data"]["_target_"])
     except Exception as error:  # Hydra's own, of several types
@@ -102,6 +131,11 @@ def build_data(node: Mapping[str, Any]) -> DataModule:
             raise cause from None
         raise UserError(f"data: {cause or error}") from error
     assert isinstance(module, DataModule), module
+    for name, source in getattr(module, "sources", {}).items():
+        if not hasattr(source, "identity"):
+            raise UserError(
+                f"data.sources.{name}={source}: this is no source. Give it a _target_, or leave it out."
+            )
     return module
 
 
@@ -118,6 +152,12 @@ def _check_arguments(node: Mapping[str, Any], where: str) -> None:
             owner = get_class(plain["_target_"])
         except Exception:  # Hydra's own, of several types: it says what is wrong when it makes the object
             return
+        parameters = inspect.signature(owner).parameters
+        if all(one.kind is not one.VAR_KEYWORD for one in parameters.values()):
+            for key in plain:
+                if key not in parameters and key != "_target_":
+                    hint = nearest(key, parameters) or f" There are: {', '.join(sorted(parameters))}."
+                    raise UserError(f"{where}.{key}: there is no such key.{hint}")
         check_types(owner, plain, where)
 
 
@@ -159,21 +199,82 @@ def precision(setting: str, accelerator: str) -> str:
     if setting != "auto":
         return setting
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
+        # Emulated bf16 (before Ampere) is slower than fp32.
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bf16-mixed" if native else "32-true"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerTypes:
-    """What `check_types` is to know of `trainer`; the rest is Lightning's, which checks it."""
+    """The types of the keys of conf/trainer; Lightning checks the values of those that it takes."""
 
+    accelerator: str
+    devices: int | str | list[int]
+    num_nodes: Annotated[int, Ge(1)]
+    strategy: str
+    precision: str
+    max_steps: Annotated[int, Ge(1)]
+    val_check_interval: Annotated[int, Ge(1)]
     accumulate_grad_batches: Annotated[int, Ge(1)]
     log_every_n_steps: Annotated[int, Ge(1)]
-    num_nodes: Annotated[int, Ge(1)]
-    threads: Annotated[int, Ge(1)] | None
+    limit_val_batches: int | float
+    limit_test_batches: int | float
+    num_sanity_val_steps: Annotated[int, Ge(-1)]
+    deterministic: bool | Literal["warn"]
     compile: bool
+    threads: Annotated[int, Ge(1)] | None
     enable_progress_bar: bool
+
+
+def check_trainer(settings: Mapping[str, Any]) -> None:
+    """Raise `UserError` for a key of `trainer` that is missing, unknown or not supported, or has a wrong value."""
+    known = [field.name for field in fields(TrainerTypes)]
+    schema.require(settings, known, "trainer")
+    available = (*known, *_EXTRA_TRAINER_KEYS)
+    for key, value in settings.items():
+        if key in _NOT_SUPPORTED:
+            raise UserError(f"trainer.{key}={value} is not supported: {_NOT_SUPPORTED[key]}.")
+        if key not in available:
+            raise UserError(
+                f"trainer.{key}={value}: there is no such key, or it is not supported.{nearest(key, available)} "
+                f"Choose from: {', '.join(available)}."
+            )
+    check_types(TrainerTypes, settings, "trainer")
+    for key, reason in (
+        ("limit_val_batches", "a validation chooses the checkpoint that is tested"),
+        ("limit_test_batches", "a run ends with its test metrics"),
+    ):
+        if settings[key] == 0:
+            raise UserError(f"trainer.{key}=0: {reason}. Set it to 1 for a single batch.")
+    strategy = settings["strategy"]
+    if strategy not in STRATEGIES:
+        reason = f"there is no such strategy.{nearest(strategy, STRATEGIES)}"
+        if strategy.startswith(("fsdp", "deepspeed")):
+            reason = "weight decay, gradient clipping and the export would be wrong with sharded parameters."
+        elif strategy.startswith(("ddp_spawn", "ddp_fork", "ddp_notebook")):
+            reason = "the metrics and the trained weights would stay in the child processes."
+        elif strategy in StrategyRegistry.available_strategies():
+            reason = "it is not tested with magneto."
+        raise UserError(
+            f"trainer.strategy={strategy} is not supported: {reason} Use trainer.strategy=ddp, or auto for one process."
+        )
+    if settings["accelerator"] in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError(
+            f"trainer.accelerator={settings['accelerator']}: torch finds no GPU.{unusable_gpu()} "
+            "Use trainer.accelerator=auto to train on what there is."
+        )
+
+
+def unusable_gpu() -> str:
+    """Return a sentence about an NVIDIA GPU that is there and that torch cannot use; "" if there is none."""
+    if torch.cuda.is_available() or not (Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi")):
+        return ""
+    built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
+    return (
+        f" There is an NVIDIA driver, but torch {torch.__version__} cannot use it: it {built}. Compare it with the CUDA "
+        "version that nvidia-smi shows, and install a torch for that version or an earlier one (https://pytorch.org)."
+    )
 
 
 def trainer_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,12 +282,96 @@ def trainer_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     settings = config["trainer"]
     arguments = {key: value for key, value in settings.items() if key not in _OWN_TRAINER_KEYS}
     arguments["precision"] = precision(settings["precision"], settings["accelerator"])
-    return arguments | {"use_distributed_sampler": False, "enable_model_summary": False}
+    return arguments | {
+        "use_distributed_sampler": False,
+        "enable_model_summary": False,
+        "enable_progress_bar": settings["enable_progress_bar"] and console.has_bar(),
+    }
+
+
+def lightning_trainer(config: Mapping[str, Any], **further: Any) -> L.Trainer:
+    """Return Lightning's trainer with the settings of `config["trainer"]`.
+
+    Args:
+        config: the resolved configuration.
+        further: arguments of lightning.Trainer that are not the user's.
+
+    Raises:
+        UserError: Lightning refuses a setting, or the processes of the environment are not those of the settings.
+    """
+    check_trainer(config["trainer"])
+    arguments = trainer_arguments(config) | further
+    try:
+        with lightning_errors():
+            arguments["plugins"] = [*further.get("plugins", ()), *_cluster(config["trainer"])]
+            trainer = L.Trainer(**arguments)
+    except (TypeError, ValueError, RuntimeError, ImportError) as error:
+        raise error if isinstance(error, UserError) else UserError(f"trainer: {error}") from error
+    _check_processes(trainer, config["trainer"])
+    return trainer
+
+
+@contextlib.contextmanager
+def lightning_errors() -> Iterator[None]:
+    """Turn what Lightning raises for a wrong setting into `UserError`."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise UserError(f"trainer: {error}") from error
+
+
+def _cluster(settings: Mapping[str, Any]) -> list[ClusterEnvironment]:
+    """What Lightning is to know of SLURM: that `callbacks.StopSignals` saves and queues again, and not Lightning.
+
+    Raises:
+        RuntimeError: SLURM's variables do not say how many processes a machine has.
+    """
+    if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
+        return []
+    alone = settings["devices"] in (1, "1") and settings["num_nodes"] == 1
+    if alone and "SLURM_STEP_NUM_TASKS" not in os.environ and os.environ.get("SLURM_PROCID", "0") == "0":
+        return [LightningEnvironment()]  # in the batch script itself, which srun has not multiplied
+    return [SLURMEnvironment(auto_requeue=False)]
+
+
+def _check_processes(trainer: L.Trainer, settings: Mapping[str, Any]) -> None:
+    """Raise `UserError` unless the processes that were started are those that `trainer` works with."""
+    started, starter = 1, ""
+    if TorchElasticEnvironment.detect():
+        started, starter = int(os.environ["WORLD_SIZE"]), "torchrun starts"
+    elif isinstance(cluster := trainer._accelerator_connector.cluster_environment, SLURMEnvironment):
+        started, starter = cluster.world_size(), "SLURM starts"
+    elif settings["num_nodes"] > 1 or any(
+        int(os.environ.get(name, 0)) for name in ("NODE_RANK", "GROUP_RANK")
+    ):
+        raise UserError(
+            "trainer.num_nodes > 1 or NODE_RANK without torchrun or srun: each node would take itself for the first one. "
+            "Start the run with torchrun or srun on every node (docs/cluster.md)."
+        )
+    expected = trainer.num_devices * settings["num_nodes"]
+    if starter and started != expected:
+        raise UserError(
+            f"{starter} {started} processes, but trainer.devices={settings['devices']} and trainer.num_nodes="
+            f"{settings['num_nodes']} make {expected}. Set trainer.devices to the processes on a node and trainer.num_nodes "
+            "to the nodes, or start as many processes as these."
+        )
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, _MultiProcessingLauncher):  # Lightning's choice for auto in a notebook
+        raise UserError(
+            f"trainer.devices={settings['devices']} in a notebook: the metrics and the trained weights would stay in the "
+            "child processes. Set trainer.devices=1, or run run.py in a shell."
+        )
+    sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    if sweep and not starter and launcher is not None:
+        raise UserError(
+            "-m cannot start several processes a job: Lightning's children would repeat the whole sweep. "
+            "Run the jobs one by one (without -m), or start the sweep with torchrun or srun."
+        )
 
 
 def progress_bar(config: Mapping[str, Any]) -> list[L.Callback]:
-    """The progress bar as a list of callbacks, empty where it is switched off."""
-    return [callbacks.ProgressBar()] if config["trainer"]["enable_progress_bar"] else []
+    """The progress bar as a list of callbacks, empty where it is switched off or cannot be drawn."""
+    return [console.ProgressBar()] if config["trainer"]["enable_progress_bar"] and console.has_bar() else []
 
 
 def build_trainer(
@@ -200,14 +385,6 @@ def build_trainer(
     """The trainer, with `others` before its own callbacks, and those of these that the result is read from."""
     settings = config["trainer"]
     watch = from_mapping(callbacks.Settings, config["callbacks"], "callbacks")
-    steps, interval = settings["max_steps"], settings["val_check_interval"]
-    for key, value in (("max_steps", steps), ("val_check_interval", interval)):
-        if not isinstance(value, int) or value < 1:
-            raise UserError(f"trainer.{key}={value}: must be a whole number of optimizer steps, 1 or more.")
-    if settings["limit_val_batches"] == 0:
-        raise UserError(
-            "trainer.limit_val_batches=0: a validation chooses the checkpoint that is tested. Say 1 for a single batch."
-        )
     monitor = callbacks.Monitor(settings["log_every_n_steps"], watch.divergence_factor)
     saver = callbacks.Checkpoints(folder.checkpoints, task.monitor, task.mode, watch.save_every, signals)
     watching: list[L.Callback] = [*others, callbacks.ConfigureRun(), callbacks.StepSeed(config["seed"])]
@@ -216,88 +393,50 @@ def build_trainer(
         watching.append(EMAWeightAveraging(decay=watch.ema_decay, use_buffers=False))
     if watch.average_last:
         watching.append(LastWeights(folder.checkpoints, watch.average_last))
-    watching += [monitor, callbacks.StabilityProbe(watch.probe_every), saver, *progress_bar(config)]
-    accumulate = settings["accumulate_grad_batches"]
-    try:
-        trainer = L.Trainer(
-            **trainer_arguments(config),
-            # One Lightning epoch is the whole run: the loader has all its batches, over any number of data epochs.
-            max_epochs=1,
-            val_check_interval=interval * accumulate,
-            check_val_every_n_epoch=None,
-            # Under SLURM, Lightning would prefer any hpc_ckpt_*.ckpt that it finds there to what it is told.
-            default_root_dir=folder.path / "lightning",
-            logger=loggers,
-            callbacks=watching,
-            plugins=[checkpoint.AtomicCheckpointIO(), *cluster(settings)],
-            enable_checkpointing=True,
-        )
-    except (TypeError, ValueError, MisconfigurationException) as error:
-        raise UserError(f"trainer: {error}") from error
-    check_cluster(trainer)
+    bar = progress_bar(config)
+    watching += [monitor, callbacks.StabilityProbe(watch.probe_every), saver, *bar]
+    watching.append(console.ProgressLines(saver, bar=bool(bar)))
+    trainer = lightning_trainer(
+        config,
+        # One Lightning epoch is the whole run: the loader has all its batches, over any number of data epochs.
+        max_epochs=1,
+        val_check_interval=settings["val_check_interval"] * settings["accumulate_grad_batches"],
+        check_val_every_n_epoch=None,
+        # Under SLURM, Lightning would prefer any hpc_ckpt_*.ckpt that it finds there to what it is told.
+        default_root_dir=folder.path / "lightning",
+        logger=loggers,
+        callbacks=watching,
+        plugins=[checkpoint.AtomicCheckpointIO()],
+        enable_checkpointing=True,
+    )
     return trainer, monitor, saver
 
 
 def build_tester(config: Mapping[str, Any], folder: Path) -> L.Trainer:
     """The trainer of mode=test. Raises `UserError` as `build_trainer` does."""
-    try:
-        trainer = L.Trainer(
-            **trainer_arguments(config),
-            logger=False,
-            enable_checkpointing=False,
-            default_root_dir=folder / "lightning",
-            callbacks=[callbacks.ConfigureRun(), *progress_bar(config)],
-            plugins=[*cluster(config["trainer"])],
-        )
-    except (TypeError, ValueError, MisconfigurationException) as error:
-        raise UserError(f"trainer: {error}") from error
-    check_cluster(trainer)
-    return trainer
+    return lightning_trainer(
+        config,
+        logger=False,
+        enable_checkpointing=False,
+        default_root_dir=folder / "lightning",
+        callbacks=[callbacks.ConfigureRun(), *progress_bar(config)],
+    )
 
 
-def cluster(settings: Mapping[str, Any]) -> list[ClusterEnvironment]:
-    """What Lightning is to know of SLURM: that `callbacks.StopSignals` saves and queues again, and not Lightning.
-
-    Raises:
-        UserError: SLURM's variables do not say how many processes a machine has.
-    """
-    if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
-        return []
-    alone = settings["devices"] in (1, "1") and settings["num_nodes"] == 1
-    if alone and "SLURM_STEP_NUM_TASKS" not in os.environ and os.environ.get("SLURM_PROCID", "0") == "0":
-        return [LightningEnvironment()]  # in the batch script itself, which srun has not multiplied
-    try:
-        return [SLURMEnvironment(auto_requeue=False)]
-    except RuntimeError:
-        raise UserError(
-            f"SLURM: --ntasks={os.environ['SLURM_NTASKS']} does not say how many processes a machine has. Use "
-            "--ntasks-per-node, and set trainer.devices to it."
-        ) from None
-
-
-def check_cluster(trainer: L.Trainer) -> None:
-    """Raise `UserError` where SLURM has started another number of processes than the trainer is to have."""
-    environment = trainer._accelerator_connector.cluster_environment
-    wanted = trainer.num_devices * trainer.num_nodes
-    if isinstance(environment, SLURMEnvironment) and environment.world_size() != wanted:
-        raise UserError(
-            f"SLURM has started {environment.world_size()} processes, and trainer.devices={trainer.num_devices} with "
-            f"trainer.num_nodes={trainer.num_nodes} makes {wanted}. Set them to srun's --ntasks-per-node and --nodes."
-        )
-
-
-def build_loggers(folder: RunFolder, config: Mapping[str, Any], step: int) -> list[Logger]:
+def build_loggers(folder: RunFolder, config: Mapping[str, Any], step: int, task: TaskModule) -> list[Logger]:
     """metrics.csv, rewound to `step`, and W&B unless it is disabled."""
     csv_logger = CSVLogger(folder.metrics)
     csv_logger.rewind(step)
     settings = from_mapping(LoggerSettings, config["logger"], "logger")
-    settings = replace(settings, group=settings.group or config["task"]["name"])
     wandb = wandb_logger(folder.path, settings, config)
-    return [csv_logger] if wandb is None else [csv_logger, wandb]
+    if wandb is None:
+        return [csv_logger]
+    wandb.keep_best(task.monitor, task.mode)
+    return [csv_logger, wandb]
 
 
 def close(loggers: Sequence[Logger]) -> None:
     """End the W&B run whatever happened, so that the next job of a sweep has one of its own."""
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.finish()
+        if isinstance(logger, RunLogger):
+            logger.finish()

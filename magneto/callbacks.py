@@ -13,7 +13,7 @@ from typing import Any, Self, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from torch import Tensor, nn
 
 from magneto.data.base import DataModule
@@ -312,8 +312,13 @@ class Usage(Callback):
         return {
             "wall_s": self._before.get("wall_s", 0.0) + now - self._started,
             "fit_s": self._before.get("fit_s", 0.0) + fit,
-            "peak_memory_bytes": max(int(self._before.get("peak_memory_bytes", 0)), self._peak_memory()),
+            "peak_memory_bytes": self.peak_memory,
         }
+
+    @property
+    def peak_memory(self) -> int:
+        """The largest memory of any of the processes that made the run, in bytes."""
+        return max(int(self._before.get("peak_memory_bytes", 0)), self._peak_memory())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting."""
@@ -499,13 +504,6 @@ class StabilityProbe(Callback):
             handle.remove()
         self._stack.__exit__(None, None, None)
         self._stack = None
-
-
-class ProgressBar(RichProgressBar):
-    """Lightning's rich bar, over the steps of the whole run (a run is one Lightning epoch, whatever its data epochs)."""
-
-    def _get_train_description(self, current_epoch: int) -> str:
-        return "Training"
 
 
 @contextmanager

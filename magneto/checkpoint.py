@@ -63,14 +63,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         UserError: the file is missing, truncated, or was not written by magneto.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(
-            f"checkpoint {path}: no such file. Runs keep theirs in RUN/checkpoints/best.ckpt and last.ckpt."
-        )
-    if not zipfile.is_zipfile(path):
-        raise UserError(
-            f"checkpoint {path}: truncated or not a checkpoint ({path.stat().st_size} bytes). {REMEDY}"
-        )
+    check_file(path, f"checkpoint {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a damaged or foreign file
@@ -92,6 +85,15 @@ def _require(where: str, values: dict[str, Any], kinds: dict[str, type], remedy:
     for key, kind in kinds.items():
         if not isinstance(values.get(key), kind):
             raise UserError(f"{where}: damaged ({key} is missing or not of type {kind.__name__}). {remedy}")
+
+
+def check_file(path: str | Path, what: str) -> None:
+    """Raise `UserError` unless `path`, called `what`, is a whole file that may be a checkpoint."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{what}: no such file. Runs keep theirs in RUN/checkpoints/best.ckpt and last.ckpt.")
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{what}: truncated or not a checkpoint ({path.stat().st_size} bytes). {REMEDY}")
 
 
 def load_task(path: str | Path) -> "TaskModule":

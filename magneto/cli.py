@@ -6,20 +6,26 @@ Only light imports stand at the top, so that `--help` and a refused command answ
 import io
 import logging
 import os
+import re
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import hydra
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Glob, Quote, QuotedString
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, Quote, QuotedString
 from hydra.errors import HydraException
-from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ValidationError
 
-from magneto import schema
+from magneto import runs, schema, summary, sweeps
 from magneto.errors import UserError, nearest
 
 log = logging.getLogger("magneto")
@@ -34,9 +40,6 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")  # read by tor
 
 _TEXTS = ("prompt", "predict.query", "predict.question", "predict.stop")
 
-_failed_jobs: list[str] = []
-_sweep_runs: list[Path] = []
-
 schema.register()
 
 
@@ -47,107 +50,178 @@ def options(group: str) -> list[str]:
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def _job(cfg: DictConfig) -> None:
-    from magneto import engine, pretrained
-
+def _job(cfg: DictConfig) -> float | None:
     hydra_config = HydraConfig.get()
     sweep = hydra_config.mode == RunMode.MULTIRUN
     overrides = list(hydra_config.overrides.task)
+    folder = None
+    if sweep:
+        print(sweeps.title(hydra_config.job.num, overrides), flush=True)
     try:
-        if sweep and cfg.task is not None:
-            config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
-            _sweep_runs.append(engine.run_folder(pretrained.adopt(config, overrides), overrides).path)
-        if sweep and int(os.environ.get("WORLD_SIZE", 1)) == 1 and engine.launches_processes(cfg):
-            raise UserError(
-                "-m cannot start several processes a job: Lightning's children would repeat the whole sweep. "
-                "Run the jobs one by one (without -m), or start each with torchrun or srun."
-            )
-        result = engine.run(cfg, overrides)
-        if result.get("status") == "interrupted":
-            # The user asked to stop: a sweep stops too, and the same command goes on later.
-            sys.exit(130)
-    except UserError as error:
-        _fail(sweep, overrides, f"error: {error}", code=2)
-    except Exception as error:
+        config = schema.to_dict(cfg)
+        schema.check(config)
+        check_choices(config)
+        result = _ended(config, overrides)
+        if result is None:
+            from magneto import engine  # late: it imports torch, which takes several seconds
+
+            result = engine.run(cfg, overrides)
+        folder, status, error = result.get("folder"), result.get("status"), None
+        code = 130 if status == "interrupted" else 0
+    except UserError as mistake:
+        result, error, code = {}, f"error: {mistake}", 2
+    except Exception as failure:
         if not sweep:
             raise
         log.exception("job %s failed", " ".join(overrides))
-        _fail(sweep, overrides, f"{type(error).__name__}: {error}", code=1)
-
-
-def _fail(sweep: bool, overrides: list[str], message: str, code: int) -> None:
-    print(message, file=sys.stderr)
+        result, error, code = {}, f"{type(failure).__name__}: {failure}", 1
+    if error is not None:
+        print(error, file=sys.stderr)
     if not sweep:
-        sys.exit(code)
-    _failed_jobs.append(" ".join(overrides))
-
-
-class SweepReport(Callback):
-    """Hydra callback: when a multirun ends, write the comparison of its runs and name the jobs that failed."""
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Write `report/` beside the runs; exit with code 1 if a job failed, after all the others ran."""
-        from magneto.report import write_report
-        from magneto.runs import slug
-
-        overrides = list(config.hydra.overrides.task)
-        runs = [path for path in _sweep_runs if (path / "result.json").exists()]
-        if runs:
-            folder = runs[0].parent / "reports" / slug(overrides)
-            try:
-                files = write_report(runs, folder, command=f"python run.py -m {' '.join(overrides)}")
-                print(f"report: {files.markdown}\n        {files.html}")
-            except UserError as error:
-                _failed_jobs.append(f"report: {error}")
-        if _failed_jobs:
-            print("failed jobs:\n  " + "\n  ".join(_failed_jobs), file=sys.stderr)
-            sys.exit(1)
-
-
-def _unknown_key(arguments: list[str]) -> str | None:
-    """A message about the first override whose key does not exist, naming the nearest one; None if all exist."""
-    from hydra import compose, initialize_config_dir
-
-    groups = sorted(path.name for path in CONF.iterdir() if path.is_dir())
-    try:
-        parsed = OverridesParser.create().parse_overrides(
-            [a for a in arguments if "=" in a and not a.startswith("-")]
-        )
-    except HydraException:
+        if code:
+            sys.exit(code)
         return None
-    parsed = [
-        override
-        for override in parsed
-        if not (override.is_add() or override.is_delete() or override.key_or_group.startswith("hydra"))
-    ]
-    chosen = []
-    for override in parsed:
-        group, value = override.key_or_group, override.value()
-        if group in groups and not isinstance(value, Glob):
-            values = value.list if isinstance(value, ChoiceSweep) else [value]
-            for one in values:
-                available = options(group)
-                if one is None:
-                    return f"{group}=null: leave it out, or choose one of: {', '.join(available)}."
-                if str(one) not in available:
-                    return (
-                        f"{group}={one}: there is no conf/{group}/{one}.yaml.{nearest(one, available)} "
-                        f"Choose one of: {', '.join(available)}."
+    if code == 130:  # the user asked to stop: the sweep stops too, and the same command continues it
+        sys.exit(code)
+    sweeps.record(overrides, folder, error)
+    return sweeps.objective(result)
+
+
+def check_choices(config: Mapping[str, Any]) -> None:
+    """Raise `UserError` unless a task and its data are chosen where the mode needs them."""
+    if config["mode"] in ("train", "prepare"):
+        if config["task"] is None:
+            raise UserError(
+                f"task= is missing. Choose from {', '.join(f'task={task}' for task in options('task'))}."
+            )
+        if config["data"] is None:
+            raise UserError(f"data= is missing. Choose from {', '.join(options('data'))}.")
+
+
+def _ended(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any] | None:
+    """Print and return the result of the run if it has ended already; None if there is something to do.
+
+    The engine says the same, but only once torch and Lightning are imported. Where more than the configuration is needed
+    (the model of `init_from=` decides the run's name, one of several processes prints), the answer is left to it.
+    """
+    several = any(name in os.environ for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    if config["mode"] != "train" or config["init_from"] is not None or several:
+        return None
+    result = runs.ended_result(config, overrides)
+    if result is not None:
+        path = runs.run_folder(config, overrides).path
+        status = f"already {result['status']}; use resume=never to start over"
+        print(summary.summarize(result, path, status, full=config["summary"] == "full"))
+        result["folder"] = str(path)
+    return result
+
+
+class _Configuration:
+    """The configuration files that Hydra finds for a command line, with those of `--config-dir` and `hydra.searchpath`.
+
+    Args:
+        arguments: those of the command line.
+        config_dir: the value of `--config-dir`.
+    """
+
+    def __init__(self, arguments: Sequence[str], config_dir: str | None) -> None:
+        self.overrides = OverridesParser.create().parse_overrides(list(arguments))
+        folders = [f"file://{Path(config_dir).absolute()}"] if config_dir else []
+        for override in self.overrides:
+            if override.key_or_group == "hydra.searchpath" and isinstance(override.value(), list):
+                folders += override.value()
+        self.searchpath = [f"hydra.searchpath=[{','.join(map(_quoted, folders))}]"] if folders else []
+        self.loader = GlobalHydra.instance().config_loader()
+        self.groups = set(self.names("", ObjectType.GROUP)) - {"hydra"}
+
+    def names(self, group: str, kind: ObjectType = ObjectType.CONFIG) -> list[str]:
+        """Return the options of a group, or the groups in it."""
+        return self.loader.get_group_options(group, kind, "config", self.searchpath)
+
+    def options(self, group: str) -> list[str]:
+        """Return the options of a group and of the groups in it, as the command line takes them."""
+        inner = [
+            f"{sub}/{name}"
+            for sub in self.names(group, ObjectType.GROUP)
+            for name in self.options(f"{group}/{sub}")
+        ]
+        return sorted([*self.names(group), *inner])
+
+    def mistake(self) -> str | None:
+        """Return a message about the first override with an unknown choice, key or value; None if there is none."""
+        chosen: list[str] = []  # one choice of each group
+        values: list[Override] = []
+        for override in self.overrides:
+            key, value = override.key_or_group, override.value()
+            if key.startswith("hydra") or override.is_delete() or isinstance(value, Glob):
+                continue
+            if key not in self.groups:
+                values.append(override)
+                continue
+            choices = value.list if isinstance(value, ChoiceSweep) else [value]
+            for choice in choices:
+                if (message := self._unknown_choice(key, choice)) is not None:
+                    return message
+            chosen.append(f"{key}={choices[0]}")
+        config = compose("config", [*self.searchpath, *chosen])
+        known = _keys(OmegaConf.to_container(config, resolve=False))
+        for override in values:
+            key, adds = override.key_or_group, override.is_add() or override.is_force_add()
+            if adds:
+                known.add(key)
+            elif key not in known:
+                return f"{override.input_line}: there is no key {key!r}.{nearest(key, known)} See all keys with --cfg job."
+            for value in _values(override):
+                try:
+                    OmegaConf.update(config, key, value, force_add=adds)
+                except ValidationError as error:
+                    return _wrong_value(
+                        f"{key}={'null' if value is None else value}", str(error).splitlines()[0]
                     )
-            chosen.append(f"{group}={values[0]}")
+        return None
+
+    def _unknown_choice(self, group: str, choice: object) -> str | None:
+        parent, _, name = f"{group}/{choice}".rpartition("/")
+        if choice is not None and name.removesuffix(".yaml") in self.names(parent):
+            return None
+        available = self.options(group)
+        if choice is None:
+            return f"{group}=null: leave it out, or choose from {', '.join(available)}."
+        return (
+            f"{group}={choice}: there is no {group}/{choice}.yaml.{nearest(choice, available)} "
+            f"Choose from {', '.join(available)}."
+        )
+
+
+def _values(override: Override) -> list[Any]:
+    """Return the value, or all that are swept over; [] where the sweeper draws them."""
+    if not override.is_sweep_override():
+        return [override.value()]
+    if not override.is_discrete_sweep():
+        return []
+    key = override.get_key_element()
+    texts = [f"{key}={value}" for value in override.sweep_string_iterator()]
+    return [one.value() for one in OverridesParser.create().parse_overrides(texts)]
+
+
+def _wrong_value(text: str, reason: str) -> str:
+    if (options := re.search(r"expected one of \[(.*)\]", reason)) is not None:
+        names = options[1].split(", ")
+        return f"{text}: must be one of {', '.join(names)}.{nearest(text.partition('=')[2], names)}"
+    return f"{text}: {reason[0].lower()}{reason[1:]}. Set it to a value of another type."
+
+
+def _mistake(arguments: list[str]) -> str | None:
+    """A message about what Hydra would refuse in its own words; None if it refuses nothing, or says it well itself."""
+    parsed = get_args_parser().parse_args(arguments)
+    others = (parsed.help, parsed.hydra_help, parsed.shell_completion, parsed.info, parsed.experimental_rerun)
+    if any(others) or parsed.config_path or parsed.config_name:
+        return None
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            known = _keys(OmegaConf.to_container(compose("config", chosen), resolve=False))
+            return _Configuration(parsed.overrides, parsed.config_dir).mistake()
     except HydraException:
         return None
-    for override in parsed:
-        key = override.key_or_group
-        if key not in groups and key not in known:
-            return (
-                f"{override.input_line}: there is no key {key!r}.{nearest(key, known)} "
-                "See all keys with --cfg job."
-            )
-    return None
 
 
 def _keys(node: Any, prefix: str = "") -> set[str]:
@@ -168,13 +242,21 @@ def literal(argument: str) -> str:
     key, equals, value = argument.partition("=")
     if not equals or key.startswith("-"):
         return argument
+    if (
+        key.startswith("+") and (CONF / key[1:]).is_dir()
+    ):  # every group is in the defaults list, so it is replaced
+        argument, key = argument[1:], key[1:]
     if key not in _TEXTS or value.startswith(("[", "'", '"')) or value in ("", "null"):
         try:
             OverridesParser.create().parse_override(argument)
             return argument
         except HydraException:
             pass
-    return f"{key}={QuotedString(value.replace('${', chr(92) + '${'), Quote.single).with_quotes()}"
+    return f"{key}={_quoted(value.replace('${', chr(92) + '${'))}"
+
+
+def _quoted(text: str) -> str:
+    return QuotedString(text, Quote.single).with_quotes()
 
 
 def main() -> None:
@@ -182,11 +264,14 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # the names of files, which are printed, need not be UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     sys.argv[1:] = map(literal, sys.argv[1:])
-    message = _unknown_key(sys.argv[1:])
+    message = _mistake(sys.argv[1:])
     if message is not None:
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
     try:
         _job()
-    except KeyboardInterrupt:  # before a run has begun, or after its end
+    except (
+        KeyboardInterrupt
+    ):  # outside a run, which saves its state: while importing, or in the parent of a sweep
+        print("interrupted: repeat the command to continue", file=sys.stderr)
         sys.exit(130)

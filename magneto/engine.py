@@ -6,35 +6,30 @@ A run lives in its folder (magneto/runs.py). The same command resumes it, or say
 """
 
 import contextlib
+import ctypes
 import errno
+import gc
 import json
 import logging
-import logging.handlers
-import math
 import os
 import re
 import resource
 import subprocess
 import sys
 import traceback
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.table import Table
+from omegaconf import DictConfig
 
-from magneto import assembly, callbacks, checkpoint, pretrained
+from magneto import assembly, callbacks, checkpoint, console, preflight, pretrained, schema, summary
 from magneto.averaging import LastWeights
 from magneto.data.base import UNWRITABLE, DataModule, fingerprint
-from magneto.errors import UserError, check_types
-from magneto.loggers import is_main_process
+from magneto.errors import UserError
+from magneto.loggers import RunLogger, is_main_process
 from magneto.runs import (
     ENDED,
     RESULT_SCHEMA,
@@ -43,7 +38,7 @@ from magneto.runs import (
     compared,
     finite,
     git_revision,
-    run_name,
+    run_folder,
     slug,
     versions,
     write_atomically,
@@ -66,19 +61,11 @@ def run(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         UserError: a mistake in the configuration, the data or the files, with its remedy.
     """
-    config = cast(
-        dict[str, Any], OmegaConf.to_container(cfg, resolve=True, enum_to_str=True, throw_on_missing=True)
-    )
+    config = schema.to_dict(cfg)
     mode = config["mode"]
-    check_types(assembly.TrainerTypes, config["trainer"], "trainer")
-    for key in ("runs_dir", "data_dir", "checkpoint", "input", "output", "resume"):
-        if str(config[key]).startswith("~/"):  # a shell replaces it in some places only
-            config[key] = str(Path(config[key]).expanduser())
-    _log_to_screen()
-    if mode in ("test", "predict", "export") and not config["checkpoint"]:
-        raise UserError(
-            f"mode={mode} needs checkpoint=: a run's folder, its checkpoints/best.ckpt, or an export folder."
-        )
+    console.log_to_screen()
+    with console.quiet_libraries():
+        preflight.check(config)
     if mode == "predict":
         return _predict(config)
     if mode == "export":
@@ -94,55 +81,39 @@ def run(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
         return _test(config) if mode == "test" else _train(config, overrides)
 
 
-def launches_processes(cfg: DictConfig) -> bool:
-    """Whether Lightning would start further processes for this configuration by repeating the command."""
-    devices, strategy = cfg.trainer.devices, str(cfg.trainer.strategy)
-    several = devices not in (1, "1", [0]) and (
-        torch.cuda.device_count() > 1 or (isinstance(devices, int) and devices > 1)
-    )
-    return several and "spawn" not in strategy and "fork" not in strategy
-
-
 # ---------------------------------------------------------------------- modes
-
-
-def run_folder(config: Mapping[str, Any], overrides: Sequence[str]) -> RunFolder:
-    """The folder of the run that `config` describes: `runs_dir/<task>/<name>`."""
-    return RunFolder(
-        Path(config["runs_dir"]).expanduser() / config["task"]["name"] / run_name(config, overrides)
-    )
 
 
 def _train(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     folder = run_folder(config, overrides)
-    main_process = is_main_process()
-    start = folder.look(config, config["resume"]) if main_process else _follow(folder, config["resume"])
+    start = folder.look(config, config["resume"]) if is_main_process() else _follow(folder, config["resume"])
     if start.result is not None:
-        return _already_ended(folder, start.result)
+        return _already_ended(folder, start.result, config)
     identity = _identity(config, folder, overrides)
-    opened = False
+    _reset_peak_memory()
+    usage = callbacks.Usage(_peak_memory)
     with contextlib.ExitStack() as held, callbacks.StopSignals() as signals:
-        keep_log = held.enter_context(_log_file())
+        keep_log = held.enter_context(console.log_file())
+        opened = False
         try:
             # A mistake in the configuration or the data, which is found here, leaves no run behind.
-            usage = callbacks.Usage(_peak_memory)
-            _reset_peak_memory()
             data, config = _prepare(config)
             L.seed_everything(config["seed"], verbose=False)
             task = assembly.build_task(config, data)
-            if main_process:
+            if is_main_process():
                 held.enter_context(folder.lock())
                 start = folder.begin(identity["config"], config["resume"])
                 if start.result is not None:
-                    return _already_ended(folder, start.result)
+                    return _already_ended(folder, start.result, config)
                 opened = True
                 keep_log(folder.path / "log.txt")
             else:
                 start = _follow(folder, config["resume"])
             log.info("run %s", folder.path)
             outcome = _fit_and_test(config, folder, start, signals, data, task, usage)
+            del data, task  # what they hold is not the process's own
         except callbacks.Interrupted:
-            log.warning("interrupted before training: repeat the command to go on")
+            log.warning("interrupted before training: repeat the command to resume")
             outcome = {"status": "interrupted", "message": "stopped before training", "metrics": {}}
         except BaseException as error:
             if opened:
@@ -156,17 +127,22 @@ def _train(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
                 raise
             raise told from error
         signals.defer()  # what is done is written down
-        result = identity | outcome
+        result = identity | outcome | _memory(usage.peak_memory)
         if opened:
             folder.write_result(result)
-            _print_result(result, f"{folder.path}:")
+            text = summary.summarize(result, folder.path, result["status"], full=config["summary"] == "full")
+            print(text)
+            with contextlib.suppress(OSError), (folder.path / "log.txt").open("a", encoding="utf-8") as file:
+                file.write(text + "\n")
         if result["status"] == "interrupted" and signals.requeue:
             _requeue()
     return {**result, "folder": str(folder.path)}
 
 
-def _already_ended(folder: RunFolder, result: dict[str, Any]) -> dict[str, Any]:
-    _print_result(result, f"{folder.path} has {result['status']} already (resume=never starts anew):")
+def _already_ended(folder: RunFolder, result: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    if is_main_process():
+        status = f"already {result['status']}; use resume=never to start over"
+        print(summary.summarize(result, folder.path, status, full=config["summary"] == "full"))
     return {**result, "folder": str(folder.path)}
 
 
@@ -241,23 +217,24 @@ def _fit_and_test(
     if content:
         _check_progress(content, start, trainer)
         folder.rewind_samples(step)
-        log.info("going on from %s, step %d", start.checkpoint, step)
+        log.info("resuming from %s, step %d", start.checkpoint, step)
     else:
         task.initialize()
         if config["init_from"] is not None:
             log.info("%s", pretrained.initialize_from(task, config["init_from"]))
     del content
-    loggers = assembly.build_loggers(folder, config, step)
+    loggers = assembly.build_loggers(folder, config, step, task)
     try:
         trainer.loggers = loggers
-        _announce(task, trainer, step)
+        console.announce(task, trainer)
         if config["trainer"]["compile"]:
             task.compile_layers()
         status, message = "finished", None
         metrics: dict[str, float] = {}
         try:
             try:
-                trainer.fit(task, datamodule=data, ckpt_path=start.checkpoint, weights_only=True)
+                with assembly.lightning_errors():
+                    trainer.fit(task, datamodule=data, ckpt_path=start.checkpoint, weights_only=True)
             except Exception as error:
                 if isinstance(error, UserError) or not _while_restoring(error):
                     raise
@@ -274,13 +251,20 @@ def _fit_and_test(
                 raise  # else it is what the end of another process looks like
             status, message = "interrupted", f"stopped at step {trainer.global_step}"
             log.warning(
-                "interrupted at step %d: repeat the command to go on from the last checkpoint",
+                "interrupted at step %d: repeat the command to resume from the last checkpoint",
                 trainer.global_step,
             )
         metrics = dict(task.evaluated) | metrics
+        spent = usage.state_dict()
         for logger in loggers:
-            if isinstance(logger, WandbLogger):
-                logger.experiment.summary.update({**metrics, "status": status})
+            if isinstance(logger, RunLogger):
+                logger.summarize(
+                    # The monitored metric has its minimum or maximum in the summary too.
+                    {key: value for key, value in metrics.items() if key != task.monitor}
+                    | {f"best/{task.monitor}": saver.best, "best/step": saver.best_step, "status": status}
+                    | {"minutes": spent["wall_s"] / 60, "parameters": task.num_parameters}
+                    | {"peak_memory_gib": spent["peak_memory_bytes"] / 2**30}
+                )
     finally:
         assembly.close(loggers)
     throughput, spent = monitor.throughput(trainer.world_size), usage.state_dict()
@@ -293,7 +277,8 @@ def _fit_and_test(
             "best": saver.best,
             "best_step": saver.best_step,
         },
-        "headline": f"test/{task.headline or task.monitor.split('/', 1)[-1]}",
+        "headline": _headline(task),
+        "example_input": task.example_input,
         "metrics": metrics,
         "steps": trainer.global_step,
         "parameters": task.num_parameters,
@@ -304,7 +289,6 @@ def _fit_and_test(
             "data_wait_fraction": throughput.pop("data_wait_fraction"),
         },
         "throughput": throughput,
-        "peak_memory_bytes": int(spent["peak_memory_bytes"]),
         "probe": {
             "diverged": status == "diverged",
             "first_loss": monitor.first_loss,
@@ -314,8 +298,13 @@ def _fit_and_test(
             key: value
             for key, value in task.spec.items()
             if key != "features" and not key.endswith("tokenizer")
-        },
+        }
+        | ({"evaluation": task.evaluation_facts} if task.evaluation_facts else {}),
     }
+
+
+def _headline(task: TaskModule) -> str:
+    return f"test/{task.headline or task.monitor.split('/', 1)[-1]}"
 
 
 def _test(config: dict[str, Any]) -> dict[str, Any]:
@@ -328,18 +317,17 @@ def _test(config: dict[str, Any]) -> dict[str, Any]:
         )
     data = assembly.build_data(config["data"])
     data.prepare_for(task.spec if task.uses_labels else {**task.spec, "labels": []})
-    with _quiet_libraries():
+    with console.quiet_libraries():
         trainer = assembly.build_tester(config, target.parent)
-        trainer.test(task, datamodule=data, verbose=False)
+        with assembly.lightning_errors():
+            trainer.test(task, datamodule=data, verbose=False)
     record = {
         "mode": "test", "task": task.name, "checkpoint": config["checkpoint"], "data": config["data"]["name"],
         "metrics": task.evaluated, "git": git_revision(), "versions": versions(), "config": {"data": config["data"]},
     }  # fmt: skip
     if trainer.is_global_zero:
-        _print_result(
-            {"metrics": task.evaluated, "status": "tested"},
-            f"{config['checkpoint']} on {config['data']['name']}:",
-        )
+        print(f"{config['checkpoint']} on {config['data']['name']}:")
+        print(summary.metric_lines(task.evaluated, headline=_headline(task)))
         try:
             write_atomically(target, json.dumps(finite(record), indent=2, ensure_ascii=False) + "\n")
             log.info("written to %s", target)
@@ -381,11 +369,17 @@ def _predict(config: dict[str, Any]) -> dict[str, Any]:
         task = checkpoint.load_task(config["checkpoint"])
         on_gpu = torch.cuda.is_available() and config["trainer"]["accelerator"] in ("auto", "gpu")
         task.to("cuda" if on_gpu else "cpu")
+        pieces = shown = ""
         for result in task.predict(inputs, options):
             if "piece" in result:
-                print(result["piece"], end="", flush=True)
+                # Line breaks wait for what follows them: a text that ends with many leaves no empty screen.
+                pieces += result["piece"]
+                ready = pieces.rstrip("\n")
+                print(ready[len(shown) :], end="", flush=True)
+                shown = ready
                 continue
-            print(result["text"], flush=True)
+            print(result["text"].rstrip("\n").removeprefix(shown), flush=True)
+            pieces = shown = ""
             result = {key: value for key, value in result.items() if key != "text"}
             if output is not None and file is not None:
                 result = save_picture(result, output.parent, f"{output.stem}-{len(results):03d}")
@@ -441,7 +435,7 @@ def _inputs(config: Mapping[str, Any]) -> PredictInput:
     if (path is None) == (prompt is None):
         raise UserError(
             "mode=predict needs input= (a file or a folder; - is the standard input) or prompt= (the text itself), and "
-            f"not both. {'Neither' if path is None else 'Both'} was given."
+            f"not both. {'Neither was' if path is None else 'Both were'} given."
         )
     return PredictInput(
         path=path,
@@ -589,6 +583,7 @@ def _reset_peak_memory() -> None:
     """Begin to measure anew, so that the runs of a sweep, which share a process, each tell their own."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+    _release_memory()
     with contextlib.suppress(OSError):  # Linux only; elsewhere the process's maximum is told
         Path("/proc/self/clear_refs").write_text("5")
 
@@ -598,83 +593,34 @@ def _peak_memory() -> int:
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return int(torch.cuda.max_memory_allocated())
     with contextlib.suppress(OSError):
-        status = Path("/proc/self/status").read_text()
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
+        return _resident("VmHWM")
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-# ---------------------------------------------------------------------- what a person sees
+def _memory(peak: int) -> dict[str, int | None]:
+    """What a run needed at most, in bytes, once all that it allocated is out of scope.
+
+    `peak_memory_bytes` is the GPU's. A run on the CPU has `run_peak_memory_bytes`: the largest resident size of its process
+    less what the process keeps when the run is over. What a sweep's first job loads for all of them (libraries, compiled
+    kernels) is in both, so the order of the jobs does not count. None where it is not known (without /proc).
+    """
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return {"peak_memory_bytes": peak, "run_peak_memory_bytes": None}
+    needed = None
+    with contextlib.suppress(OSError):
+        _release_memory()
+        needed = max(0, peak - _resident("VmRSS"))
+    return {"peak_memory_bytes": None, "run_peak_memory_bytes": needed}
 
 
-def _log_to_screen() -> None:
-    if not log.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
-        log.setLevel(logging.INFO if is_main_process() else logging.WARNING)
+def _resident(name: str) -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
 
 
-@contextlib.contextmanager
-def _log_file() -> Iterator[Callable[[Path], None]]:
-    """Our log on the screen, everybody's in the file that is named to what this gives; until then it is remembered."""
-    waiting = logging.handlers.MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1)
-    root = logging.getLogger()
-    root.addHandler(waiting)
-    root.setLevel(logging.INFO)
-
-    def write_to(path: Path) -> None:
-        file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        waiting.setTarget(file)
-        waiting.flushLevel = logging.NOTSET
-        waiting.flush()
-
-    try:
-        with _quiet_libraries():
-            yield write_to
-    finally:
-        root.removeHandler(waiting)
-        file = waiting.target
-        waiting.close()
-        if file is not None:
-            file.close()
-
-
-@contextlib.contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Lightning's tips and device lists are not for the screen; known, harmless warnings of libraries are for no one."""
-    lightning = logging.getLogger("lightning.pytorch")
-    shown, lightning.handlers = lightning.handlers, []
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-            warnings.filterwarnings("ignore", message=".*eval mode at the start of train.*")  # a frozen part
-            # The values are those of all processes already: torchmetrics has gathered their counts.
-            warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
-            yield
-    finally:
-        lightning.handlers = shown
-
-
-def _announce(task: TaskModule, trainer: L.Trainer, step: int) -> None:
-    log.info(
-        "%s: %s, %.1f M parameters, on %s x %d, precision %s, steps %d to %d",
-        task.name, task.config.placement, task.num_parameters / 1e6, trainer.strategy.root_device, trainer.world_size,
-        trainer.precision, step, task.total_steps,
-    )  # fmt: skip
-
-
-@rank_zero_only
-def _print_result(result: Mapping[str, Any], title: str) -> None:
-    table = Table(show_header=False)
-    for key, value in sorted(result["metrics"].items()):
-        table.add_row(key, f"{value:.4f}" if math.isfinite(value) else str(value))
-    if result.get("message"):
-        table.add_row("message", result["message"])
-    if "time" in result:
-        table.add_row("minutes", f"{result['time']['wall_s'] / 60:.1f}")
-    console = Console()
-    console.print(title, markup=False, highlight=False, soft_wrap=True)  # a path stays whole, to be copied
-    console.print(table)
+def _release_memory() -> None:
+    """Give back to the system what is free: glibc keeps most of it for later."""
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)

@@ -41,8 +41,13 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     fields = {field.name for field in dataclasses.fields(cls) if field.init}
     for key in values:
         if key not in fields:
-            known = nearest(key, fields) or f" There are: {', '.join(sorted(fields))}."
+            known = nearest(key, fields) or f" Choose from {', '.join(sorted(fields))}."
             raise UserError(f"{where}.{key}: there is no such key.{known}")
+    for field in dataclasses.fields(cls):
+        if field.name not in values and field.default is field.default_factory is dataclasses.MISSING:
+            raise UserError(
+                f"{where}.{field.name}: this key is missing. Set {where}.{field.name} to a value."
+            )
     check_types(cls, values, where)
     try:
         return cls(**values)
@@ -76,7 +81,9 @@ def check_types(owner: Callable[..., Any], values: Mapping[str, Any], where: str
                 error.errors()[0]["type"] == "json_invalid"
             ):  # a text that is no UTF-8: its owner can say what for
                 continue
-            wanted = " or ".join(dict.fromkeys(item["msg"] for item in error.errors())).replace(
-                "array", "list"
-            )
+            messages = [
+                "too few values" if item["type"] == "missing" else item["msg"] for item in error.errors()
+            ]
+            wanted = " or ".join(dict.fromkeys(messages)).replace("array", "list")
+            wanted = wanted.replace(" or Input should be", " or")
             raise UserError(f"{where}.{key}={values[key]}: {wanted[0].lower()}{wanted[1:]}.") from error

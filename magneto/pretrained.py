@@ -86,13 +86,13 @@ class Report:
     """Those taken that were changed to read pictures of another mean and deviation."""
 
     def __str__(self) -> str:
-        parts = [f"{len(self.taken)} tensors taken ({_summary(self.taken)})"]
+        parts = [f"loaded {len(self.taken)} tensors ({_summary(self.taken)})"]
         parts += [f"resized to these pictures: {', '.join(self.resized)}"] if self.resized else []
         parts += (
             [f"for their mean and deviation: {', '.join(self.renormalised)}"] if self.renormalised else []
         )
-        parts += [f"new: {_summary(self.new)}"] if self.new else []
-        parts += [f"left: {_summary(self.left)}"] if self.left else []
+        parts += [f"newly initialised: {_summary(self.new)}"] if self.new else []
+        parts += [f"unused: {_summary(self.left)}"] if self.left else []
         return f"init_from={self.source}: {'; '.join(parts)}"
 
 

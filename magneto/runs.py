@@ -29,7 +29,7 @@ ENDED = ("finished", "diverged")
 _NOT_IN_NAME = ("task", "backbone", "size", "seed", "mode", "resume", "name", "runs_dir", "data_dir")
 _VOLATILE = (
     "mode", "resume", "name", "runs_dir", "data_dir", "checkpoint", "input", "output", "prompt", "predict", "logger",
-    "trainer.enable_progress_bar", "trainer.threads", "trainer.accelerator", "trainer.num_sanity_val_steps",
+    "summary", "trainer.enable_progress_bar", "trainer.threads", "trainer.accelerator", "trainer.num_sanity_val_steps",
     "callbacks.save_every", "data.num_workers", "data.data_dir",
 )  # fmt: skip
 _ABSENT = "(absent)"
@@ -386,6 +386,22 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def run_folder(config: Mapping[str, Any], overrides: Sequence[str]) -> RunFolder:
+    """Return the folder of the run that `config` describes: `runs_dir/<task>/<name>`."""
+    return RunFolder(Path(config["runs_dir"]) / config["task"]["name"] / run_name(config, overrides))
+
+
+def ended_result(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any] | None:
+    """Return the result of the run that `config` describes if it has ended and would not be run again; else None."""
+    if config["resume"] not in ("auto", "must"):
+        return None
+    folder = run_folder(config, overrides)
+    if not folder.config.is_file() or difference(read_config(folder.config), config):
+        return None
+    result = folder.read_result()
+    return None if result is None or result.get("status") not in ENDED else result
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """A run's config.yaml as plain values."""
     try:
@@ -402,8 +418,15 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def git_revision() -> str | None:
-    """The commit that this package was checked out at, with `-dirty` when files differ; None outside a checkout."""
+    """The commit that this package was checked out at, with `-dirty` when files differ; None outside a checkout.
+
+    An installed copy may lie inside a repository of its user, whose commits say nothing of it: git must know this file.
+    """
     try:
+        subprocess.run(
+            ["git", "ls-files", "--error-unmatch", Path(__file__).name],
+            cwd=Path(__file__).parent, capture_output=True, timeout=10, check=True,
+        )  # fmt: skip
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
             cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True,

@@ -1,18 +1,35 @@
 """The typed top level of every configuration.
 
 Hydra composes YAML files silently, mistyped keys included. `RunConfig` is the first entry of the defaults list, so that
-a key which stands in no field below is refused; the strict constructors of the parts (`BackboneConfig`,
-`OptimizerConfig`, the tasks, the data modules) refuse the rest.
+a key which stands in no field below is refused; `check` refuses what `+key=` adds and `~key` removes nevertheless. The
+strict constructors of the parts (`BackboneConfig`, `OptimizerConfig`, the tasks, the data modules) refuse the rest.
 
 This module is imported by `python run.py --help`: it must not import torch.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from enum import Enum
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from magneto.errors import UserError, nearest
+
+# Top-level keys that are not read in a mode.
+_UNREAD: dict[str, tuple[str, ...]] = {
+    "train": ("checkpoint", "input", "prompt", "output"),
+    "prepare": ("checkpoint", "input", "prompt", "output"),
+    "test": ("input", "prompt"),
+    "export": ("input", "prompt"),
+    "predict": (),
+}
+
+
+_PATHS = ("runs_dir", "data_dir", "checkpoint", "input", "output", "resume", "init_from")
 
 
 class Mode(Enum):
@@ -42,6 +59,7 @@ class RunConfig:
     init_from: str | None = MISSING
     output: str | None = MISSING
     size_name: str = MISSING
+    summary: str = "short"
     experiment_task: str | None = MISSING
     task: dict[str, Any] | None = None
     backbone: dict[str, Any] = field(default_factory=dict)
@@ -56,3 +74,50 @@ class RunConfig:
 def register() -> None:
     """Make the schema known to Hydra under the name that conf/config.yaml lists first."""
     ConfigStore.instance().store(name="schema", node=RunConfig)
+
+
+def to_dict(cfg: DictConfig) -> dict[str, Any]:
+    """Return the composed configuration as plain values.
+
+    Raises:
+        UserError: a value that refers to one that does not exist (`${...}`), or a missing one (`???`).
+    """
+    try:
+        config = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}. Set it to a value.") from error
+    config = cast(dict[str, Any], config)
+    for key in _PATHS:
+        if str(config.get(key)).startswith("~/"):  # a shell replaces it in some places only
+            config[key] = str(Path(config[key]).expanduser())
+    return config
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Raise `UserError` for a top-level key that does not exist, was removed, or is not read in this mode."""
+    known = [one.name for one in fields(RunConfig)]
+    for key in config:
+        if key not in known:
+            raise UserError(f"{key}: there is no such key.{nearest(key, known)} See all keys with --cfg job.")
+    require(config, known)
+    mode = config["mode"]
+    for key in _UNREAD[mode]:
+        if config[key] is not None:
+            instead = "Use mode=predict."
+            if key == "checkpoint":
+                instead = "Use init_from= to start from its weights, or resume= to continue that run."
+            elif key == "output":
+                instead = "Use name= and runs_dir= to choose the folder of a run."
+            raise UserError(f"{key}={config[key]} has no effect with mode={mode}. {instead}")
+    if mode != "predict":
+        for key, value in config["predict"].items():
+            if value is not None:
+                raise UserError(f"predict.{key}={value} has no effect with mode={mode}. Use mode=predict.")
+
+
+def require(node: Mapping[str, Any], keys: Sequence[str], where: str = "") -> None:
+    """Raise `UserError` unless `node`, the configuration under the key `where`, has all these keys."""
+    for key in keys:
+        if key not in node:
+            name = f"{where}.{key}" if where else key
+            raise UserError(f"{name}: this key is missing. Leave ~{name} out of the command.")

@@ -27,6 +27,7 @@ from magneto.data.labelled_examples import (
     TokenizerSettings,
     encode,
 )
+from magneto.data.messages import counts, skipped
 from magneto.data.sources import SPLITS
 from magneto.data.sources.labelled import LabelledCorpus, LabelledSource, LabelledText
 from magneto.data.text_tokenizer import TextTokenizer
@@ -93,16 +94,13 @@ class ClassificationDataModule(BucketedDataModule):
             log.info("prepared %s", self.folder)
         spec = self.spec
         report = json.loads((self.folder / "prepare_report.json").read_text(encoding="utf-8"))
-        log.info("classification: %s examples, labels %s", spec.examples, spec.labels or spec.range)
+        labels = f"labels {', '.join(spec.labels)}" if spec.labels else f"scores {spec.range}"
+        log.info("classification: %s, %s", counts(spec.examples, "examples"), labels)
         if spec.truncated:
-            log.warning("classification: %d examples were cut to %d tokens", spec.truncated, spec.max_tokens)
+            log.warning("classification: %d examples truncated to %d tokens", spec.truncated, spec.max_tokens)
         if reasons := report["skipped_by_reason"]:
-            log.warning(
-                "classification: %d skipped (%s); listed in %s",
-                sum(reasons.values()),
-                ", ".join(f"{count} {reason}" for reason, count in reasons.items()),
-                self.folder / "prepare_report.json",
-            )
+            where = self.folder / "prepare_report.json"
+            log.warning("classification: %s", skipped(reasons, where))
 
     def _build(self, folder: Path) -> None:
         corpus = self.source.load(self.data_dir)

@@ -1,7 +1,7 @@
 """The prepared folder of a speech corpus, its splits as data sets, and their batches (see data/speech.py)."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from magneto.data.augment import SpecAugment
 from magneto.data.rng import random_stream
 from magneto.data.sources import SPLITS, Utterance
 from magneto.data.tokenizer import BLANK, CTCTokenizer, repeats
+from magneto.errors import UserError
 
 TEMPO_KNOTS = 64  # frames from one drawn tempo to the next; lengths between them interpolate
 
@@ -54,6 +55,14 @@ class SpeechSpec:
     def vocab_size(self) -> int:
         """Classes of the CTC head, blank included."""
         return CTCTokenizer.from_dict(self.tokenizer).vocab_size
+
+    def require_languages(self, languages: Iterable[str]) -> None:
+        """Raise `UserError` for a language that the model of this spec does not know."""
+        if unknown := sorted(set(languages) - set(self.languages)):
+            raise UserError(
+                f"This data has utterances in {', '.join(unknown)}; the checkpoint's model knows "
+                f"{', '.join(self.languages)}. Choose those languages, or name them as the model does."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for a checkpoint's hyper-parameters."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from magneto.data.sources import SPLITS, Skipped
-from magneto.data.sources.fetch import listing_digest
+from magneto.data.sources.fetch import path_digest
 from magneto.errors import UserError, nearest
 
 
@@ -199,7 +199,7 @@ class TsvSource:
         """Settings, and size and time of the files."""
         return {
             "recipe": 1,
-            "files": {split: listing_digest(file.parent, (file.name,)) for split, file in self.files.items()},
+            "files": {split: path_digest(file) for split, file in self.files.items()},
             "columns": [self.columns.text, self.columns.pair, self.columns.label],
             "regression": self.regression,
             "metrics": list(self.metrics),

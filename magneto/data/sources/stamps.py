@@ -95,7 +95,7 @@ class StampsSource:
 
 
 def _captions(file: Path) -> dict[str, str]:
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
     pairs = (line.split(".utf8=", 1) for line in lines if ".utf8=" in line)
     return {language.strip(): caption.strip() for language, caption in pairs}
 

