@@ -41,12 +41,22 @@ def run_lm(run_text: Run) -> Run:
     return lambda *overrides: run_text("task=causal_lm", "trainer.max_steps=8", *overrides)
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `killed` keeps the run that it copies: one serves all tests."""
+    return tmp_path_factory.mktemp("killed") / "one"
+
+
 @pytest.fixture
-def killed(run_lm: Run, kill_after_save: Kill, tmp_path: Path) -> Path:
-    """The folder of a run that was killed after its third step."""
-    with kill_after_save(3):
-        run_lm("name=one")
-    return tmp_path / "runs/causal_lm/one"
+def killed(run_lm: Run, kill_after_save: Kill, kept: Path, tmp_path: Path) -> Path:
+    """The folder of the run `name=one`, which was killed after its third step."""
+    folder = tmp_path / "runs/causal_lm/one"
+    if not kept.exists():
+        with kill_after_save(3):
+            run_lm("name=one")
+        folder.rename(kept)
+    shutil.copytree(kept, folder)
+    return folder
 
 
 def signal_at(monkeypatch: pytest.MonkeyPatch, number: signal.Signals, step: int) -> None:
