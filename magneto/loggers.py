@@ -88,7 +88,7 @@ def log_samples(logger: Any, key: str, rows: Sequence[Mapping[str, Any]], step: 
     Args:
         logger: Lightning's `WandbLogger`, or one with its methods; others are left alone.
         key: what W&B shows them as.
-        rows: one mapping an example; `picture` is a uint8 array, `audio` holds `samples` (N,) float and `sample_rate`.
+        rows: one mapping an example; `picture` is a uint8 array, `audio` the path of a recording.
         step: the number of optimizer steps done.
     """
     if not hasattr(logger, "log_table"):
@@ -97,13 +97,20 @@ def log_samples(logger: Any, key: str, rows: Sequence[Mapping[str, Any]], step: 
         captions = [_caption(row) for row in rows]
         logger.log_image(key=key, images=[row["picture"] for row in rows], caption=captions, step=step)
         return
-    columns = list(rows[0])
+    played = [row for row in rows if "audio" in row]
+    if played:
+        files, captions = [str(row["audio"]) for row in played], [_caption(row) for row in played]
+        logger.log_audio(key=f"{key}_audio", audios=files, caption=captions, step=step)
+    columns = [column for column in rows[0] if column != "audio"]
     table = [[row.get(column) for column in columns] for row in rows]
     logger.log_table(key=key, columns=columns, data=table, step=step)
 
 
+_NOT_IN_CAPTION = ("step", "split", "kind", "picture", "audio")
+
+
 def _caption(row: Mapping[str, Any]) -> str:
-    shown = {key: value for key, value in row.items() if key not in ("step", "split", "kind", "picture")}
+    shown = {key: value for key, value in row.items() if key not in _NOT_IN_CAPTION}
     lines = (
         f"{key}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
         for key, value in shown.items()

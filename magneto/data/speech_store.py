@@ -1,5 +1,6 @@
 """The prepared folder of a speech corpus, its splits as data sets, and their batches (see data/speech.py)."""
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -12,6 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from magneto.data.augment import SpecAugment
+from magneto.data.features import Audio
 from magneto.data.rng import random_stream
 from magneto.data.sources import SPLITS, Utterance
 from magneto.data.tokenizer import BLANK, CTCTokenizer, repeats
@@ -106,6 +108,12 @@ class Prepared:
         with (self.folder / "utterances.jsonl").open(encoding="utf-8") as file:
             yield from map(json.loads, file)
 
+    def audio(self, row: int) -> Audio | None:
+        """Where the recording is, unless an earlier version prepared the folder and did not note it."""
+        with (self.folder / "utterances.jsonl").open(encoding="utf-8") as file:
+            noted = json.loads(next(itertools.islice(file, row, None))).get("audio")
+        return None if noted is None else Audio(Path(noted[0]), *noted[1:])
+
     def features(self, row: int) -> np.ndarray:
         """(T, num_mels) float16, memory-mapped."""
         shard = int(self.index["shard"][row])
@@ -133,7 +141,12 @@ class Example:
     def row(self) -> dict[str, Any]:
         """Its line in utterances.jsonl."""
         names = ("id", "split", "language", "speaker", "group", "text")
-        return {**{name: getattr(self.utterance, name) for name in names}, "seconds": round(self.seconds, 3)}
+        audio = self.utterance.audio
+        return {
+            **{name: getattr(self.utterance, name) for name in names},
+            "seconds": round(self.seconds, 3),
+            "audio": [str(audio.path.absolute()), audio.start, audio.size],
+        }
 
 
 def shard_name(shard: int) -> str:

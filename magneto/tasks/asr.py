@@ -6,8 +6,10 @@ the placements differ, and leaves out the rest. docs/numerics.md says so too.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import soundfile
 import torch
 import torch.nn.functional as F
 from rich.console import Console
@@ -15,6 +17,7 @@ from rich.progress import track
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from magneto.data.features import BadAudio, load_audio
 from magneto.data.speech import SpeechDataModule
 from magneto.data.speech_predict import user_recordings
 from magneto.data.speech_store import SpeechSpec
@@ -63,6 +66,10 @@ class PredictOptions:
 
     decoder: str
     beam_width: int
+
+
+MAX_PLAYED_S = 30.0
+"""Longer recordings are not among the examples that loggers play."""
 
 
 class ASR(TaskModule):
@@ -168,6 +175,25 @@ class ASR(TaskModule):
                 batch["id"], self._languages(batch), batch["text"], self._hypotheses, strict=True
             )
         ]
+
+    def recording(self, sample: Sample) -> Path | None:
+        """Write the recording below the run's folder, once, as Ogg Vorbis: a tenth of the size of its samples."""
+        assert self.samples_file is not None
+        file = self.samples_file.parent / "samples" / f"{sample['id']}.ogg"
+        if file.exists():
+            return file
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        rate = int(self.spec["features"]["sample_rate"])
+        try:
+            audio = data.prepared.audio(int(sample["id"]))
+            if audio is None:
+                return None
+            samples = load_audio(audio, rate, longest=MAX_PLAYED_S).numpy()
+            file.parent.mkdir(exist_ok=True)
+            soundfile.write(file, samples, rate)
+        except (BadAudio, OSError, RuntimeError):  # moved since it was prepared, too long, a full disk
+            return None
+        return file
 
     def _languages(self, batch: Batch) -> list[str]:
         return [self.spec["languages"][index] for index in batch["language"].tolist()]

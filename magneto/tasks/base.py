@@ -257,6 +257,10 @@ class TaskModule(L.LightningModule):
         """
         return []
 
+    def recording(self, sample: Sample) -> Path | None:
+        """Return a file with the sound of one of the `samples`, for loggers that play it."""
+        return None
+
     def overview(self) -> list[Sample]:
         """As `samples`, of a whole evaluation, once its metrics are known."""
         return []
@@ -466,6 +470,8 @@ class TaskModule(L.LightningModule):
             kept = [save_picture(row, self.samples_file.parent, f"{split}-{row['id']}") for row in rows]
             with self.samples_file.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+        if any(hasattr(logger, "log_audio") for logger in self.loggers):
+            rows = [{**row, "audio": path} if (path := self.recording(row)) else row for row in rows]
         for logger in self.loggers:
             log_samples(logger, f"{split}/{what}", rows, self.global_step)
 

@@ -14,6 +14,7 @@ import pytest
 from magneto.callbacks import Checkpoints, StopSignals
 from magneto.console import ProgressLines
 from magneto.tasks.base import TaskModule
+from tests.small_runs import values
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,6 +34,9 @@ def test_lines_of_a_run(run, capsys: pytest.CaptureFixture[str]) -> None:
     log = (Path(result["folder"]) / "log.txt").read_text()
     for line in validations:
         assert line in log
+    rows = [row for row in values(result["folder"]) if "blank" in row[1]]
+    assert [row[:2] for row in rows] == [(step, "probe/blank_ratio") for step in ("8", "16", "20")]
+    assert not any("blank" in name for name in result["metrics"]), "a probe is no metric"
     assert "FIT Profiler Report" in log and "FIT Profiler Report" not in screen.out + screen.err
     assert screen.out[screen.out.index(": finished") :] in log, "the summary"
     run("+trainer.profiler=simple", "trainer.enable_progress_bar=true", "summary=full")

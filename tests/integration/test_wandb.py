@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
 from wandb.proto.wandb_internal_pb2 import Record
 
 from magneto import loggers
@@ -140,6 +141,15 @@ def test_a_run_in_wandb(run, offline, tmp_path, monkeypatch) -> None:
     log = "".join(record.output_logger.line for record in found if record.HasField("output_logger"))
     assert "parameters" in log
     assert "WANDB_DATA_DIR" not in os.environ
+    (file,) = Path(result["folder"]).glob("wandb/offline-run-*/*.wandb")
+    heard = [row for row in history(file) if "val/samples_audio/count" in row]
+    assert [row["trainer/global_step"] for row in heard] == [8, 16, 20]
+    assert heard[0]["val/samples_audio/count"] == 8
+    assert "hypothesis: " in heard[0]["val/samples_audio/captions"][0]
+    sounds = sorted((Path(result["folder"]) / "samples").glob("*.ogg"))
+    row = next(json.loads(line) for line in (Path(result["folder"]) / "samples.jsonl").open())
+    assert row["split"] == "val" and f"{row['id']}.ogg" in [sound.name for sound in sounds]
+    assert "audio" not in row and 0.5 < soundfile.info(sounds[0]).duration < 3
     assert any((Path(result["folder"]) / "wandb" / "artifacts" / "staging").iterdir()), "the tables"
 
 
