@@ -53,7 +53,7 @@ def options(group: str) -> list[str]:
 def _job(cfg: DictConfig) -> float | None:
     hydra_config = HydraConfig.get()
     sweep = hydra_config.mode == RunMode.MULTIRUN
-    overrides = list(hydra_config.overrides.task)
+    overrides = sweeps.task_overrides(hydra_config)
     folder = None
     if sweep:
         print(sweeps.title(hydra_config.job.num, overrides), flush=True)

@@ -8,17 +8,22 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from magneto.errors import UserError
 from magneto.runs import write_atomically
 
 _JOBS = "MAGNETO_SWEEP_JOBS"  # in the environment, which a launcher's processes inherit
+
+
+def task_overrides(hydra_config: DictConfig) -> list[str]:
+    """Return the overrides as they were typed: one that holds `${...}` is not resolved."""
+    return cast(list[str], OmegaConf.to_container(hydra_config.overrides.task, resolve=False))
 
 
 def record(overrides: Sequence[str], folder: str | None, error: str | None) -> None:
@@ -89,7 +94,7 @@ class SweepReport(Callback):
         from magneto.report import folder_name, write_report
         from magneto.report.screen import print_report
 
-        overrides = list(config.hydra.overrides.task)
+        overrides = task_overrides(config.hydra)
         folder = Path(config.hydra.sweep.dir)
         jobs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("job_*.json"))]
         common = set.intersection(*(set(job["overrides"]) for job in jobs)) if len(jobs) > 1 else set()

@@ -10,9 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from magneto import runs, schema
 from magneto.cli import CONF, literal
 from tests.small_runs import SHORT, SMALL, folders
 from tests.toy_captions import KINDS, caption_settings, write_squares
@@ -26,6 +28,16 @@ def magneto(*arguments: str, cwd: Path | None = None, **kwargs) -> subprocess.Co
         [sys.executable, str(ROOT / "run.py"), *arguments],
         cwd=cwd, env=environment, capture_output=True, text=True, timeout=500, check=False, **kwargs,
     )  # fmt: skip
+
+
+def without_torch(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    code = (
+        "import sys; sys.modules['torch'] = None;"  # importing it fails
+        f"sys.path.insert(0, {str(ROOT)!r}); from magneto.cli import main; main()"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=cwd, capture_output=True, text=True, check=False
+    )
 
 
 def losses(folder: Path) -> list[float]:
@@ -57,6 +69,48 @@ def test_sentences_and_paths_mean_what_they_say(argument: str, meant: object) ->
     assert OmegaConf.select(config, argument.partition("=")[0]) == meant
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("task=asr", "optimzer.lr=1"), ("task=asr", "+foo=1"), ("task=asr", "optimizer.lr=${x}")],
+)
+def test_cheap_refusal_imports_no_torch(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    """torch, Lightning and torchmetrics take ten times as long as the answer."""
+    done = without_torch(*arguments, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("error: "), done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_finished_run_is_told_without_torch(tmp_path: Path) -> None:
+    """Only the run's folder is read: config.yaml, as this configuration would write it, and result.json."""
+    arguments = ("task=asr", "seed=3", f"runs_dir={tmp_path}")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = schema.to_dict(compose("config", list(arguments)))
+    folder = runs.run_folder(config, arguments)
+    folder.path.mkdir(parents=True)
+    folder.config.write_text(yaml.safe_dump(config))
+    folder.write_result({"status": "finished", "metrics": {"test/cer": 0.125}})
+    done = without_torch(*arguments)
+    assert done.returncode == 0 and "already" in done.stdout and "0.1250" in done.stdout, done.stderr
+
+
+def test_completion_installs_and_completes() -> None:
+    """As --hydra-help prints it: eval "$(python run.py -sc install=bash)"."""
+    done = magneto("-sc", "install=bash")
+    assert done.returncode == 0 and "hydra_bash_completion" in done.stdout
+    environment = {**os.environ, "COMP_LINE": "run.py task=asr backbone=", "COMP_POINT": "25"}
+    query = [sys.executable, str(ROOT / "run.py"), "-sc", "query=bash"]
+    done = subprocess.run(query, env=environment, capture_output=True, text=True, check=True)
+    assert "backbone=magneto" in done.stdout.split()
+
+
+@pytest.mark.parametrize("where", ["--config-dir={}", "hydra.searchpath=[file://{}]"])
+def test_own_configuration_folder(where: str, tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/mine.yaml").write_text("# @package _global_\ntrainer: {max_steps: 77}\n")
+    done = magneto(where.format(tmp_path), "task=asr", "+experiment=mine", "--cfg", "job", cwd=tmp_path)
+    assert done.returncode == 0 and "max_steps: 77" in done.stdout, done.stderr
+
+
 def test_help_lists_the_choices() -> None:
     done = magneto("--help")
     assert done.returncode == 0
@@ -75,7 +129,7 @@ def test_help_lists_the_choices() -> None:
         (("mode=predict", "checkpoint=nowhere.ckpt", "input=a.wav"), "nowhere.ckpt: no such file"),
         (("mode=predict", "input=a.wav"), "needs checkpoint="),
         (("task=asr", "size=null"), "size=null: leave it out"),
-        (("-m", "task=asr", "trainer=ddp"), "without -m"),
+        (("-m", "task=asr", "trainer=ddp", "trainer.accelerator=cpu"), "without -m"),
         (("task=asr", "trainer.threads=two"), "trainer.threads=two: input should be a valid integer"),
         (("task=asr", "trainer.accumulate_grad_batches=0"), "greater than or equal to 1"),
         (("task=asr", "trainer.compile=maybe"), "trainer.compile=maybe: input should be a valid boolean"),

@@ -18,7 +18,10 @@ def test_an_installed_wheel_runs_from_another_folder(overrides: list[str], tmp_p
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    elsewhere.mkdir()
+    (elsewhere / "own/experiment").mkdir(parents=True)
+    (elsewhere / "own/experiment/mine.yaml").write_text(
+        "# @package _global_\ndefaults: [{override /optimizer: sgd}]\n"
+    )
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     subprocess.run(
         [*pip, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", tmp_path, source], check=True
@@ -32,11 +35,12 @@ def test_an_installed_wheel_runs_from_another_folder(overrides: list[str], tmp_p
 
     environment = {**os.environ, "PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "magneto", *overrides, "trainer.max_steps=4", "name=wheel"],
+        [sys.executable, "-P", "-m", "magneto", "--config-dir=own", *overrides, "experiment=mine", "name=wheel"],
         cwd=elsewhere, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs/asr/wheel/export/model.safetensors").is_file()
+    assert "name: sgd" in (tmp_path / "runs/asr/wheel/config.yaml").read_text(), "the user's own file"
     where = subprocess.run(
         [sys.executable, "-P", "-c", "import magneto; print(magneto.__file__)"],
         cwd=elsewhere, env=environment, capture_output=True, text=True,

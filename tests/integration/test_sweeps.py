@@ -1,0 +1,95 @@
+"""Sweeps in separate processes: the report, the failed jobs and the exit code, whatever launcher runs the jobs."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from magneto.cli import CONF
+
+COMMAND = [sys.executable, str(CONF.parent / "run.py"), "-m"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+
+
+def sweep(folder: Path, overrides: list[str]) -> subprocess.CompletedProcess[str]:
+    folder.mkdir(exist_ok=True)
+    return subprocess.run(
+        [*COMMAND, *overrides, f"runs_dir={folder / 'runs'}"],
+        cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=900, check=False,
+    )  # fmt: skip
+
+
+def outcome(folder: Path, done: subprocess.CompletedProcess[str]) -> dict[str, object]:
+    """Return what must not depend on the launcher."""
+    (report,) = (folder / "runs/causal_lm/reports").glob("*/report.md")
+    results = sorted((folder / "runs/causal_lm").glob("*/result.json"))
+    return {
+        "exit": done.returncode,
+        "failed": done.stderr[done.stderr.index("failed jobs:") :].splitlines()[:3],
+        "report": re.findall(r"report: .*/(causal_lm/reports/\S+)", done.stdout),
+        "runs in it": [
+            line.split("|")[1] for line in report.read_text().splitlines() if line.startswith("|")
+        ],
+        "metrics": {path.parent.name: json.loads(path.read_text())["metrics"] for path in results},
+        "left": sorted(path.name for path in folder.iterdir())
+        + sorted(p.name for p in (folder / "runs").iterdir()),
+    }
+
+
+@pytest.mark.slow
+def test_joblib_sweep_ends_as_the_serial_one(text_overrides: list[str], tmp_path: Path) -> None:
+    """2 x 2, half of which cannot be: both name the failed jobs, write the report of the others and exit with 1."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    settings = [o for o in text_overrides if not o.startswith(("runs_dir=", "backbone.num_heads="))]
+    settings += ["task=causal_lm", "backbone=pre_ln,magneto", "backbone.num_heads=2,3"]
+    serial = outcome(tmp_path / "serial", sweep(tmp_path / "serial", settings))
+    joblib = outcome(tmp_path / "joblib", sweep(tmp_path / "joblib", [*settings, *JOBLIB]))
+    assert serial["exit"] == 1
+    assert [line.split(":")[0].split() for line in serial["failed"][1:]] == [
+        ["backbone=pre_ln", "backbone.num_heads=3"],
+        ["backbone=magneto", "backbone.num_heads=3"],
+    ]
+    assert len(serial["metrics"]) == 2 and serial["left"] == ["runs", "causal_lm"]
+    assert joblib == serial
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [[], JOBLIB])
+def test_interrupted_sweep_exits_with_130(
+    launcher: list[str], text_overrides: list[str], tmp_path: Path
+) -> None:
+    """Ctrl-C, which the terminal sends to all processes."""
+    if launcher:
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    settings = [o for o in text_overrides if not o.startswith("trainer.max_steps=")]
+    process = subprocess.Popen(
+        [*COMMAND, *settings, "task=causal_lm", "trainer.max_steps=5000", "seed=1,2", *launcher],
+        cwd=tmp_path, env=ENVIRONMENT, start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    deadline = time.monotonic() + 500
+    while not list((tmp_path / "runs").glob("causal_lm/*/checkpoints/last.ckpt")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 130, output
+    assert "to go on" in output or "to continue" in output
+    assert not (tmp_path / "runs/sweeps").exists()
+
+
+def test_unwritable_runs_dir_of_a_sweep(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    done = subprocess.run(
+        [*COMMAND, "task=asr", "seed=1,2", f"runs_dir={tmp_path / 'file'}"],
+        cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: runs_dir={tmp_path / 'file'}: cannot be written")
+    assert "Traceback" not in done.stderr
