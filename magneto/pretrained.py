@@ -302,7 +302,13 @@ def initialize_from(task: TaskModule, source: str) -> Report:
         if name.startswith(_TARGET):
             continue
         theirs = changed.get(name, weights.get(name))
-        if same_tokens and theirs is not None and _padded(name, theirs, tensor):
+        table = name.endswith(("embedding.weight", "head.weight", "head.output_bias"))
+        if (
+            same_tokens
+            and table
+            and theirs is not None
+            and _padded(theirs, tensor, task.spec.get("vocab_size"))
+        ):
             theirs = theirs[: len(tensor)]
             cut.append(name)
         fits = theirs is not None and theirs.shape == tensor.shape
@@ -333,10 +339,9 @@ def _same(theirs: Tensor | None, ours: Tensor) -> bool:
     return theirs is not None and torch.equal(theirs, ours.cpu())
 
 
-def _padded(name: str, theirs: Tensor, ours: Tensor) -> bool:
-    """Whether a table with a row for each token has more of them than there are tokens, as many published ones have."""
-    table = name.endswith(("embedding.weight", "head.weight", "output_bias"))
-    return table and theirs.shape[1:] == ours.shape[1:] and len(theirs) > len(ours)
+def _padded(theirs: Tensor, ours: Tensor, vocab_size: int | None) -> bool:
+    """Whether a table of tokens has more rows than there are tokens, as many published ones have."""
+    return vocab_size == len(ours) < len(theirs) and theirs.shape[1:] == ours.shape[1:]
 
 
 def _shape(tensor: Tensor | None) -> str:

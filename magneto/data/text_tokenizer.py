@@ -10,13 +10,13 @@ the other two are exact.
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import regex
 from tokenizers import (
     AddedToken,
     Encoding,
@@ -42,8 +42,10 @@ NAMES = {
 }
 """What the roles are called in tokenizers that are in use; the first name that a vocabulary has is taken."""
 METASPACE = "▁"
-LONGEST_WORD = (
-    10_000  # characters; more without white space is no text, and training would take hours over it
+LONGEST_WORD = 10_000  # characters; longer ones are no text, and training would take hours over them
+# What no kind of tokenizer divides: Chinese or Thai without spaces has punctuation.
+_ENDLESS = regex.compile(
+    rf"([^\s\p{{P}}]{{{LONGEST_WORD}}})[^\s\p{{P}}]+|([^\s\p{{L}}\p{{N}}]{{{LONGEST_WORD}}})[^\s\p{{L}}\p{{N}}]+"
 )
 NEVER = -1e6  # log-probability of a special token's name as ordinary text
 
@@ -123,7 +125,12 @@ class TextTokenizer:
             raise UserError(f"tokenizer.file={path}: there is no such file. Name a tokenizer.json.")
         try:
             return cls.from_json(path.read_text(encoding="utf-8"))
-        except (UserError, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"tokenizer.file={path}: is no text, so no tokenizer.json of the tokenizers library (.model and .spm are "
+                "SentencePiece's). Convert it: docs/data.md shows how for one of them."
+            ) from error
+        except UserError as error:
             raise UserError(f"tokenizer.file={path}: {error}") from error
 
     @classmethod
@@ -209,10 +216,10 @@ class TextTokenizer:
 
 
 def _without_endless_words(text: str) -> str:
-    """Only the beginning of each run of more than LONGEST_WORD characters without white space."""
+    """Only the beginning of each run of more than LONGEST_WORD characters without white space or punctuation."""
     if max(map(len, text.split()), default=0) <= LONGEST_WORD:
         return text
-    return re.sub(rf"(\S{{{LONGEST_WORD}}})\S+", r"\1", text)
+    return _ENDLESS.sub(lambda run: run[1] or run[2], text)
 
 
 def _special_tokens(names: Sequence[str]) -> list[AddedToken]:

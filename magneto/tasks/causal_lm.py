@@ -67,7 +67,8 @@ class PredictOptions(Decoding):
 class TextScores(Metric):
     """Perplexity and bits per byte of a whole split, from sums: independent of batching and of the processes.
 
-    Bits per byte are comparable across tokenizers, perplexities are not: a token may be a letter or a word.
+    Bits per byte are comparable across tokenizers that lose no text, perplexities are not: a token may be a letter or a
+    word.
     """
 
     full_state_update = False

@@ -13,13 +13,14 @@ import torch
 import yaml
 from hydra.utils import instantiate
 
+from magneto import assembly
 from magneto.checkpoint import load_task
 from magneto.data.text import IGNORE, TextDataModule
 from magneto.data.text_tokenizer import TextTokenizer
 from magneto.errors import UserError
 from magneto.tasks.causal_lm import TextScores
 from tests.conftest import BITS_PER_BYTE, WORDS
-from tests.small_runs import training_losses
+from tests.small_runs import SHORT, drive, folders, training_losses
 
 LEARN = ("trainer.max_steps=250", "trainer.val_check_interval=250", "optimizer.lr=1e-2")
 
@@ -169,6 +170,21 @@ def test_a_checkpoint_is_tested_on_text_in_blocks_of_another_length(run_lm) -> N
     test = ("mode=test", f"checkpoint={result['folder']}/export")
     expected = {key: value for key, value in result["metrics"].items() if key.startswith("test/")}
     assert run_lm(*test, "data.block_size=48")["metrics"] == pytest.approx(expected)
+
+
+def test_a_test_set_alone_gives_the_numbers_of_the_run(run_lm, tmp_path: Path) -> None:
+    """Neither a training text nor a vocabulary of its own is needed to test a trained model."""
+    first = run_lm("trainer.max_steps=2", "name=one")
+    config = yaml.safe_load((Path(first["folder"]) / "config.yaml").read_text())
+    data = assembly.build_data(config["data"])
+    rows = [json.dumps({"text": document.text}) for document in data.documents("test")]
+    (tmp_path / "test.jsonl").write_text("".join(f"{row}\n" for row in rows))
+    command = [
+        "task=causal_lm", "data=text_files", f"data.sources.text_files.test={tmp_path / 'test.jsonl'}",
+        "data.eval_stride=16", *folders(tmp_path / "data", tmp_path), *SHORT,
+    ]  # fmt: skip
+    tested = drive(command, "mode=test", f"checkpoint={first['folder']}/export")["metrics"]
+    assert tested["test/bits_per_byte"] == pytest.approx(first["metrics"]["test/bits_per_byte"], rel=1e-5)
 
 
 def test_untied_and_smoothed(run_lm) -> None:

@@ -155,6 +155,19 @@ def test_checkpoint_and_export_predict_alike(
     assert tested == pytest.approx({key: value for key, value in result.items() if key.startswith("test/")})
 
 
+def test_a_table_alone_gives_the_numbers_of_the_run(run: Run, glue: Path, tmp_path: Path) -> None:
+    """Neither a training table nor a vocabulary of its own is needed to test a trained model."""
+    first = run("SST-2", "trainer.max_steps=2", "name=one")
+    own = ["task=text_classification", "data=tsv", f"data.source.test={glue / 'SST-2/dev.tsv'}"]
+    tested = drive(
+        [*own, *folders(tmp_path / "data", tmp_path), *SHORT],
+        "mode=test",
+        f"checkpoint={Path(first['folder']) / 'export'}",
+    )["metrics"]
+    for name in ("test/loss", "test/accuracy"):
+        assert tested[name] == pytest.approx(first["metrics"][name], rel=1e-5), name
+
+
 def test_a_test_file_of_glue_becomes_what_its_server_takes(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -58,6 +58,30 @@ def test_the_logits_are_equal(saved: tuple[Path, Any]) -> None:
     torch.testing.assert_close(ours.logits(ours(tokens)), theirs(tokens).logits, rtol=1e-5, atol=1e-5)
 
 
+@torch.no_grad()
+def test_rows_beyond_the_tokens_are_cut(saved: tuple[Path, Any], tmp_path: Path) -> None:
+    """Tables are often padded to a round number of rows; those stand for no token."""
+    _, model = saved
+    padded = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(**{**model.config.to_dict(), "vocab_size": 320})
+    ).eval()
+    state = model.state_dict()
+    for name, tensor in padded.state_dict().items():
+        tensor[: len(state[name])].copy_(state[name]) if tensor.shape != state[name].shape else tensor.copy_(
+            state[name]
+        )
+    padded.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(tokenizer().to_json())
+    tokens = torch.randint(263, (3, 40), generator=torch.Generator().manual_seed(1))
+    ours = task(tmp_path)
+    expected = padded(tokens).logits[..., :263]
+    torch.testing.assert_close(ours.logits(ours(tokens)), expected, rtol=1e-5, atol=1e-5)
+    again = initialize_from(ours, f"hf:{tmp_path}")
+    assert again.cut == ("stem.embedding.weight",) and "cut to the tokens: stem.embedding.weight" in str(
+        again
+    )
+
+
 def test_greedy_generation_is_equal_for_prompts_of_unequal_length(saved: tuple[Path, Any]) -> None:
     folder, theirs = saved
     prompts = [[5, 9, 200], [7], [100, 3, 8, 44, 61, 12]]

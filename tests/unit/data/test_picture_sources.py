@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from magneto.data.image_text_store import PreparedTexts
 from magneto.data.pictures import Slice, read_picture
 from magneto.data.sources import cifar10, emoji, fashion_mnist
 from magneto.data.sources.cifar10 import Cifar10Source
@@ -807,3 +808,30 @@ def test_openclipart(tmp_path):
     assert len(list(OpenClipartSource(exclude=[], folder=str(root)).load(tmp_path).examples)) == 11
     with pytest.raises(UserError, match="no drawing is left"):
         OpenClipartSource(exclude=["food", "computer", "shapes"], folder=str(root)).load(tmp_path)
+
+
+def test_names_hold_separators_and_brackets(tmp_path: Path) -> None:
+    """A line ends with a line feed alone; a shard's name may hold the characters of a glob."""
+    odd = "a\u2028b\u0085c"
+    names = tmp_path / "names.tsv"
+    names.write_text(f"n01\t{odd}\nn02\tplain\n", encoding="utf-8")
+    folder = tmp_path / "pictures"
+    for name in ("n01", "n02"):
+        (folder / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(folder / name / "a.png")
+    source = ImageFolderSource(str(folder), names=str(names))
+    assert {picture.label for picture in source.load(tmp_path).examples} == {odd, "plain"}
+    shard = tmp_path / "part[1].tar"
+    with tarfile.open(shard, "w") as tar:
+        tar.add(folder / "n01/a.png", "a.png")
+    sharded = WebDatasetSource(str(shard))
+    assert [picture.id for picture in sharded.load(tmp_path).examples] == ["part[1].tar/a"]
+    before = sharded.identity()
+    with tarfile.open(shard, "a") as tar:
+        tar.add(folder / "n02/a.png", "b.png")
+    assert sharded.identity() != before
+    (tmp_path / "captions.jsonl").write_text(
+        "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in (odd, "next")),
+        encoding="utf-8",
+    )
+    assert PreparedTexts(tmp_path, "captions").texts == [odd, "next"]

@@ -132,6 +132,21 @@ def test_rare_characters_make_room(tokenizers):
     assert tokenizer.decode(tokenizer.encode("the nation")) == "the nation"
 
 
+def test_text_without_spaces_is_learnt_whole():
+    """Chinese has none; its punctuation divides it."""
+    first, second = "今天天气很好，我们出去走走。", "银行昨天关门，他只好回家。"
+    text = first * 1_000 + second * 1_000
+    assert text.index(second) > LONGEST_WORD and " " not in text
+    tokenizer = TextTokenizer.train([text], kind="bpe", vocab_size=60)
+    assert tokenizer.unk_id not in tokenizer.encode(first + second)
+
+
+def test_a_sentencepiece_model_is_named(tmp_path):
+    (tmp_path / "x.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\xdb\xff")
+    with pytest.raises(UserError, match=r"x\.model: is no text.*SentencePiece's.*docs/data\.md"):
+        TextTokenizer.from_file(tmp_path / "x.model")
+
+
 def test_an_endless_word_does_not_hold_training_up():
     chooser = random.Random(1)
     endless = "".join(chooser.choice("abcdefgh") for _ in range(3_000_000))
