@@ -2,9 +2,9 @@
 
     prompts --padded on the left--> one pass fills the key-value cache --> one token a row and step --> pieces of text
 
-A row's tokens depend on its own prompt, the settings and its place in the whole list alone: padding is masked, positions count
-real tokens, every row has its own random numbers, and rows that are finished leave the batch. So a batch gives what its
-prompts give one by one (to rounding, as long as the context is not full).
+A row's tokens depend on its own prompt, the settings and its place in the whole list alone: padding is masked, positions
+count real tokens, every row has its own random numbers, and rows that are finished leave the batch. So a batch gives what
+its prompts give one by one (to rounding, as long as the context is not full).
 
 The context is `max_positions` tokens. A longer prompt loses its beginning. When the cache is full, the newer half of
 what was read is read again as a fresh context and the older half is forgotten: a pass over half a context for every half
@@ -197,7 +197,9 @@ def next_tokens(
     assert prompts and all(len(prompt) for prompt in prompts), "a prompt has at least one token"
     rows = list(range(len(prompts)))
     read = [list(prompt[-model.context :]) for prompt in prompts]
-    streams = [random_stream(settings.seed, "generation", 0, n) for n in (rows if numbers is None else numbers)]
+    streams = [
+        random_stream(settings.seed, "generation", 0, n) for n in (rows if numbers is None else numbers)
+    ]
     drawn_ahead = np.stack([random.random(settings.max_new_tokens) for random in streams])
     uniform = torch.from_numpy(drawn_ahead).to(model.device)
     cache = KVCache()

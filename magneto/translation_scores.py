@@ -155,7 +155,9 @@ class TranslationScores(Metric):
         lines = [*zip(map(one_line, hypotheses), map(one_line, references), strict=True)]
         for name, metric in self._metrics.items():
             if name in scores:
-                counters = [self._bleu[int(n)] for n in directions] if name == "bleu" else [metric] * len(lines)
+                counters = (
+                    [self._bleu[int(n)] for n in directions] if name == "bleu" else [metric] * len(lines)
+                )
                 counts = [
                     counter._extract_corpus_statistics([hypothesis], [[reference]])[0]
                     for counter, (hypothesis, reference) in zip(counters, lines, strict=True)

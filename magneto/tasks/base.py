@@ -94,9 +94,7 @@ class PredictInput:
                 try:
                     yield line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
                 except UnicodeDecodeError as error:
-                    why = (
-                        f"{self.key}={self.path}, line {number}: not UTF-8 text ({error.reason} at byte {error.start})"
-                    )
+                    why = f"{self.key}={self.path}, line {number}: not UTF-8 text ({error.reason} at byte {error.start})"
                     if number == 1:
                         raise UserError(f"{why}. Convert the file to UTF-8.") from error
                     log.warning("%s: read as an empty line", why)

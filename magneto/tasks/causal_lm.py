@@ -1,10 +1,10 @@
 """Causal language modelling (GPT): tokens -> embeddings -> decoder -> the next token (paper, section 4.1)."""
 
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from math import log
 from typing import Any
 
 import torch
@@ -94,7 +94,7 @@ class TextScores(Metric):
         """`perplexity` and `bits_per_byte`; nan where nothing was scored."""
         return {
             "perplexity": (self.nats / self.tokens).exp(),
-            "bits_per_byte": self.nats / log(2) / self.bytes,
+            "bits_per_byte": self.nats / math.log(2) / self.bytes,
         }
 
 

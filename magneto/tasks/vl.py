@@ -9,10 +9,10 @@ pictures alone, a third texts alone, a third pairs), and contrastive learning as
 """
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from math import log
 from typing import Any
 
 import numpy as np
@@ -172,7 +172,7 @@ class VisionLanguage(MaskedPictures):
             # Named as in BEiT-3's retrieval weights.
             self.vision_head = Linear(config.d_model, width, bias=False, roles=("head",))
             self.language_head = Linear(config.d_model, width, bias=False, roles=("head",))
-            self.logit_scale = nn.Parameter(torch.tensor(log(1 / self.options.temperature)))
+            self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / self.options.temperature)))
             self.scores["retrieval"] = RetrievalScores(self.spec["languages"], width)
         else:
             self.monitor, self.mode = "val/loss", "min"
@@ -247,7 +247,7 @@ class VisionLanguage(MaskedPictures):
     def _scale(self) -> Tensor:
         if self.training:
             with torch.no_grad():
-                self.logit_scale.clamp_(max=log(LARGEST_SCALE))
+                self.logit_scale.clamp_(max=math.log(LARGEST_SCALE))
         return self.logit_scale.float().exp()
 
     def _masked(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -175,7 +175,10 @@ def test_a_cut_prompt_is_reported(model: MagnetoLM, caplog: pytest.LogCaptureFix
     with caplog.at_level(logging.WARNING, "lm_eval"):
         model.generate_until(instances("generate_until", [("the cat", SAMPLED), (TEXT, SAMPLED)]))
         model.loglikelihood(instances("loglikelihood", [(TEXT, " the cat")]), disable_tqdm=True)
-    assert [record.getMessage()[:18] for record in caplog.records] == ["1 of 2 prompts are", "1 of 1 prompts are"]
+    assert [record.getMessage()[:18] for record in caplog.records] == [
+        "1 of 2 prompts are",
+        "1 of 1 prompts are",
+    ]
 
 
 def test_the_default_device_without_a_gpu(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,11 +255,18 @@ def test_the_command_runs_tasks_from_local_files(
 
 def documented_commands() -> list[str]:
     """Every command line of the harness that the project shows, once, its tasks replaced by local ones."""
-    files = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "conf").rglob("*.yaml"), Path(lm_eval.__file__)]
+    files = [
+        ROOT / "README.md",
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "conf").rglob("*.yaml"),
+        Path(lm_eval.__file__),
+    ]
     found = [
         re.sub(r"--tasks [\w,]+", f"--tasks {LOCAL_TASKS}", line)
         for file in files
-        for line in re.findall(r"python -m magneto\.lm_eval (.*checkpoint=.*)", file.read_text(encoding="utf-8"))
+        for line in re.findall(
+            r"python -m magneto\.lm_eval (.*checkpoint=.*)", file.read_text(encoding="utf-8")
+        )
     ]
     assert len(found) >= 3
     return sorted(set(found))
