@@ -275,7 +275,7 @@ class MT(TaskModule):
         """Log `test/...`, and write what was translated into the run's folder: line n of each file belongs together.
 
         `test.src`, `test.hyp`, `test.ref`: plain text, so that `sacrebleu test.ref -i test.hyp -m bleu chrf ter` gives
-        the run's numbers (with `-l en-zh` those of Chinese); of several directions also `test/en-fr.src` and so on;
+        the run's numbers, for Chinese with `-l en-zh`; of several directions also `test/en-fr.src` and so on;
         `test.scores.json`: the scores with sacrebleu's signatures.
         """
         super().on_test_epoch_end()

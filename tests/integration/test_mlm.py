@@ -217,9 +217,8 @@ def test_a_mask_takes_the_space_before_it_and_leaves_what_follows_as_it_is(run: 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("prompt='no mask here'",), r"line 1 .* has no \[MASK\]"),
-        (("prompt=['one [MASK]','']",), "line 2"),
-        (("prompt=['']", "predict.score=true"), "line 1 .* empty"),
+        (("prompt='no mask here'",), r"'no mask here' has no \[MASK\]"),
+        (("prompt=['']", "predict.score=true"), "nothing to score"),
         ((f"prompt='{'one ' * 40}[MASK]'",), "blocks of 32"),
         (("prompt='one [MASK]'", "predict.top_k=0"), "predict.top_k=0"),
         (("prompt='one [MASK]'", "predict.beam_width=3"), "predict.beam_width"),

@@ -209,18 +209,25 @@ def test_results_are_written_as_they_come_and_kept_when_a_line_breaks_the_work(
     model = f"checkpoint={run('trainer.max_steps=2', 'name=one')['folder']}/export"
     source, output = tmp_path / "input.txt", tmp_path / "new/folder/out.jsonl"
     part = output.with_name("out.jsonl.part")
-    source.write_bytes(b"the red boat\nthe old cat\n\xff\n")
+    source.write_bytes(b"the red boat\nthe old cat\nthe end\n")
     command = ("mode=predict", model, f"input={source}", f"output={output}", "predict.batch=1")
-    with pytest.raises(
-        UserError, match=rf"line 3: not UTF-8.* The results before it \(2\) are kept in {part}"
+    results = MT._results
+
+    def refused(self: MT, number: int, *rest: Any) -> Any:
+        if number == 3:
+            raise UserError("line 3: too much.")
+        return results(self, number, *rest)
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(UserError, match=rf"line 3: too much\. The results before it \(2\) are kept in {part}"),
     ):
+        patch.setattr(MT, "_results", refused)
         run(*command)
     assert [json.loads(line)["line"] for line in lines(part)] == [1, 2] and not output.exists()
     with pytest.raises(UserError, match=rf"{part} exists already"):
         run(*command)  # nothing is lost by repeating the command
     part.unlink()
-
-    results = MT._results
 
     def broken(self: MT, number: int, *rest: Any) -> Any:
         if number == 2:
@@ -233,8 +240,12 @@ def test_results_are_written_as_they_come_and_kept_when_a_line_breaks_the_work(
     assert f"The results before it (1) are kept in {part}" in caplog.text
     part.unlink()
 
-    source.write_text("the red boat\nthe old cat\n")
-    assert run(*command)["results"] == [json.loads(line) for line in lines(output)]
+    source.write_bytes(b"\xef\xbb\xbfthe red boat\n\xff\nthe old cat\n")
+    found = run(*command)["results"]
+    assert found == [json.loads(line) for line in lines(output)]
+    assert [entry["source"] for entry in found] == ["the red boat", "", "the old cat"] and not found[1][
+        "translation"
+    ]
     assert [path.name for path in output.parent.iterdir()] == ["out.jsonl"]
 
 

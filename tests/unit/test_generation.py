@@ -92,6 +92,24 @@ def test_a_sampled_batch_gives_what_its_prompts_give_in_any_company() -> None:
     assert tokens_of(task, PROMPTS, Decoding(max_new_tokens=40, temperature=1.5, seed=4)) != together
 
 
+def test_a_row_has_the_numbers_of_its_place() -> None:
+    """A part of a list, told where it stands in it, draws what the whole list draws there."""
+    task = model(position="rotary")
+    settings = Decoding(max_new_tokens=12, temperature=1.5, top_p=None)
+    whole = generate(task, TOKENIZER, [PROMPTS[0]] * 6, settings)
+    assert len({row.text for row in whole}) == 6
+    for batch in ([0, 1], [4, 2, 5], [3]):
+        found = generate(task, TOKENIZER, [PROMPTS[0]] * len(batch), settings, batch)
+        assert found == [whole[number] for number in batch]
+
+
+@pytest.mark.parametrize("temperature", [1e-20, 1e-37, 1e-45, 1e-300])
+def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
+    logits = torch.tensor([[0.3, 9.0, -torch.inf, 8.9]])
+    for more in ({"top_p": None}, {"top_p": 0.9}, {"top_k": 3}):
+        assert choose(logits, Decoding(temperature=temperature, **more), torch.tensor([0.99])).item() == 1
+
+
 def distribution(logits: Tensor, **settings: Any) -> Tensor:
     """Frequencies of the tokens, drawn with a fine grid of numbers in place of random ones."""
     grid = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000

@@ -1,14 +1,17 @@
 """Corpus scores of translations against sacrebleu's own functions, whatever the batches and the processes."""
 
+import importlib
+import json
 from pathlib import Path
 
 import pytest
 import sacrebleu
 import torch
 import torch.multiprocessing as mp
+from sacrebleu.tokenizers.tokenizer_char import TokenizerChar
 
 from magneto.errors import UserError
-from magneto.translation_scores import TranslationScores, one_line
+from magneto.translation_scores import TranslationScores, bleu_tokenizer, one_line, write_scores
 
 REFERENCES = [
     "Le chat est assis sur le tapis.",
@@ -78,6 +81,81 @@ def test_signatures_name_settings_and_version() -> None:
     signatures = metric.signatures()
     assert "tok:intl" in signatures["bleu"] and f"version:{sacrebleu.__version__}" in signatures["bleu"]
     assert set(signatures) == {"bleu", "chrf", "ter"}
+
+
+CHINESE = (
+    ["我今天去学校了。", "他喜欢吃苹果和香蕉。", "会议在2019年结束，共有3个议题。"],
+    ["我今天去了学校。", "他喜欢吃苹果和香蕉。", "会议于2019年结束，共有3个议题。"],
+)
+
+
+def bleu(sides: tuple[list[str], list[str]], tokenize: str) -> float:
+    return sacrebleu.corpus_bleu(sides[0], [sides[1]], tokenize=tokenize, force=True).score
+
+
+def test_bleu_of_chinese_splits_characters() -> None:
+    """As sacrebleu's command line does for a target language zh; for others 13a, to the last digit."""
+    metric = TranslationScores(["en-fr", "en-zh_CN", "zh-en"])
+    ids, columns = torch.arange(6), torch.tensor([0, 0, 0, 1, 1, 1])
+    french = (HYPOTHESES[:3], REFERENCES[:3])
+    metric.update(french[0] + CHINESE[0], french[1] + CHINESE[1], ids, columns)
+    metric.update(HYPOTHESES[3:], REFERENCES[3:], ids[:3] + 6, torch.full((3,), 2), scores=("bleu",))
+    scores = metric.compute()
+    assert 50 < scores["bleu/en-zh_CN"] == pytest.approx(bleu(CHINESE, "zh"), abs=1e-9)
+    assert scores["bleu/en-fr"] == bleu(french, "13a") and bleu(CHINESE, "13a") < 20
+    assert scores["bleu/zh-en"] == bleu((HYPOTHESES[3:], REFERENCES[3:]), "13a")
+    parts = [scores[f"bleu/{name}"] for name in metric.directions]
+    assert scores["bleu_mean"] == pytest.approx(sum(parts) / 3)
+    assert metric.remarks == []
+
+
+def test_signatures_of_several_tokenizers(tmp_path: Path) -> None:
+    """One for each direction, in the log and in the file; chrF and TER have one each."""
+    metric = TranslationScores(["en-fr", "en-zh"])
+    signatures = metric.signatures()
+    assert set(signatures) == {"bleu/en-fr", "bleu/en-zh", "chrf", "ter"}
+    values = {"bleu": 1.0, "bleu/en-zh": 2.0, "bleu_mean": 3.0, "chrf": 4.0, "loss": 5.0}
+    write_scores(tmp_path / "scores.json", values, signatures)
+    report = json.loads((tmp_path / "scores.json").read_text())
+    assert "tok:zh" in report["bleu"].pop("signature")["en-zh"]
+    assert report["bleu"] == {"bleu": 1.0, "bleu/en-zh": 2.0, "bleu_mean": 3.0}
+    assert report["chrf"] == {"signature": signatures["chrf"], "chrf": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("language", "chosen", "tokenizer", "remark"),
+    [
+        ("fr", None, "13a", None),
+        ("pt_BR", None, "13a", None),
+        ("zho_Hant", None, "zh", None),
+        ("th", None, "13a", "task.bleu_tokenize=char"),
+        ("zh", "13a", "13a", "Set it to null"),
+        ("th", "char", "char", None),
+        ("fr", "intl", "intl", None),
+    ],
+)
+def test_the_tokenizer_of_a_language(
+    language: str, chosen: str | None, tokenizer: str, remark: str | None
+) -> None:
+    found, told = bleu_tokenizer(language, chosen)
+    assert found == tokenizer and (told is None if remark is None else remark in str(told))
+
+
+@pytest.mark.parametrize(("language", "instead"), [("ja", "char"), ("jpn_Jpan", "char"), ("ko", "13a")])
+def test_a_tokenizer_that_is_not_installed(
+    language: str, instead: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one with a remark, or an error where it was asked for; sacrebleu's own where it is there."""
+    name = f"{language[:2]}-mecab".replace("jp", "ja")
+    module = importlib.import_module(f"sacrebleu.tokenizers.tokenizer_{name.replace('-', '_')}")
+    monkeypatch.setattr(module, "MeCab", None)
+    tokenizer, remark = bleu_tokenizer(language)
+    assert tokenizer == instead and f"pip install sacrebleu[{name[:2]}]" in str(remark)
+    with pytest.raises(UserError, match=rf"bleu_tokenize={name}: is not installed"):
+        TranslationScores([f"en-{language}"], name)
+    kind = "TokenizerJaMecab" if name == "ja-mecab" else "TokenizerKoMecab"
+    monkeypatch.setattr(module, kind, lambda: TokenizerChar())
+    assert bleu_tokenizer(language) == (name, None)
 
 
 def test_an_unknown_tokenizer_is_named() -> None:

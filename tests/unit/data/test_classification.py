@@ -1,6 +1,7 @@
 """Labelled texts: GLUE's layouts good and broken, framing, batches, GLUE's metrics."""
 
 import gzip
+import itertools
 import json
 import math
 from pathlib import Path
@@ -493,7 +494,10 @@ def test_metrics_equal_their_definitions(metrics: tuple[str, ...], classes: int)
         assert found[f"{name}/mismatched"] == pytest.approx(
             by_hand(name, predictions[~main], labels[~main]), abs=1e-6
         )
-    assert found["score"] == pytest.approx(sum(found[name] for name in metrics) / len(metrics))
+    if len(metrics) > 1:
+        assert found["score"] == pytest.approx(sum(found[name] for name in metrics) / len(metrics))
+    else:
+        assert "score" not in found, "the same number under two names"
     scores.reset()
     assert scores.compute() == {}
 
@@ -503,6 +507,49 @@ def test_constant_answers_score_zero_and_not_nan(metrics: tuple[str, ...], class
     scores = GlueScores(metrics, classes, ("dev",))
     scores.update(torch.zeros(6), torch.arange(6) % 2, torch.arange(6), torch.zeros(6))
     assert scores.compute() == {**dict.fromkeys(metrics, 0.0), "score": 0.0}
+
+
+def correlation(table: np.ndarray) -> float:
+    """Matthews's, of counts (true, predicted), by its definition in whole numbers; 0 where it is 0 / 0."""
+    s, c = int(table.sum()), int(table.trace())
+    t, p = table.sum(1).tolist(), table.sum(0).tolist()
+    below = (s * s - sum(k * k for k in p)) * (s * s - sum(k * k for k in t))
+    return (c * s - sum(a * b for a, b in zip(t, p, strict=True))) / math.sqrt(below) if below else 0.0
+
+
+def small_tables(classes: int, examples: int) -> list[np.ndarray]:
+    """Every table of at most so many examples."""
+    counts = itertools.product(range(examples + 1), repeat=classes**2)
+    return [np.reshape(row, (classes, classes)) for row in counts if 1 <= sum(row) <= examples]
+
+
+@pytest.mark.parametrize(("classes", "examples"), [(2, 6), (3, 3)])
+def test_matthews_of_every_small_table(classes: int, examples: int) -> None:
+    """Constant answers or labels correlate with nothing, right or wrong; F1 and accuracy by their definitions."""
+    names = ("accuracy", "f1", "matthews") if classes == 2 else ("accuracy", "matthews")
+    scores = GlueScores(names, classes, ("dev",))
+    for table in small_tables(classes, examples):
+        labels = np.repeat(np.arange(classes), table.sum(1))
+        predictions = np.repeat(np.tile(np.arange(classes), classes), table.flatten())
+        scores.reset()
+        zeros = torch.zeros(len(labels))
+        scores.update(torch.tensor(predictions), torch.tensor(labels), torch.arange(len(labels)), zeros)
+        found = scores.compute()
+        assert found["matthews"] == pytest.approx(correlation(table), abs=1e-6), table
+        assert found["accuracy"] == pytest.approx(table.trace() / table.sum())
+        if classes == 2:
+            either = 2 * table[1, 1] + table[0, 1] + table[1, 0]
+            assert found["f1"] == pytest.approx(2 * table[1, 1] / either if either else 0.0)
+
+
+@pytest.mark.parametrize("value", [0.1, 1 / 3, 4.999999, 1e9 + 0.1])
+def test_constant_numbers_correlate_with_nothing(value: float) -> None:
+    """Also those whose mean, and so whose deviation, is rounded."""
+    constant, others = torch.full((10,), value, dtype=torch.float64), torch.arange(10.0) ** 2
+    for columns in ((constant, others), (others, constant)):
+        scores = GlueScores(("pearson", "spearman"), 0, ("dev",))
+        scores.update(*columns, torch.arange(10), torch.zeros(10))
+        assert scores.compute() == {"pearson": 0.0, "spearman": 0.0, "score": 0.0}
 
 
 @pytest.mark.parametrize(
