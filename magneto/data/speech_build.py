@@ -139,6 +139,8 @@ class SpeechBuilder:
                 len(shared),
                 shared[0],
             )
+        if skipped and not utterances:
+            advice = ["Check the corpus: paths in a manifest that are not absolute begin at its folder."]
         return utterances, skipped, corpora, " ".join(filter(None, advice)) or "Check the corpus."
 
     @property

@@ -43,7 +43,7 @@ def user_recordings(path: str | Path, spec: SpeechSpec) -> Iterator[tuple[Path, 
             others[suffix or "without one"] += 1
     if others:
         listed = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(8))
-        log.warning("%s: %d files with other endings are left out (%s)", path, others.total(), listed)
+        log.warning("%s: left out for their endings: %s", path, listed)
     if not found:
         raise UserError(f"input={path}: no audio file in this folder ({', '.join(AUDIO_SUFFIXES)}).")
     bad_ones: list[str] = []

@@ -19,12 +19,11 @@ from magneto.data.tokenizer import normalize_text
 from magneto.errors import UserError
 
 KEYS = "data.sources.manifest."  # as conf/data/manifest.yaml has them
-BESIDE = "Paths that are not absolute begin at the manifest."
 EXAMPLE = '{"audio_filepath": "clips/a.wav", "duration": 2.5, "text": "hello there"}'
 
 
 class ManifestSource:
-    """Recordings (wav, flac, ogg, mp3; any sample rate; mono or more channels) with transcripts.
+    """Recordings (wav, flac, ogg, mp3 ...; any sample rate; mono or more channels) with transcripts.
 
     Either `manifest`, one file that is divided by each line's `split`, and where it has none by a hash
     (fractions `val_fraction` and `test_fraction`; lines with the same `group`, the same audio file or the
@@ -90,7 +89,11 @@ class ManifestSource:
     def load(self, data_dir: Path) -> Corpus:
         """All lines. Raises `UserError` for a missing manifest and a line that breaks the convention."""
         utterances, skipped = [], []
-        advice = f"Set {KEYS}train and {KEYS}val to train." if [*self.files] == ["test"] else BESIDE
+        advice = (
+            f"Set {KEYS}train and {KEYS}val to train."
+            if [*self.files] == ["test"]
+            else "Check the manifests."
+        )
         for side, path in self._files():
             lines = list(_lines(path))
             if side:
@@ -98,7 +101,7 @@ class ManifestSource:
             else:
                 splits, groups = self._divide(lines)
                 advice = (
-                    f"{BESIDE} Give its lines a `split`, or raise {KEYS}val_fraction and test_fraction: lines with the "
+                    f"Give its lines a `split`, or raise {KEYS}val_fraction and test_fraction: lines with the "
                     f"same group, recording or text stand on one side, which leaves {groups} groups."
                 )
             for line, split in zip(lines, splits, strict=True):

@@ -515,7 +515,7 @@ def test_endings_links_and_hidden_files(corpus, spec, tmp_path, caplog):
     found = [path.relative_to(folder).as_posix() for path, _ in user_recordings(folder, spec)]
     linked = [f"linked/{path.name}" for path in sorted(elsewhere.iterdir())]
     assert found == ["a.OPUS", "b.oga", "c.aiff", "e.caf", "f.w64", "inner/d.au", *linked]
-    assert "4 files with other endings are left out (2 .m4a, " in caplog.text and "1 .txt" in caplog.text
+    assert "left out for their endings: 2 .m4a, " in caplog.text and "1 .txt" in caplog.text
 
 
 def test_nothing_to_transcribe(spec, tmp_path):
