@@ -205,6 +205,15 @@ def build_trainer(
     saver = callbacks.Checkpoints(folder.checkpoints, task.monitor, task.mode, watch.save_every, signals)
     watching: list[L.Callback] = [callbacks.ConfigureRun(), callbacks.StepSeed(config["seed"])]
     if watch.ema_decay:
+        if (window := round(1 / (1 - watch.ema_decay))) > steps:
+            log.warning(
+                "callbacks.ema_decay=%s averages the weights over about %d steps, and the run has %d: the average stays "
+                "near the weights of the start. Set it to %.4g or less.",
+                watch.ema_decay,
+                window,
+                steps,
+                1 - 1 / max(2, steps // 10),
+            )
         # Buffers are taken over as they are: an average of indices or of a codebook's directions would be neither.
         watching.append(EMAWeightAveraging(decay=watch.ema_decay, use_buffers=False))
     if watch.average_last:

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from magneto.data.features import AUDIO_SUFFIXES, BadAudio, FeatureSettings, load_audio, log_mel
+from magneto.data.folders import walk
 from magneto.data.sources import Skipped
 from magneto.data.speech_store import SpeechSpec
 from magneto.errors import UserError
@@ -49,7 +50,8 @@ def predict_dataset(paths: Sequence[str | Path], spec: SpeechSpec) -> PredictDat
     skipped: list[Skipped] = []
     for path in map(Path, paths):
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES)
+            files = (place / name for place, names in walk(path) for name in names)
+            found = sorted(file for file in files if file.suffix.lower() in AUDIO_SUFFIXES)
             if not found:
                 raise UserError(f"{path}: no audio file in this folder ({', '.join(AUDIO_SUFFIXES)}).")
             for file in found:

@@ -402,6 +402,9 @@ def test_an_unreadable_file_is_an_error_when_named_and_listed_when_found_in_a_fo
     (folder / "004.wav").write_bytes(b"no audio")
     with pytest.raises(UserError, match=r"004\.wav: not decodable"):
         predict_dataset([folder / "004.wav"], spec)
+    (folder.parent / "linked").mkdir()
+    (folder.parent / "linked/here").symlink_to(folder)
+    assert len(predict_dataset([folder.parent / "linked"], spec)) == len(predict_dataset([folder], spec))
     data = predict_dataset([folder], spec)
     assert len(data) == 7 and [item.file for item in data.skipped] == [str(folder / "004.wav")]
     assert "1 of 8 audio files cannot be read" in caplog.text
