@@ -387,8 +387,18 @@ def build_trainer(
     watch = from_mapping(callbacks.Settings, config["callbacks"], "callbacks")
     monitor = callbacks.Monitor(settings["log_every_n_steps"], watch.divergence_factor)
     saver = callbacks.Checkpoints(folder.checkpoints, task.monitor, task.mode, watch.save_every, signals)
+    steps = settings["max_steps"]
     watching: list[L.Callback] = [*others, callbacks.ConfigureRun(), callbacks.StepSeed(config["seed"])]
     if watch.ema_decay:
+        if (window := round(1 / (1 - watch.ema_decay))) > steps:
+            log.warning(
+                "callbacks.ema_decay=%s averages the weights over about %d steps, and the run has %d: the average stays "
+                "near the weights of the start. Set it to %.4g or less.",
+                watch.ema_decay,
+                window,
+                steps,
+                1 - 1 / max(2, steps // 10),
+            )
         # Buffers are taken over as they are: an average of indices or of a codebook's directions would be neither.
         watching.append(EMAWeightAveraging(decay=watch.ema_decay, use_buffers=False))
     if watch.average_last:

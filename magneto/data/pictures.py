@@ -7,13 +7,13 @@ import io
 import os
 import struct
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from magneto.data.folders import walk
 from magneto.data.svg import self_contained, svg_text
 
 # Only these decoders: Pillow's others are rare, and one of them (EPS) runs a program.
@@ -38,6 +38,7 @@ ROTATIONS = {
 }  # of the values of EXIF's orientation
 DPI = 96  # of SVG lengths in millimetres or points, as CSS has it
 WHITE = 255
+SAMPLE_FORMAT, SIGNED = 339, 2  # a tag of TIFF, and its value for numbers with a sign
 
 
 class BadPicture(Exception):
@@ -113,7 +114,7 @@ def read_picture(
             with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
                 _check_size(*opened.size, limit)
                 opened.load()
-                return _flatten(_upright(opened)).convert(mode)
+                return _flatten(_upright(opened), *_grey_scale(opened)).convert(mode)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise BadPicture("too many pixels") from error
         except UnidentifiedImageError as error:
@@ -129,7 +130,7 @@ def _upright(image: Image.Image) -> Image.Image:
     Not `ImageOps.exif_transpose`, which writes the other EXIF fields anew and fails for one of an odd type.
     """
     try:
-        turn = ROTATIONS.get(image.getexif().get(ExifTags.Base.Orientation))
+        turn = ROTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except DECODER_ERRORS:
         turn = None
     return image if turn is None else image.transpose(turn)
@@ -142,13 +143,22 @@ def _check_size(width: int, height: int, limit: int) -> None:
         raise BadPicture("too many pixels")
 
 
-def _flatten(image: Image.Image) -> Image.Image:
+def _grey_scale(image: Image.Image) -> tuple[int, bool]:
+    """How many bits a grey value of more than 8 has, 16 unless a TIFF states fewer, and whether 0 is white."""
+    tags = getattr(image, "tag_v2", {})
+    signed = tags.get(SAMPLE_FORMAT, (1,))[0] == SIGNED
+    bits = min(16, tags.get(ExifTags.Base.BitsPerSample, (16,))[0])
+    return bits - signed, tags.get(ExifTags.Base.PhotometricInterpretation) == 0
+
+
+def _flatten(image: Image.Image, bits: int, inverted: bool) -> Image.Image:
     """8 bits a channel, on white."""
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image)
-        if image.mode == "F" or values.min() < 0 or values.max() > 65_535:
+        if image.mode == "F" or values.min() < 0 or values.max() >= 1 << bits:
             raise BadPicture("more than 16 bits a channel")
-        return Image.fromarray((values >> 8).astype(np.uint8))
+        grey = (values >> (bits - 8)).astype(np.uint8)
+        return Image.fromarray(WHITE - grey if inverted else grey)
     if not image.has_transparency_data:
         return image
     image = image.convert("RGBA")
@@ -200,28 +210,6 @@ def square(image: Image.Image, size: int, fit: str) -> Image.Image:
         return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     white = WHITE if image.mode == "L" else (WHITE,) * 3
     return ImageOps.pad(image, (size, size), Image.Resampling.BICUBIC, color=white)
-
-
-def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Yield the folders below `root`, itself first, each with the sorted names in it that are no folders.
-
-    Hidden folders and files are left out. Links to folders are followed, after all else; each folder is visited once,
-    however many links lead to it, and none that holds `root`.
-    """
-    seen = set(root.resolve().parents)
-    starts = [root]
-    while starts:
-        links: list[Path] = []
-        for start in starts:
-            if start.resolve() in seen:
-                continue
-            for place, folders, names in os.walk(start):
-                seen.add(Path(place).resolve())
-                inside = {name: Path(place, name) for name in sorted(folders) if name[0] != "."}
-                links += [path for path in inside.values() if path.is_symlink()]
-                folders[:] = [name for name, path in inside.items() if path.resolve() not in seen]
-                yield Path(place), sorted(name for name in names if name[0] != ".")
-        starts = links
 
 
 def find_pictures(folder: Path, others: list[Path] | None = None) -> list[Path]:

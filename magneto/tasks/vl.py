@@ -454,6 +454,10 @@ class VisionLanguage(MaskedPictures):
         clean = [readable_caption(text, self.spec["lowercase"], key) for text in texts]
         longest, pad = self.spec["max_tokens"], self.tokenizer.pad_id
         encoded = encode(self.tokenizer, clean, [None] * len(clean), longest)
+        if encoded.truncated:
+            log.warning(
+                "%s: %d were longer than %d tokens and lost their end", key, encoded.truncated, longest
+            )
         ids = np.split(encoded.tokens.astype(np.int64), encoded.start[1:-1])
         found = []
         for start in range(0, len(ids), PREDICT_BATCH):

@@ -9,6 +9,7 @@ Which of the two it is, the data tells (`spec.pictures`). The heads are those of
 encoder comes from `task=vl` or from published weights (magneto/pretrained.py).
 """
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -44,6 +45,8 @@ from magneto.nn.multiway import Experts
 from magneto.panels import side_by_side, tile
 from magneto.tasks.base import Batch, PredictInput, Sample, StepOutput, TaskModule
 from magneto.tasks.visual_tokenizer import require_patches
+
+log = logging.getLogger(__name__)
 
 TARGETS = {"thirds": shared, "left_out": vqa_accuracy}
 TOP = 5
@@ -283,13 +286,11 @@ class VisionLanguageClassification(TaskModule):
     def _question(self, text: str) -> tuple[Tensor, Tensor]:
         """(1, T) int64 and its mask."""
         longest = self.spec["max_tokens"]
-        ids = encode(
-            self.tokenizer,
-            [readable_caption(text, self.spec["lowercase"], "predict.question")],
-            [None],
-            longest,
-        ).tokens
-        tokens, mask = pad_texts([ids.astype(np.int64)], self.tokenizer.pad_id or 0, longest)
+        plain = readable_caption(text, self.spec["lowercase"], "predict.question")
+        encoded = encode(self.tokenizer, [plain], [None], longest)
+        if encoded.truncated:
+            log.warning("predict.question: it is longer than %d tokens and loses its end", longest)
+        tokens, mask = pad_texts([encoded.tokens.astype(np.int64)], self.tokenizer.pad_id or 0, longest)
         return tokens.to(self.device), mask.to(self.device)
 
     def _batches(self, path: str, key: str = "input") -> Iterator[list[tuple[str, Tensor]]]:

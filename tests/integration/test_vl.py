@@ -390,6 +390,32 @@ def test_a_number_is_a_sentence_too(trained: dict[str, Any], run: Run, squares: 
         assert [row["query"] for row in found] == told
 
 
+def test_an_average_longer_than_the_run_is_told(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    """The weights of the start would be tested."""
+    for decay, told in ((0.9, False), (0.99, True)):
+        caplog.clear()
+        run(
+            f"name=ema{decay}",
+            f"callbacks.ema_decay={decay}",
+            "trainer.max_steps=20",
+            "trainer.val_check_interval=20",
+        )
+        assert ("averages the weights over about 100 steps, and the run has 20" in caplog.text) == told
+
+
+def test_a_cut_query_is_reported(
+    trained: dict[str, Any], run: Run, squares: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the model does not read of a sentence is said."""
+    for words, told in (("red top left", False), ("red " * 40, True)):
+        caplog.clear()
+        run(
+            "mode=predict", f"checkpoint={trained['folder']}/export", f"input={squares / 'test'}",
+            f"predict.query='{words}'",
+        )  # fmt: skip
+        assert ("predict.query: 1 were longer than 16 tokens and lost their end" in caplog.text) == told
+
+
 def test_predict_finds_lines_for_pictures(
     trained: dict[str, Any], run: Run, squares: Path, tmp_path: Path
 ) -> None:

@@ -206,7 +206,7 @@ def test_senseless_options_are_refused(run: Run, options: list[str], message: st
         run(*options)
 
 
-def test_a_senseless_prediction_is_refused(run: Run, vqa: Path) -> None:
+def test_a_senseless_prediction_is_refused(run: Run, vqa: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = run("name=one", "trainer.max_steps=2")["folder"]
     predict = partial(run, "mode=predict", f"checkpoint={folder}/export", f"input={vqa / 'val2014'}")
     with pytest.raises(UserError, match="Say what is asked about the picture"):
@@ -216,3 +216,6 @@ def test_a_senseless_prediction_is_refused(run: Run, vqa: Path) -> None:
     with pytest.raises(UserError, match="this model answers questions about one picture"):
         predict("predict.question=why", "predict.second=a.png")
     assert len(predict("predict.question=why")["results"]) == 12
+    assert "longer than" not in caplog.text
+    predict(f"predict.question='{'why ' * 40}'")
+    assert "predict.question: it is longer than" in caplog.text

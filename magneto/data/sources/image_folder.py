@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from magneto.data.pictures import SUFFIXES, find_pictures, printable, walk
+from magneto.data.folders import walk
+from magneto.data.pictures import SUFFIXES, find_pictures, printable
 from magneto.data.sources import Skipped
 from magneto.data.sources.pictures import ImageCorpus, Picture, held_out
 from magneto.errors import UserError

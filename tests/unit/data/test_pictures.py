@@ -96,6 +96,44 @@ def test_sixteen_bits_keep_their_upper_eight():
         read_picture(encoded(wide, "TIFF"))
 
 
+def tiff(values: np.ndarray, bits: int, photometric: int, sample_format: int) -> bytes:
+    """An uncompressed grey TIFF of 12 or 16 bits a value."""
+    data = values.astype("<u2").tobytes()
+    if bits == 12:  # two values in three bytes
+        one, two = values.reshape(-1, 2).T
+        data = np.stack((one >> 4, (one & 15) << 4 | two >> 8, two & 255), 1).astype(np.uint8).tobytes()
+    height, width = values.shape
+    tags = [
+        (256, width),
+        (257, height),
+        (258, bits),
+        (259, 1),
+        (262, photometric),
+        (273, 8),
+        (277, 1),
+        (278, height),
+    ]
+    tags += [(279, len(data)), (339, sample_format)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return (
+        b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+    )
+
+
+@pytest.mark.parametrize(
+    ("bits", "photometric", "sample_format"), [(16, 1, 1), (12, 1, 1), (16, 0, 1), (16, 1, 2)]
+)
+def test_tiff_grey_values_fill_their_range(bits, photometric, sample_format):
+    """Black and white of 12 bits, of 15 bits and a sign, and of 0 for white."""
+    shades = np.arange(64).reshape(8, 8) * 4
+    highest = (1 << bits - (sample_format == 2)) - 1
+    values = shades * (highest + 1) // 256
+    if photometric == 0:
+        values = highest - values
+    read = np.asarray(read_picture(tiff(values, bits, photometric, sample_format), channels=1))
+    assert np.array_equal(read, shades)
+
+
 def test_the_cameras_rotation_is_applied():
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: the top is at the right of the stored pixels
