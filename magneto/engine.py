@@ -177,13 +177,12 @@ def _fit_and_test(
         metrics = dict(task.evaluated) | metrics
         for logger in loggers:
             if isinstance(logger, RunLogger):
-                best = {f"best/{task.monitor}": saver.best, "best/step": saver.best_step}
                 logger.summarize(
                     {
-                        key: value for key, value in metrics.items() if key != task.monitor
-                    }  # has its minimum or maximum too
-                    | best
-                    | {
+                        # That of the monitored metric has its minimum or maximum too (`keep_best`).
+                        **{key: value for key, value in metrics.items() if key != task.monitor},
+                        f"best/{task.monitor}": saver.best,
+                        "best/step": saver.best_step,
                         "status": status,
                         "minutes": (time.time() - started) / 60,
                         "parameters": task.num_parameters,
