@@ -259,7 +259,7 @@ def _fit_and_test(
         for logger in loggers:
             if isinstance(logger, RunLogger):
                 logger.summarize(
-                    # The monitored metric has its minimum or maximum in the summary too.
+                    # The monitored metric has its minimum or maximum in the summary too (`keep_best`).
                     {key: value for key, value in metrics.items() if key != task.monitor}
                     | {f"best/{task.monitor}": saver.best, "best/step": saver.best_step, "status": status}
                     | {"minutes": spent["wall_s"] / 60, "parameters": task.num_parameters}

@@ -22,6 +22,8 @@ from magneto.runs import write_atomically
 log = logging.getLogger("magneto")
 
 WANDB_MODES = ("auto", "online", "offline", "disabled")
+FINISH_S = 600.0
+"""Seconds that the upload may take after a run; what is then missing is on disk, for `wandb sync`."""
 _MAX_NAME = 128  # characters of a name or a group that W&B's server takes
 CONNECT_S = 30.0
 """Seconds that W&B's server has to answer before a run goes offline."""
@@ -282,11 +284,15 @@ class RunLogger(WandbLogger):
         except (
             Exception
         ) as error:  # of W&B, its service or the file system: none of them concerns the training
-            self.failed = True
+            self._report(error)
+
+    def _report(self, error: Exception) -> None:
+        if not self.failed:
             log.warning(
                 "W&B failed (%s: %s). The run continues without it; metrics.csv has all values.",
                 type(error).__name__, error,
             )  # fmt: skip
+        self.failed = True
 
     def keep_best(self, monitor: str, mode: str) -> None:
         """Have W&B's summary show the best value of `monitor` beside the last one; `mode` is min or max."""
@@ -300,8 +306,10 @@ class RunLogger(WandbLogger):
 
     def finish(self) -> None:
         """End the W&B run and wait until it is written or sent."""
-        self.failed = False  # the last attempt is worth it
-        self.attempt(self.experiment.finish)
+        try:
+            self.experiment.finish()
+        except Exception as error:
+            self._report(error)
         if self._own_data_dir:
             os.environ.pop("WANDB_DATA_DIR", None)
 
@@ -334,7 +342,8 @@ def wandb_logger(folder: Path, settings: Settings, config: Mapping[str, Any]) ->
             name=name or folder.name[:_MAX_NAME], config=_without_null(config), dir=folder, id=_run_id(folder / "wandb_id"),
             resume="allow", mode=mode, reinit="finish_previous",
             settings=wandb_sdk.Settings(
-                init_timeout=CONNECT_S, console="off", silent=True, capture_loggers={"magneto": "INFO"},
+                init_timeout=CONNECT_S, finish_timeout=FINISH_S, finish_timeout_raises=True,
+                console="off", silent=True, capture_loggers={"magneto": "INFO"},
                 x_transaction_log_flush_interval=1.0,  # seconds that a killed run loses
             ),
         )  # fmt: skip

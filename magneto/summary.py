@@ -31,7 +31,7 @@ def summarize(result: Mapping[str, Any], folder: Path, status: str, full: bool =
         full: with every metric.
     """
     place = _near(folder)
-    metrics, headline = result["metrics"], result.get("headline", "")
+    metrics, headline = result.get("metrics") or {}, result.get("headline", "")
     rows: list[tuple[str, str]] = []
     if headline in metrics:
         rows.append((headline, f"{number(metrics[headline]):10} primary metric"))
@@ -43,8 +43,9 @@ def summarize(result: Mapping[str, Any], folder: Path, status: str, full: bool =
         rows.append(("message", result["message"]))
     time = result.get("time") or {}
     if time.get("wall_s") is not None:
+        wait = time.get("data_wait_fraction")
         rows.append(
-            ("time", f"{duration(time['wall_s'])}, {time['data_wait_fraction']:.0%} of it data loading")
+            ("time", duration(time["wall_s"]) + ("" if wait is None else f", {wait:.0%} of it data loading"))
         )
     for name, path in (("export", folder / "export"), ("samples", folder / "samples.jsonl")):
         if path.exists():
