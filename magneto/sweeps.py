@@ -19,7 +19,7 @@ from magneto.errors import UserError
 from magneto.runs import write_atomically
 
 
-def task_overrides(hydra_config: DictConfig) -> list[str]:
+def task_overrides(hydra_config: Any) -> list[str]:
     """Return the overrides as they were typed: one that holds `${...}` is not resolved."""
     return cast(list[str], OmegaConf.to_container(hydra_config.overrides.task, resolve=False))
 
@@ -52,11 +52,12 @@ def objective(result: Mapping[str, Any]) -> float:
 
 
 def report_name(overrides: Sequence[str]) -> str:
-    """Return the name of the report's folder: the swept keys with their values, and a hash of all overrides."""
+    """Return the name of the report's folder: the swept keys with their values, and a hash of the overrides."""
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     swept = [text for text, override in zip(overrides, parsed, strict=True) if override.is_sweep_override()]
     readable = re.sub(r"[^\w.+]+", "-", "-".join(swept)).strip("-")[:60]
-    return f"{readable}-{hashlib.sha256(' '.join(overrides).encode()).hexdigest()[:8]}"
+    text = " ".join(override for override in overrides if not override.startswith("runs_dir="))
+    return f"{readable}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 class SweepReport(Callback):
@@ -105,8 +106,8 @@ class SweepReport(Callback):
 
 def _remove(folder: Path) -> None:
     """Remove the records, and the folder unless a launcher has left its log files there."""
-    for path in (*folder.glob("job_*.json"), folder / "multirun.yaml"):
-        path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # not empty
+    with contextlib.suppress(OSError):  # it is not empty, or was never made
+        for path in (*folder.glob("job_*.json"), folder / "multirun.yaml"):
+            path.unlink(missing_ok=True)
         folder.rmdir()
         folder.parent.rmdir()

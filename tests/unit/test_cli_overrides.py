@@ -86,7 +86,7 @@ def test_report_folder_names_what_was_swept() -> None:
     sweep = ["task=asr", "data.tokenizer={kind:bpe,vocab_size:300}", "backbone=post_ln,magneto", "seed=1,2"]
     name = report_name(sweep)
     assert name.startswith("backbone-post_ln-magneto-seed-1-2-") and len(name) <= 69
-    assert report_name([*sweep, "optimizer.lr=1"]) != name == report_name(sweep)
+    assert report_name([*sweep, "optimizer.lr=1"]) != name == report_name([*sweep, "runs_dir=elsewhere"])
 
 
 @pytest.mark.parametrize(
