@@ -5,10 +5,11 @@
     python benchmarks/translation_baselines.py --hypotheses model.txt               # one line a test pair, in order
 
 Prepares the corpus of `task=mt` with these overrides unless that is done, and scores its test split with sacrebleu: BLEU
-(13a, or `--tokenize`) and chrF, over all directions together. The look-up is a translation memory: of the training pairs
-in the same direction, the target of the one whose source has the highest cosine to the source at hand, over sublinear
-tf-idf weights of `--features`: words (1- and 2-grams, the default: highest in BLEU on LibreOffice help), characters (3- to
-5-grams within words), or both, equally weighted (a little higher in chrF).
+(the tokenizer of the first direction's target language, or `--tokenize`) and chrF, over all directions together. The
+look-up is a translation memory: of the training pairs in the same direction, the target of the one whose source has the
+highest cosine to the source at hand, over sublinear tf-idf weights of `--features`: words (1- and 2-grams, the default:
+highest in BLEU on LibreOffice help), characters (3- to 5-grams within words), or both, equally weighted (a little higher
+in chrF).
 """
 
 import argparse
@@ -24,6 +25,7 @@ from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from magneto.assembly import prepared_data
+from magneto.translation_scores import bleu_tokenizer
 
 ROWS = 256  # test sentences that are compared with all training sentences at a time
 FEATURES = {
@@ -56,7 +58,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="of the configuration, such as data=ddtp")
     parser.add_argument("--features", nargs="+", default=["words"], choices=list(FEATURES))
     parser.add_argument(
-        "--tokenize", default="13a", help="sacrebleu's tokenizer for BLEU; zh, ja-mecab, ko-mecab..."
+        "--tokenize", help="sacrebleu's tokenizer for BLEU; by default that of the first direction's target language"
     )
     parser.add_argument("--hypotheses", type=Path, help="translations of the test split to score beside them")
     arguments = parser.parse_args()
@@ -79,12 +81,13 @@ def main() -> None:
         f"look-up ({' + '.join(arguments.features)})": [found.get(row["id"], "") for row in test],
     }
     if arguments.hypotheses:
-        lines = arguments.hypotheses.read_text(encoding="utf-8").splitlines()
+        lines = arguments.hypotheses.read_text(encoding="utf-8").removesuffix("\n").split("\n")
         if len(lines) != len(test):
             parser.error(f"{arguments.hypotheses} has {len(lines)} lines, the test split {len(test)} pairs")
         systems[arguments.hypotheses.name] = lines
     references = [[row["target"] for row in test]]
-    bleu, chrf = BLEU(tokenize=arguments.tokenize), CHRF()
+    tokenize = arguments.tokenize or bleu_tokenizer(data.spec.directions[0].split("-")[1])[0]
+    bleu, chrf = BLEU(tokenize=tokenize), CHRF()
     table = Table(
         box=box.SIMPLE, title=f"{data.folder.name}: {len(test)} test pairs, {len(train)} to look up in"
     )

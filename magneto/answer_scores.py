@@ -9,14 +9,15 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from magneto.data.answers import vqa_accuracy
+from magneto.metrics import metric_names
 
 
 class AnswerScores(Metric):
     """Scores over all questions of an evaluation, as fractions; one that was seen twice counts once.
 
     - `accuracy`: mean of `vqa_accuracy`; of questions that one person answered, the share of right answers.
-    - `accuracy/<kind>`: of the questions of one kind, where there are several.
-    - `usual`: the accuracy of who never looks at the picture and gives every kind of question its most frequent answer.
+    - `accuracy/<kind>`: of the questions of one kind, where there are several; a slash in its name becomes `_`.
+    - `facts/majority_accuracy`: accuracy of giving every kind of question its most frequent answer, without the image.
     - `consistency`: share of the statements that are judged rightly for all their pairs of pictures.
 
     Args:
@@ -69,11 +70,11 @@ class AnswerScores(Metric):
         if not unique:
             return {}
         _, kind, group, right, usual = torch.tensor(list(unique.values()), dtype=torch.float64).T
-        scores = {"accuracy": float(right.mean()), "usual": float(usual.mean())}
+        scores = {"accuracy": float(right.mean()), "facts/majority_accuracy": float(usual.mean())}
         if len(self.kinds) > 1:
             scores |= {
                 f"accuracy/{name}": float(right[kind == place].mean())
-                for place, name in enumerate(self.kinds)
+                for place, name in enumerate(metric_names(self.kinds))
                 if (kind == place).any()
             }
         if self.statements:

@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,21 +21,23 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import get_class
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EMAWeightAveraging
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from omegaconf import OmegaConf
 
-from magneto import callbacks, checkpoint, schema
+from magneto import callbacks, checkpoint, console, schema
 from magneto.averaging import LastWeights
 from magneto.cli import CONF, check_choices
 from magneto.data.base import DataModule
 from magneto.errors import UserError, check_types, from_mapping, nearest
-from magneto.loggers import CSVLogger, wandb_logger
+from magneto.loggers import CSVLogger, RunLogger, wandb_logger
 from magneto.loggers import Settings as LoggerSettings
 from magneto.runs import RunFolder
 from magneto.tasks.base import TaskModule, task_class
@@ -278,7 +280,11 @@ def trainer_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     settings = config["trainer"]
     arguments = {key: value for key, value in settings.items() if key not in _OWN_TRAINER_KEYS}
     arguments["precision"] = precision(settings["precision"], settings["accelerator"])
-    return arguments | {"use_distributed_sampler": False, "enable_model_summary": False}
+    return arguments | {
+        "use_distributed_sampler": False,
+        "enable_model_summary": False,
+        "enable_progress_bar": settings["enable_progress_bar"] and console.has_bar(),
+    }
 
 
 def lightning_trainer(config: Mapping[str, Any], **further: Any) -> L.Trainer:
@@ -295,6 +301,7 @@ def lightning_trainer(config: Mapping[str, Any], **further: Any) -> L.Trainer:
     arguments = trainer_arguments(config) | further
     try:
         with lightning_errors():
+            arguments["plugins"] = [*further.get("plugins", ()), *_cluster(config["trainer"])]
             trainer = L.Trainer(**arguments)
     except (TypeError, ValueError, RuntimeError, ImportError) as error:
         raise error if isinstance(error, UserError) else UserError(f"trainer: {error}") from error
@@ -311,16 +318,29 @@ def lightning_errors() -> Iterator[None]:
         raise UserError(f"trainer: {error}") from error
 
 
+def _cluster(settings: Mapping[str, Any]) -> list[ClusterEnvironment]:
+    """What Lightning is to know of SLURM: that `callbacks.StopSignals` saves and queues again, and not Lightning.
+
+    Raises:
+        RuntimeError: SLURM's variables do not say how many processes a machine has.
+    """
+    if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
+        return []
+    alone = settings["devices"] in (1, "1") and settings["num_nodes"] == 1
+    if alone and "SLURM_STEP_NUM_TASKS" not in os.environ and os.environ.get("SLURM_PROCID", "0") == "0":
+        return [LightningEnvironment()]  # in the batch script itself, which srun has not multiplied
+    return [SLURMEnvironment(auto_requeue=False)]
+
+
 def _check_processes(trainer: L.Trainer, settings: Mapping[str, Any]) -> None:
     """Raise `UserError` unless the processes that were started are those that `trainer` works with."""
     started, starter = 1, ""
+    cluster = trainer._accelerator_connector.cluster_environment
     if TorchElasticEnvironment.detect():
         started, starter = int(os.environ["WORLD_SIZE"]), "torchrun starts"
-    elif SLURMEnvironment.detect():
-        started, starter = int(os.environ["SLURM_NTASKS"]), "SLURM starts"
-    elif settings["num_nodes"] > 1 or any(
-        int(os.environ.get(name, 0)) for name in ("NODE_RANK", "GROUP_RANK")
-    ):
+    elif isinstance(cluster, SLURMEnvironment):
+        started, starter = cluster.world_size(), "SLURM starts"
+    elif isinstance(cluster, LightningEnvironment) and (settings["num_nodes"] > 1 or cluster.node_rank() > 0):
         raise UserError(
             "trainer.num_nodes > 1 or NODE_RANK without torchrun or srun: each node would take itself for the first one. "
             "Start the run with torchrun or srun on every node (docs/cluster.md)."
@@ -347,8 +367,8 @@ def _check_processes(trainer: L.Trainer, settings: Mapping[str, Any]) -> None:
 
 
 def progress_bar(config: Mapping[str, Any]) -> list[L.Callback]:
-    """The progress bar as a list of callbacks, empty where it is switched off."""
-    return [callbacks.ProgressBar()] if config["trainer"]["enable_progress_bar"] else []
+    """The progress bar as a list of callbacks, empty where it is switched off or cannot be drawn."""
+    return [console.ProgressBar()] if config["trainer"]["enable_progress_bar"] and console.has_bar() else []
 
 
 def build_trainer(
@@ -357,26 +377,30 @@ def build_trainer(
     task: TaskModule,
     loggers: list[Logger],
     signals: callbacks.StopSignals,
+    others: Sequence[L.Callback] = (),
 ) -> tuple[L.Trainer, callbacks.Monitor, callbacks.Checkpoints]:
-    """The trainer, and those of its callbacks that the result is read from."""
+    """The trainer, with `others` before its own callbacks, and those of these that the result is read from."""
     settings = config["trainer"]
     watch = from_mapping(callbacks.Settings, config["callbacks"], "callbacks")
     monitor = callbacks.Monitor(settings["log_every_n_steps"], watch.divergence_factor)
     saver = callbacks.Checkpoints(folder.checkpoints, task.monitor, task.mode, watch.save_every, signals)
-    watching: list[L.Callback] = [callbacks.ConfigureRun(), callbacks.StepSeed(config["seed"])]
+    watching: list[L.Callback] = [*others, callbacks.ConfigureRun(), callbacks.StepSeed(config["seed"])]
     if watch.ema_decay:
         # Buffers are taken over as they are: an average of indices or of a codebook's directions would be neither.
         watching.append(EMAWeightAveraging(decay=watch.ema_decay, use_buffers=False))
     if watch.average_last:
         watching.append(LastWeights(folder.checkpoints, watch.average_last))
-    watching += [monitor, callbacks.StabilityProbe(watch.probe_every), saver, *progress_bar(config)]
+    bar = progress_bar(config)
+    watching += [monitor, callbacks.StabilityProbe(watch.probe_every), saver, *bar]
+    watching.append(console.ProgressLines(saver, bar=bool(bar)))
     trainer = lightning_trainer(
         config,
         # One Lightning epoch is the whole run: the loader has all its batches, over any number of data epochs.
         max_epochs=1,
         val_check_interval=settings["val_check_interval"] * settings["accumulate_grad_batches"],
         check_val_every_n_epoch=None,
-        default_root_dir=folder.path,
+        # Under SLURM, Lightning would prefer any hpc_ckpt_*.ckpt that it finds there to what it is told.
+        default_root_dir=folder.path / "lightning",
         logger=loggers,
         callbacks=watching,
         plugins=[checkpoint.AtomicCheckpointIO()],
@@ -385,18 +409,31 @@ def build_trainer(
     return trainer, monitor, saver
 
 
-def build_loggers(folder: RunFolder, config: Mapping[str, Any], step: int) -> list[Logger]:
+def build_tester(config: Mapping[str, Any], folder: Path) -> L.Trainer:
+    """The trainer of mode=test. Raises `UserError` as `build_trainer` does."""
+    return lightning_trainer(
+        config,
+        logger=False,
+        enable_checkpointing=False,
+        default_root_dir=folder / "lightning",
+        callbacks=[callbacks.ConfigureRun(), *progress_bar(config)],
+    )
+
+
+def build_loggers(folder: RunFolder, config: Mapping[str, Any], step: int, task: TaskModule) -> list[Logger]:
     """metrics.csv, rewound to `step`, and W&B unless it is disabled."""
     csv_logger = CSVLogger(folder.metrics)
     csv_logger.rewind(step)
     settings = from_mapping(LoggerSettings, config["logger"], "logger")
-    settings = replace(settings, group=settings.group or config["task"]["name"])
     wandb = wandb_logger(folder.path, settings, config)
-    return [csv_logger] if wandb is None else [csv_logger, wandb]
+    if wandb is None:
+        return [csv_logger]
+    wandb.keep_best(task.monitor, task.mode)
+    return [csv_logger, wandb]
 
 
 def close(loggers: Sequence[Logger]) -> None:
     """End the W&B run whatever happened, so that the next job of a sweep has one of its own."""
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.finish()
+        if isinstance(logger, RunLogger):
+            logger.finish()

@@ -4,7 +4,7 @@ import math
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, Self, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from torch import Tensor, nn
 
 from magneto.data.base import DataModule
@@ -50,14 +50,17 @@ class Settings:
 
 
 class Interrupted(BaseException):
-    """The run was asked to stop (SIGTERM or SIGINT).
+    """The run was asked to stop (SIGTERM, SIGINT or SIGUSR1).
 
     A BaseException, so that no handler of ordinary errors takes it for one.
     """
 
 
 class StopSignals:
-    """Turns SIGTERM and SIGINT into `Interrupted`, for as long as the context lasts.
+    """Turns SIGTERM, SIGINT and SIGUSR1 into `Interrupted`, for as long as the context lasts.
+
+    SIGUSR1 is what SLURM sends before a job's time is up (`#SBATCH --signal=USR1@120`): the job is also to be queued again
+    (`requeue`).
 
     At once where nothing has to be saved; while `defer` is in force, a first signal is only noted in `received`, so that
     the training step ends and its state is saved (`Checkpoints`), and a second one stops at once.
@@ -65,11 +68,13 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received = False
+        self.requeue = False
         self._deferred = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+        self._before = {number: signal.getsignal(number) for number in numbers}
         self._install()
         return self
 
@@ -98,6 +103,7 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         first, self.received = not self.received, True
+        self.requeue = self.requeue or number == signal.SIGUSR1
         if not (self._deferred and first):
             raise Interrupted
 
@@ -126,7 +132,7 @@ class Checkpoints(Checkpoint):
 
     Lightning's ModelCheckpoint renews its last checkpoint only when the best one changes, and it saves before a
     validation that is due at the same step: a run killed there would skip that validation when resumed. This callback
-    saves after each validation, every `every` steps between two of them, and on SIGTERM or SIGINT.
+    saves after each validation, every `every` steps between two of them, and when a signal asks to stop.
 
     Args:
         folder: where the two files lie.
@@ -203,7 +209,14 @@ class Checkpoints(Checkpoint):
         path = self.folder / f"{name}.ckpt"
         try:
             trainer.save_checkpoint(path)  # whole or not at all: `checkpoint.AtomicCheckpointIO`
-        except (OSError, RuntimeError) as error:
+        except OSError as error:
+            cause: BaseException | None = error
+            while (
+                cause is not None
+            ):  # a second signal in the middle of a write, which torch takes for a failed one
+                if isinstance(cause, Interrupted):
+                    raise cause from None
+                cause = cause.__context__
             raise UserError(
                 f"{path}: the checkpoint cannot be written ({error}). The last complete one is kept; "
                 "free space and repeat the command: the run goes on from there."
@@ -218,13 +231,98 @@ def data_of(trainer: L.Trainer) -> DataModule:
 
 
 class ConfigureRun(Callback):
-    """Tells the data module what only the running trainer knows: the length of the run, and its rank."""
+    """Tells the data module what only the running trainer knows: the length of the run, and its rank.
+
+    Keeps in the checkpoint by how many processes the batches are shared: with another number they are other batches.
+    """
+
+    world_size = 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """The number of processes."""
+        return {"world_size": self.world_size}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Called once the processes are up, before any loader is made."""
         assert isinstance(pl_module, TaskModule)
         total = pl_module.total_steps * trainer.accumulate_grad_batches
+        self.world_size = trainer.world_size
         data_of(trainer).configure_run(total, rank=trainer.global_rank, world_size=trainer.world_size)
+
+
+class SameStart(Callback):
+    """Refuses to train where the processes of a run do not begin at the same place of the same run.
+
+    Args:
+        start: what this process has decided, plain values by name.
+    """
+
+    def __init__(self, start: Mapping[str, Any]) -> None:
+        self.start = dict(start)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Called once the processes are up, before a checkpoint is read. Every process finds out, so none waits for ever."""
+        if trainer.world_size == 1 or stage != "fit":
+            return
+        starts: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(starts, self.start)
+        for rank, start in enumerate(starts):
+            if start != starts[0]:
+                both = "; ".join(
+                    f"{key}: {starts[0].get(key)} in process 0, {start.get(key)} in process {rank}"
+                    for key in starts[0]
+                    if start.get(key) != starts[0][key]
+                )
+                raise UserError(
+                    f"The processes of this run do not agree on where it begins ({both}). Set runs_dir to a folder that all "
+                    "machines share, and start the same command in each."
+                )
+
+
+class Usage(Callback):
+    """What the run has cost, over all the times that it was resumed: seconds and memory.
+
+    The clock runs from the creation on. What was done after the last checkpoint of a killed run is done again, and counts
+    once.
+
+    Args:
+        peak_memory: gives the largest memory of this process so far, in bytes.
+    """
+
+    def __init__(self, peak_memory: Callable[[], int]) -> None:
+        self._peak_memory = peak_memory
+        self._before: dict[str, float] = {}
+        self._started = time.monotonic()
+        self._fit: list[float] = []
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Training begins."""
+        if stage == "fit":
+            self._fit = [time.monotonic()]
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Training has ended."""
+        if stage == "fit":
+            self._fit.append(time.monotonic())
+
+    def state_dict(self) -> dict[str, float]:
+        """`wall_s` and, of it, `fit_s` in seconds; `peak_memory_bytes`."""
+        now = time.monotonic()
+        fit = ([*self._fit, now][1] - self._fit[0]) if self._fit else 0.0
+        return {
+            "wall_s": self._before.get("wall_s", 0.0) + now - self._started,
+            "fit_s": self._before.get("fit_s", 0.0) + fit,
+            "peak_memory_bytes": self.peak_memory,
+        }
+
+    @property
+    def peak_memory(self) -> int:
+        """The largest memory of any of the processes that made the run, in bytes."""
+        return max(int(self._before.get("peak_memory_bytes", 0)), self._peak_memory())
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self._before = {key: float(value) for key, value in state_dict.items()}
 
 
 class Monitor(Callback):
@@ -406,13 +504,6 @@ class StabilityProbe(Callback):
             handle.remove()
         self._stack.__exit__(None, None, None)
         self._stack = None
-
-
-class ProgressBar(RichProgressBar):
-    """Lightning's rich bar, over the steps of the whole run (a run is one Lightning epoch, whatever its data epochs)."""
-
-    def _get_train_description(self, current_epoch: int) -> str:
-        return "Training"
 
 
 @contextmanager

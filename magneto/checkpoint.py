@@ -5,6 +5,7 @@ A checkpoint (`.ckpt`) is Lightning's, with all that a run needs to go on. An ex
 A run's folder stands for its export, or for its best checkpoint until there is one.
 """
 
+import contextlib
 import json
 import os
 import zipfile
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from magneto.tasks.base import TaskModule
 
 EXPORT_FORMAT = "magneto-export-1"
+REMEDY = "Use the other checkpoint of the run (best.ckpt or last.ckpt), or start anew with resume=never."
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -35,13 +37,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
-        """See the base class. Raises OSError or RuntimeError where the file cannot be written."""
+        """See the base class. Raises OSError where the file cannot be written."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.part")
         try:
             with part.open("wb") as file:
-                torch.save(checkpoint, file)
+                try:
+                    torch.save(checkpoint, file)
+                except RuntimeError as error:  # torch's own for a file that takes no more
+                    raise OSError(str(error)) from error
                 file.flush()
                 # Else a crash of the machine may leave the new name without its content.
                 os.fsync(file.fileno())
@@ -62,10 +67,24 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a damaged or foreign file
-        raise UserError(f"checkpoint {path}: cannot be read ({str(error).splitlines()[0]}).") from error
-    if not isinstance(content, dict) or "task" not in content.get("hyper_parameters", {}):
+        foreign = "weights_only" in str(
+            error
+        )  # torch's message goes on to advise to switch the protection off
+        reason = "it holds more than tensors and plain values" if foreign else first_line(error)
+        raise UserError(f"checkpoint {path}: cannot be read ({reason}). {REMEDY}") from error
+    named = content.get("hyper_parameters") if isinstance(content, dict) else None
+    if not isinstance(named, dict) or "task" not in named:
         raise UserError(f"checkpoint {path}: not written by magneto (it names no task).")
-    return content
+    _require(f"checkpoint {path}", content, {"state_dict": dict, "global_step": int}, REMEDY)
+    parts = {"task": str, "backbone": dict, "spec": dict, "total_steps": int}
+    _require(f"checkpoint {path}", named, parts, REMEDY)
+    return dict(content)
+
+
+def _require(where: str, values: dict[str, Any], kinds: dict[str, type], remedy: str) -> None:
+    for key, kind in kinds.items():
+        if not isinstance(values.get(key), kind):
+            raise UserError(f"{where}: damaged ({key} is missing or not of type {kind.__name__}). {remedy}")
 
 
 def check_file(path: str | Path, what: str) -> None:
@@ -74,10 +93,7 @@ def check_file(path: str | Path, what: str) -> None:
     if not path.is_file():
         raise UserError(f"{what}: no such file. Runs keep theirs in RUN/checkpoints/best.ckpt and last.ckpt.")
     if not zipfile.is_zipfile(path):
-        raise UserError(
-            f"{what}: truncated or not a checkpoint ({path.stat().st_size} bytes). "
-            "Use the other checkpoint of the run (best.ckpt or last.ckpt), or start anew with resume=never."
-        )
+        raise UserError(f"{what}: truncated or not a checkpoint ({path.stat().st_size} bytes). {REMEDY}")
 
 
 def load_task(path: str | Path) -> "TaskModule":
@@ -91,9 +107,21 @@ def load_task(path: str | Path) -> "TaskModule":
     hyper_parameters, weights = read_model(path)
     from magneto.tasks.base import task_class
 
-    task = task_class(hyper_parameters["task"])(**{k: v for k, v in hyper_parameters.items() if k != "task"})
-    task.load_state_dict(weights)
+    try:
+        task = task_class(hyper_parameters["task"])(
+            **{key: value for key, value in hyper_parameters.items() if key != "task"}
+        )
+        task.load_state_dict(weights)
+    except Exception as error:  # of whatever type: the file comes from outside
+        reason = str(error).strip() if isinstance(error, UserError) else first_line(error)
+        raise UserError(f"{path}: the model cannot be built from it ({reason}) {REMEDY}") from error
     return task.eval()
+
+
+def first_line(error: BaseException) -> str:
+    """An exception as one line: its type and the beginning of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def read_model(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -125,13 +153,18 @@ def _read_export(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
         weights = load_file(weights_file)
-    except (ValueError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(
             f"{folder}: damaged export ({error}). Write it again with mode=export checkpoint=..."
         ) from error
-    if config.get("format") != EXPORT_FORMAT:
-        raise UserError(f"{config_file}: format {config.get('format')!r}, expected {EXPORT_FORMAT!r}.")
-    return config["hyper_parameters"], weights
+    form = config.get("format") if isinstance(config, dict) else None
+    if form != EXPORT_FORMAT:
+        raise UserError(f"{config_file}: format {form!r}, expected {EXPORT_FORMAT!r}.")
+    again = "Write it again with mode=export checkpoint=..."
+    _require(str(config_file), config, {"hyper_parameters": dict}, again)
+    hyper_parameters = config["hyper_parameters"]
+    _require(str(config_file), hyper_parameters, {"task": str, "backbone": dict, "spec": dict}, again)
+    return hyper_parameters, weights
 
 
 def export(task: "TaskModule", folder: str | Path) -> Path:
@@ -141,16 +174,17 @@ def export(task: "TaskModule", folder: str | Path) -> Path:
         the folder.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in task.state_dict().items()}
     temporary = folder / ".model.safetensors"
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         save_file(weights, temporary, metadata={"format": EXPORT_FORMAT})
         temporary.replace(folder / "model.safetensors")
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise UserError(
-            f"{folder}: the export cannot be written ({error}). Free space or choose output=..."
+            f"{folder}: the export cannot be written ({error}). Free space, mend the permissions or choose output=..."
         ) from error
     config = {"format": EXPORT_FORMAT, "hyper_parameters": dict(task.hparams)}
     write_atomically(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")

@@ -15,6 +15,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from magneto.errors import UserError
+from magneto.metrics import metric_names
 
 TOP = 5
 NAMED = 20  # classes up to which each has a metric, and its name in the picture
@@ -28,7 +29,7 @@ class ClassScores(Metric):
 
     - `top1`, `top5`: the class is the likeliest, or among the five likeliest (or all, where there are fewer).
     - `mean_class_accuracy`: the mean of the classes' own `top1`, so that each counts alike.
-    - `top1/<class>`: of one class, where there are at most `NAMED`.
+    - `top1/<class>`: of one class, where there are at most `NAMED`; a slash in its name becomes `_`.
 
     The state is a row for each example, which is small for any number of classes and makes no mean of batches or of
     processes. `confusion` is known once `compute` was called.
@@ -92,7 +93,7 @@ class ClassScores(Metric):
         if count <= NAMED:
             scores |= {
                 f"top1/{name}": float(share)
-                for name, share, examples in zip(self.labels, of_class, seen, strict=True)
+                for name, share, examples in zip(metric_names(self.labels), of_class, seen, strict=True)
                 if examples
             }
         return scores

@@ -27,7 +27,7 @@ class GlueScores(Metric):
     - `f1`: of label 1 of two, 0 where it is neither predicted nor there.
     - `matthews`: correlation of predicted and true classes, 0 where either is constant.
     - `pearson`, `spearman`: of predicted and true numbers, 0 where either is constant.
-    - `score`: the mean of the chosen ones, as GLUE averages them.
+    - `score`: the mean of the chosen ones, as GLUE averages them, where there are several.
 
     Args:
         metrics: out of METRICS, all for classes or all for numbers.
@@ -55,7 +55,7 @@ class GlueScores(Metric):
                 )
             if name not in fitting:
                 what = f"{classes} classes" if classes else "numbers as labels"
-                raise UserError(f"metric {name!r} does not fit {what}: choose from {', '.join(fitting)}.")
+                raise UserError(f"metric {name!r} does not fit {what}. Choose from {', '.join(fitting)}.")
         if "f1" in metrics and classes != 2:
             raise UserError(f"metric 'f1' is that of label 1 of two, but there are {classes} classes.")
         assert metrics and subsets
@@ -85,16 +85,18 @@ class GlueScores(Metric):
             members = rows[rows[:, 0] == index]
             if len(members):
                 values = {name: self._score(name, members[:, 1], members[:, 2]) for name in self.metrics}
-                values["score"] = sum(values.values()) / len(values)
+                if len(values) > 1:
+                    values["score"] = sum(values.values()) / len(values)
                 scores |= {
                     name if index == 0 else f"{name}/{subset}": value for name, value in values.items()
                 }
         return scores
 
     def _score(self, metric: str, predictions: Tensor, labels: Tensor) -> float:
+        constant = any(bool((values == values[0]).all()) for values in (predictions, labels))
+        if metric in (*REGRESSION, "matthews") and constant:
+            return 0.0
         if metric in REGRESSION:
-            if len(labels) < 2 or not predictions.std() > 0 or not labels.std() > 0:
-                return 0.0
             correlation: Callable[[Tensor, Tensor], Tensor]
             correlation = pearson_corrcoef if metric == "pearson" else spearman_corrcoef
             return float(correlation(predictions, labels))

@@ -25,7 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ValidationError
 
-from magneto import runs, schema, sweeps
+from magneto import runs, schema, summary, sweeps
 from magneto.errors import UserError, nearest
 
 log = logging.getLogger("magneto")
@@ -55,6 +55,8 @@ def _job(cfg: DictConfig) -> float | None:
     sweep = hydra_config.mode == RunMode.MULTIRUN
     overrides = sweeps.task_overrides(hydra_config)
     folder = None
+    if sweep:
+        print(sweeps.title(hydra_config.job.num, overrides), flush=True)
     try:
         config = schema.to_dict(cfg)
         schema.check(config)
@@ -90,10 +92,10 @@ def check_choices(config: Mapping[str, Any]) -> None:
     if config["mode"] in ("train", "prepare"):
         if config["task"] is None:
             raise UserError(
-                f"task= is missing. Choose one: {', '.join(f'task={task}' for task in options('task'))}."
+                f"task= is missing. Choose from {', '.join(f'task={task}' for task in options('task'))}."
             )
         if config["data"] is None:
-            raise UserError(f"data= is missing. Choose one: {', '.join(options('data'))}.")
+            raise UserError(f"data= is missing. Choose from {', '.join(options('data'))}.")
 
 
 def _ended(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any] | None:
@@ -108,9 +110,8 @@ def _ended(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any
     result = runs.ended_result(config, overrides)
     if result is not None:
         path = runs.run_folder(config, overrides).path
-        print(f"{path} has {result['status']} already (resume=never starts anew):")
-        for name, value in sorted(result["metrics"].items()):
-            print(f"  {name}  {value:.4f}")
+        status = f"already {result['status']}; use resume=never to start over"
+        print(summary.summarize(result, path, status, full=config["summary"] == "full"))
         result["folder"] = str(path)
     return result
 
@@ -185,10 +186,10 @@ class _Configuration:
             return None
         available = self.options(group)
         if choice is None:
-            return f"{group}=null: leave it out, or choose one of: {', '.join(available)}."
+            return f"{group}=null: leave it out, or choose from {', '.join(available)}."
         return (
             f"{group}={choice}: there is no {group}/{choice}.yaml.{nearest(choice, available)} "
-            f"Choose one of: {', '.join(available)}."
+            f"Choose from {', '.join(available)}."
         )
 
 

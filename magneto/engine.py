@@ -6,32 +6,43 @@ A run lives in its folder (magneto/runs.py). The same command resumes it, or say
 """
 
 import contextlib
+import ctypes
+import errno
+import gc
 import json
 import logging
-import math
+import os
 import re
 import resource
+import subprocess
 import sys
-import time
-import warnings
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.table import Table
 
-from magneto import assembly, callbacks, checkpoint, preflight, pretrained, schema
+from magneto import assembly, callbacks, checkpoint, console, preflight, pretrained, schema, summary
 from magneto.averaging import LastWeights
-from magneto.data.base import UNWRITABLE, DataModule
+from magneto.data.base import UNWRITABLE, DataModule, fingerprint
 from magneto.errors import UserError
-from magneto.loggers import is_main_process
-from magneto.runs import ENDED, RESULT_SCHEMA, RunFolder, Start, git_revision, run_folder, versions
+from magneto.loggers import RunLogger, is_main_process
+from magneto.runs import (
+    ENDED,
+    RESULT_SCHEMA,
+    RunFolder,
+    Start,
+    compared,
+    finite,
+    git_revision,
+    run_folder,
+    slug,
+    versions,
+    write_atomically,
+)
 from magneto.tasks.base import Diverged, PredictInput, TaskModule, save_picture, task_class
 
 log = logging.getLogger("magneto")
@@ -52,8 +63,8 @@ def run(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
     config = schema.to_dict(cfg)
     mode = config["mode"]
-    _log_to_screen()
-    with _quiet_libraries():
+    console.log_to_screen()
+    with console.quiet_libraries():
         preflight.check(config)
     if mode == "predict":
         return _predict(config)
@@ -75,41 +86,107 @@ def run(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 def _train(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     folder = run_folder(config, overrides)
-    main_process = is_main_process()
-    if main_process:
-        preflight.check_folder(folder)
-    start = folder.begin(config, config["resume"]) if main_process else _follow(folder, config["resume"])
+    start = folder.look(config, config["resume"]) if is_main_process() else _follow(folder, config["resume"])
     if start.result is not None:
-        _print_result(
-            start.result, f"{folder.path} has {start.result['status']} already (resume=never starts anew):"
-        )
-        return {**start.result, "folder": str(folder.path)}
-    with _log_file(folder.path / "log.txt"):
-        log.info("run %s", folder.path)
+        return _already_ended(folder, start.result, config)
+    identity = _identity(config, folder, overrides)
+    _reset_peak_memory()
+    usage = callbacks.Usage(_peak_memory)
+    with contextlib.ExitStack() as held, callbacks.StopSignals() as signals:
+        keep_log = held.enter_context(console.log_file())
+        opened = False
         try:
-            with callbacks.StopSignals() as signals:
-                outcome = _fit_and_test(config, folder, start, signals)
+            # A mistake in the configuration or the data, which is found here, leaves no run behind.
+            data, config = _prepare(config)
+            L.seed_everything(config["seed"], verbose=False)
+            task = assembly.build_task(config, data)
+            if is_main_process():
+                held.enter_context(folder.lock())
+                start = folder.begin(identity["config"], config["resume"])
+                if start.result is not None:
+                    return _already_ended(folder, start.result, config)
+                opened = True
+                keep_log(folder.path / "log.txt")
+            else:
+                start = _follow(folder, config["resume"])
+            log.info("run %s", folder.path)
+            outcome = _fit_and_test(config, folder, start, signals, data, task, usage)
+            del data, task  # what they hold is not the process's own
         except callbacks.Interrupted:
-            log.warning("interrupted before training: repeat the command to go on")
+            log.warning("interrupted before training: repeat the command to resume")
             outcome = {"status": "interrupted", "message": "stopped before training", "metrics": {}}
         except BaseException as error:
-            if main_process:
+            if opened:
                 failure = {"status": "failed", "message": f"{type(error).__name__}: {error}", "metrics": {}}
                 with contextlib.suppress(
                     UserError
                 ):  # that it cannot be noted matters less than what happened
-                    folder.write_result(_identity(config, folder, overrides) | failure)
-            if isinstance(error, OSError) and error.errno in UNWRITABLE:
-                raise UserError(
-                    f"{error.filename or folder.path} cannot be written ({error.strerror}). The last complete checkpoint "
-                    "is kept; free space and repeat the command: the run goes on from there."
-                ) from error
-            raise
-    result = _identity(config, folder, overrides) | outcome
-    if main_process:
-        folder.write_result(result)
-        _print_result(result, f"{folder.path}:")
+                    folder.write_result(identity | failure)
+            told = _told(error, folder)
+            if told is None:
+                raise
+            raise told from error
+        signals.defer()  # what is done is written down
+        result = identity | outcome | _memory(usage.peak_memory)
+        if opened:
+            folder.write_result(result)
+            text = summary.summarize(result, folder.path, result["status"], full=config["summary"] == "full")
+            print(text)
+            with contextlib.suppress(OSError), (folder.path / "log.txt").open("a", encoding="utf-8") as file:
+                file.write(text + "\n")
+        if result["status"] == "interrupted" and signals.requeue:
+            _requeue()
     return {**result, "folder": str(folder.path)}
+
+
+def _already_ended(folder: RunFolder, result: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    if is_main_process():
+        status = f"already {result['status']}; use resume=never to start over"
+        print(summary.summarize(result, folder.path, status, full=config["summary"] == "full"))
+    return {**result, "folder": str(folder.path)}
+
+
+def _told(error: BaseException, folder: RunFolder) -> UserError | None:
+    """What a user is told of an error that is none of the program; None for all others."""
+    if isinstance(error, OSError):
+        file, own = error.filename, folder.path.absolute()
+        inside = isinstance(file, str) and Path(file).absolute().is_relative_to(own)
+        if inside or error.errno in UNWRITABLE:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            return UserError(
+                f"{file or own} cannot be written ({error.strerror}). The last complete checkpoint is kept; "
+                f"{'free space' if full else 'mend its permissions or remove it'} and repeat the command: the run goes on "
+                "from there."
+            )
+    lost = isinstance(error, torch.distributed.DistError) or (
+        isinstance(error, RuntimeError) and "gloo" in str(error)
+    )
+    if lost:
+        return UserError(
+            f"Another process of this run has ended ({checkpoint.first_line(error)}): its own output says why. The last "
+            "complete checkpoint is kept; repeat the command: the run goes on from there."
+        )
+    return None
+
+
+def _requeue() -> None:
+    """Ask SLURM to run this job again, as SIGUSR1 announced its end; the same command then goes on."""
+    job = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID")
+    if job is None or not is_main_process():
+        return
+    if os.environ.get("SLURM_ARRAY_JOB_ID"):
+        job = f"{job}_{os.environ.get('SLURM_ARRAY_TASK_ID')}"
+    try:
+        done = subprocess.run(
+            ["scontrol", "requeue", job], capture_output=True, text=True, timeout=60, check=False
+        )
+        reason = done.stderr.strip() if done.returncode else None
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = str(error)
+    if reason is None:
+        log.info("job %s is queued again", job)
+    else:
+        log.warning("job %s cannot be queued again (%s): repeat the command to go on", job, reason)
 
 
 def _prepare(config: dict[str, Any]) -> tuple[DataModule, dict[str, Any]]:
@@ -121,49 +198,76 @@ def _prepare(config: dict[str, Any]) -> tuple[DataModule, dict[str, Any]]:
 
 
 def _fit_and_test(
-    config: dict[str, Any], folder: RunFolder, start: Start, signals: callbacks.StopSignals
+    config: dict[str, Any],
+    folder: RunFolder,
+    start: Start,
+    signals: callbacks.StopSignals,
+    data: DataModule,
+    task: TaskModule,
+    usage: callbacks.Usage,
 ) -> dict[str, Any]:
     """The run itself; returns what result.json says of its outcome."""
-    started = time.time()
-    _reset_peak_memory()
-    data, config = _prepare(config)
-    L.seed_everything(config["seed"], verbose=False)
-    task = assembly.build_task(config, data)
     task.samples_file = folder.samples if is_main_process() else None
-    step = _resume(task, start, folder) if start.checkpoint else 0
-    if not start.checkpoint:
+    content = _read_start(task, start, folder) if start.checkpoint else None
+    step = content["global_step"] if content else 0
+    agreed = callbacks.SameStart(
+        {"folder": folder.path.name, "step": step, "configuration": fingerprint(compared(config))}
+    )
+    trainer, monitor, saver = assembly.build_trainer(config, folder, task, [], signals, [agreed, usage])
+    if content:
+        _check_progress(content, start, trainer)
+        folder.rewind_samples(step)
+        log.info("resuming from %s, step %d", start.checkpoint, step)
+    else:
         task.initialize()
         if config["init_from"] is not None:
             log.info("%s", pretrained.initialize_from(task, config["init_from"]))
-    loggers = assembly.build_loggers(folder, config, step)
+    del content
+    loggers = assembly.build_loggers(folder, config, step, task)
     try:
-        trainer, monitor, saver = assembly.build_trainer(config, folder, task, loggers, signals)
-        _announce(task, trainer, step)
+        trainer.loggers = loggers
+        console.announce(task, trainer)
         if config["trainer"]["compile"]:
             task.compile_layers()
-        status, message, fit_started, fit_seconds = "finished", None, time.time(), None
+        status, message = "finished", None
         metrics: dict[str, float] = {}
         try:
-            with assembly.lightning_errors():
-                trainer.fit(task, datamodule=data, ckpt_path=start.checkpoint, weights_only=True)
-                fit_seconds = time.time() - fit_started
-                metrics = _evaluate_best(folder, trainer, data, task)
+            try:
+                with assembly.lightning_errors():
+                    trainer.fit(task, datamodule=data, ckpt_path=start.checkpoint, weights_only=True)
+            except Exception as error:
+                if isinstance(error, UserError) or not _while_restoring(error):
+                    raise
+                raise UserError(
+                    f"checkpoint {start.checkpoint}: the run cannot go on from it ({checkpoint.first_line(error)}). "
+                    f"{checkpoint.REMEDY}"
+                ) from error
+            metrics = _evaluate_best(folder, trainer, data, task)
         except Diverged as error:
             status, message = "diverged", str(error)
             log.warning("the run has diverged: %s", error)
-        except callbacks.Interrupted:
+        except (callbacks.Interrupted, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not signals.received:
+                raise  # else it is what the end of another process looks like
             status, message = "interrupted", f"stopped at step {trainer.global_step}"
             log.warning(
-                "interrupted at step %d: repeat the command to go on from the last checkpoint",
+                "interrupted at step %d: repeat the command to resume from the last checkpoint",
                 trainer.global_step,
             )
         metrics = dict(task.evaluated) | metrics
+        spent = usage.state_dict()
         for logger in loggers:
-            if isinstance(logger, WandbLogger):
-                logger.experiment.summary.update({**metrics, "status": status})
+            if isinstance(logger, RunLogger):
+                logger.summarize(
+                    # The monitored metric has its minimum or maximum in the summary too.
+                    {key: value for key, value in metrics.items() if key != task.monitor}
+                    | {f"best/{task.monitor}": saver.best, "best/step": saver.best_step, "status": status}
+                    | {"minutes": spent["wall_s"] / 60, "parameters": task.num_parameters}
+                    | {"peak_memory_gib": spent["peak_memory_bytes"] / 2**30}
+                )
     finally:
         assembly.close(loggers)
-    throughput = monitor.throughput(trainer.world_size)
+    throughput, spent = monitor.throughput(trainer.world_size), usage.state_dict()
     return {
         "status": status,
         "message": message,
@@ -173,17 +277,18 @@ def _fit_and_test(
             "best": saver.best,
             "best_step": saver.best_step,
         },
-        "headline": f"test/{task.headline or task.monitor.split('/', 1)[-1]}",
+        "headline": _headline(task),
+        "example_input": task.example_input,
         "metrics": metrics,
         "steps": trainer.global_step,
         "parameters": task.num_parameters,
+        "world_size": trainer.world_size,
         "time": {
-            "wall_s": time.time() - started,
-            "fit_s": time.time() - fit_started if fit_seconds is None else fit_seconds,
+            "wall_s": spent["wall_s"],
+            "fit_s": spent["fit_s"],
             "data_wait_fraction": throughput.pop("data_wait_fraction"),
         },
         "throughput": throughput,
-        "peak_memory_bytes": _peak_memory(),
         "probe": {
             "diverged": status == "diverged",
             "first_loss": monitor.first_loss,
@@ -193,11 +298,17 @@ def _fit_and_test(
             key: value
             for key, value in task.spec.items()
             if key != "features" and not key.endswith("tokenizer")
-        },
+        }
+        | ({"evaluation": task.evaluation_facts} if task.evaluation_facts else {}),
     }
 
 
+def _headline(task: TaskModule) -> str:
+    return f"test/{task.headline or task.monitor.split('/', 1)[-1]}"
+
+
 def _test(config: dict[str, Any]) -> dict[str, Any]:
+    target = _test_file(config)
     task = checkpoint.load_task(config["checkpoint"])
     if task.name != config["task"]["name"]:
         raise UserError(
@@ -206,18 +317,43 @@ def _test(config: dict[str, Any]) -> dict[str, Any]:
         )
     data = assembly.build_data(config["data"])
     data.prepare_for(task.spec if task.uses_labels else {**task.spec, "labels": []})
-    with _quiet_libraries():
-        trainer = assembly.lightning_trainer(
-            config, logger=False, enable_checkpointing=False,
-            callbacks=[callbacks.ConfigureRun(), *assembly.progress_bar(config)],
-        )  # fmt: skip
+    with console.quiet_libraries():
+        trainer = assembly.build_tester(config, target.parent)
         with assembly.lightning_errors():
             trainer.test(task, datamodule=data, verbose=False)
-    _print_result(
-        {"metrics": task.evaluated, "status": "tested"},
-        f"{config['checkpoint']} on {config['data']['name']}:",
-    )
-    return {"mode": "test", "metrics": task.evaluated}
+    record = {
+        "mode": "test", "task": task.name, "checkpoint": config["checkpoint"], "data": config["data"]["name"],
+        "metrics": task.evaluated, "git": git_revision(), "versions": versions(), "config": {"data": config["data"]},
+    }  # fmt: skip
+    if trainer.is_global_zero:
+        print(f"{config['checkpoint']} on {config['data']['name']}:")
+        print(summary.metric_lines(task.evaluated, headline=_headline(task)))
+        try:
+            write_atomically(target, json.dumps(finite(record), indent=2, ensure_ascii=False) + "\n")
+            log.info("written to %s", target)
+        except UserError as error:
+            if config["output"]:
+                raise
+            log.warning("%s Or name a file with output=.", error)
+    return {"mode": "test", "metrics": task.evaluated, "file": str(target)}
+
+
+def _test_file(config: Mapping[str, Any]) -> Path:
+    """Where mode=test writes its metrics: `output=`, or `test-<data>.json` in the run's or the export's folder."""
+    if config["output"]:
+        target = Path(config["output"])
+        if target.exists():
+            raise UserError(f"output={target}: exists already. Remove it or choose another file.")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"output={target}: cannot be written ({error}). Choose another file.") from error
+        return target
+    source = Path(config["checkpoint"])
+    own = source.parent if source.is_file() else source
+    if own.name in ("checkpoints", "export") and (own.parent / "config.yaml").is_file():
+        own = own.parent
+    return own / f"test-{slug([config['data']['name']])}.json"
 
 
 def _predict(config: dict[str, Any]) -> dict[str, Any]:
@@ -233,11 +369,17 @@ def _predict(config: dict[str, Any]) -> dict[str, Any]:
         task = checkpoint.load_task(config["checkpoint"])
         on_gpu = torch.cuda.is_available() and config["trainer"]["accelerator"] in ("auto", "gpu")
         task.to("cuda" if on_gpu else "cpu")
+        pieces = shown = ""
         for result in task.predict(inputs, options):
             if "piece" in result:
-                print(result["piece"], end="", flush=True)
+                # Line breaks wait for what follows them: a text that ends with many leaves no empty screen.
+                pieces += result["piece"]
+                ready = pieces.rstrip("\n")
+                print(ready[len(shown) :], end="", flush=True)
+                shown = ready
                 continue
-            print(result["text"], flush=True)
+            print(result["text"].rstrip("\n").removeprefix(shown), flush=True)
+            pieces = shown = ""
             result = {key: value for key, value in result.items() if key != "text"}
             if output is not None and file is not None:
                 result = save_picture(result, output.parent, f"{output.stem}-{len(results):03d}")
@@ -293,7 +435,7 @@ def _inputs(config: Mapping[str, Any]) -> PredictInput:
     if (path is None) == (prompt is None):
         raise UserError(
             "mode=predict needs input= (a file or a folder; - is the standard input) or prompt= (the text itself), and "
-            f"not both. {'Neither' if path is None else 'Both'} was given."
+            f"not both. {'Neither was' if path is None else 'Both were'} given."
         )
     return PredictInput(
         path=path,
@@ -328,8 +470,8 @@ def _follow(folder: RunFolder, resume: str) -> Start:
     return Start(checkpoint=folder.last if folder.last.exists() else None)
 
 
-def _resume(task: TaskModule, start: Start, folder: RunFolder) -> int:
-    """Check the checkpoint that the run goes on from; forget samples after it. Returns its step."""
+def _read_start(task: TaskModule, start: Start, folder: RunFolder) -> dict[str, Any]:
+    """The content of the checkpoint that the run goes on from, which fits the task and its data."""
     assert start.checkpoint is not None
     content = checkpoint.read_checkpoint(start.checkpoint)
     stored = content["hyper_parameters"]
@@ -355,18 +497,53 @@ def _resume(task: TaskModule, start: Start, folder: RunFolder) -> int:
             f"checkpoint {start.checkpoint} does not fit this model, {len(differing)} tensors differ, such as "
             f"{differing[0]} ({shapes.get(differing[0])} there, {own.get(differing[0])} here)."
         )
-    step = int(content["global_step"])
-    if step >= stored["total_steps"] and start.checkpoint.resolve().parent != folder.checkpoints.resolve():
+    step = content["global_step"]
+    elsewhere = start.checkpoint.resolve().parent != folder.checkpoints.resolve()
+    if step >= stored["total_steps"] and elsewhere:
         raise UserError(
             f"resume={start.checkpoint}: that run has made all of its {step} steps, and its learning rate has come to its "
             "end. Take its weights with init_from=, or make the whole run anew with more steps."
         )
-    if folder.samples.exists() and task.samples_file is not None:
-        lines = folder.samples.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        folder.samples.write_text("".join(kept), encoding="utf-8")
-    log.info("going on from %s, step %d", start.checkpoint, step)
-    return step
+    if step > task.total_steps or (step == task.total_steps and elsewhere):
+        raise UserError(
+            f"resume={start.checkpoint}: it stands at step {step}, and trainer.max_steps={task.total_steps} leaves nothing "
+            "to do. Set trainer.max_steps to a larger number."
+        )
+    return content
+
+
+def _check_progress(content: Mapping[str, Any], start: Start, trainer: L.Trainer) -> None:
+    """Refuse a checkpoint of a run whose batches were made or counted otherwise: it would go on at another place."""
+    anew = "start anew with resume=never, or take the weights alone with init_from=."
+    try:
+        batches = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
+        processes = content["callbacks"].get("ConfigureRun", {}).get("world_size", trainer.world_size)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"checkpoint {start.checkpoint}: the run cannot go on from it ({checkpoint.first_line(error)}). "
+            f"{checkpoint.REMEDY}"
+        ) from error
+    if processes != trainer.world_size:
+        raise UserError(
+            f"checkpoint {start.checkpoint} was trained by {processes} processes; {trainer.world_size} would have other "
+            f"batches. Set trainer.devices and trainer.num_nodes so that there are {processes}, {anew}"
+        )
+    step, accumulate = content["global_step"], trainer.accumulate_grad_batches
+    if batches != step * accumulate:
+        raise UserError(
+            f"checkpoint {start.checkpoint} stands at step {step} after {batches} batches, and "
+            f"trainer.accumulate_grad_batches={accumulate} makes {step * accumulate} of it. Set "
+            f"trainer.accumulate_grad_batches={batches / max(step, 1):g}, {anew}"
+        )
+
+
+def _while_restoring(error: BaseException) -> bool:
+    """Whether an exception comes out of Lightning's reading of a checkpoint."""
+    return any(
+        Path(frame.f_code.co_filename).name == "checkpoint_connector.py"
+        and frame.f_code.co_name.startswith(("restore", "resume"))
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
 
 
 def _evaluate_best(
@@ -406,6 +583,7 @@ def _reset_peak_memory() -> None:
     """Begin to measure anew, so that the runs of a sweep, which share a process, each tell their own."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+    _release_memory()
     with contextlib.suppress(OSError):  # Linux only; elsewhere the process's maximum is told
         Path("/proc/self/clear_refs").write_text("5")
 
@@ -415,73 +593,34 @@ def _peak_memory() -> int:
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return int(torch.cuda.max_memory_allocated())
     with contextlib.suppress(OSError):
-        status = Path("/proc/self/status").read_text()
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
+        return _resident("VmHWM")
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-# ---------------------------------------------------------------------- what a person sees
+def _memory(peak: int) -> dict[str, int | None]:
+    """What a run needed at most, in bytes, once all that it allocated is out of scope.
+
+    `peak_memory_bytes` is the GPU's. A run on the CPU has `run_peak_memory_bytes`: the largest resident size of its process
+    less what the process keeps when the run is over. What a sweep's first job loads for all of them (libraries, compiled
+    kernels) is in both, so the order of the jobs does not count. None where it is not known (without /proc).
+    """
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return {"peak_memory_bytes": peak, "run_peak_memory_bytes": None}
+    needed = None
+    with contextlib.suppress(OSError):
+        _release_memory()
+        needed = max(0, peak - _resident("VmRSS"))
+    return {"peak_memory_bytes": None, "run_peak_memory_bytes": needed}
 
 
-def _log_to_screen() -> None:
-    if not log.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
-        log.setLevel(logging.INFO if is_main_process() else logging.WARNING)
+def _resident(name: str) -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
 
 
-@contextlib.contextmanager
-def _log_file(path: Path) -> Iterator[None]:
-    """Our log on the screen, everybody's in the run's folder."""
-    file = logging.FileHandler(path, encoding="utf-8", delay=True)
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger()
-    root.addHandler(file)
-    root.setLevel(logging.INFO)
-    try:
-        with _quiet_libraries():
-            yield
-    finally:
-        root.removeHandler(file)
-        file.close()
-
-
-@contextlib.contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Lightning's tips and device lists are not for the screen; known, harmless warnings of libraries are for no one."""
-    lightning = logging.getLogger("lightning.pytorch")
-    shown, lightning.handlers = lightning.handlers, []
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-            warnings.filterwarnings("ignore", message=".*eval mode at the start of train.*")  # a frozen part
-            # The values are those of all processes already: torchmetrics has gathered their counts.
-            warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
-            yield
-    finally:
-        lightning.handlers = shown
-
-
-def _announce(task: TaskModule, trainer: L.Trainer, step: int) -> None:
-    log.info(
-        "%s: %s, %.1f M parameters, on %s x %d, precision %s, steps %d to %d",
-        task.name, task.config.placement, task.num_parameters / 1e6, trainer.strategy.root_device, trainer.world_size,
-        trainer.precision, step, task.total_steps,
-    )  # fmt: skip
-
-
-@rank_zero_only
-def _print_result(result: Mapping[str, Any], title: str) -> None:
-    table = Table(show_header=False)
-    for key, value in sorted(result["metrics"].items()):
-        table.add_row(key, f"{value:.4f}" if math.isfinite(value) else str(value))
-    if result.get("message"):
-        table.add_row("message", result["message"])
-    if "time" in result:
-        table.add_row("minutes", f"{result['time']['wall_s'] / 60:.1f}")
-    console = Console()
-    console.print(title, markup=False, highlight=False, soft_wrap=True)  # a path stays whole, to be copied
-    console.print(table)
+def _release_memory() -> None:
+    """Give back to the system what is free: glibc keeps most of it for later."""
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)

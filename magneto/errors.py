@@ -41,7 +41,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     fields = {field.name for field in dataclasses.fields(cls) if field.init}
     for key in values:
         if key not in fields:
-            known = nearest(key, fields) or f" There are: {', '.join(sorted(fields))}."
+            known = nearest(key, fields) or f" Choose from {', '.join(sorted(fields))}."
             raise UserError(f"{where}.{key}: there is no such key.{known}")
     for field in dataclasses.fields(cls):
         if field.name not in values and field.default is field.default_factory is dataclasses.MISSING:

@@ -39,7 +39,7 @@ class Gallery:
         """Keep a batch of B pairs.
 
         Args:
-            numbers: (B,) of the pictures.
+            numbers: (B,) equal for equal pictures.
             pixels: (B, C, H, W) uint8.
             vision: (B, E) vectors of the pictures.
             keys: (B,) equal for equal texts.

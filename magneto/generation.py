@@ -2,9 +2,9 @@
 
     prompts --padded on the left--> one pass fills the key-value cache --> one token a row and step --> pieces of text
 
-A row's tokens depend on its own prompt, the settings and its place in the list alone: padding is masked, positions count
-real tokens, every row has its own random numbers, and rows that are finished leave the batch. So a batch gives what its
-prompts give one by one (to rounding, as long as the context is not full).
+A row's tokens depend on its own prompt, the settings and its place in the whole list alone: padding is masked, positions
+count real tokens, every row has its own random numbers, and rows that are finished leave the batch. So a batch gives what
+its prompts give one by one (to rounding, as long as the context is not full).
 
 The context is `max_positions` tokens. A longer prompt loses its beginning. When the cache is full, the newer half of
 what was read is read again as a fresh context and the older half is forgotten: a pass over half a context for every half
@@ -25,6 +25,7 @@ from magneto.errors import UserError
 from magneto.nn import KVCache
 
 Reason = Literal["end", "stop", "length"]
+LEAST_TEMPERATURE = 1e-30  # fp32 logits divided by less than that overflow
 CUT_CHARACTER = "\ufffd"  # what a decoder writes for bytes that are no UTF-8, such as half a character
 
 
@@ -36,7 +37,7 @@ class Decoding:
     min_new_tokens: int = 0
     """So many tokens come before the end of the document, or a stop string, is allowed."""
     temperature: float = 0.8
-    """The logits are divided by it; 0 is greedy."""
+    """The logits are divided by it; 0 is greedy, and so is what is too small to divide by."""
     top_k: int | None = None
     """Only the k most probable tokens are drawn from."""
     top_p: float | None = 0.95
@@ -110,18 +111,29 @@ class Piece:
 
 
 def generate(
-    model: LanguageModel, tokenizer: TextTokenizer, prompts: Sequence[Sequence[int]], settings: Decoding
+    model: LanguageModel,
+    tokenizer: TextTokenizer,
+    prompts: Sequence[Sequence[int]],
+    settings: Decoding,
+    numbers: Sequence[int] | None = None,
 ) -> list[Continuation]:
-    """The continuation of each prompt (token ids, at least one), in their order; `stream` gives it bit by bit."""
+    """The continuation of each prompt (token ids, at least one), in their order; `stream` gives it bit by bit.
+
+    numbers: see `next_tokens`. Give them where the prompts are a part of a longer list.
+    """
     found: dict[int, Continuation] = {}
-    for piece in stream(model, tokenizer, prompts, settings):
+    for piece in stream(model, tokenizer, prompts, settings, numbers):
         if piece.finished is not None:
             found[piece.row] = piece.finished
     return [found[row] for row in range(len(prompts))]
 
 
 def stream(
-    model: LanguageModel, tokenizer: TextTokenizer, prompts: Sequence[Sequence[int]], settings: Decoding
+    model: LanguageModel,
+    tokenizer: TextTokenizer,
+    prompts: Sequence[Sequence[int]],
+    settings: Decoding,
+    numbers: Sequence[int] | None = None,
 ) -> Iterator[Piece]:
     """Pieces of text as soon as they are certain: no half character, and nothing that may begin a stop string.
 
@@ -134,7 +146,9 @@ def stream(
     ]
     finished: set[int] = set()
     barred = tokenizer.special_ids - {end}
-    for drawn in next_tokens(model, prompts, settings, end=end, barred=barred, finished=finished):
+    for drawn in next_tokens(
+        model, prompts, settings, numbers=numbers, end=end, barred=barred, finished=finished
+    ):
         for row, token in drawn:
             text = texts[row]
             shown = len(text.shown)
@@ -163,6 +177,7 @@ def next_tokens(
     prompts: Sequence[Sequence[int]],
     settings: Decoding,
     *,
+    numbers: Sequence[int] | None = None,
     end: int | None = None,
     barred: Collection[int] = (),
     finished: Collection[int] = (),
@@ -173,6 +188,8 @@ def next_tokens(
         model: in evaluation mode.
         prompts: token ids, each at least one.
         settings: `stop` is the business of `stream`.
+        numbers: of each prompt, its place in the whole list that it comes from: its random numbers are those of that
+            place, however the list is cut into batches. None: the prompts are the whole list.
         end: the token that ends a row, itself given out; None if there is none.
         barred: tokens that are never drawn.
         finished: rows that the caller has had enough of; it may add to it between two steps.
@@ -180,7 +197,9 @@ def next_tokens(
     assert prompts and all(len(prompt) for prompt in prompts), "a prompt has at least one token"
     rows = list(range(len(prompts)))
     read = [list(prompt[-model.context :]) for prompt in prompts]
-    streams = [random_stream(settings.seed, "generation", 0, row) for row in rows]
+    streams = [
+        random_stream(settings.seed, "generation", 0, n) for n in (rows if numbers is None else numbers)
+    ]
     drawn_ahead = np.stack([random.random(settings.max_new_tokens) for random in streams])
     uniform = torch.from_numpy(drawn_ahead).to(model.device)
     cache = KVCache()
@@ -238,7 +257,7 @@ def choose(logits: Tensor, settings: Decoding, uniform: Tensor) -> Tensor:
     Drawn by inverting the distribution function, so that a row's token depends on its own number alone. The cuts are
     made in the usual order: temperature, top-k, top-p of what is left.
     """
-    if settings.temperature == 0:
+    if settings.temperature < LEAST_TEMPERATURE:
         return logits.argmax(-1)
     logits = logits / settings.temperature
     order: Tensor | None = None

@@ -8,7 +8,9 @@ Scoring follows its conventions for causal models: an empty context is the end-o
 long loses its beginning, and `loglikelihood_rolling` scores each token once in windows as long as the model's context.
 """
 
+import logging
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,12 +26,17 @@ try:
     from lm_eval.api.instance import Instance
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import register_model
+    from lm_eval.models.utils import normalize_gen_kwargs
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ImportError as error:
     raise ImportError(f"{error}: the harness is an optional extra, pip install lm_eval.") from error
 
 MAX_NEW_TOKENS = 256  # the harness's own default, where a task does not say
-_GENERATION_KEYS = ("until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p")
+_GENERATION_KEYS = ("until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p", "seed")
+_WITHOUT_EFFECT = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1}
+"""Keys of other models' generation, with the value that asks for nothing."""
+
+log = logging.getLogger("lm_eval")
 
 Scored = tuple[tuple[str, str], list[int], list[int]]
 """(context, continuation) as text, then the tokens of both."""
@@ -42,7 +49,8 @@ class MagnetoLM(TemplateLM):  # type: ignore[misc]
     Args:
         checkpoint: a run's checkpoint or an export folder, of task=causal_lm.
         batch_size: sequences at once.
-        device: where to compute; None: a GPU if there is one.
+        device: where to compute; None: a GPU if there is one. The harness fills in "cuda:0" where nobody asked for it, so
+            the CPU is used where CUDA is named and absent.
         max_batch_size: the harness passes it along; batches are as large as `batch_size` says.
 
     Raises:
@@ -64,7 +72,7 @@ class MagnetoLM(TemplateLM):  # type: ignore[misc]
             )
         if not str(batch_size or 8).isdigit():
             raise UserError(f"batch_size={batch_size}: must be a number here, for example 8.")
-        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._device = _usable(device)
         self.task: CausalLM = task.to(self._device)
         self.batch_size = int(batch_size or 8)
 
@@ -86,6 +94,7 @@ class MagnetoLM(TemplateLM):  # type: ignore[misc]
     def _loglikelihood_tokens(self, requests: Sequence[Scored], **kwargs: Any) -> list[tuple[float, bool]]:
         """For each (context, continuation): its log-likelihood in nats, and whether greedy decoding gives it."""
         order = sorted(range(len(requests)), key=lambda i: -len(requests[i][1]) - len(requests[i][2]))
+        _tell_of_cuts([len(context) + len(text) for _, context, text in requests], self.max_length + 1)
         results: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
         for start in range(0, len(order), self.batch_size):
             places = order[start : start + self.batch_size]
@@ -143,9 +152,17 @@ class MagnetoLM(TemplateLM):  # type: ignore[misc]
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Continuations, up to any of the strings that the task names; greedy unless it asks for samples."""
+        """Continuations, up to any of the strings that the task names; greedy unless it asks for samples.
+
+        A sample's random numbers are those of the request's place among the requests of its task: repeats of a question
+        differ, and neither the batch size nor other tasks change them.
+        """
         groups: dict[str, list[int]] = {}
+        count: Counter[str | None] = Counter()
+        place_in_task: list[int] = []
         for number, request in enumerate(requests):
+            place_in_task.append(count[request.task_name])
+            count[request.task_name] += 1
             groups.setdefault(repr(sorted(request.args[1].items(), key=lambda item: item[0])), []).append(
                 number
             )
@@ -159,33 +176,62 @@ class MagnetoLM(TemplateLM):  # type: ignore[misc]
             order = sorted(group, key=lambda number: -len(prompts[number]))
             # Room for what is generated, as long as half of the context is left to the prompt.
             kept = max(self.max_length - settings.max_new_tokens, -(-self.max_length // 2))
+            _tell_of_cuts([len(prompt) for prompt in prompts.values()], kept)
             for start in range(0, len(order), self.batch_size):
                 places = order[start : start + self.batch_size]
                 found = generate(
-                    self.task, self.task.tokenizer, [prompts[number][-kept:] for number in places], settings
-                )
+                    self.task, self.task.tokenizer, [prompts[number][-kept:] for number in places], settings,
+                    [place_in_task[number] for number in places],
+                )  # fmt: skip
                 for number, continuation in zip(places, found, strict=True):
                     results[number] = continuation.text
                     self.cache_hook.add_partial("generate_until", requests[number].args, continuation.text)
         return results
 
 
+def _usable(device: str | None) -> torch.device:
+    """The device of that name; the CPU where CUDA is absent."""
+    if device is None or device.startswith("cuda"):
+        if not torch.cuda.is_available():
+            log.info("no GPU is available: computing on the CPU")
+            return torch.device("cpu")
+        device = device or "cuda"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(
+            f"--device {device}: cannot be used ({str(error).splitlines()[0]}). Use cpu, cuda or cuda:0."
+        ) from error
+    return torch.device(device)
+
+
+def _tell_of_cuts(lengths: Sequence[int], longest: int) -> None:
+    """Log how many of the texts, of so many tokens each, lose their beginning because they are too long."""
+    if cut := sum(length > longest for length in lengths):
+        log.warning(
+            "%d of %d prompts are longer than the model's context leaves room for and lose their beginning: up to %d "
+            "tokens where %d fit", cut, len(lengths), max(lengths), longest,
+        )  # fmt: skip
+
+
 def _decoding(arguments: Mapping[str, Any]) -> Decoding:
-    """A task's generation arguments as ours."""
-    for key in arguments:
+    """A task's generation arguments as ours; names and defaults as the harness's own models read them."""
+    given = dict(normalize_gen_kwargs(dict(arguments), MAX_NEW_TOKENS))
+    for key, value in given.items():
+        if key in _WITHOUT_EFFECT and value == _WITHOUT_EFFECT[key]:
+            continue
         if key not in _GENERATION_KEYS:
             raise UserError(
-                f"generation_kwargs.{key}: is not offered, only {', '.join(_GENERATION_KEYS)} are."
+                f"generation_kwargs.{key}={value}: is not offered, only {', '.join(_GENERATION_KEYS)} are."
                 f"{nearest(key, _GENERATION_KEYS)}"
             )
-    until = arguments.get("until") or ()
-    temperature = float(arguments.get("temperature", 1.0 if arguments.get("do_sample") else 0.0))
     return Decoding(
-        max_new_tokens=int(arguments.get("max_gen_toks", MAX_NEW_TOKENS)),
-        temperature=temperature if arguments.get("do_sample", temperature > 0) else 0.0,
-        top_k=arguments.get("top_k"),
-        top_p=arguments.get("top_p"),
-        stop=(until,) if isinstance(until, str) else tuple(until),
+        max_new_tokens=given["max_gen_toks"],
+        temperature=float(given.get("temperature", 1.0)) if given["do_sample"] else 0.0,
+        top_k=given.get("top_k") or None,  # 0: of all tokens
+        top_p=given.get("top_p"),
+        stop=tuple(text for text in given["until"] if text),
+        seed=int(given.get("seed", 0)),
     )
 
 

@@ -23,6 +23,17 @@ Unit = Literal["character", "word"]
 OPERATIONS: tuple[Operation, ...] = ("equal", "substitute", "delete", "insert")
 
 
+def metric_names(labels: Sequence[str]) -> list[str]:
+    """Return each label as one part of a metric's name, in which a slash begins the next part."""
+    names: list[str] = []
+    for label in labels:
+        name = label.replace("/", "_")
+        while name in names:
+            name += "_"
+        names.append(name)
+    return names
+
+
 class Edit(NamedTuple):
     """One step of an alignment: `ref` is empty for an insertion, `hyp` for a deletion."""
 

@@ -317,7 +317,7 @@ def _depths(module: nn.Module, layer_decay: float) -> tuple[dict[int, int], int]
 
 
 def _unknown(what: str, name: object, options: Iterable[str]) -> str:
-    return f"{what} '{name}' is unknown; there are {', '.join(options)}.{nearest(name, options)}"
+    return f"{what} '{name}' is unknown.{nearest(name, options)} Choose from {', '.join(options)}."
 
 
 def _check_duration(key: str, value: Any, optional: bool = False) -> None:

@@ -8,13 +8,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from magneto import assembly, callbacks, checkpoint, schema
+from magneto import assembly, callbacks, checkpoint, loggers, schema, summary
 from magneto.data.base import DataModule, is_complete
 from magneto.errors import UserError, from_mapping
-from magneto.loggers import Settings as LoggerSettings
 from magneto.nn.config import BackboneConfig
 from magneto.optim import OptimizerConfig, SchedulerConfig, schedule
-from magneto.runs import RunFolder
 from magneto.tasks.base import task_class
 
 log = logging.getLogger("magneto")
@@ -33,6 +31,7 @@ def check(config: Mapping[str, Any]) -> None:
             a device that is not there.
     """
     schema.check(config)
+    summary.check(config["summary"])
     assembly.check_trainer(config["trainer"])
     mode = config["mode"]
     if config["seed"] not in _SEEDS:
@@ -61,24 +60,18 @@ def check(config: Mapping[str, Any]) -> None:
             log.warning("training on the CPU.%s", reason)
 
 
-def check_folder(folder: RunFolder) -> None:
-    """Raise `UserError` unless the run's folder, if there is one already, can be written."""
-    for path in (folder.path, folder.checkpoints):
-        check_writable(path, "runs_dir")
-
-
 def check_writable(path: Path, key: str) -> None:
     """Raise `UserError` unless the folder `path`, or the nearest one above it that exists, can be written.
 
     A file is written there and removed: permissions alone do not tell of read-only file systems and quotas.
     """
-    there = path.expanduser().absolute()
+    there = path.absolute()
     while not there.exists() and there != there.parent:
         there = there.parent
     try:
         with tempfile.TemporaryFile(dir=there):
             pass
-        if there != path.expanduser().absolute():
+        if there != path.absolute():
             tempfile.TemporaryDirectory(dir=there, prefix=".magneto-").cleanup()
     except OSError as error:
         raise UserError(
@@ -114,7 +107,7 @@ def _check_parts(config: Mapping[str, Any]) -> None:
     schedule(from_mapping(SchedulerConfig, config["scheduler"], "scheduler"), config["trainer"]["max_steps"])
     from_mapping(callbacks.Settings, config["callbacks"], "callbacks")
     schema.require(config["callbacks"], [field.name for field in fields(callbacks.Settings)], "callbacks")
-    from_mapping(LoggerSettings, config["logger"], "logger")
+    loggers.check(from_mapping(loggers.Settings, config["logger"], "logger"))
     options = {key: value for key, value in config["task"].items() if key not in ("_target_", "name")}
     from_mapping(task_class(config["task"]["_target_"]).Options, options, "task")
     schema.require(config["backbone"], ["placement"], "backbone")

@@ -80,19 +80,22 @@ class Report:
     """Of the model, and not in the source or not of its meaning: they keep their random values."""
     left: tuple[str, ...]
     """Of the source, without a place in the model."""
+    cut: tuple[str, ...] = ()
+    """Those taken whose last rows, beyond the tokens, stood for nothing."""
     resized: tuple[str, ...] = ()
     """Those taken that were resized to pictures of another size."""
     renormalised: tuple[str, ...] = ()
     """Those taken that were changed to read pictures of another mean and deviation."""
 
     def __str__(self) -> str:
-        parts = [f"{len(self.taken)} tensors taken ({_summary(self.taken)})"]
+        parts = [f"loaded {len(self.taken)} tensors ({_summary(self.taken)})"]
+        parts += [f"cut to the tokens: {', '.join(self.cut)}"] if self.cut else []
         parts += [f"resized to these pictures: {', '.join(self.resized)}"] if self.resized else []
         parts += (
             [f"for their mean and deviation: {', '.join(self.renormalised)}"] if self.renormalised else []
         )
-        parts += [f"new: {_summary(self.new)}"] if self.new else []
-        parts += [f"left: {_summary(self.left)}"] if self.left else []
+        parts += [f"newly initialised: {_summary(self.new)}"] if self.new else []
+        parts += [f"unused: {_summary(self.left)}"] if self.left else []
         return f"init_from={self.source}: {'; '.join(parts)}"
 
 
@@ -294,11 +297,14 @@ def initialize_from(task: TaskModule, source: str) -> Report:
     resized = pictures.resized(pretrained.backbone, weights, task.spec)
     renormalised = pictures.renormalised(pretrained.spec, weights, task.spec)
     changed = resized | renormalised
-    taken, unfit = {}, []
+    taken, unfit, cut = {}, [], []
     for name, tensor in own.items():
         if name.startswith(_TARGET):
             continue
         theirs = changed.get(name, weights.get(name))
+        if same_tokens and theirs is not None and _padded(name, theirs, tensor):
+            theirs = theirs[: len(tensor)]
+            cut.append(name)
         fits = theirs is not None and theirs.shape == tensor.shape
         if theirs is not None and fits and (same_outputs or not name.startswith(_HEADS)):
             taken[name] = theirs
@@ -317,6 +323,7 @@ def initialize_from(task: TaskModule, source: str) -> Report:
         tuple(taken),
         tuple(name for name in own if name not in taken),
         tuple(name for name in weights if name not in taken),
+        tuple(name for name in cut if name in taken),
         tuple(name for name in resized if name in taken),
         tuple(name for name in renormalised if name in taken),
     )
@@ -324,6 +331,12 @@ def initialize_from(task: TaskModule, source: str) -> Report:
 
 def _same(theirs: Tensor | None, ours: Tensor) -> bool:
     return theirs is not None and torch.equal(theirs, ours.cpu())
+
+
+def _padded(name: str, theirs: Tensor, ours: Tensor) -> bool:
+    """Whether a table with a row for each token has more of them than there are tokens, as many published ones have."""
+    table = name.endswith(("embedding.weight", "head.weight", "output_bias"))
+    return table and theirs.shape[1:] == ours.shape[1:] and len(theirs) > len(ours)
 
 
 def _shape(tensor: Tensor | None) -> str:

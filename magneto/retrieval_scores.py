@@ -9,12 +9,14 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from magneto.metrics import metric_names
+
 CUTS = (1, 5, 10)
 CHUNK = 1024  # queries at once
 
 
 class RetrievalScores(Metric):
-    """R@1, R@5 and R@10 over all pictures and texts of an evaluation, each of them counted once.
+    """R@1, R@5 and R@10 over all pictures and texts of an evaluation, each of them, with its copies, counted once.
 
     A query is answered at k if one of its right answers is among the k nearest. An answer as near as a right one counts as
     nearer: a model that finds all alike finds nothing.
@@ -22,8 +24,8 @@ class RetrievalScores(Metric):
     - `image_to_text/r1`, `/r5`, `/r10`: queries are pictures; `text_to_image/...`: queries are texts, with several
       languages also for each of them (`text_to_image/r1/fr`).
     - `r1`: the mean of both directions.
-    - `gallery`, `captions`: how many different pictures and texts there are.
-    - `chance`: what `r1` would be if answers were drawn by lot.
+    - `facts/images`, `facts/captions`: the numbers of different images and captions.
+    - `facts/chance`: `r1` of answers at random.
 
     Args:
         languages: names of the languages that `update` counts.
@@ -34,7 +36,7 @@ class RetrievalScores(Metric):
     is_differentiable = False
 
     pairs: list[Tensor]
-    """Each (B, 3) int64: number of the picture, key of the text, language."""
+    """Each (B, 3) int64: key of the picture, key of the text, language."""
     vision: list[Tensor]
     text: list[Tensor]
 
@@ -59,7 +61,7 @@ class RetrievalScores(Metric):
         """Keep a batch of pairs.
 
         Args:
-            pictures: (B,) their numbers.
+            pictures: (B,) equal for equal pictures.
             texts: (B,) equal for equal texts.
             languages: (B,) indices, -1 for those without a name.
             vision: (B, width) vectors of length 1 of the pictures.
@@ -84,16 +86,16 @@ class RetrievalScores(Metric):
         for name, found in (("image_to_text", of_pictures), ("text_to_image", of_texts)):
             scores |= {f"{name}/r{cut}": _share(found < cut) for cut in CUTS}
         if len(self.languages) > 1:
-            for number, language in enumerate(self.languages):
+            for number, language in enumerate(metric_names(self.languages)):
                 own = torch.zeros(len(first_text), dtype=torch.bool)
                 own[key[pairs[:, 2] == number]] = True  # a text may be of several languages
                 if own.any():
                     scores[f"text_to_image/r1/{language}"] = _share(of_texts[own] < 1)
         return scores | {
             "r1": (scores["image_to_text/r1"] + scores["text_to_image/r1"]) / 2,
-            "gallery": float(len(vision)),
-            "captions": float(len(text)),
-            "chance": float(right.sum()) / right.numel(),
+            "facts/images": float(len(vision)),
+            "facts/captions": float(len(text)),
+            "facts/chance": float(right.sum()) / right.numel(),
         }
 
 

@@ -1,18 +1,23 @@
 """Run folders: how a run is named, found again, resumed or refused, and what it leaves behind."""
 
+import contextlib
 import hashlib
 import json
+import math
 import os
 import platform
 import re
+import socket
 import subprocess
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, SoftFileLock, Timeout
 
 from magneto.errors import UserError
 
@@ -23,9 +28,13 @@ ENDED = ("finished", "diverged")
 # Already in the name, or without influence on the result.
 _NOT_IN_NAME = ("task", "backbone", "size", "seed", "mode", "resume", "name", "runs_dir", "data_dir")
 _VOLATILE = (
-    "mode", "resume", "name", "runs_dir", "data_dir", "checkpoint", "input", "output", "logger",
-    "trainer.enable_progress_bar", "trainer.threads", "data.num_workers", "data.data_dir",
+    "mode", "resume", "name", "runs_dir", "data_dir", "checkpoint", "input", "output", "prompt", "predict", "logger",
+    "summary", "trainer.enable_progress_bar", "trainer.threads", "trainer.accelerator", "trainer.num_sanity_val_steps",
+    "callbacks.save_every", "data.num_workers", "data.data_dir",
 )  # fmt: skip
+_ABSENT = "(absent)"
+_NEUTRAL: tuple[Any, ...] = (None, False, 0, "", "none", [], {})
+"""Values that switch a key off: a version without this key does the same."""
 
 
 def _is_volatile(key: str) -> bool:
@@ -33,27 +42,48 @@ def _is_volatile(key: str) -> bool:
 
 
 def slug(overrides: Sequence[str]) -> str:
-    """Overrides as one file name: readable characters only, at most 120 of them (then cut, with a hash)."""
-    text = re.sub(r"[^A-Za-z0-9_.=,+-]+", "_", "-".join(overrides)).strip("_")
-    if len(text) > 120:
-        text = f"{text[:110]}-{hashlib.sha256('-'.join(overrides).encode()).hexdigest()[:8]}"
+    """Return overrides as one file name of at most 120 bytes: letters and digits of all scripts, and `_.=,+-`.
+
+    Any other character becomes `_`. A hash follows where the name was cut, or where a character that is not ASCII was
+    replaced: two names that differ in such a character alone stay different.
+    """
+    given = unicodedata.normalize("NFC", "-".join(overrides))
+    kept = "".join(char if _is_readable(char) else "\0" for char in given)
+    text = re.sub("\0+", "_", kept).strip("_")
+    lost = any(new == "\0" and not old.isascii() for old, new in zip(given, kept, strict=True))
+    if lost or len(text.encode()) > 120:
+        digest = hashlib.sha256("-".join(overrides).encode(errors="surrogatepass")).hexdigest()[:8]
+        text = "-".join(filter(None, [text.encode()[:110].decode(errors="ignore"), digest]))
     return text
+
+
+def _is_readable(char: str) -> bool:
+    return char.isalnum() or char in "_.=,+-" or unicodedata.category(char).startswith("M")
 
 
 def run_name(config: Mapping[str, Any], overrides: Sequence[str]) -> str:
     """The run's name: backbone, size, seed and whatever else was overridden; `name=` replaces it.
 
     Without a time stamp, so that the same command finds the same run again.
+
+    Raises:
+        UserError: `name=` leaves nothing that a folder can be called.
     """
     if config["name"]:
-        return slug([config["name"]])
-    rest = []
-    for override in sorted(overrides):
-        key = override.lstrip("+~").split("=", 1)[0].split("@")[0]
+        name = slug([str(config["name"])])
+        if name.strip(".") == "":
+            raise UserError(
+                f"name={config['name']}: no name for a folder. Use a name with a letter or a digit in it."
+            )
+        return name
+    rest = {}
+    for override in overrides:
+        override = override.lstrip("+~")
+        key = override.split("=", 1)[0].split("@")[0]
         if key not in _NOT_IN_NAME and not _is_volatile(key):
-            rest.append(override.lstrip("+~"))
+            rest[key] = override  # of a key that is given twice, the last one counts
     head = f"{config['backbone']['placement']}-{config['size_name']}-seed{config['seed']}"
-    return "-".join([head, slug(rest)]) if rest else head
+    return "-".join([head, slug(sorted(rest.values()))]) if rest else head
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -68,23 +98,39 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Lines `key: old -> new` for every key that matters to the result and differs."""
-    before, after = flatten(old), flatten(new)
-    return [
-        f"{key}: {before.get(key, '(absent)')} -> {after.get(key, '(absent)')}"
-        for key in sorted(before.keys() | after.keys())
-        if not _is_volatile(key) and before.get(key, "(absent)") != after.get(key, "(absent)")
-    ]
+    """Lines `key: old -> new` for every key that matters to the result and differs.
+
+    A key that one side does not have makes no difference where the other switches it off: another version wrote it.
+    """
+    before, after = compared(old), compared(new)
+    lines = []
+    for key in sorted(before.keys() | after.keys()):
+        one, other = before.get(key, _ABSENT), after.get(key, _ABSENT)
+        neutral = (key not in before and other in _NEUTRAL) or (key not in after and one in _NEUTRAL)
+        if one != other and not neutral:
+            lines.append(f"{key}: {one} -> {other}")
+    return lines
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader, or a killed writer, never leaves half of it."""
+def compared(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a configuration that matter to the result, by their whole keys."""
+    return {key: value for key, value in flatten(config).items() if not _is_volatile(key)}
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader, or a killed writer, never leaves half of it.
+
+    Bytes that are no UTF-8, which Python keeps as surrogates in a text, become the escapes of JSON and YAML.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    if isinstance(content, str):
+        content = content.encode("utf-8", errors="backslashreplace")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise UserError(
             f"{path}: cannot be written ({error}). Free space or mend the permissions."
         ) from error
@@ -139,8 +185,85 @@ class RunFolder:
         """The checkpoint with the best monitored metric."""
         return self.checkpoints / "best.ckpt"
 
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for this process alone; the system releases it when the process ends, however it ends.
+
+        The lock lies beside the folder, which `resume=never` renames.
+
+        Raises:
+            UserError: another process holds it.
+        """
+        lock = FileLock(self._lock_file)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(self._busy()) from None
+        except OSError as error:
+            raise UserError(
+                f"{self._lock_file}: cannot be written ({error.strerror}). Set runs_dir to a folder that you may write, or "
+                "mend its permissions."
+            ) from error
+        try:
+            if not isinstance(
+                lock, SoftFileLock
+            ):  # what a disk without locks falls back on keeps its own notes there
+                self._lock_file.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+            yield
+        finally:
+            lock.release()
+
+    @property
+    def _lock_file(self) -> Path:
+        return self.path.with_name(f".{self.path.name}.lock")
+
+    def _busy(self) -> str:
+        try:
+            owner = re.fullmatch(r"process \d+ on \S+", self._lock_file.read_text().strip())
+        except (OSError, ValueError):
+            owner = None
+        return (
+            f"{self.path} is being trained by {owner[0] if owner else 'another process'}. Wait until it has ended, or give "
+            "this run a name of its own (name=...)."
+        )
+
+    def look(self, config: Mapping[str, Any], resume: str) -> Start:
+        """Decide how to start, as `begin` does, without changing anything: what is wrong is found before the work.
+
+        Raises:
+            UserError: as `begin`; or the run is being trained; or its folder cannot be made or written.
+        """
+        try:
+            anew = resume == "never" and self.path.exists()
+            if not anew:
+                self._check_config(config)
+            start = Start() if anew else self._start(resume)
+        except OSError as error:
+            raise UserError(
+                f"{error.filename or self.path}: cannot be read ({error.strerror}). Mend its permissions, or give this run "
+                "a name of its own (name=...)."
+            ) from error
+        if start.result is None:
+            self._require_writable()
+            if self._lock_file.exists():
+                with self.lock():
+                    pass
+        return start
+
+    def _require_writable(self) -> None:
+        above = self.path
+        while not above.exists() and above != above.parent:
+            above = above.parent
+        if above.is_dir() and os.access(above, os.W_OK | os.X_OK):
+            return
+        raise UserError(
+            f"{self.path}: {above} is {'not writable' if above.is_dir() else 'not a folder'}. Set runs_dir to a folder that "
+            "you may write, or mend its permissions."
+        )
+
     def begin(self, config: Mapping[str, Any], resume: str) -> Start:
-        """Decide how to start, and lay the folder out.
+        """Decide how to start, and lay the folder out. To be called while the lock is held.
 
         Args:
             config: the resolved configuration, as plain values.
@@ -156,22 +279,27 @@ class RunFolder:
             while (kept := self.path.with_name(f"{self.path.name}.old{number}")).exists():
                 number += 1
             self.path.rename(kept)
-        if self.config.exists():
-            changed = difference(read_config(self.config), config)
-            if changed and not self.last.exists() and self.read_result_status() not in ENDED:
-                self.config.unlink()  # it never came to a checkpoint: there is nothing to lose
-            elif changed:
-                raise UserError(
-                    f"{self.path} belongs to a run with another configuration:\n  "
-                    + "\n  ".join(changed)
-                    + "\n"
-                    "Give this run a name of its own (name=...), or start anew with resume=never (the old folder is kept)."
-                )
+        replaced = self._check_config(config)
         start = self._start(resume)
+        if start.result is not None:
+            return start
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        if not self.config.exists():
+        if replaced or not self.config.exists():
             write_atomically(self.config, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+        self.result.unlink(missing_ok=True)  # of an attempt that has ended: this one is running
         return start
+
+    def _check_config(self, config: Mapping[str, Any]) -> bool:
+        """Whether the folder has another configuration, which may be replaced as there is nothing to lose."""
+        if not self.config.exists():
+            return False
+        changed = difference(read_config(self.config), config)
+        if changed and (self.last.exists() or self.read_result_status() in ENDED):
+            raise UserError(
+                f"{self.path} belongs to a run with another configuration:\n  " + "\n  ".join(changed) + "\n"
+                "Give this run a name of its own (name=...), or start anew with resume=never (the old folder is kept)."
+            )
+        return bool(changed)
 
     def _start(self, resume: str) -> Start:
         if resume not in ("auto", "never", "must"):
@@ -187,7 +315,7 @@ class RunFolder:
                 )
             return Start(checkpoint=Path(resume))
         result = self.read_result()
-        if result is not None and result.get("status") in ENDED:
+        if result is not None and result["status"] in ENDED:
             return Start(result=result)
         if self.last.exists():
             return Start(checkpoint=self.last)
@@ -197,25 +325,65 @@ class RunFolder:
             )
         return Start()
 
+    def rewind_samples(self, step: int) -> None:
+        """Forget the samples after `step`, those of the test, which is made again, and lines that are damaged."""
+        if not self.samples.exists():
+            return
+        kept = []
+        # Not splitlines(): a text may hold U+2028, which JSON does not escape.
+        for line in self.samples.read_bytes().split(b"\n")[:-1]:
+            try:
+                sample = json.loads(line)
+                if sample["step"] <= step and sample["split"] != "test":
+                    kept.append(line + b"\n")
+            except (ValueError, KeyError, TypeError):
+                continue
+        write_atomically(self.samples, b"".join(kept))
+
     def read_result(self) -> dict[str, Any] | None:
-        """The content of result.json, or None where there is none yet."""
-        if not self.result.exists():
-            return None
+        """The content of result.json, or None where there is none yet.
+
+        Raises:
+            UserError: it cannot be read, or it is no result.
+        """
         try:
-            return dict(json.loads(self.result.read_text(encoding="utf-8")))
-        except ValueError as error:
+            result = json.loads(self.result.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
             raise UserError(
                 f"{self.result}: not readable as JSON ({error}). Remove it and repeat the command."
             ) from error
+        status = result.get("status") if isinstance(result, dict) else None
+        metrics = result.get("metrics", {}) if isinstance(result, dict) else None
+        numbers = isinstance(metrics, dict) and all(
+            value is None or isinstance(value, int | float) for value in metrics.values()
+        )
+        if not isinstance(status, str) or not numbers or (status in ENDED and "metrics" not in result):
+            raise UserError(
+                f"{self.result}: does not hold a run's status and metrics. Remove it and repeat the command: the run goes "
+                "on from its last checkpoint."
+            )
+        values = {key: math.nan if value is None else value for key, value in (metrics or {}).items()}
+        return {**result, "metrics": values}
 
     def read_result_status(self) -> str | None:
         """The status in result.json, or None."""
         result = self.read_result()
-        return None if result is None else result.get("status")
+        return None if result is None else str(result["status"])
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        """Replace result.json."""
-        write_atomically(self.result, json.dumps(result, indent=2, ensure_ascii=False, allow_nan=True) + "\n")
+        """Replace result.json. A number that is not finite, which JSON does not have, becomes null."""
+        write_atomically(self.result, json.dumps(finite(result), indent=2, ensure_ascii=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """Plain values with None in the place of numbers that are not finite."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def run_folder(config: Mapping[str, Any], overrides: Sequence[str]) -> RunFolder:
@@ -237,8 +405,8 @@ def ended_result(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[st
 def read_config(path: Path) -> dict[str, Any]:
     """A run's config.yaml as plain values."""
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        config = yaml.safe_load(path.read_bytes())
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(
             f"{path}: not readable ({error}). Remove the run's folder or use resume=never."
         ) from error
@@ -250,8 +418,15 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def git_revision() -> str | None:
-    """The commit that this package was checked out at, with `-dirty` when files differ; None outside a checkout."""
+    """The commit that this package was checked out at, with `-dirty` when files differ; None outside a checkout.
+
+    An installed copy may lie inside a repository of its user, whose commits say nothing of it: git must know this file.
+    """
     try:
+        subprocess.run(
+            ["git", "ls-files", "--error-unmatch", Path(__file__).name],
+            cwd=Path(__file__).parent, capture_output=True, timeout=10, check=True,
+        )  # fmt: skip
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
             cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True,

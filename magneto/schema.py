@@ -10,6 +10,7 @@ This module is imported by `python run.py --help`: it must not import torch.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
+from pathlib import Path
 from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
@@ -22,10 +23,13 @@ from magneto.errors import UserError, nearest
 _UNREAD: dict[str, tuple[str, ...]] = {
     "train": ("checkpoint", "input", "prompt", "output"),
     "prepare": ("checkpoint", "input", "prompt", "output"),
-    "test": ("input", "prompt", "output"),
+    "test": ("input", "prompt"),
     "export": ("input", "prompt"),
     "predict": (),
 }
+
+
+_PATHS = ("runs_dir", "data_dir", "checkpoint", "input", "output", "resume", "init_from")
 
 
 class Mode(Enum):
@@ -55,6 +59,7 @@ class RunConfig:
     init_from: str | None = MISSING
     output: str | None = MISSING
     size_name: str = MISSING
+    summary: str = "short"
     experiment_task: str | None = MISSING
     task: dict[str, Any] | None = None
     backbone: dict[str, Any] = field(default_factory=dict)
@@ -81,7 +86,11 @@ def to_dict(cfg: DictConfig) -> dict[str, Any]:
         config = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}. Set it to a value.") from error
-    return cast(dict[str, Any], config)
+    config = cast(dict[str, Any], config)
+    for key in _PATHS:
+        if str(config.get(key)).startswith("~/"):  # a shell replaces it in some places only
+            config[key] = str(Path(config[key]).expanduser())
+    return config
 
 
 def check(config: Mapping[str, Any]) -> None:
@@ -97,7 +106,7 @@ def check(config: Mapping[str, Any]) -> None:
             instead = "Use mode=predict."
             if key == "checkpoint":
                 instead = "Use init_from= to start from its weights, or resume= to continue that run."
-            elif key == "output" and mode != "test":
+            elif key == "output":
                 instead = "Use name= and runs_dir= to choose the folder of a run."
             raise UserError(f"{key}={config[key]} has no effect with mode={mode}. {instead}")
     if mode != "predict":

@@ -2,14 +2,15 @@
 
 import atexit
 import contextlib
-import hashlib
 import json
-import re
+import math
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
@@ -17,6 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from magneto.errors import UserError
 from magneto.runs import write_atomically
+
+_JOBS = "MAGNETO_SWEEP_JOBS"  # in the environment, which a launcher's processes inherit
 
 
 def task_overrides(hydra_config: Any) -> list[str]:
@@ -51,20 +54,32 @@ def objective(result: Mapping[str, Any]) -> float:
     return float("nan") if best is None or result.get("status") != "finished" else float(best)
 
 
-def report_name(overrides: Sequence[str]) -> str:
-    """Return the name of the report's folder: the swept keys with their values, and a hash of the overrides."""
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    swept = [text for text, override in zip(overrides, parsed, strict=True) if override.is_sweep_override()]
-    readable = re.sub(r"[^\w.+]+", "-", "-".join(swept)).strip("-")[:60]
-    text = " ".join(override for override in overrides if not override.startswith("runs_dir="))
-    return f"{readable}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+def title(number: int, overrides: Sequence[str]) -> str:
+    """Return `job 3 of 6: seed=2`, with the swept overrides where Hydra's own sweeper makes all combinations."""
+    total, *swept = os.environ.get(_JOBS, "").split(" ")
+    shown = [one for one in overrides if not swept or one.split("=")[0].lstrip("+") in swept]
+    return f"job {number + 1}{f' of {total}' if total else ''}: {' '.join(shown)}"
+
+
+def _count_jobs(config: DictConfig) -> None:
+    os.environ.pop(_JOBS, None)
+    if str(config.hydra.sweeper._target_).endswith(".BasicSweeper"):
+        arguments = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+        arguments += task_overrides(config.hydra)
+        parser = OverridesParser.create(
+            GlobalHydra.instance().config_loader()
+        )  # which knows the files of a glob
+        parsed = parser.parse_overrides(arguments)
+        swept = {one.key_or_group: one for one in parsed if one.is_sweep_override()}
+        count = math.prod(len(list(one.sweep_iterator())) for one in swept.values())
+        os.environ[_JOBS] = " ".join([str(count), *swept])
 
 
 class SweepReport(Callback):
     """Hydra callback: when a sweep ends, write the comparison of its runs and name the jobs that failed."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Make the folder of the records; exit with code 2 if it cannot be written."""
+        """Make the folder of the records, or exit with code 2 if it cannot be written; count the jobs."""
         folder = Path(config.hydra.sweep.dir)
         atexit.register(_remove, folder)
         try:
@@ -75,11 +90,13 @@ class SweepReport(Callback):
                 file=sys.stderr,
             )
             sys.exit(2)
+        _count_jobs(config)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Write `reports/` beside the runs; exit with code 1 if a job failed, after all the others ran."""
         from magneto.loggers import is_main_process
-        from magneto.report import write_report
+        from magneto.report import folder_name, write_report
+        from magneto.report.screen import print_report
 
         overrides = task_overrides(config.hydra)
         folder = Path(config.hydra.sweep.dir)
@@ -93,10 +110,10 @@ class SweepReport(Callback):
         runs = list(dict.fromkeys(Path(job["folder"]) for job in jobs if job["folder"]))
         runs = [run for run in runs if (run / "result.json").exists()]
         if runs and is_main_process():
-            target = runs[0].parent / "reports" / report_name(overrides)
+            target = runs[0].parent / "reports" / folder_name(overrides)
             try:
                 files = write_report(runs, target, command=f"python run.py -m {' '.join(overrides)}")
-                print(f"report: {files.markdown}\n        {files.html}")
+                print_report(files)
             except UserError as error:
                 failed.append(f"report: {error}")
         if failed:

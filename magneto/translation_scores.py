@@ -20,8 +20,10 @@ from magneto.errors import UserError, nearest
 from magneto.runs import write_atomically
 
 SCORES = ("bleu", "chrf", "ter")
-# Those of sacrebleu that need no further package.
-TOKENIZERS = ("13a", "char", "intl", "none", "zh")
+# Those of sacrebleu that need no download; the last two need a package each.
+TOKENIZERS = ("13a", "char", "intl", "none", "zh", "ja-mecab", "ko-mecab")
+_CODES = {"zho": "zh", "chi": "zh", "cmn": "zh", "yue": "zh", "jpn": "ja", "kor": "ko"}
+_WITHOUT_SPACES = ("th", "tha", "lo", "lao", "km", "khm", "my", "mya", "bo", "bod", "dz", "dzo")
 
 TranslatedLine = tuple[int, int, str, str, str]
 """Id of an example, index of its direction, source, hypothesis, reference."""
@@ -32,25 +34,62 @@ def one_line(text: str) -> str:
     return re.sub(r"[\r\n]+", " ", text)
 
 
-def sacrebleu_metrics(tokenize: str) -> dict[str, Any]:
-    """The metrics of sacrebleu by our names.
+def bleu_tokenizer(language: str, tokenize: str | None = None) -> tuple[str, str | None]:
+    """Return the tokenizer of BLEU for a target language, and what a user should know of it, or None.
 
     Args:
-        tokenize: how BLEU splits words, see TOKENIZERS: `13a` for languages with spaces, `zh` for Chinese.
+        language: a code such as fr, zh_CN or zho_Hans.
+        tokenize: what the user chose; None: what sacrebleu's command line chooses for the language. Without the package
+            for it, Japanese is split into characters and Korean at its spaces.
+    """
+    from sacrebleu.metrics.bleu import BLEU
+
+    base = re.split("[-_]", language)[0].lower()
+    base = _CODES.get(base, base)
+    if tokenize is not None:
+        coarse = base in ("zh", "ja", *_WITHOUT_SPACES) and tokenize in ("13a", "intl", "none")
+        remark = f"task.bleu_tokenize={tokenize} splits {language} at spaces only. Set it to null or char."
+        return tokenize, remark if coarse else None
+    if base in _WITHOUT_SPACES:
+        return BLEU.TOKENIZER_DEFAULT, (
+            f"BLEU and TER count what stands between spaces, which {language} hardly has. Compare by chrF, or set "
+            "task.bleu_tokenize=char."
+        )
+    usual = BLEU._TOKENIZER_MAP.get(base, BLEU.TOKENIZER_DEFAULT)
+    try:
+        BLEU(tokenize=usual)
+    except RuntimeError:
+        instead = "char" if base == "ja" else BLEU.TOKENIZER_DEFAULT
+        return instead, (
+            f"BLEU of {language} is computed with the tokenizer {instead}: {usual}, with which numbers are published, is "
+            f"not installed. Install it with: pip install sacrebleu[{base}]"
+        )
+    return usual, None
+
+
+def sacrebleu_bleu(tokenize: str) -> Any:
+    """Return sacrebleu's BLEU.
+
+    Args:
+        tokenize: how it splits words, see TOKENIZERS: `13a` for languages with spaces, `zh` for Chinese.
 
     Raises:
-        UserError: an unknown tokenizer.
+        UserError: an unknown tokenizer, or one whose package is not installed.
     """
     if tokenize not in TOKENIZERS:
         raise UserError(
-            f"task.bleu_tokenize={tokenize}: must be one of {', '.join(TOKENIZERS)}.{nearest(tokenize, TOKENIZERS)}"
+            f"task.bleu_tokenize={tokenize}: must be null or one of {', '.join(TOKENIZERS)}."
+            f"{nearest(tokenize, TOKENIZERS)}"
         )
     from sacrebleu.metrics.bleu import BLEU
-    from sacrebleu.metrics.chrf import CHRF
-    from sacrebleu.metrics.ter import TER
 
-    # force: our hypotheses are plain text; a final " ." is French typography or the model's doing.
-    return {"bleu": BLEU(tokenize=tokenize, force=True), "chrf": CHRF(), "ter": TER()}
+    try:
+        # force: our hypotheses are plain text; a final " ." is French typography or the model's doing.
+        return BLEU(tokenize=tokenize, force=True)
+    except RuntimeError as error:
+        raise UserError(
+            f"task.bleu_tokenize={tokenize}: is not installed. Install it with: pip install sacrebleu[{tokenize[:2]}]"
+        ) from error
 
 
 class TranslationScores(Metric):
@@ -58,16 +97,26 @@ class TranslationScores(Metric):
 
     Args:
         directions: names such as `en-fr`; updates give indices into them.
-        tokenize: BLEU's tokenizer.
+        tokenize: BLEU's tokenizer; None: that of each direction's target language, see `bleu_tokenizer`.
     """
 
     full_state_update = False
     rows: list[Tensor]
 
-    def __init__(self, directions: Sequence[str], tokenize: str = "13a") -> None:
+    def __init__(self, directions: Sequence[str], tokenize: str | None = None) -> None:
+        from sacrebleu.metrics.chrf import CHRF
+        from sacrebleu.metrics.ter import TER
+
         super().__init__()
         self.directions = list(directions)
-        self._metrics = sacrebleu_metrics(tokenize)
+        chosen = [bleu_tokenizer(name.split("-")[1], tokenize) for name in directions]
+        self.remarks = sorted({remark for _, remark in chosen if remark is not None})
+        """What a user should know of the tokenizers."""
+        bleu = {name: sacrebleu_bleu(name) for name, _ in chosen}
+        for metric in bleu.values():  # the signature of one that has counted nothing is not available
+            metric._extract_corpus_statistics(["a"], [["a"]])
+        self._bleu = [bleu[name] for name, _ in chosen]  # of each direction
+        self._metrics = {"bleu": self._bleu[0], "chrf": CHRF(), "ter": TER()}
         self._widths = {
             name: len(metric._extract_corpus_statistics(["a"], [["a"]])[0])
             for name, metric in self._metrics.items()
@@ -103,11 +152,16 @@ class TranslationScores(Metric):
         if not hypotheses:
             return
         parts = [torch.stack((ids, directions), dim=1).double().cpu()]
+        lines = [*zip(map(one_line, hypotheses), map(one_line, references), strict=True)]
         for name, metric in self._metrics.items():
             if name in scores:
-                counts = metric._extract_corpus_statistics(
-                    list(map(one_line, hypotheses)), [list(map(one_line, references))]
+                counters = (
+                    [self._bleu[int(n)] for n in directions] if name == "bleu" else [metric] * len(lines)
                 )
+                counts = [
+                    counter._extract_corpus_statistics([hypothesis], [[reference]])[0]
+                    for counter, (hypothesis, reference) in zip(counters, lines, strict=True)
+                ]
                 parts.append(torch.tensor(counts, dtype=torch.float64))
             else:
                 parts.append(
@@ -151,8 +205,16 @@ class TranslationScores(Metric):
         return float(self._metrics[name]._compute_score_from_stats(sums).score)
 
     def signatures(self) -> dict[str, str]:
-        """What sacrebleu prints beside each score: its settings and version."""
-        return {name: str(metric.get_signature()) for name, metric in self._metrics.items()}
+        """Return what sacrebleu prints beside each score: its settings and version.
+
+        Where the directions differ in BLEU's tokenizer, there is one of `bleu/en-fr` and so on in place of `bleu`.
+        """
+        found = {name: str(metric.get_signature()) for name, metric in self._metrics.items()}
+        if len(set(self._bleu)) > 1:
+            del found["bleu"]
+            parts = zip(self.directions, self._bleu, strict=True)
+            found = {f"bleu/{name}": str(bleu.get_signature()) for name, bleu in parts} | found
+        return found
 
 
 def write_translations(folder: Path, lines: Iterable[TranslatedLine], directions: Sequence[str]) -> None:
@@ -175,12 +237,13 @@ def _write_sides(stem: Path, lines: Sequence[TranslatedLine]) -> None:
 
 
 def write_scores(path: Path, values: Mapping[str, float], signatures: Mapping[str, str]) -> None:
-    """Write the scores among `values` (`bleu`, `bleu/en-fr`...) as JSON, under sacrebleu's signature of each."""
-    report = {
-        name: {
-            "signature": signature,
-            **{key: value for key, value in values.items() if re.match(rf"{name}\b|{name}_mean", key)},
-        }
-        for name, signature in signatures.items()
-    }
+    """Write the scores among `values` (`bleu`, `bleu/en-fr`...) as JSON, under sacrebleu's signature of each.
+
+    The signature is an object with one for each direction where these differ.
+    """
+    report = {}
+    for name in SCORES:
+        parts = {key.partition("/")[2]: text for key, text in signatures.items() if key.split("/")[0] == name}
+        found = {key: value for key, value in values.items() if re.match(rf"{name}\b|{name}_mean", key)}
+        report[name] = {"signature": parts.get("", parts), **found}
     write_atomically(path, json.dumps(report, indent=2) + "\n")

@@ -32,6 +32,7 @@ _FULL_STOP = re.compile(r"\.(?!\d)")
 def normalize_answer(text: str) -> str:
     """Equal for answers that VQA's tool takes for the same: small letters, digits for numbers up to ten, no articles.
 
+    An answer of articles alone ("a", of a letter on a sign) stays. One without any letter or digit becomes empty.
     Contractions get their apostrophe. A punctuation mark vanishes where it touches a space, and where the answer has a
     number such as 1,000; otherwise it becomes a space. A full stop stays in a decimal number only.
     """
@@ -41,8 +42,9 @@ def normalize_answer(text: str) -> str:
     for mark in _MARKS:
         beside_space = f"{mark} " in text or f" {mark}" in text
         plain = plain.replace(mark, "" if beside_space or grouped else " ")
-    words = (_NUMBERS.get(word, word) for word in _FULL_STOP.sub("", plain).lower().split())
-    return " ".join(_APOSTROPHES.get(word, word) for word in words if word not in _ARTICLES)
+    words = [_NUMBERS.get(word, word) for word in _FULL_STOP.sub("", plain).lower().split()]
+    telling = [word for word in words if word not in _ARTICLES] or words
+    return " ".join(_APOSTROPHES.get(word, word) for word in telling)
 
 
 def shared(counts: Tensor, people: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """What all data modules share: folders that are prepared once, and facts that are read from them."""
 
 import errno
+import glob
 import hashlib
 import json
 import logging
@@ -48,7 +49,12 @@ def prepare_once(folder: Path, build: Callable[[Path], None]) -> bool:
     the folder cannot be written, or a file that `build` reads has no permission.
     """
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{folder.parent} cannot be made ({error.strerror}). Set data_dir to a folder that you may write."
+            ) from error
         lock = FileLock(folder.with_name(f".{folder.name}.lock"))
         try:
             lock.acquire(timeout=0)
@@ -61,7 +67,7 @@ def prepare_once(folder: Path, build: Callable[[Path], None]) -> bool:
             if folder.exists():
                 log.warning("%s is incomplete or damaged: it is prepared anew", folder)
                 shutil.rmtree(folder)
-            for leftover in folder.parent.glob(f".{folder.name}-*.tmp"):
+            for leftover in folder.parent.glob(f".{glob.escape(folder.name)}-*.tmp"):
                 shutil.rmtree(leftover)
             fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-", suffix=".tmp"))
             try:

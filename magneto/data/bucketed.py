@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from magneto.data.base import DataModule
-from magneto.data.loader import RunLoader
+from magneto.data.loader import RunLoader, ignore_signals
 from magneto.data.sampler import EvaluationSampler, TokenBudgetSampler
 
 
@@ -50,6 +50,8 @@ class BucketedDataModule(DataModule):
     train_set: BucketedDataset
     val_set: BucketedDataset
     test_set: BucketedDataset
+    _counted: tuple[BucketedDataset, int, int] | None = None
+    """The training set, the number of processes, and the batches of an epoch that follow."""
 
     @property
     @abstractmethod
@@ -76,7 +78,12 @@ class BucketedDataModule(DataModule):
         """Training batches that one rank sees in an epoch: the same number in every epoch."""
         if not hasattr(self, "train_set"):
             self.setup("fit")
-        return self._train_sampler(0, 0, world_size).batches_per_epoch
+        # Planning sorts the corpus, and each line of the log asks.
+        known = self._counted
+        if known is None or known[0] is not self.train_set or known[1] != world_size:
+            count = self._train_sampler(0, 0, world_size).batches_per_epoch
+            known = self._counted = (self.train_set, world_size, count)
+        return known[2]
 
     def train_dataloader(self) -> DataLoader[Any]:
         """All training batches of the run."""
@@ -111,6 +118,7 @@ class BucketedDataModule(DataModule):
             batch_sampler=sampler,
             collate_fn=self.collate(dataset),
             num_workers=self.num_workers,
+            worker_init_fn=ignore_signals,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )

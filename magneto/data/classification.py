@@ -27,14 +27,15 @@ from magneto.data.labelled_examples import (
     TokenizerSettings,
     encode,
 )
+from magneto.data.messages import counts, skipped
 from magneto.data.sources import SPLITS
-from magneto.data.sources.labelled import LabelledCorpus, LabelledSource, LabelledText
+from magneto.data.sources.labelled import LabelledCorpus, LabelledSource, LabelledText, zero_digits
 from magneto.data.text_tokenizer import TextTokenizer
 from magneto.errors import UserError, from_mapping
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # of the prepared folder: raise it when the code below makes other files from the same settings
+FORMAT = 2  # of the prepared folder: raise it when the code below makes other files from the same settings
 
 
 class ClassificationDataModule(BucketedDataModule):
@@ -68,7 +69,8 @@ class ClassificationDataModule(BucketedDataModule):
         self.tokenizer = from_mapping(TokenizerSettings, tokenizer or {}, "data.tokenizer")
         self.max_tokens, self.batch_size = max_tokens, batch_size
         self.eval_batch_size = eval_batch_size or batch_size
-        self._model: ClassificationSpec | None = None  # of a checkpoint, where it differs
+        self._model: ClassificationSpec | None = None  # of a checkpoint, in evaluation
+        self._given: ClassificationSpec | None = None  # the same, where the data is not prepared as it reads
 
     # ------------------------------------------------------------------ preparing
 
@@ -78,7 +80,9 @@ class ClassificationDataModule(BucketedDataModule):
         return {
             "format": FORMAT,
             "source": self.source.identity(),
-            "tokenizer": self.tokenizer.identity(),
+            "tokenizer": self.tokenizer.identity()
+            if self._given is None
+            else {"given": self._given.tokenizer, "zero_digits": self._given.zero_digits},
             "max_tokens": self.max_tokens,
         }
 
@@ -93,30 +97,43 @@ class ClassificationDataModule(BucketedDataModule):
             log.info("prepared %s", self.folder)
         spec = self.spec
         report = json.loads((self.folder / "prepare_report.json").read_text(encoding="utf-8"))
-        log.info("classification: %s examples, labels %s", spec.examples, spec.labels or spec.range)
+        labels = f"labels {', '.join(spec.labels)}" if spec.labels else f"scores {spec.range}"
+        log.info("classification: %s, %s", counts(spec.examples, "examples"), labels)
+        if "f1" in spec.metrics and len(spec.labels) == 2 and self._model is None:
+            log.info("classification: f1 is that of the label %s", spec.labels[1])
         if spec.truncated:
-            log.warning("classification: %d examples were cut to %d tokens", spec.truncated, spec.max_tokens)
+            log.warning("classification: %d examples truncated to %d tokens", spec.truncated, spec.max_tokens)
         if reasons := report["skipped_by_reason"]:
-            log.warning(
-                "classification: %d skipped (%s); listed in %s",
-                sum(reasons.values()),
-                ", ".join(f"{count} {reason}" for reason, count in reasons.items()),
-                self.folder / "prepare_report.json",
-            )
+            where = self.folder / "prepare_report.json"
+            log.warning("classification: %s", skipped(reasons, where))
 
     def _build(self, folder: Path) -> None:
         corpus = self.source.load(self.data_dir)
         by_split = {split: [e for e in corpus.examples if e.split == split] for split in SPLITS}
-        for split, members in by_split.items():
-            if not members:
+        for split in SPLITS if self._model is None else ("test",):
+            if not by_split[split]:
+                reasons = Counter(item.reason for item in corpus.skipped).most_common(5)
+                listed = "; ".join(f"{count} {reason}" for reason, count in reasons) or "none was skipped"
+                remedy = (
+                    "A test set alone is for the evaluation of a trained model: mode=test checkpoint=RUN."
+                    if by_split["test"] and not (by_split["train"] or by_split["val"])
+                    else "Check data.source and its files."
+                )
                 raise UserError(
-                    f"No usable example is left for the {split} split ({len(corpus.skipped)} were skipped): check "
-                    "data.source."
+                    f"No usable example is left for the {split} split ({len(corpus.skipped)} were skipped: {listed}). "
+                    f"{remedy}"
                 )
         examples = [example for members in by_split.values() for example in members]
         training = [text for e in by_split["train"] for text in (e.text, e.pair) if text is not None]
-        tokenizer = self.tokenizer.make(training)
-        encoded = encode(tokenizer, [e.text for e in examples], [e.pair for e in examples], self.max_tokens)
+        given = self._given
+        tokenizer = (
+            self.tokenizer.make(training) if given is None else TextTokenizer.from_json(given.tokenizer)
+        )
+        texts = [(e.text, e.pair) for e in examples]
+        if zeros := corpus.zero_digits or (given is not None and given.zero_digits):
+            texts = [(zero_digits(text), pair and zero_digits(pair)) for text, pair in texts]
+        firsts, seconds = zip(*texts, strict=True)
+        encoded = encode(tokenizer, firsts, seconds, self.max_tokens)
         subsets = list(dict.fromkeys(e.subset or "" for split in ("val", "test") for e in by_split[split]))
         known = {label: number for number, label in enumerate(corpus.labels)}
         label = np.array([known[str(e.label)] if known else float(e.label) for e in examples])
@@ -139,12 +156,13 @@ class ClassificationDataModule(BucketedDataModule):
             metrics=list(corpus.metrics),
             subsets=subsets,
             pairs=any(e.pair is not None for e in examples),
-            range=[] if known else _range([float(e.label) for e in by_split["train"]]),
+            range=[] if known else _range([float(e.label) for e in by_split["train"] or examples]),
             examples={split: len(members) for split, members in by_split.items()},
             label_counts=_count(corpus, by_split),
             truncated=encoded.truncated,
             corpus=corpus.origin,
             key=fingerprint(self._identity),
+            zero_digits=zeros,
         )
         report = {
             "settings": self._identity,
@@ -170,40 +188,57 @@ class ClassificationDataModule(BucketedDataModule):
         return ClassificationSpec.from_dict(json.loads(file.read_text(encoding="utf-8")))
 
     def prepare_for(self, spec: Mapping[str, Any]) -> None:
-        """Tokens and labels as a checkpoint's model has them. Raises `UserError` when the labels are other ones."""
+        """Tokens and labels as a checkpoint's model has them; a test split is enough, and it may lack classes.
+
+        Raises `UserError` for labels, pairs or evaluation sets that the model does not know.
+        """
+        model = self._model = ClassificationSpec.from_dict(spec)
+        self.max_tokens = model.max_tokens
+        self._forget()
+        if not (self.folder / "spec.json").is_file() or (self.spec.tokenizer, self.spec.zero_digits) != (
+            model.tokenizer,
+            model.zero_digits,
+        ):
+            self._given = model
+            self._forget()
         self.prepare()
-        model = ClassificationSpec.from_dict(spec)
-        if model.labels != self.spec.labels:
-            theirs, ours = (", ".join(labels) or "numbers" for labels in (model.labels, self.spec.labels))
+        own = self.spec
+        if bool(own.labels) != bool(model.labels) or not set(own.labels) <= set(model.labels):
+            theirs, ours = (", ".join(labels) or "numbers" for labels in (model.labels, own.labels))
             raise UserError(
                 f"The checkpoint's model tells apart {theirs}; this data has the labels {ours}. Choose the data that "
                 "the model was trained for."
             )
-        unknown = [name for name in self.spec.subsets if name not in model.subsets]
-        if unknown:
+        if own.pairs != model.pairs:
+            theirs, ours = ("pairs of texts" if one.pairs else "single texts" for one in (model, own))
             raise UserError(
-                f"This data has the evaluation sets {', '.join(self.spec.subsets)}; the checkpoint's model knows "
+                f"The checkpoint's model reads {theirs}; this data has {ours}. Choose the data that the model was trained "
+                "for, or set data.source.pair."
+            )
+        if own.subsets != [""] and not set(own.subsets) <= set(model.subsets):
+            raise UserError(
+                f"This data has the evaluation sets {', '.join(own.subsets)}; the checkpoint's model knows "
                 f"{', '.join(model.subsets)}. Choose the data that the model was trained for."
             )
-        self._model = model
+
+    def _forget(self) -> None:
+        """What was read with other settings."""
+        for name in ("_identity", "folder", "spec"):
+            self.__dict__.pop(name, None)
 
     def setup(self, stage: str | None = None) -> None:
         """Open the splits."""
         with np.load(self.folder / "index.npz") as arrays:
             index = dict(arrays)
-        model = self._model or self.spec
+        own, model = self.spec, self._model or self.spec
+        if own.labels:
+            index["label"] = np.array([model.labels.index(name) for name in own.labels])[index["label"]]
+        # Where an evaluation set has no name, it is the main one.
+        known = [model.subsets.index(name) if name in model.subsets else 0 for name in own.subsets]
+        index["subset"] = np.array(known)[index["subset"]]
         texts = {split: _read_table(self.folder / f"{split}.tsv") for split in ("val", "test")}
-        if model.tokenizer == self.spec.tokenizer and model.max_tokens == self.spec.max_tokens:
-            tokens = np.load(self.folder / "tokens.npy", mmap_mode="r")
-            encoded = Encoded(tokens, index["start"], index["second"])
-        else:
-            every = [*_read_table(self.folder / "train.tsv"), *texts["val"], *texts["test"]]
-            pairs = [pair if model.pairs else None for _, pair in every]
-            tokenizer = TextTokenizer.from_json(model.tokenizer)
-            encoded = encode(tokenizer, [text for text, _ in every], pairs, model.max_tokens)
-            index["subset"] = np.array([model.subsets.index(name) for name in self.spec.subsets])[
-                index["subset"]
-            ]
+        tokens = np.load(self.folder / "tokens.npy", mmap_mode="r")
+        encoded = Encoded(tokens, index["start"], index["second"])
         self.pad_id = TextTokenizer.from_json(model.tokenizer).pad_id or 0
         rows = {split: np.flatnonzero(index["split"] == SPLITS.index(split)) for split in SPLITS}
         self.train_set = ClassificationDataset(model, encoded, index, rows["train"])
@@ -213,7 +248,9 @@ class ClassificationDataModule(BucketedDataModule):
     @property
     def batching(self) -> Batching:
         """By examples: the budgets are never what limits a batch."""
-        longest = max(self.max_tokens, *(max(split.lengths) for split in (self.val_set, self.test_set)))
+        longest = max(
+            self.max_tokens, *(int(one.lengths.max(initial=0)) for one in (self.val_set, self.test_set))
+        )
         room = longest + PAD_TO_MULTIPLE
         return Batching(
             budget=self.batch_size * room,

@@ -11,6 +11,7 @@ model's classes `classes` (K,) int64, those among which the model is to choose.
 
 import json
 import logging
+import unicodedata
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ from magneto.data.bucketed import Batching, BucketedDataModule
 from magneto.data.image_augment import Augment
 from magneto.data.image_build import ImageBuilder
 from magneto.data.image_store import ImageDataset, ImageSpec, Prepared, Reading
+from magneto.data.messages import counts, skipped
 from magneto.data.sampler import TokenBudgetSampler
 from magneto.data.sources import SPLITS
 from magneto.data.sources.pictures import ImageSource
@@ -31,7 +33,7 @@ from magneto.errors import UserError, from_mapping
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # of the prepared folder: raise it when the code makes other files from the same settings
+FORMAT = 2  # of the prepared folder: raise it when the code makes other files from the same settings
 
 
 class ImageDataModule(BucketedDataModule):
@@ -119,7 +121,7 @@ class ImageDataModule(BucketedDataModule):
 
     # ------------------------------------------------------------------ preparing
 
-    @property
+    @cached_property
     def _identity(self) -> dict[str, Any]:
         """All that the prepared folder depends on."""
         square = {"image_size": self.image_size, "fit": self.fit}
@@ -155,13 +157,13 @@ class ImageDataModule(BucketedDataModule):
         if prepare_once(self.folder, builder):
             log.info("prepared %s", self.folder)
         report = json.loads((self.folder / "prepare_report.json").read_text(encoding="utf-8"))
-        log.info("pictures: %s, %d classes", report["examples"], len(report["labels"]))
+        classes = f", {len(report['labels'])} classes" if report["labels"] else ""
+        log.info("images: %s%s", counts(report["examples"], "images"), classes)
         if not report["examples"]["test"]:
-            log.warning("pictures: there is no test split; the validation pictures serve as the test too")
+            log.warning("images: there is no test split; the validation images serve as the test too")
         if report["skipped_by_reason"]:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in report["skipped_by_reason"].items())
             where = self.folder / "prepare_report.json"
-            log.warning("pictures: some were skipped (%s); listed in %s", reasons, where)
+            log.warning("images: %s", skipped(report["skipped_by_reason"], where))
 
     # ------------------------------------------------------------------ reading
 
@@ -199,10 +201,11 @@ class ImageDataModule(BucketedDataModule):
         for name in ("image_size", "channels", "fit", "patch_size"):
             setattr(self, name, getattr(model, name))
         self._check_patches()
-        for name in ("folder", "prepared", "spec", "train_set"):
+        for name in ("_identity", "folder", "prepared", "spec", "train_set"):
             self.__dict__.pop(name, None)  # what was read with other settings
         self.prepare()
-        unknown = [label for label in self.spec.labels if label not in set(model.labels)]
+        known = set(map(_composed, model.labels))
+        unknown = [label for label in self.spec.labels if _composed(label) not in known]
         if unknown and model.labels:
             raise UserError(
                 f"This data has classes that the checkpoint's model does not know: {', '.join(unknown[:5])}"
@@ -223,9 +226,9 @@ class ImageDataModule(BucketedDataModule):
         if split == "test" and not len(rows):
             rows = np.flatnonzero(index["split"] == SPLITS.index("val"))
         known = model.labels or own.labels
-        place = {label: number for number, label in enumerate(known)}
+        place = {_composed(label): number for number, label in enumerate(known)}
         numbers = np.array(
-            [place[label] for label in own.labels] + [-1]
+            [place[_composed(label)] for label in own.labels] + [-1]
         )  # the last for pictures without a class
         subset = own.labels and len(own.labels) < len(known)
         reading = Reading(
@@ -257,6 +260,11 @@ class ImageDataModule(BucketedDataModule):
     def collate(self, dataset: ImageDataset) -> Callable[[Any], dict[str, Any]]:
         """Nothing is left to do: the data set gives whole batches."""
         return _as_it_is
+
+
+def _composed(label: str) -> str:
+    """A label as it is compared: accents may be written apart, as macOS does."""
+    return unicodedata.normalize("NFC", label)
 
 
 def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:

@@ -174,8 +174,12 @@ class ImageBuilder:
         stated = dict.fromkeys(label for corpus in corpora.values() for label in corpus.labels)
         labels = [label for label in stated if label not in lost]
         number = {label: place for place, label in enumerate(labels)}
+        first: dict[bytes, int] = {}
         np.savez(
             folder / "index.npz",
+            first=np.array(
+                [first.setdefault(digest, row) for row, digest in enumerate(rows.digests)], np.int64
+            ),
             split=np.array([LEFT_OUT if s is None else SPLITS.index(s) for s in splits], np.int8),
             label=np.array([-1 if p.label is None else number[p.label] for p in pictures], np.int32),
         )

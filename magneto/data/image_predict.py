@@ -41,7 +41,8 @@ def user_pictures(
         return
     used = 0
     bad_ones: list[str] = []
-    for file in find_pictures(path):
+    others: list[Path] = []
+    for file in find_pictures(path, others):
         try:
             image = read_picture(file, channels, svg_side=svg_side)
         except BadPicture as bad:
@@ -50,6 +51,9 @@ def user_pictures(
             continue
         used += 1
         yield file, image
+    if others:
+        endings = ", ".join(sorted({other.suffix.lower() or "none" for other in others})[:5])
+        log.warning("%d files with other endings were skipped (%s)", len(others), endings)
     if not used:
         reason = (
             f"none can be read; the first: {bad_ones[0]}" if bad_ones else f"none with {', '.join(SUFFIXES)}"

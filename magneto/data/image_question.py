@@ -32,6 +32,7 @@ from magneto.data.image_question_store import (
 )
 from magneto.data.image_store import ImageDataset
 from magneto.data.labelled_examples import TokenizerSettings
+from magneto.data.messages import counts, skipped
 from magneto.data.sources import SPLITS
 from magneto.data.sources.questions import QuestionSource
 from magneto.data.text_tokenizer import TextTokenizer
@@ -39,7 +40,7 @@ from magneto.errors import UserError, from_mapping
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # of the prepared folder: raise it when the code makes other files from the same settings
+FORMAT = 2  # of the prepared folder: raise it when the code makes other files from the same settings
 
 
 class ImageQuestionDataModule(BucketedDataModule):
@@ -128,17 +129,17 @@ class ImageQuestionDataModule(BucketedDataModule):
         if prepare_once(self.folder, builder):
             log.info("prepared %s", self.folder)
         report = json.loads((self.folder / "prepare_report.json").read_text(encoding="utf-8"))
-        log.info("questions: %s, %d answers to choose from", report["questions"], len(report["labels"]))
+        answers = len(report["labels"])
+        log.info("questions: %s, %d different answers", counts(report["questions"], "questions"), answers)
         if not report["questions"]["test"]:
             log.warning("questions: there is no test split; the validation questions serve as the test too")
         if any(report["unanswerable"].values()):
-            log.info("questions without a right answer among them: %s", report["unanswerable"])
+            log.info("questions: %s have none of these answers", counts(report["unanswerable"], "questions"))
         if report["skipped_by_reason"]:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in report["skipped_by_reason"].items())
             where = self.folder / "prepare_report.json"
-            log.warning("questions: some were skipped (%s); listed in %s", reasons, where)
+            log.warning("questions: %s", skipped(report["skipped_by_reason"], where))
         if report["truncated"]:
-            log.warning("questions: %d were longer than max_tokens and lost their end", report["truncated"])
+            log.warning("questions: %d truncated to max_tokens", report["truncated"])
 
     # ------------------------------------------------------------------ reading
 

@@ -171,9 +171,11 @@ class QuestionBuilder:
             corpus = source.questions(self.data_dir, pictures)
             origin[name] = corpus.origin
             for question in corpus.questions:
-                sound = (answer for answer in question.answers if why_unusable(answer) is None)
-                answers = tuple(filter(None, map(normalize_answer, sound)))
-                reason = self._why_unusable(question, answers, pictures)
+                # An answer that cannot be chosen still is that of a person who was asked.
+                answers = tuple(
+                    "" if why_unusable(answer) else normalize_answer(answer) for answer in question.answers
+                )
+                reason = self._why_unusable(question, pictures)
                 if reason is not None:
                     skipped.append(Skipped(f"{name}/{question.id}", "", reason))
                     continue
@@ -190,11 +192,11 @@ class QuestionBuilder:
             skipped += [Skipped(f"{name}/{item.id}", item.file, item.reason) for item in corpus.skipped]
 
     @staticmethod
-    def _why_unusable(question: Question, answers: Sequence[str], pictures: SourcePictures) -> str | None:
+    def _why_unusable(question: Question, pictures: SourcePictures) -> str | None:
         reason = why_unusable(question.text)
         if reason is not None:
             return f"question: {reason}"
-        if not answers:
+        if all(map(why_unusable, question.answers)):
             return "no answer"
         sides = {pictures.splits.get(id) for id in question.pictures}
         if None in sides:
@@ -205,7 +207,8 @@ class QuestionBuilder:
         """The answers that most people gave to the most questions; among equals by the alphabet."""
         if self.labels is not None:
             return list(self.labels)
-        chosen = Counter(_commonest(question.answers) for question in training)
+        told = (tuple(filter(None, question.answers)) for question in training)
+        chosen = Counter(_commonest(answers) for answers in told if answers)
         ranked = sorted(chosen, key=lambda answer: (-chosen[answer], answer))
         return ranked[: self.num_answers]
 

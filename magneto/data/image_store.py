@@ -91,7 +91,7 @@ class Prepared:
 
     @cached_property
     def index(self) -> dict[str, np.ndarray]:
-        """Per picture: its split, -1 where it is left out; its label, -1 where it has none."""
+        """Per picture: its split, -1 where it is left out; its label, -1 where it has none; the first with its bytes."""
         with np.load(self.folder / "index.npz") as arrays:
             return dict(arrays)
 

@@ -4,7 +4,8 @@
     token ids --sampler--> augmented pictures, one caption each --> masks of both, if any --> batch
 
 A batch is a dict: `id` (B,) int64, the picture's row in the prepared folder's pictures.jsonl; `image` (B, C, S, S)
-float32, normalised; `caption` (B,) int64, equal for equal captions; `language` (B,) int64, its place in the model's
+float32, normalised; `picture` (B,) int64, equal for copies of a picture, the row of the first; `caption` (B,) int64, equal
+for equal captions; `language` (B,) int64, its place in the model's
 `spec.languages`, -1 where it has none; `tokens` (B, T) int64, `<s> ... </s>`; `mask` (B, T) bool, True = real token; in
 evaluation `text`, the captions.
 
@@ -37,6 +38,7 @@ from magneto.data.image_text_store import (
 )
 from magneto.data.labelled_examples import TokenizerSettings
 from magneto.data.masking import Masking
+from magneto.data.messages import counts
 from magneto.data.sources.pictures import ImageSource, each_caption
 from magneto.data.text_tokenizer import TextTokenizer
 from magneto.errors import UserError, from_mapping
@@ -153,9 +155,10 @@ class ImageTextDataModule(BucketedDataModule):
         if prepare_once(self.folder, self._build):
             log.info("prepared %s", self.folder)
         facts = PreparedCaptions(self.folder).facts
-        log.info("captions: %s, in %s", facts["captions"], ", ".join(facts["languages"]))
+        languages = ", ".join(facts["languages"])
+        log.info("captions: %s, languages %s", counts(facts["captions"], "captions"), languages)
         if facts["truncated"]:
-            log.warning("captions: %d were longer than max_tokens and lost their end", facts["truncated"])
+            log.warning("captions: %d truncated to max_tokens", facts["truncated"])
         if self._masking:
             self.tokenizer.require("mask")
 

@@ -64,8 +64,9 @@ class PreparedTexts:
     @cached_property
     def texts(self) -> list[str]:
         """All of them."""
-        lines = (self.folder / f"{self.kind}.jsonl").read_text(encoding="utf-8").splitlines()
-        return [json.loads(line)["text"] for line in lines]
+        # A file's lines end with "\n" alone, those of splitlines() with characters that a text may hold, too.
+        with (self.folder / f"{self.kind}.jsonl").open(encoding="utf-8") as lines:
+            return [json.loads(line)["text"] for line in lines]
 
 
 @dataclass
@@ -186,6 +187,7 @@ class ImageTextDataset(Dataset[dict[str, Any]]):
         del batch["label"]
         arrays, pad = self.captions.arrays, self.reading.pad_id
         texts = [self.captions.tokens(caption) for caption in chosen.tolist()]
+        batch["picture"] = torch.from_numpy(self.images.prepared.index["first"][batch["id"].numpy()])
         batch["caption"] = torch.from_numpy(arrays["key"][chosen])
         batch["language"] = torch.from_numpy(self.reading.languages[arrays["language"][chosen]])
         batch["tokens"], batch["mask"] = pad_texts(texts, pad, self.reading.max_tokens)

@@ -36,6 +36,7 @@ class ClassificationSpec:
     truncated: int  # examples longer than max_tokens
     corpus: dict[str, Any]
     key: str  # of the prepared folder
+    zero_digits: bool = False  # digits are read as zeros
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for a checkpoint's hyper-parameters."""
@@ -44,7 +45,8 @@ class ClassificationSpec:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ClassificationSpec":
         """The spec that `to_dict` described."""
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
+        # Checkpoints of before say nothing of digits.
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
 
 @dataclass(frozen=True, kw_only=True)

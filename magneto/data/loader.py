@@ -1,10 +1,31 @@
 """The training loader of a whole run: it knows its position, so that a resumed run goes on with the very next batch."""
 
+import atexit
+import multiprocessing
+import signal
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from torch.utils.data import DataLoader
+
+from magneto.errors import UserError
+
+
+def ignore_signals(worker: int) -> None:
+    """Let the main process alone answer a request to stop, which `timeout` and schedulers send to every process.
+
+    A worker that ended would take with it the step in which the run's state is saved. To be a loader's `worker_init_fn`.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register  # before multiprocessing's own, which sends SIGTERM and waits
+def _end_workers() -> None:
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 class RunLoader(DataLoader[Any]):
@@ -49,4 +70,10 @@ class RunLoader(DataLoader[Any]):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on after `state["consumed"]` batches."""
-        self.consumed = state["consumed"]
+        consumed = state.get("consumed") if isinstance(state, dict) else None
+        if not isinstance(consumed, int) or not 0 <= consumed <= len(self):
+            raise UserError(
+                f"The checkpoint stands at batch {consumed!r} of a run of {len(self)}. Use the other checkpoint of the run "
+                "(best.ckpt or last.ckpt), or start anew with resume=never."
+            )
+        self.consumed = consumed

@@ -32,6 +32,7 @@ class Counts:
     tokens: int = 0  # the `</s>` included
     bytes: int = 0  # UTF-8
     unknown: int = 0  # tokens that are `<unk>`
+    lossy: int = 0  # documents of which the tokens do not give back the text; counted in MEASURED
 
 
 def pieces(text: str, limit: int = PIECE_CHARS) -> Iterator[str]:
@@ -132,6 +133,7 @@ class ShardWriter:
             if self.tokenizer.unk_id is not None:
                 counts.unknown += int((ids == self.tokenizer.unk_id).sum())
             if split in MEASURED:
+                counts.lossy += self.tokenizer.decode(ids[:-1]) != document.text
                 widths = np.concatenate([*(part for _, part in found), [0]])
                 widths[-1] = size - widths.sum()  # of a piece of which the tokenizer kept nothing
                 self._out[f"{split}.bytes"].write(widths.astype(np.uint32).tobytes())

@@ -17,6 +17,7 @@ from typing import Any
 
 from magneto.data.base import fingerprint, prepare_once
 from magneto.data.bucketed import Batching, BucketedDataModule
+from magneto.data.messages import counts, skipped
 from magneto.data.parallel_build import Recipe, TokenizerSettings, build
 from magneto.data.parallel_cleaning import Cleaning
 from magneto.data.parallel_store import (
@@ -25,8 +26,10 @@ from magneto.data.parallel_store import (
     ParallelSpec,
     Prepared,
 )
+from magneto.data.sources import SPLITS
 from magneto.data.sources.pairs import Pair, ParallelCorpus, ParallelSource
 from magneto.data.text import IGNORE
+from magneto.data.text_tokenizer import TextTokenizer
 from magneto.errors import UserError, from_mapping
 
 log = logging.getLogger(__name__)
@@ -40,7 +43,7 @@ __all__ = [
     "ParallelSpec",
 ]
 
-FORMAT = 1  # of the prepared folder: raise it when other files are made from the same settings
+FORMAT = 2  # of the prepared folder: raise it when other files are made from the same settings
 
 
 class ParallelDataModule(BucketedDataModule):
@@ -48,7 +51,8 @@ class ParallelDataModule(BucketedDataModule):
 
     sources: name -> corpus. tokenizer: TokenizerSettings as a dict. tag: put the tag of the target language (<2fr>)
     before each source; needed as soon as a source language has two target languages. clean: Cleaning as a dict.
-    max_tokens: pairs with more on a side are skipped. max_ratio: pairs are skipped whose lengths differ by this factor
+    max_tokens: pairs with more on a side are skipped; of val and test sides that a corpus states the beginning is read.
+    max_ratio: pairs are skipped whose lengths differ by this factor
     from what is usual in their direction. val_fraction, test_fraction: of the groups of corpora without a split.
     batch_tokens: padded tokens of the longer side of a training batch on one rank; eval_batch_tokens: of an evaluation
     batch (None: the same). max_batch_size: pairs.
@@ -104,7 +108,8 @@ class ParallelDataModule(BucketedDataModule):
         self.max_batch_size = max_batch_size
         self.pad_to_multiple = pad_to_multiple
         self._prepared: Prepared | None = None
-        self._model_spec: ParallelSpec | None = None  # of a checkpoint, where it differs
+        self._model_spec: ParallelSpec | None = None  # of a checkpoint, in evaluation
+        self._given: list[str] | None = None  # its tokenizers, where the data has other ones
 
     # ------------------------------------------------------------------------------------------------- prepare
 
@@ -114,7 +119,7 @@ class ParallelDataModule(BucketedDataModule):
         return {
             "format": FORMAT,
             "sources": {name: source.identity() for name, source in self.sources.items()},
-            "tokenizer": self.tokenizer.identity(),
+            "tokenizer": self.tokenizer.identity() if self._given is None else {"given": self._given},
             "tag": self.tag,
             "clean": asdict(self.clean),
             "max_tokens": self.max_tokens,
@@ -128,18 +133,19 @@ class ParallelDataModule(BucketedDataModule):
         return self.data_dir / "prepared" / f"parallel-{'-'.join(self.sources)}-{fingerprint(self._identity)}"
 
     def prepare(self) -> None:
-        """Fetch, clean, split and tokenise the corpora, unless that is done. Says what was skipped."""
+        """Fetch, clean, split and tokenise the corpora, unless that is done. Says what was skipped and shortened."""
         if prepare_once(self.folder, self._build):
             log.info("prepared %s", self.folder)
         report = json.loads((self.folder / "prepare_report.json").read_text(encoding="utf-8"))
-        log.info("parallel text: %d pairs %s", sum(report["used"].values()), report["used"])
-        if skipped := report["skipped_by_reason"]:
+        log.info("parallel text: %s", counts(report["used"], "pairs"))
+        if reasons := report["skipped_by_reason"]:
+            log.warning("parallel text: %s", skipped(reasons, self.folder / "prepare_report.json"))
+        if report["shortened"]:
             log.warning(
-                "parallel text: %d skipped (%s); listed in %s",
-                sum(skipped.values()),
-                ", ".join(f"{count} {reason}" for reason, count in skipped.items()),
-                self.folder / "prepare_report.json",
-            )
+                "parallel text: %d pairs of the val and test sides that the corpus states have more than %d tokens: the "
+                "model sees their beginning, and their whole reference is what they are scored by",
+                report["shortened"], self.max_tokens,
+            )  # fmt: skip
 
     def _build(self, folder: Path) -> None:
         recipe = Recipe(
@@ -152,6 +158,8 @@ class ParallelDataModule(BucketedDataModule):
             fractions=self.fractions,
             identity=self._identity,
             key=fingerprint(self._identity),
+            given=None if self._given is None else [TextTokenizer.from_json(text) for text in self._given],
+            splits=SPLITS if self._model_spec is None else ("test",),
         )
         build(recipe, self.data_dir, folder)
 
@@ -174,15 +182,29 @@ class ParallelDataModule(BucketedDataModule):
         return replace(self.prepared.spec, pad_to_multiple=self.pad_to_multiple)
 
     def prepare_for(self, spec: Mapping[str, Any]) -> None:
-        """Tokenizers, tags and directions of a checkpoint. Raises `UserError` for a direction that it does not know."""
+        """Tokenizers, tags, longest text and directions of a checkpoint; a test split is enough.
+
+        Raises `UserError` for a direction that the checkpoint does not know.
+        """
+        model = self._model_spec = ParallelSpec.from_dict(spec)
+        self.tag, self.max_tokens = model.tag, model.max_tokens
+        tokenizers = [model.source_tokenizer, model.target_tokenizer]
+        self._forget()
+        if not (self.folder / "spec.json").is_file() or self.spec.tokenizers != tokenizers:
+            self._given = tokenizers
+            self._forget()
         self.prepare()
-        model, own = ParallelSpec.from_dict(spec), self.spec
-        if unknown := sorted(set(own.directions) - set(model.directions)):
+        if unknown := sorted(set(self.spec.directions) - set(model.directions)):
             raise UserError(
                 f"This data has pairs {', '.join(unknown)}; the checkpoint's model translates "
                 f"{', '.join(model.directions)}. Choose data in those directions."
             )
-        self._model_spec = model
+
+    def _forget(self) -> None:
+        """What was read with other settings."""
+        self._prepared = None
+        for name in ("_identity", "folder", "spec"):
+            self.__dict__.pop(name, None)
 
     def setup(self, stage: str | None = None) -> None:
         """Open the splits."""

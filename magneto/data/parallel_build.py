@@ -23,12 +23,14 @@ from magneto.data.parallel_cleaning import (
 )
 from magneto.data.parallel_store import ParallelSpec, tag_token, token_dtype
 from magneto.data.sources import SPLITS, Skipped, hash_split
+from magneto.data.sources.documents import LINES
 from magneto.data.sources.pairs import Pair, ParallelSource
 from magneto.data.text_tokenizer import TextTokenizer
 from magneto.errors import UserError
 
 TOKENIZER_PAIRS = 1_000_000  # training pairs at most that a tokenizer is learnt from, evenly spread
 CHUNK = 20_000  # pairs that are tokenised at a time
+FEW = 20  # groups, of which a hash may well give none to a split
 
 Row = dict[str, Any]  # a line of pairs.jsonl: id, direction, split, group, source, target
 
@@ -85,7 +87,10 @@ class TokenizerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What the prepared folder is made of and how."""
+    """What the prepared folder is made of and how.
+
+    given: the tokenizers of a checkpoint's model, in place of those of `tokenizer`. splits: those that must not be empty.
+    """
 
     sources: Mapping[str, ParallelSource]
     tokenizer: TokenizerSettings
@@ -96,6 +101,8 @@ class Recipe:
     fractions: tuple[float, float]  # of val and of test
     identity: dict[str, Any]
     key: str
+    given: Sequence[TextTokenizer] | None = None
+    splits: Sequence[str] = SPLITS
 
 
 @dataclass
@@ -122,25 +129,20 @@ def build(recipe: Recipe, data_dir: Path, folder: Path) -> None:
     gathered = _gather(recipe, data_dir, folder / "all.jsonl")
     verdict = decide(gathered.columns, recipe.clean, recipe.max_ratio)
     split = np.array(gathered.columns.side)
-    _require_all_splits(split[verdict == 0], gathered, verdict)
+    published = np.array(gathered.columns.stated, bool) & (split != SPLITS.index("train"))
+    _require_splits(recipe.splits, split[verdict == 0], gathered, verdict)
     if not recipe.tag:
         _require_one_target(gathered.directions)
-    tags = sorted({tag_token(name.split("-")[1]) for name in gathered.directions}) if recipe.tag else []
-    train = np.flatnonzero((verdict == 0) & (split == SPLITS.index("train")))
-    chosen = np.zeros(len(split), bool)
-    chosen[train[:: -(-len(train) // TOKENIZER_PAIRS)]] = True
-    tokenizers = recipe.tokenizer.tokenizers(
-        ((row["source"], row["target"]) for row in itertools.compress(gathered.rows(), chosen)), tags
-    )
+    tokenizers = recipe.given or _learn(recipe, gathered, np.flatnonzero((verdict == 0) & (split == 0)))
     writer = Writer(folder, tokenizers, gathered.directions, recipe.max_tokens)
-    for row, judged in zip(gathered.rows(), verdict, strict=True):
+    for row, judged, whole in zip(gathered.rows(), verdict, published, strict=True):
         if judged:
             gathered.skips.add(Skipped(row["id"], row["group"], VERDICTS[judged]))
         else:
-            writer.add(row, gathered.skips)
+            writer.add(row, gathered.skips, whole=bool(whole))
     writer.close(gathered.skips)
+    _require_splits(recipe.splits, np.array(writer.index["split"]), gathered)
     gathered.file.unlink()
-    _require_all_splits(np.array(writer.index["split"]), gathered)
     per_direction = {
         name: {side: writer.counts[name, side] for side in SPLITS} for name in gathered.directions
     }
@@ -162,6 +164,7 @@ def build(recipe: Recipe, data_dir: Path, folder: Path) -> None:
         "used": spec.pairs,
         "words": spec.words,
         "per_direction": per_direction,
+        "shortened": writer.shortened,
         "corpora": gathered.corpora,
         "settings": recipe.identity,
         "skipped_by_reason": gathered.skips.by_reason(),
@@ -170,6 +173,16 @@ def build(recipe: Recipe, data_dir: Path, folder: Path) -> None:
     for name, values in (("spec.json", spec.to_dict()), ("prepare_report.json", report)):
         text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
         (folder / name).write_text(text, encoding="utf-8")
+
+
+def _learn(recipe: Recipe, gathered: Gathered, train: np.ndarray) -> list[TextTokenizer]:
+    """Tokenizers of source and target; train: the numbers of the training pairs."""
+    tags = sorted({tag_token(name.split("-")[1]) for name in gathered.directions}) if recipe.tag else []
+    chosen = np.zeros(len(gathered.columns), bool)
+    chosen[train[:: -(-len(train) // TOKENIZER_PAIRS)]] = True
+    return recipe.tokenizer.tokenizers(
+        ((row["source"], row["target"]) for row in itertools.compress(gathered.rows(), chosen)), tags
+    )
 
 
 def _gather(recipe: Recipe, data_dir: Path, path: Path) -> Gathered:
@@ -205,14 +218,19 @@ def _gather(recipe: Recipe, data_dir: Path, path: Path) -> Gathered:
 
 def _read(pair: Pair, clean: Cleaning) -> tuple[str, str, str]:
     """A pair's tidy source and target, and why it cannot be used, or ""."""
-    if max(len(pair.source), len(pair.target)) > MAX_CHARACTERS:
+    published = pair.split in ("val", "test")
+    if max(len(pair.source), len(pair.target)) > MAX_CHARACTERS and not published:
         return "", "", f"longer than {MAX_CHARACTERS} characters"
     source, target = tidy(pair.source), tidy(pair.target)
-    return source, target, unusable(source, target, clean)
+    return source, target, unusable(source, target, clean, published)
 
 
 class Writer:
-    """Tokenises rows, `CHUNK` at a time, and writes those whose sides have at most `max_tokens` tokens."""
+    """Tokenises rows, `CHUNK` at a time, and writes those whose sides have at most `max_tokens` tokens.
+
+    Rows to be kept whole are written in any case: of longer ones the first `max_tokens` tokens, and all of their text.
+    `shortened` counts them.
+    """
 
     def __init__(
         self, folder: Path, tokenizers: Sequence[TextTokenizer], directions: Sequence[str], max_tokens: int
@@ -239,12 +257,13 @@ class Writer:
         self.words, self.tokens = ({split: [0, 0] for split in SPLITS} for _ in range(2))
         self._texts = (folder / "pairs.jsonl").open("wb")
         self._tokens = (folder / "tokens.bin").open("wb")
-        self._waiting: list[Row] = []
+        self._waiting: list[tuple[Row, bool]] = []
+        self.shortened = 0
         self._written = 0
 
-    def add(self, row: Row, skips: SkipLog) -> None:
+    def add(self, row: Row, skips: SkipLog, whole: bool = False) -> None:
         """Take a row, write when there are enough."""
-        self._waiting.append(row)
+        self._waiting.append((row, whole))
         if len(self._waiting) >= CHUNK:
             self._flush(skips)
 
@@ -259,11 +278,14 @@ class Writer:
     def _flush(self, skips: SkipLog) -> None:
         rows, self._waiting = self._waiting, []
         encoded = [
-            tokenizer.encode_batch([row[side] for row in rows])
+            tokenizer.encode_batch([row[side] for row, _ in rows])
             for tokenizer, side in zip(self.tokenizers, ("source", "target"), strict=True)
         ]
-        for row, *sides in zip(rows, *encoded, strict=True):
-            if not all(sides):
+        for (row, whole), *sides in zip(rows, *encoded, strict=True):
+            if whole:
+                self.shortened += max(map(len, sides)) > self.max_tokens
+                self._write(row, [side[: self.max_tokens] for side in sides])
+            elif not all(sides):
                 skips.add(Skipped(row["id"], row["group"], "no token of the vocabulary in it"))
             elif max(map(len, sides)) > self.max_tokens:
                 skips.add(Skipped(row["id"], row["group"], f"longer than {self.max_tokens} tokens"))
@@ -300,8 +322,13 @@ def _require_one_target(directions: Sequence[str]) -> None:
             )
 
 
-def _require_all_splits(splits: np.ndarray, gathered: Gathered, verdict: np.ndarray | None = None) -> None:
+def _require_splits(
+    required: Sequence[str], splits: np.ndarray, gathered: Gathered, verdict: np.ndarray | None = None
+) -> None:
     """Raise `UserError` unless each split has a pair; verdict: on the pairs, where not yet in the log of skips."""
+    missing = [name for name in required if not (splits == SPLITS.index(name)).any()]
+    if not missing:
+        return
     reasons = Counter(gathered.skips.counts)
     looked_at = len(gathered.columns) + sum(reasons.values())
     if verdict is None:
@@ -310,14 +337,26 @@ def _require_all_splits(splits: np.ndarray, gathered: Gathered, verdict: np.ndar
         reasons.update(
             {VERDICTS[n]: int((verdict == n).sum()) for n in range(1, len(VERDICTS)) if n in verdict}
         )
-    for number, split in enumerate(SPLITS):
-        if not (splits == number).any():
-            listed = (
-                "; ".join(f"{count} {reason}" for reason, count in reasons.most_common(5))
-                or "none was skipped"
-            )
-            raise UserError(
-                f"No usable pair is left for the {split} split ({looked_at} were looked at; skipped: {listed}). Check "
-                "the corpus, its files and splits, and data.clean, data.max_tokens, data.max_ratio, data.val_fraction "
-                "and data.test_fraction."
-            )
+    raise UserError(
+        f"No usable pair is left for the {missing[0]} split ({looked_at} were looked at; skipped: "
+        f"{'; '.join(f'{count} {reason}' for reason, count in reasons.most_common(5)) or 'none'}). "
+        + _remedy(gathered)
+    )
+
+
+def _remedy(gathered: Gathered) -> str:
+    stated = bool(gathered.columns.stated) and all(gathered.columns.stated)
+    if not len(gathered.columns):
+        return "Check the corpus and its files."
+    groups = len({row["group"] for row in gathered.rows()})
+    if not stated and groups < FEW:
+        return (
+            f"The corpus has {groups} {'group' if groups == 1 else 'groups'} of pairs (such as files, or blocks of {LINES} "
+            "lines), too few to divide: name the files of train, val and test each."
+        )
+    if stated and set(gathered.columns.side) == {SPLITS.index("test")}:
+        return "A test set alone is for the evaluation of a trained model: mode=test checkpoint=RUN."
+    return (
+        "Check the corpus, its files and splits, and data.clean, data.max_tokens, data.max_ratio, data.val_fraction and "
+        "data.test_fraction."
+    )

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
+import regex
 
 from magneto.data.sources import SPLITS, Skipped
 
@@ -26,14 +27,30 @@ DUPLICATE, RATIO, NEAR = "duplicate", "length ratio", "near-duplicate on another
 VERDICTS = ("", RATIO, DUPLICATE, NEAR)
 """What `decide` says of a pair, by number; "" is: use it."""
 
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffd]")
-_LETTERS = re.compile(r"[^\W\d_]{2}|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
-_ADDRESS = re.compile(  # bounded repeats: a long line without spaces must not take quadratic time
-    r"\b\w{2,12}://\S+|[\w.+-]{1,64}@[\w-]{1,64}\.\w+"
-    r"|(?:\w:|~|\.)?[/\\]?(?:[\w.+-]{1,64}[/\\]){1,32}[\w.+*-]*|\b[\w-]{1,64}\.[a-z]\w{1,4}\b"
+# Letters, in the scripts of which a word that holds a digit is a name or an ordinal and is masked whole (libfoo2, 3rd).
+# Elsewhere words follow a number without a space, or cling to it, and only the number is masked.
+_NAMES = r"[_\p{Nd}\p{No}\p{Latin}\p{Greek}\p{Cyrillic}\u0300-\u036f]"
+_UNSPACED = (
+    r"[[\p{Han}\p{Hiragana}\p{Katakana}\u30fc\p{Bopomofo}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]"
+    r"&&[\p{L}\p{M}\p{Nl}]]"
 )
-_NUMBER = re.compile(r"\w{0,64}\d\w*")  # names with a number in it, too: libfoo2
-_WORD = re.compile(r"[^\W_]+|\x01|[%$]\w+")
+_LETTER = r"[\p{L}\p{Nl}\p{No}]"
+_LETTERS = regex.compile(
+    rf"{_LETTER}\p{{M}}*{_LETTER}|\p{{L}}\p{{M}}|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
+)
+_ADDRESS = regex.compile(  # bounded repeats: a long line without spaces must not take quadratic time
+    r"(?<!N)N{2,12}://[[^\s\p{L}\p{M}]||N]+|[N.+-]{1,64}@[N-]{1,64}\.N+"
+    r"|(?:N:|~|\.)?[/\\]?(?:[N.+-]{1,64}[/\\]){1,32}[N.+*-]*|(?<!N)(?=N)[N-]{1,64}\.[a-z]N{1,4}(?!N)".replace(
+        "N", _NAMES
+    ),
+    regex.V1,
+)
+_MAYBE_ADDRESS = re.compile(r"[/\\@]|\.[a-z]")  # quick: most sentences have none
+_NUMBER = regex.compile(rf"{_NAMES}{{0,64}}\d{_NAMES}*")
+_WORD = regex.compile(rf"{_UNSPACED}+|[[\p{{L}}\p{{N}}\p{{M}}]--{_UNSPACED}]+|\x01|[%$]{_NAMES}+", regex.V1)
+_SPACE = regex.compile(rf"(?<={_UNSPACED}) (?={_UNSPACED})", regex.V1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,17 +74,30 @@ def tidy(text: str) -> str:
 
 
 def template(text: str) -> str:
-    """The text with addresses, paths and numbers masked, without case and punctuation."""
-    masked = _NUMBER.sub("0", _ADDRESS.sub(" \x01 ", text.casefold()))
-    return " ".join(_WORD.findall(masked)) or text
+    """The text with addresses, paths and numbers masked, without case and punctuation.
+
+    Where a script has no spaces between words, those that a writer may put around a number or a foreign word are as good
+    as none.
+    """
+    masked = text.casefold()
+    if _MAYBE_ADDRESS.search(masked):
+        masked = _ADDRESS.sub(" \x01 ", masked)
+    masked = _NUMBER.sub("0", masked)
+    return _SPACE.sub("", " ".join(_WORD.findall(masked))) or text
 
 
-def unusable(source: str, target: str, clean: Cleaning) -> str:
-    """Why a pair (both sides tidy) cannot be used, or ""."""
+def unusable(source: str, target: str, clean: Cleaning, published: bool = False) -> str:
+    """Why a pair (both sides tidy) cannot be used, or "".
+
+    published: of a val or test side that the corpus states: it is left whole, but for what is no text at all.
+    """
     if not source or not target:
         return "empty source" if not source else "empty target"
-    if _CONTROL.search(source) or _CONTROL.search(target):
+    broken = _SURROGATE if published else _CONTROL
+    if broken.search(source) or broken.search(target):
         return "control characters or broken Unicode"
+    if published:
+        return ""
     if clean.identical and source.casefold() == target.casefold():
         return "source and target are equal"
     if clean.letters and not (_LETTERS.search(source) and _LETTERS.search(target)):

@@ -52,6 +52,11 @@ class ParallelSpec:
         """The largest `max_tokens` for which `longest` is at most `places`."""
         return places // self.pad_to_multiple * self.pad_to_multiple - 1 - self.tag
 
+    @property
+    def tokenizers(self) -> list[str]:
+        """Of both sides."""
+        return [self.source_tokenizer, self.target_tokenizer]
+
     @cached_property
     def source_text_tokenizer(self) -> TextTokenizer:
         """Of the source side."""
@@ -169,8 +174,8 @@ class Prepared:
 class ParallelDataset(Dataset[dict[str, Any]]):
     """One split of a prepared folder. Items are asked for as (epoch, position in the split).
 
-    spec: of the model that the items are for, where it is not the folder's own: its tokenizers, tags and directions are
-    used. texts: whether the items carry their texts.
+    spec: of the model that the items are for, where it is not the folder's own: its tags and the order of its directions
+    are used. texts: whether the items carry their texts.
     """
 
     def __init__(
@@ -181,40 +186,17 @@ class ParallelDataset(Dataset[dict[str, Any]]):
         self.rows = np.flatnonzero(prepared.index["split"] == SPLITS.index(split))
         self.marks = Marks(model)
         self._directions = np.array([model.directions.index(name) for name in own.directions])
-        same = (model.source_tokenizer, model.target_tokenizer) == (
-            own.source_tokenizer,
-            own.target_tokenizer,
-        )
-        self._encoded = None if same else self._encode(split, model)
-        if self._encoded is None:
-            source, target = (
-                prepared.index[side][self.rows].astype(np.int64) for side in ("source", "target")
-            )
-        else:
-            source, target = (np.array([len(ids) for ids in side], np.int64) for side in self._encoded)
+        source, target = (prepared.index[side][self.rows].astype(np.int64) for side in ("source", "target"))
         self.lengths: np.ndarray = np.maximum(source + 1 + model.tag, target + 1)
         """(pairs,) int64: places that the longer side takes in a batch, special tokens included."""
-
-    def _encode(self, split: str, model: ParallelSpec) -> tuple[list[list[int]], list[list[int]]]:
-        rows = list(self.prepared.rows(split))
-        return (
-            model.source_text_tokenizer.encode_batch([row["source"] for row in rows]),
-            model.target_text_tokenizer.encode_batch([row["target"] for row in rows]),
-        )
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
-        position = place[1]
-        row = int(self.rows[position])
+        row = int(self.rows[place[1]])
         direction = int(self._directions[self.prepared.index["direction"][row]])
-        source: Sequence[int] | np.ndarray
-        target: Sequence[int] | np.ndarray
-        if self._encoded is None:
-            source, target = self.prepared.sides(row)
-        else:
-            source, target = (side[position] for side in self._encoded)
+        source, target = self.prepared.sides(row)
         item = {
             "id": row,
             "source": self.marks.source(source, direction),

@@ -5,19 +5,37 @@ What cannot be used is refused with a reason that can be counted, and before it 
 
 import io
 import os
-import re
+import struct
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from magneto.data.svg import self_contained, svg_text
 
 # Only these decoders: Pillow's others are rare, and one of them (EPS) runs a program.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".svg")
+SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm",
+    ".pnm", ".svg",
+)  # fmt: skip
 SIDE_LIMIT = 20_000  # pixels
 SVG_SIDE = 256  # pixels of the longer side that an SVG picture is drawn with
+DECODER_ERRORS = (
+    OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError, struct.error
+)  # fmt: skip
+ROTATIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # of the values of EXIF's orientation
 DPI = 96  # of SVG lengths in millimetres or points, as CSS has it
 WHITE = 255
 
@@ -87,8 +105,7 @@ def read_picture(
     data = read_bytes(image)
     if not data:
         raise BadPicture("empty file")
-    if _is_svg(data):
-        data = _rasterise(data, svg_side)
+    data = _rasterise(data, svg_side) or data
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # damaged EXIF, palettes with odd transparency
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -96,14 +113,26 @@ def read_picture(
             with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
                 _check_size(*opened.size, limit)
                 opened.load()
-                return _flatten(ImageOps.exif_transpose(opened)).convert(mode)
+                return _flatten(_upright(opened)).convert(mode)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise BadPicture("too many pixels") from error
         except UnidentifiedImageError as error:
             raise BadPicture("not a picture") from error
         # Pillow's decoders raise whatever a damaged file leads them to.
-        except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError) as error:
+        except DECODER_ERRORS as error:
             raise BadPicture("truncated or damaged") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture turned as its camera says (EXIF); as it is stored where that cannot be read.
+
+    Not `ImageOps.exif_transpose`, which writes the other EXIF fields anew and fails for one of an odd type.
+    """
+    try:
+        turn = ROTATIONS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except DECODER_ERRORS:
+        turn = None
+    return image if turn is None else image.transpose(turn)
 
 
 def _check_size(width: int, height: int, limit: int) -> None:
@@ -130,22 +159,27 @@ def _flatten(image: Image.Image) -> Image.Image:
 # ------------------------------------------------------------------------------------------------------------ SVG
 
 
-def _is_svg(data: bytes) -> bool:
-    start = data[:4096].lstrip(b"\xef\xbb\xbf \t\r\n")
-    return start.startswith(b"<") and re.search(rb"<(\w+:)?svg[\s>]", data[:65_536]) is not None
-
-
-def _rasterise(data: bytes, side: int) -> bytes:
-    """SVG -> PNG whose longer side is `side`. Text in it is not drawn: fonts differ from machine to machine."""
+def _rasterise(data: bytes, side: int) -> bytes | None:
+    """SVG -> PNG whose longer side is `side`; None: it is no SVG. Text in it is not drawn: fonts differ from machine to
+    machine.
+    """
+    try:
+        text = svg_text(data)
+    except (ValueError, LookupError) as error:
+        raise BadPicture("damaged SVG") from error
+    if text is None:
+        return None
+    try:
+        text = self_contained(text)
+    except ValueError as error:
+        raise BadPicture(str(error)) from error
     import resvg_py
 
-    declared = re.match(rb"""[^>]{0,200}\bencoding=["']([\w.-]+)["']""", data)
     try:
-        text = data.decode(declared[1].decode("ascii") if declared else "utf-8")
         png = bytes(
             resvg_py.svg_to_bytes(svg_string=text, width=side, height=side, dpi=DPI, skip_system_fonts=True)
         )
-    except (ValueError, LookupError) as error:
+    except ValueError as error:
         raise BadPicture("damaged SVG") from error
     with Image.open(io.BytesIO(png)) as drawn:
         if len(drawn.getcolors(maxcolors=2) or ()) == 1:
@@ -168,14 +202,38 @@ def square(image: Image.Image, size: int, fit: str) -> Image.Image:
     return ImageOps.pad(image, (size, size), Image.Resampling.BICUBIC, color=white)
 
 
-def find_pictures(folder: Path) -> list[Path]:
-    """The files below `folder` whose names end as pictures' do, sorted. Hidden ones are passed over."""
-    found = []
-    for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            Path(place, name)
-            for name in names
-            if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-        ]
+def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yield the folders below `root`, itself first, each with the sorted names in it that are no folders.
+
+    Hidden folders and files are left out. Links to folders are followed, after all else; each folder is visited once,
+    however many links lead to it, and none that holds `root`.
+    """
+    seen = set(root.resolve().parents)
+    starts = [root]
+    while starts:
+        links: list[Path] = []
+        for start in starts:
+            if start.resolve() in seen:
+                continue
+            for place, folders, names in os.walk(start):
+                seen.add(Path(place).resolve())
+                inside = {name: Path(place, name) for name in sorted(folders) if name[0] != "."}
+                links += [path for path in inside.values() if path.is_symlink()]
+                folders[:] = [name for name, path in inside.items() if path.resolve() not in seen]
+                yield Path(place), sorted(name for name in names if name[0] != ".")
+        starts = links
+
+
+def find_pictures(folder: Path, others: list[Path] | None = None) -> list[Path]:
+    """Return the files below `folder` whose names end as pictures' do, sorted; see `walk`.
+
+    others: takes the remaining files.
+    """
+    found: list[Path] = []
+    for place, names in walk(folder):
+        for name in names:
+            if name.lower().endswith(SUFFIXES):
+                found.append(place / name)
+            elif others is not None:
+                others.append(place / name)
     return sorted(found)

@@ -30,12 +30,14 @@ def cut(lengths: np.ndarray, budget: int, least: int = 1, most: int | None = Non
     batch of its own), and at most `most`. The last two batches share their examples evenly, so that no tiny
     one is left over; where that would leave fewer than `least`, they become one.
     """
-    cuts, start = [], 0
-    while start < len(lengths):
-        count = max(least, budget // max(1, int(lengths[start])))
-        stop = start + (count if most is None else max(least, min(count, most)))
-        cuts.append(slice(start, min(stop, len(lengths))))
-        start = stop
+    cuts: list[slice] = []
+    start = 0
+    for end in (*(np.flatnonzero(np.diff(lengths)) + 1).tolist(), len(lengths)):  # of examples of one length
+        if start < end:
+            count = max(least, budget // max(1, int(lengths[start])))
+            count = count if most is None else max(least, min(count, most))
+            cuts += [slice(first, min(first + count, len(lengths))) for first in range(start, end, count)]
+            start = cuts[-1].start + count
     if len(cuts) > 1 and cuts[-1].stop - cuts[-1].start < cuts[-2].stop - cuts[-2].start:
         first, last = cuts[-2].start, cuts[-1].stop
         middle = (first + last + 1) // 2

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from magneto.data.augment import SpecAugment
-from magneto.data.base import cpu_count, fingerprint, prepare_once
+from magneto.data.base import cpu_count, fingerprint, is_complete, prepare_once
 from magneto.data.bucketed import Batching, BucketedDataModule
 from magneto.data.features import FeatureSettings
+from magneto.data.messages import counts, skipped
 from magneto.data.sources import SpeechSource
 from magneto.data.speech_build import SpeechBuilder
 from magneto.data.speech_store import Collate, Prepared, SpeechDataset, SpeechSpec
@@ -28,7 +29,8 @@ from magneto.errors import UserError
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # of the prepared folder: raise it when the code makes other files from the same settings
+FEW = 10  # utterances: a split with fewer is warned of
+FORMAT = 3  # of the prepared folder: raise it when the code makes other files from the same settings
 
 
 class SpeechDataModule(BucketedDataModule):
@@ -99,6 +101,7 @@ class SpeechDataModule(BucketedDataModule):
         self.prepare_workers = prepare_workers or cpu_count()
         self._prepared: Prepared | None = None
         self._spec: SpeechSpec | None = None  # of a checkpoint, where it differs
+        self._tested: SpeechSpec | None = None  # of a checkpoint: only what tests it is prepared
 
     # ------------------------------------------------------------------------------------------------- prepar
 
@@ -129,15 +132,16 @@ class SpeechDataModule(BucketedDataModule):
         if built:
             log.info("prepared %s", self.folder)
         used, hours = report["used"], sum(report["hours"].values())
-        log.info("speech: %d utterances, %.2f h %s", sum(used.values()), hours, used)
-        if report["skipped_by_reason"]:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in report["skipped_by_reason"].items())
+        log.info("speech: %s, %.2f h", counts(used, "utterances"), hours)
+        if few := [f"{count} {split}" for split, count in used.items() if 0 < count < FEW]:
             log.warning(
-                "speech: %d skipped (%s); listed in %s",
-                len(report["skipped"]),
-                reasons,
-                self.folder / "prepare_report.json",
+                "speech: only %s utterances: scores are coarse, and the one of val chooses the checkpoint. Use more "
+                "data, or raise data.sources.manifest.val_fraction and test_fraction.",
+                " and ".join(few),
             )
+        if report["skipped_by_reason"]:
+            where = self.folder / "prepare_report.json"
+            log.warning("speech: %s", skipped(report["skipped_by_reason"], where))
 
     def _builder(self) -> SpeechBuilder:
         return SpeechBuilder(
@@ -150,6 +154,7 @@ class SpeechDataModule(BucketedDataModule):
             subsampling=self.subsampling,
             workers=self.prepare_workers,
             identity=self._identity,
+            model=self._tested,
         )
 
     # ------------------------------------------------------------------------------------------------ reading
@@ -172,19 +177,22 @@ class SpeechDataModule(BucketedDataModule):
         return self.prepared.spec
 
     def prepare_for(self, spec: Mapping[str, Any]) -> None:
-        """Targets by the tokenizer of a checkpoint, languages by its list; the features must be the same."""
-        self.prepare()
-        model, own = SpeechSpec.from_dict(spec), self.spec
-        if model.features != own.features:
+        """Targets by the tokenizer of a checkpoint, languages by its list; the features must be the same.
+
+        Where the data is not prepared, the test split alone is.
+        """
+        model, features = SpeechSpec.from_dict(spec), self.feature_settings.to_dict()
+        if model.features != features:
             raise UserError(
-                f"The checkpoint's model takes features {model.features}, this data has {own.features}: "
+                f"The checkpoint's model takes features {model.features}, this data has {features}: "
                 "give data.features the checkpoint's values."
             )
-        if unknown := sorted(set(own.languages) - set(model.languages)):
-            raise UserError(
-                f"This data has utterances in {', '.join(unknown)}; the checkpoint's model knows "
-                f"{', '.join(model.languages)}. Choose those languages, or name them as the model does."
-            )
+        if not is_complete(self.folder):
+            self._tested = model
+            self._identity |= {"tests": fingerprint(model.tokenizer)}
+            del self.folder  # its name is that of other contents
+        self.prepare()
+        model.require_languages(self.spec.languages)
         self._spec = model
 
     def setup(self, stage: str | None = None) -> None:

@@ -1,8 +1,9 @@
 """Builds the prepared folder of a speech corpus: text normalised, features computed by all cores, bad recordings listed."""
 
 import json
+import logging
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -28,6 +29,9 @@ from magneto.data.speech_store import Example, SpeechSpec, shard_name
 from magneto.data.tokenizer import CTCTokenizer, normalize_text, repeats
 from magneto.errors import UserError
 
+log = logging.getLogger(__name__)
+
+DIGITS = "digits in its transcript"
 LEAST_SHARD, MOST_SHARDS = 64, 400  # recordings in a shard at least; shards at most (each is one open file)
 
 
@@ -36,7 +40,8 @@ class SpeechBuilder:
     """Settings of `SpeechDataModule` under which `builder(folder)` fills a folder.
 
     Writes features-*.npy, index.npz, utterances.jsonl, spec.json and prepare_report.json. Raises `UserError` when a
-    split is left empty.
+    split is left empty. model: of a checkpoint that is to be tested: the test split alone is prepared, with the
+    model's tokenizer.
     """
 
     sources: Mapping[str, SpeechSource]
@@ -48,17 +53,27 @@ class SpeechBuilder:
     subsampling: int
     workers: int
     identity: Mapping[str, Any]
+    model: SpeechSpec | None = None
 
     def __call__(self, folder: Path) -> None:
-        utterances, skipped, corpora = self._collect()
+        utterances, skipped, corpora, advice = self._collect()
+        total = len(utterances) + len(skipped)
+        # The splits are known before the hours that the features may take.
+        self._require_splits(utterances, total, skipped, advice)
+        if self.model is not None:
+            self.model.require_languages({utterance.language for utterance in utterances})
         examples = self._extract(utterances, folder, skipped)
-        _require_all_splits(examples, len(utterances), skipped)
-        tokenizer = CTCTokenizer.train(
-            (example.utterance.text for example in examples if example.utterance.split == "train"),
-            **self.tokenizer_settings,
-        )
+        settings = "Check the recordings, data.min_seconds and data.max_seconds."
+        self._require_splits([example.utterance for example in examples], total, skipped, settings)
+        if self.model is not None:
+            tokenizer = CTCTokenizer.from_dict(self.model.tokenizer)
+        else:
+            tokenizer = CTCTokenizer.train(
+                (example.utterance.text for example in examples if example.utterance.split == "train"),
+                **self.tokenizer_settings,
+            )
         examples = self._encode(examples, tokenizer, skipped)
-        _require_all_splits(examples, len(utterances), skipped)
+        self._require_splits([example.utterance for example in examples], total, skipped, settings)
         languages = sorted({example.utterance.language for example in examples})
         _write_index(folder / "index.npz", examples, languages)
         with (folder / "utterances.jsonl").open("w", encoding="utf-8") as file:
@@ -95,23 +110,58 @@ class SpeechBuilder:
             text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
             (folder / name).write_text(text, encoding="utf-8")
 
-    def _collect(self) -> tuple[list[Utterance], list[Skipped], dict[str, dict[str, Any]]]:
-        """All utterances with normalised text, corpus by corpus; ids carry the corpus's name."""
-        utterances, skipped, corpora = [], [], {}
+    def _collect(self) -> tuple[list[Utterance], list[Skipped], dict[str, dict[str, Any]], str]:
+        """All utterances of the splits that are wanted, with normalised text, corpus by corpus; ids carry the
+        corpus's name. Last: what to do when a split is empty.
+        """
+        utterances, skipped, corpora, advice = [], [], {}, []
+        sides: dict[Audio, set[str]] = defaultdict(set)
         for name, source in self.sources.items():
             corpus = source.load(self.data_dir)
             corpora[name] = corpus.origin
+            advice.append(corpus.advice)
             skipped += [Skipped(f"{name}/{item.id}", item.file, item.reason) for item in corpus.skipped]
             for utterance in corpus.utterances:
+                if utterance.split not in self._splits:
+                    continue
                 text = normalize_text(utterance.text)
                 normalised = replace(utterance, id=f"{name}/{utterance.id}", text=text)
                 if not text:
                     skipped.append(_skip(normalised, "empty transcript"))
                 elif self.digits == "drop" and any(char.isdigit() for char in text):
-                    skipped.append(_skip(normalised, "digits in its transcript"))
+                    skipped.append(_skip(normalised, DIGITS))
                 else:
                     utterances.append(normalised)
-        return utterances, skipped, corpora
+                    sides[utterance.audio].add(utterance.split)
+        if shared := [audio.path for audio, splits in sides.items() if len(splits) > 1]:
+            log.warning(
+                "%d audio files stand on several sides of the split, the first %s: scores will flatter.",
+                len(shared),
+                shared[0],
+            )
+        return utterances, skipped, corpora, " ".join(filter(None, advice)) or "Check the corpus."
+
+    @property
+    def _splits(self) -> tuple[str, ...]:
+        return SPLITS if self.model is None else ("test",)
+
+    def _require_splits(
+        self, utterances: Sequence[Utterance], total: int, skipped: Sequence[Skipped], advice: str
+    ) -> None:
+        """Raise `UserError` with the reasons, counted, and the advice when a split is empty."""
+        present = {utterance.split for utterance in utterances}
+        empty = [split for split in self._splits if split not in present]
+        if not empty:
+            return
+        reasons = Counter(item.reason for item in skipped).most_common(5)
+        listed = "; ".join(f"{count} {reason}" for reason, count in reasons) or "none"
+        first = f"; the first: {skipped[0].file}" if skipped else ""
+        if any(item.reason == DIGITS for item in skipped):
+            advice += " Set data.digits to keep."
+        raise UserError(
+            f"No usable utterance is left for the {' and '.join(empty)} {'split' if len(empty) == 1 else 'splits'} "
+            f"({total} were looked at; skipped: {listed}{first}). {advice}"
+        )
 
     def _extract(
         self, utterances: Sequence[Utterance], folder: Path, skipped: list[Skipped]
@@ -147,7 +197,7 @@ class SpeechBuilder:
         fitting = []
         for example in examples:
             targets = tokenizer.encode(example.utterance.text)
-            if not targets:
+            if not targets and self.model is None:  # a tested model answers for what it cannot write
                 skipped.append(
                     _skip(example.utterance, "no character of the training text in its transcript")
                 )
@@ -217,15 +267,3 @@ def _write_index(path: Path, examples: Sequence[Example], languages: Sequence[st
         language=np.array([languages.index(example.utterance.language) for example in examples], np.int16),
         split=np.array([SPLITS.index(example.utterance.split) for example in examples], np.int8),
     )
-
-
-def _require_all_splits(examples: Sequence[Example], total: int, skipped: Sequence[Skipped]) -> None:
-    for split in SPLITS:
-        if not any(example.utterance.split == split for example in examples):
-            reasons = Counter(item.reason for item in skipped).most_common(5)
-            listed = "; ".join(f"{count} {reason}" for reason, count in reasons) or "none was skipped"
-            raise UserError(
-                f"No usable utterance is left for the {split} split ({total} were looked at; skipped: "
-                f"{listed}). Check the corpus, its splits, and data.min_seconds, data.max_seconds and "
-                "data.digits."
-            )

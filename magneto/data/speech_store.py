@@ -1,7 +1,8 @@
 """The prepared folder of a speech corpus, its splits as data sets, and their batches (see data/speech.py)."""
 
+import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -12,9 +13,11 @@ import torch
 from torch.utils.data import Dataset
 
 from magneto.data.augment import SpecAugment
+from magneto.data.features import Audio
 from magneto.data.rng import random_stream
 from magneto.data.sources import SPLITS, Utterance
 from magneto.data.tokenizer import BLANK, CTCTokenizer, repeats
+from magneto.errors import UserError
 
 TEMPO_KNOTS = 64  # frames from one drawn tempo to the next; lengths between them interpolate
 
@@ -54,6 +57,14 @@ class SpeechSpec:
     def vocab_size(self) -> int:
         """Classes of the CTC head, blank included."""
         return CTCTokenizer.from_dict(self.tokenizer).vocab_size
+
+    def require_languages(self, languages: Iterable[str]) -> None:
+        """Raise `UserError` for a language that the model of this spec does not know."""
+        if unknown := sorted(set(languages) - set(self.languages)):
+            raise UserError(
+                f"This data has utterances in {', '.join(unknown)}; the checkpoint's model knows "
+                f"{', '.join(self.languages)}. Choose those languages, or name them as the model does."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for a checkpoint's hyper-parameters."""
@@ -97,6 +108,12 @@ class Prepared:
         with (self.folder / "utterances.jsonl").open(encoding="utf-8") as file:
             yield from map(json.loads, file)
 
+    def audio(self, row: int) -> Audio | None:
+        """Where the recording is, unless an earlier version prepared the folder and did not note it."""
+        with (self.folder / "utterances.jsonl").open(encoding="utf-8") as file:
+            noted = json.loads(next(itertools.islice(file, row, None))).get("audio")
+        return None if noted is None else Audio(Path(noted[0]), *noted[1:])
+
     def features(self, row: int) -> np.ndarray:
         """(T, num_mels) float16, memory-mapped."""
         shard = int(self.index["shard"][row])
@@ -124,7 +141,12 @@ class Example:
     def row(self) -> dict[str, Any]:
         """Its line in utterances.jsonl."""
         names = ("id", "split", "language", "speaker", "group", "text")
-        return {**{name: getattr(self.utterance, name) for name in names}, "seconds": round(self.seconds, 3)}
+        audio = self.utterance.audio
+        return {
+            **{name: getattr(self.utterance, name) for name in names},
+            "seconds": round(self.seconds, 3),
+            "audio": [str(audio.path.absolute()), audio.start, audio.size],
+        }
 
 
 def shard_name(shard: int) -> str:

@@ -27,8 +27,9 @@ from typing import Any
 from magneto.data.base import fingerprint, prepare_once
 from magneto.data.bucketed import Batching, BucketedDataModule
 from magneto.data.masking import Masking
+from magneto.data.messages import counts, skipped
 from magneto.data.packing import (
-    Counts,
+    MEASURED,
     ShardWriter,
     TokenRow,
     evaluation_pieces,
@@ -36,7 +37,7 @@ from magneto.data.packing import (
     training_pieces,
 )
 from magneto.data.sources import SPLITS, Skipped, hash_split
-from magneto.data.sources.documents import Document, TextSource, why_unusable
+from magneto.data.sources.documents import LINES, Document, TextSource, why_unusable
 from magneto.data.text_dataset import IGNORE as IGNORE  # part of the batches described here
 from magneto.data.text_dataset import Collate, Reading, TextDataset
 from magneto.data.text_tokenizer import TextTokenizer
@@ -46,6 +47,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1  # of the prepared folder: raise it when the code makes other files from the same settings
 LISTED = 1000  # skipped documents in the report; all are counted
+FEW = 20  # groups of documents, of which a hash may well give none to a split
 PAD_MULTIPLE = 64  # padded lengths are rounded up to it, so that kernels and compiled graphs are reused
 
 
@@ -147,6 +149,7 @@ class TextDataModule(BucketedDataModule):
         self.fractions = (float(val_fraction), float(test_fraction))
         file = self.tokenizer_settings.file
         self._given = None if file is None else TextTokenizer.from_file(file)
+        self._splits: Sequence[str] = SPLITS  # that must not be empty
 
     # ------------------------------------------------------------------ preparing
 
@@ -174,17 +177,27 @@ class TextDataModule(BucketedDataModule):
         report = json.loads((self.folder / "prepare_report.json").read_text(encoding="utf-8"))
         if built:
             log.info("prepared %s", self.folder)
-        log.info("text: %s documents, %s tokens", report["documents"], report["tokens"])
+        tokens = report["tokens"]["train"]
+        log.info("text: %s, %s training tokens", counts(report["documents"], "documents"), f"{tokens:,}")
         if report["skipped_by_reason"]:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in report["skipped_by_reason"].items())
             where = self.folder / "prepare_report.json"
-            log.warning("text: documents were skipped (%s); listed in %s", reasons, where)
+            log.warning("text: %s", skipped(report["skipped_by_reason"], where))
+        # The reports of before do not count what a tokenizer loses.
+        if self.masking is None and (lossy := sum(report.get("lossy", {}).values())):
+            log.warning(
+                "text: of %d held-out documents the tokenizer loses something (capitals, white space, unknown characters), "
+                "which the model is not asked for: bits per byte do not compare with those of a tokenizer that loses "
+                "nothing, such as data.tokenizer.kind=byte_bpe",
+                lossy,
+            )
         self._check()
 
     def _check(self) -> None:
         if self.masking is not None:
             self.tokenizer.require("mask")
-        if not self.separate and self.spec.tokens["train"] < self.block_size:
+        self._require_documents(self.spec.documents)
+        training = "train" in self._splits
+        if training and not self.separate and self.spec.tokens["train"] < self.block_size:
             raise UserError(
                 f"The training text has {self.spec.tokens['train']} tokens, fewer than data.block_size="
                 f"{self.block_size}: lower it, give more text, or set data.documents=separate."
@@ -223,15 +236,21 @@ class TextDataModule(BucketedDataModule):
         origin: dict[str, Any] = {}
         skipped: list[Skipped] = []
         settings = self.tokenizer_settings
-        tokenizer = self._given or TextTokenizer.train(
-            self._sample(), kind=settings.kind, vocab_size=settings.vocab_size
-        )
+        tokenizer = self._given
+        if tokenizer is None:
+            sample = list(self._sample())
+            if not sample:
+                found = Counter(
+                    d.split for name in self.sources for d in self._documents(name, origin, skipped)
+                )
+                self._require_documents({split: found[split] for split in SPLITS}, skipped)
+            tokenizer = TextTokenizer.train(sample, kind=settings.kind, vocab_size=settings.vocab_size)
         with ShardWriter(folder, tokenizer) as writer:
             for name in self.sources:
                 for document in self._documents(name, origin, skipped):
                     writer.add(document)
         counts = writer.counts
-        _require_all_splits(counts, skipped)
+        self._require_documents({split: counts[split].documents for split in SPLITS}, skipped)
         facts: dict[str, Any] = {
             name: {split: getattr(counts[split], name) for split in SPLITS}
             for name in ("documents", "tokens", "bytes", "unknown")
@@ -239,6 +258,7 @@ class TextDataModule(BucketedDataModule):
         facts["corpus"] = origin
         report = {
             **facts,
+            "lossy": {split: counts[split].lossy for split in MEASURED},
             "settings": self._identity,
             "skipped_by_reason": dict(Counter(item.reason for item in skipped).most_common()),
             "skipped": [asdict(item) for item in skipped[:LISTED]],
@@ -249,6 +269,39 @@ class TextDataModule(BucketedDataModule):
             text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
             # A file's name need not be UTF-8; what is not is escaped.
             (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+
+    def _require_documents(self, counts: Mapping[str, int], skipped: Sequence[Skipped] = ()) -> None:
+        """Raise `UserError` unless each split has a document, with the reasons of those skipped and what can be done."""
+        missing = [split for split in self._splits if not counts[split]]
+        if not missing:
+            return
+        reasons = Counter(item.reason for item in skipped).most_common(5)
+        listed = "; ".join(f"{count} {reason}" for reason, count in reasons) or "none was skipped"
+        total = sum(counts.values())
+        groups, sides = set(), set()
+        for document in (d for source in self.sources.values() for d in source.load(self.data_dir).documents):
+            groups.add(document.group)
+            sides.add(document.split)
+            if len(groups) >= FEW:
+                break
+        if not total:
+            remedy = "Check the files: their format, their encoding, the key of the text."
+        elif sides == {"test"}:
+            remedy = "A test set alone is for the evaluation of a trained model: mode=test checkpoint=RUN."
+        elif None in sides and len(groups) < FEW:
+            remedy = (
+                f"Their texts make {len(groups)} {'group' if len(groups) == 1 else 'groups'}, too few to divide: name the "
+                "files of train, val and test each, or, where each line is a text, set per_line=true "
+                f"(data.sources.text_files.per_line=true; blocks of {LINES} lines stay together)."
+            )
+        else:
+            remedy = (
+                "Check the corpus and its splits; raise data.val_fraction and data.test_fraction, or name the files of "
+                "each split."
+            )
+        raise UserError(
+            f"No document is left for the {missing[0]} split ({total} are in the others; skipped: {listed}). {remedy}"
+        )
 
     # ------------------------------------------------------------------ reading
 
@@ -279,7 +332,8 @@ class TextDataModule(BucketedDataModule):
             yield from (document for document in self._documents(name) if document.split == split)
 
     def prepare_for(self, spec: Mapping[str, Any]) -> None:
-        """Blocks as long as those of a checkpoint, tokens by its tokenizer."""
+        """Blocks as long as those of a checkpoint, tokens by its tokenizer; a test split is enough."""
+        self._splits = ("test",)
         if spec["block_size"] != self.block_size:
             log.info("text: blocks of %d tokens, as the checkpoint's model has them", spec["block_size"])
             whole = self.eval_stride == self.block_size
@@ -312,7 +366,9 @@ class TextDataModule(BucketedDataModule):
             masking=self.masking if training or self.masking is None else self.masking.for_evaluation(),
             shift=room if training and not self.separate else 0,
             seed=self.seed if training else 0,  # the masks of an evaluation are the same for all runs
-            bytes_per_token=self.spec.bytes["train"] / self.spec.tokens["train"] if training else None,
+            bytes_per_token=self.spec.bytes["train"] / max(self.spec.tokens["train"], 1)
+            if training
+            else None,
         )
         return TextDataset(row, pieces, reading)
 
@@ -327,16 +383,3 @@ class TextDataModule(BucketedDataModule):
         """Padded batches."""
         pad = self.tokenizer.pad_id if self.tokenizer.pad_id is not None else self.tokenizer.require("eos")
         return Collate(pad, self.batching.pad_to_multiple)
-
-
-def _require_all_splits(counts: Mapping[str, Counts], skipped: Sequence[Skipped]) -> None:
-    for split in SPLITS:
-        if not counts[split].documents:
-            total = sum(count.documents for count in counts.values())
-            reasons = Counter(item.reason for item in skipped).most_common(5)
-            listed = "; ".join(f"{count} {reason}" for reason, count in reasons) or "none was skipped"
-            raise UserError(
-                f"No document is left for the {split} split ({total} are in the others; skipped: {listed}). Check the "
-                "corpus and its splits; with few documents raise data.val_fraction and data.test_fraction, or name "
-                "the files of each split."
-            )

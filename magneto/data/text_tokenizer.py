@@ -91,7 +91,7 @@ class TextTokenizer:
                 text supports (the message says how many entries it gives).
         """
         if kind not in KINDS:
-            raise UserError(f"data.tokenizer.kind={kind!r} is not known; choose one of {', '.join(KINDS)}.")
+            raise UserError(f"data.tokenizer.kind={kind!r} is not known. Choose from {', '.join(KINDS)}.")
         specials = [*SPECIALS, *extra]
         if len(set(specials)) < len(specials):
             raise UserError(

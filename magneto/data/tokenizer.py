@@ -16,28 +16,29 @@ from magneto.errors import UserError
 BLANK = 0
 BLANK_TOKEN = "<blank>"
 KINDS = ("characters", "bpe", "unigram")
-APOSTROPHES = "'’‘ʼ`´"
+APOSTROPHES = "'\u2019\u2018\u02bc\uff07\u2032`\u00b4"  # quotes, modifier letter, full width, prime, accents
+WORD_BREAK = "\u200b"  # zero width space: of the format characters the one that divides words
 
 
 def normalize_text(text: str) -> str:
     """The written form that a recogniser is trained on and scored against.
 
     Unicode NFC, lower case; letters, their combining marks and digits stay; an apostrophe between two letters
-    stays, as "'" ("l'avion"); every other character (punctuation, hyphens, currency signs, emoji) becomes a
-    space; runs of spaces become one; none at the ends. Digits stay digits: they are not spelled out, since
-    the reading depends on the language and the speaker.
+    stays, as "'" ("l'avion"); invisible format characters (joiners, soft hyphens, direction marks) vanish;
+    every other character (punctuation, hyphens, currency signs, emoji) becomes a space; runs of spaces become
+    one; none at the ends. Digits stay digits: they are not spelled out, since the reading depends on the
+    language and the speaker.
     """
+    text = "".join(char for char in text if char == WORD_BREAK or unicodedata.category(char) != "Cf")
     text = unicodedata.normalize("NFC", text).lower()
     kept: list[str] = []
     for position, char in enumerate(text):
-        if unicodedata.category(char)[0] in "LM" or char.isdigit():
+        if char in APOSTROPHES:
+            beside = (text[position - 1 : position], text[position + 1 : position + 2])
+            between = all(one.isalpha() and one not in APOSTROPHES for one in beside)
+            kept.append("'" if between else " ")
+        elif unicodedata.category(char)[0] in "LM" or char.isdigit():
             kept.append(char)
-        elif (
-            char in APOSTROPHES
-            and text[position - 1 : position].isalpha()
-            and text[position + 1 : position + 2].isalpha()
-        ):
-            kept.append("'")
         else:
             kept.append(" ")
     # Lower-casing can leave a decomposed pair behind (Turkish dotted I): compose once more.
@@ -98,7 +99,7 @@ class CTCTokenizer:
 
     def __init__(self, kind: str, alphabet: Sequence[str], subwords: Tokenizer | None = None) -> None:
         if kind not in KINDS:
-            raise UserError(f"data.tokenizer.kind={kind!r} is not known; choose one of {', '.join(KINDS)}.")
+            raise UserError(f"data.tokenizer.kind={kind!r} is not known. Choose from {', '.join(KINDS)}.")
         assert (subwords is None) == (kind == "characters")
         self.kind = kind
         self.alphabet = list(alphabet)
@@ -115,7 +116,7 @@ class CTCTokenizer:
         `UserError` for an unknown kind, no text at all, or a size that the text does not support.
         """
         if kind not in KINDS:
-            raise UserError(f"data.tokenizer.kind={kind!r} is not known; choose one of {', '.join(KINDS)}.")
+            raise UserError(f"data.tokenizer.kind={kind!r} is not known. Choose from {', '.join(KINDS)}.")
         texts = list(texts)
         alphabet = sorted(set().union(*texts)) if texts else []
         if not alphabet:

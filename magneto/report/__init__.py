@@ -8,17 +8,21 @@
     figures     Section          -> PNG           result, learning curves, stability probe
     markup      tables, figures  -> report.md, table.csv, table.tex
     page        tables, figures  -> report.html, with examples side by side
+    screen      tables           -> the terminal
     wandb_run   table, figures   -> a W&B run, when asked
 
 `python -m magneto.report PATHS` is the command line of `write_report`.
 """
 
-from collections.abc import Iterable
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from magneto.errors import UserError
 from magneto.report import figures, markup, page
-from magneto.report.comparison import compare
+from magneto.report.comparison import Comparison, compare
 from magneto.report.figures import Picture
 from magneto.report.loading import load_runs
 from magneto.report.overview import overview_of
@@ -34,8 +38,13 @@ class ReportFiles:
     csv: Path
     latex: Path
     pictures: tuple[Picture, ...]
-    problems: tuple[str, ...]
+    comparison: Comparison
     title: str
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What was left out."""
+        return self.comparison.problems
 
 
 def write_report(
@@ -44,6 +53,7 @@ def write_report(
     title: str | None = None,
     command: str | None = None,
     metric: str | None = None,
+    include_debug: bool = False,
 ) -> ReportFiles:
     """Compare the runs at or below `paths` and write the report's files into `out_dir`, replacing older ones.
 
@@ -55,13 +65,33 @@ def write_report(
         title: of the page; None names the tasks.
         command: shown as the command that made the runs or the report.
         metric: the headline metric (`test/cer`); None takes the task's own, else the monitored one on the test split.
+        include_debug: compare debug runs too, not only those whose own folder is one of `paths`.
 
     Raises:
-        UserError: a path does not exist, there is no readable run, or no run has `metric`.
+        UserError: a path does not exist, there is no readable run, no run has `metric`, or `out_dir` cannot be written.
     """
-    comparison = compare(*load_runs(paths), metric=metric)
-    title = title or "Comparison: " + ", ".join(section.title for section in comparison.sections)
+    comparison = compare(*load_runs(paths), metric=metric, include_debug=include_debug)
+    names = [section.title for section in comparison.sections]
+    if len(names) > 1:
+        names = list(dict.fromkeys(section.task for section in comparison.sections))
+    title = title or f"Comparison: {', '.join(names)}"
     folder = Path(out_dir)
+    try:
+        return _write(comparison, folder, title, command)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or folder}: cannot be written ({error.strerror}). Give another folder (--out DIR)."
+        ) from error
+
+
+def folder_name(overrides: Sequence[str]) -> str:
+    """A short name for the report of a sweep: the values of its first choice, and a hash of all overrides."""
+    swept = [text.partition("=")[2] for text in overrides if "," in text.partition("=")[2]]
+    words = re.sub(r"[^A-Za-z0-9_.]+", "-", swept[0] if swept else "sweep").strip("-.")[:40]
+    return f"{words}-{hashlib.sha256(' '.join(overrides).encode(errors='replace')).hexdigest()[:8]}"
+
+
+def _write(comparison: Comparison, folder: Path, title: str, command: str | None) -> ReportFiles:
     folder.mkdir(parents=True, exist_ok=True)
     pictures = {section.slug: figures.draw(section, folder) for section in comparison.sections}
     overview = overview_of(comparison.sections, folder)
@@ -75,18 +105,15 @@ def write_report(
             *([overview.picture] if overview and overview.picture else []),
             *(picture for drawn in pictures.values() for picture in drawn),
         ),
-        problems=comparison.problems,
+        comparison=comparison,
         title=title,
     )
     markup.write_csv(comparison, files.csv)
-    files.latex.write_text(
-        "\n".join(markup.to_latex(table) for table in markup.paper_tables(comparison, overview)),
-        encoding="utf-8",
-    )
-    files.markdown.write_text(
-        markup.markdown_report(comparison, overview, pictures, title, command, folder), encoding="utf-8"
-    )
-    files.html.write_text(
-        page.render(comparison, overview, pictures, title, command, folder), encoding="utf-8"
-    )
+    texts = {
+        files.latex: "\n".join(map(markup.to_latex, markup.paper_tables(comparison, overview))),
+        files.markdown: markup.markdown_report(comparison, overview, pictures, title, command, folder),
+        files.html: page.render(comparison, overview, pictures, title, command, folder),
+    }
+    for file, text in texts.items():
+        file.write_text(text, encoding="utf-8", errors="replace")  # a folder's name need not be UTF-8
     return files

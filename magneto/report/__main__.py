@@ -9,6 +9,7 @@ from pathlib import Path
 
 from magneto.errors import UserError
 from magneto.report import write_report
+from magneto.report.screen import print_report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", metavar="DIR", help="where to write (default: report/ where the runs lie)")
     parser.add_argument("--title", help="title of the page")
     parser.add_argument("--metric", help="headline metric, such as test/cer (default: the one of the task)")
+    parser.add_argument("--include-debug", action="store_true", help="compare runs of debug= too")
     parser.add_argument(
         "--wandb",
         nargs="?",
@@ -33,20 +35,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = shlex.join(["python", "-m", "magneto.report", *given])
     try:
         out = options.out or _default_folder(options.paths)
-        files = write_report(options.paths, out, options.title, command, options.metric)
+        files = write_report(
+            options.paths, out, options.title, command, options.metric, options.include_debug
+        )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for problem in files.problems:
         print(f"warning: left out: {problem}", file=sys.stderr)
-    for file in (
-        files.markdown,
-        files.html,
-        files.csv,
-        files.latex,
-        *(picture.path for picture in files.pictures),
-    ):
-        print(file)
+    print_report(files)
     if options.wandb:
         from magneto.report.wandb_run import log_to_wandb
 

@@ -3,7 +3,8 @@
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from magneto.errors import UserError
-from magneto.report.loading import Run, shown
+from magneto.report.loading import Run, setting, shown
 
 BACKBONES = ("post_ln", "pre_ln", "deepnorm", "normformer", "magneto")
 """The order of rows: baselines first, the paper's backbone last."""
@@ -92,10 +93,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Section:
-    """Rows that may be compared with each other: the same task on the same data."""
+    """Rows that may be compared with each other: the same task on the same data, trained for as many steps.
+
+    `conditions` tells it from other sections of the same task and data (`300 steps`); empty where there are none.
+    """
 
     task: str
     data: str
+    conditions: tuple[str, ...]
     rows: tuple[Row, ...]
     headline: str
     monitor: str | None
@@ -103,13 +108,14 @@ class Section:
 
     @property
     def title(self) -> str:
-        """`asr on stamps`."""
-        return f"{self.task} on {self.data}" if self.data else self.task
+        """`asr on stamps`, and `, 300 steps` where there are others."""
+        return ", ".join([f"{self.task} on {self.data}" if self.data else self.task, *self.conditions])
 
     @property
     def slug(self) -> str:
         """The title as a piece of a file name."""
-        return re.sub(r"[^A-Za-z0-9_]+", "-", f"{self.task}-{self.data}").strip("-").lower() or "runs"
+        text = "-".join([self.task, self.data, *self.conditions])
+        return re.sub(r"[^A-Za-z0-9_]+", "-", text).strip("-").lower()[:80] or "runs"
 
     @cached_property
     def runs(self) -> tuple[Run, ...]:
@@ -197,10 +203,14 @@ class Section:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything a report shows, before it is drawn or written."""
+    """Everything a report shows, before it is drawn or written.
+
+    `left_out` are the runs that compete nowhere, each with the reason; `problems` says in sentences what was left out.
+    """
 
     sections: tuple[Section, ...]
     problems: tuple[str, ...]
+    left_out: tuple[tuple[Run, str], ...] = ()
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -208,38 +218,122 @@ class Comparison:
         return tuple(run for section in self.sections for run in section.runs)
 
 
-def compare(runs: Sequence[Run], problems: Sequence[str] = (), metric: str | None = None) -> Comparison:
-    """Group runs into sections (task and data) and rows (configuration without the seed).
+def compare(
+    runs: Sequence[Run],
+    problems: Sequence[str] = (),
+    metric: str | None = None,
+    include_debug: bool = False,
+) -> Comparison:
+    """Group runs into sections (task, data and budget) and rows (configuration without the seed).
 
     Args:
         runs: at least one.
         problems: what was left out while reading, handed on to the report.
         metric: the headline metric; None takes the task's own, or else the monitored one on the test split.
+        include_debug: compare debug runs too, not only those whose own folder was given.
 
     Raises:
-        UserError: no run has `metric`.
+        UserError: no run is left to compare, or none has `metric`.
     """
-    if metric is not None and not any(metric in run.metrics for run in runs):
-        known = ", ".join(sorted({name for run in runs for name in run.metrics})) or "none"
-        raise UserError(f"--metric {metric}: no run has it; known metrics: {known}")
     problems = list(problems)
-    grouped: dict[tuple[str, str], list[Run]] = {}
+    left_out: list[tuple[Run, str]] = []
+    grouped: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
-        grouped.setdefault((run.task, run.data), []).append(run)
+        if not run.trained:
+            left_out.append((run, "never trained"))
+        elif run.debug and not (include_debug or run.named):
+            left_out.append((run, "debug"))
+        else:
+            grouped.setdefault((run.task, run.data, _conditions(run)), []).append(run)
+    counts = Counter(reason for _, reason in left_out)
+    if count := counts["never trained"]:
+        problems.append(f"{count} run{'s' if count > 1 else ''} that never trained")
+    if count := counts["debug"]:
+        problems.append(f"{count} debug run{'s' if count > 1 else ''} (--include-debug compares them)")
+    if not grouped:
+        remedy = " Use --include-debug to compare debug runs." if counts["debug"] else ""
+        reasons = [
+            f"\n  {shown(run.folder)}: {why if why == 'debug' else run.message or run.status}"
+            for run, why in left_out
+        ]
+        raise UserError(f"there is no run to compare.{remedy} Left out:{''.join(reasons)}")
+    kept = [run for members in grouped.values() for run in members]
+    if metric is not None and not any(metric in run.metrics for run in kept):
+        known = ", ".join(sorted({name for run in kept for name in run.metrics})) or "none"
+        raise UserError(f"--metric {metric}: no run has it; known metrics: {known}")
     sections = []
-    for (task, data), members in sorted(grouped.items()):
-        monitored = next((run for run in members if run.monitor), members[0])
+    for (task, data, conditions), members in sorted(grouped.items(), key=_section_order):
+        others = [key[2] for key in grouped if key[:2] == (task, data)]
+        # A killed run does not say what it monitored; others of its task do.
+        monitored = next((run for run in (*members, *kept) if run.task == task and run.monitor), members[0])
         sections.append(
             Section(
                 task=task,
                 data=data,
-                rows=_rows(members, problems),
+                conditions=conditions.told(others),
+                rows=_rows(members, left_out, problems),
                 headline=_headline(members, metric, monitored),
                 monitor=monitored.monitor,
                 monitor_mode=monitored.mode,
             )
         )
-    return Comparison(tuple(sections), tuple(problems))
+    return Comparison(tuple(sections), tuple(problems), tuple(left_out))
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What runs of one task must share, besides the name of the data, for their results to be comparable.
+
+    Attributes:
+        sources: key and value of all that says where the data come from.
+        steps: optimizer steps: those made by a finished run, those planned of another.
+        test_batches: the part of the test split that was used; None: all of it.
+    """
+
+    sources: tuple[tuple[str, str], ...]
+    steps: int | None
+    test_batches: str | None
+
+    def told(self, others: Sequence["Conditions"]) -> tuple[str, ...]:
+        """In words, as far as these conditions differ from those of `others`, and what limits the test."""
+        words = []
+        if len({other.sources for other in others}) > 1:
+            shared = set.intersection(*(set(other.sources) for other in others))
+            words += [
+                f"{key.rpartition('.')[2]}={_short(value)}"
+                for key, value in self.sources
+                if (key, value) not in shared
+            ]
+        if len({other.steps for other in others}) > 1:
+            words.append(
+                "unknown steps"
+                if self.steps is None
+                else f"{self.steps:,} step{'s' if self.steps != 1 else ''}"
+            )
+        if self.test_batches is not None:
+            words.append(f"tested on {self.test_batches}")
+        return tuple(words)
+
+
+def _conditions(run: Run) -> Conditions:
+    sources = {key: value for key, value in leaves(run.config).items() if key.startswith("data.sources.")}
+    limit = setting(run.config, "trainer.limit_test_batches")
+    return Conditions(
+        tuple(sorted(sources.items())),
+        run.steps if run.finished and run.steps is not None else run.planned_steps,
+        None
+        if limit is None or (isinstance(limit, float) and limit == 1)
+        else f"{limit:.2%}"
+        if isinstance(limit, float)
+        else f"{limit} batch{'es' if limit != 1 else ''}",
+    )
+
+
+def _section_order(item: tuple[tuple[str, str, Conditions], list[Run]]) -> tuple[Any, ...]:
+    """By task, data and conditions; what has no result yet comes last."""
+    (task, data, conditions), runs = item
+    waiting = not any(run.finished for run in runs)
+    return waiting, task, data, conditions.sources, conditions.steps or 0, conditions.test_batches or ""
 
 
 def summarise(values: Iterable[float]) -> Stat | None:
@@ -323,7 +417,7 @@ def _headline(runs: Sequence[Run], metric: str | None, monitored: Run) -> str:
     return tested[0] if tested else on_test
 
 
-def _rows(runs: Sequence[Run], problems: list[str]) -> tuple[Row, ...]:
+def _rows(runs: Sequence[Run], left_out: list[tuple[Run, str]], problems: list[str]) -> tuple[Row, ...]:
     groups: dict[tuple[Any, ...], list[Run]] = {}
     configs: dict[tuple[Any, ...], dict[str, str]] = {}
     for run in runs:
@@ -332,16 +426,19 @@ def _rows(runs: Sequence[Run], problems: list[str]) -> tuple[Row, ...]:
         configs[key] = config
         groups.setdefault(key, []).append(run)
     keys = list(groups)
-    choices = [_choices(groups[key][0]) for key in keys]
+    # A run that was killed does not know its overrides; another of the same configuration does.
+    choices = [_choices(max(groups[key], key=lambda run: len(run.overrides))) for key in keys]
     labels = _labels(choices, [configs[key] for key in keys], [_overridden(groups[key]) for key in keys])
     rows = [
-        Row(label, key[0], key[1], configs[key], _one_per_seed(groups[key], problems))
+        Row(label, key[0], key[1], configs[key], _one_per_seed(groups[key], left_out, problems))
         for key, label in zip(keys, labels, strict=True)
     ]
     return tuple(sorted(rows, key=_order))
 
 
-def _one_per_seed(runs: Sequence[Run], problems: list[str]) -> tuple[Run, ...]:
+def _one_per_seed(
+    runs: Sequence[Run], left_out: list[tuple[Run, str]], problems: list[str]
+) -> tuple[Run, ...]:
     """Runs by seed. Two runs of a seed are not two measurements: one (finished) stays, others are named."""
     kept: dict[int, Run] = {}
     for run in sorted(runs, key=lambda run: (run.seed, not run.finished)):
@@ -349,6 +446,7 @@ def _one_per_seed(runs: Sequence[Run], problems: list[str]) -> tuple[Run, ...]:
             problems.append(
                 f"{shown(run.folder)}: same configuration and seed as {shown(kept[run.seed].folder)}"
             )
+            left_out.append((run, "repeated"))
         else:
             kept[run.seed] = run
     return tuple(kept.values())
@@ -367,44 +465,91 @@ def _choices(run: Run) -> dict[str, str]:
     return {key: value for key, value in chosen.items() if key not in ("task", "data")}
 
 
-def _overridden(runs: Sequence[Run]) -> set[str]:
+def _overridden(runs: Sequence[Run]) -> set[str] | None:
+    """The keys that were set on the command line; None where that is not known."""
+    if all(run.status == "unfinished" for run in runs):
+        return None
     return {override.lstrip("+~").partition("=")[0] for run in runs for override in run.overrides}
 
 
+UNSET = "unset"
+"""What a label says of a choice that a row's command did not make: its value is in the table of differences."""
+
+_FIELDS = 3  # of a label, as far as they tell all rows apart
+
+
 def _labels(
-    choices: list[dict[str, str]], configs: list[dict[str, str]], overridden: list[set[str]]
+    choices: list[dict[str, str]], configs: list[dict[str, str]], overridden: list[set[str] | None]
 ) -> list[str]:
     """Name each row by what tells it from the others.
 
     A key that follows from the named choices (`backbone.placement` from `backbone=`) is not repeated; a key
-    that varies among rows of equal choices, or that somebody set by hand, is.
+    that varies among rows of equal choices, or that somebody set by hand, is. Where many vary, a row names those in
+    which it differs from most other rows.
     """
+    keys = [key for key in sorted({key for config in configs for key in config}) if _varies(key, configs)]
+    by_hand: set[str] = set().union(*filter(None, overridden))
     groups = sorted({name for chosen in choices for name in chosen} - {"backbone", "size"})
-    names = ["backbone", "size", *groups]
-    varying = [name for name in names if len({chosen.get(name) for chosen in choices}) > 1]
+    groups = [
+        name
+        for name in groups
+        if _varies(name, choices) and _explains(name, [key for key in keys if key not in by_hand], configs)
+    ]
+    names = [name for name in ("backbone", "size") if _varies(name, choices)]
     by_choice: dict[tuple[Any, ...], dict[str, set[str | None]]] = {}
-    keys = sorted({key for config in configs for key in config})
     for chosen, config in zip(choices, configs, strict=True):
-        seen = by_choice.setdefault(tuple(chosen.get(name) for name in names), {})
+        seen = by_choice.setdefault(tuple(chosen.get(name) for name in (*names, *groups)), {})
         for key in keys:
             seen.setdefault(key, set()).add(config.get(key))
-    by_hand: set[str] = set().union(*overridden)
-    told = [
-        key
-        for key in keys
-        if len({config.get(key) for config in configs}) > 1
-        and (key in by_hand or any(len(seen[key]) > 1 for seen in by_choice.values()))
+    told = [key for key in keys if key in by_hand or any(len(seen[key]) > 1 for seen in by_choice.values())]
+    told.sort(key=lambda key: key not in by_hand)
+    fields = [
+        {name: chosen.get(name, UNSET if known is not None else "unknown") for name in groups}
+        | {key: config.get(key, UNSET) for key in told}
+        for chosen, config, known in zip(choices, configs, overridden, strict=True)
     ]
-    labels: list[str] = []
-    for chosen, config in zip(choices, configs, strict=True):
-        parts = [chosen[name] for name in ("backbone", "size") if name in varying and chosen[name]]
-        parts += [f"{name}={chosen.get(name, 'default')}" for name in groups if name in varying]
-        parts += [f"{key}={config.get(key, 'unset')}" for key in told[:3]]
-        parts += [f"{len(told) - 3} more keys"] if len(told) > 3 else []
-        label = " · ".join(parts) or " · ".join(filter(None, (chosen["backbone"], chosen["size"]))) or "run"
-        twins = sum(label == other or other.startswith(f"{label} (") for other in labels)
-        labels.append(f"{label} ({twins + 1})" if twins else label)
-    return labels
+    heads = [[chosen[name] for name in names if chosen[name]] for chosen in choices]
+    whole = [" · ".join(filter(None, (chosen["backbone"], chosen["size"]))) or "run" for chosen in choices]
+    for count in range(min(_FIELDS, len(told) + len(groups)), len(told) + len(groups) + 1):
+        for short in (_short, str):
+            labels = [
+                " · ".join([*head, *_told(own, fields, count, short)]) or alone
+                for head, own, alone in zip(heads, fields, whole, strict=True)
+            ]
+            if len(set(labels)) == len(labels):
+                return labels
+    return [f"{label} ({labels[:index].count(label) + 1})" for index, label in enumerate(labels)]
+
+
+def _varies(key: str, tables: Sequence[dict[str, str]]) -> bool:
+    return len({table.get(key) for table in tables}) > 1
+
+
+def _explains(group: str, keys: Sequence[str], configs: Sequence[dict[str, str]]) -> bool:
+    """Whether a choice such as `optimizer=` can be why some of the varying `keys` vary: all, where it has no keys itself."""
+    has_keys = any(key.startswith(f"{group}.") for config in configs for key in config)
+    return not has_keys or any(key.startswith(f"{group}.") for key in keys)
+
+
+def _told(
+    own: dict[str, str], every: Sequence[dict[str, str]], count: int, short: Callable[[str], str]
+) -> list[str]:
+    """At most `count` of a row's fields: all of them, or those that the row does not share with most others."""
+    names = list(own)
+    if len(names) > _FIELDS:
+        usual = {name: Counter(fields[name] for fields in every).most_common(1)[0] for name in own}
+        names = [name for name in own if own[name] != usual[name][0] or 2 * usual[name][1] <= len(every)]
+    hidden = len(names) - count
+    return [f"{name}={short(own[name])}" for name in names[:count]] + (
+        [f"{hidden} more"] if hidden > 0 else []
+    )
+
+
+def _short(value: str) -> str:
+    """A value as a label shows it: the name of a file without its folder, the beginning of a long text."""
+    if "/" in value and len(value) > 24:
+        value = "…/" + value.rstrip("/").rpartition("/")[2]
+    return value if len(value) <= 40 else value[:39] + "…"
 
 
 def _order(row: Row) -> tuple[Any, ...]:

@@ -7,9 +7,11 @@ them cover: nothing is extrapolated. Runs that did not finish are drawn one by o
 
 import math
 import re
+import textwrap
+import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +43,8 @@ _WIDTH = 9.0  # inches; about 830 pixels wide in a README, where 10 points then 
 _DPI = 160
 _LAYER = re.compile(r"/layer_(\d+)$")  # how the stability probe names a layer's value
 _POINTS = 150  # a denser curve is averaged over neighbouring points before it is drawn
+_MOST = 20  # rows in one figure: more lines cannot be told apart
+_CHARACTER = 0.083  # inches that one of a label takes on average at 10 points, with room to spare
 
 
 @dataclass(frozen=True)
@@ -101,19 +105,25 @@ def thin(curve: Curve, points: int = _POINTS) -> Curve:
 
 
 def draw(section: Section, folder: Path) -> list[Picture]:
-    """Draw every figure that the section's runs have numbers for, as `<section>_<figure>.png` in `folder`."""
+    """Draw every figure that the section's runs have numbers for, as `<section>_<figure>.png` in `folder`.
+
+    Of many rows those are drawn that are best in the headline metric; the title says so.
+    """
     styles = row_styles(section.rows)
     pictures = []
+    drawn = _best_rows(section)
+    part = f" (the best {len(drawn)} of {len(section.rows)})" if len(drawn) < len(section.rows) else ""
 
     def save(figure: Figure | None, name: str, title: str, alt: str) -> None:
         if figure is not None:
             path = folder / f"{section.slug}_{name}.png"
-            figure.savefig(path, dpi=_DPI, facecolor="white")
-            pictures.append(Picture(path, title, alt))
+            _save(figure, path)
+            pictures.append(Picture(path, title + (part if name != by_value else ""), alt))
 
-    rows = ", ".join(row.label for row in section.rows)
+    by_value = re.sub(r"\W+", "_", f"by_{section.sweep[0]}") if section.sweep else ""
+    rows = ", ".join(row.label for row in drawn)
     save(
-        _result(section, styles),
+        _result(replace(section, rows=drawn), styles),
         "result",
         f"{section.headline}, each seed",
         f"Dot plot of {section.headline} for {rows}: a dot a seed, a bar at the mean, as in the table.",
@@ -122,20 +132,20 @@ def draw(section: Section, folder: Path) -> list[Picture]:
         key, swept = section.sweep
         save(
             _by_value(section, styles),
-            re.sub(r"\W+", "_", f"by_{key}"),
+            by_value,
             f"{section.headline} by {key}",
             f"{section.headline} over {key}, for each backbone ({', '.join(swept)}) a line through its means, a dot a seed.",
         )
     logged = {name: None for run in section.runs for name in run.curves}
     save(
-        _panels(section.rows, _learning_metrics(section, list(logged)), styles),
+        _panels(drawn, _learning_metrics(section, list(logged)), styles),
         "learning_curves",
         "Learning curves",
         f"Learning curves over optimizer steps of {rows}: mean line and range over seeds.",
     )
     scalars = sorted(name for name in logged if name.startswith("probe/") and not _LAYER.search(name))
     save(
-        _panels(section.rows, scalars, styles),
+        _panels(drawn, scalars, styles),
         "stability",
         "Stability probe",
         f"{', '.join(scalars)} over optimizer steps of {rows}.",
@@ -143,12 +153,30 @@ def draw(section: Section, folder: Path) -> list[Picture]:
     for family in sorted({_LAYER.sub("", name) for name in logged if _LAYER.search(name)}):
         words = _words(family)
         save(
-            _layers(section.rows, family, styles),
+            _layers(drawn, family, styles),
             re.sub(r"\W+", "_", family.removeprefix("probe/")),
             f"{words[0].upper()}{words[1:]} by layer",
             f"{family} of each layer over steps, a panel each for {rows}; last panel: over depth at the end.",
         )
     return pictures
+
+
+def _best_rows(section: Section) -> tuple[Row, ...]:
+    """All rows, or the `_MOST` with the best mean, in their order."""
+    if len(section.rows) <= _MOST:
+        return section.rows
+    sign = -1 if section.better(section.headline) == "max" else 1
+    means = {row.label: sign * stat.mean for row in section.rows if (stat := row.stat(section.headline))}
+    best = sorted(section.rows, key=lambda row: means.get(row.label, math.inf))[:_MOST]
+    return tuple(row for row in section.rows if row in best)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "Glyph .* missing"
+        )  # a name in a script that the font does not have
+        figure.savefig(path, dpi=_DPI, facecolor="white")
 
 
 def row_styles(rows: Sequence[Row]) -> dict[str, Style]:
@@ -197,8 +225,21 @@ def _figure(panels: int, columns: int, height: float) -> tuple[Figure, list[Axes
     return figure, axes
 
 
-def _title(ax: Axes, text: str) -> None:
-    ax.set_title(text, fontsize=11, color=_INK, loc="left", parse_math=False)
+def _title(ax: Axes, text: str, width: float = _WIDTH - 1, indent: str = "") -> None:
+    """A title above the left edge of axes that are about `width` inches wide."""
+    ax.set_title(_wrap(text, width / 1.1, indent), fontsize=11, color=_INK, loc="left", parse_math=False)
+
+
+def _wrap(text: str, width: float, indent: str = "") -> str:
+    """`text` at 10 points in lines of at most `width` inches; what four lines do not hold is cut."""
+    characters = int(width / _CHARACTER)
+    lines = textwrap.wrap(text, characters, break_on_hyphens=False, max_lines=4, placeholder=" …")
+    return "\n".join(indent + line for line in lines)
+
+
+def _column_width(panels: int, columns: int) -> float:
+    """Inches that the axes of one of so many panels have, without the numbers beside them."""
+    return _WIDTH / min(columns, panels) - 0.7
 
 
 def _words(metric: str) -> str:
@@ -212,8 +253,10 @@ def _words(metric: str) -> str:
 def _result(section: Section, styles: dict[str, Style]) -> Figure | None:
     if not any(row.values(section.headline) for row in section.rows):
         return None
-    figure, (ax,) = _figure(1, 1, 0.42 * len(section.rows) + 0.5)
-    _dots(ax, section, styles)
+    names = [_wrap(row.label, 3.4) for row in section.rows]
+    lines = max(name.count("\n") for name in names)
+    figure, (ax,) = _figure(1, 1, (0.42 + 0.16 * lines) * len(section.rows) + 0.5)
+    _dots(ax, section, styles, names)
     better = {"min": "  (lower is better)", "max": "  (higher is better)", None: ""}
     _title(ax, f"{section.headline}{better[section.better(section.headline)]}")
     return figure
@@ -258,7 +301,8 @@ def _by_value(section: Section, styles: dict[str, Style]) -> Figure | None:
     values = sorted({value for rows in swept.values() for value in rows})
     if values[0] > 0 and values[-1] >= 4 * values[0]:
         ax.set_xscale("log")
-    ax.set_xticks(values, [f"{value:g}" for value in values])
+    if len(values) <= 12:
+        ax.set_xticks(values, [f"{value:g}" for value in values], rotation=45 if len(values) > 6 else 0)
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlabel(key, fontsize=9, color=_INK, parse_math=False)
     ax.set_ylabel(section.headline, fontsize=9, color=_INK, parse_math=False)
@@ -266,17 +310,27 @@ def _by_value(section: Section, styles: dict[str, Style]) -> Figure | None:
     return figure
 
 
-def draw_overview(sections: Sequence[Section], labels: Sequence[str], folder: Path) -> Picture:
-    """Small multiples, a panel a section under its label: the headline metric of every seed, as `overview.png`."""
+def draw_overview(sections: Sequence[Section], folder: Path) -> Picture:
+    """Small multiples, a panel a section under its title: the headline metric of every seed, as `overview.png`."""
     rows = max(len(section.rows) for section in sections)
-    figure, axes = _figure(len(sections), 3, 0.36 * rows + 0.9)
-    for ax, section, label in zip(axes, sections, labels, strict=True):
-        _dots(ax, section, row_styles(section.rows), [row.backbone for row in section.rows], ticks=4)
+    width = _column_width(len(sections), 3)
+    titles = []
+    for section in sections:
         arrow = {"min": " ↓", "max": " ↑", None: ""}[section.better(section.headline)]
-        _title(ax, f"{label}\n{section.headline}{arrow}")
+        titles.append(f"{_wrap(section.title, width)}\n{_wrap(section.headline + arrow, width)}")
+    lines = max(title.count("\n") for title in titles)
+    figure, axes = _figure(len(sections), 3, 0.36 * rows + 0.65 + 0.2 * lines)
+    for ax, section, title in zip(axes, sections, titles, strict=True):
+        names = [_wrap(row.backbone or "run", 1.2) for row in section.rows]
+        _dots(ax, section, row_styles(section.rows), names, ticks=3, reasons=False)
+        ax.set_title(title, fontsize=10, color=_INK, loc="left", parse_math=False)
+    marks = _end_markers([row for section in sections for row in section.rows])
+    if marks:
+        _legend(figure, marks)
     path = folder / "overview.png"
-    figure.savefig(path, dpi=_DPI, facecolor="white")
-    alt = f"A dot plot for each of {', '.join(labels)}: a dot a seed, a bar at the mean, as in the table."
+    _save(figure, path)
+    shown = ", ".join(section.title for section in sections)
+    alt = f"A dot plot for each of {shown}: a dot a seed, a bar at the mean, as in the table."
     return Picture(path, "Every task, each seed", alt)
 
 
@@ -284,8 +338,9 @@ def _dots(
     ax: Axes,
     section: Section,
     styles: dict[str, Style],
-    names: Sequence[str] | None = None,
+    names: Sequence[str],
     ticks: int = 6,
+    reasons: bool = True,
 ) -> None:
     """The headline metric: a line of dots a row, the mean as a bar, and what did not finish at the right."""
     for index, row in enumerate(section.rows):
@@ -298,14 +353,13 @@ def _dots(
         right = ax.get_yaxis_transform()
         lost = sorted((run.status for run in row.runs if not run.finished), key=STATUSES.index)
         for place, status in enumerate(lost):
-            x = 1.02 + 0.025 * place
+            x = 1.02 + (0.025 if reasons else 0.07) * place
             ax.plot([x], [index], color=colour, clip_on=False, transform=right, **_end_shape(status))
-        if lost:
-            reasons = ", ".join(f"{lost.count(status)} {status}" for status in dict.fromkeys(lost))
+        if lost and reasons:
+            text = "\n".join(f"{lost.count(status)} {status}" for status in dict.fromkeys(lost))
             ax.text(
-                1.02 + 0.025 * len(lost), index, reasons, fontsize=9, va="center", transform=right, color=_INK
+                1.02 + 0.025 * len(lost), index, text, fontsize=9, va="center", transform=right, color=_INK
             )
-    names = names or [row.label for row in section.rows]
     ax.set_yticks(range(len(names)), names, fontsize=10, parse_math=False)
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.margins(x=0.08)
@@ -318,9 +372,9 @@ def _panels(rows: Sequence[Row], metrics: Sequence[str], styles: dict[str, Style
         return None
     figure, axes = _figure(len(metrics), 2, 2.6)
     for ax, metric in zip(axes, metrics, strict=True):
-        _panel(ax, metric, rows, styles)
+        _panel(ax, metric, rows, styles, _column_width(len(metrics), 2))
     handles = [
-        Line2D([], [], color=style.colour, linestyle=style.dash, linewidth=2.2, label=row.label)
+        Line2D([], [], color=style.colour, linestyle=style.dash, linewidth=2.2, label=_wrap(row.label, 7.5))
         for row in rows
         for style in [styles[row.label]]
     ]
@@ -334,7 +388,7 @@ def _end_markers(rows: Sequence[Row]) -> list[Line2D]:
     marks = []
     if "diverged" in statuses:
         marks.append(Line2D([], [], color=_INK, linestyle="", label="diverged", **_end_shape("diverged")))
-    stopped = " or ".join(sorted(statuses & {"failed", "interrupted"}))
+    stopped = " or ".join(sorted(statuses - {"finished", "diverged"}))
     if stopped:
         marks.append(Line2D([], [], color=_INK, linestyle="", label=stopped, **_end_shape("failed")))
     return marks
@@ -349,11 +403,16 @@ def _end_shape(status: str) -> dict[str, Any]:
 
 def _legend(figure: Figure, handles: Sequence[Line2D]) -> None:
     """One legend above all panels, in as many columns as its longest label leaves room for."""
-    longest = max(len(str(handle.get_label())) for handle in handles)
+    labels = [str(handle.get_label()) for handle in handles]
+    longest = max(len(line) for label in labels for line in label.split("\n"))
+    columns = max(1, min(len(handles), int(figure.get_figwidth() * 11 / (longest + 6))))
+    # The layout takes the room of the legend from the panels, so the figure grows by it.
+    tallest = 1 + max(label.count("\n") for label in labels)
+    figure.set_figheight(figure.get_figheight() + 0.2 * tallest * (math.ceil(len(handles) / columns) - 1))
     legend = figure.legend(
         handles=handles,
         loc="outside upper left",
-        ncols=max(1, min(len(handles), int(figure.get_figwidth() * 11 / (longest + 6)))),
+        ncols=columns,
         fontsize=10,
         frameon=False,
         labelcolor=_INK,
@@ -363,7 +422,7 @@ def _legend(figure: Figure, handles: Sequence[Line2D]) -> None:
         text.set_parse_math(False)
 
 
-def _panel(ax: Axes, metric: str, rows: Sequence[Row], styles: dict[str, Style]) -> None:
+def _panel(ax: Axes, metric: str, rows: Sequence[Row], styles: dict[str, Style], width: float) -> None:
     bands: list[NDArray[np.float64]] = []
     ends: list[tuple[Curve, str, str]] = []
     averaged = 1
@@ -400,7 +459,7 @@ def _panel(ax: Axes, metric: str, rows: Sequence[Row], styles: dict[str, Style])
     )
     for curve, status, colour in ends:
         _mark_end(ax, curve, status, colour)
-    _title(ax, _words(metric) + (f"  (mean of {averaged} logged points)" if averaged > 1 else ""))
+    _title(ax, _words(metric) + (f"  (mean of {averaged} logged points)" if averaged > 1 else ""), width)
     _steps_axis(ax, 5)
 
 
@@ -448,7 +507,10 @@ def _layers(rows: Sequence[Row], family: str, styles: dict[str, Style]) -> Figur
     logged = {name for row in rows for run in row.runs for name in run.curves}
     names = sorted((name for name in logged if _LAYER.sub("", name) == family), key=_layer_number)
     shades = [matplotlib.colormaps["viridis"](0.9 * i / max(1, len(names) - 1)) for i in range(len(names))]
-    figure, axes = _figure(len(rows) + 1, 2 if len(rows) in (1, 3) else 3, 2.5)
+    columns = 2 if len(rows) in (1, 3) else 3
+    width = _column_width(len(rows) + 1, columns)
+    lines = max(_wrap(row.label, width / 1.1).count("\n") for row in rows)
+    figure, axes = _figure(len(rows) + 1, columns, 2.5 + 0.2 * lines)
     inside: list[NDArray[np.float64]] = []
     ends: list[tuple[Axes, Curve, str, Any]] = []
     for ax, row in zip(axes, rows, strict=False):
@@ -463,7 +525,7 @@ def _layers(rows: Sequence[Row], family: str, styles: dict[str, Style]) -> Figur
                     curve = thin(run.curves[name])
                     ax.plot(curve.steps, curve.values, color=shade, linewidth=1.0)
                     ends.append((ax, curve, run.status, shade))
-        _title(ax, f"     {row.label}")
+        _title(ax, row.label, width, indent="     ")
         # The key to the last panel; a title stands 6 points above its axes, so does this square.
         ax.annotate(
             "■", (0, 1), (0, 6), "axes fraction", "offset points", fontsize=11, color=styles[row.label].colour

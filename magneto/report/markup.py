@@ -12,7 +12,7 @@ import numpy as np
 from magneto.report.comparison import Comparison, Section
 from magneto.report.examples import examples
 from magneto.report.figures import Picture
-from magneto.report.loading import Run
+from magneto.report.loading import STATUSES, Run
 from magneto.report.overview import Overview
 from magneto.report.tables import (
     Cell,
@@ -108,11 +108,10 @@ def write_csv(comparison: Comparison, path: Path) -> None:
         names = [*section.metrics]
         names += [f"{metric}/{part}" for metric, parts in section.breakdowns.items() for part in parts]
         for row in section.rows:
-            record: dict[str, Any] = {"task": section.task, "data": section.data, "configuration": row.label}
+            record: dict[str, Any] = {"task": section.task, "data": section.data}
+            record |= {"conditions": ", ".join(section.conditions), "configuration": row.label}
             record |= {"backbone": row.backbone, "size": row.size, "runs": len(row.runs)}
-            record |= {
-                status: row.count(status) for status in ("finished", "diverged", "failed", "interrupted")
-            }
+            record |= {status: row.count(status) for status in STATUSES}
             for name in names:
                 stat = row.stat(name)
                 record[f"{name} mean"] = stat.mean if stat else None
@@ -122,6 +121,7 @@ def write_csv(comparison: Comparison, path: Path) -> None:
                 "steps": lambda run: run.steps,
                 "wall_s": lambda run: run.wall_s,
                 "peak_memory_bytes": lambda run: run.peak_memory_bytes,
+                "run_peak_memory_bytes": lambda run: run.run_peak_memory_bytes,
             }
             for name, value in costs.items():
                 known = [known for run in row.finished if (known := value(run)) is not None]
@@ -132,7 +132,7 @@ def write_csv(comparison: Comparison, path: Path) -> None:
                 )
             records.append(record)
     header = list(dict.fromkeys(key for record in records for key in record))
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with path.open("w", encoding="utf-8", errors="replace", newline="") as file:
         writer = csv.DictWriter(file, header)
         writer.writeheader()
         writer.writerows(records)
@@ -160,7 +160,7 @@ def markdown_report(
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
         parts.append(f"{fence}\n{command}\n{fence}")
     if comparison.problems:
-        parts.append("Left out of this report:\n\n" + _bullets(comparison.problems))
+        parts.append("Left out:\n\n" + _bullets(comparison.problems))
     if overview is not None:
         parts.append(f"## {overview.table.title}\n\n{to_markdown(overview.table)}")
         parts += [_picture(overview.picture)] if overview.picture else []
@@ -175,9 +175,9 @@ def markdown_report(
             parts.append(f"### {markdown_text(table.title)}\n\n{to_markdown(table)}")
         parts += [_picture(picture) for picture in pictures[section.slug]]
         parts += _examples(section, folder)
-        parts.append(f"### Runs\n\n{to_markdown(runs_table(section, folder))}")
         if (differences := differences_table(section)) is not None:
             parts.append(f"### {differences.title}\n\n{to_markdown(differences)}")
+    parts.append(f"## Runs\n\n{to_markdown(runs_table(comparison, folder))}")
     parts.append(f"## Versions\n\n{to_markdown(versions_table(comparison))}")
     return "\n\n".join(part.strip() for part in parts) + "\n"
 

@@ -1,12 +1,17 @@
 """Several tasks in one table and one figure: a row a task and corpus, a column a backbone."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from magneto.report.comparison import BACKBONES, Row, Section, is_difference
+from magneto.report.comparison import BACKBONES, Row, Section
 from magneto.report.figures import Picture, draw_overview
-from magneto.report.tables import DAGGER, NONE, Cell, Table, main_table
+from magneto.report.tables import DAGGER, NONE, Cell, Table, duration, main_table
+
+PICKED = "‡"
+ENDED = ("finished", "diverged")
+"""What is a result."""
 
 _ARROWS = {"min": " ↓", "max": " ↑", None: ""}
 
@@ -20,71 +25,57 @@ class Overview:
 
 
 def overview_of(sections: Sequence[Section], folder: Path) -> Overview | None:
-    """The headline metric of every section by backbone, its figure in `folder`; None of fewer than two rows.
+    """The headline metric of every section by backbone, its figure in `folder`; None of fewer than two with a result.
 
-    Runs of one task with other overrides (shorter ones, say) have a row of their own. Where even so a backbone has several
-    configurations, there is no single number for it: the section's own table tells them apart.
+    Where a backbone has several configurations, the one stands here that was best in validation.
     """
-    named: list[tuple[str, Section]] = []
-    left_out: list[str] = []
-    for section in sections:
-        for name, part in _alternatives(section):
-            if _one_row_a_backbone(part.rows):
-                named.append((name, part))
-            else:
-                left_out.append(part.title)
-    if len(named) < 2:
+    sections = [section for section in sections if any(run.status in ENDED for run in section.runs)]
+    if len(sections) < 2:
         return None
-    measured = [(name, part) for name, part in named if any(row.values(part.headline) for row in part.rows)]
-    labels = [f"{name} on {part.data}" if part.data else name for name, part in measured]
-    picture = draw_overview([part for _, part in measured], labels, folder) if measured else None
-    return Overview(_table(named, left_out), picture)
+    picked = [replace(section, rows=_one_a_backbone(section)) for section in sections]
+    several = [len(part.rows) < len(section.rows) for part, section in zip(picked, sections, strict=True)]
+    measured = [section for section in picked if any(row.values(section.headline) for row in section.rows)]
+    picture = draw_overview(measured, folder) if measured else None
+    return Overview(_table(picked, several), picture)
 
 
-def _one_row_a_backbone(rows: Sequence[Row]) -> bool:
-    return len({row.backbone for row in rows}) == len(rows)
+def _one_a_backbone(section: Section) -> tuple[Row, ...]:
+    """Of each backbone the row with the best mean of the monitored metric, among those that finished the most seeds."""
+    sign = -1 if section.monitor_mode == "max" else 1
 
+    def rank(row: Row) -> tuple[float, float]:
+        bests = [run.best for run in row.finished if run.best is not None]
+        return -len(row.finished) + row.count("diverged"), sign * sum(bests) / len(
+            bests
+        ) if bests else math.inf
 
-def _alternatives(section: Section) -> list[tuple[str, Section]]:
-    """The section under its task's name; or, if that makes one row a backbone, its parts by what was overridden."""
-    if _one_row_a_backbone(section.rows):
-        return [(section.task, section)]
-    parts: dict[frozenset[str], list[Row]] = {}
+    best: dict[str, Row] = {}
     for row in section.rows:
-        parts.setdefault(_overridden(row), []).append(row)
-    shared = frozenset.intersection(*parts)
-    return [
-        (" ".join([section.task, *sorted(chosen - shared)]), replace(section, rows=tuple(rows)))
-        for chosen, rows in parts.items()
-    ]
+        if row.backbone not in best or rank(row) < rank(best[row.backbone]):
+            best[row.backbone] = row
+    return tuple(best.values())
 
 
-def _overridden(row: Row) -> frozenset[str]:
-    """What was set on the command line besides the backbone and what makes no difference."""
-    names = {text: text.lstrip("+~").partition("=")[0] for run in row.runs for text in run.overrides}
-    return frozenset(text for text, key in names.items() if key != "backbone" and is_difference(key))
-
-
-def _table(named: Sequence[tuple[str, Section]], left_out: Sequence[str]) -> Table:
-    present = {row.backbone for _, section in named for row in section.rows}
+def _table(sections: Sequence[Section], several: Sequence[bool]) -> Table:
+    present = {row.backbone for section in sections for row in section.rows}
     columns = [name for name in BACKBONES if name in present] + sorted(present - set(BACKBONES))
     rows = []
-    for name, section in named:
+    for section, is_picked in zip(sections, several, strict=True):
         # The cells of the section's own table, so that the two never disagree.
         own = main_table(section)
         metric = f"{section.headline}{_ARROWS[section.better(section.headline)]}"
         place = own.header.index(metric)
         cells = {row.backbone: line[place] for row, line in zip(section.rows, own.rows, strict=True)}
         finished = [run for row in section.rows for run in row.finished]
-        walls = [run.wall_s / 60 for run in finished if run.wall_s is not None]
+        walls = [run.wall_s for run in finished if run.wall_s is not None]
         rows.append(
             (
-                Cell(name),
+                Cell(", ".join([section.task, *section.conditions]) + (f" {PICKED}" if is_picked else "")),
                 Cell(section.data),
                 Cell(metric),
                 *(cells.get(column, Cell(NONE)) for column in columns),
                 Cell(_seeds(section)),
-                Cell(f"{sum(walls) / len(walls):.1f}" if walls else NONE),
+                Cell(duration(sum(walls) / len(walls) if walls else None)),
             )
         )
     notes = ["Mean ± sample standard deviation over seeds. Bold: the best mean of its row."]
@@ -92,10 +83,11 @@ def _table(named: Sequence[tuple[str, Section]], left_out: Sequence[str]) -> Tab
         notes.append(
             f"{DAGGER} mean over the finished seeds only; such a mean does not compete for the best."
         )
-    if left_out:
-        titles = ", ".join(dict.fromkeys(left_out))
-        notes.append(f"Not here, for a backbone has several configurations: {titles}.")
-    header = ("task", "corpus", "metric", *columns, "seeds", "minutes a run")
+    if any(several):
+        notes.append(
+            f"{PICKED} A backbone has several configurations here: the one with the best validation is shown."
+        )
+    header = ("task", "corpus", "metric", *columns, "seeds", "time a run")
     return Table("Overview", header, tuple(rows), tuple(notes), words=(0, 1, 2))
 
 

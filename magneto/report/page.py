@@ -14,6 +14,7 @@ import jiwer
 from magneto.report.comparison import Comparison, Section
 from magneto.report.examples import Example, examples
 from magneto.report.figures import Picture, Style, row_styles
+from magneto.report.loading import STATUSES
 from magneto.report.overview import Overview
 from magneto.report.tables import (
     Table,
@@ -38,7 +39,7 @@ _STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, "Segoe UI", Roboto,
   "Helvetica Neue", "Noto Sans", "DejaVu Sans", sans-serif; }
-main { max-width: 1160px; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
+main { max-width: 1440px; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .25rem; letter-spacing: -.01em; }
 h2 { font-size: 1.4rem; margin: 3rem 0 .75rem; padding-bottom: .3rem; border-bottom: 2px solid var(--line); }
 h3 { font-size: 1.08rem; margin: 2rem 0 .6rem; }
@@ -63,6 +64,8 @@ thead th { vertical-align: bottom; color: var(--soft); font-weight: 600;
 thead th { white-space: normal; min-width: 5rem; }
 tbody th { font-weight: 600; }
 .word { text-align: left; }
+tbody .word { white-space: normal; overflow-wrap: anywhere; min-width: 8rem; max-width: 26rem; }
+tbody th.word { min-width: 15rem; }
 tbody tr:hover { background: var(--card); }
 td b { font-weight: 700; color: var(--ink); }
 .chip { display: inline-block; width: .72em; height: .72em; border-radius: 2px; margin-right: .5em; }
@@ -92,6 +95,10 @@ footer { margin-top: 3rem; }
 @media (max-width: 640px) {
   main { padding: 1.25rem .9rem 3rem; }
   h1 { font-size: 1.5rem; }
+  th, td { padding: .4rem .45rem; white-space: normal; }
+  thead th { min-width: 3.5rem; }
+  tbody .word, tbody th.word { min-width: 6rem; max-width: 8.5rem; }
+  table { font-size: .82rem; }
   .sample dl { grid-template-columns: 1fr max-content; }
   .sample dd.text { grid-column: 1 / -1; grid-row: auto; margin-bottom: .35rem; order: 0; }
   .sample dt { grid-column: 1; }
@@ -112,19 +119,20 @@ def render(
     runs = comparison.runs
     rows = sum(len(section.rows) for section in comparison.sections)
     facts = f"{_plural(len(runs), 'run')} · {_plural(rows, 'configuration')}"
-    for status in ("diverged", "failed", "interrupted"):
+    for status in STATUSES[1:]:
         count = sum(run.status == status for run in runs)
         facts += f" · {count} {status}" if count else ""
     parts = [f"<h1>{_e(title)}</h1>", f'<p class="soft">{facts}</p>']
     if command:
         parts.append(f"<pre><code>{_e(command)}</code></pre>")
     if comparison.problems:
-        parts.append(_sentences("Left out of this report", comparison.problems))
+        parts.append(_sentences("Left out", comparison.problems))
     if overview is not None:
         parts.append(f"<h2>{overview.table.title}</h2>{_table(overview.table, heading=False)}")
         parts += [_picture(overview.picture)] if overview.picture else []
     for section in comparison.sections:
         parts += _section(section, pictures[section.slug], folder)
+    parts.append(f"<h2>Runs</h2>{_table(runs_table(comparison, folder), heading=False)}")
     parts.append(f"<footer><h2>Versions</h2>{_table(versions_table(comparison), heading=False)}</footer>")
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (
@@ -147,7 +155,6 @@ def _section(section: Section, pictures: Sequence[Picture], folder: Path) -> lis
     parts += [_table(table) for table in detail_tables(section)]
     parts += [_picture(picture) for picture in pictures]
     parts.append(_samples(section, folder))
-    parts.append(_table(runs_table(section, folder)))
     if (table := differences_table(section)) is not None:
         parts.append(_table(table))
     shared = dict(set.intersection(*(set(row.config.items()) for row in section.rows)))
@@ -207,7 +214,10 @@ def _picture(picture: Picture) -> str:
 
 def _image(file: Path, alt: str) -> str:
     """A PNG file within the page: it opens from disk, without the folder that the file lies in."""
-    data = base64.b64encode(file.read_bytes()).decode("ascii")
+    try:
+        data = base64.b64encode(file.read_bytes()).decode("ascii")
+    except OSError as error:
+        return f'<span class="soft">{_e(file.name)} cannot be read ({_e(str(error.strerror))})</span>'
     return f'<img alt="{_e(alt)}" src="data:image/png;base64,{data}">'
 
 

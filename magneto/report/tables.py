@@ -11,13 +11,20 @@ import numpy as np
 
 from magneto.report.comparison import Comparison, Row, Section, differing_keys
 from magneto.report.figures import row_styles
-from magneto.report.loading import Run
+from magneto.report.loading import STATUSES, Run
 
 NONE = "–"
 DAGGER = "†"
 
 _THROUGHPUT = ("audio_seconds_per_s", "tokens_per_s", "images_per_s", "examples_per_s")
 """The first of these that a run measured is its throughput: the unit of work of its task."""
+
+
+_MEMORY: dict[str, Callable[[Run], int | None]] = {
+    "peak memory": lambda run: run.peak_memory_bytes,
+    "peak memory of the run": lambda run: run.run_peak_memory_bytes,
+}
+"""Two measures that are not comparable: a GPU's (of older CPU runs, the whole process), and a CPU run's own part."""
 
 
 @dataclass(frozen=True)
@@ -81,23 +88,28 @@ def cost_table(section: Section) -> Table:
     columns: list[tuple[str, Callable[[Row], Cell]]] = [
         ("configuration", _label_column(section)),
         ("steps", _cost_column(lambda run: run.steps, "{:,.0f}".format)),
-        ("minutes", _cost_column(lambda run: run.wall_s, lambda value: f"{value / 60:.1f}")),
+        ("time", _cost_column(lambda run: run.wall_s, duration)),
     ]
     measured = {key for run in section.runs for key in run.throughput}
     unit = next((key for key in _THROUGHPUT if key in measured), None)
     if unit is not None:
         name = unit.replace("_per_s", " per second").replace("_", " ")
         columns.append((name, _cost_column(lambda run: run.throughput.get(unit), "{:,.0f}".format)))
-    memory = _cost_column(lambda run: run.peak_memory_bytes, lambda value: f"{value / 2**30:.2f} GiB", max)
-    columns.append(("peak memory", memory))
-    return _table("Cost", section, columns, ("Means over the finished seeds; memory: the largest.",))
+    notes = "Means over the finished seeds"
+    for name, value in _MEMORY.items():
+        if any(value(run) is not None for run in section.runs):
+            columns.append((name, _cost_column(value, lambda size: f"{size / 2**30:.2f} GiB", max)))
+            notes = "Means over the finished seeds; memory: the largest"
+    if any(run.run_peak_memory_bytes is not None for run in section.runs):
+        notes += ", of a CPU run what its process held more than before the run"
+    return _table("Cost", section, columns, (f"{notes}.",))
 
 
 def breakdown_tables(section: Section) -> list[Table]:
     """One table for each metric that is also known by language, direction or class."""
     return [
         _table(
-            f"{metric} by part",
+            f"{metric} by {_part_name(section, parts)}",
             section,
             [
                 ("configuration", _label_column(section)),
@@ -108,32 +120,66 @@ def breakdown_tables(section: Section) -> list[Table]:
     ]
 
 
-def runs_table(section: Section, folder: Path) -> Table:
-    """Every run, also those that did not finish, with a link to its folder."""
-    header = ["run", "configuration", "seed", "status", "steps", section.headline]
-    header += [f"best {section.monitor}" if section.monitor else "best", "minutes", "waited for data"]
-    values = [run.metrics.get(section.headline) for run in section.runs]
-    bests = [run.best for run in section.runs]
-    label = _label_column(section)
+def _part_name(section: Section, parts: Sequence[str]) -> str:
+    """What the parts of a metric are, as the samples of the runs say it."""
+    for key in ("language", "direction"):
+        if any(sample.get(key) in parts for run in section.runs for sample in run.samples.values()):
+            return key
+    return "subset"
+
+
+def runs_table(comparison: Comparison, folder: Path) -> Table:
+    """Every run with a link to its folder, also those that did not finish and, last, those that compete nowhere."""
+    several = len(comparison.sections) > 1
+    header = ["run", "status", "steps", *(["task"] if several else []), "configuration", "seed"]
+    header += ["result", "best validation", "time", "data loading time"]
     rows = []
-    for row in section.rows:
-        for run in row.runs:
-            best = number(run.best, decimals(bests))
-            at = f" (step {run.best_step:,})" if run.best is not None and run.best_step is not None else ""
-            rows.append(
-                (
-                    Cell(run.name, href=relative_link(run.folder, folder)),
-                    label(row),
-                    Cell(str(run.seed)),
-                    Cell(run.status, bold=not run.finished),
-                    Cell(NONE if run.steps is None else f"{run.steps:,}"),
-                    Cell(number(run.metrics.get(section.headline), decimals(values))),
-                    Cell(best + at),
-                    Cell(NONE if run.wall_s is None else f"{run.wall_s / 60:.1f}"),
-                    Cell(NONE if run.data_wait_fraction is None else f"{run.data_wait_fraction:.1%}"),
+    for section in comparison.sections:
+        label = _label_column(section)
+        places = decimals([run.metrics.get(section.headline) for run in section.runs])
+        best_places = decimals([run.best for run in section.runs])
+        for row in section.rows:
+            for run in row.runs:
+                task = [Cell(section.title)] if several else []
+                result, best = run.metrics.get(section.headline), NONE
+                if run.best is not None:
+                    best = f"{run.monitor} {number(run.best, best_places)}"
+                    best += f" (step {run.best_step:,})" if run.best_step is not None else ""
+                rows.append(
+                    (
+                        *_status_cells(run, run.status, folder),
+                        *task,
+                        label(row),
+                        Cell(str(run.seed)),
+                        Cell(NONE if result is None else f"{section.headline} {number(result, places)}"),
+                        Cell(best),
+                        *_time_cells(run),
+                    )
                 )
-            )
-    return Table("Runs", tuple(header), tuple(rows), words=(0, 1, 3))
+    for run, reason in comparison.left_out:
+        task = [Cell(f"{run.task} on {run.data}" if run.data else run.task)] if several else []
+        cells = _status_cells(run, f"{run.status} ({reason})", folder)
+        rows.append(
+            (*cells, *task, Cell(NONE), Cell(str(run.seed)), Cell(NONE), Cell(NONE), *_time_cells(run))
+        )
+    numbers = ("steps", "seed", "time", "data loading time")
+    words = [index for index, name in enumerate(header) if name not in numbers]
+    notes = ("Data loading time: the share of the training time in which a step waited for its batch.",)
+    return Table("Runs", tuple(header), tuple(rows), notes, tuple(words))
+
+
+def _status_cells(run: Run, status: str, folder: Path) -> tuple[Cell, Cell, Cell]:
+    steps, planned = run.steps, run.planned_steps
+    text = NONE if steps is None else f"{steps:,}"
+    if steps is not None and planned is not None and steps != planned:
+        text += f" of {planned:,}"
+    bold = status != "finished"
+    return Cell(short_name(run), href=relative_link(run.folder, folder)), Cell(status, bold=bold), Cell(text)
+
+
+def _time_cells(run: Run) -> tuple[Cell, Cell]:
+    waited = run.data_wait_fraction
+    return Cell(duration(run.wall_s)), Cell(NONE if waited is None else f"{waited:.1%}")
 
 
 def differences_table(section: Section) -> Table | None:
@@ -163,8 +209,9 @@ def versions_table(comparison: Comparison) -> Table:
 def unfinished(section: Section) -> list[str]:
     """One sentence for each run that did not finish: what happened to it, when, and why."""
     return [
-        f"{run.name}: {run.status}"
+        f"{short_name(run)}: {run.status}"
         + (f" at step {run.steps:,}" if run.steps is not None else "")
+        + (f" of {run.planned_steps:,}" if run.steps is not None and run.planned_steps else "")
         + (f" ({' '.join(run.message.split())})" if run.message else "")
         for run in section.runs
         if not run.finished
@@ -196,15 +243,16 @@ def verdict(section: Section) -> str | None:
     return text
 
 
+def short_name(run: Run) -> str:
+    """A run's name, without the middle of a long one: its beginning tells the backbone, its end the last key."""
+    return run.name if len(run.name) <= 60 else f"{run.name[:30]}…{run.name[-29:]}"
+
+
 def seeds_text(row: Row) -> str:
     """`2`, or `1 of 2 (1 diverged) †`: a mean over survivors says so."""
     if row.complete:
         return str(len(row.runs))
-    reasons = [
-        f"{row.count(status)} {status}"
-        for status in ("diverged", "failed", "interrupted")
-        if row.count(status)
-    ]
+    reasons = [f"{row.count(status)} {status}" for status in STATUSES[1:] if row.count(status)]
     return f"{len(row.finished)} of {len(row.runs)} ({', '.join(reasons)})" + (
         f" {DAGGER}" if row.finished else ""
     )
@@ -225,9 +273,18 @@ def number(value: float | None, places: int) -> str:
     return NONE if value is None else f"{value:,.{places}f}".replace("-", "−")
 
 
+def duration(seconds: float | None) -> str:
+    """`12 s`, `3.4 min`, `2.1 h`: the unit in which the number can be read; a dash for none."""
+    if seconds is None:
+        return NONE
+    if seconds < 59.5:
+        return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
+
+
 def relative_link(target: Path, folder: Path) -> str:
     """A URL from the report's folder to a run's folder, so that the two can be moved together."""
-    return quote(Path(os.path.relpath(target.resolve(), folder.resolve())).as_posix())
+    return quote(os.fsencode(Path(os.path.relpath(target.resolve(), folder.resolve())).as_posix()))
 
 
 def _table(

@@ -6,15 +6,20 @@ the placements differ, and leaves out the rest. docs/numerics.md says so too.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import soundfile
 import torch
 import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from magneto.data.features import BadAudio, load_audio
 from magneto.data.speech import SpeechDataModule
-from magneto.data.speech_predict import predict_dataset
+from magneto.data.speech_predict import user_recordings
 from magneto.data.speech_store import SpeechSpec
 from magneto.data.tokenizer import CTCTokenizer
 from magneto.decoding import BLANK, ctc_beam_search, ctc_blank_ratio, ctc_greedy
@@ -24,6 +29,7 @@ from magneto.nn import AudioStem, Encoder, Linear, training_flops_per_token
 from magneto.tasks.base import Batch, PredictInput, Sample, StepOutput, TaskModule
 
 DECODERS = ("greedy", "beam")
+WINDOW, CONTEXT = 60, 5  # seconds: of what `mode=predict` computes at once, and of what a window's edges lack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +68,10 @@ class PredictOptions:
     beam_width: int
 
 
+MAX_PLAYED_S = 30.0
+"""Longer recordings are not among the examples that loggers play."""
+
+
 class ASR(TaskModule):
     """CTC over the tokens of `spec["tokenizer"]`; class 0 is the blank.
 
@@ -70,6 +80,7 @@ class ASR(TaskModule):
     """
 
     name = "asr"
+    example_input = "input=recording.wav"
     monitor = "val/cer"
     Options = ASROptions
     Data = SpeechDataModule
@@ -87,7 +98,7 @@ class ASR(TaskModule):
         self.backbone = Encoder(self.config)
         self.head = Linear(self.config.d_model, self.tokenizer.vocab_size, roles=("head",))
         self.scores["errors"] = ErrorRate(groups=self.spec["languages"])
-        self.scores["blank_ratio"] = MeanMetric()
+        self.scores["probe/blank_ratio"] = MeanMetric()
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, mels) and (B,) -> fp32 log probabilities (B, T', V) and their lengths (B,), T' = ceil(T / 4)."""
@@ -126,7 +137,7 @@ class ASR(TaskModule):
         )  # fmt: skip
         logs = {}
         if intermediate:
-            logs["final_loss"] = loss.detach()
+            logs["ctc_loss_last_layer"] = loss.detach()
             share = self.options.intermediate_weight
             loss = (1 - share) * loss + share * torch.stack(intermediate).mean()
         return StepOutput(
@@ -146,7 +157,7 @@ class ASR(TaskModule):
         """Error counts of the batch, and the share of blanks: near 1 it is CTC's way of not learning."""
         self._hypotheses = self.decode(*output.outputs)
         self.scores["errors"].update(batch["text"], self._hypotheses, batch["id"], self._languages(batch))
-        self.scores["blank_ratio"].update(ctc_blank_ratio(*output.outputs), output.outputs[1].sum())
+        self.scores["probe/blank_ratio"].update(ctc_blank_ratio(*output.outputs), output.outputs[1].sum())
 
     def samples(self, batch: Batch, output: StepOutput) -> list[Sample]:
         """Reference, hypothesis, and their difference marked."""
@@ -164,6 +175,25 @@ class ASR(TaskModule):
                 batch["id"], self._languages(batch), batch["text"], self._hypotheses, strict=True
             )
         ]
+
+    def recording(self, sample: Sample) -> Path | None:
+        """Write the recording below the run's folder, once, as Ogg Vorbis: a tenth of the size of its samples."""
+        assert self.samples_file is not None
+        file = self.samples_file.parent / "samples" / f"{sample['id']}.ogg"
+        if file.exists():
+            return file
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        rate = int(self.spec["features"]["sample_rate"])
+        try:
+            audio = data.prepared.audio(int(sample["id"]))
+            if audio is None:
+                return None
+            samples = load_audio(audio, rate, longest=MAX_PLAYED_S).numpy()
+            file.parent.mkdir(exist_ok=True)
+            soundfile.write(file, samples, rate)
+        except (BadAudio, OSError, RuntimeError):  # moved since it was prepared, too long, a full disk
+            return None
+        return file
 
     def _languages(self, batch: Batch) -> list[str]:
         return [self.spec["languages"][index] for index in batch["language"].tolist()]
@@ -186,13 +216,33 @@ class ASR(TaskModule):
             raise UserError("task asr: mode=predict needs input=, an audio file or a folder of them.")
         decoding = {"decoder": self.options.decoder, "beam_width": self.options.beam_width} | dict(options)
         self.options = replace(self.options, **vars(from_mapping(PredictOptions, decoding, "predict")))
-        files = predict_dataset([inputs.path], SpeechSpec.from_dict(self.spec))
-        for number, path in enumerate(files.paths):
-            item = files[number]
-            features = torch.from_numpy(item["features"])[None].to(self.device)
-            log_probs, lengths = self(features, torch.tensor([features.shape[1]], device=self.device))
-            transcript = self.decode(log_probs, lengths)[0]
+        for path, features in user_recordings(inputs.path, SpeechSpec.from_dict(self.spec)):
+            transcript = self.decode(*self._recognise(features[None].to(self.device), path.name))[0]
             yield {"text": f"{path}\t{transcript}", "path": str(path), "transcript": transcript}
+
+    def _recognise(self, features: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        """Run `forward` on one recording (1, T, mels) of any length, in time that grows with the length alone.
+
+        A recording above `WINDOW` seconds is taken in windows, with a progress bar on a terminal. Each overlaps the
+        next by two times `CONTEXT` seconds, and its outermost `CONTEXT` seconds, which lack their context, are left to
+        its neighbour.
+        """
+        subsampling = self.spec["subsampling"]
+        second = subsampling * round(1000 / (self.spec["features"]["hop_ms"] * subsampling))
+        frames, window, context = features.shape[1], WINDOW * second, CONTEXT * second
+        if frames <= window:
+            return self.forward(features, torch.tensor([frames], device=self.device))
+        starts = range(0, frames - 2 * context, window - 2 * context)
+        screen = Console(stderr=True)
+        parts = []
+        for start in track(starts, name, console=screen, transient=True, disable=not screen.is_terminal):
+            part = features[:, start : start + window]
+            log_probs, _ = self.forward(part, torch.tensor([part.shape[1]], device=self.device))
+            first = context // subsampling if start > 0 else 0
+            last = (window - context) // subsampling if start != starts[-1] else None
+            parts.append(log_probs[:, first:last])
+        whole = torch.cat(parts, dim=1)
+        return whole, torch.tensor([whole.shape[1]], device=self.device)
 
     def tokenizer_json(self) -> str | None:
         """The subwords as the `tokenizers` library reads them; characters stand in config.json alone."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import logging
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import lightning as L
 import torch
@@ -30,6 +31,8 @@ from magneto.loggers import log_samples
 from magneto.nn.config import BackboneConfig
 from magneto.nn.stack import Stack
 from magneto.optim import OptimizerConfig, SchedulerConfig, build_optimizer, build_scheduler
+
+log = logging.getLogger("magneto")
 
 Batch = dict[str, Any]
 Sample = dict[str, Any]
@@ -68,16 +71,20 @@ class PredictInput:
     key: str = "input"
 
     def lines(self) -> Iterator[str]:
-        """The prompts, or the lines of the file as they come, without their ends.
+        """The prompts, or the lines of the file as they come, without their ends and without a byte order mark.
+
+        A later line that is not UTF-8 is read as an empty one, and named in the log: the others keep their places.
 
         Raises:
-            UserError: there is no such file, or it is not UTF-8 text, with the line.
+            UserError: there is no such file, or its first line is not UTF-8 text.
         """
         if self.prompts is not None:
             yield from self.prompts
             return
         assert self.path is not None
-        if self.path != "-" and not Path(self.path).is_file():
+        if self.path != "-" and (
+            not Path(self.path).exists() or Path(self.path).is_dir()
+        ):  # a pipe is read, too
             raise UserError(
                 f'{self.key}={self.path}: no such file. Name a text file, or "-" for the standard input.'
             )
@@ -87,12 +94,23 @@ class PredictInput:
             )
             for number, line in enumerate(stream, start=1):
                 try:
-                    yield line.decode("utf-8").rstrip("\r\n")
+                    yield line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
                 except UnicodeDecodeError as error:
-                    raise UserError(
-                        f"{self.key}={self.path}, line {number}: not UTF-8 text ({error.reason} at byte {error.start}). "
-                        "Convert the file to UTF-8."
-                    ) from error
+                    why = f"{self.key}={self.path}, line {number}: not UTF-8 text ({error.reason} at byte {error.start})"
+                    if number == 1:
+                        raise UserError(f"{why}. Convert the file to UTF-8.") from error
+                    log.warning("%s: read as an empty line", why)
+                    yield ""
+
+    def unanswered(self, number: int, why: UserError) -> None:
+        """Log why line `number` has an empty answer.
+
+        Raises:
+            UserError: `why`, where it is the only prompt of the command line.
+        """
+        if self.prompts is not None and len(self.prompts) == 1:
+            raise why
+        log.warning("line %d of the input has an empty answer: %s", number, why)
 
 
 class Diverged(RuntimeError):
@@ -123,6 +141,8 @@ class TaskModule(L.LightningModule):
     """The kind of data that it learns from."""
     headline: ClassVar[str | None] = None
     """The metric that runs are compared by, without its split, where it is not the monitored one."""
+    example_input: str | None = None
+    """What `mode=predict` takes, for the command at the end of a run; None: nothing."""
     uses_labels: ClassVar[bool] = True
     """Whether the classes of the data, if it has any, are what is learnt: other data must have the same ones then."""
 
@@ -169,7 +189,30 @@ class TaskModule(L.LightningModule):
         self._shown: list[Sample] = []
         self.evaluated: dict[str, float] = {}
         """Metrics of the last evaluation, by their logged names."""
+        self.evaluation_facts: dict[str, dict[str, float]] = {}
+        """What the metrics named `facts/...` say of the data of each split: no model changes it."""
         self.samples_file: Path | None = None
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, map_location: Any = None) -> Self:  # type: ignore[override]
+        """Return the task with its weights; `magneto.checkpoint.load_task` does the same for any task.
+
+        Args:
+            checkpoint_path: a run's folder, a checkpoint or an export folder.
+            map_location: the device to put it on; None: the CPU.
+
+        Raises:
+            UserError: there is no such model, it is damaged, or it is of another task.
+        """
+        from magneto.checkpoint import load_task
+
+        task = load_task(checkpoint_path)
+        if not isinstance(task, cls):
+            raise UserError(
+                f"{checkpoint_path} is of task={task.name}, not of {cls.__name__}. Use {type(task).__name__}, or "
+                "magneto.checkpoint.load_task for any task."
+            )
+        return task if map_location is None else task.to(map_location)
 
     # ------------------------------------------------------------------ what a task implements
 
@@ -214,6 +257,10 @@ class TaskModule(L.LightningModule):
         """
         return []
 
+    def recording(self, sample: Sample) -> Path | None:
+        """Return a file with the sound of one of the `samples`, for loggers that play it."""
+        return None
+
     def overview(self) -> list[Sample]:
         """As `samples`, of a whole evaluation, once its metrics are known."""
         return []
@@ -230,7 +277,8 @@ class TaskModule(L.LightningModule):
         """Apply the model to what a user gives: plain results.
 
         A result with `text` is printed as a line, and its other keys are kept for `output=`. One that has `piece` alone
-        is printed at once and without a line break, for what comes bit by bit.
+        is printed at once and without a line break, for what comes bit by bit; a result follows whose `text` begins with
+        these pieces. A line that the model cannot take gets an empty answer, see `PredictInput.unanswered`.
 
         Args:
             inputs: what to apply it to.
@@ -389,16 +437,25 @@ class TaskModule(L.LightningModule):
 
     def _end_evaluation(self, split: str) -> None:
         values: dict[str, float] = {}
+        facts: dict[str, float] = {}
+        probes: dict[str, float] = {}
         for name, metric in self._metrics.items():
             result = metric.compute()  # type: ignore[operator]
             for key, value in (result if isinstance(result, Mapping) else {name: result}).items():
-                values[f"{split}/{key}"] = float(value)
+                if key.startswith("facts/"):
+                    facts[key.removeprefix("facts/")] = float(value)
+                elif key.startswith("probe/"):
+                    probes[key] = float(value)
+                else:
+                    values[f"{split}/{key}"] = float(value)
             metric.reset()  # type: ignore[operator]
         shown, self._shown = sorted(self._shown, key=lambda sample: str(sample["id"])), []
         if self.trainer.sanity_checking:
             return
         self.evaluated = values
-        self.record(values)
+        if facts:
+            self.evaluation_facts[split] = facts
+        self.record(values | (probes if split == "val" else {}))
         # For any Lightning callback that watches a metric, and for the progress bar.
         self.log_dict(values, logger=False)
         stride = max(1, len(shown) // max(self.num_samples, 1))
@@ -413,6 +470,8 @@ class TaskModule(L.LightningModule):
             kept = [save_picture(row, self.samples_file.parent, f"{split}-{row['id']}") for row in rows]
             with self.samples_file.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+        if any(hasattr(logger, "log_audio") for logger in self.loggers):
+            rows = [{**row, "audio": path} if (path := self.recording(row)) else row for row in rows]
         for logger in self.loggers:
             log_samples(logger, f"{split}/{what}", rows, self.global_step)
 
@@ -431,12 +490,24 @@ class TaskModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the unfinished logging window and the last evaluation, so that a resumed run tells the same."""
         checkpoint["evaluated"] = dict(self.evaluated)
-        checkpoint["window"] = {key: float(value) for key, value in self._window.items()}
+        own = torch.tensor([float(value) for value in self._window.values()], dtype=torch.float64)
+        rows = (
+            self.trainer.strategy.all_gather(own.to(self.device))
+            .reshape(self.trainer.world_size, -1)
+            .tolist()
+        )
+        checkpoint["window"] = [
+            dict(zip(self._window, row, strict=True)) for row in rows
+        ]  # one of each process
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore them."""
         self.evaluated = dict(checkpoint.get("evaluated", {}))
-        self._window = dict(checkpoint.get("window", {}))
+        windows = checkpoint.get("window", {})
+        if isinstance(windows, Mapping):  # of an older version: that of the first process alone
+            windows = [windows]
+        rank = self.global_rank
+        self._window = dict(windows[rank]) if rank < len(windows) else {}
 
 
 def save_picture(row: Sample, folder: Path, name: str) -> Sample:

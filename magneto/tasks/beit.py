@@ -42,6 +42,7 @@ class BEiT(MaskedPictures):
     """
 
     name = "beit"
+    example_input = "input=image.png"
     monitor = "val/loss"
     Options = BEiTOptions
     Data = ImageDataModule

@@ -1,9 +1,10 @@
 """Causal language modelling (GPT): tokens -> embeddings -> decoder -> the next token (paper, section 4.1)."""
 
+import logging
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from math import log
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torchmetrics import Metric
 from magneto.data.text import IGNORE, TextDataModule
 from magneto.data.text_tokenizer import TextTokenizer
 from magneto.errors import UserError, from_mapping
-from magneto.generation import Decoding, generate, stream
+from magneto.generation import Continuation, Decoding, generate, stream
 from magneto.nn import (
     KVCache,
     Linear,
@@ -26,6 +27,8 @@ from magneto.nn import (
 from magneto.tasks.base import Batch, PredictInput, Sample, StepOutput, TaskModule
 
 HELD_OUT_PROMPT = 32  # tokens of a held-out block, half of it at most, that a sample goes on from
+
+log = logging.getLogger("magneto")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +94,7 @@ class TextScores(Metric):
         """`perplexity` and `bits_per_byte`; nan where nothing was scored."""
         return {
             "perplexity": (self.nats / self.tokens).exp(),
-            "bits_per_byte": self.nats / log(2) / self.bytes,
+            "bits_per_byte": self.nats / math.log(2) / self.bytes,
         }
 
 
@@ -103,6 +106,7 @@ class CausalLM(TaskModule):
     """
 
     name = "causal_lm"
+    example_input = 'prompt="Once upon a time"'
     monitor = "val/bits_per_byte"
     Options = CausalLMOptions
     Data = TextDataModule
@@ -230,32 +234,68 @@ class CausalLM(TaskModule):
     def predict(self, inputs: PredictInput, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Go on with one prompt, shown as it is written, or with several, batch by batch.
 
+        A prompt that is longer than the context loses its beginning, and is named in the log.
+
         Raises:
             UserError: an unknown or impossible option.
         """
         settings = from_mapping(PredictOptions, options, "predict")
+        if any("\\n" in stop for stop in settings.stop):
+            log.warning(
+                "predict.stop holds a backslash and an n, which is no line break. In bash, a line break is written "
+                "predict.stop=$'\\n'."
+            )
         if inputs.prompts is not None and len(inputs.prompts) == 1:
             yield from self._stream(inputs.prompts[0], settings)
             return
-        lines = inputs.lines()
-        while prompts := list(islice(lines, settings.batch)):
-            found = generate(self, self.tokenizer, [self.encode_prompt(text) for text in prompts], settings)
-            for prompt, continuation in zip(prompts, found, strict=True):
-                yield {
-                    "text": prompt + continuation.text, "prompt": prompt, "continuation": continuation.text,
-                    "tokens": len(continuation.tokens), "reason": continuation.reason,
-                }  # fmt: skip
+        numbered = enumerate(inputs.lines(), start=1)
+        while lines := list(islice(numbered, settings.batch)):
+            prompts: dict[int, list[int]] = {}
+            for number, text in lines:
+                try:
+                    prompts[number] = self._prompt(text, number)
+                except UserError as why:
+                    inputs.unanswered(number, why)
+            places = [number - 1 for number in prompts]
+            found = generate(self, self.tokenizer, list(prompts.values()), settings, places) if places else []
+            answers = dict(zip(prompts, found, strict=True))
+            yield from (self._answer(text, answers.get(number)) for number, text in lines)
 
     def _stream(self, prompt: str, settings: Decoding) -> Iterator[dict[str, Any]]:
+        begun = self._prompt(prompt, 1)
         yield {"piece": prompt}
-        for piece in stream(self, self.tokenizer, [self.encode_prompt(prompt)], settings):
+        first = True
+        for piece in stream(self, self.tokenizer, [begun], settings):
             if piece.text:
-                yield {"piece": piece.text}
+                yield {"piece": self._after(prompt, piece.text) if first else piece.text}
+                first = False
             if piece.finished is not None:
-                yield {
-                    "text": "", "prompt": prompt, "continuation": piece.finished.text,
-                    "tokens": len(piece.finished.tokens), "reason": piece.finished.reason,
-                }  # fmt: skip
+                yield self._answer(prompt, piece.finished)
+
+    def _answer(self, prompt: str, found: Continuation | None) -> dict[str, Any]:
+        """A result; an empty one for a prompt that cannot be gone on with."""
+        if found is None:
+            return {"text": "", "prompt": prompt, "continuation": "", "tokens": 0, "reason": None}
+        continuation = self._after(prompt, found.text)
+        return {
+            "text": prompt + continuation, "prompt": prompt, "continuation": continuation,
+            "tokens": len(found.tokens), "reason": found.reason,
+        }  # fmt: skip
+
+    def _after(self, prompt: str, text: str) -> str:
+        """The text, without the space that a prompt ends with where the tokenizer dropped it there."""
+        bare = prompt.rstrip()
+        dropped = bare != prompt and self.tokenizer.encode(bare) == self.tokenizer.encode(prompt)
+        return text.removeprefix(" ") if dropped else text
+
+    def _prompt(self, text: str, number: int) -> list[int]:
+        ids = self.encode_prompt(text)
+        if len(ids) > self.context:
+            log.warning(
+                "line %d of the input has %d tokens, the context holds %d: its beginning is left out",
+                number, len(ids), self.context,
+            )  # fmt: skip
+        return ids
 
     def tokenizer_json(self) -> str | None:
         """The tokenizer as a `tokenizer.json`."""

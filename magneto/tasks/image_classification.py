@@ -134,6 +134,7 @@ class ImageClassification(TaskModule):
     """
 
     name = "image_classification"
+    example_input = "input=image.png"
     monitor, mode = "val/top1", "max"
     Options = ImageClassificationOptions
     Data = ImageDataModule

@@ -6,6 +6,7 @@ The head is BERT's, and RoBERTa's in fairseq (the paper does not describe its ow
 only (15 % of all), and in the loss never for all of these at once.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -89,6 +90,7 @@ class MLM(TaskModule):
     """
 
     name = "mlm"
+    example_input = 'prompt="A word is [MASK] here."'
     monitor = "val/loss"
     Options = MLMOptions
     Data = TextDataModule
@@ -189,19 +191,27 @@ class MLM(TaskModule):
     def predict(self, inputs: PredictInput, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Fill the `[MASK]`s of each sentence, or with `predict.score=true` give its pseudo-perplexity.
 
-        All masks of a sentence are filled at once, each without knowing what the others become, as in training.
+        All masks of a sentence are filled at once, each without knowing what the others become, as in training. A line
+        without a mask, an empty one to be scored, or one that is too long gets an empty answer.
         """
         chosen = from_mapping(PredictOptions, options, "predict")
+        nothing: dict[str, Any] = {"filled": "", "candidates": []}
+        if chosen.score:
+            nothing = {"pseudo_perplexity": None, "nats": None, "tokens": 0}
         for number, line in enumerate(inputs.lines(), 1):
-            yield self._score(line, number) if chosen.score else self._fill(line, number, chosen.top_k)
+            try:
+                yield self._score(line) if chosen.score else self._fill(line, chosen.top_k)
+            except UserError as why:
+                inputs.unanswered(number, why)
+                yield {"text": "", "input": line, **nothing}
 
-    def _fill(self, line: str, number: int, top_k: int) -> dict[str, Any]:
-        ids = self._framed(self.encode(line), number)
+    def _fill(self, line: str, top_k: int) -> dict[str, Any]:
+        ids = self._framed(self.encode(line))
         places = ids == self.tokenizer.require("mask")
         if not places.any():
             raise UserError(
-                f"line {number} of the input has no {MASK}: {line[:60]!r}. Write {MASK} where a word is to be filled in, "
-                "or say predict.score=true for the pseudo-perplexity of whole sentences."
+                f"{line[:60]!r} has no {MASK}. Write {MASK} where a word is to be filled in, or say predict.score=true "
+                "for the pseudo-perplexity of whole sentences."
             )
         probabilities = self.logits(self(ids[None], None, places[None])).softmax(-1)
         ordinary = probabilities.clone()
@@ -217,21 +227,22 @@ class MLM(TaskModule):
         ids[places] = best.indices[:, 0]
         filled = self.tokenizer.decode(ids.tolist())
         shown = "; ".join(
-            ", ".join(f"{c['token']} {c['probability']:.3f}" for c in row) for row in candidates
+            ", ".join(f"{json.dumps(c['token'], ensure_ascii=False)} {c['probability']:.3f}" for c in row)
+            for row in candidates
         )
         return {"text": f"{filled}\t{shown}", "input": line, "filled": filled, "candidates": candidates}
 
-    def _score(self, line: str, number: int) -> dict[str, Any]:
+    def _score(self, line: str) -> dict[str, Any]:
         """Pseudo-perplexity (Salazar et al., arXiv 1910.14659): every token is masked once, alone."""
         text = self.tokenizer.encode(line)
         if not text:
-            raise UserError(f"line {number} of the input is empty: there is nothing to score.")
-        ids = self._framed(text, number)
+            raise UserError(f"{line[:60]!r} has no token: there is nothing to score.")
+        ids = self._framed(text)
         places = [
             place for place, index in enumerate(ids.tolist()) if index not in self.tokenizer.special_ids
         ]
         if not places:
-            raise UserError(f"line {number} of the input has no token of the vocabulary: {line[:60]!r}.")
+            raise UserError(f"{line[:60]!r} has no token of the vocabulary.")
         total = 0.0
         for start in range(0, len(places), SCORE_BATCH):
             rows = torch.tensor(places[start : start + SCORE_BATCH], device=self.device)
@@ -268,15 +279,14 @@ class MLM(TaskModule):
                 return both[len(letter) :]
         return self.tokenizer.encode(part)
 
-    def _framed(self, ids: list[int], number: int) -> Tensor:
+    def _framed(self, ids: list[int]) -> Tensor:
         """(T,) ids between `<s>` and `</s>`, as the blocks of training begin and documents end."""
         bos, eos = self.tokenizer.bos_id, self.tokenizer.eos_id
         framed = [*([] if bos is None else [bos]), *ids, *([] if eos is None else [eos])]
         longest = self.spec["block_size"]
         if len(framed) > longest:
             raise UserError(
-                f"line {number} of the input has {len(framed)} tokens with <s> and </s>; the model was trained on "
-                f"blocks of {longest}. Shorten it."
+                f"{len(framed)} tokens with <s> and </s>; the model was trained on blocks of {longest}. Shorten the line."
             )
         return torch.tensor(framed, device=self.device)
 
@@ -292,5 +302,6 @@ class MLM(TaskModule):
         return f" {MASK} ".join(self.tokenizer.decode(ids) for ids in [*parts, part]).strip()
 
     def _plain(self, index: int) -> str:
-        """A token as text; a piece of a word without its mark, `token()` where it has no text of its own."""
-        return self.tokenizer.decode([index]).strip() or self.tokenizer.token(index)
+        """A token as text, white space around a word left out; `token()` where it stands for no text of its own."""
+        text = self.tokenizer.decode([index])
+        return text.strip() or text or self.tokenizer.token(index)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from magneto.beam_search import Hypothesis, beam_search, check_search
 from magneto.data.parallel import ParallelDataModule
+from magneto.data.parallel_cleaning import tidy
 from magneto.data.parallel_store import IGNORE, Collate, Marks, ParallelSpec
 from magneto.errors import UserError, from_mapping, nearest
 from magneto.nn import (
@@ -29,7 +30,7 @@ from magneto.translation_scores import (
     TranslatedLine,
     TranslationScores,
     one_line,
-    sacrebleu_metrics,
+    sacrebleu_bleu,
     write_scores,
     write_translations,
 )
@@ -53,8 +54,8 @@ class MTOptions:
     """An output has at most this many times the tokens of its source, and ten more."""
     val_sentences: int | None = 500
     """About so many sentences, spread evenly, are translated (greedily) at each validation, for `val/bleu`; null: all."""
-    bleu_tokenize: str = "13a"
-    """sacrebleu's tokenizer of BLEU; zh for Chinese."""
+    bleu_tokenize: str | None = None
+    """sacrebleu's tokenizer of BLEU; null: by the target language, as sacrebleu's command line chooses it."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
@@ -64,7 +65,8 @@ class MTOptions:
         if self.val_sentences is not None and self.val_sentences < 0:
             raise UserError(f"task.val_sentences={self.val_sentences}: must be 0 or more, or null for all.")
         check_search(self.beam, 1, self.length_penalty, "task")
-        sacrebleu_metrics(self.bleu_tokenize)
+        if self.bleu_tokenize is not None:
+            sacrebleu_bleu(self.bleu_tokenize)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +110,7 @@ class MT(TaskModule):
     """
 
     name = "mt"
+    example_input = "input=lines.txt"
     monitor = "val/loss"
     Options = MTOptions
     Data = ParallelDataModule
@@ -217,10 +220,12 @@ class MT(TaskModule):
         index = torch.tensor(rows, dtype=torch.int64, device=self.device)
         texts: list[str] = []
         if rows:
-            found = self.search(
-                batch["source"][index], batch["source_mask"][index],
-                beam=self.options.beam if testing else 1, length_penalty=self.options.length_penalty,
-            )  # fmt: skip
+            # The changing shapes of single tokens would have the layers compiled again and again.
+            with torch.compiler.set_stance("force_eager"):
+                found = self.search(
+                    batch["source"][index], batch["source_mask"][index],
+                    beam=self.options.beam if testing else 1, length_penalty=self.options.length_penalty,
+                )  # fmt: skip
             texts = self._texts(found)
         self._hypotheses = dict(zip(rows, texts, strict=True))
         self.scores["translation"].update(
@@ -258,23 +263,20 @@ class MT(TaskModule):
             for row, hypothesis in self._hypotheses.items()
         ]
 
-    def on_test_start(self) -> None:
-        """Raise `UserError` for a pair beyond the positions, which a checkpoint can meet in other data."""
-        data: ParallelDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
-        longest = -(-int(data.test_set.lengths.max()) // data.pad_to_multiple) * data.pad_to_multiple
-        most = self.facts.longest_text(self.config.max_positions)
-        self.require_positions(
-            longest,
-            f"data: a test pair of {longest} tokens, padding included,",
-            f"set data.max_tokens to {most} or less",
-        )
+    def setup(self, stage: str) -> None:
+        """Log once what a user should know of BLEU's tokenizer."""
+        scores = self.scores["translation"]
+        assert isinstance(scores, TranslationScores)
+        for remark in scores.remarks:
+            log.warning("%s", remark)
+        scores.remarks = []
 
     def on_test_epoch_end(self) -> None:
         """Log `test/...`, and write what was translated into the run's folder: line n of each file belongs together.
 
         `test.src`, `test.hyp`, `test.ref`: plain text, so that `sacrebleu test.ref -i test.hyp -m bleu chrf ter` gives
-        the run's numbers; of several directions also `test/en-fr.src` and so on; `test.scores.json`: the scores with
-        sacrebleu's signatures.
+        the run's numbers (with `-l en-zh` those of Chinese); of several directions also `test/en-fr.src` and so on;
+        `test.scores.json`: the scores with sacrebleu's signatures.
         """
         super().on_test_epoch_end()
         lines, self._test_lines = self._of_all_processes(self._test_lines), []
@@ -314,8 +316,9 @@ class MT(TaskModule):
     def predict(self, inputs: PredictInput, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Translate the lines of a file, of the standard input, or the prompts, in their order.
 
-        Several batches of lines are read at a time and sorted by length, so that little is padded. An empty line stays
-        empty. A line of more tokens than the model was trained on is cut, and named in the log.
+        Several batches of lines are read at a time and sorted by length, so that little is padded. Lines are tidied as
+        those of the training data are. An empty line stays empty. A line of more tokens than the model was trained on is
+        cut, and named in the log.
 
         Raises:
             UserError: an unknown option or target language.
@@ -331,7 +334,7 @@ class MT(TaskModule):
         window = settings.batch * (16 if settings.batch > 1 else 1)
         while chunk := list(islice(lines, window)):
             items: list[dict[str, Any]] = []
-            for row, ids in enumerate(tokenizer.encode_batch([text for _, text in chunk])):
+            for row, ids in enumerate(tokenizer.encode_batch([tidy(text) for _, text in chunk])):
                 if len(ids) > self.facts.max_tokens:
                     log.warning(
                         "line %d has %d tokens, the model was trained on at most %d: the rest is cut off",

@@ -19,6 +19,7 @@ from magneto.classification_metrics import GlueScores
 from magneto.data.classification import ClassificationDataModule
 from magneto.data.labelled_examples import PAD_TO_MULTIPLE, collate, encode
 from magneto.data.sources.glue import read_test_file
+from magneto.data.sources.labelled import zero_digits
 from magneto.data.text_tokenizer import TextTokenizer
 from magneto.errors import UserError, from_mapping, nearest
 from magneto.nn import Linear, TokenStem, build_backbone, training_flops_per_token
@@ -81,7 +82,8 @@ class TextClassification(TaskModule):
     """
 
     name = "text_classification"
-    monitor, mode = "val/score", "max"
+    example_input = "input=lines.txt"
+    mode = "max"
     Options = TextClassificationOptions
     Data = ClassificationDataModule
     options: TextClassificationOptions
@@ -107,7 +109,9 @@ class TextClassification(TaskModule):
         self.backbone = build_backbone(self.config)
         self.pooler = Pooler(self.config.d_model, self.options.pooling)
         self.head = Linear(self.config.d_model, max(len(self.labels), 1), roles=("head",))
-        self.scores["glue"] = GlueScores(self.spec["metrics"], len(self.labels), self.spec["subsets"])
+        metrics = self.spec["metrics"]
+        self.scores["glue"] = GlueScores(metrics, len(self.labels), self.spec["subsets"])
+        self.monitor = f"val/{metrics[0] if len(metrics) == 1 else 'score'}"
 
     def forward(self, tokens: Tensor, mask: Tensor, second: Tensor) -> Tensor:
         """(B, T) int64, bool and bool -> fp32 logits (B, classes), or (B, 1) in units of the labels' range."""
@@ -193,18 +197,27 @@ class TextClassification(TaskModule):
     def predict(self, inputs: PredictInput, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Label lines: a text each, or two texts with a tab between them where the model was trained on pairs.
 
-        With `predict.glue=TASK`, the rows of that task's test file, printed as the table that GLUE's server takes.
+        A line that is not that gets an empty answer. With `predict.glue=TASK`, the rows of that task's test file, printed
+        as the table that GLUE's server takes.
         """
         chosen = from_mapping(PredictOptions, options, "predict")
         if chosen.glue is not None:
             yield from self._predict_glue(inputs, chosen.glue)
             return
         numbered = enumerate(inputs.lines(), 1)
+        nothing = {"label": None, **({"probability": None} if self.labels else {})}
         while lines := list(islice(numbered, PREDICT_BATCH)):
-            texts = [self._split(number, line) for number, line in lines]
-            for (_, line), answer in zip(lines, self._label(texts), strict=True):
-                printed = [str(value) for value in answer.values()]
-                yield {"text": "\t".join([*printed, line]), "input": line, **answer}
+            texts: dict[int, tuple[str, str | None]] = {}
+            for number, line in lines:
+                try:
+                    texts[number] = self._split(line)
+                except UserError as why:
+                    inputs.unanswered(number, why)
+            answers = dict(zip(texts, self._label(list(texts.values())) if texts else [], strict=True))
+            for number, line in lines:
+                answer = answers.get(number)
+                printed = "" if answer is None else "\t".join([*map(str, answer.values()), line])
+                yield {"text": printed, "input": line, **(answer or nothing)}
 
     def _predict_glue(self, inputs: PredictInput, task: str) -> Iterator[dict[str, Any]]:
         if inputs.path is None or inputs.path == "-":
@@ -220,16 +233,18 @@ class TextClassification(TaskModule):
                 yield {"text": f"{head}{index}\t{answer['label']}", "index": index, "input": text, **answer}
                 head = ""
 
-    def _split(self, number: int, line: str) -> tuple[str, str | None]:
+    def _split(self, line: str) -> tuple[str, str | None]:
         texts = line.split("\t")
         wanted = 2 if self.spec["pairs"] else 1
         if len(texts) != wanted or not all(text.strip() for text in texts):
             what = "two texts with a tab between them" if wanted == 2 else "one text without a tab"
-            raise UserError(f"line {number} of the input: the model takes {what}, not {line[:60]!r}.")
+            raise UserError(f"the model takes {what}, not {line[:60]!r}. Give that in each line.")
         return texts[0], texts[1] if wanted == 2 else None
 
     def _label(self, texts: Sequence[tuple[str, str | None]]) -> list[dict[str, Any]]:
         """Answers of one batch."""
+        if self.spec.get("zero_digits"):
+            texts = [(zero_digits(text), pair and zero_digits(pair)) for text, pair in texts]
         encoded = encode(
             self.tokenizer, [text for text, _ in texts], [pair for _, pair in texts], self.spec["max_tokens"]
         )

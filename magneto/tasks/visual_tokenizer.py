@@ -86,6 +86,7 @@ class VisualTokenization(TaskModule):
     """Reconstruction and commitment. Batches are those of `magneto.data.image`."""
 
     name = "visual_tokenizer"
+    example_input = "input=image.png"
     monitor = "val/loss"
     Options = VisualTokenizerOptions
     Data = ImageDataModule

@@ -8,10 +8,11 @@ Two losses, together or one at a time: masked data modelling as BEiT-3 is pre-tr
 pictures alone, a third texts alone, a third pairs), and contrastive learning as it is fine-tuned for retrieval.
 """
 
+import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from math import log
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from magneto.data.image_predict import evaluation_batch, user_pictures
 from magneto.data.image_text import ImageTextDataModule
 from magneto.data.image_text_store import IGNORE, ImageTextSpec, pad_texts
 from magneto.data.labelled_examples import encode
+from magneto.data.sources.documents import why_unusable
 from magneto.data.text_tokenizer import TextTokenizer
 from magneto.errors import UserError, from_mapping
 from magneto.gallery import Gallery, nearest
@@ -50,9 +52,12 @@ from magneto.tasks.visual_tokenizer import require_patches
 LARGEST_SCALE = 100.0  # of similarities; without a bound it grows until training breaks (CLIP, 2.5)
 KINDS = ("pictures", "texts", "pair_pictures", "pair_texts")
 PREDICT_BATCH = 64
+FEW = 16  # pairs of a batch below which contrastive learning has little to compare
 SMALLEST_BATCH = (
     6  # the last two batches of an epoch share what is left evenly: each then has 3 examples or more
 )
+
+log = logging.getLogger("magneto")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +130,20 @@ class VisionLanguage(MaskedPictures):
         assert isinstance(data, ImageTextDataModule)
         settings = {key: value for key, value in config["task"].items() if key not in ("_target_", "name")}
         options = from_mapping(VLOptions, settings, "task")
-        if not from_mapping(Losses, options.losses, "task.losses").masked:
+        losses, size = from_mapping(Losses, options.losses, "task.losses"), data.pictures.batch_size
+        if losses.contrastive and size < 2:
+            raise UserError(
+                f"data.batch_size={size}: with task.losses.contrastive it must be at least 2. A pair is told from the "
+                "others of its batch; alone, it teaches nothing. Accumulation does not join batches."
+            )
+        if losses.contrastive and size < FEW:
+            log.warning(
+                "data.batch_size=%d: each pair is told from the others of its batch, which are few. Take %d or more; "
+                "accumulation does not join batches.",
+                size,
+                FEW,
+            )
+        if not losses.masked:
             return {}
         require_patches(cls.name, data.spec.to_dict())
         if data.masking is None:
@@ -133,9 +151,9 @@ class VisionLanguage(MaskedPictures):
                 "data.masking is missing: task.losses.masked hides patches and words. Say data.masking={} for BEiT-3's "
                 "shares, or task.losses.masked=0."
             )
-        if data.pictures.batch_size < SMALLEST_BATCH:
+        if size < SMALLEST_BATCH:
             raise UserError(
-                f"data.batch_size={data.pictures.batch_size}: with task.losses.masked it must be at least "
+                f"data.batch_size={size}: with task.losses.masked it must be at least "
                 f"{SMALLEST_BATCH}, so that every batch holds pictures, texts and pairs."
             )
         return cls.prepare_target(options, data.pictures)
@@ -146,6 +164,8 @@ class VisionLanguage(MaskedPictures):
         self.pictures = ImageTextSpec.from_dict(self.spec)
         self.tokenizer = TextTokenizer.from_json(self.spec["tokenizer"])
         self.losses = from_mapping(Losses, self.options.losses, "task.losses")
+        if self.losses.contrastive:
+            self.example_input = 'input=images/ predict.query="a red apple"'
         config, width = self.config, self.options.embedding_width or self.config.d_model
         size, patch, channels = (self.spec[key] for key in ("image_size", "patch_size", "channels"))
         self.stem = VisionLanguageStem(
@@ -168,7 +188,7 @@ class VisionLanguage(MaskedPictures):
             # Named as in BEiT-3's retrieval weights.
             self.vision_head = Linear(config.d_model, width, bias=False, roles=("head",))
             self.language_head = Linear(config.d_model, width, bias=False, roles=("head",))
-            self.logit_scale = nn.Parameter(torch.tensor(log(1 / self.options.temperature)))
+            self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / self.options.temperature)))
             self.scores["retrieval"] = RetrievalScores(self.spec["languages"], width)
         else:
             self.monitor, self.mode = "val/loss", "min"
@@ -229,7 +249,7 @@ class VisionLanguage(MaskedPictures):
             vision = self.picture_vectors(batch["image"])
             text = self.text_vectors(batch["tokens"], batch["mask"])
             vectors = vision.detach(), text.detach()
-            labels = torch.stack((batch["id"], batch["caption"]), dim=1)
+            labels = torch.stack((batch["picture"], batch["caption"]), dim=1)
             # Evaluation batches differ in number from process to process, and are compared in themselves.
             loss = contrastive_loss(vision, text, self._scale(), labels, gather=self.training)
             parts["contrastive"] = loss / weight
@@ -243,7 +263,7 @@ class VisionLanguage(MaskedPictures):
     def _scale(self) -> Tensor:
         if self.training:
             with torch.no_grad():
-                self.logit_scale.clamp_(max=log(LARGEST_SCALE))
+                self.logit_scale.clamp_(max=math.log(LARGEST_SCALE))
         return self.logit_scale.float().exp()
 
     def _masked(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -307,7 +327,7 @@ class VisionLanguage(MaskedPictures):
         """Keep the batch's vectors, and count what was right of the hidden."""
         vectors, hits = output.outputs
         if vectors is not None:
-            self.scores["retrieval"].update(batch["id"], batch["caption"], batch["language"], *vectors)
+            self.scores["retrieval"].update(batch["picture"], batch["caption"], batch["language"], *vectors)
         for kind, right in hits.items():
             if len(right):
                 self.scores[f"accuracy/{kind}"].update(right.float().mean(), len(right))
@@ -317,7 +337,9 @@ class VisionLanguage(MaskedPictures):
         vectors, _ = output.outputs
         if vectors is not None:
             pixels = self.pictures.pixels(batch["image"])
-            self.gallery.add(batch["id"], pixels, vectors[0], batch["caption"], batch["text"], vectors[1])
+            self.gallery.add(
+                batch["picture"], pixels, vectors[0], batch["caption"], batch["text"], vectors[1]
+            )
         return []
 
     def overview(self) -> list[Sample]:
@@ -371,7 +393,7 @@ class VisionLanguage(MaskedPictures):
         chosen = from_mapping(PredictOptions, options, "predict")
         if chosen.captions is not None:
             given = PredictInput(path=str(chosen.captions), key="predict.captions")
-            lines = [line for line in given.lines() if line.strip()]
+            lines = list(self._captions(given))
             if not lines:
                 raise UserError(f"predict.captions={chosen.captions}: holds no caption.")
             yield from self._texts_of_pictures(inputs.path, lines, chosen.top_k)
@@ -379,6 +401,16 @@ class VisionLanguage(MaskedPictures):
             # A number on the command line is a sentence too.
             queries = list(chosen.query) if isinstance(chosen.query, list | tuple) else [chosen.query]
             yield from self._pictures_of_texts(inputs.path, [str(query) for query in queries], chosen.top_k)
+
+    def _captions(self, given: PredictInput) -> Iterator[str]:
+        """The lines of the file but empty ones and, named in the log, those that cannot be read."""
+        for number, line in enumerate(given.lines(), start=1):
+            if not line.strip():
+                continue
+            if reason := why_unusable(line):
+                log.warning("%s=%s, line %d: %s, skipped", given.key, given.path, number, reason)
+                continue
+            yield line
 
     def _pictures_of_texts(self, path: str, queries: Sequence[str], count: int) -> Iterator[dict[str, Any]]:
         vectors = self._vectors_of(queries, "predict.query")

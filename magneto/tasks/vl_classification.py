@@ -144,6 +144,11 @@ class VisionLanguageClassification(TaskModule):
                 module.vision.requires_grad_(False)
                 module.text.requires_grad_(False)
         self.statements = self.spec["pictures"] > 1
+        self.example_input = (
+            'input=left.png predict.second=right.png predict.question="Both are red."'
+            if self.statements
+            else 'input=image.png predict.question="What is this?"'
+        )
         inputs = 2 * self.spec["pictures"] * width
         self.pooler = build_norm(config, inputs) if self.statements else Pooler(config)
         last = Linear(2 * width, len(self.labels), roles=("head",))

@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 
 from magneto.checkpoint import load_task
@@ -137,7 +138,7 @@ def test_intermediate_losses_are_spread_over_the_depth(
     if not layers:
         torch.testing.assert_close(training.loss_sum, last)
         return
-    torch.testing.assert_close(training.logs["final_loss"], last)
+    torch.testing.assert_close(training.logs["ctc_loss_last_layer"], last)
     lengths = batch["feature_lengths"]
     hidden, mask = task.stem(batch["features"], lengths)
     _, outputs = task.backbone(hidden, mask, return_layers=layers)
@@ -177,6 +178,54 @@ def test_checkpoint_and_export_transcribe_alike(run, tones: Path, capsys, tmp_pa
     )
     assert len(many["results"]) == 72
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 72
+
+
+def test_long_recordings_are_taken_in_windows(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What each frame gets is what it would get without windows, where no layer looks further than their overlap."""
+    task = load_task(Path(run("trainer.max_steps=1")["folder"]) / "export")
+
+    class Local(torch.nn.Module):
+        def forward(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return hidden
+
+    task.backbone = Local()
+    lengths, forward = [], task.forward
+    monkeypatch.setattr(task, "forward", lambda x, n: lengths.append(x.shape[1]) or forward(x, n))
+    generator = torch.Generator().manual_seed(0)
+    for frames in (777, 6000, 6001, 11_000, 11_001, 17_234):
+        features = torch.randn(1, frames, 80, generator=generator)
+        expected, _ = forward(features, torch.tensor([frames]))
+        lengths.clear()
+        found, (length,) = task._recognise(features, "a.wav")
+        torch.testing.assert_close(found, expected)
+        assert length == expected.shape[1] and max(lengths) <= 6000
+        assert sum(lengths) <= 1.2 * frames + 1000  # linear
+
+
+def test_odd_recordings_are_transcribed(run, tones: Path, tmp_path: Path) -> None:
+    """GSM and joined Ogg in a folder, as well as a checkpoint's test on a manifest of test lines alone."""
+    folder = run("name=one")["folder"]
+    samples, rate = soundfile.read(tones.parent / "3.wav")
+    (tmp_path / "in").mkdir()
+    soundfile.write(tmp_path / "in/gsm.wav", samples, rate, subtype="GSM610")
+    soundfile.write(tmp_path / "in/one.ogg", samples, rate)
+    one = (tmp_path / "in/one.ogg").read_bytes()
+    (tmp_path / "in/two.ogg").write_bytes(one + one)
+    results = run("mode=predict", f"checkpoint={folder}", f"input={tmp_path / 'in'}")["results"]
+    assert [Path(result["path"]).name for result in results] == ["gsm.wav", "one.ogg", "two.ogg"]
+    lines = [json.loads(line) for line in tones.read_text().splitlines()]
+    own = [
+        line | {"audio_filepath": str(tones.parent / line["audio_filepath"])}
+        for line in lines
+        if line["split"] == "test"
+    ]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in own))
+    expected = run("mode=test", f"checkpoint={folder}")["metrics"]
+    found = run(
+        "mode=test", f"checkpoint={folder}", f"data.sources.manifest.manifest={tmp_path / 'test.jsonl'}",
+        f"data_dir={tmp_path / 'data'}",
+    )["metrics"]  # fmt: skip
+    assert found == pytest.approx(expected)
 
 
 def test_mode_test_gives_the_metrics_of_the_run(run) -> None:

@@ -120,7 +120,7 @@ def test_help_lists_the_choices() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "task= is missing. Choose one: task=asr"),
+        ((), "task= is missing. Choose from task=asr"),
         (("task=asr", "backbone=magnet0"), "Did you mean 'magneto'"),
         (("task=asr", "optimzer.lr=1"), "Did you mean 'optimizer.lr'"),
         (("task=asr", "optimizer.lrr=1"), "Did you mean 'optimizer.lr'"),
@@ -178,7 +178,9 @@ def test_two_processes_train_vision_and_language_with_both_losses(prepared_dir: 
     assert two.returncode == 0, two.stderr
     result = json.loads((tmp_path / "runs/vl/two/result.json").read_text())
     assert result["status"] == "finished" and result["steps"] == 8
-    assert result["metrics"]["test/gallery"] == KINDS, "both processes' parts are one gallery"
+    assert result["data_facts"]["evaluation"]["test"]["images"] == KINDS, (
+        "both processes' parts are one gallery"
+    )
     curve = losses(tmp_path / "runs/vl/two")
     assert curve[-1] < curve[0]
 
@@ -206,11 +208,11 @@ def test_a_signal_leaves_a_run_that_goes_on_to_identical_metrics(
         assert process.returncode == -signal.SIGKILL
     else:
         assert process.returncode == 130, errors
-        assert "repeat the command to go on" in errors
+        assert "repeat the command to resume" in errors
         assert json.loads((folder / "result.json").read_text())["status"] == "interrupted"
     again = magneto(*long, "name=parts", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    assert "going on from" in again.stderr
+    assert "resuming from" in again.stderr
     metrics = [
         json.loads((tmp_path / f"runs/asr/{name}/result.json").read_text())["metrics"]
         for name in ("whole", "parts")
@@ -228,10 +230,14 @@ def test_a_sweep_survives_a_failing_job_and_ends_with_a_report(overrides: list[s
     (report,) = (tmp_path / "runs/asr/reports").glob("*/report.md")
     text = report.read_text()
     assert "magneto" in text and "pre_ln" in text
+    jobs = [line for line in done.stdout.splitlines() if line.startswith("job ")]
+    assert jobs[0] == "job 1 of 4: backbone=pre_ln backbone.num_heads=2" and jobs[-1].startswith(
+        "job 4 of 4: "
+    )
     assert (report.parent / "report.html").exists()
     again = magneto("-m", *sweep, "backbone=pre_ln,magneto", "backbone.num_heads=2", "seed=1", cwd=tmp_path)
     assert again.returncode == 0, "finished runs are found again"
-    assert "has finished already" in again.stdout
+    assert "already finished" in again.stdout
 
 
 def test_a_full_disk_keeps_the_last_checkpoint_and_says_what_to_do(

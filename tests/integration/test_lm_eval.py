@@ -1,7 +1,10 @@
 """The adapter to lm-evaluation-harness, on tasks in local files and on single requests."""
 
 import json
+import logging
 import math
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +21,10 @@ from magneto.tasks.causal_lm import CausalLM
 pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance
 
+from magneto import lm_eval
 from magneto.lm_eval import MagnetoLM
 
+ROOT = Path(__file__).parents[2]
 TEXT = "the cat sat on the mat. the dog sat on the cat. the mat is on the dog."
 
 
@@ -121,8 +126,67 @@ def test_generation_stops_where_the_task_says(exported: Path, model: MagnetoLM) 
     ]
     found = model.generate_until(instances("generate_until", arguments))
     assert found[0] == free and found[1] == free[: free.index(stop)] and found[2]
-    with pytest.raises(UserError, match="num_beams"):
-        model.generate_until(instances("generate_until", [("a", {"num_beams": 4})]))
+
+
+SAMPLED = {"until": [], "do_sample": True, "temperature": 1.0, "max_gen_toks": 8}
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 16])
+def test_repeats_of_a_question_differ(exported: Path, batch_size: int) -> None:
+    """Each repeat has random numbers of its own; neither the batch size nor another task's requests change them."""
+    model = MagnetoLM(checkpoint=str(exported), batch_size=batch_size, device="cpu")
+    task, start = model.task, model.tok_encode("the cat")
+    expected = generate(
+        task, task.tokenizer, [start] * 8, Decoding(max_new_tokens=8, temperature=1.0, top_p=None)
+    )
+    requests = instances("generate_until", [("the cat", SAMPLED)] * 8)
+    assert model.generate_until(requests) == [one.text for one in expected]
+    assert len({one.text for one in expected}) == 8
+    other = instances("generate_until", [("on the mat", SAMPLED)] * 3)
+    for request in other:
+        request.task_name = "another"
+    assert model.generate_until([*other, *requests])[3:] == [one.text for one in expected]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"max_new_tokens": 6}, {"max_tokens": 6}, {"max_completion_tokens": 6},
+        {"max_gen_toks": 6, "num_beams": 1, "top_k": 0, "until": [""]},
+        {"max_gen_toks": 6, "until": "", "do_sample": False, "temperature": 0.7},
+    ],
+)  # fmt: skip
+def test_the_harness_generation_keys(model: MagnetoLM, arguments: dict) -> None:
+    """Names and neutral values that stock tasks use mean what they mean to the harness's own models."""
+    task = model.task
+    expected = generate(
+        task, task.tokenizer, [model.tok_encode("the cat")], Decoding(max_new_tokens=6, temperature=0)
+    )
+    assert model.generate_until(instances("generate_until", [("the cat", arguments)])) == [expected[0].text]
+
+
+@pytest.mark.parametrize(("key", "value"), [("num_beams", 4), ("repetition_penalty", 1.2), ("max_lenght", 9)])
+def test_other_generation_keys_are_refused(model: MagnetoLM, key: str, value: float) -> None:
+    with pytest.raises(UserError, match=rf"generation_kwargs\.{key}={value}: is not offered"):
+        model.generate_until(instances("generate_until", [("a", {key: value})]))
+
+
+def test_a_cut_prompt_is_reported(model: MagnetoLM, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "lm_eval"):
+        model.generate_until(instances("generate_until", [("the cat", SAMPLED), (TEXT, SAMPLED)]))
+        model.loglikelihood(instances("loglikelihood", [(TEXT, " the cat")]), disable_tqdm=True)
+    assert [record.getMessage()[:18] for record in caplog.records] == [
+        "1 of 2 prompts are",
+        "1 of 1 prompts are",
+    ]
+
+
+def test_the_default_device_without_a_gpu(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The harness says cuda:0 where nobody names a device."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert MagnetoLM(checkpoint=str(exported), device="cuda:0").task.device == torch.device("cpu")
+    with pytest.raises(UserError, match=r"--device gpu: cannot be used"):
+        MagnetoLM(checkpoint=str(exported), device="gpu")
 
 
 @pytest.fixture
@@ -132,7 +196,7 @@ def tasks(tmp_path: Path) -> Path:
     folder.mkdir()
     rows = [
         {"question": "the cat sat on", "choices": ["the mat", "a dog"], "answer": number % 2, "text": TEXT}
-        for number in range(4)
+        for number in range(6)
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     shared = {
@@ -155,28 +219,64 @@ def tasks(tmp_path: Path) -> Path:
     return folder
 
 
+def evaluate(arguments: list[str], tasks: Path, folder: Path) -> dict:
+    """Results of the harness's command line, on a machine without a GPU and without a network."""
+    command = [
+        sys.executable, "-m", "magneto.lm_eval", *arguments, "--include_path", str(tasks),
+        "--output_path", str(folder / "out"),
+    ]  # fmt: skip
+    environment = {
+        "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "PATH": "",
+        "HOME": str(folder), "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT),
+    }  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (file,) = (folder / "out").rglob("results*.json")
+    return json.loads(file.read_text())["results"]
+
+
+LOCAL_TASKS = "local_choice,local_perplexity"
+
+
 @pytest.mark.slow
 def test_the_command_runs_tasks_from_local_files(
     exported: Path, model: MagnetoLM, tasks: Path, tmp_path: Path
 ) -> None:
-    command = [
-        sys.executable, "-m", "magneto.lm_eval", "--model_args", f"checkpoint={exported}", "--include_path", str(tasks),
-        "--tasks", "local_choice,local_perplexity", "--output_path", str(tmp_path / "out"), "--device", "cpu",
-    ]  # fmt: skip
-    environment = {
-        "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "PATH": "",
-        "HOME": str(tmp_path),
-    }  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=Path.cwd())
-    assert done.returncode == 0, done.stderr[-2000:]
-    (file,) = (tmp_path / "out").rglob("results*.json")
-    results = json.loads(file.read_text())["results"]
+    results = evaluate(
+        ["--model_args", f"checkpoint={exported}", "--tasks", LOCAL_TASKS, "--device", "cpu"], tasks, tmp_path
+    )
     pairs = [("the cat sat on", f" {choice}") for choice in ("the mat", "a dog")]
     values = [value for value, _ in model.loglikelihood(instances("loglikelihood", pairs), disable_tqdm=True)]
     best = values.index(max(values))
-    assert results["local_choice"]["acc,none"] == sum(number % 2 == best for number in range(4)) / 4
+    assert results["local_choice"]["acc,none"] == sum(number % 2 == best for number in range(6)) / 6
     nats = -model.loglikelihood_rolling(instances("loglikelihood_rolling", [(TEXT,)]))[0]
     assert results["local_perplexity"]["bits_per_byte,none"] == pytest.approx(nats / math.log(2) / len(TEXT))
+
+
+def documented_commands() -> list[str]:
+    """Every command line of the harness that the project shows, once, its tasks replaced by local ones."""
+    files = [
+        ROOT / "README.md",
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "conf").rglob("*.yaml"),
+        Path(lm_eval.__file__),
+    ]
+    found = [
+        re.sub(r"--tasks [\w,]+", f"--tasks {LOCAL_TASKS}", line)
+        for file in files
+        for line in re.findall(
+            r"python -m magneto\.lm_eval (.*checkpoint=.*)", file.read_text(encoding="utf-8")
+        )
+    ]
+    assert len(found) >= 3
+    return sorted(set(found))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", documented_commands())
+def test_documented_commands_need_no_gpu(command: str, exported: Path, tasks: Path, tmp_path: Path) -> None:
+    arguments = shlex.split(re.sub(r"checkpoint=\S+", f"checkpoint={exported}", command))
+    assert set(evaluate(arguments, tasks, tmp_path)) == set(LOCAL_TASKS.split(","))
 
 
 def test_another_task_s_checkpoint_is_refused(run_text) -> None:

@@ -149,7 +149,7 @@ def test_a_second_run_starts_from_the_first(run: Run) -> None:
     assert second["metrics"]["test/loss"] == pytest.approx(first["metrics"]["test/loss"], rel=1e-3)
     fresh = run("name=three", "trainer.max_steps=1", "optimizer.lr=1e-12")
     assert fresh["metrics"]["test/loss"] > 1.05 * first["metrics"]["test/loss"]
-    assert "tensors taken" in (Path(second["folder"]) / "log.txt").read_text()
+    assert ": loaded " in (Path(second["folder"]) / "log.txt").read_text()
     with pytest.raises(UserError, match="placement"):
         run("name=four", f"init_from={source}", "backbone=pre_ln")
 

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from magneto.data.parallel import ParallelDataModule
 from magneto.errors import UserError
 from magneto.nn import PLACEMENTS
 from magneto.tasks.mt import MT
+from magneto.translation_scores import TranslationScores
 from tests.small_runs import SHORT, drive, folders, training_losses
 from tests.toy_translation import parallel_files, toy_translation
 
@@ -309,29 +311,70 @@ def test_a_translator_goes_on_from_another_on_other_data(run, tmp_path: Path, sh
     assert tuned.spec["corpora"] != task.spec["corpora"]
     for name, weight in task.state_dict().items():
         torch.testing.assert_close(tuned.state_dict()[name], weight)
-    assert "tensors taken" in (Path(again["folder"]) / "log.txt").read_text()
+    assert ": loaded " in (Path(again["folder"]) / "log.txt").read_text()
 
 
-def test_a_checkpoint_is_not_tested_on_texts_beyond_its_positions(run, tmp_path: Path) -> None:
+def test_a_test_set_alone_gives_the_numbers_of_the_run(run, toy_parallel: Path, tmp_path: Path) -> None:
+    """Neither train and val files nor a vocabulary of its own are needed to test a trained model."""
+    first = run("trainer.max_steps=6", "name=one")
+    files = f"data.sources.files.test={{source:{toy_parallel / 'test.en'},target:{toy_parallel / 'test.fr'}}}"
+    command = ["task=mt", "data=parallel_files", files, *folders(tmp_path / "data", tmp_path), *SHORT]
+    tested = drive(command, "mode=test", f"checkpoint={Path(first['folder']) / 'export'}")["metrics"]
+    for name in ("test/loss", "test/bleu", "test/chrf", "test/ter"):
+        assert tested[name] == pytest.approx(first["metrics"][name], rel=1e-5), name
+    with pytest.raises(UserError, match=r"left for the train split.*A test set alone is for .*mode=test"):
+        drive(command, "mode=prepare")
+
+
+def test_a_published_test_set_is_scored_whole(run, tmp_path: Path, caplog) -> None:
+    """Names, numbers and lines beyond the positions are lines of it as any other."""
     first = run("name=short", "trainer.max_steps=2", "data.max_tokens=30", "backbone.max_positions=32")
     long = " ".join(["the cat sees a bird"] * 12)
-    corpus = {}
-    for split in ("train", "val", "test"):
-        (tmp_path / f"{split}.tsv").write_text(
-            f"{split} sees the cat\t{split} voit le chat\n{split} {long}\t{split} {long}\n"
-        )
-        corpus[split] = f"data.sources.files.{split}={{tsv:{tmp_path / split}.tsv}}"
-    with pytest.raises(
-        UserError, match=r"a test pair of \d+ tokens.*max_positions=32.*set data.max_tokens to"
-    ):
-        drive(
-            [
-                "task=mt", "data=parallel_files", *corpus.values(), "data.clean.templates=false",
-                "data.clean.identical=false", "data.tokenizer.vocab_size=40", "data.max_tokens=200",
-                *folders(tmp_path / "data", tmp_path),
-            ],
-            "mode=test", f"checkpoint={Path(first['folder']) / 'export'}",
-        )  # fmt: skip
+    sides = [
+        "the red boat\tle bateau rouge",
+        "Taxi\tTaxi",
+        "10:30\t10:30",
+        f"{long}\t{long}",
+        "the red boat\tle bateau",
+    ]
+    (tmp_path / "test.tsv").write_text("".join(f"{line}\n" for line in sides))
+    command = [
+        "task=mt", "data=parallel_files", f"data.sources.files.test={{tsv:{tmp_path / 'test.tsv'}}}",
+        "data.max_tokens=200", *folders(tmp_path / "data", tmp_path), *SHORT,
+    ]  # fmt: skip
+    references: list[str] = []
+    update = TranslationScores.update
+
+    def noted(self: TranslationScores, hypotheses: Any, texts: list[str], *rest: Any, **named: Any) -> None:
+        references.extend(texts)
+        update(self, hypotheses, texts, *rest, **named)
+
+    with pytest.MonkeyPatch.context() as patch, caplog.at_level("WARNING"):
+        patch.setattr(TranslationScores, "update", noted)
+        drive(command, "mode=test", f"checkpoint={Path(first['folder']) / 'export'}")
+    assert sorted(references) == sorted(line.split("\t")[1] for line in sides)
+    assert "1 pairs of the val and test sides that the corpus states have more than 30 tokens" in caplog.text
+
+
+def test_lines_are_read_as_the_training_data_is(run, monkeypatch) -> None:
+    """No-break spaces, soft hyphens, runs of spaces and decomposed letters are those of the plain line."""
+    model = Path(
+        run("trainer.max_steps=4", "name=one", "data.tokenizer={kind: byte_bpe, vocab_size: 300}")["folder"]
+    )
+    plain = "the ol\u00e9 boat sees the cat"
+    spellings = [
+        plain,
+        plain.replace(" ", "\u00a0"),
+        plain.replace("boat", "bo\u00adat"),
+        f"  {plain.replace(' ', '   ')}\t",
+        unicodedata.normalize("NFD", plain),
+    ]
+    text = "\n".join([*spellings, "   ", "\u00a0", "\t"]) + "\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    results = run("mode=predict", f"checkpoint={model / 'export'}", "input=-", "predict.beam=1")["results"]
+    assert len({entry["translation"] for entry in results[:5]}) == 1 and results[0]["translation"]
+    assert [entry["source"] for entry in results[:5]] == spellings
+    assert [entry["translation"] for entry in results[5:]] == ["", "", ""]
 
 
 def test_separate_vocabularies_and_an_output_layer_of_its_own(run) -> None:

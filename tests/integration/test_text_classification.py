@@ -202,7 +202,8 @@ def test_a_pretrained_model_brings_its_shape_and_tokenizer(
         assert config["backbone"]["dropout"] == 0.1  # the task's own: dropout is no part of the shape
         assert config["spec"]["tokenizer"] == (folder / "export/tokenizer.json").read_text()
         log = (Path(result["folder"]) / "log.txt").read_text()
-        assert "tensors taken (stem.embedding.weight, backbone:" in log and "new: pooler: 2, head: 2" in log
+        assert "tensors (stem.embedding.weight, backbone:" in log
+        assert "newly initialised: pooler: 2, head: 2" in log
     # Best and exported weights are the same here, and so are the runs.
     assert results[0]["metrics"] == results[1]["metrics"]
     with pytest.raises(UserError, match="d_model: 32"):

@@ -85,9 +85,13 @@ def batches_and_task(folder: Path) -> tuple[list[dict[str, Any]], VisionLanguage
 def test_it_finds_pictures_and_captions_in_two_languages(trained: dict[str, Any]) -> None:
     metrics = trained["metrics"]
     assert trained["monitor"]["metric"] == "val/r1" and trained["monitor"]["mode"] == "max"
-    assert metrics["test/gallery"] == KINDS and metrics["test/captions"] == 2 * KINDS
+    facts = trained["data_facts"]["evaluation"]["test"]
+    assert facts["images"] == KINDS and facts["captions"] == 2 * KINDS
+    assert not {
+        name for name in metrics if name.split("/")[1] in ("images", "captions", "chance", "gallery", "facts")
+    }
     # One of 48 captions and of 24 pictures is drawn; two captions fit a picture.
-    assert metrics["test/chance"] == pytest.approx(1 / KINDS)
+    assert facts["chance"] == pytest.approx(1 / KINDS)
     assert metrics["test/r1"] > 0.7
     assert (
         metrics["test/image_to_text/r1"]
@@ -294,7 +298,6 @@ def test_checkpoint_and_export_are_enough_and_alike(trained: dict[str, Any], run
     assert tested == pytest.approx(expected)
     # English alone, by the tokenizer and the languages of the checkpoint.
     english = run("mode=test", f"checkpoint={folder / 'export'}")["metrics"]
-    assert english["test/captions"] == KINDS
     assert english["test/text_to_image/r1"] == pytest.approx(tested["test/text_to_image/r1/en"])
     found = [
         run(
@@ -319,6 +322,47 @@ def test_few_captions_of_a_test_set_alone_are_enough_to_be_tested_on(
     assert tested == pytest.approx(expected)
     with pytest.raises(UserError, match="is for evaluation only: use it with mode=test checkpoint=RUN"):
         run("name=refused", *own)
+
+
+def test_copies_of_a_picture_count_as_one(
+    trained: dict[str, Any], run: Run, squares: Path, tmp_path: Path
+) -> None:
+    """A picture under two names, with a caption each, is found as one with both captions is."""
+    lines = [json.loads(line) for line in (squares / "captions.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if line["split"] == "test"]
+    scores = []
+    for name in ("{image}", "copies/{language}/{image}"):
+        for line in lines:
+            line["file"] = name.format(**line)
+            (tmp_path / line["file"]).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / line["file"]).write_bytes((squares / line["image"]).read_bytes())
+        listed = [{**line, "image": line["file"]} for line in lines]
+        file = tmp_path / f"{len(scores)}.jsonl"
+        file.write_text(
+            "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in listed), encoding="utf-8"
+        )
+        own = (f"data.sources.captions.file={file}", "data.languages=[en,fr]")
+        scores.append(run("mode=test", f"checkpoint={trained['folder']}/export", *own)["metrics"])
+    assert scores[1] == pytest.approx({**scores[0], "test/loss": scores[1]["test/loss"]})
+    assert scores[1]["test/gallery"] == KINDS and scores[1]["test/r1"] > 0.7
+
+
+@torch.no_grad()
+def test_copies_are_no_mistakes_in_training(trained: dict[str, Any]) -> None:
+    """The loss is that of all captions of a picture, whichever of its copies they came with."""
+    (batch, *_), task = batches_and_task(Path(trained["folder"]))
+    batch = {key: value[:4] for key, value in batch.items()}
+    batch["image"][1] = batch["image"][0]
+    batch["id"], batch["caption"] = torch.arange(4), torch.arange(4)
+    batch["picture"] = torch.tensor([0, 0, 2, 3])
+    task.train()
+    vision = task.picture_vectors(batch["image"])
+    text = task.text_vectors(batch["tokens"], batch["mask"])
+    wanted = torch.eye(4)
+    wanted[:2, :2] = 0.5
+    alike = task.logit_scale.exp() * vision @ text.T
+    loss = -(wanted * (alike.log_softmax(0) + alike.log_softmax(1))).sum() / 2
+    assert float(task.step(batch).loss_sum) == pytest.approx(float(loss), rel=1e-5)
 
 
 def test_predict_finds_pictures_for_sentences(
@@ -387,6 +431,7 @@ def test_mistakes_of_predict_are_told(
         (("task.losses={masked: 0, contrastive: 0}",), "not both 0"),
         (("task.losses={masked: 1}",), "data.masking is missing"),
         ((*MASKED, "data.batch_size=5"), "data.batch_size=5.*at least 6"),
+        (("data.batch_size=1",), "data.batch_size=1: with task.losses.contrastive it must be at least 2"),
         (("+task.losses.mask=1",), "Did you mean 'masked'"),
         (("task.temperature=0",), "task.temperature=0"),
         (("backbone.position=learned",), "backbone.position=learned"),

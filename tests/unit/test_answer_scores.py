@@ -18,7 +18,7 @@ def test_accuracy_is_that_of_each_kind_and_of_all() -> None:
         groups=torch.full((4,), -1),
     )
     assert scores.compute() == pytest.approx(
-        {"accuracy": 0.625, "accuracy/colour": 0.75, "accuracy/yes/no": 0.5, "usual": 0.5}
+        {"accuracy": 0.625, "accuracy/colour": 0.75, "accuracy/yes_no": 0.5, "facts/majority_accuracy": 0.5}
     )
 
 
@@ -33,7 +33,7 @@ def test_a_question_that_comes_twice_counts_once() -> None:
         torch.tensor([0]), torch.tensor([[1.0, 0]]), torch.ones(1),
         torch.tensor([7]), torch.tensor([-1]), torch.tensor([-1]),
     )  # fmt: skip
-    assert scores.compute() == pytest.approx({"accuracy": 2 / 3, "usual": 2 / 3})
+    assert scores.compute() == pytest.approx({"accuracy": 2 / 3, "facts/majority_accuracy": 2 / 3})
 
 
 def test_a_statement_is_understood_where_all_its_pairs_are_judged_rightly() -> None:
@@ -48,7 +48,9 @@ def test_a_statement_is_understood_where_all_its_pairs_are_judged_rightly() -> N
         kinds=torch.zeros(6, dtype=torch.long),
         groups=torch.tensor([7, 7, 8, 8, -1, -1]),
     )
-    assert scores.compute() == pytest.approx({"accuracy": 4 / 6, "consistency": 2 / 4, "usual": 0.0})
+    assert scores.compute() == pytest.approx(
+        {"accuracy": 4 / 6, "consistency": 2 / 4, "facts/majority_accuracy": 0.0}
+    )
 
 
 def test_nothing_seen_gives_nothing() -> None:

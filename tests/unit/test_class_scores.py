@@ -79,6 +79,14 @@ def test_classes_that_do_not_occur_do_not_count() -> None:
     assert {key for key in found if "/" in key} == {"top1/class 0", "top1/class 2"}
 
 
+def test_a_slash_in_a_class_is_no_further_part() -> None:
+    """Of a metric's name; classes that would then be called alike are told apart."""
+    scores = ClassScores(["T-shirt/top", "T-shirt_top", "coat"])
+    scores.update(torch.eye(3), torch.tensor([0, 1, 0]))
+    own = {key: value for key, value in scores.compute().items() if key.startswith("top1/")}
+    assert own == {"top1/T-shirt_top": 0.5, "top1/T-shirt_top_": 1.0}
+
+
 def test_there_is_no_matrix_of_very_many_classes() -> None:
     scores = ClassScores(names(DRAWN + 1))
     scores.update(torch.randn(2, DRAWN + 1), torch.tensor([0, 1]))

@@ -1,7 +1,6 @@
 """Refusals before a run: by key and remedy, with nothing fetched and nothing left on the disk."""
 
 import logging
-import os
 import zipfile
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from magneto import assembly, preflight
 from magneto.data.base import DataModule
 from magneto.data.sources.librispeech import LibriSpeechSource
 from magneto.errors import UserError
-from magneto.runs import RunFolder
 from tests.small_runs import drive
 
 TORCHRUN = {
@@ -22,6 +20,7 @@ TORCHRUN = {
 SLURM = {
     "SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0",
 }  # fmt: skip
+SRUN = SLURM | {"SLURM_STEP_NUM_TASKS": "1"}
 
 
 @pytest.fixture
@@ -149,9 +148,9 @@ def test_mode_test_is_checked_too(override: str, message: str, settings: list[st
         ([], {"NODE_RANK": "1"}, "without torchrun or srun"),
         ([], TORCHRUN, "torchrun starts 2 processes, but trainer.devices=1"),
         (["trainer.devices=4", "trainer.strategy=ddp"], TORCHRUN, "torchrun starts 2 processes"),
-        ([], SLURM | {"SLURM_NTASKS": "4"}, "Use `--ntasks-per-node=4` instead"),
-        ([], SLURM | {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "4"}, "SLURM starts 4 processes"),
-        (["trainer.devices=2"], SLURM | {"SLURM_NTASKS": "1"}, "SLURM starts 1 processes, but trainer.devices=2"),
+        ([], SRUN | {"SLURM_NTASKS": "4"}, "Use `--ntasks-per-node=4` instead"),
+        ([], SRUN | {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "4"}, "SLURM starts 4 processes"),
+        (["trainer.devices=2"], SRUN | {"SLURM_NTASKS": "1"}, "SLURM starts 1 processes, but trainer.devices=2"),
     ],
 )  # fmt: skip
 def test_processes_are_those_of_the_trainer(
@@ -169,8 +168,9 @@ def test_processes_are_those_of_the_trainer(
         ([], {}, 1),
         (["trainer=ddp"], {}, 2),
         (["trainer=ddp"], TORCHRUN, 2),
-        ([], SLURM | {"SLURM_NTASKS": "1"}, 1),
-        (["trainer=ddp"], SLURM | {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}, 2),
+        ([], SLURM | {"SLURM_NTASKS": "4"}, 1),  # the batch script itself
+        ([], SRUN | {"SLURM_NTASKS": "1"}, 1),
+        (["trainer=ddp"], SRUN | {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}, 2),
     ],
 )
 def test_processes_that_fit_are_accepted(
@@ -210,22 +210,6 @@ def test_export_folder_is_checked(settings: list[str], tmp_path: Path) -> None:
         settings, "mode=export", f"checkpoint={tmp_path / 'model.ckpt'}", "output=/proc/nowhere/x"
     )
     assert message.startswith("output: /proc/nowhere/x cannot be written")
-
-
-@pytest.mark.parametrize("inside", ["", "checkpoints"])
-def test_file_in_place_of_a_run_folder(inside: str, tmp_path: Path) -> None:
-    path = tmp_path / "run" / inside
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("in the way")
-    with pytest.raises(UserError, match="runs_dir: .* cannot be written"):
-        preflight.check_folder(RunFolder(tmp_path / "run"))
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
-def test_read_only_run_folder(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with pytest.raises(UserError, match="runs_dir: .* cannot be written"):
-        preflight.check_folder(RunFolder(tmp_path))
 
 
 def test_free_space_for_librispeech(

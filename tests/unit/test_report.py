@@ -14,16 +14,29 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
+from matplotlib.figure import Figure
 from PIL import Image
 
 from magneto.errors import UserError
-from magneto.report import write_report
+from magneto.report import figures as report_figures
+from magneto.report import folder_name, write_report
 from magneto.report.__main__ import main
 from magneto.report.comparison import Section, compare, difference, summarise
 from magneto.report.figures import COLOURS, aggregate, draw, row_styles, thin
 from magneto.report.loading import Curve, Run, load_runs, read_curves, read_samples
 from magneto.report.markup import latex_text, markdown_text, to_markdown
-from magneto.report.tables import Table, diagnostics_table, main_table, seeds_text, unfinished, verdict
+from magneto.report.tables import (
+    Table,
+    cost_table,
+    diagnostics_table,
+    duration,
+    main_table,
+    runs_table,
+    seeds_text,
+    unfinished,
+    verdict,
+)
 
 
 def make_run(
@@ -36,12 +49,12 @@ def make_run(
     size: str = "tiny",
     status: str = "finished",
     metrics: dict[str, float] | None = None,
-    monitor: str = "val/cer",
+    monitor: str | dict[str, Any] | None = "val/cer",
     mode: str = "min",
     config: dict[str, Any] | None = None,
     overrides: tuple[str, ...] = (),
     message: str | None = None,
-    steps: int = 300,
+    steps: int | None = 300,
     samples: list[dict[str, Any]] | None = None,
     curves: dict[str, list[tuple[int, float]]] | None = None,
     name: str | None = None,
@@ -59,6 +72,7 @@ def make_run(
         "backbone": {"placement": backbone, "num_layers": 6, "d_model": 256},
         "data": {"name": data, "seed": seed, "data_dir": str(root / f"data{seed}"), "num_workers": seed},
         "optimizer": {"name": "adamw", "lr": 1e-3},
+        "size_name": size,
         "trainer": {"max_steps": 300, "accelerator": f"kind{seed}", "devices": 1},
         "logger": {"tags": [name]},
     }
@@ -79,7 +93,9 @@ def make_run(
         "data": data,
         "seed": seed,
         "overrides": list(overrides),
-        "monitor": {"metric": monitor, "mode": mode, "best": 0.5, "best_step": 200},
+        "monitor": monitor
+        if isinstance(monitor, dict)
+        else {"metric": monitor, "mode": mode, "best": 0.5, "best_step": 200},
         "metrics": {"test/cer": 0.5, "test/wer": 0.9, "test/loss": 1.5} if metrics is None else metrics,
         "steps": steps,
         "parameters": 5_200_000,
@@ -92,6 +108,8 @@ def make_run(
         **extra,
     }
     (folder / "result.json").write_text(json.dumps(result))
+    (folder / "config.yaml").write_text(yaml.safe_dump(resolved))
+    (folder / "checkpoints").mkdir()
     lines = ["step,metric,value"]
     for metric, points in (curves or {}).items():
         lines += [f"{step},{metric},{value}" for step, value in points]
@@ -178,9 +196,11 @@ def test_a_broken_result_is_named_and_the_rest_compared(
 
 def test_a_run_without_result_is_named(tmp_path: Path) -> None:
     make_run(tmp_path)
-    (make_run(tmp_path, seed=2) / "result.json").unlink()
+    folder = make_run(tmp_path, seed=2)
+    for name in ("result.json", "config.yaml"):
+        (folder / name).unlink()
     _, (problem,) = load_runs([tmp_path])
-    assert "magneto-tiny-seed2" in problem and "no result.json" in problem
+    assert "magneto-tiny-seed2: config.yaml: is not there" in problem
 
 
 def test_runs_are_found_once_and_not_inside_runs(tmp_path: Path) -> None:
@@ -189,16 +209,88 @@ def test_runs_are_found_once_and_not_inside_runs(tmp_path: Path) -> None:
     nested.mkdir(parents=True)
     (nested / "result.json").write_text("{}")
     make_run(tmp_path, name="magneto-tiny-seed1.old2")  # what resume=never set aside
-    runs, problems = load_runs([tmp_path, folder, tmp_path / "asr" / "."])
-    assert [run.name for run in runs] == ["magneto-tiny-seed1"] and not problems
+    runs, (problem,) = load_runs([tmp_path, folder, tmp_path / "asr" / "."])
+    assert [run.name for run in runs] == ["magneto-tiny-seed1"]
+    assert "magneto-tiny-seed1.old2" in problem and "resume=never" in problem
     assert len(load_runs([tmp_path, tmp_path / "asr" / "magneto-tiny-seed1.old2"])[0]) == 2
 
 
 def test_no_runs_is_one_clear_message(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no finished run to report on"):
+    with pytest.raises(UserError, match="no run to report on"):
         load_runs([tmp_path])
     with pytest.raises(UserError, match="no such folder"):
         load_runs([tmp_path / "nowhere"])
+
+
+def test_links_lead_to_runs_once(tmp_path: Path) -> None:
+    make_run(tmp_path / "elsewhere")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "linked").symlink_to(tmp_path / "elsewhere" / "asr")
+    (tmp_path / "runs" / "circle").symlink_to(tmp_path / "runs")
+    (run,), problems = load_runs([tmp_path / "runs"])
+    assert run.folder == tmp_path / "runs/linked/magneto-tiny-seed1" and not problems
+
+
+def test_a_result_above_does_not_hide_runs_below(tmp_path: Path) -> None:
+    """`name=..` once wrote a run into the folder of all runs."""
+    folder = make_run(tmp_path)
+    for name in ("result.json", "metrics.csv", "config.yaml"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    (folder / "checkpoints" / "result.json").write_text("{}")
+    runs, problems = load_runs([tmp_path])
+    assert [run.folder for run in runs] == [tmp_path, folder] and not problems
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root reads everything, so that a refusing system is played."""
+    make_run(tmp_path)
+    folder = make_run(tmp_path, seed=2)
+    for name in ("metrics.csv", "samples.jsonl"):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).mkdir()
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    scandir = os.scandir
+
+    def refusing(path: Any) -> Any:
+        if Path(path) == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    runs, problems = load_runs([tmp_path])
+    assert len(runs) == 2 and not runs[1].curves and not runs[1].samples
+    assert [problem.split(": ")[0] for problem in problems] == [
+        str(closed), str(folder / "metrics.csv"), str(folder / "samples.jsonl")
+    ]  # fmt: skip
+    assert write_report([tmp_path], tmp_path / "out").html.is_file()
+
+
+def test_damaged_values_end_no_report(tmp_path: Path) -> None:
+    """Steps and values beyond all numbers, a stray quotation mark, half a character, a picture that cannot be."""
+    folder = make_run(
+        tmp_path / "runs",
+        overrides=("name=caf\udce9",),
+        metrics={"test/cer": 0.5, "test/wer": 1e300},
+        curves={"train/loss": [(1, 2.0), (2, 1e300)]},
+        samples=[{"id": "\ud800", "kind": ["x"], "picture": "a\0b", "hypothesis": "\udcff"}],
+    )
+    with (folder / "metrics.csv").open("a") as file:
+        file.write(
+            '3,"train/loss,1.0\n4,train/loss,1.0\n99999999999999999999,train/loss,1.0\n-1,train/loss,1\n'
+        )
+        file.write("5,train/loss,1.0\n" + "x" * 200_000 + '"\n')
+    (run,), _ = load_runs([tmp_path / "runs"])
+    assert run.curves["train/loss"].steps.tolist() == [1, 2, 4, 5] and "test/wer" not in run.metrics
+    assert write_report([tmp_path / "runs"], tmp_path / "out").html.stat().st_size > 10_000
+
+
+def test_an_unwritable_folder_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path)
+    (tmp_path / "file").write_text("")
+    assert main([str(run), "--out", str(tmp_path / "file")]) == 2
+    error = capsys.readouterr().err
+    assert str(tmp_path / "file") in error and "--out" in error and "Traceback" not in error
 
 
 def test_metrics_of_a_killed_and_resumed_run(tmp_path: Path) -> None:
@@ -290,16 +382,16 @@ def test_a_group_override_stands_for_its_keys(tmp_path: Path) -> None:
     make_run(tmp_path)
     config = {"optimizer.name": "lion", "optimizer.betas": [0.9, 0.99], "optimizer.lr": 1e-4}
     make_run(tmp_path, config=config, overrides=("optimizer=lion",), name="lion")
-    assert sorted(row.label for row in section_of(tmp_path).rows) == ["optimizer=default", "optimizer=lion"]
+    assert sorted(row.label for row in section_of(tmp_path).rows) == ["optimizer=lion", "optimizer=unset"]
 
 
 def test_an_experiment_stands_for_its_keys(tmp_path: Path) -> None:
-    config = {"optimizer.lr": 1e-4, "optimizer.betas": [0.9, 0.98], "data.batch": 7, "trainer.max_steps": 9}
+    config = {"optimizer.lr": 1e-4, "optimizer.betas": [0.9, 0.98], "data.batch": 7}
     make_run(tmp_path)
     make_run(tmp_path, config=config, overrides=("experiment=asr/long",), name="long")
     assert sorted(row.label for row in section_of(tmp_path).rows) == [
         "experiment=asr/long",
-        "experiment=default",
+        "experiment=unset",
     ]
 
 
@@ -319,6 +411,131 @@ def test_a_repeated_seed_is_not_a_second_measurement(tmp_path: Path) -> None:
     assert any(
         "again" in problem and "same configuration and seed" in problem for problem in comparison.problems
     )
+
+
+def test_only_equal_budgets_compete(tmp_path: Path) -> None:
+    """Steps, sources of data and part of the test split are not told apart by the name of the corpus."""
+    make_run(tmp_path, "pre_ln")
+    make_run(tmp_path)
+    source = {"data.sources.manifest.manifest": "/home/me/other.jsonl"}
+    make_run(tmp_path, name="short", config={"trainer.max_steps": 3}, steps=3, metrics={"test/cer": 0.1})
+    make_run(tmp_path, name="part", config={"trainer.limit_test_batches": 2}, metrics={"test/cer": 0.1})
+    make_run(tmp_path, name="stopped", config={"trainer.max_steps": 900}, steps=2, metrics={"test/cer": 0.1})
+    make_run(tmp_path, name="other", config=source, metrics={"test/cer": 0.1})
+    sections = compare(*load_runs([tmp_path])).sections
+    assert {section.title: [run.name for run in section.runs] for section in sections} == {
+        "asr on stamps, 2 steps": ["stopped"],
+        "asr on stamps, 3 steps": ["short"],
+        "asr on stamps, 300 steps": ["pre_ln-tiny-seed1", "magneto-tiny-seed1"],
+        "asr on stamps, 300 steps, tested on 2 batches": ["part"],
+        "asr on stamps, manifest=/home/me/other.jsonl, 300 steps": ["other"],
+    }
+    assert [verdict(section) for section in sections if len(section.rows) > 1] == [
+        "Lowest test/cer: pre_ln and magneto, equal in the digits shown."
+    ]
+
+
+def test_runs_that_never_trained_do_not_count(tmp_path: Path) -> None:
+    """A refused command's folder is one line and a row of the last table: nothing is compared with it."""
+    make_run(tmp_path, "pre_ln")
+    make_run(tmp_path)
+    for number, error in enumerate(("optimizer.name=muon", "no GPU")):
+        options: dict[str, Any] = {"status": "failed", "message": f"UserError: {error}", "metrics": {}}
+        make_run(tmp_path, name=f"refused{number}", **options, steps=None)
+    crashed = make_run(
+        tmp_path, seed=2, status="failed", metrics={}, steps=None, curves={"train/loss": [(40, 1.0)]}
+    )
+    comparison = compare(*load_runs([tmp_path]))
+    assert comparison.problems == ("2 runs that never trained",)
+    (section,) = comparison.sections
+    assert [row.label for row in section.rows] == ["pre_ln", "magneto"]
+    assert [run.name for run in section.runs if run.status == "failed"] == [crashed.name]
+    assert unfinished(section) == ["magneto-tiny-seed2: failed at step 40 of 300"]
+    table = runs_table(comparison, tmp_path)
+    assert column(table, "status")[-2:] == ["**failed (never trained)**"] * 2
+    assert column(table, "steps") == ["300", "300", "40 of 300", "–", "–"]
+    with pytest.raises(UserError, match="no run to compare.*\n.*refused0: UserError: optimizer.name=muon"):
+        compare(*load_runs([tmp_path / "asr" / "refused0"]))
+
+
+def test_debug_runs_compete_only_if_named(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    config = {"trainer.max_steps": 3}
+    options: dict[str, Any] = {"config": config, "steps": 3, "overrides": ("task=asr", "debug=default")}
+    debug = make_run(tmp_path, name="debug", **options)
+    make_run(tmp_path, name="no debug", seed=2, overrides=("debug=null",))
+    comparison = compare(*load_runs([tmp_path]))
+    assert {run.name for run in comparison.runs} == {"magneto-tiny-seed1", "no debug"}
+    assert comparison.problems == ("1 debug run (--include-debug compares them)",)
+    assert column(runs_table(comparison, tmp_path), "status")[-1] == "**finished (debug)**"
+    for named in (
+        compare(*load_runs([tmp_path, debug])),
+        compare(*load_runs([tmp_path]), include_debug=True),
+    ):
+        assert "debug" in {run.name for run in named.runs} and not named.problems
+    with pytest.raises(UserError, match="Use --include-debug"):
+        compare([run for run in load_runs([tmp_path])[0] if run.debug])
+
+
+def test_a_killed_run_shows_how_far_it_came(tmp_path: Path) -> None:
+    """It has no result.json: its configuration says what it is, metrics.csv where it ended."""
+    make_run(tmp_path, "pre_ln", overrides=("optimizer=lion",), config={"optimizer.name": "lion"})
+    killed = make_run(tmp_path, curves={"train/loss": [(10, 3.0), (45, 2.0)]}, metrics={})
+    (killed / "result.json").unlink()
+    (killed / "metrics.csv").open("a").write("46,train/lo")
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf/config.yaml").write_text("task: null\n")  # a configuration is no run
+    (section,) = compare(*load_runs([tmp_path])).sections
+    (run,) = section.rows[1].runs
+    assert (run.status, run.steps, run.seed, run.task, run.size) == ("unfinished", 45, 1, "asr", "tiny")
+    assert [row.label for row in section.rows] == ["pre_ln · optimizer=lion", "magneto · optimizer=unknown"]
+    assert unfinished(section)[0].startswith(
+        "magneto-tiny-seed1: unfinished at step 45 of 300 (no result.json"
+    )
+    assert seeds_text(section.rows[1]) == "0 of 1 (1 unfinished)"
+
+
+def test_labels_claim_no_choice_that_was_not_made(tmp_path: Path) -> None:
+    """`trainer=default` typed out is not a difference to a command that leaves it out."""
+    make_run(
+        tmp_path, overrides=("trainer=default", "optimizer.lr=0.1"), config={"optimizer.lr": 0.1}, name="a"
+    )
+    make_run(tmp_path, overrides=("optimizer.lr=0.2",), config={"optimizer.lr": 0.2}, name="b")
+    assert [row.label for row in section_of(tmp_path).rows] == ["optimizer.lr=0.1", "optimizer.lr=0.2"]
+
+
+def test_labels_of_many_keys_differ_and_are_short(tmp_path: Path) -> None:
+    """A row names in what it differs from most others; `(2)` or `8 more keys` alone tell nothing."""
+    keys = [f"optimizer.key{number}" for number in range(8)]
+    common = dict.fromkeys(keys, 0)
+    make_run(tmp_path, config=common, name="plain")
+    make_run(tmp_path, config=common | {"optimizer.key7": 1}, name="one")
+    for last in (2, 3):  # these differ from each other in the last of five keys alone
+        changed = dict.fromkeys(keys[:4], 1) | {"optimizer.key6": last}
+        make_run(tmp_path, config=common | changed, name=f"five{last}")
+    make_run(tmp_path, config=common | {"optimizer.file": "/data/" + "x" * 90 + "/a.txt"}, name="path")
+    labels = {run.name: row.label for row in section_of(tmp_path).rows for run in row.runs}
+    assert labels["plain"] == "magneto · tiny" and labels["one"] == "optimizer.key7=1"
+    assert labels["path"] == "optimizer.file=…/a.txt"
+    assert labels["five2"].endswith("optimizer.key6=2") and labels["five3"].endswith("optimizer.key6=3")
+    assert len(set(labels.values())) == 5 and not any("(" in label for label in labels.values())
+
+
+def test_memory_of_two_meanings_is_not_one_column(tmp_path: Path) -> None:
+    make_run(tmp_path, "pre_ln", run_peak_memory_bytes=None)
+    make_run(tmp_path, peak_memory_bytes=None, run_peak_memory_bytes=2**29)
+    table = cost_table(section_of(tmp_path))
+    assert column(table, "peak memory of the run") == ["–", "0.50 GiB"]
+    (index,) = [i for i, name in enumerate(table.header) if name == "peak memory"]
+    assert [row[index].text for row in table.rows] == ["1.00 GiB", "–"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.21, "0.2 s"), (12.4, "12 s"), (59.6, "1.0 min"), (5399, "90.0 min"), (7200, "2.0 h"), (None, "–")],
+)
+def test_durations_have_a_unit_that_fits(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text
 
 
 def test_tasks_and_corpora_are_not_mixed(tmp_path: Path) -> None:
@@ -410,7 +627,7 @@ def test_table_means_spread_bold_and_diverged(tmp_path: Path) -> None:
     assert column(table, "test/cer ↓") == ["0.380 †", "0.460 ± 0.014", "**0.410 ± 0.014**"]
     assert column(table, "Δ to pre_ln") == ["–", "reference", "−0.050 [−0.304, 0.204]"]
     assert column(table, "test/wer ↓") == ["0.780 †", "0.860 ± 0.014", "**0.810 ± 0.014**"]
-    assert unfinished(section) == ["post_ln-tiny-seed2: diverged at step 130 (loss is nan)"]
+    assert unfinished(section) == ["post_ln-tiny-seed2: diverged at step 130 of 300 (loss is nan)"]
     sentence = verdict(section)
     assert sentence is not None
     assert sentence.startswith(
@@ -558,8 +775,44 @@ def test_a_swept_number_has_a_figure_of_its_own(tmp_path: Path) -> None:
     }  # fmt: skip
     picture = next(p for p in draw(section, tmp_path) if p.path.name == "asr-stamps_by_optimizer_lr.png")
     assert picture.title == "test/cer by optimizer.lr" and "pre_ln, magneto" in picture.alt
-    make_run(tmp_path, config={"optimizer.lr": 8e-3, "trainer.max_steps": 9}, name="shorter")
+    make_run(tmp_path, config={"optimizer.lr": 8e-3, "optimizer.eps": 9}, name="another key")
     assert section_of(tmp_path).sweep is None
+
+
+def test_figures_of_many_long_rows_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Panels keep their size, no title runs into its neighbour or out of the figure, and matplotlib does not warn."""
+    figures: list[Figure] = []
+    save = report_figures._save
+    monkeypatch.setattr(
+        report_figures, "_save", lambda figure, path: (figures.append(figure), save(figure, path))
+    )
+    for number in range(30):
+        curves = {"train/loss": falling(number), "val/cer": falling(number, every=50)}
+        curves |= {f"probe/activation_rms/layer_{layer:02d}": falling(layer, every=50) for layer in (1, 2)}
+        changed = {f"optimizer.a_long_name_of_a_key{key}": (number >> key) % 2 for key in range(5)}
+        make_run(
+            tmp_path, ("pre_ln", "magneto")[number % 2], name=str(number), config=changed, curves=curves,
+            metrics={"test/cer": 0.5 + number / 100},
+        )  # fmt: skip
+    for number in range(7):
+        task = f"a_task_with_quite_a_long_name_{number}"
+        make_run(tmp_path, "pre_ln", task=task, data="日本語", status="diverged", metrics={})
+        make_run(tmp_path, "magneto", task=task, data="日本語", metrics={"test/cer": number})
+    write_report([tmp_path], tmp_path / "out")
+    assert not [str(warning.message) for warning in recwarn.list]
+    assert len(figures) > 10
+    for figure in figures:
+        figure.draw_without_rendering()
+        width = figure.get_figwidth() * figure.dpi
+        panels = [ax.get_window_extent() for ax in figure.axes]
+        assert min(panel.width for panel in panels) > 1.2 * figure.dpi
+        assert min(panel.height for panel in panels) > 0.4 * figure.dpi
+        titles = [ax._left_title.get_window_extent() for ax in figure.axes]  # type: ignore[attr-defined]
+        assert max(title.x1 for title in titles) <= width
+        for index, title in enumerate(titles):
+            assert not any(title.overlaps(other) for other in (*titles[index + 1 :], *panels) if other.width)
 
 
 def test_hopeless_curves_are_drawn_too(tmp_path: Path) -> None:
@@ -633,7 +886,7 @@ def test_report_files(tmp_path: Path) -> None:
     for said in (
         "Placements",
         "python run.py -m seed=1,2",
-        "post_ln-tiny-seed2: diverged at step 130 (loss is nan)",
+        "post_ln-tiny-seed2: diverged at step 130 of 300 (loss is nan)",
     ):
         assert said in markdown and said in text
     assert "| magneto | 5.2 M | 2 | **0.410 ± 0.014** |" in markdown
@@ -876,11 +1129,11 @@ def test_tasks_stand_in_one_table(tmp_path: Path) -> None:
     make_run(tmp_path, "post_ln", 1, status="diverged", metrics={}, **options)
     files = write_report([tmp_path], tmp_path / "report")
     header, asr, mt = overview_rows(files.markdown)
-    assert header == ["task", "corpus", "metric", "post_ln", "pre_ln", "magneto", "seeds", "minutes a run"]
+    assert header == ["task", "corpus", "metric", "post_ln", "pre_ln", "magneto", "seeds", "time a run"]
     assert asr[2:6] == ["test/cer ↓", "0.380 †", "0.460 ± 0.014", "**0.410 ± 0.014**"]
     # Means and deviations by hand; minutes are those of the finished runs, 2 for seed 1 and 4 for seed 2.
     assert mt == [
-        "mt", "help", "test/bleu ↑", "diverged", "21.00 ± 1.41", "**24.50 ± 0.71**", "0 to 2", "3.0"
+        "mt", "help", "test/bleu ↑", "diverged", "21.00 ± 1.41", "**24.50 ± 0.71**", "0 to 2", "3.0 min"
     ]  # fmt: skip
     assert "<h2>Overview</h2>" in files.html.read_text()
     assert files.latex.read_text().count(r"\caption{Overview.") == 1
@@ -905,10 +1158,11 @@ def test_a_backbone_that_was_not_run_has_a_dash(tmp_path: Path) -> None:
         make_run(tmp_path, backbone)
     _, asr, mlm = overview_rows(write_report([tmp_path], tmp_path / "report").markdown)
     assert asr[3:5] == ["**0.500**", "**0.500**"]
-    assert mlm[3:] == ["0.500", "–", "1", "2.0"]
+    assert mlm[3:] == ["0.500", "–", "1", "2.0 min"]
 
 
-def test_runs_with_other_overrides_have_a_row_of_their_own(tmp_path: Path) -> None:
+def test_budgets_have_rows_of_their_own(tmp_path: Path) -> None:
+    """Bold is the best of a row; where a backbone has several configurations, the best in validation stands there."""
     make_run(tmp_path, task="mlm")
     for steps, cer in ((300, 0.3), (20, 0.9)):
         for number, backbone in enumerate(("pre_ln", "magneto")):
@@ -918,28 +1172,23 @@ def test_runs_with_other_overrides_have_a_row_of_their_own(tmp_path: Path) -> No
                 name=f"{backbone}-{steps}",
                 metrics={"test/cer": cer + 0.01 * number},
                 config={"trainer.max_steps": steps},
-                overrides=(
-                    "task=asr",
-                    f"backbone={backbone}",
-                    f"runs_dir={number}",
-                    *(["trainer.max_steps=20"] if steps == 20 else []),
-                ),
+                steps=steps,
             )
     files = write_report([tmp_path], tmp_path / "report")
     _, *rows = overview_rows(files.markdown)
-    # A row is bold where it is the best of its own row, whatever the others have.
     assert {row[0]: row[3:5] for row in rows} == {
-        "asr": ["**0.300**", "0.310"],
-        "asr trainer.max_steps=20": ["**0.900**", "0.910"],
+        "asr, 20 steps": ["**0.900**", "0.910"],
+        "asr, 300 steps": ["**0.300**", "0.310"],
         "mlm": ["–", "0.500"],
     }
-    # The same overrides with two outcomes of the defaults: there is no single number.
-    make_run(tmp_path, name="older", config={"optimizer.lr": 1.0}, overrides=("task=asr", "backbone=magneto"))
-    text = write_report([tmp_path], tmp_path / "report").markdown.read_text()
-    assert "has several configurations: asr on stamps." in text
+    # The best in the test, but not in validation.
+    monitor = {"metric": "val/cer", "mode": "min", "best": 0.6, "best_step": 200}
+    make_run(tmp_path, name="other", config={"optimizer.lr": 1.0}, metrics={"test/cer": 0.1}, monitor=monitor)
+    _, *rows = overview_rows(write_report([tmp_path], tmp_path / "report").markdown)
+    assert rows[1][0] == "asr, 300 steps ‡" and rows[1][3:5] == ["**0.300**", "0.310"]
 
 
-def test_an_overview_needs_two_rows(tmp_path: Path) -> None:
+def test_an_overview_needs_two_tasks(tmp_path: Path) -> None:
     three_by_two(tmp_path / "runs")
     files = write_report([tmp_path / "runs"], tmp_path / "report")
     assert "## Overview" not in files.markdown.read_text()
@@ -962,7 +1211,9 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     (broken / "result.json").write_text("{")
     assert main([str(tmp_path / "runs"), "--metric", "test/wer"]) == 0
     output = capsys.readouterr()
-    assert str(tmp_path / "runs" / "report" / "report.html") in output.out.splitlines()
+    assert f"report: {tmp_path / 'runs' / 'report' / 'report.html'}" in output.out.splitlines()
+    assert re.search(r"magneto +│ +2 │ 0\.810 ± 0\.014 │ 0\.410 ± 0\.014 │ +3\.0 min", output.out), output.out
+    assert "Lowest test/wer among rows without a diverged seed: magneto" in " ".join(output.out.split())
     assert "warning: left out" in output.err and "broken" in output.err
     assert "Lowest test/wer" in (tmp_path / "runs" / "report" / "report.md").read_text()
     assert main([str(tmp_path / "runs")]) == 0  # its own files do not disturb it
@@ -994,6 +1245,14 @@ def test_the_module_runs_without_torch(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_a_sweeps_folder_has_a_short_name() -> None:
+    overrides = ["task=asr", "backbone=post_ln,pre_ln,magneto", "seed=1,2"]
+    name = folder_name(overrides)
+    assert re.fullmatch(r"post_ln-pre_ln-magneto-[0-9a-f]{8}", name)
+    assert folder_name([*overrides, "optimizer.lr=1"]) not in (name, "")
+    assert re.fullmatch(r"[\w.-]{1,50}", folder_name(["data.x={a: 1, b: 'ü'}", "y=" + "1," * 99 + "/"]))
 
 
 def test_wandb_offline(

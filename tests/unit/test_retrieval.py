@@ -79,9 +79,8 @@ def test_scores_are_those_of_brute_force() -> None:
         assert scores[f"text_to_image/r{cut}"] == pytest.approx(of_texts)
     assert 0 < scores["r1"] < 1
     assert scores["r1"] == pytest.approx((scores["image_to_text/r1"] + scores["text_to_image/r1"]) / 2)
-    assert scores["gallery"] == len(set(picture.tolist())) and scores["captions"] == len(
-        set(caption.tolist())
-    )
+    assert scores["facts/images"] == len(set(picture.tolist()))
+    assert scores["facts/captions"] == len(set(caption.tolist()))
     assert not any(name.endswith("/en") for name in scores)
 
 
@@ -94,7 +93,7 @@ def test_chance_is_what_a_lot_gives() -> None:
         of = [F.normalize(torch.randn(2000, 3), dim=-1)[numbers] for numbers in (picture, caption)]
         metric.update(picture, caption, torch.zeros_like(picture), *of)
         drawn.append(metric.compute()["r1"])
-    assert np.mean(drawn) == pytest.approx(score("en")["chance"], rel=0.15)
+    assert np.mean(drawn) == pytest.approx(score("en")["facts/chance"], rel=0.15)
 
 
 def test_each_language_is_scored_for_itself() -> None:

@@ -67,7 +67,7 @@ def test_a_checkpoint_from_elsewhere_does_not_overwrite_a_run(tmp_path: Path) ->
         own.begin({"lr": 1}, str(other))
     assert own.begin({"lr": 1}, str(own.last)).checkpoint == own.last
     own.last.unlink()
-    own.write_result({"status": "finished"})
+    own.write_result({"status": "finished", "metrics": {}})
     with pytest.raises(UserError, match="holds a run already"):
         own.begin({"lr": 1}, str(other))
 
@@ -80,8 +80,12 @@ def test_further_processes_decide_as_the_first_one_does(tmp_path: Path) -> None:
     assert _follow(folder, "auto") == folder.begin({"lr": 1}, "auto") == Start(checkpoint=folder.last)
     assert _follow(folder, "never") == Start()
     assert _follow(folder, str(folder.best)) == Start(checkpoint=folder.best)
-    folder.write_result({"status": "finished"})
-    assert _follow(folder, "auto") == folder.begin({"lr": 1}, "auto") == Start(result={"status": "finished"})
+    folder.write_result({"status": "finished", "metrics": {}})
+    assert (
+        _follow(folder, "auto")
+        == folder.begin({"lr": 1}, "auto")
+        == Start(result={"status": "finished", "metrics": {}})
+    )
 
 
 def test_damaged_files_of_a_run_are_named(tmp_path: Path) -> None:

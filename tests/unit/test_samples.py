@@ -4,7 +4,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from magneto.loggers import log_samples
@@ -26,14 +25,17 @@ def test_a_row_without_picture_stays_as_it_is(tmp_path: Path) -> None:
     assert save_picture(row, tmp_path, "val-1") is row and not any(tmp_path.iterdir())
 
 
-def test_wandb_gets_pictures_as_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    import wandb
-
-    tables = []
-    logger = SimpleNamespace(log_table=lambda **table: tables.append(table))
-    rows = [{"id": "1", "picture": PIXELS}, {"id": "2", "picture": PIXELS[..., 0]}]
+def test_wandb_gets_images_with_captions() -> None:
+    """Images go to W&B's media, which have a slider over the steps, with what else is known as their captions."""
+    calls = []
+    logger = SimpleNamespace(log_table=None, log_image=lambda **image: calls.append(image))
+    rows = [
+        {"step": 5, "split": "val", "id": "1", "found": ["é"], "picture": PIXELS},
+        {"step": 5, "split": "val", "id": "2", "found": [], "picture": PIXELS[..., 0]},
+    ]
     log_samples(logger, "val/samples", rows, 5)
-    (table,) = tables
-    assert table["columns"] == ["id", "picture"] and table["step"] == 5
-    assert [type(cell) for _, cell in table["data"]] == [wandb.Image] * 2
+    (call,) = calls
+    assert call["key"] == "val/samples" and call["step"] == 5
+    assert call["caption"] == ['id: 1\nfound: ["é"]', "id: 2\nfound: []"]
+    assert call["images"][0] is PIXELS
     log_samples(SimpleNamespace(), "val/samples", rows, 5)

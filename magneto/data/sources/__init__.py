@@ -40,11 +40,15 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The examples of a corpus, what it skipped itself, and where it came from (plain values)."""
+    """The examples of a corpus, what it skipped itself, and where it came from (plain values).
+
+    advice: what a user can do about its splits, for messages.
+    """
 
     utterances: list[Utterance]
     skipped: list[Skipped] = field(default_factory=list)
     origin: dict[str, Any] = field(default_factory=dict)
+    advice: str = ""
 
 
 class SpeechSource(Protocol):

@@ -11,7 +11,7 @@ from typing import Any
 from magneto.data.sources import SPLITS, Skipped
 from magneto.data.sources.documents import BadText, decode_text
 from magneto.data.sources.fetch import file_digest
-from magneto.data.sources.pictures import ImageCorpus, Picture
+from magneto.data.sources.pictures import ImageCorpus, Picture, existing, image_files_digest
 from magneto.errors import UserError, nearest
 
 COLUMNS = ("image", "caption", "language", "split")
@@ -35,11 +35,12 @@ class CaptionFileSource:
         self.language = language
 
     def identity(self) -> dict[str, Any]:
-        """Content of the file, and where the pictures are."""
+        """Content of the file, where the pictures are, and their sizes and times."""
         return {
             "corpus": "caption_file",
-            "recipe": 1,
+            "recipe": 2,
             "file": file_digest(self.file) if self.file.is_file() else None,
+            "images": image_files_digest(self),
             "folder": str(self.folder.absolute()),
             "language": self.language,
         }
@@ -68,7 +69,7 @@ class CaptionFileSource:
                 f"{COLUMNS[1]}."
             )
         pictures = [
-            Picture(id=image, image=self.folder / image, split=splits[image], captions=texts)
+            Picture(id=image, image=existing(self.folder / image), split=splits[image], captions=texts)
             for image, texts in captions.items()
         ]
         return ImageCorpus(

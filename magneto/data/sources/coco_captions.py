@@ -12,7 +12,7 @@ from typing import Any
 from magneto.data.sources import SPLITS, Skipped
 from magneto.data.sources.documents import text_of
 from magneto.data.sources.fetch import file_digest
-from magneto.data.sources.pictures import ImageCorpus, Picture
+from magneto.data.sources.pictures import ImageCorpus, Picture, existing, image_files_digest
 from magneto.errors import UserError
 
 KARPATHY = {"train": "train", "restval": "train", "val": "val", "test": "test"}
@@ -39,12 +39,13 @@ class CocoCaptionsSource:
         self.folder = Path(folder).expanduser()
 
     def identity(self) -> dict[str, Any]:
-        """Content of the annotations, and where the pictures are."""
+        """Content of the annotations, where the pictures are, and their sizes and times."""
         files = {split: file_digest(file) if file.is_file() else None for split, file in self.files.items()}
         return {
             "corpus": "coco_captions",
-            "recipe": 1,
+            "recipe": 2,
             "files": files,
+            "images": image_files_digest(self),
             "folder": str(self.folder.absolute()),
         }
 
@@ -102,8 +103,8 @@ class CocoCaptionsSource:
         ]
 
     def _find(self, name: str, place: str = "") -> Path:
-        direct = self.folder / name
-        return direct if not place or direct.exists() else self.folder / place / name
+        direct = existing(self.folder / name)
+        return direct if not place or direct.exists() else existing(self.folder / place / name)
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -106,7 +106,9 @@ class DDTPSource:
         files = {}
         for language in self.languages:
             names = [f"Translation-{language}{ending}" for ending in OPENERS]
-            files[language] = sorted(path for path in folder.iterdir() if path.name.endswith(tuple(names)))
+            files[language] = sorted(
+                path for path in folder.glob("[!.]*") if path.name.endswith(tuple(names))
+            )
             if not files[language]:
                 raise UserError(
                     f"folder={folder} holds no file ending in Translation-{language} ({', '.join(OPENERS)} may follow). "

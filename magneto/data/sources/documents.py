@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import regex
+
 from magneto.data.sources import Skipped
 
 LINES = 100  # of a file without documents, or units of a translation memory, that stand on one side of the split together
@@ -75,7 +77,8 @@ def why_unusable(text: str) -> str | None:
 
 
 SURROGATE = re.compile(r"[\ud800-\udfff]")
-VARIABLE = re.compile(r"\W*\d[\d\W]*|\W+")
+# All but letters with their combining marks, which `re` does not count as letters; with and without a number.
+VARIABLE = regex.compile(r"N*\d[\dN]*|N+".replace("N", r"[^\p{L}\p{N}\p{M}_]"), regex.V1)
 
 
 def content_group(text: str) -> str:

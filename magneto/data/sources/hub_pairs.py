@@ -18,7 +18,8 @@ class HubPairsSource:
 
     name, revision, data_files, streaming: see `hub_rows`. directions: such as [en-fr, fr-en]. configs: direction -> the
     data set's configuration, for those that are not called by the two languages in alphabetical order. splits: ours ->
-    the data set's; with `train` alone, the others are held out from it by a hash of the row's number in thousands. A
+    the data set's; with `train` alone, the others are held out from it by a hash of the row's number in thousands;
+    `test` alone is for the evaluation of a trained model. A
     direction may lack the others (of OPUS-100 some are published to train on only): that is listed as skipped.
     limit: rows of each split and direction at most.
     """
@@ -37,9 +38,10 @@ class HubPairsSource:
     ) -> None:
         self.directions = parse_directions(directions)
         self.splits = dict(splits or {"train": "train", "val": "validation", "test": "test"})
-        if set(self.splits) not in ({"train"}, set(SPLITS)):
+        if set(self.splits) not in ({"train"}, {"test"}, set(SPLITS)):
             raise UserError(
-                f"data: splits of {name} names {', '.join(self.splits)}; name train, val and test, or train alone."
+                f"data: splits of {name} names {', '.join(self.splits)}; name train, val and test, or train alone, or for "
+                "mode=test test alone."
             )
         local = name in FILE_BUILDERS
         if local and not data_files:
@@ -90,34 +92,28 @@ class HubPairsSource:
 
     def _split(self, source: str, target: str, side: str, skipped: list[Skipped]) -> Iterator[Pair]:
         split, config = self.splits[side], self.configs[source, target]
+        usable, found = False, ""
         for number, row in enumerate(hub_rows(split=split, config=config, **self.arguments)):
             name = f"{source}-{target}:{split}:{number}"
-            texts = self._texts(row, source, target)
-            if texts is None:
+            translation = row.get("translation")
+            languages = translation if isinstance(translation, Mapping) else {}
+            sides = languages.get(source), languages.get(target)
+            usable |= {source, target} <= set(languages)
+            if not all(isinstance(text, str) for text in sides):
+                found = found or (f"the languages {', '.join(languages)}" if languages else ", ".join(row))
                 skipped.append(Skipped(name, split, "a language is missing in the row"))
                 continue
             yield Pair(
                 id=name,
-                source=texts[0],
-                target=texts[1],
+                source=str(sides[0]),
+                target=str(sides[1]),
                 source_language=source,
                 target_language=target,
                 group=f"{split}:{number // 1000}",
-                split=side if len(self.splits) > 1 else None,
+                split=None if set(self.splits) == {"train"} else side,
             )
-
-    def _texts(self, row: Mapping[str, Any], source: str, target: str) -> tuple[str, str] | None:
-        """The row's two texts, None where one is missing. Raises `UserError` for a row of another form."""
-        translation = row.get("translation")
-        if not isinstance(translation, Mapping) or not {source, target} <= set(translation):
-            found = (
-                f"the languages {', '.join(translation)}"
-                if isinstance(translation, Mapping)
-                else ", ".join(row)
-            )
+        if found and not usable:
             raise UserError(
                 f"data: {self.arguments['name']} has no pairs {source}-{target}: a row is to hold `translation: "
-                f"{{{source}: ..., {target}: ...}}`; it has {found}. Check the directions and configs."
+                f"{{{source}: ..., {target}: ...}}`; the first has {found}. Check the directions and configs."
             )
-        sides = translation[source], translation[target]
-        return sides if all(isinstance(text, str) for text in sides) else None

@@ -5,11 +5,12 @@ root/train/CLASS/*.jpg  root/val/CLASS/*.jpg  [root/test/CLASS/*.jpg]      or   
 
 import hashlib
 import os
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from magneto.data.pictures import SUFFIXES, find_pictures, printable
+from magneto.data.pictures import SUFFIXES, find_pictures, printable, walk
 from magneto.data.sources import Skipped
 from magneto.data.sources.pictures import ImageCorpus, Picture, held_out
 from magneto.errors import UserError
@@ -28,7 +29,8 @@ class ImageFolderSource:
     hash for validation; the folder `val` is then the test, as ImageNet's is reported. None: `val` is the validation,
     and the test too where there is no folder `test`. evaluation: all pictures are a test set, for models that were
     trained on another corpus (ImageNet-A, -R, -Sketch). names: a table FOLDER<tab>LABEL, one line a class: what the
-    model calls the classes, where the folders are called otherwise.
+    model calls the classes, where the folders are called otherwise. splits: False: `train`, `val` and `test` are classes.
+    Links to folders are followed.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class ImageFolderSource:
         validation: float | None = None,
         evaluation: bool = False,
         names: str | None = None,
+        splits: bool = True,
     ) -> None:
         if folder is None:
             raise UserError(
@@ -45,18 +48,19 @@ class ImageFolderSource:
         if validation is not None and not 0 < validation < 1:
             raise UserError(f"data: validation={validation} must lie between 0 and 1: 0.01.")
         self.folder = Path(folder).expanduser()
-        self.validation, self.evaluation = validation, evaluation
+        self.validation, self.evaluation, self.splits = validation, evaluation, splits
         self.names = None if names is None else Path(names).expanduser()
 
     def identity(self) -> dict[str, Any]:
         """Settings, and names, sizes and times of all files (the pictures may be read where they lie)."""
         return {
             "corpus": "image_folder",
-            "recipe": 1,
+            "recipe": 2,
             "folder": str(self.folder.absolute()),
             "files": _listing(self.folder) if self.folder.is_dir() else None,
             "validation": self.validation,
             "evaluation": self.evaluation,
+            "splits": self.splits,
             "names": None if self.names is None else self._read_names(),
         }
 
@@ -66,7 +70,7 @@ class ImageFolderSource:
             raise UserError(f"folder={self.folder}: there is no such folder.")
         skipped: list[Skipped] = []
         found: dict[str, dict[str, list[Path]]] = {}  # side -> class's folder -> files
-        for side, root in self._roots().items():
+        for side, root in self._roots(skipped).items():
             found[side] = _classes(root, skipped)
         names = self._read_names()
         folders = sorted({name for classes in found.values() for name in classes})
@@ -87,13 +91,27 @@ class ImageFolderSource:
             evaluation_only=self.evaluation,
         )
 
-    def _roots(self) -> dict[str, Path]:
+    def _roots(self, skipped: list[Skipped]) -> dict[str, Path]:
         """Split -> the folder of its classes; "" where the corpus states no split."""
-        sides = {
-            SIDES[path.name.lower()]: path
-            for path in sorted(self.folder.iterdir())
-            if path.is_dir() and path.name.lower() in SIDES
-        }
+        sides: dict[str, Path] = {}
+        beside: list[Path] = []
+        for path in sorted(self.folder.iterdir()):
+            side = SIDES.get(path.name.lower()) if self.splits and path.is_dir() else None
+            if side is None:
+                beside.append(path)
+            elif side in sides:
+                raise UserError(
+                    f"{self.folder}: {sides[side].name} and {path.name} are both the {side} split. Rename or remove one, or "
+                    "put their classes together; if they are classes, set data.sources...splits=false."
+                )
+            else:
+                sides[side] = path
+        if sides:
+            skipped += [
+                Skipped(path.name, str(path), "folder beside those of the splits")
+                for path in beside
+                if path.is_dir() and not path.name.startswith(".")
+            ]
         if self.evaluation:
             return {"test": sides.get("test") or sides.get("val") or self.folder}
         if not sides:
@@ -106,14 +124,18 @@ class ImageFolderSource:
         if "train" not in sides:
             raise UserError(
                 f"{self.folder}: there is {' and '.join(sides)}, but no folder `train`. Add it, or use the pictures for "
-                "evaluation only (data.sources...evaluation=true)."
+                "evaluation only (data.sources...evaluation=true)" + self._or_classes(skipped)
             )
         if "val" not in sides and self.validation is None:
             raise UserError(
                 f"{self.folder}: there is no folder `val`. Add it, or hold out a share of train "
-                "(data.sources...validation=0.05)."
+                "(data.sources...validation=0.05)" + self._or_classes(skipped)
             )
         return sides
+
+    @staticmethod
+    def _or_classes(beside: list[Skipped]) -> str:
+        return "; if train, val and test are classes, set data.sources...splits=false." if beside else "."
 
     def _pictures(self, found: dict[str, dict[str, list[Path]]], names: dict[str, str]) -> Iterator[Picture]:
         held: set[str] = set()
@@ -140,7 +162,7 @@ class ImageFolderSource:
         if self.names is None:
             return {}
         try:
-            lines = self.names.read_text(encoding="utf-8-sig").splitlines()
+            lines = self.names.read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"names={self.names}: cannot be read ({error}).") from error
         pairs = {}
@@ -149,20 +171,26 @@ class ImageFolderSource:
             if line.strip() and not (tab and name.strip() and label.strip()):
                 raise UserError(f"{self.names}, line {number}: {line[:40]!r} is not FOLDER<tab>LABEL.")
             if line.strip():
-                pairs[name.strip()] = label.strip()
+                pairs[unicodedata.normalize("NFC", name.strip())] = label.strip()
         return pairs
 
 
 def _classes(root: Path, skipped: list[Skipped]) -> dict[str, list[Path]]:
     """Class's folder -> its pictures, however deep. Raises `UserError` when there is none."""
-    found = {}
+    found: dict[str, list[Path]] = {}
+    others: list[Path] = []
     for path in sorted(root.iterdir()):
         if path.name.startswith("."):
             continue
         if path.is_dir():
-            found[printable(path.name)] = find_pictures(path)
+            # One class however its accents are written: macOS writes them apart.
+            name = unicodedata.normalize("NFC", printable(path.name))
+            found[name] = found.get(name, []) + find_pictures(path, others)
         elif path.name.lower().endswith(SUFFIXES):
             skipped.append(Skipped(path.name, str(path), "in no class's folder"))
+    for path in others:
+        ending = f"names that end in {path.suffix.lower()}" if path.suffix else "names without an ending"
+        skipped.append(Skipped(printable(path.name), str(path), f"{ending} are not read"))
     for name in [name for name, files in found.items() if not files]:
         skipped.append(Skipped(name, str(root / name), "class folder without pictures"))
         del found[name]
@@ -176,14 +204,13 @@ def _classes(root: Path, skipped: list[Skipped]) -> dict[str, list[Path]]:
 def _listing(root: Path) -> str:
     """A digest of all names, sizes and times."""
     total = hashlib.sha256()
-    for place, folders, names in os.walk(root):
-        folders.sort()
+    for place, names in walk(root):
         entries = {entry.name: entry for entry in os.scandir(place)}
-        for name in sorted(names):
+        total.update(os.fsencode(place.relative_to(root)) + b"/\0")
+        for name in names:
             try:
                 stat = entries[name].stat()
-            except OSError:  # a link to nowhere: a bad picture, told when it is read
+            except OSError:  # a link to nowhere: a bad picture, reported when it is read
                 stat = entries[name].stat(follow_symlinks=False)
-            path = os.fsencode(Path(place, name).relative_to(root))
-            total.update(path + f"\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+            total.update(os.fsencode(name) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
     return total.hexdigest()

@@ -4,13 +4,15 @@ A table is read as GLUE's files want it: one example a line, columns between tab
 mark is text), a first line with the names of the columns or none.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from magneto.data.sources import SPLITS, Skipped
-from magneto.data.sources.fetch import listing_digest
+from magneto.data.sources.fetch import path_digest
+from magneto.data.sources.text_files import DAMAGES, open_text
 from magneto.errors import UserError, nearest
 
 
@@ -35,6 +37,7 @@ class LabelledCorpus:
 
     labels: the classes in the order of their numbers; empty for regression. metrics: see `classification_metrics`.
     An example may be listed for val and again for test, where a corpus has only one labelled evaluation set.
+    zero_digits: digits are written as zeros, here and in all that a model of it is to read.
     """
 
     examples: list[LabelledText]
@@ -42,6 +45,7 @@ class LabelledCorpus:
     metrics: tuple[str, ...]
     skipped: list[Skipped] = field(default_factory=list)
     origin: dict[str, Any] = field(default_factory=dict)
+    zero_digits: bool = False
 
 
 class LabelledSource(Protocol):
@@ -59,6 +63,11 @@ class LabelledSource(Protocol):
         ...
 
 
+def zero_digits(text: str) -> str:
+    """The text with zeros for digits, so that no year or sum tells."""
+    return re.sub(r"\d", "0", text)
+
+
 def read_table(
     file: Path, columns: Sequence[str] | None, skipped: list[Skipped]
 ) -> Iterator[tuple[int, dict[str, str]]]:
@@ -67,23 +76,37 @@ def read_table(
     Lines that are empty, are no UTF-8, or have another number of columns than the table go to `skipped`.
 
     Args:
-        file: the table.
+        file: the table, as it is or as .gz or .zst.
         columns: their names; None: the first line has them.
         skipped: takes what cannot be used.
 
     Raises:
-        UserError: the file is missing or empty.
+        UserError: the file is missing, empty or damaged, is no UTF-8, or its first line names no columns.
     """
     try:
-        content = file.read_bytes().removeprefix(b"\xef\xbb\xbf")
+        with open_text(file) as stream:
+            content = stream.read().removeprefix(b"\xef\xbb\xbf")
+    except DAMAGES as error:
+        raise UserError(
+            f"{file}: damaged ({error or type(error).__name__}). Fetch or compress it anew."
+        ) from error
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror}).") from error
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UserError(f"{file}: is UTF-16, not UTF-8. Save the table as UTF-8.")
     # Not splitlines(), nor the csv module: texts hold form feeds, single quotation marks, U+2028.
-    lines = content.split(b"\n")
+    lines = content.split(b"\n" if b"\n" in content else b"\r")
     start = 0
     if columns is None:
         columns = lines[0].decode("utf-8", "replace").rstrip("\r").split("\t")
         start = 1
+        if len(columns) == 1 and columns[0]:
+            raise UserError(
+                f"{file}: there is no tab in its first line, {columns[0][:60]!r}. Save the table with tabs between the "
+                "columns, and the names of the columns in the first line."
+            )
+        if twice := [name for name in dict.fromkeys(columns) if columns.count(name) > 1]:
+            raise UserError(f"{file}: two columns are called {twice[0]!r}. Rename one of them.")
     if not any(line.strip() for line in lines[start:]):
         raise UserError(f"{file}: there is no example in it.")
     for number, line in enumerate(lines[start:], start + 1):
@@ -167,8 +190,9 @@ def read_examples(
 class TsvSource:
     """Any labelled tables of the user's: tab-separated, with a first line of column names, no quoting.
 
-    train, val, test: the files. text, pair, label: names of the columns; pair None for single texts. regression:
-    labels are numbers. metrics: None: accuracy, or Pearson and Spearman for regression.
+    train, val, test: the files; test alone for the evaluation of a trained model. text, pair, label: names of the
+    columns; pair None for single texts. regression: labels are numbers. metrics: None: accuracy, or Pearson and Spearman
+    for regression. positive: the label that f1 is of, where there are two; None: the second in alphabetical order.
     """
 
     name = "tsv"
@@ -183,14 +207,17 @@ class TsvSource:
         label: str = "label",
         regression: bool = False,
         metrics: Sequence[str] | None = None,
+        positive: str | None = None,
     ) -> None:
         files: Mapping[str, str | None] = {"train": train, "val": val, "test": test}
-        if missing := [split for split, file in files.items() if file is None]:
+        missing = [split for split, file in files.items() if file is None]
+        if missing and missing != ["train", "val"]:
             raise UserError(
                 f"data.source.{missing[0]} is missing: name the {' and '.join(missing)} table (tab-separated, its first "
                 "line names the columns)."
             )
-        self.files = {split: Path(str(files[split])).expanduser() for split in SPLITS}
+        self.files = {split: Path(str(files[split])).expanduser() for split in SPLITS if files[split]}
+        self.positive = positive
         self.columns = Columns(text=text, pair=pair, label=label)
         self.regression = regression
         self.metrics = tuple(metrics or (("pearson", "spearman") if regression else ("accuracy",)))
@@ -198,22 +225,24 @@ class TsvSource:
     def identity(self) -> dict[str, Any]:
         """Settings, and size and time of the files."""
         return {
+            **({} if self.positive is None else {"positive": self.positive}),
             "recipe": 1,
-            "files": {split: listing_digest(file.parent, (file.name,)) for split, file in self.files.items()},
+            "files": {split: path_digest(file) for split, file in self.files.items()},
             "columns": [self.columns.text, self.columns.pair, self.columns.label],
             "regression": self.regression,
             "metrics": list(self.metrics),
         }
 
     def load(self, data_dir: Path) -> LabelledCorpus:
-        """The classes are those of the training table, in alphabetical order."""
+        """The classes are those of the training table (of the test table alone, its own), in alphabetical order."""
         skipped: list[Skipped] = []
         labels: tuple[str, ...] | None = () if self.regression else None
         examples: list[LabelledText] = []
-        for split in SPLITS:
-            examples += read_examples(self.files[split], self.columns, labels, split, skipped)
+        for split, file in self.files.items():
+            examples += read_examples(file, self.columns, labels, split, skipped)
             if labels is None:
-                labels = tuple(sorted({str(example.label) for example in examples}))
+                found = {str(example.label) for example in examples}
+                labels = tuple(sorted(found, key=lambda label: (label == self.positive, label)))
         return LabelledCorpus(
             examples=examples,
             labels=labels or (),

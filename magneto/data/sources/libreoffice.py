@@ -109,7 +109,9 @@ class LibreOfficeSource:
 
     def _pairs(self, located: dict[str, Located], skipped: list[Skipped]) -> Iterator[Pair]:
         roots = {name: found.root / LANGUAGES[name][1] / "text" for name, found in located.items()}
-        files = sorted({path.relative_to(root) for root in roots.values() for path in root.glob("**/*.html")})
+        files = sorted(
+            {path.relative_to(root) for root in roots.values() for path in root.glob("**/[!.]*.html")}
+        )
         for file in files:
             pages = {name: _read(root / file) for name, root in roots.items()}
             for source, target in self.directions:

@@ -4,6 +4,7 @@ torchaudio knows the checksums and unpacks; the download itself is ours, since t
 Its reading of audio is not used either (it needs FFmpeg): the files are read with soundfile like all others.
 """
 
+import hashlib
 import logging
 import shutil
 from collections.abc import Sequence
@@ -33,6 +34,15 @@ MEGABYTES = {
     "train-clean-360": 23_000,
     "train-other-500": 30_000,
 }  # the others: about 330
+UTTERANCES = {
+    "train-clean-100": 28_539,
+    "train-clean-360": 104_014,
+    "train-other-500": 148_688,
+    "dev-clean": 2_703,
+    "dev-other": 2_864,
+    "test-clean": 2_620,
+    "test-other": 2_939,
+}
 ARCHIVE_ROOT = "LibriSpeech"
 ADDRESS = "https://www.openslr.org/resources/12/"
 
@@ -52,7 +62,7 @@ class LibriSpeechSource:
         folder: str | None = None,
     ) -> None:
         self.subsets = {"train": tuple(train), "val": tuple(val), "test": tuple(test)}
-        chosen = [subset for subsets in self.subsets.values() for subset in subsets]
+        chosen = self._chosen()
         for subset in chosen:
             if subset not in SUBSETS:
                 raise UserError(f"data: LibriSpeech has no subset {subset!r}; it has {', '.join(SUBSETS)}.")
@@ -63,7 +73,7 @@ class LibriSpeechSource:
         self.folder = folder
 
     def identity(self) -> dict[str, Any]:
-        """The subsets; LibriSpeech has one version."""
+        """The subsets, which have one version; of one in `folder` that is not whole, its files: more may arrive."""
         identity: dict[str, Any] = {
             "corpus": "LibriSpeech",
             "recipe": 1,
@@ -71,6 +81,13 @@ class LibriSpeechSource:
         }
         if self.folder is not None:
             identity["folder"] = str(Path(self.folder).expanduser().resolve())
+            # One that is missing will be downloaded, and is whole then.
+            for subset in self._chosen():
+                folder = self._root() / ARCHIVE_ROOT / subset
+                files = sorted(folder.glob("[!.]*/[!.]*/[!.]*"))
+                if files and sum(file.suffix == ".flac" for file in files) != UTTERANCES[subset]:
+                    listed = "".join(f"{file.relative_to(folder)}\0{file.stat().st_size}\0" for file in files)
+                    identity[subset] = hashlib.sha256(listed.encode()).hexdigest()
         return identity
 
     def missing_bytes(self, data_dir: Path) -> int:
@@ -79,16 +96,18 @@ class LibriSpeechSource:
         The recordings that are not there yet, and the archive while it is unpacked; later log-mel features of all, which
         at 80 channels of 2 bytes are about as large as FLAC (58 and 63 MB an hour).
         """
-        sizes = {
-            subset: MEGABYTES.get(subset, 330) * 10**6 for split in self.subsets.values() for subset in split
-        }
+        sizes = {subset: MEGABYTES.get(subset, 330) * 10**6 for subset in self._chosen()}
         root = self._root(data_dir)
         missing = [size for subset, size in sizes.items() if not (root / ARCHIVE_ROOT / subset).is_dir()]
         if self.folder is not None:  # it may be on another disk
             missing = []
         return sum(missing) + max(sum(sizes.values()), *missing, 0)
 
-    def _root(self, data_dir: Path) -> Path:
+    def _chosen(self) -> list[str]:
+        return [subset for subsets in self.subsets.values() for subset in subsets]
+
+    def _root(self, data_dir: Path = Path()) -> Path:
+        """The folder that holds, or is to hold, `LibriSpeech`."""
         root = data_dir / "raw" if self.folder is None else Path(self.folder).expanduser()
         return root.parent if root.name == ARCHIVE_ROOT else root
 
@@ -138,7 +157,8 @@ def _fetch(root: Path, subset: str) -> None:
 
 
 def _read(folder: Path, split: str, utterances: list[Utterance], skipped: list[Skipped]) -> None:
-    transcripts = sorted(folder.glob("*/*/*.trans.txt"))
+    # macOS puts a hidden file `._NAME` beside each that it copies to other disks.
+    transcripts = sorted(folder.glob("[!.]*/[!.]*/[!.]*.trans.txt"))
     if not transcripts:
         raise UserError(
             f"{folder} has no transcripts (SPEAKER/CHAPTER/*.trans.txt): remove it, so that it is fetched "
@@ -146,7 +166,11 @@ def _read(folder: Path, split: str, utterances: list[Utterance], skipped: list[S
         )
     for transcript in transcripts:
         speaker = transcript.parent.parent.name
-        for line in transcript.read_text(encoding="utf-8").splitlines():
+        try:
+            lines = transcript.read_text(encoding="utf-8").split("\n")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{transcript} is damaged: it is not UTF-8. Unpack the archive again.") from error
+        for line in filter(None, lines):
             name, _, text = line.partition(" ")
             audio = transcript.parent / f"{name}.flac"
             if not audio.is_file():

@@ -7,7 +7,7 @@ divided here `split` (train, val, test) or `group`.
 
 import hashlib
 import json
-import logging
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,8 @@ from magneto.data.sources import SPLITS, Corpus, Groups, Skipped, Utterance, has
 from magneto.data.tokenizer import normalize_text
 from magneto.errors import UserError
 
-log = logging.getLogger(__name__)
-
+KEYS = "data.sources.manifest."  # as conf/data/manifest.yaml has them
+BESIDE = "Paths that are not absolute begin at the manifest."
 EXAMPLE = '{"audio_filepath": "clips/a.wav", "duration": 2.5, "text": "hello there"}'
 
 
@@ -28,8 +28,8 @@ class ManifestSource:
 
     Either `manifest`, one file that is divided by each line's `split`, and where it has none by a hash
     (fractions `val_fraction` and `test_fraction`; lines with the same `group`, the same audio file or the
-    same text stand on one side); or `train`, `val` and `test`, one file each. language: of the lines without
-    `lang`.
+    same text stand on one side; a side that would stay empty gets the smallest group of another); or `train`,
+    `val` and `test`, one file each; or `test` alone, to test a checkpoint. language: of the lines without `lang`.
     """
 
     def __init__(
@@ -45,17 +45,18 @@ class ManifestSource:
         separate = {"train": train, "val": val, "test": test}
         if (manifest is None) == all(path is None for path in separate.values()):
             raise UserError(
-                "data: name either `manifest` (one file, divided here) or `train`, `val` and `test` (three "
-                "files)."
+                f"{'No' if manifest is None else 'More than one'} manifest is named. Set either {KEYS}manifest (one "
+                f"file, divided here) or {KEYS}train, {KEYS}val and {KEYS}test (three files)."
             )
-        if manifest is None and (missing := [side for side, path in separate.items() if path is None]):
+        missing = [side for side, path in separate.items() if path is None]
+        if manifest is None and missing and missing != ["train", "val"]:
             raise UserError(
-                f"data: the manifest of {' and '.join(missing)} is missing. Name all of train, val and "
-                "test, or one `manifest` to be divided here."
+                f"The manifest of {' and '.join(missing)} is missing. Set "
+                f"{' and '.join(KEYS + side for side in missing)}, or {KEYS}manifest to have one file divided."
             )
         if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
             raise UserError(
-                f"data: val_fraction={val_fraction} and test_fraction={test_fraction} must be above 0 and "
+                f"{KEYS}val_fraction={val_fraction} and test_fraction={test_fraction} must be above 0 and "
                 "together below 1."
             )
         self.files = {
@@ -89,12 +90,17 @@ class ManifestSource:
     def load(self, data_dir: Path) -> Corpus:
         """All lines. Raises `UserError` for a missing manifest and a line that breaks the convention."""
         utterances, skipped = [], []
-        sides: dict[Path, set[str]] = {}
+        advice = f"Set {KEYS}train and {KEYS}val to train." if [*self.files] == ["test"] else BESIDE
         for side, path in self._files():
             lines = list(_lines(path))
-            for line in lines:
-                sides.setdefault(line.audio, set()).add(side)
-            splits = [side] * len(lines) if side else self._divide(lines)
+            if side:
+                splits = [side] * len(lines)
+            else:
+                splits, groups = self._divide(lines)
+                advice = (
+                    f"{BESIDE} Give its lines a `split`, or raise {KEYS}val_fraction and test_fraction: lines with the "
+                    f"same group, recording or text stand on one side, which leaves {groups} groups."
+                )
             for line, split in zip(lines, splits, strict=True):
                 name = f"{side}:{line.number}" if side else str(line.number)
                 if not line.audio.is_file():
@@ -112,33 +118,40 @@ class ManifestSource:
                         duration=line.duration,
                     )
                 )
-        if shared := [path for path, names in sides.items() if len(names) > 1]:
-            log.warning(
-                "%d audio files stand in several manifests, the first %s: scores will flatter.",
-                len(shared),
-                shared[0],
-            )
-        return Corpus(utterances, skipped, {"manifests": [path.name for _, path in self._files()]})
+        return Corpus(utterances, skipped, {"manifests": [path.name for _, path in self._files()]}, advice)
 
     def _files(self) -> Iterator[tuple[str, Path]]:
         for side, path in self.files.items():
             if not path.is_file():
-                raise UserError(
-                    f"The manifest {path} is not there: check the path (data.sources...{side or 'manifest'})."
-                )
+                raise UserError(f"The manifest {path} is not there. Check {KEYS}{side or 'manifest'}.")
             yield side, path
 
-    def _divide(self, lines: list["Line"]) -> list[str]:
+    def _divide(self, lines: list["Line"]) -> tuple[list[str], int]:
+        """The side of each line, and the number of groups that cannot be divided."""
         groups = Groups()
-        for line in lines:
-            groups.union(f"line {line.relative}", ("audio", line.audio), ("text", normalize_text(line.text)))
+        texts = [normalize_text(line.text) for line in lines]
+        for line, text in zip(lines, texts, strict=True):
+            groups.union(f"line {line.relative}", ("audio", line.audio), ("text", text))
             if line.group:
                 groups.union(f"line {line.relative}", ("group", line.group))
         names = groups.names()
         val, test = self.fractions
-        return [
-            line.split or hash_split(names[f"line {line.relative}"], val=val, test=test) for line in lines
-        ]
+        own = [names[f"line {line.relative}"] for line in lines]
+        side_of = {name: hash_split(name, val=val, test=test) for name in own}
+        # The hash may leave a side of a small set empty: it gets the smallest group of what can be used.
+        given, sizes = set(), Counter[str]()
+        for line, text, name in zip(lines, texts, own, strict=True):
+            if text and line.audio.is_file():
+                given.add(line.split)
+                sizes[name] += not line.split
+        for side in SPLITS:
+            held = Counter(side_of[name] for name, size in sizes.items() if size)
+            donor = max(SPLITS, key=lambda one: held[one])
+            if side not in given and not held[side] and held[donor] > 1:
+                _, smallest = min((n, name) for name, n in sizes.items() if n and side_of[name] == donor)
+                side_of[smallest] = side
+        splits = [line.split or side_of[name] for line, name in zip(lines, own, strict=True)]
+        return splits, len(side_of)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 from magneto.data.sources import SPLITS, Skipped
 from magneto.data.sources.documents import BadText, decode_text, text_of
 from magneto.data.sources.fetch import file_digest
-from magneto.data.sources.pictures import ImageCorpus, Picture
+from magneto.data.sources.pictures import ImageCorpus, Picture, image_files_digest
 from magneto.data.sources.questions import TRUTH, Question, QuestionCorpus, UsablePictures
 from magneto.errors import UserError, nearest
 
@@ -48,13 +48,13 @@ class Nlvr2Source:
         self.folders = {split: Path(folder).expanduser() for split, folder in folders.items()}
 
     def identity(self) -> dict[str, Any]:
-        """Content of the files, and where the pictures are."""
+        """Content of the files, where the pictures are, and their sizes and times."""
+        files = {split: file_digest(file) if file.is_file() else None for split, file in self.files.items()}
         return {
             "corpus": "nlvr2",
-            "recipe": 1,
-            "files": {
-                split: file_digest(file) if file.is_file() else None for split, file in self.files.items()
-            },
+            "recipe": 2,
+            "files": files,
+            "images": image_files_digest(self),
             "folders": {split: str(folder.absolute()) for split, folder in self.folders.items()},
         }
 

@@ -63,7 +63,7 @@ class OpenClipartSource:
         located = locate(PACKAGE, data_dir, self.folder)
         skipped: list[Skipped] = []
         found: dict[str, tuple[Path, Metadata]] = {}
-        for path in sorted(located.root.glob("**/*.svg")):
+        for path in sorted(located.root.glob("**/[!.]*.svg")):
             name = path.relative_to(located.root).as_posix()
             if path.is_symlink() or any(name.startswith(f"{folder}/") for folder in self.exclude):
                 continue

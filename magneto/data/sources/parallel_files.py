@@ -1,5 +1,6 @@
 """Your own parallel text: two line-aligned files, a TSV or a TMX file (see docs/data.md)."""
 
+import html
 import re
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
@@ -10,6 +11,7 @@ from magneto.data.sources import SPLITS, Skipped
 from magneto.data.sources.documents import LINES, BadText, decode_text
 from magneto.data.sources.fetch import file_digest
 from magneto.data.sources.pairs import Pair, ParallelCorpus, parse_directions
+from magneto.data.sources.text_files import DAMAGES, open_text
 from magneto.errors import UserError
 
 LANGUAGE_ATTRIBUTES = ("{http://www.w3.org/XML/1998/namespace}lang", "lang")
@@ -18,10 +20,11 @@ INLINE = ("bpt", "ept", "it", "ph", "ut")  # TMX: codes of the format that the t
 
 class ParallelFilesSource:
     """Either `source` and `target`, two files with as many lines; or `tsv`, with the source and the target in its first
-    two columns; or `tmx`, a translation memory.
+    two columns; or `tmx`, a translation memory; each also as .gz or .zst.
 
     direction: such as en-fr. train, val, test: in place of one corpus that is divided here, a mapping with the same keys
-    for each split (all three). Without a split, lines and units of a TMX are divided in blocks of LINES neighbours.
+    for each split (all three; test alone for the evaluation of a trained model). Without a split, lines and units of a
+    TMX are divided in blocks of LINES neighbours.
     """
 
     def __init__(
@@ -44,6 +47,8 @@ class ParallelFilesSource:
                 "data: name files for the whole corpus, or for each of train, val and test, not both."
             )
         self.parts: dict[str | None, dict[str, Path]] = {}
+        if test and not (train or val):
+            splits = {"test": test}
         for side, files in splits.items() if any(splits.values()) else ((None, given),):
             if sorted(files or ()) not in (["source", "target"], ["tmx"], ["tsv"]):
                 raise UserError(
@@ -91,16 +96,22 @@ class ParallelFilesSource:
                 found = _tsv(part["tsv"], skipped)
             else:
                 found = _lines(part["source"], part["target"], skipped)
-            for identity, group, source, target in found:
-                yield Pair(
-                    id=f"{split}:{identity}" if split else identity,
-                    source=source,
-                    target=target,
-                    source_language=self.direction[0],
-                    target_language=self.direction[1],
-                    group=group,
-                    split=split,
-                )
+            try:
+                for identity, group, source, target in found:
+                    yield Pair(
+                        id=f"{split}:{identity}" if split else identity,
+                        source=source,
+                        target=target,
+                        source_language=self.direction[0],
+                        target_language=self.direction[1],
+                        group=group,
+                        split=split,
+                    )
+            except DAMAGES as error:
+                raise UserError(
+                    f"{' or '.join(map(str, part.values()))}: damaged ({error or type(error).__name__}). Fetch or "
+                    "compress the file anew."
+                ) from error
 
 
 Found = Iterator[tuple[str, str, str, str]]  # id, group, source, target
@@ -108,7 +119,7 @@ Found = Iterator[tuple[str, str, str, str]]  # id, group, source, target
 
 def _lines(source: Path, target: Path, skipped: list[Skipped]) -> Found:
     """Lines end with a line feed only, so that unusual separators inside of a text do not shift the files."""
-    with source.open("rb") as left, target.open("rb") as right:
+    with open_text(source) as left, open_text(target) as right:
         for number, (one, other) in enumerate(zip_longest(left, right), start=1):
             if one is None or other is None:
                 short, long, file = (source, target, right) if one is None else (target, source, left)
@@ -121,7 +132,7 @@ def _lines(source: Path, target: Path, skipped: list[Skipped]) -> Found:
 
 
 def _tsv(path: Path, skipped: list[Skipped]) -> Found:
-    with path.open("rb") as file:
+    with open_text(path) as file:
         for number, line in enumerate(file, start=1):
             columns = line.rstrip(b"\r\n").split(b"\t")
             if len(columns) < 2:
@@ -151,9 +162,9 @@ def _tmx(path: Path, direction: tuple[str, str], skipped: list[Skipped]) -> Foun
 
     languages: set[str] = set()
     found = 0
-    try:
+    with open_text(path) as file:
         units = etree.iterparse(
-            str(path),
+            file,
             events=("end",),
             tag="{*}tu",
             resolve_entities=False,
@@ -161,26 +172,29 @@ def _tmx(path: Path, direction: tuple[str, str], skipped: list[Skipped]) -> Foun
             no_network=True,
             recover=False,
         )
-        for number, (_, unit) in enumerate(units, start=1):
-            if number == 1 and _declares_entities(unit.getroottree()):
-                raise UserError(
-                    f"{path}: the file declares XML entities, which are not read: save it without a DTD."
-                )
-            texts = _variants(unit)
-            languages.update(texts)
-            unit.clear()
-            while unit.getprevious() is not None:
-                del unit.getparent()[0]
-            sides = [_choose(texts, language) for language in direction]
-            if None in sides:
-                skipped.append(Skipped(str(number), path.name, "a language is missing in the unit"))
-                continue
-            found += 1
-            yield str(number), _block(path.name, number), str(sides[0]), str(sides[1])
-    except etree.XMLSyntaxError as error:
-        raise UserError(
-            f"{path}: no well-formed XML ({error.msg}). Export the translation memory anew."
-        ) from error
+        try:
+            for number, (_, unit) in enumerate(units, start=1):
+                if number == 1 and _declares_entities(unit.getroottree()):
+                    raise UserError(
+                        f"{path}: the file declares XML entities, which are not read: save it without a DTD."
+                    )
+                texts = _variants(unit)
+                languages.update(texts)
+                unit.clear()
+                while unit.getprevious() is not None:
+                    del unit.getparent()[0]
+                sides = [_choose(texts, language) for language in direction]
+                if None in sides:
+                    skipped.append(Skipped(str(number), path.name, "a language is missing in the unit"))
+                    continue
+                found += 1
+                yield str(number), _block(path.name, number), str(sides[0]), str(sides[1])
+        except etree.XMLSyntaxError as error:
+            known = units.error_log.last_error  # lxml's own is "no element found" for an unknown entity
+            raise UserError(
+                f"{path}: no well-formed XML ({known.message.strip() if known else error.msg}). Export the translation "
+                "memory anew; characters such as &nbsp; are written as themselves or as numbers (&#160;)."
+            ) from error
     if not found:
         named = ", ".join(sorted(languages)) or "none"
         raise UserError(f"{path}: no unit has both {' and '.join(direction)}; its languages: {named}.")
@@ -207,6 +221,8 @@ def _text(element: Any) -> Iterator[str]:
     for child in element:
         if isinstance(child.tag, str) and child.tag.rpartition("}")[2] not in INLINE:
             yield from _text(child)
+        elif (child.text or "").startswith("&"):  # an entity of a DTD that is not loaded: &nbsp;
+            yield html.unescape(child.text)
         yield child.tail or ""
 
 

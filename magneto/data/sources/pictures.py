@@ -1,7 +1,8 @@
 """Pictures with classes or captions: the example, the corpus, the protocol of its sources, and how splits are made."""
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 from magneto.data.pictures import PictureData
 from magneto.data.sources import SPLITS, Groups, Skipped, hash_split
 from magneto.data.tokenizer import normalize_text
+from magneto.errors import UserError
 
 Captions = Mapping[str, str | Sequence[str]]
 """Language -> text, or several texts."""
@@ -74,6 +76,40 @@ class ImageSource(Protocol):
     def load(self, data_dir: Path) -> ImageCorpus:
         """Find or fetch the corpus and list its pictures. Raises `UserError` when it cannot be had."""
         ...
+
+
+def files_digest(paths: Iterable[Path]) -> str:
+    """Return a digest of the names, sizes and times of files, or that they are missing.
+
+    It changes when a file is replaced, arrives or vanishes, and costs a look into the folder for each.
+    """
+    total = hashlib.sha256()
+    for path in paths:
+        try:
+            stat = path.stat()
+            state = f"{stat.st_size}\0{stat.st_mtime_ns}"
+        except (OSError, ValueError):  # ValueError: a name that no file can have
+            state = "missing"
+        total.update(f"{path}\0{state}\0".encode(errors="backslashreplace"))
+    return total.hexdigest()
+
+
+def image_files_digest(source: ImageSource) -> str | None:
+    """Return the `files_digest` of a corpus that is on disk; None where it cannot be listed, which `load` explains."""
+    try:
+        pictures = source.load(Path()).examples
+    except UserError:
+        return None
+    return files_digest(picture.image for picture in pictures if isinstance(picture.image, Path))
+
+
+def existing(path: Path) -> Path:
+    """Return `path`, or where only that is a file, its name in the other Unicode form: macOS writes accents apart."""
+    name = str(path)
+    if name.isascii():
+        return path
+    forms = [path, *(Path(unicodedata.normalize(form, name)) for form in ("NFC", "NFD"))]
+    return next((form for form in forms if form.exists()), path)
 
 
 def each_caption(captions: Captions) -> Iterator[tuple[str, str]]:

@@ -21,7 +21,7 @@ class Question:
     id: str  # unique in its corpus
     text: str
     pictures: tuple[str, ...]  # their ids
-    answers: tuple[str, ...]  # one of each person who was asked
+    answers: tuple[str, ...]  # one of each person who was asked; "" for one that cannot be chosen
     kind: str = ""  # accuracy is told of each kind
     group: str | None = None  # a statement that is made of several pairs of pictures; None: of this one only
 

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from magneto.data.sources.labelled import LabelledCorpus, LabelledText
+from magneto.data.sources.labelled import LabelledCorpus, LabelledText, zero_digits
 from magneto.data.sources.sotu import SotuSource
 from magneto.errors import UserError
 
@@ -54,7 +54,7 @@ class SotuEraSource:
         for document in corpus.documents:
             assert document.split is not None
             for number, paragraph in enumerate(_PARAGRAPH.split(document.text), 1):
-                text = re.sub(r"\d", "0", " ".join(paragraph.split()))
+                text = zero_digits(" ".join(paragraph.split()))
                 if len(text.split()) < self.min_words or text in seen:
                     continue
                 seen.add(text)
@@ -72,6 +72,7 @@ class SotuEraSource:
             labels=tuple(dict.fromkeys(map(self.period, range(FIRST, LAST + 1)))),
             metrics=("accuracy",),
             skipped=corpus.skipped,
+            zero_digits=True,
             origin={
                 **corpus.origin,
                 "corpus": "State of the Union",

@@ -51,8 +51,8 @@ class StampPicturesSource:
         located = locate(PACKAGE, data_dir, self.folder)
         root = located.root
         skipped: list[Skipped] = []
-        files = {path.with_suffix(""): path for path in root.glob("**/*.svg")}
-        files |= {path.with_suffix(""): path for path in root.glob("**/*.png")}
+        files = {path.with_suffix(""): path for path in root.glob("**/[!.]*.svg")}
+        files |= {path.with_suffix(""): path for path in root.glob("**/[!.]*.png")}
         groups = Groups()
         found: list[tuple[str, Path, dict[str, str]]] = []
         for stem, path in sorted(files.items()):

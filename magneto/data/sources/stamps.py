@@ -95,7 +95,7 @@ class StampsSource:
 
 
 def _captions(file: Path) -> dict[str, str]:
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
     pairs = (line.split(".utf8=", 1) for line in lines if ".utf8=" in line)
     return {language.strip(): caption.strip() for language, caption in pairs}
 
@@ -108,7 +108,7 @@ def _read(root: Path, languages: Sequence[str]) -> tuple[list[Utterance], list[S
     texts: dict[Path, dict[str, str]] = {}
     # The default languages always take part in the grouping, so that a choice of languages does not move a
     # split.
-    for path in sorted(root.glob("**/*_desc_*.ogg")):
+    for path in sorted(root.glob("**/[!.]*_desc_*.ogg")):
         stamp, _, language = path.name.removesuffix(".ogg").rpartition("_desc_")
         if language not in languages and language not in FITTING:
             continue

@@ -11,7 +11,7 @@ from typing import Any
 from magneto.data.sources import SPLITS, Skipped
 from magneto.data.sources.documents import text_of
 from magneto.data.sources.fetch import file_digest
-from magneto.data.sources.pictures import ImageCorpus, Picture
+from magneto.data.sources.pictures import ImageCorpus, Picture, image_files_digest
 from magneto.data.sources.questions import Question, QuestionCorpus, UsablePictures
 from magneto.errors import UserError, nearest
 
@@ -54,12 +54,18 @@ class VqaSource:
         self.folder = Path(folder).expanduser()
 
     def identity(self) -> dict[str, Any]:
-        """Content of the files, and where the pictures are."""
+        """Content of the files, where the pictures are, and their sizes and times."""
         files = {
             split: [file_digest(file) if file.is_file() else None for file in pair]
             for split, pair in self.files.items()
         }
-        return {"corpus": "vqa", "recipe": 1, "files": files, "folder": str(self.folder.absolute())}
+        return {
+            "corpus": "vqa",
+            "recipe": 2,
+            "files": files,
+            "folder": str(self.folder.absolute()),
+            "images": image_files_digest(self),
+        }
 
     def load(self, data_dir: Path) -> ImageCorpus:
         """The pictures that questions are about."""
@@ -70,7 +76,8 @@ class VqaSource:
             for entry in content["questions"]:
                 if isinstance(entry, dict) and isinstance(entry.get("image_id"), int):
                     name = f"COCO_{subset}_{entry['image_id']:012d}.jpg"
-                    pictures.setdefault(name, Picture(id=name, image=self._find(name, subset), split=split))
+                    if name not in pictures:
+                        pictures[name] = Picture(id=name, image=self._find(name, subset), split=split)
         return ImageCorpus(examples=list(pictures.values()), origin=self._origin())
 
     def _find(self, name: str, subset: str) -> Path:

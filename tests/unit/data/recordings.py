@@ -23,3 +23,9 @@ def write_manifest(path: Path, lines: list[dict[str, Any]]) -> None:
 
 def read_manifest(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def copy_by_macos(folder: Path) -> None:
+    """Put beside each file below `folder` what macOS does where it copies to other disks: `._NAME`."""
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X        \xb0\xff")

@@ -51,7 +51,10 @@ def test_soft_targets_are_thirds_of_three_people() -> None:
     ("text", "plain"),
     [
         (" The  Red ball.", "red ball"),
-        ("a", ""),
+        ("a", "a"),
+        (" A. ", "a"),
+        ("The a", "the a"),
+        ("?", ""),
         ("Two", "2"),
         ("none", "0"),
         ("1,000", "1000"),

@@ -1,5 +1,6 @@
 """Labelled texts: GLUE's layouts good and broken, framing, batches, GLUE's metrics."""
 
+import gzip
 import json
 import math
 from pathlib import Path
@@ -11,9 +12,9 @@ import torch
 
 from magneto.classification_metrics import GlueScores
 from magneto.data.classification import ClassificationDataModule
-from magneto.data.labelled_examples import collate, encode
+from magneto.data.labelled_examples import ClassificationSpec, collate, encode
 from magneto.data.sources.glue import TASKS, GlueSource, read_test_file
-from magneto.data.sources.labelled import TsvSource
+from magneto.data.sources.labelled import TsvSource, read_table
 from magneto.data.sources.sotu_era import SotuEraSource
 from magneto.data.text_tokenizer import TextTokenizer
 from magneto.errors import UserError
@@ -335,6 +336,105 @@ def test_evaluation_takes_the_tokens_of_a_checkpoint(tmp_path: Path, tokenizer: 
     wrong = other.spec.to_dict() | {"labels": ["0", "1"]}
     with pytest.raises(UserError, match="contradiction"):
         own.prepare_for(wrong)
+
+
+def table(file: Path, rows: list[tuple[str, str]], names: str = "sentence\tlabel") -> str:
+    file.write_text("\n".join([names, *("\t".join(row) for row in rows)]) + "\n", encoding="utf-8")
+    return str(file)
+
+
+def three_classes(folder: Path, **more: Any) -> TsvSource:
+    """Three tables of three classes."""
+    rows = [(sentence(number), ("air", "land", "water")[number % 3]) for number in range(60)]
+    files = {split: table(folder / f"{split}.tsv", rows) for split in ("train", "val", "test")}
+    return TsvSource(**files, **more)
+
+
+def test_a_test_table_alone_is_read_as_the_model_reads(tmp_path: Path) -> None:
+    """With the model's tokenizer and the numbers of its classes, of which the table may lack some."""
+    source = three_classes(tmp_path)
+    model = module(source, tmp_path)
+    model.prepare()
+    model.setup()
+    rows = [(sentence(number), ("land", "water")[number % 2]) for number in range(10)]
+    small = TsvSource(test=table(tmp_path / "own.tsv", rows))
+    data = module(small, tmp_path, tokenizer={"kind": "bpe", "vocab_size": 8_000}, max_tokens=99)
+    data.prepare_for(json.loads(json.dumps(model.spec.to_dict())))
+    data.setup()
+    found = {}
+    for batch in data.test_dataloader():
+        found |= dict(zip(batch["text"], batch["label"].tolist(), strict=True))
+        wanted = encode(
+            TextTokenizer.from_json(model.spec.tokenizer), batch["text"], [None] * len(batch["text"]), 24
+        )
+        for row, mask, start, stop in zip(
+            batch["tokens"], batch["mask"], wanted.start, wanted.start[1:], strict=False
+        ):
+            assert row[mask].tolist() == wanted.tokens[start:stop].tolist()
+    assert found == {text: ("air", "land", "water").index(label) for text, label in rows}
+    same = module(source, tmp_path)
+    same.prepare_for(model.spec.to_dict())
+    assert same.folder == model.folder, "what the model was trained on is not prepared a second time"
+    with pytest.raises(UserError, match=r"train split.*A test set alone is .*mode=test checkpoint=RUN"):
+        data = module(small, tmp_path)
+        data.prepare()
+    strange = TsvSource(test=table(tmp_path / "strange.tsv", [("a text", "fire")]))
+    with pytest.raises(UserError, match=r"tells apart air, land, water; this data has the labels fire"):
+        module(strange, tmp_path).prepare_for(model.spec.to_dict())
+    pairs = table(tmp_path / "pairs.tsv", [("a", "b", "air")], "sentence\tother\tlabel")
+    with pytest.raises(UserError, match="reads single texts; this data has pairs of texts"):
+        module(TsvSource(test=pairs, pair="other"), tmp_path).prepare_for(model.spec.to_dict())
+
+
+def test_digits_are_zeros_in_evaluation_too(tmp_path: Path) -> None:
+    """Of a corpus whose digits are written as zeros its model reads all text so."""
+    model = module(three_classes(tmp_path), tmp_path)
+    model.prepare()
+    spec = model.spec.to_dict() | {"zero_digits": True}
+    rows = [[("in 1941 and 7", "air")], [("in 0000 and 0", "air")]]
+    tokens = []
+    for number, one in enumerate(rows):
+        data = module(TsvSource(test=table(tmp_path / f"{number}.tsv", one)), tmp_path)
+        data.prepare_for(spec)
+        data.setup()
+        tokens.append(next(iter(data.test_dataloader()))["tokens"])
+    assert torch.equal(*tokens)
+    assert not ClassificationSpec.from_dict({k: v for k, v in spec.items() if k != "zero_digits"}).zero_digits
+
+
+def test_tables_of_other_programs_are_explained(tmp_path: Path) -> None:
+    """Commas, UTF-16, a name given twice; old line ends and compression are read."""
+    file = tmp_path / "a.tsv"
+    for content, message in (
+        (b"sentence,label\na,b\n", r"no tab in its first line, 'sentence,label'.*tabs between the columns"),
+        ("sentence\tlabel\na\tb\n".encode("utf-16"), "is UTF-16, not UTF-8"),
+        (b"sentence\tlabel\tlabel\na\tb\tc\n", "two columns are called 'label'"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            list(read_table(file, None, []))
+    file.write_bytes(b"sentence\tlabel\rone\tx\rtwo\ty\r")
+    plain = [row for _, row in read_table(file, None, [])]
+    assert plain == [{"sentence": "one", "label": "x"}, {"sentence": "two", "label": "y"}]
+    packed = tmp_path / "a.tsv.gz"
+    packed.write_bytes(gzip.compress(file.read_bytes()))
+    assert [row for _, row in read_table(packed, None, [])] == plain
+    packed.write_bytes(packed.read_bytes()[:-9])
+    with pytest.raises(UserError, match=r"a\.tsv\.gz: damaged \(.*end-of-stream"):
+        list(read_table(packed, None, []))
+
+
+def test_f1_is_of_the_positive_label(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The second in alphabetical order, or the one that is named; the log says which."""
+    rows = [(sentence(number), ("abusive", "ok")[number % 2]) for number in range(20)]
+    files = {split: table(tmp_path / f"{split}.tsv", rows) for split in ("train", "val", "test")}
+    for positive, second in ((None, "ok"), ("ok", "ok"), ("abusive", "abusive")):
+        source = TsvSource(**files, metrics=["f1"], positive=positive)
+        data = module(source, tmp_path, tokenizer={"kind": "bpe", "vocab_size": 50})
+        with caplog.at_level("INFO"):
+            data.prepare()
+        assert data.spec.labels[1] == second and f"f1 is that of the label {second}" in caplog.text
+        caplog.clear()
 
 
 @pytest.mark.parametrize(("key", "value"), [("max_tokens", 3), ("batch_size", 0), ("eval_batch_size", 0)])

@@ -9,6 +9,7 @@ import soundfile
 import torch
 import torchaudio
 
+from magneto.data import features
 from magneto.data.features import Audio, BadAudio, FeatureSettings, extract_shard, load_audio, log_mel
 from magneto.errors import UserError
 from tests.unit.data.recordings import tone
@@ -53,6 +54,7 @@ def test_resampling_keeps_a_tone_where_it_is(tmp_path):
         (None, "missing file"),
         (np.zeros((0, 1)), "no samples"),
         (np.array([0.1, np.nan, 0.2] * 2_000), "not finite"),
+        (np.array([0.1, -1e20, 0.2] * 2_000), "too large"),
     ],
 )
 def test_bad_audio_says_why(tmp_path, content, reason):
@@ -95,6 +97,152 @@ def test_headers_that_lie_are_found_before_anything_is_read(tmp_path, name, cont
     (tmp_path / name).write_bytes(content)
     with pytest.raises(BadAudio, match=reason):
         load_audio(tmp_path / name, 16_000, longest)
+
+
+# ------------------------------------------------------------------------------------------ lengths, joined files
+
+
+def encoded(samples: np.ndarray, rate: int, **options) -> bytes:
+    """The bytes of a file that soundfile writes."""
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, **options)
+    return file.getvalue()
+
+
+def first_frame(mp3: bytes) -> int:
+    """Bytes of the first frame, which holds the Xing header (MPEG-1 and 2, layer III)."""
+    lowest = mp3[1] >> 3 & 1  # 1: MPEG-1
+    kbits = ((8, 16, 24, 32, 40, 48, 56, 64, 80), (32, 40, 48, 56, 64, 80, 96, 112, 128))[lowest]
+    rate = ((22_050, 24_000, 16_000), (44_100, 48_000, 32_000))[lowest][mp3[2] >> 2 & 3]
+    return (72, 144)[lowest] * 1000 * kbits[(mp3[2] >> 4) - 1] // rate + (mp3[2] >> 1 & 1)
+
+
+def growing(seconds: float, rate: int) -> np.ndarray:
+    """Nearly silent at first: the frames of variable bit rate are small there and large later."""
+    samples = tone(seconds, rate)
+    samples[: len(samples) // 2] *= 1e-3
+    return samples
+
+
+VBR = {"format": "MP3", "bitrate_mode": "VARIABLE", "compression_level": 0.3}
+
+
+def without_xing(mp3: bytes) -> bytes:
+    return mp3[first_frame(mp3) :]
+
+
+def without_count(mp3: bytes) -> bytes:
+    place = mp3.index(b"Xing") + 8
+    return mp3[:place] + bytes(4) + mp3[place + 4 :]
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+@pytest.mark.parametrize("damage", [without_xing, without_count])
+def test_vbr_mp3_without_a_length_is_read_whole(tmp_path, damage, rate):
+    """An MP3 of variable bit rate whose header is missing or says 0 frames gives all of its sound."""
+    whole = encoded(growing(6, rate), rate, **VBR)
+    (tmp_path / "whole.mp3").write_bytes(whole)
+    (tmp_path / "a.mp3").write_bytes(damage(whole))
+    assert soundfile.info(tmp_path / "a.mp3").duration < 5  # what libsndfile makes of it
+    expected, waveform = (load_audio(tmp_path / name, rate) for name in ("whole.mp3", "a.mp3"))
+    delay = 576  # of the encoder: what the Xing header says and the decoder then cuts off
+    torch.testing.assert_close(waveform[delay : delay + len(expected)], expected, atol=1e-4, rtol=0)
+    assert delay <= len(waveform) - len(expected) < delay + 3 * 1152  # the padding of the last frames
+    with pytest.raises(BadAudio, match="longer than 5"):
+        load_audio(tmp_path / "a.mp3", 16_000, longest=5)
+
+
+@pytest.mark.parametrize("options", [
+    VBR,
+    {"format": "MP3", "bitrate_mode": "CONSTANT"},
+    {"format": "OGG", "subtype": "VORBIS"},
+    {"format": "OGG", "subtype": "OPUS"},
+    {"format": "FLAC"},
+])  # fmt: skip
+@pytest.mark.parametrize("tags", [b"", b"ID3\4\0\0\0\0\2\x44" + b"\xff\xfb\x90\x00" * 81])
+def test_joined_files_follow_one_another(tmp_path, options, tags):
+    """`cat a b` gives the samples of a and then those of b, also where their rates and channels differ."""
+    if tags and options["format"] != "MP3":
+        pytest.skip("ID3 tags stand in MP3 files")
+    parts = [
+        encoded(tone(1.5, 16_000, 1, 1), 16_000, **options),
+        encoded(tone(1, 48_000, 2, 2), 48_000, **options),
+    ]
+    for number, part in enumerate(parts):
+        (tmp_path / str(number)).write_bytes(part)
+    (tmp_path / "a").write_bytes(tags + parts[0] + tags + parts[1])
+    expected = torch.cat([load_audio(tmp_path / str(number), 16_000) for number in range(2)])
+    assert abs(len(expected) - 2.5 * 16_000) < 2_500
+    torch.testing.assert_close(load_audio(tmp_path / "a", 16_000), expected, atol=0, rtol=0)
+    slice_ = Audio(tmp_path / "a", 0, (tmp_path / "a").stat().st_size)
+    torch.testing.assert_close(load_audio(slice_, 16_000), expected, atol=0, rtol=0)
+    with pytest.raises(BadAudio, match="longer than 2 s"):
+        load_audio(tmp_path / "a", 16_000, longest=2)
+
+
+def test_flac_without_a_length_is_read_whole(tmp_path):
+    """Encoders that write to a pipe leave 0 samples in STREAMINFO."""
+    samples = tone(5.03, 16_000)
+    data = bytearray(encoded(samples, 16_000, format="FLAC"))
+    data[21] &= 0xF0
+    data[22:26] = bytes(4)
+    (tmp_path / "a.flac").write_bytes(data)
+    waveform = load_audio(tmp_path / "a.flac", 16_000, longest=6)
+    np.testing.assert_allclose(waveform, samples[:, 0], atol=2**-15)
+    with pytest.raises(BadAudio, match="longer than 3 s"):
+        load_audio(tmp_path / "a.flac", 16_000, longest=3)
+    (tmp_path / "a.flac").write_bytes(data[:200])
+    with pytest.raises(BadAudio, match="not decodable"):
+        load_audio(tmp_path / "a.flac", 16_000)
+
+
+@pytest.mark.parametrize("subtype", ["GSM610", "G721_32", "NMS_ADPCM_16"])
+def test_telephone_wav_that_cannot_seek(tmp_path, subtype):
+    soundfile.write(tmp_path / "a.wav", tone(1, 8_000), 8_000, subtype=subtype)
+    assert abs(len(load_audio(tmp_path / "a.wav", 16_000)) - 16_000) < 700  # whole blocks
+    assert not soundfile.SoundFile(tmp_path / "a.wav").seekable()
+
+
+@pytest.mark.parametrize("options", [
+    {"format": "FLAC"}, {"format": "OGG"}, {"format": "MP3"}, VBR, {"format": "MP3", "bitrate_mode": "AVERAGE"}
+])  # fmt: skip
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
+def test_ordinary_files_stay_bit_identical(tmp_path, options, rate):
+    """Bit for bit, so that features that were prepared earlier stay."""
+    (tmp_path / "a").write_bytes(encoded(growing(1.7, rate), rate, **options))
+    with soundfile.SoundFile(tmp_path / "a") as file:
+        expected = torch.from_numpy(file.read(dtype="float32"))
+    if rate != 16_000:
+        expected = torchaudio.transforms.Resample(rate, 16_000)(expected)
+    torch.testing.assert_close(load_audio(tmp_path / "a", 16_000), expected, atol=0, rtol=0)
+
+
+def test_mp3_decoder_writes_nothing_on_screen(tmp_path, capfd):
+    """A truncated MP3 makes libmpg123 write warnings to the standard error itself."""
+    whole = encoded(growing(6, 16_000), 16_000, **VBR)
+    (tmp_path / "a.mp3").write_bytes(whole[: len(whole) // 2])
+    soundfile.read(tmp_path / "a.mp3")
+    assert "Xing" in capfd.readouterr().err
+    load_audio(tmp_path / "a.mp3", 16_000)
+    print("after", file=open(2, "w", closefd=False))  # noqa: SIM115
+    assert capfd.readouterr().err == "after\n"
+
+
+@pytest.mark.parametrize("rate", [11_127, 22_254, 44_101, 999_983])
+def test_resampling_of_odd_rates_is_bounded(tmp_path, rate):
+    """The kernel stays below a million entries, and a tone below 0.05 % from where it is."""
+    features._resampler.cache_clear()
+    seconds = 2**18 / 16_000 if rate < 100_000 else 1.0
+    time = np.arange(int(seconds * rate)) / rate
+    soundfile.write(tmp_path / "a.wav", 0.5 * np.sin(2 * np.pi * 3000 * time), rate, subtype="FLOAT")
+    assert features._resampler(rate, 16_000).kernel.numel() < 1_000_000
+    waveform = load_audio(tmp_path / "a.wav", 16_000)
+    assert abs(len(waveform) / 16_000 - seconds) < 5e-4 * seconds + 1e-3
+    spectrum = torch.fft.rfft(waveform * torch.hann_window(len(waveform))).abs()
+    peak = spectrum.argmax() * 16_000 / len(waveform)
+    assert abs(peak / 3000 - 1) < 5e-4
+    spectrum[spectrum.argmax() - 20 : spectrum.argmax() + 21] = 0
+    assert spectrum.max() < 1e-2 * 0.25 * len(waveform)  # no images: 40 dB below the tone
 
 
 def test_log_mel_is_torchaudios_normalised_per_band():

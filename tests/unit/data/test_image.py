@@ -539,6 +539,20 @@ def test_a_users_drawing_becomes_what_the_model_was_trained_on(module, tmp_path,
         assert torch.equal(pixels, one.spec.pixels(batch["image"]))
 
 
+def test_a_users_linked_folders(tmp_path, caplog):
+    """They are searched too, and files with other endings are counted."""
+    (tmp_path / "elsewhere/deep").mkdir(parents=True)
+    (tmp_path / "given").mkdir()
+    for number, name in enumerate(("a.png", "deep/b.jfif")):
+        (tmp_path / "elsewhere" / name).write_bytes(encoded(picture("red", number)))
+    (tmp_path / "elsewhere/c.heic").write_bytes(b"x")
+    (tmp_path / "given/link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/loop").symlink_to(tmp_path / "given")
+    files = [path for path, _ in user_pictures(tmp_path / "given")]
+    assert files == [tmp_path / "given/link/a.png", tmp_path / "given/link/deep/b.jfif"]
+    assert "1 files with other endings were skipped (.heic)" in caplog.text
+
+
 def test_a_users_bad_pictures(tmp_path, caplog):
     (tmp_path / "bad.png").write_bytes(b"")
     with pytest.raises(UserError, match="empty file"):

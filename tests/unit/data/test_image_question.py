@@ -1,5 +1,6 @@
 """Questions about pictures: the official file formats, good and broken, and the batches that come of them."""
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from magneto.data.answers import vqa_accuracy
 from magneto.data.colours import main_colour
 from magneto.data.image_question import ImageQuestionDataModule
 from magneto.data.sources.nlvr2 import Nlvr2Source
@@ -128,6 +130,75 @@ def test_broken_and_missing_parts_of_vqa_are_counted_listed_and_skipped(vqa: Pat
     assert data.spec.questions["train"] == 80 - 4 - 1 - 1 - 2 - 1 - 5
     pictures = json.loads((data.pictures.folder / "prepare_report.json").read_text())
     assert pictures["skipped_by_reason"] == {"file cannot be read": 1, "empty file": 1}
+
+
+def official(answers: list[str], given: str) -> float:
+    """Accuracy by VQA's own tool (vqaEval.py), for answers without digits, contractions and inner punctuation."""
+
+    def plain(answer: str) -> str:
+        return " ".join(
+            word for word in answer.strip(" .?").lower().split() if word not in ("a", "an", "the")
+        )
+
+    if len(set(answers)) > 1:  # the tool leaves unanimous answers as they are
+        answers, given = [plain(answer) for answer in answers], plain(given)
+    scores = []
+    for place in range(len(answers)):
+        others = answers[:place] + answers[place + 1 :]
+        scores.append(min(1, others.count(given) / 3))
+    return float(np.mean(scores))
+
+
+def test_people_count_whatever_they_answered(vqa: Path, tmp_path: Path) -> None:
+    """Of ten people eight say "a", a letter on a sign, and two "eight": that one is 0.6 right, not 1."""
+    random = np.random.default_rng(0)
+    said = [
+        ["a"] * 8 + ["cat"] * 2,
+        ["a"] * 10,
+        ["?"] * 9 + ["cat"],
+        ["?"] * 10,
+        ["", "A.", "?"] + ["dog"] * 7,
+    ]
+    said += [
+        random.choice(["a", "A.", "cat", "the cat", "Dog", "dog.", "?", "..."], 10).tolist()
+        for _ in range(15)
+    ]
+
+    def answer(entries: list[Any]) -> None:
+        for entry, answers in zip(entries, itertools.cycle(said)):
+            entry["answers"] = [{"answer": answer} for answer in answers]
+
+    for split in ("train", "val"):
+        edit(vqa / f"v2_{split}_annotations.json", "annotations", answer)
+    data = module(vqa_source(vqa), tmp_path)
+    assert set(data.spec.labels) == {"a", "cat", "dog"} and not report(data)["skipped_by_reason"]
+    seen = 0
+    for batch in data.val_dataloader():
+        assert batch["people"].tolist() == [10] * len(batch["id"])
+        found = vqa_accuracy(batch["counts"], batch["people"][:, None])
+        for row, number in enumerate(batch["id"].tolist()):
+            own = said[(number - data.spec.questions["train"]) % len(said)]
+            for label, accuracy in zip(data.spec.labels, found[row].tolist(), strict=True):
+                # For the tool "a" is an empty answer, and so the same as "?".
+                if label != "a" or not {"", "?", "..."} & set(own):
+                    assert accuracy == pytest.approx(official(own, label), abs=1e-6)
+            seen += 1
+    assert seen == data.spec.questions["val"] == 24
+    assert data.spec.unanswerable["val"] == sum(set(said[n % 20]) == {"?"} for n in range(24))
+
+
+@pytest.mark.parametrize("corpus", ["vqa", "nlvr2"])
+def test_a_picture_that_changes_is_noticed(corpus: str, tmp_path: Path) -> None:
+    """One that is missing and arrives, one that is replaced, one that vanishes."""
+    folder = (write_vqa if corpus == "vqa" else write_nlvr2)(tmp_path / corpus)
+    source = vqa_source(folder) if corpus == "vqa" else Nlvr2Source(**nlvr2_files(folder))
+    file = sorted(folder.rglob("*.jpg" if corpus == "vqa" else "*.png"))[0]
+    content, seen = file.read_bytes(), [source.identity()]
+    assert source.identity() == seen[0]
+    for change in (file.unlink, lambda: file.write_bytes(content + b"0")):
+        change()
+        assert source.identity() not in seen
+        seen.append(source.identity())
 
 
 @pytest.mark.parametrize(

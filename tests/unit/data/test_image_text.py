@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import unicodedata
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +127,58 @@ def test_the_files_of_coco(tmp_path: Path) -> None:
     beside = tmp_path / "000000000001.jpg"
     beside.touch()
     assert next(iter(CocoCaptionsSource(annotations, str(tmp_path)).load(tmp_path).examples)).image == beside
+
+
+def changes_of(source: Any, present: Path, missing: Path, bad: Path) -> None:
+    """Check that a picture that arrives, is replaced or vanishes is noticed, and another file is not."""
+    seen = [source.identity()]
+    save(bad, 0)
+    assert source.identity() == seen[0] == json.loads(json.dumps(seen[0]))
+    for change in (lambda: save(missing, 4), lambda: save(present, 5), missing.unlink):
+        change()
+        assert source.identity() not in seen[-1:]
+        seen.append(source.identity())
+
+
+def test_a_listed_image_that_changes_is_noticed(tmp_path: Path) -> None:
+    """The prepared folder must not stay as it is when a missing picture arrives."""
+    lines = [
+        {"image": name, "caption": "a thing"} for name in ("here.png", "gone.png", "odd\0.png", "\ud800.png")
+    ]
+    file = tmp_path / "captions.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    save(tmp_path / "here.png", 1)
+    changes_of(
+        CaptionFileSource(str(file)), tmp_path / "here.png", tmp_path / "gone.png", tmp_path / "other.png"
+    )
+
+
+def test_an_image_of_coco_that_changes_is_noticed(tmp_path: Path) -> None:
+    """Of both forms of the annotations."""
+    images = [{"id": number, "file_name": f"{number}.jpg"} for number in (1, 2)]
+    notes = [{"image_id": number, "caption": "a thing"} for number in (1, 2)]
+    own = tmp_path / "captions_train2017.json"
+    own.write_text(json.dumps({"images": images, "annotations": notes}))
+    lines = [
+        {"filename": f"{n}.jpg", "filepath": "train2017", "split": "train", "sentences": []} for n in (1, 2)
+    ]
+    karpathy = tmp_path / "dataset_coco.json"
+    karpathy.write_text(json.dumps({"images": lines}))
+    present, missing = (tmp_path / f"train2017/{number}.jpg" for number in (1, 2))
+    for annotations in ({"train": str(own)}, str(karpathy)):
+        save(present, 1)
+        changes_of(CocoCaptionsSource(annotations, str(tmp_path)), present, missing, tmp_path / "other.jpg")
+
+
+def test_listed_names_may_have_their_accents_apart(tmp_path: Path) -> None:
+    """A list that was written on one machine finds the files of another, whose names are spelt in the other form."""
+    apart, joined = (unicodedata.normalize(form, "caf\u00e9.png") for form in ("NFD", "NFC"))
+    for listed, there in ((apart, joined), (joined, apart)):
+        folder = tmp_path / f"{len(listed)}"
+        save(folder / there, 1)
+        file = write_lines(folder / "captions.jsonl", {"image": listed, "caption": "a thing"})
+        (picture,) = CaptionFileSource(str(file)).load(tmp_path).examples
+        assert picture.image == folder / there and picture.id == listed
 
 
 def test_the_splits_of_karpathy(tmp_path: Path) -> None:
@@ -315,7 +369,7 @@ def test_a_batch(module: Any) -> None:
     count = len(batch["id"])
     assert batch["image"].shape == (count, 3, SIZE, SIZE) and batch["image"].dtype == torch.float32
     assert batch["tokens"].shape == batch["mask"].shape and batch["tokens"].shape[1] in (16, 24)
-    assert batch.keys() == {"id", "image", "caption", "language", "tokens", "mask"}
+    assert batch.keys() == {"id", "image", "picture", "caption", "language", "tokens", "mask"}
     known = {
         n: {t for v in c.values() for t in ([v] if isinstance(v, str) else v)}
         for n, c in enumerate(captions(60))
@@ -370,6 +424,30 @@ MASKING = {
     "texts": {"probability": 0.2},
     "pairs": {"probability": 0.6},
 }
+
+
+def test_copies_of_a_picture_share_their_key(module: Any) -> None:
+    """So that each is right for the captions of the other, in training and in the gallery."""
+    texts = captions(40)
+    source = Corpus(*texts, splits=["train"] * 20 + ["val"] * 10 + ["test"] * 10)
+    apart = module(source)
+    for batch in [*train_batches(apart, 3), *apart.val_dataloader(), *apart.test_dataloader()]:
+        assert torch.equal(batch["picture"], batch["id"])
+
+    class Copies(Corpus):
+        """Every second picture is the one before it."""
+
+        def load(self, data_dir: Path) -> ImageCorpus:
+            corpus = super().load(data_dir)
+            pairs = [replace(p, image=pixels(n // 2)) for n, p in enumerate(corpus.examples)]
+            return replace(corpus, examples=pairs)
+
+        def identity(self) -> dict[str, Any]:
+            return {**super().identity(), "copies": True}
+
+    alike = module(Copies(*texts, splits=source.splits))
+    for batch in [*train_batches(alike, 3), *alike.val_dataloader(), *alike.test_dataloader()]:
+        assert torch.equal(batch["picture"], batch["id"] // 2 * 2)
 
 
 def test_what_is_hidden(module: Any) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -48,15 +49,15 @@ def test_one_manifest_is_divided_by_hash_with_equal_texts_and_groups_on_one_side
     from magneto.data.sources import manifest
 
     parsed = list(manifest._lines(folder / "m.jsonl"))
-    splits = source._divide(parsed)
-    assert splits == source._divide(parsed)
+    splits, groups = source._divide(parsed)
+    assert (splits, groups) == source._divide(parsed) and groups == 202
     assert len(set(splits[:4])) == len(set(splits[4:8])) == 1
     assert all(splits[8 + n] == splits[9 + n] for n in range(0, 400, 2))
     counts = Counter(splits)
     assert 15 < counts["val"] < 80 and 40 < counts["test"] < 130
 
 
-def test_three_manifests(corpus, tmp_path, caplog):
+def test_three_manifests(corpus, tmp_path):
     folder = corpus(12)
     lines = [
         {k: v for k, v in line.items() if k != "split"} for line in read_manifest(folder / "manifest.jsonl")
@@ -69,9 +70,47 @@ def test_three_manifests(corpus, tmp_path, caplog):
     }
     found = ManifestSource(**files).load(tmp_path).utterances
     assert Counter(u.split for u in found) == {"train": 6, "val": 3, "test": 3}
-    assert len({u.id for u in found}) == 12 and not caplog.text
-    ManifestSource(**{**files, "test": files["train"]}).load(tmp_path)
-    assert "6 audio files stand in several manifests" in caplog.text
+    assert len({u.id for u in found}) == 12
+
+
+def word_list(folder: Path, words: int, recordings: int) -> ManifestSource:
+    """A manifest without `split`: each of the recordings says one of the words, the first word most often."""
+    lines = []
+    for number in range(recordings):
+        (folder / f"{number}.wav").touch()
+        lines.append(
+            {"audio_filepath": f"{number}.wav", "text": f"word {max(0, number - recordings + words)}"}
+        )
+    write_manifest(folder / "m.jsonl", lines)
+    return ManifestSource(manifest=str(folder / "m.jsonl"))
+
+
+@pytest.mark.parametrize(("words", "recordings"), [(3, 12), (10, 200), (12, 12)])
+def test_no_side_of_a_small_set_is_empty(tmp_path, words, recordings):
+    """A hash may leave a side of few groups empty: it gets the smallest group; equal texts stay together."""
+    source = word_list(tmp_path, words, recordings)
+    found = source.load(tmp_path).utterances
+    assert found == source.load(tmp_path).utterances
+    counts = Counter(u.split for u in found)
+    assert set(counts) == {"train", "val", "test"} and max(counts, key=lambda one: counts[one]) == "train"
+    sides = {(u.text, u.split) for u in found}
+    assert len(sides) == words
+
+
+def test_unusable_lines_do_not_fill_a_side(tmp_path):
+    source = word_list(tmp_path, 3, 12)
+    lines = read_manifest(tmp_path / "m.jsonl")
+    lines += [{"audio_filepath": f"gone{n}.wav", "text": f"gone {n}"} for n in range(60)]
+    write_manifest(tmp_path / "m.jsonl", lines)
+    assert {u.split for u in source.load(tmp_path).utterances} == {"train", "val", "test"}
+
+
+def test_explicit_splits_are_not_touched(tmp_path):
+    word_list(tmp_path, 4, 4)
+    lines = [line | {"split": "test"} for line in read_manifest(tmp_path / "m.jsonl")]
+    write_manifest(tmp_path / "m.jsonl", lines)
+    source = ManifestSource(manifest=str(tmp_path / "m.jsonl"))
+    assert [u.split for u in source.load(tmp_path).utterances] == ["test"] * 4
 
 
 def test_missing_audio_is_listed(corpus, tmp_path):
@@ -117,9 +156,9 @@ def test_a_line_that_breaks_the_convention_is_named_with_its_number(tmp_path, li
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "name either `manifest`"),
-        ({"manifest": "a", "train": "b"}, "name either `manifest`"),
-        ({"train": "a", "test": "b"}, "the manifest of val is missing"),
+        ({}, r"No manifest is named.*data\.sources\.manifest\.manifest"),
+        ({"manifest": "a", "train": "b"}, "More than one manifest"),
+        ({"train": "a", "test": "b"}, r"manifest of val is missing. Set data\.sources\.manifest\.val"),
         ({"manifest": "a", "val_fraction": 0.0}, "above 0"),
         ({"manifest": "a", "val_fraction": 0.6, "test_fraction": 0.5}, "together below 1"),
     ],

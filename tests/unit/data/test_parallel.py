@@ -163,6 +163,26 @@ def test_a_stated_test_side_stays_whole_and_train_gives_way() -> None:
     assert judge(rows) == ["near-duplicate on another side of the split", "", "", ""]
 
 
+def test_a_stated_side_is_left_whole(tmp_path: Path) -> None:
+    """Numbers, equal sides and long lines of a published test set are kept, with their whole text; train is cleaned."""
+    odd = [("LibreOffice", "LibreOffice"), ("10:30", "10:30"), ("3 %", "3 %"), ("A.", "A."), ("Taxi \x90", "Taxi"),
+           ("Opens the file " * 40, "Ouvre le fichier " * 40), ("word " * 2_500, "mot " * 2_500)]  # fmt: skip
+    more = [
+        pair(1000 + n, *texts, split) for n, texts in enumerate(odd) for split in ("train", "test", "val")
+    ]
+    more = [pair(n, one.source, one.target, one.split) for n, one in enumerate(more, 1000)]
+    data = ready([*corpus(), *more], tmp_path, max_tokens=60)
+    plain = ready(corpus(), tmp_path, max_tokens=60)
+    kept = {split: data.spec.pairs[split] - plain.spec.pairs[split] for split in SPLITS}
+    assert kept == {"train": 0, "val": 7, "test": 7}
+    assert [row["source"] for row in data.prepared.rows("test")][-7:] == [tidy(source) for source, _ in odd]
+    assert max(map(len, data.prepared.sides(len(data.prepared.index["split"]) - 1))) == 60
+    assert report(data)["shortened"] == 4
+    half, empty = pair(1, "half \ud800", "une moitié", "test"), pair(2, " ", "vide", "test")
+    assert unusable(half.source, half.target, Cleaning(), published=True)
+    assert unusable(tidy(empty.source), empty.target, Cleaning(), published=True)
+
+
 def test_of_duplicates_the_one_in_train_is_kept() -> None:
     rows = [("One thing", "Une chose", side, False) for side in ("val", "test", "train", "train")]
     assert judge(rows) == ["duplicate", "duplicate", "", "duplicate"]
@@ -328,9 +348,11 @@ def test_separate_vocabularies_and_given_tokenizers(tmp_path: Path) -> None:
 def test_batches_for_the_model_of_a_checkpoint_with_another_tokenizer(tmp_path: Path) -> None:
     model = ready(corpus(), tmp_path, tokenizer={"kind": "byte_bpe", "vocab_size": 300}, tag=True)
     data = module(corpus(), tmp_path)
-    data.prepare()
     data.prepare_for(model.spec.to_dict())
     data.setup()
+    assert not (tmp_path / "prepared" / module(corpus(), tmp_path).folder).exists(), (
+        "no vocabulary of its own"
+    )
     for one, other in zip(model.test_dataloader(), data.test_dataloader(), strict=True):
         assert all(torch.equal(one[key], other[key]) for key in ("source", "target_out", "source_mask"))
     german = [pair(int(one.id), one.source, one.target, one.split, target_language="de") for one in corpus()]
@@ -338,6 +360,23 @@ def test_batches_for_the_model_of_a_checkpoint_with_another_tokenizer(tmp_path: 
     other_language.prepare()
     with pytest.raises(UserError, match=r"pairs en-de; the checkpoint's model translates en-fr"):
         other_language.prepare_for(model.spec.to_dict())
+
+
+def test_a_test_set_alone_is_read_as_the_model_reads(tmp_path: Path) -> None:
+    """With the model's tokenizers, tags and directions; the data's own settings of these do not matter."""
+    more = [pair(1000 + n, *texts, "train", target_language="de") for n, texts in enumerate(phrases())]
+    settings = {"tag": True, "tokenizer": {"kind": "bpe", "vocab_size": 80, "shared": False}}
+    model = ready([*more, *corpus()], tmp_path, **settings, max_tokens=50)
+    tests = [one for one in corpus() if one.split == "test"]
+    data = module(tests, tmp_path, tokenizer={"kind": "bpe", "vocab_size": 8_000})
+    data.prepare_for(json.loads(json.dumps(model.spec.to_dict())))
+    data.setup()
+    assert data.max_tokens == 50 and data.spec.pairs == {"train": 0, "val": 0, "test": len(tests)}
+    for one, other in zip(model.test_dataloader(), data.test_dataloader(), strict=True):
+        assert all(torch.equal(one[key], other[key]) for key in ("source", "target_out", "direction"))
+    again = ready([*more, *corpus()], tmp_path, **settings, max_tokens=50)
+    again.prepare_for(model.spec.to_dict())
+    assert again.folder == model.folder, "what the model was trained on is not prepared a second time"
 
 
 def test_lines_to_translate_become_batches_without_targets(tmp_path: Path) -> None:
@@ -376,8 +415,78 @@ def test_an_empty_split_a_missing_preparation_and_a_vocabulary_too_large_are_exp
         UserError, match=r"for the test split.*360 longer than 2 tokens|for the train split.*longer than 2"
     ):
         module(corpus(), tmp_path, max_tokens=2).prepare()
+    few = [pair(n, *texts, group="one block") for n, texts in enumerate(phrases())]
+    with pytest.raises(UserError, match=r"split \(360 .*has 1 group of pairs .*name the files of train, val"):
+        module(few, tmp_path).prepare()
+    with pytest.raises(UserError, match=r"train split \(9 .*skipped: 9 empty target\). Check the corpus"):
+        module([pair(n, "One", "") for n in range(9)], tmp_path).prepare()
     with pytest.raises(UserError, match="mode=prepare"):
         _ = module(corpus(), tmp_path).spec
     with pytest.raises(UserError, match="more than the training text supports"):
         module(corpus(), tmp_path, tokenizer={"kind": "bpe", "vocab_size": 50_000}).prepare()
     assert not list(tmp_path.glob("prepared/parallel-*")), "a preparation that fails leaves nothing"
+
+
+# ------------------------------------------------------------------------------------------------ scripts
+
+
+EQUAL = {
+    "en": [("Open page 3.", "open page 12"), ("It ended in 2019!", "It ended in 1999."), ("libfoo2 ends", "libbar3 ends")],
+    "de": [("Öffnen Sie Seite 3.", "öffnen sie Seite 12"), ("Der 1. Band", "der 22. Band"), ("Die Straße", "DIE STRASSE")],
+    "zh": [("我有3个苹果。", "我有12个苹果"), ("我有 3 个苹果", "我有5个苹果"), ("会议在2019年结束", "会议在1999年结束！"),
+           ("请看http://a.b/c，然后打开", "请看https://d.e/f/g 然后打开"), ("你好，世界", "你好世界")],
+    "ja": [("りんごが3個あります。", "りんごが12個あります"), ("会議は2019年に終わる", "会議は１９９９年に終わる"),
+           ("ファイルfoo1を開く", "ファイル foo22 を開く")],
+    "th": [("มี 3 คน", "มี 12 คน"), ("มี๓คน", "มี3คน")],
+    "hi": [("मेरे पास 3 सेब हैं।", "मेरे पास १२ सेब हैं"), ("वह 2019 में आया", "वह 1999 में आया!")],
+    "my": [("ပန်းသီး ၃ လုံး", "ပန်းသီး ၁၂ လုံး။")],
+    "km": [("ខ្ញុំមានផ្លែប៉ោម 3", "ខ្ញុំមានផ្លែប៉ោម ១២។")],
+    "ar": [("لدي 3 تفاحات.", "لدي ١٢ تفاحات"), ("انتهى في عام 2019", "انتهى في عام 1999!")],
+    "he": [("יש לי 3 תפוחים.", "יש לי 12 תפוחים"), ("הסתיים ב-2019", "הסתיים ב-1999")],
+    "ko": [("사과가 3개 있다.", "사과가 12개 있다"), ("2019년에 끝났다", "1999년에 끝났다!"),
+           ("a.txt파일을 연다", "bcd.txt파일을 연다")],
+}  # fmt: skip
+DIFFERENT = {
+    "en": [("Open page 3", "Close page 3"), ("3 apples", "3 pears")],
+    "de": [("3 schöne Bücher", "3 schone Bücher"), ("Er kam 2019", "Sie kam 2019")],
+    "zh": [("我有3个苹果", "会议在2019年结束"), ("我有3个苹果", "我有3个梨"), ("文件和/或目录", "图像和/或表格"),
+           ("看http://a.b/c然后打开", "看http://a.b/c然后关闭")],
+    "ja": [("10時に来た", "10時間に来た"), ("りんごが3個", "みかんが3個"), ("かき3個", "がき3個")],
+    "th": [("ไม้ 3", "ไม่ 3"), ("มี3คน", "มี3ตัว"), ("เขาอยู่ใกล้", "เขาอยู่ไกล")],
+    "hi": [("लड़का आया", "लड़की आयी"), ("लड़के आये", "लड़का आया"), ("3 किताबें", "3 कलमें"), ("और/या", "या/और")],
+    "my": [("၃ လုံး", "၃ လူး"), ("ဟုတ်", "ဟတ်")],
+    "km": [("បាទ 3", "បទ 3"), ("ទី១ថ្ងៃ", "ទី១ខែ")],
+    "ar": [("عَلَم", "عِلْم"), ("3 كتب", "3 أقلام"), ("وصل في2019مساء", "وصل في2019صباحا")],
+    "he": [("סֵפֶר", "סָפַר"), ("3 ספרים", "3 עטים"), ("ב3בתים", "ב3ערים")],
+    "ko": [("2019년에 왔다", "2019명이 왔다"), ("사과 3개", "배 3개"), ("그리고/또는 파일", "그러나/또는 파일")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("one", "other"), [pair for pairs in EQUAL.values() for pair in pairs])
+def test_templates_equal_up_to_numbers(one: str, other: str) -> None:
+    """Numbers, paths, case and punctuation are all that a template forgets, in every script."""
+    assert template(tidy(one)) == template(tidy(other))
+
+
+@pytest.mark.parametrize(("one", "other"), [pair for pairs in DIFFERENT.values() for pair in pairs])
+def test_templates_keep_other_words_apart(one: str, other: str) -> None:
+    """Texts that differ in a letter or in a combining mark have different templates."""
+    assert template(tidy(one)) != template(tidy(other))
+
+
+@pytest.mark.parametrize(
+    "text", ["हाँ।", "कौन?", "है।", "मैं", "ဟုတ်", "បាទ", "ใช่", "是", "はい", "네", "نعم", "כן"]
+)
+def test_short_words_of_any_script_are_words(text: str) -> None:
+    """A letter with a combining mark is a syllable, and so a word."""
+    assert unusable(text, "Yes, it is", Cleaning()) == ""
+
+
+def test_chinese_pairs_with_numbers_stay_in_train() -> None:
+    """Sentences with a number in them are thrown away only where the rest of them is held out too."""
+    rows = [
+        ("I have 3 apples", "我有3个苹果", "train", False),
+        ("It ends in 2019", "会议在2019年结束", "test", False),
+        ("I have 7 apples", "我有7个苹果", "val", False),
+    ]
+    assert judge(rows) == ["", "", "near-duplicate on another side of the split"]

@@ -8,9 +8,11 @@ import lzma
 import zipfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import polib
 import pytest
+import zstandard
 
 from magneto.data.parallel import ParallelDataModule
 from magneto.data.sources.ddtp import DDTPSource, paragraphs
@@ -20,6 +22,7 @@ from magneto.data.sources.libreoffice import LibreOfficeSource
 from magneto.data.sources.pairs import Pair, ParallelSource
 from magneto.data.sources.parallel_files import ParallelFilesSource
 from magneto.errors import UserError
+from tests.unit.data.recordings import copy_by_macos
 
 
 def read(source: ParallelSource, tmp_path: Path) -> tuple[list[Pair], list[str]]:
@@ -144,6 +147,17 @@ def test_descriptions_are_joined_by_their_sum_and_cut_into_paragraphs(indexes: P
     assert skipped == ["long description divided otherwise", "its original is not in the index"]
 
 
+@pytest.mark.parametrize("kind", ["indexes", "catalogs"])
+def test_hidden_files_are_not_read(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    folder = request.getfixturevalue(kind)
+    source: DDTPSource | GettextSource = DDTPSource(["en-fr"], folder=str(folder))
+    if kind == "catalogs":
+        source = GettextSource(["en-fr"], [], [str(folder)])
+    before, identity = read(source, tmp_path), source.identity()
+    copy_by_macos(folder)
+    assert read(source, tmp_path) == before and source.identity() == identity
+
+
 def test_two_translations_are_joined_through_the_original(indexes: Path, tmp_path: Path) -> None:
     pairs, skipped = read(DDTPSource(["fr-de"], folder=str(indexes)), tmp_path)
     assert texts(pairs) == [("éditeur de texte", "Texteditor"), ("un jeu", "Spiel")]
@@ -182,7 +196,7 @@ def test_invalid_bytes_in_an_index_cost_one_description(indexes: Path, tmp_path:
 
 PO = r"""
 msgid ""
-msgstr "Content-Type: text/plain; charset=UTF-8\nPlural-Forms: nplurals=3; plural=0;\n"
+msgstr "Content-Type: text/plain; charset=UTF-8\nPlural-Forms: nplurals=3; plural=n==1 ? 0 : n%10>=2 && n%10<=4 ? 1 : 2;\n"
 
 msgid "&Open file"
 msgstr "{open}"
@@ -260,6 +274,66 @@ def test_messages_of_catalogs_in_all_directions(catalogs: Path, tmp_path: Path) 
     assert skipped.count("fuzzy") == 3 and skipped.count("not translated") == 3
     groups = {(pair.group, pair.target_language) for pair in pairs if "ave" in pair.group}
     assert {group for group, _ in groups} == {"save as"}, "a message is on one side in all languages"
+
+
+FORMS = {
+    # Form of 1, form of a large number: by the rules of the headers, as GNU gettext's manual and CLDR have them.
+    "ar": ("nplurals=6; plural=n==0 ? 0 : n==1 ? 1 : n==2 ? 2 : n%100>=3 && n%100<=10 ? 3 : n%100>=11 ? 4 : 5;", 1, 5),
+    "lv": ("nplurals=3; plural=(n%10==1 && n%100!=11 ? 0 : n != 0 ? 1 : 2);", 0, 1),
+    "es": ("nplurals=3; plural=n == 1 ? 0 : n != 0 && n % 1000000 == 0 ? 1 : 2;", 0, 2),
+    "ja": ("nplurals=1; plural=0;", 0, 0),
+    "sl": ("nplurals=4; plural=(n%100==1 ? 0 : n%100==2 ? 1 : n%100==3 || n%100==4 ? 2 : 3);", 0, 3),
+    "xx": ("nplurals=INTEGER; plural=EXPRESSION;", 0, 1),
+    "yy": ("nplurals=2; plural=n%0;", 0, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("language", FORMS)
+def test_plural_forms_are_those_of_the_header(language: str, compiled: bool, tmp_path: Path) -> None:
+    """The singular is the form of 1, the plural that of many, not the first and the last."""
+    header, one, many = FORMS[language]
+    count = int(header[9]) if header[9].isdigit() else 2
+    catalog = polib.POFile()
+    catalog.metadata = {"Content-Type": "text/plain; charset=UTF-8", "Plural-Forms": header}
+    forms = {number: f"form {number}" for number in range(count)}
+    catalog.append(polib.POEntry(msgid="One file", msgid_plural="%d files", msgstr_plural=forms))
+    (catalog.save_as_mofile if compiled else catalog.save)(
+        str(tmp_path / f"{language}.{'mo' if compiled else 'po'}")
+    )
+    pairs, skipped = read(
+        GettextSource([f"en-{language}"], [], [str(next(tmp_path.glob(f"{language}.*")))]), tmp_path
+    )
+    assert texts(pairs) == [("One file", f"form {one}"), ("%d files", f"form {many}")] and not skipped
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("&File", "File"),
+        ("_Save", "Save"),
+        ("Save &as", "Save as"),
+        ("_Файл", "Файл"),
+        ("ファイル(&F)", "ファイル"),
+        ("ファイル(_F)...", "ファイル..."),
+        ("文件 (&F)", "文件"),
+        ("Terms &amp; Conditions", "Terms &amp; Conditions"),
+        ("a &lt; b", "a &lt; b"),
+        ("a&nbsp;b &#160; c", "a&nbsp;b &#160; c"),
+        ('target="_blank"', 'target="_blank"'),
+        ("Set the _id field", "Set the _id field"),
+        ("AT&T, Q & A", "AT&T, Q & A"),
+        ("&One &two", "&One &two"),
+    ],
+)
+def test_accelerators_are_left_out_and_entities_kept(text: str, plain: str, tmp_path: Path) -> None:
+    """Only the mark of an accelerator key goes."""
+    catalog = polib.POFile()
+    catalog.metadata = {"Content-Type": "text/plain; charset=UTF-8"}
+    catalog.append(polib.POEntry(msgid="Something", msgstr=text))
+    catalog.save(str(tmp_path / "fr.po"))
+    pairs, _ = read(GettextSource(["en-fr"], [], [str(tmp_path / "fr.po")]), tmp_path)
+    assert [pair.target for pair in pairs] == [plain]
 
 
 def test_wheels_and_compiled_catalogs_and_single_files(catalogs: Path, tmp_path: Path) -> None:
@@ -366,6 +440,36 @@ def test_tmx(tmp_path: Path) -> None:
     assert skipped == ["a language is missing in the unit"]
     with pytest.raises(UserError, match=r"no unit has both en and de; its languages: EN-US, en, fr, fr-CA"):
         read(ParallelFilesSource("en-de", tmx=write(tmp_path / "a.tmx", TMX)), tmp_path)
+
+
+def test_entities_of_html_in_a_tmx(tmp_path: Path) -> None:
+    """Where a DTD is named that may declare them they are read; else the message names the entity."""
+    unit = '<tu><tuv lang="en"><seg>a&nbsp;b</seg></tuv><tuv lang="fr"><seg>c&eacute;</seg></tuv></tu>'
+    body = f"<tmx><body>{unit}</body></tmx>"
+    doctype = '<!DOCTYPE tmx SYSTEM "tmx14.dtd">'
+    pairs, _ = read(ParallelFilesSource("en-fr", tmx=write(tmp_path / "c.tmx", doctype + body)), tmp_path)
+    assert texts(pairs) == [("a\u00a0b", "cé")]
+    with pytest.raises(UserError, match="Entity 'nbsp' not defined"):
+        read(ParallelFilesSource("en-fr", tmx=write(tmp_path / "d.tmx", body)), tmp_path)
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [(".gz", gzip.compress), (".ZST", zstandard.compress)])
+def test_compressed_files_give_the_pairs_of_plain_ones(suffix: str, pack: Any, tmp_path: Path) -> None:
+    """As OPUS and WMT publish them; a damaged one is named with what is wrong."""
+    contents = {"a.en": b"One thing\nAnother\n", "a.fr": b"Une chose\nUne autre\n"}
+    contents |= {"a.tsv": b"One thing\tUne chose\nAnother\tUne autre\n", "a.tmx": TMX.encode()}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        (tmp_path / f"{name}{suffix}").write_bytes(pack(content))
+        (tmp_path / f"cut-{name}{suffix}").write_bytes(pack(content)[:-9])
+    for files in ({"source": "a.en", "target": "a.fr"}, {"tsv": "a.tsv"}, {"tmx": "a.tmx"}):
+        plain, _ = read(ParallelFilesSource("en-fr", **{k: tmp_path / n for k, n in files.items()}), tmp_path)
+        packed = {kind: tmp_path / f"{name}{suffix}" for kind, name in files.items()}
+        found, _ = read(ParallelFilesSource("en-fr", **packed), tmp_path)
+        assert plain and texts(plain) == texts(found)
+        cut = {kind: tmp_path / f"cut-{name}{suffix}" for kind, name in files.items()}
+        with pytest.raises(UserError, match=r"cut-a.*: damaged \(.+\)"):
+            read(ParallelFilesSource("en-fr", **cut), tmp_path)
 
 
 def test_neighbouring_units_of_a_tmx_stand_on_one_side(tmp_path: Path) -> None:
@@ -505,6 +609,20 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+def test_a_row_without_a_language_is_skipped(streaming: bool, tmp_path: Path) -> None:
+    """One row of another form says nothing of the others."""
+    pytest.importorskip("datasets")
+    rows = [{"translation": {"en": "One", "fr": "Un"}}, {"translation": {"en": "Two"}}, {"translation": None}]
+    file = write(tmp_path / "rows[1].jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    source = HubPairsSource(
+        "json", ["en-fr"], data_files={"test": file}, splits={"test": "test"}, streaming=streaming
+    )
+    pairs, skipped = read(source, tmp_path)
+    assert texts(pairs) == [("One", "Un")] and skipped == ["a language is missing in the row"] * 2
+    assert pairs[0].split == "test"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
 def test_a_direction_with_nothing_but_train_keeps_it_and_the_rest_is_listed(
     published: Path, streaming: bool, tmp_path: Path
 ) -> None:
@@ -561,10 +679,10 @@ def test_parquet_as_opus_100_is_published(tmp_path: Path) -> None:
 def test_other_languages_other_forms_and_wrong_arguments_are_explained(
     splits: dict[str, str], tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=r"no pairs en-de.*it has the languages en, fr"):
+    with pytest.raises(UserError, match=r"no pairs en-de.*the first has the languages en, fr"):
         read(HubPairsSource("json", ["en-de"], data_files=splits), tmp_path)
     other = write(tmp_path / "o.jsonl", '{"en": "a", "fr": "b"}\n')
-    with pytest.raises(UserError, match=r"a row is to hold .*it has en, fr"):
+    with pytest.raises(UserError, match=r"a row is to hold .*the first has en, fr"):
         read(HubPairsSource("json", ["en-fr"], data_files=other, splits={"train": "train"}), tmp_path)
     with pytest.raises(UserError, match="cannot be read"):
         read(HubPairsSource("json", ["en-fr"], data_files={"train": splits["train"]}), tmp_path)
@@ -572,7 +690,7 @@ def test_other_languages_other_forms_and_wrong_arguments_are_explained(
         HubPairsSource("json", ["en-fr"])
     with pytest.raises(UserError, match="none of the directions"):
         HubPairsSource("wmt/wmt14", ["en-de"], configs={"en-fr": "fr-en"})
-    with pytest.raises(UserError, match="name train, val and test, or train alone"):
+    with pytest.raises(UserError, match="or train alone, or for mode=test test alone"):
         HubPairsSource("wmt/wmt14", ["en-de"], splits={"train": "train", "test": "test"})
 
 

@@ -1,10 +1,13 @@
 """Corpora of pictures in their real formats, small: good files, and all that is irregular or broken."""
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import struct
 import tarfile
+import unicodedata
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -265,7 +268,12 @@ def test_empty_class_folders_and_stray_pictures_are_told(tmp_path):
     assert corpus.labels == ("cat",)
     told = {(item.id, item.reason) for item in corpus.skipped}
     reason = "class folder without pictures"
-    assert told == {("empty", reason), ("notes", reason), ("stray.png", "in no class's folder")}
+    assert told == {
+        ("empty", reason),
+        ("notes", reason),
+        ("readme.txt", "names that end in .txt are not read"),
+        ("stray.png", "in no class's folder"),
+    }
 
 
 @pytest.mark.parametrize(
@@ -307,6 +315,97 @@ def test_an_evaluation_set_takes_the_names_of_the_models_classes(tmp_path):
     write(table, "n01 goldfish\n")
     with pytest.raises(UserError, match="line 1: 'n01 goldfish'"):
         ImageFolderSource(str(root), names=str(table)).load(tmp_path)
+
+
+def test_every_ending_is_read_or_counted(tmp_path):
+    """A picture is left out for its name alone only with a word."""
+    root = tree(tmp_path / "x", _={"cat": 1})
+    read = ("a.JFIF", "b.jpe", "c.pbm", "d.pnm", "e.jif")
+    counted = {"f.avif": ".avif", "g.HEIC": ".heic", "h.svgz": ".svgz"}
+    for number, name in enumerate((*read, *counted, "plain", ".hidden")):
+        write(root / "cat" / name, png(number))
+    corpus = ImageFolderSource(str(root)).load(tmp_path)
+    assert {p.id for p in corpus.examples} == {"cat/0.png", *(f"cat/{name}" for name in read)}
+    assert {item.id: item.reason for item in corpus.skipped} == {
+        "plain": "names without an ending are not read",
+        **{name: f"names that end in {ending} are not read" for name, ending in counted.items()},
+    }
+
+
+def test_linked_folders_hold_pictures_too(tmp_path):
+    """As torchvision's ImageFolder reads them; a link back to where it is ends nothing and doubles nothing."""
+    elsewhere = tree(tmp_path / "elsewhere", _={"more": 3, "more/deep": 2})
+    root = tree(tmp_path / "x", train={"cat": 2, "cat/real": 1}, val={"cat": 1})
+    (root / "train/cat/a_link").symlink_to(elsewhere / "more")
+    plain = {p.label: p.id for p in ImageFolderSource(str(root)).load(tmp_path).examples}
+    ids = {p.id for p in ImageFolderSource(str(root)).load(tmp_path).examples}
+    assert plain.keys() == {"cat"} and len(ids) == 2 + 1 + 5 + 1
+    assert {"train/cat/a_link/0.png", "train/cat/a_link/deep/1.png"} <= ids
+    for name, target in {"self": ".", "up": "..", "root": root, "again": elsewhere, "twice": "real"}.items():
+        (root / "train/cat" / name).symlink_to(target)
+        (elsewhere / "more/deep" / name).symlink_to(root / "train/cat")
+    assert {p.id for p in ImageFolderSource(str(root)).load(tmp_path).examples} == ids
+    (tmp_path / "linked").symlink_to(root)
+    assert {p.id for p in ImageFolderSource(str(tmp_path / "linked")).load(tmp_path).examples} == ids
+
+
+def test_two_folders_of_one_split_are_refused(tmp_path):
+    """One must not replace the other; neither may a class that is called as a split is."""
+    root = tree(tmp_path / "x", train={"cat": 2}, val={"cat": 2}, validation={"cat": 1})
+    with pytest.raises(UserError, match="val and validation are both the val split"):
+        ImageFolderSource(str(root)).load(tmp_path)
+    things = tree(tmp_path / "y", _={"bus": 2, "train": 3, "test": 1})
+    with pytest.raises(UserError, match=r"no folder `val`.*classes, set data.sources...splits=false"):
+        ImageFolderSource(str(things)).load(tmp_path)
+    corpus = ImageFolderSource(str(things), splits=False).load(tmp_path)
+    assert Counter((p.split, p.label) for p in corpus.examples) == {
+        (None, "bus"): 2,
+        (None, "train"): 3,
+        (None, "test"): 1,
+    }
+    beside = tree(tmp_path / "z", train={"cat": 2}, val={"cat": 1}, more={"cat": 1})
+    reasons = [(item.id, item.reason) for item in ImageFolderSource(str(beside)).load(tmp_path).skipped]
+    assert reasons == [("more", "folder beside those of the splits")]
+
+
+def test_accents_may_be_written_apart(tmp_path):
+    """`café` of a Mac and `café` of another machine are one class."""
+    apart, joined = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFD", "NFC"))
+    root = tree(tmp_path / "x", train={apart: 3}, val={joined: 2})
+    corpus = ImageFolderSource(str(root)).load(tmp_path)
+    assert corpus.labels == (joined,) and len(corpus.examples) == 5
+    table = write(tmp_path / "names.tsv", f"{joined}\tcoffee\n")
+    assert ImageFolderSource(str(root), names=str(table)).load(tmp_path).labels == ("coffee",)
+
+
+@pytest.mark.parametrize("linked", ["", "class", "split", "root", "file"])
+def test_any_change_below_a_folder_is_noticed(tmp_path, linked):
+    """A picture added, replaced or removed, or a class added, is other data, behind links too."""
+    real = tree(tmp_path / "real", train={"cat": 2}, val={"cat": 2})
+    root = tmp_path / "x"
+    for name in () if linked in ("", "root") else ("train", "val"):
+        parts = {"split": [""], "class": ["cat"], "file": ["cat/0.png", "cat/1.png"]}[linked]
+        for part in parts:
+            link = root / name / part
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(real / name / part)
+    if linked == "root":
+        root.symlink_to(real)
+    source = ImageFolderSource(str(real if not linked else root))
+    seen = [source.identity()]
+    assert source.identity() == seen[0]
+    replaced = real / "train/cat/0.png"
+    changes = [lambda: write(replaced, png(7, 20))]
+    if linked != "file":
+        changes += [lambda: write(real / "train/cat/new.png", png(8)), lambda: replaced.unlink()]
+    changes.append(
+        lambda: (source.folder / "train/dog").symlink_to(write(tmp_path / "d/a.png", png(3)).parent)
+    )
+    changes.append(lambda: write(tmp_path / "d/b.png", png(4)))
+    for change in changes:
+        change()
+        assert source.identity() not in seen
+        seen.append(source.identity())
 
 
 def test_a_changed_file_changes_the_identity(tmp_path):
@@ -386,6 +485,86 @@ def test_what_is_broken_in_a_shard_is_listed_and_the_rest_used(tmp_path):
     write(tmp_path / "b.tar", b"no tar file at all")
     corpus = WebDatasetSource(str(tmp_path / "b.tar")).load(tmp_path)
     assert not len(corpus.examples) and [item.reason for item in corpus.skipped] == ["shard breaks off"]
+
+
+def test_a_key_ends_at_its_first_dot(tmp_path):
+    """Of several pictures of a sample the one that is called KEY.jpg is taken, and the others are listed."""
+    depth = {f"{n}.{kind}": png(10 * n + len(kind)) for n in (1, 2) for kind in ("depth.png", "jpg")}
+    shard(tmp_path / "depth.tar", {name: depth[name] for name in sorted(depth)})
+    corpus = WebDatasetSource(str(tmp_path / "depth.tar")).load(tmp_path)
+    for number, picture in enumerate(corpus.examples, 1):
+        assert np.array_equal(np.asarray(read_picture(picture.image)), noise(10 * number + 3))
+    shard(tmp_path / "dots.tar", {f"img.v2.{n}.{kind}": png(n) for n in range(3) for kind in ("jpg", "cls")})
+    dots = WebDatasetSource(str(tmp_path / "dots.tar")).load(tmp_path)
+    assert len(dots.examples) == 1
+    reason = "further picture of a sample (a key ends at its first dot)"
+    assert [item.reason for item in (*corpus.skipped, *dots.skipped)] == [reason] * 4
+    assert [item.id for item in corpus.skipped] == ["depth.tar/1.depth.png", "depth.tar/2.depth.png"]
+
+
+def test_members_in_any_order_make_samples(tmp_path):
+    """As `tar cf x.tar *.jpg *.cls` writes them; a second sample of one name stays one."""
+    members = {f"{n}.jpg": png(n) for n in range(4)} | {f"{n}.cls": str(n % 2).encode() for n in range(4)}
+    path = shard(tmp_path / "a.tar", members)
+    with tarfile.open(path, "a") as tar:
+        for name, content in (("0.jpg", png(9)), ("0.cls", b"7")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    corpus = WebDatasetSource(str(path)).load(tmp_path)
+    assert [(p.id, p.label) for p in corpus.examples] == [
+        *((f"a.tar/{n}", str(n % 2)) for n in range(4)),
+        ("a.tar/0 (2)", "7"),
+    ]
+    assert not corpus.skipped
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_compressed_shard_is_called_so(tmp_path, pack):
+    """Single members of it cannot be read where they are."""
+    path = shard(tmp_path / "a.tar", {"1.jpg": png(1)})
+    path.write_bytes(pack(path.read_bytes()))
+    (item,) = WebDatasetSource(str(path)).load(tmp_path).skipped
+    assert item.reason == "compressed shard: unpack it, as with gunzip"
+
+
+def test_several_texts_and_classes_of_a_sample(tmp_path):
+    """Each line of KEY.txt, and each text of a list in KEY.json, is a caption; several classes are none."""
+    facts = {"2": {"caption": ["a cat", " ", None, "an animal"]}, "3": {"label": ["rows"]},
+             "4": {"label": ["a", "b"]}, "5": {"label": [1, 2], "caption": "a dog"}}  # fmt: skip
+    members: dict[str, bytes] = {"1.txt": "\ufeffa dog\r\n\nan animal\n".encode()}
+    members |= {f"{key}.json": json.dumps(values).encode("utf-8-sig") for key, values in facts.items()}
+    members |= {f"{n}.png": png(n) for n in range(1, 6)}
+    corpus = WebDatasetSource(str(shard(tmp_path / "a.tar", members))).load(tmp_path)
+    assert {p.id[-1]: (p.label, p.captions) for p in corpus.examples} == {
+        "1": (None, {"en": ["a dog", "an animal"]}),
+        "2": (None, {"en": ["a cat", "an animal"]}),
+        "3": ("rows", {}),
+        "5": (None, {"en": "a dog"}),
+    }
+    assert [(item.id, item.reason) for item in corpus.skipped] == [("a.tar/4", "several classes")]
+
+
+def test_shards_by_range_and_with_brackets(tmp_path):
+    """`{000..012}` is the usual notation; what is a name already is no glob."""
+    folder = tmp_path / "set[1]"
+    for number in (*range(8, 13), 100):
+        shard(folder / f"a-{number:03d}.tar", {f"{number}.png": png(number)})
+    shard(folder / "odd[2]*.tar", {"x.png": png(1)})
+
+    def keys(*patterns: str) -> list[str]:
+        source = WebDatasetSource([str(folder / pattern) for pattern in patterns])
+        assert len(source.identity()["shards"][""]) == len(source.load(tmp_path).examples)
+        return [picture.id.rpartition("/")[2] for picture in source.load(tmp_path).examples]
+
+    assert keys("a-{008..012}.tar") == ["8", "9", "10", "11", "12"]
+    assert keys("a-0{09..10}.tar", "{odd[2]*,a-100}.tar") == ["9", "10", "x", "100"]
+    assert keys("a-01*.tar") == ["10", "11", "12"] and keys("odd[2]*.tar") == ["x"]
+    before = WebDatasetSource(str(folder / "odd[2]*.tar")).identity()
+    shard(folder / "odd[2]*.tar", {"y.png": png(2), "z.png": png(3)})
+    assert WebDatasetSource(str(folder / "odd[2]*.tar")).identity() != before
+    with pytest.raises(UserError, match=r"no file fits shards=.*a-013.tar. Name tar files, by a glob"):
+        keys("a-{012..013}.tar")
 
 
 def test_shards_that_are_not_named_or_not_there(tmp_path):

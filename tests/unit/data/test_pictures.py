@@ -1,5 +1,6 @@
 """Reading pictures of every kind and every fault, each a real file made here."""
 
+import base64
 import io
 import struct
 import zlib
@@ -103,6 +104,53 @@ def test_the_cameras_rotation_is_applied():
     assert np.array_equal(np.asarray(read), np.rot90(np.asarray(gradient()), -1))
 
 
+def exif_block(*odd: tuple[int, int, int, bytes]) -> bytes:
+    """EXIF that says "turn", and fields (tag, type, count, 4 bytes) of whatever kind."""
+    fields = sorted([*odd, (0x0112, 3, 1, b"\6\0\0\0")])
+    entries = b"".join(struct.pack("<HHI4s", *field) for field in fields)
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(fields)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "PNG"])
+@pytest.mark.parametrize(
+    "odd",
+    [
+        (0x0100, 2, 4, b"abc\0"),  # a width that is text
+        (0x0100, 9, 1, b"\xff\xff\xff\xff"),  # and one below 0
+        (0x011A, 11, 1, b"\0\0\xc0\x7f"),  # a resolution of NaN
+        (0x8769, 4, 1, b"\x08\0\0\0"),  # a directory that lies in itself
+    ],
+)
+def test_odd_exif_fields_do_no_harm(kind, odd):
+    """The picture is used, and turned as its orientation says, whatever else is in its EXIF."""
+    read = read_picture(encoded(gradient(), kind, exif=exif_block(odd)))
+    plain = read_picture(encoded(gradient(), kind))
+    assert np.array_equal(np.asarray(read), np.rot90(np.asarray(plain), -1))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+def test_damaged_exif_spoils_the_turn_alone(kind):
+    """The pixels are those of the file, turned or not, for any bytes in the EXIF block."""
+    nested = Image.Exif()
+    nested[0x0112], nested[0x011A], nested[0x010F] = 6, 72.5, "Nintendo"
+    nested.get_ifd(0x8769).update({0x9000: b"0232", 0x829A: (1, 50), 0x927C: b"FUJIFILM" + bytes(30)})
+    nested.get_ifd(0x8825).update({1: "N", 2: (1.0, 2.0, 3.0)})
+    block = nested.tobytes()
+    data = encoded(gradient(), kind, exif=block)
+    start = data.index(block) if block in data else data.index(block[6:])
+    stop = start + len(block) - (block not in data) * 6
+    plain = np.asarray(read_picture(encoded(gradient(), kind)))
+    turned = [np.rot90(plain, turns) for turns in range(4)]
+    turned += [image.swapaxes(0, 1) for image in turned] + [plain[::-1], plain[:, ::-1]]
+    random = np.random.default_rng(0)
+    for _ in range(500):
+        bytes_ = bytearray(data)
+        for place in random.integers(start + (block in data) * 6, stop, 3):
+            bytes_[place] = random.integers(256)
+        read = np.asarray(read_picture(bytes(bytes_)))
+        assert any(read.shape == image.shape and (read == image).all() for image in turned)
+
+
 def test_an_animation_gives_its_first_frame():
     frames = [Image.new("RGB", (10, 10), colour) for colour in ("red", "blue", "lime")]
     for kind in ("GIF", "WEBP"):
@@ -183,3 +231,94 @@ def test_find_pictures_goes_deep_and_passes_over_hidden_and_other_files(tmp_path
         "a/1.png",
         "b/c/2.JPEG",
     ]
+
+
+HEAD = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="64" height="64">'
+RED = '<rect width="30" height="64" fill="red"/>'
+LINKS = {
+    "group": ("<g>", "</g>"),
+    "unknown": ("<foo>", "</foo>"),
+    "use": ('<g id="a{i}"><use href="#a{n}"/></g>', ""),
+    "xlink": ('<g id="a{i}"><use xlink:href=" #a{n}"/></g>', ""),
+    "marker": ('<marker id="a{i}"><path d="M0 0L5 5" marker-start="url(#a{n})"/></marker>', ""),
+    "pattern": (
+        '<pattern id="a{i}" width="9" height="9"><rect width="9" height="9" fill="url(#a{n})"/></pattern>',
+        "",
+    ),
+    "style": ("<mask id='a{i}'><path d='M0 0L5 5' style='marker-start:url(\"#a{n}\")'/></mask>", ""),
+    "sheet": (
+        '<style>.b{i}:hover{{fill:url(#a{n})}}</style><pattern id="a{i}"><path class="b{i}"/></pattern>',
+        "",
+    ),
+}
+
+
+def nested(before: str, after: str, depth: int) -> bytes:
+    """A drawing with elements inside one another, or with as many that each refer to the next."""
+    start = "".join(before.format(i=i, n=i + 1) for i in range(depth))
+    return f'{HEAD}{start}{RED}{after * depth}<use href="#a0"/></svg>'.encode()
+
+
+@pytest.mark.parametrize("kind", LINKS)
+def test_nesting_too_deep_is_refused(kind):
+    """The renderer would overflow its stack, and the process would end."""
+    plain = np.asarray(read_picture(f"{HEAD}{RED}</svg>".encode()))
+    if kind in ("group", "unknown"):  # what is drawn is not changed by groups
+        shown = "" if kind == "group" else RED
+        data = nested(*LINKS[kind], 100).replace(b"</svg>", f"{shown}</svg>".encode())
+        assert np.array_equal(np.asarray(read_picture(data)), plain)
+    for depth in (150, 250, 5000):
+        with pytest.raises(BadPicture, match="SVG is nested too deep"):
+            read_picture(nested(*LINKS[kind], depth))
+
+
+def test_an_svg_that_refers_to_itself_ends():
+    """A loop is drawn without it; loops that branch are refused, and soon."""
+    once = f'{HEAD}<linearGradient id="a" href="#a"/>{RED}<g id="b">{RED}<path fill="url(#a)"/></g></svg>'
+    assert read_picture(once.encode()).size == (256, 256)
+    uses = "".join(f'<use href="#l{i}"/>' for i in range(16))
+    many = "".join(f'<g id="l{i}">{uses}</g>' for i in range(16))
+    with pytest.raises(BadPicture, match="SVG is nested too deep"):
+        read_picture(f"{HEAD}{many}</svg>".encode())
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        '<image {href} width="64" height="64"/>',
+        '<image xlink:{href} width="64" height="64"/>',
+        '<filter id="f"><feImage {href}/></filter><rect width="64" height="64" filter="url(#f)"/>',
+        '<defs><image id="i" {href} width="64" height="64"/></defs><use href="#i"/>',
+        '<pattern id="p" width="64" height="64" patternUnits="userSpaceOnUse"><image {href} width="64" height="64"/>'
+        '</pattern><rect width="64" height="64" fill="url(#p)"/>',
+    ],
+)
+@pytest.mark.parametrize("form", ["{file}", " {file}", "file://{file}", "&file;", "{inside}"])
+def test_svg_reads_no_other_file(tmp_path, part, form):
+    """A drawing looks the same whether the file it names is there or not."""
+    file = tmp_path / "secret.png"
+    named = f"<svg xmlns='http://www.w3.org/2000/svg'><image href='{file}' width='9' height='9'/></svg>"
+    inside = "data:image/svg+xml;base64," + base64.b64encode(named.encode()).decode()
+    href = 'href="' + form.format(file=file, inside=inside) + '"'
+    data = f"<!DOCTYPE svg [<!ENTITY file '{file}'>]>{HEAD}{RED}{part.format(href=href)}</svg>".encode()
+    without = np.asarray(read_picture(data))
+    Image.new("RGB", (64, 64), "blue").save(file)
+    assert np.array_equal(np.asarray(read_picture(data)), without)
+
+
+def test_svg_keeps_what_is_inside_it():
+    """A photograph in a data URI is drawn; so is one beside a dropped reference."""
+    photo = base64.b64encode(encoded(Image.new("RGB", (9, 9), "blue"), "PNG")).decode()
+    part = f'<image href="data:image/png;base64,{photo}" x="30" width="34" height="64" preserveAspectRatio="none"/>'
+    for more in ("", '<image href="/none.png" width="9" height="9"/>'):
+        read = np.asarray(read_picture(f"{HEAD}{RED}{part}{more}</svg>".encode()))
+        assert read[128, 60].tolist() == [255, 0, 0] and read[128, 200].tolist() == [0, 0, 255]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "latin-1"])
+def test_svg_in_any_encoding(encoding):
+    """Also those with two bytes a character, with a byte order mark or without."""
+    stated = "utf-8" if encoding.startswith("utf-8") else encoding.upper()
+    text = f'<?xml version="1.0" encoding="{stated}"?>{HEAD}<title>é</title>{RED}</svg>'
+    plain = np.asarray(read_picture(f"{HEAD}{RED}</svg>".encode()))
+    assert np.array_equal(np.asarray(read_picture(text.encode(encoding))), plain)

@@ -3,6 +3,7 @@ splits."""
 
 import hashlib
 import io
+import shutil
 import struct
 import tarfile
 from collections import Counter
@@ -17,7 +18,7 @@ from magneto.data.sources.fotaq import FotaqSource, read_container
 from magneto.data.sources.librispeech import LibriSpeechSource
 from magneto.data.sources.stamps import StampsSource
 from magneto.errors import UserError
-from tests.unit.data.recordings import tone
+from tests.unit.data.recordings import copy_by_macos, tone
 
 # ------------------------------------------------------------------------------------------------ splits
 
@@ -87,6 +88,13 @@ def test_stamps(stamp_tree, tmp_path):
     reasons = Counter(item.reason for item in corpus.skipped)
     assert reasons == {"copy of another recording": 2, "no caption in its language": 2}
     assert corpus.origin["verified"] is False
+
+
+def test_hidden_stamps_are_none(stamp_tree, tmp_path):
+    source = StampsSource(languages=["es", "fr"], folder=str(stamp_tree))
+    before = source.load(tmp_path)
+    copy_by_macos(stamp_tree)
+    assert source.load(tmp_path) == before
 
 
 def test_no_stamp_caption_or_recording_of_a_stamp_stands_on_two_sides(stamp_tree, tmp_path):
@@ -299,6 +307,44 @@ def test_librispeech_reads_its_own_format(tmp_path, inner):
     first = corpus.utterances[0]
     assert (first.id, first.text, first.speaker) == ("84-0-0000", "SOME WORDS 0", "84")
     assert [(item.id, item.reason) for item in corpus.skipped] == [("84-0-0001", "missing file")]
+
+
+def test_librispeech_copied_by_macos(tmp_path):
+    """The hidden file beside each copied one is no transcript, nor is one that is damaged passed over."""
+    for subset in ("train-clean-100", "dev-clean", "test-clean"):
+        libri_tree(tmp_path, subset)
+    chapter = tmp_path / "LibriSpeech/dev-clean/84/0"
+    copy_by_macos(tmp_path)
+    (chapter.parent / "._0").write_bytes(b"\0\5\x16\7")
+    source = LibriSpeechSource(folder=str(tmp_path))
+    corpus = source.load(tmp_path)
+    assert len(corpus.utterances) == 18 and not corpus.skipped
+    (chapter / "84-0.trans.txt").write_bytes(b"84-0-0000 CAF\xc9\n")
+    with pytest.raises(UserError, match=r"84-0\.trans\.txt is damaged"):
+        source.load(tmp_path)
+
+
+def test_librispeech_identity_follows_its_files(tmp_path, monkeypatch):
+    """A chapter that arrives, or a file that was cut off, prepares anew; a whole subset has one identity."""
+    for subset in ("train-clean-100", "dev-clean", "test-clean"):
+        libri_tree(tmp_path, subset)
+    source = LibriSpeechSource(folder=str(tmp_path))
+    identities = [source.identity()]
+    assert identities == [source.identity()]
+    libri_tree(tmp_path / "later", "dev-clean", chapters=3)
+    chapters = tmp_path / "LibriSpeech/dev-clean/84"
+    shutil.move(tmp_path / "later/LibriSpeech/dev-clean/84/2", chapters / "2")
+    identities.append(source.identity())
+    with (chapters / "2/84-2-0001.flac").open("r+b") as file:
+        file.truncate(99)
+    identities.append(source.identity())
+    (chapters / "2/._84-2-0001.flac").touch()
+    assert source.identity() == identities[-1] and len({str(one) for one in identities}) == 3
+    for subset, count in {"train-clean-100": 6, "dev-clean": 9, "test-clean": 6}.items():
+        monkeypatch.setitem(librispeech.UTTERANCES, subset, count)
+    whole = source.identity()
+    shutil.rmtree(tmp_path / "LibriSpeech/test-clean")  # it is downloaded then
+    assert source.identity() == whole
 
 
 def test_librispeech_downloads_checks_and_unpacks_what_is_missing(tmp_path, monkeypatch):

@@ -11,11 +11,13 @@ import pytest
 import soundfile
 import torch
 
+from magneto.data import speech_predict
 from magneto.data.augment import SpecAugment
 from magneto.data.features import FeatureSettings, load_audio, log_mel
 from magneto.data.sources.manifest import ManifestSource
 from magneto.data.speech import SpeechDataModule
-from magneto.data.speech_predict import predict_dataset
+from magneto.data.speech_build import SpeechBuilder
+from magneto.data.speech_predict import user_recordings
 from magneto.data.speech_store import Collate, SpeechSpec
 from magneto.data.tokenizer import CTCTokenizer, repeats
 from magneto.errors import UserError
@@ -200,9 +202,49 @@ def test_a_split_without_a_usable_utterance_is_an_error_with_the_reasons(corpus)
     folder = corpus(6, sides=("train", "test"))
     with pytest.raises(UserError, match="left for the val split"):
         module(folder).prepare()
-    with pytest.raises(UserError, match="6 shorter than 9 s"):
-        module(folder, min_seconds=9.0).prepare()
-    assert not [p for p in (folder / "data" / "prepared").iterdir() if p.is_dir()]
+    whole = corpus(6, name="whole", sides=("train", "val", "test"))
+    with pytest.raises(UserError, match=r"6 shorter than 9 s.*data\.min_seconds"):
+        module(whole, min_seconds=9.0).prepare()
+    for one in (folder, whole):
+        assert not [p for p in (one / "data" / "prepared").iterdir() if p.is_dir()]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("spoil", "reason"), [
+    (lambda line: line | {"audio_filepath": f"elsewhere/{line['audio_filepath']}"}, "6 missing file.*elsewhere/clips"),
+    (lambda line: line | {"text": "..."}, "6 empty transcript"),
+    (lambda line: line | {"text": "route 66"}, r"6 digits in its transcript.*Set data\.digits to keep"),
+    (None, "0 were looked at; skipped: none"),
+])  # fmt: skip
+def test_manifest_without_a_usable_line(corpus, spoil, reason, workers):
+    """What is wrong with all lines is counted and told, and no process is started for nothing."""
+    folder = corpus(6, sides=("train", "val", "test"))
+    lines = read_manifest(folder / "manifest.jsonl")
+    write_manifest(folder / "manifest.jsonl", [] if spoil is None else [spoil(line) for line in lines])
+    with pytest.raises(UserError, match=f"train and val and test splits.*{reason}"):
+        module(folder, digits="drop", prepare_workers=workers).prepare()
+
+
+def test_an_empty_split_is_refused_before_features(corpus, monkeypatch):
+    """The remedy names the keys that divide a manifest."""
+    folder = corpus(8)
+    lines = [{"audio_filepath": f"clips/00{n}.wav", "text": f"word {n // 4}"} for n in (0, 4)]
+    write_manifest(folder / "manifest.jsonl", lines)
+    monkeypatch.setattr(SpeechBuilder, "_extract", None)
+    with pytest.raises(UserError, match=r"`split`, or raise data\.sources\.manifest\.val_fraction.*2 groups"):
+        module(folder).prepare()
+
+
+def test_prepare_warns_of_small_splits_and_shared_files(corpus, caplog):
+    folder = corpus(40, sides=("train", "train", "train", "val"))
+    lines = read_manifest(folder / "manifest.jsonl")
+    lines += [line | {"split": "test"} for line in lines[:2]]
+    write_manifest(folder / "manifest.jsonl", lines)
+    with caplog.at_level("INFO"):
+        module(folder).prepare()
+    assert "only 2 test utterances" in caplog.text  # not the 10 of val
+    assert "2 audio files stand on several sides" in caplog.text
+    assert "h): 30 train, 10 val, 2 test" in caplog.text
 
 
 def test_reading_before_prepare_says_so(corpus):
@@ -379,6 +421,47 @@ def test_a_checkpoints_tokenizer_and_languages_are_used_on_other_data(corpus):
         data.prepare_for({**values, "features": FeatureSettings(num_mels=40).to_dict()})
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_checkpoint_is_tested_on_test_lines_alone(corpus, caplog, alone):
+    """A manifest of test lines, or `test=` by itself: no other split is asked for, nothing is prepared twice."""
+    model = ready(corpus(20)).spec
+    folder = corpus(6, name="other", sides=("test",))
+    lines = read_manifest(folder / "manifest.jsonl")
+    lines[0]["text"] = "ωμέγα"  # of which the model can write nothing: it counts as an error
+    write_manifest(folder / "manifest.jsonl", lines)
+    path = str(folder / "manifest.jsonl")
+    source = ManifestSource(test=path) if alone else ManifestSource(manifest=path)
+    data = SpeechDataModule(
+        {"own": source}, data_dir=str(folder / "data"), batch_frames=600, prepare_workers=1
+    )
+    caplog.clear()
+    data.prepare_for(model.to_dict())
+    data.setup("test")
+    assert data.spec.utterances == {"train": 0, "val": 0, "test": 6}
+    assert data.spec.tokenizer == model.tokenizer and "several sides" not in caplog.text
+    texts = [text for batch in data.test_dataloader() for text in batch["text"]]
+    assert sorted(texts) == sorted(line["text"] for line in lines)
+    assert len([p for p in (folder / "data/prepared").iterdir() if p.is_dir()]) == 1
+    with pytest.raises(UserError, match="train and val splits"):
+        SpeechDataModule({"own": source}, data_dir=str(folder / "more")).prepare()
+
+
+def test_what_is_prepared_for_training_is_tested_as_it_is(corpus):
+    folder = corpus(20)
+    data = ready(folder)
+    again = module(folder)
+    again.prepare_for(data.spec.to_dict())
+    assert again.folder == data.folder
+
+
+def test_an_unknown_language_is_refused_before_features(corpus, monkeypatch):
+    model = ready(corpus(20)).spec
+    data = module(corpus(6, name="other", sides=("test",)))
+    monkeypatch.setattr(SpeechBuilder, "_extract", None)
+    with pytest.raises(UserError, match="utterances in fr; .*knows en"):
+        data.prepare_for({**model.to_dict(), "languages": ["en"]})
+
+
 # ------------------------------------------------------------------------------------------------ prediction
 
 
@@ -387,32 +470,60 @@ def spec(corpus) -> SpeechSpec:
     return SpeechSpec.from_dict(json.loads(json.dumps(ready(corpus(10, name="train")).spec.to_dict())))
 
 
-def test_predicting_files_and_folders_from_a_spec_alone(corpus, spec, tmp_path):
-    folder = corpus(8)
-    data = predict_dataset([folder / "clips", folder / "clips/000.wav"], spec)
-    assert len(data) == 9 and data.paths[8] == folder / "clips/000.wav"
-    expected = log_mel(load_audio(folder / "clips/000.wav", 16_000), FeatureSettings())
-    np.testing.assert_array_equal(data[8]["features"], expected.numpy())
-    batch = Collate(1)([data[0], data[8]])
-    assert batch["id"].tolist() == [0, 8] and batch["targets"].shape == (2, 0)
+def test_predicting_files_and_folders_from_a_spec_alone(corpus, spec):
+    folder = corpus(8) / "clips"
+    found = list(user_recordings(folder, spec))
+    assert [path for path, _ in found] == sorted(folder.iterdir())
+    expected = log_mel(load_audio(folder / "000.wav", 16_000), FeatureSettings())
+    ((path, features),) = user_recordings(folder / "000.wav", spec)
+    assert path == folder / "000.wav" and torch.equal(features, expected)
+    assert torch.equal(found[0][1], expected)
 
 
-def test_an_unreadable_file_is_an_error_when_named_and_listed_when_found_in_a_folder(corpus, spec, caplog):
+def test_each_recording_is_decoded_once(corpus, spec, monkeypatch):
+    folder = corpus(4) / "clips"
+    read = []
+    monkeypatch.setattr(
+        speech_predict, "load_audio", lambda path, rate: read.append(path) or load_audio(path, rate)
+    )
+    list(user_recordings(folder, spec))
+    assert read == sorted(folder.iterdir())
+
+
+def test_unreadable_files_are_errors_or_skipped(corpus, spec, caplog):
+    """A file that cannot be read is an error when it is named, and skipped when it is found in a folder."""
     folder = corpus(8) / "clips"
     (folder / "004.wav").write_bytes(b"no audio")
     with pytest.raises(UserError, match=r"004\.wav: not decodable"):
-        predict_dataset([folder / "004.wav"], spec)
-    data = predict_dataset([folder], spec)
-    assert len(data) == 7 and [item.file for item in data.skipped] == [str(folder / "004.wav")]
-    assert "1 of 8 audio files cannot be read" in caplog.text
+        list(user_recordings(folder / "004.wav", spec))
+    assert len(list(user_recordings(folder, spec))) == 7
+    assert f"skipped: {folder / '004.wav'}: not decodable" in caplog.text
 
 
-def test_nothing_to_transcribe(corpus, spec, tmp_path):
+def test_endings_links_and_hidden_files(corpus, spec, tmp_path, caplog):
+    """Links to folders are followed, loops not; what is left out for its ending is counted, hidden files are not."""
+    elsewhere = corpus(8, name="elsewhere") / "clips"
+    folder = tmp_path / "input"
+    (folder / "inner").mkdir(parents=True)
+    for name, options in {"a.OPUS": {"format": "OGG", "subtype": "OPUS"}, "b.oga": {"format": "OGG"},
+                          "c.aiff": {}, "inner/d.au": {}, "e.caf": {}, "f.w64": {}}.items():  # fmt: skip
+        soundfile.write(folder / name, tone(0.5, 16_000), 16_000, **options)
+    for name in ("x.m4a", "y.m4a", "inner/z.txt", "._a.wav", "LIST"):
+        (folder / name).write_bytes(b"x")
+    (folder / "linked").symlink_to(elsewhere)
+    (folder / "inner/loop").symlink_to(folder)
+    found = [path.relative_to(folder).as_posix() for path, _ in user_recordings(folder, spec)]
+    linked = [f"linked/{path.name}" for path in sorted(elsewhere.iterdir())]
+    assert found == ["a.OPUS", "b.oga", "c.aiff", "e.caf", "f.w64", "inner/d.au", *linked]
+    assert "4 files with other endings are left out (2 .m4a, " in caplog.text and "1 .txt" in caplog.text
+
+
+def test_nothing_to_transcribe(spec, tmp_path):
     with pytest.raises(UserError, match="no such file or folder"):
-        predict_dataset([tmp_path / "nope.wav"], spec)
+        list(user_recordings(tmp_path / "nope.wav", spec))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no audio file"):
-        predict_dataset([tmp_path / "empty"], spec)
+        list(user_recordings(tmp_path / "empty", spec))
     (tmp_path / "empty" / "a.wav").write_bytes(b"x")
-    with pytest.raises(UserError, match="None of the 1 audio files"):
-        predict_dataset([tmp_path / "empty"], spec)
+    with pytest.raises(UserError, match="none of the 1 audio files"):
+        list(user_recordings(tmp_path / "empty", spec))

@@ -11,6 +11,7 @@ import torch
 
 from magneto.data.sources import Skipped
 from magneto.data.sources.documents import Document, TextCorpus
+from magneto.data.sources.text_files import TextFilesSource
 from magneto.data.text import IGNORE, TextDataModule, TextSpec
 from magneto.data.text_tokenizer import TextTokenizer
 from magneto.errors import UserError
@@ -253,10 +254,58 @@ def test_a_checkpoint_has_blocks_of_its_own_length(tmp_path, own, stride, expect
         assert found["tokens"].shape[1] <= 32 and torch.equal(found["tokens"], wanted["tokens"])
 
 
-def test_a_training_text_shorter_than_the_blocks_of_a_checkpoint_is_told(tmp_path):
-    data, model = module(tmp_path), module(tmp_path).spec.to_dict()
-    with pytest.raises(UserError, match=r"fewer than data\.block_size=100000.*documents=separate"):
-        data.prepare_for({**model, "block_size": 100_000})
+@pytest.mark.parametrize("documents", ["pack", "separate"])
+def test_a_test_set_alone_is_enough_for_a_checkpoint(tmp_path, documents):
+    """Also one that is shorter than a block, and without a training text or a vocabulary of its own."""
+    model = module(tmp_path, documents=documents).spec.to_dict()
+    own = Speeches(TEXTS[:1], sides=("test",))
+    settings = {"data_dir": str(tmp_path), "tokenizer": {"vocab_size": 60_000}, "documents": documents}
+    data = TextDataModule({"speeches": own}, **settings)
+    data.prepare_for({**model, "block_size": 100_000})
+    data.setup()
+    (batch,) = data.test_dataloader()
+    tokenizer = TextTokenizer.from_json(model["tokenizer"])
+    assert tokenizer.decode(batch["targets"][0].tolist()) == TEXTS[0]
+    assert int(batch["bytes"].sum()) == len(TEXTS[0].encode())
+    with pytest.raises(UserError, match=r"train split.*A test set alone is .*mode=test checkpoint=RUN"):
+        TextDataModule({"speeches": own}, **settings).prepare()
+
+
+def test_the_reasons_of_an_unusable_corpus_are_told(tmp_path):
+    """Also where nothing is left to train a tokenizer on; the remedy is one that helps."""
+    array, single, lines = tmp_path / "array.jsonl", tmp_path / "one.txt", tmp_path / "lines.txt"
+    array.write_text('[\n{"text": "one"},\n{"text": "two"},\n]')
+    single.write_text("one text of some words " * 50)
+    lines.write_text("a line of its own\n" * 80)
+    (tmp_path / "utf16.txt").write_text("a text", encoding="utf-16")
+    for name, more, message in (
+        ("array.jsonl", {}, r"0 are in the others; skipped: 4 not valid JSON.*Check the files"),
+        ("utf16.txt", {}, r"0 are in the others; skipped: 1 not UTF-8.*their encoding"),
+        ("one.txt", {}, r"make 1 group, too few to divide: name the files of .*per_line=true"),
+        ("lines.txt", {"per_line": True}, r"make 1 group, too few to divide: name the files of"),
+    ):
+        source = TextFilesSource(str(tmp_path / name), **more)
+        data = TextDataModule(
+            {"mine": source}, data_dir=str(tmp_path / "data"), tokenizer={"vocab_size": 262}
+        )
+        with pytest.raises(UserError, match=message):
+            data.prepare()
+
+
+def test_a_tokenizer_that_loses_text_is_warned_of(tmp_path, caplog):
+    """Bits per byte compare only where the model is asked for all of the text."""
+    texts = [*TEXTS[:-2], "Two  spaces. \nAnd a line.", TEXTS[-1]]
+    plain = module(tmp_path, Speeches(texts))
+    assert "loses something" not in caplog.text
+    module(tmp_path, Speeches(texts), tokenizer={"kind": "bpe", "vocab_size": 80}, masking={})
+    assert "loses something" not in caplog.text, "of masked models nobody asks that"
+    lowered = json.loads(plain.tokenizer.to_json())
+    lowered["normalizer"] = {"type": "Lowercase"}
+    (tmp_path / "lowered.json").write_text(json.dumps(lowered))
+    data = module(tmp_path, Speeches(texts), tokenizer={"file": str(tmp_path / "lowered.json")})
+    held_out = [document.text for split in ("val", "test") for document in data.documents(split)]
+    lost = sum(text != text.lower() for text in held_out)
+    assert lost and f"of {lost} held-out documents the tokenizer loses something" in caplog.text
 
 
 def test_bad_documents_are_counted_and_listed(tmp_path, caplog):

@@ -20,9 +20,9 @@ import zstandard
 from magneto.data.sources import documentation, sotu
 from magneto.data.sources.documentation import DocumentationSource
 from magneto.data.sources.documents import Document, TextCorpus, content_group, decode_text
-from magneto.data.sources.fetch import content_digest
+from magneto.data.sources.fetch import content_digest, listing_digest, path_digest
 from magneto.data.sources.html_text import html_text
-from magneto.data.sources.hub import HubSource, hub_rows
+from magneto.data.sources.hub import HubSource, file_identity, hub_rows
 from magneto.data.sources.sotu import SotuSource
 from magneto.data.sources.text_files import TextFilesSource
 from magneto.data.text import TextDataModule
@@ -139,7 +139,12 @@ def test_every_kind_of_file_is_read_and_every_flaw_counted(tmp_path, folder):
         "g.parquet:1": "six",
         "g.parquet:3": "seven",
     }
-    assert skipped == {"not valid JSON": 3, "no text under the key 'text'": 4, "not UTF-8": 2}
+    assert skipped == {
+        "not valid JSON": 3,
+        "no text under the key 'text'": 4,
+        "not UTF-8": 2,
+        "another kind of file (.png)": 1,
+    }
     assert all(document.split is None for document in documents.values())
 
 
@@ -159,6 +164,81 @@ def test_a_damaged_file_costs_its_rest_and_not_the_run(tmp_path, folder, name, c
     documents, skipped = read(TextFilesSource(str(folder)), tmp_path)
     damaged = [reason for reason in skipped if reason.startswith("damaged file")]
     assert len(documents) >= 11 and len(damaged) == 1, skipped
+
+
+def test_text_before_the_damage_is_kept(tmp_path):
+    """Of a text, too: what a broken or too long archive gives comes before its error."""
+    text = "Ein Satz mit Umlauten: äöü. " * 20_000
+    (tmp_path / "longer.txt.gz").write_bytes(gzip.compress(text.encode()) + b"trailing bytes")
+    noise = "".join(chr(0x4E00 + number * 7919 % 20_000) for number in range(200_000))
+    (tmp_path / "short.txt.gz").write_bytes(gzip.compress(noise.encode())[:-5_000])
+    (tmp_path / "empty.jsonl.gz").write_bytes(b"")
+    documents, skipped = read(TextFilesSource(str(tmp_path)), tmp_path)
+    assert documents["longer.txt.gz"].text == text
+    kept = documents["short.txt.gz"].text
+    assert noise.startswith(kept) and 150_000 < len(kept) < 200_000
+    assert skipped["file without a line"] == 1 and sum(skipped.values()) == 3
+    assert any("end-of-stream" in reason for reason in skipped)
+
+
+@pytest.mark.parametrize("log", [28, 31])
+def test_zst_with_a_large_window_is_read(tmp_path, log):
+    """As `zstd --long=28` to 31 write it, Reddit's dumps among them."""
+    parameters = zstandard.ZstdCompressionParameters(
+        window_log=log, hash_log=6, chain_log=6, search_log=1, min_match=3, strategy=1
+    )
+    packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    frame = packer.compress(b'{"text": "kept"}\n') + packer.flush()
+    assert zstandard.get_frame_parameters(frame).window_size == 1 << log
+    (tmp_path / "long.jsonl.zst").write_bytes(frame)
+    documents, skipped = read(TextFilesSource(str(tmp_path)), tmp_path)
+    assert [document.text for document in documents.values()] == ["kept"] and not skipped
+
+
+def test_suffixes_in_capitals_are_read(tmp_path):
+    """Files that are not read are counted by their kind."""
+    for name in ("a.txt", "B.TXT", "c.Txt.GZ", "d.JSONL", "e.md", "README", ".hidden.txt", "._a.txt"):
+        content = b'{"text": "rows"}' if name == "d.JSONL" else name.encode()
+        (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".GZ") else content)
+    documents, skipped = read(TextFilesSource(str(tmp_path)), tmp_path)
+    texts = {name: document.text for name, document in documents.items()}
+    assert texts == {"a.txt": "a.txt", "B.TXT": "B.TXT", "c.Txt.GZ": "c.Txt.GZ", "d.JSONL:1": "rows"}
+    assert skipped == {
+        "another kind of file (.md)": 1,
+        "another kind of file (no suffix)": 1,
+        "hidden file": 2,
+    }
+    assert list(read(TextFilesSource(str(tmp_path / "B.TXT")), tmp_path)[0]) == ["B.TXT"]
+
+
+def test_a_number_of_5000_digits_is_json(tmp_path):
+    """Python refuses to make an int of it; the text beside it is fine."""
+    (tmp_path / "a.jsonl").write_text('{"text": "kept", "id": ' + "9" * 5_000 + "}\n")
+    documents, skipped = read(TextFilesSource(str(tmp_path)), tmp_path)
+    assert [document.text for document in documents.values()] == ["kept"] and not skipped
+
+
+def test_lines_as_documents_have_no_line_ends(tmp_path):
+    """As the lines that `mode=predict` reads."""
+    (tmp_path / "a.txt").write_bytes(b"one\r\ntwo \nthree")
+    documents, _ = read(TextFilesSource(str(tmp_path), per_line=True), tmp_path)
+    assert [document.text for document in documents.values()] == ["one", "two ", "three"]
+
+
+def test_names_with_brackets_have_identities(tmp_path):
+    """A name with the characters of a glob is a name: its file's size and time count, and tell it from another."""
+    one, other = tmp_path / "corpus[clean].txt", tmp_path / "corpus[raw]*.txt"
+    one.write_text("first")
+    other.write_text("other words")
+    before = TextFilesSource(str(one)).identity()["files"]
+    assert before != TextFilesSource(str(other)).identity()["files"]
+    assert file_identity(str(one)) != file_identity(str(tmp_path / "corpus[none].txt"))
+    hub = file_identity(str(one))
+    one.write_text("changed text")
+    assert TextFilesSource(str(one)).identity()["files"] != before and file_identity(str(one)) != hub
+    plain = tmp_path / "plain.txt"
+    plain.write_text("as before")
+    assert path_digest(plain) == listing_digest(tmp_path, ("plain.txt",)), "prepared folders stay valid"
 
 
 def test_a_file_without_permission_is_listed(tmp_path, folder, monkeypatch):
@@ -194,7 +274,7 @@ def test_neighbouring_lines_stand_on_one_side(tmp_path):
 
 def test_lines_can_be_documents(tmp_path, folder):
     documents, _ = read(TextFilesSource(str(folder / "a.txt"), per_line=True), tmp_path)
-    assert [document.text.strip() for document in documents.values()] == ["A text.", "Two lines."]
+    assert [document.text for document in documents.values()] == ["A text.", "Two lines."]
     assert list(documents) == ["a.txt:1", "a.txt:2"]
 
 
@@ -227,6 +307,7 @@ def test_paths_that_hold_nothing(tmp_path, folder):
         ({}, "either by one path"),
         ({"path": "x", "val": "y"}, "either by one path"),
         ({"train": "x", "val": "y"}, "all of train, val and test"),
+        ({"val": "x", "test": "y"}, "for mode=test by test alone"),
     ):
         with pytest.raises(UserError, match=message):
             TextFilesSource(**arguments)
@@ -356,6 +437,23 @@ def test_identity_of_local_files_follows_them(tmp_path, articles):
     pyarrow.parquet.write_table(pa.table({"text": ["changed"]}), articles["train"])
     assert HubSource("parquet", data_files=articles).identity() != before
     assert json.dumps(before)  # plain values
+    for number, name in enumerate(("rows[1].jsonl", "deep[2]/rows.jsonl")):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text('{"text": "first"}\n')
+        source = HubSource("json", data_files={"train": str(path)}, splits={"train": "train"}, streaming=True)
+        documents, _ = read(source, tmp_path)
+        assert [document.text for document in documents.values()] == ["first"], number
+    pattern = str(tmp_path / "deep*" / "*.jsonl")
+    before = file_identity(pattern)
+    path.write_text('{"text": "another"}\n')
+    assert file_identity(pattern) != before, "a change below a folder that a pattern names"
+
+
+def test_a_pattern_that_fits_no_file(tmp_path):
+    """The library's StopIteration is explained."""
+    with pytest.raises(UserError, match="cannot be read"):
+        list(hub_rows("json", split="train", data_files={"train": str(tmp_path / "x[1].jsonl")}))
 
 
 # ------------------------------------------------------------------------------------------------ documentation
@@ -451,3 +549,6 @@ def test_copies_of_a_template_have_one_name():
     assert content_group("Release 1.2 of foo!") == content_group("release 13.7 (of)  FOO")
     assert content_group("Release of foo") != content_group("Release of bar")
     assert content_group("123") == content_group("")
+    # Vowel signs and tone marks are no punctuation.
+    assert content_group("लड़का आया") != content_group("लड़की आयी") == content_group("3 लड़की आयी।")
+    assert content_group("ไม้") != content_group("ไม่")

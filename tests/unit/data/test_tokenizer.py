@@ -30,6 +30,13 @@ SETTINGS = [{"kind": "characters"}, {"kind": "bpe", "vocab_size": 80}, {"kind": 
         ("(0,50 €)", "0 50"),
         ("İzmir", "i\u0307zmir"),
         ("—", ""),
+        ("м\u02bcята м\u2019ята м\uff07ята м\u2032ята", "м'ята м'ята м'ята м'ята"),
+        ("\u02bcya ya\u02bc", "ya ya"),
+        ("می\u200cخواهم", "میخواهم"),
+        ("ශ්\u200dරී", "ශ්රී"),
+        ("Wörter\u00adbuch\ufeff \u200ea\u2060b", "wörterbuch ab"),
+        ("l\u2019\u200davion e\u200d\u0301", "l'avion é"),
+        ("ភាសា\u200bខ្មែរ", "ភាសា ខ្មែរ"),
     ],
 )
 def test_normalize_text(raw, expected):

@@ -1,0 +1,106 @@
+"""The end of a run on the screen: what came out, where it lies, and the next commands.
+
+Imports nothing heavy, so that a command whose run has finished already answers at once.
+"""
+
+import math
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from magneto.errors import UserError
+
+CHOICES = ("short", "full")
+
+
+def check(choice: str) -> None:
+    """Raise UserError unless `choice`, of the key `summary`, is known."""
+    if choice not in CHOICES:
+        raise UserError(f"summary={choice}: is not known. Choose from {', '.join(CHOICES)}.")
+
+
+def summarize(result: Mapping[str, Any], folder: Path, status: str, full: bool = False) -> str:
+    """Return the summary of a run as text.
+
+    Args:
+        result: the content of its result.json.
+        folder: the run's folder.
+        status: what to call its state, such as `finished`.
+        full: with every metric.
+    """
+    place = _near(folder)
+    metrics, headline = result["metrics"], result.get("headline", "")
+    rows: list[tuple[str, str]] = []
+    if headline in metrics:
+        rows.append((headline, f"{number(metrics[headline]):10} primary metric"))
+    monitor = result.get("monitor") or {}
+    if monitor.get("best") is not None:
+        step = f"best, at step {monitor['best_step']} of {result['steps']}"
+        rows.append((monitor["metric"], f"{number(monitor['best']):10} {step}"))
+    if result.get("message"):
+        rows.append(("message", result["message"]))
+    time = result.get("time") or {}
+    if time.get("wall_s") is not None:
+        rows.append(
+            ("time", f"{duration(time['wall_s'])}, {time['data_wait_fraction']:.0%} of it data loading")
+        )
+    for name, path in (("export", folder / "export"), ("samples", folder / "samples.jsonl")):
+        if path.exists():
+            rows.append((name, str(_near(path))))
+    if any(folder.glob("wandb/offline-run-*")):
+        rows.append(("W&B", f"wandb sync {shlex.quote(str(place))}/wandb/offline-run-*"))
+    if metrics and not full:
+        rows.append(("all metrics", f"{_near(folder / 'result.json')} (summary=full prints them)"))
+    width = max((len(name) for name, _ in rows), default=0)
+    lines = [f"{place}: {status}", *(f"  {name:{width}}  {value}" for name, value in rows)]
+    if full:
+        lines.append(metric_lines(metrics))
+    if metrics:
+        lines.append("next:")
+        if result.get("example_input") and (folder / "export").exists():
+            checkpoint = _override("checkpoint", str(place))
+            lines.append(f"  {_program()} mode=predict {checkpoint} {result['example_input']}")
+        lines.append(f"  python -m magneto.report {shlex.quote(str(place))}")
+    return "\n".join(lines)
+
+
+def metric_lines(metrics: Mapping[str, float], headline: str | None = None) -> str:
+    """Return metrics by their names, a line each, `headline` first."""
+    width = max(map(len, metrics), default=0)
+    names = sorted(metrics, key=lambda name: (name != headline, name))
+    return "\n".join(f"  {name:{width}}  {number(metrics[name])}" for name in names)
+
+
+def number(value: float) -> str:
+    """Return a metric's value as the screen shows it."""
+    return f"{value:.4f}" if math.isfinite(value) else str(value)
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as a short text: `45 s`, `12.3 min`, `2.5 h`, `3.1 days`."""
+    for unit, name in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= (2 * unit if name == "days" else unit):
+            return f"{seconds / unit:.1f} {name}"
+    return f"{seconds:.0f} s"
+
+
+def _near(path: Path) -> Path:
+    """The path from the working folder where it is below it, else as it is."""
+    try:
+        return path.absolute().relative_to(Path.cwd())
+    except (ValueError, FileNotFoundError):  # elsewhere; the working folder was removed
+        return path
+
+
+def _override(key: str, value: str) -> str:
+    """`key=value` for a shell and for Hydra, which would take a comma for a choice."""
+    return shlex.quote(f'{key}="{value}"' if "," in value else f"{key}={value}")
+
+
+def _program() -> str:
+    called = Path(sys.argv[0]).name
+    return (
+        "magneto" if called == "magneto" else "python run.py" if called == "run.py" else "python -m magneto"
+    )
