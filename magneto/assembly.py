@@ -21,12 +21,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import get_class
-from lightning.fabric.plugins.environments import (
-    ClusterEnvironment,
-    LightningEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import Logger
@@ -337,13 +335,12 @@ def _cluster(settings: Mapping[str, Any]) -> list[ClusterEnvironment]:
 def _check_processes(trainer: L.Trainer, settings: Mapping[str, Any]) -> None:
     """Raise `UserError` unless the processes that were started are those that `trainer` works with."""
     started, starter = 1, ""
+    cluster = trainer._accelerator_connector.cluster_environment
     if TorchElasticEnvironment.detect():
         started, starter = int(os.environ["WORLD_SIZE"]), "torchrun starts"
-    elif isinstance(cluster := trainer._accelerator_connector.cluster_environment, SLURMEnvironment):
+    elif isinstance(cluster, SLURMEnvironment):
         started, starter = cluster.world_size(), "SLURM starts"
-    elif settings["num_nodes"] > 1 or any(
-        int(os.environ.get(name, 0)) for name in ("NODE_RANK", "GROUP_RANK")
-    ):
+    elif isinstance(cluster, LightningEnvironment) and (settings["num_nodes"] > 1 or cluster.node_rank() > 0):
         raise UserError(
             "trainer.num_nodes > 1 or NODE_RANK without torchrun or srun: each node would take itself for the first one. "
             "Start the run with torchrun or srun on every node (docs/cluster.md)."

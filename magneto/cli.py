@@ -128,8 +128,8 @@ class _Configuration:
         self.overrides = OverridesParser.create().parse_overrides(list(arguments))
         folders = [f"file://{Path(config_dir).absolute()}"] if config_dir else []
         for override in self.overrides:
-            if override.key_or_group == "hydra.searchpath" and isinstance(override.value(), list):
-                folders += override.value()
+            if override.key_or_group == "hydra.searchpath" and isinstance(value := override.value(), list):
+                folders += map(str, value)
         self.searchpath = [f"hydra.searchpath=[{','.join(map(_quoted, folders))}]"] if folders else []
         self.loader = GlobalHydra.instance().config_loader()
         self.groups = set(self.names("", ObjectType.GROUP)) - {"hydra"}

@@ -132,7 +132,8 @@ def _check_space(data: DataModule) -> None:
     while not there.exists():
         there = there.parent
     free = shutil.disk_usage(there).free
-    if needed > free and not is_complete(data.folder):
+    folder = getattr(data, "folder", None)  # the prepared one, which needs no corpus any more
+    if needed > free and not (folder is not None and is_complete(folder)):
         raise UserError(
             f"data_dir={data.data_dir}: the corpus needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free. "
             "Free space, or set data_dir to a folder on a larger disk."

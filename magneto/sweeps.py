@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
@@ -21,7 +22,7 @@ from magneto.runs import write_atomically
 _JOBS = "MAGNETO_SWEEP_JOBS"  # in the environment, which a launcher's processes inherit
 
 
-def task_overrides(hydra_config: DictConfig) -> list[str]:
+def task_overrides(hydra_config: Any) -> list[str]:
     """Return the overrides as they were typed: one that holds `${...}` is not resolved."""
     return cast(list[str], OmegaConf.to_container(hydra_config.overrides.task, resolve=False))
 
@@ -64,8 +65,11 @@ def _count_jobs(config: DictConfig) -> None:
     os.environ.pop(_JOBS, None)
     if str(config.hydra.sweeper._target_).endswith(".BasicSweeper"):
         arguments = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-        arguments += config.hydra.overrides.task
-        parsed = OverridesParser.create().parse_overrides(arguments)
+        arguments += task_overrides(config.hydra)
+        parser = OverridesParser.create(
+            GlobalHydra.instance().config_loader()
+        )  # which knows the files of a glob
+        parsed = parser.parse_overrides(arguments)
         swept = {one.key_or_group: one for one in parsed if one.is_sweep_override()}
         count = math.prod(len(list(one.sweep_iterator())) for one in swept.values())
         os.environ[_JOBS] = " ".join([str(count), *swept])
@@ -76,7 +80,6 @@ class SweepReport(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Make the folder of the records, or exit with code 2 if it cannot be written; count the jobs."""
-        _count_jobs(config)
         folder = Path(config.hydra.sweep.dir)
         atexit.register(_remove, folder)
         try:
@@ -87,6 +90,7 @@ class SweepReport(Callback):
                 file=sys.stderr,
             )
             sys.exit(2)
+        _count_jobs(config)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Write `reports/` beside the runs; exit with code 1 if a job failed, after all the others ran."""
@@ -119,8 +123,8 @@ class SweepReport(Callback):
 
 def _remove(folder: Path) -> None:
     """Remove the records, and the folder unless a launcher has left its log files there."""
-    for path in (*folder.glob("job_*.json"), folder / "multirun.yaml"):
-        path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # not empty
+    with contextlib.suppress(OSError):  # it is not empty, or was never made
+        for path in (*folder.glob("job_*.json"), folder / "multirun.yaml"):
+            path.unlink(missing_ok=True)
         folder.rmdir()
         folder.parent.rmdir()

@@ -21,7 +21,7 @@ JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 def sweep(folder: Path, overrides: list[str]) -> subprocess.CompletedProcess[str]:
     folder.mkdir(exist_ok=True)
     return subprocess.run(
-        [*COMMAND, *overrides, f"runs_dir={folder / 'runs'}"],
+        [*COMMAND, *overrides, "runs_dir=runs"],
         cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
 
@@ -56,7 +56,9 @@ def test_joblib_sweep_ends_as_the_serial_one(text_overrides: list[str], tmp_path
         ["backbone=pre_ln", "backbone.num_heads=3"],
         ["backbone=magneto", "backbone.num_heads=3"],
     ]
-    assert len(serial["metrics"]) == 2 and serial["left"] == ["runs", "causal_lm"]
+    assert (
+        len(serial["metrics"]) == 2 and len(serial["report"]) == 1 and serial["left"] == ["runs", "causal_lm"]
+    )
     assert joblib == serial
 
 

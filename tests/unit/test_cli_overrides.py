@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from magneto.cli import _mistake, literal
-from magneto.sweeps import objective, report_name
+from magneto.sweeps import objective
 
 
 @pytest.fixture
@@ -79,14 +79,6 @@ def test_plus_of_a_group_is_dropped() -> None:
     assert literal("+experiment=mine") == "experiment=mine"
     assert literal("+trainer.profiler=simple") == "+trainer.profiler=simple"
     assert literal("+foo=a (b") == "+foo='a (b'"
-
-
-def test_report_folder_names_what_was_swept() -> None:
-    """Readable, short, without = and comma; other fixed overrides give another name."""
-    sweep = ["task=asr", "data.tokenizer={kind:bpe,vocab_size:300}", "backbone=post_ln,magneto", "seed=1,2"]
-    name = report_name(sweep)
-    assert name.startswith("backbone-post_ln-magneto-seed-1-2-") and len(name) <= 69
-    assert report_name([*sweep, "optimizer.lr=1"]) != name == report_name(sweep)
 
 
 @pytest.mark.parametrize(
