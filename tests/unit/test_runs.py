@@ -1,13 +1,15 @@
 """Names and folders of runs, and the append-only metrics file."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from magneto import runs
 from magneto.engine import _follow
 from magneto.errors import UserError
 from magneto.loggers import CSVLogger, read_metrics
-from magneto.runs import RunFolder, Start, difference, flatten, run_name, slug
+from magneto.runs import RunFolder, Start, difference, flatten, git_revision, run_name, slug
 
 CONFIG = {"name": None, "backbone": {"placement": "magneto"}, "size_name": "tiny", "seed": 3}
 
@@ -110,3 +112,21 @@ def test_metrics_are_rewound_to_the_checkpoint_and_an_unfinished_line_is_dropped
     logger.rewind(1)
     logger.log_metrics({"train/loss": 5.0}, step=2)
     assert [row for row in read_metrics(logger.path) if row[0] == 2] == [(2, "train/loss", 5.0)]
+
+
+def test_a_commit_of_the_users_own_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wheel in a virtual environment within the user's repository, until that repository holds magneto itself."""
+    package = tmp_path / "venv" / "magneto"
+    package.mkdir(parents=True)
+    (package / "runs.py").write_text("")
+    (tmp_path / "own.py").write_text("")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
+    for command in (["init", "-q"], ["add", "own.py"], ["commit", "-qm", "own"]):
+        subprocess.run([*git, *command], check=True)
+    monkeypatch.setattr(runs, "__file__", str(package / "runs.py"))
+    assert git_revision() is None
+    for command in (["add", "-f", "venv"], ["commit", "-qm", "vendored"]):
+        subprocess.run([*git, *command], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout
+    revision = git_revision()
+    assert revision is not None and head.startswith(revision)
