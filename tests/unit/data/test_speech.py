@@ -225,7 +225,7 @@ def test_manifest_without_a_usable_line(corpus, spoil, reason, workers):
         module(folder, digits="drop", prepare_workers=workers).prepare()
 
 
-def test_an_empty_split_is_refused_before_features(corpus, monkeypatch):
+def test_empty_split_is_refused_before_features(corpus, monkeypatch):
     """The remedy names the keys that divide a manifest."""
     folder = corpus(8)
     lines = [{"audio_filepath": f"clips/00{n}.wav", "text": f"word {n // 4}"} for n in (0, 4)]
@@ -235,7 +235,7 @@ def test_an_empty_split_is_refused_before_features(corpus, monkeypatch):
         module(folder).prepare()
 
 
-def test_prepare_warns_of_small_splits_and_shared_files(corpus, caplog):
+def test_small_splits_and_shared_files_warn(corpus, caplog):
     folder = corpus(40, sides=("train", "train", "train", "val"))
     lines = read_manifest(folder / "manifest.jsonl")
     lines += [line | {"split": "test"} for line in lines[:2]]
@@ -422,7 +422,7 @@ def test_a_checkpoints_tokenizer_and_languages_are_used_on_other_data(corpus):
 
 
 @pytest.mark.parametrize("alone", [True, False])
-def test_a_checkpoint_is_tested_on_test_lines_alone(corpus, caplog, alone):
+def test_checkpoint_is_tested_on_test_lines_alone(corpus, caplog, alone):
     """A manifest of test lines, or `test=` by itself: no other split is asked for, nothing is prepared twice."""
     model = ready(corpus(20)).spec
     folder = corpus(6, name="other", sides=("test",))
@@ -446,7 +446,7 @@ def test_a_checkpoint_is_tested_on_test_lines_alone(corpus, caplog, alone):
         SpeechDataModule({"own": source}, data_dir=str(folder / "more")).prepare()
 
 
-def test_what_is_prepared_for_training_is_tested_as_it_is(corpus):
+def test_training_folder_serves_the_test(corpus):
     folder = corpus(20)
     data = ready(folder)
     again = module(folder)
@@ -454,7 +454,7 @@ def test_what_is_prepared_for_training_is_tested_as_it_is(corpus):
     assert again.folder == data.folder
 
 
-def test_an_unknown_language_is_refused_before_features(corpus, monkeypatch):
+def test_unknown_language_refused_before_features(corpus, monkeypatch):
     model = ready(corpus(20)).spec
     data = module(corpus(6, name="other", sides=("test",)))
     monkeypatch.setattr(SpeechBuilder, "_extract", None)
@@ -470,7 +470,7 @@ def spec(corpus) -> SpeechSpec:
     return SpeechSpec.from_dict(json.loads(json.dumps(ready(corpus(10, name="train")).spec.to_dict())))
 
 
-def test_predicting_files_and_folders_from_a_spec_alone(corpus, spec):
+def test_recordings_of_files_and_folders(corpus, spec):
     folder = corpus(8) / "clips"
     found = list(user_recordings(folder, spec))
     assert [path for path, _ in found] == sorted(folder.iterdir())
