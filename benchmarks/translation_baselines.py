@@ -58,7 +58,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="of the configuration, such as data=ddtp")
     parser.add_argument("--features", nargs="+", default=["words"], choices=list(FEATURES))
     parser.add_argument(
-        "--tokenize", help="sacrebleu's tokenizer for BLEU; by default that of the first direction's target language"
+        "--tokenize",
+        help="sacrebleu's tokenizer for BLEU; by default that of the first direction's target language",
     )
     parser.add_argument("--hypotheses", type=Path, help="translations of the test split to score beside them")
     arguments = parser.parse_args()
