@@ -74,7 +74,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"checkpoint {path}: cannot be read ({reason}). {REMEDY}") from error
     named = content.get("hyper_parameters") if isinstance(content, dict) else None
     if not isinstance(named, dict) or "task" not in named:
-        raise UserError(f"checkpoint {path}: not written by magneto (it names no task).")
+        raise UserError(
+            f"checkpoint {path}: not written by magneto (it names no task). Use a checkpoint of a run."
+        )
     _require(f"checkpoint {path}", content, {"state_dict": dict, "global_step": int}, REMEDY)
     parts = {"task": str, "backbone": dict, "spec": dict, "total_steps": int}
     _require(f"checkpoint {path}", named, parts, REMEDY)
@@ -91,6 +93,8 @@ def check_file(path: str | Path, what: str) -> None:
     """Raise `UserError` unless `path`, called `what`, is a whole file that may be a checkpoint."""
     path = Path(path)
     if not path.is_file():
+        if path.exists():
+            raise UserError(f"{what}: is not a file. {REMEDY}")
         raise UserError(f"{what}: no such file. Runs keep theirs in RUN/checkpoints/best.ckpt and last.ckpt.")
     if not zipfile.is_zipfile(path):
         raise UserError(f"{what}: truncated or not a checkpoint ({path.stat().st_size} bytes). {REMEDY}")

@@ -68,6 +68,9 @@ def _job(cfg: DictConfig) -> float | None:
             result = engine.run(cfg, overrides)
         folder, status, error = result.get("folder"), result.get("status"), None
         code = 130 if status == "interrupted" else 0
+    except BrokenPipeError:  # `| head` has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except UserError as mistake:
         result, error, code = {}, f"error: {mistake}", 2
     except Exception as failure:

@@ -132,7 +132,8 @@ class _Screen(logging.Handler):
     """Writes to what is the standard error at the time, which the progress bar replaces while it is drawn."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # nobody reads on: no reason for a run to end
+            print(self.format(record), file=sys.stderr, flush=True)
 
 
 def log_to_screen() -> None:

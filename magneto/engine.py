@@ -489,13 +489,14 @@ def _read_start(task: TaskModule, start: Start, folder: RunFolder) -> dict[str, 
             f"checkpoint {start.checkpoint} was trained on other data than what is prepared now: {', '.join(changed)} "
             "differ. Bring the data back, start anew with resume=never, or take the weights alone with init_from=."
         )
-    shapes = {name: tuple(value.shape) for name, value in content["state_dict"].items()}
+    shapes = {name: tuple(getattr(value, "shape", ())) for name, value in content["state_dict"].items()}
     own = {name: tuple(value.shape) for name, value in task.state_dict().items()}
     if shapes != own:
         differing = sorted(name for name in shapes.keys() | own.keys() if shapes.get(name) != own.get(name))
         raise UserError(
             f"checkpoint {start.checkpoint} does not fit this model, {len(differing)} tensors differ, such as "
-            f"{differing[0]} ({shapes.get(differing[0])} there, {own.get(differing[0])} here)."
+            f"{differing[0]} ({shapes.get(differing[0])} there, {own.get(differing[0])} here). Use the settings that it was "
+            "trained with, or take its weights alone with init_from=."
         )
     step = content["global_step"]
     elsewhere = start.checkpoint.resolve().parent != folder.checkpoints.resolve()

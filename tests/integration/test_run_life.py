@@ -21,9 +21,10 @@ from filelock import FileLock
 
 from magneto import callbacks, engine
 from magneto.checkpoint import load_task
-from magneto.cli import CONF
+from magneto.cli import CONF, literal
 from magneto.data.sampler import TokenBudgetSampler
 from magneto.errors import UserError
+from magneto.runs import RunFolder
 from magneto.tasks.asr import ASR
 from magneto.tasks.causal_lm import CausalLM
 from tests.small_runs import values
@@ -85,7 +86,7 @@ def test_log_holds_the_preparation(run_lm: Run, tmp_path: Path) -> None:
     """What was logged before the folder was there stands in log.txt, before what came after."""
     folder = Path(run_lm("name=one", f"data_dir={tmp_path / 'fresh'}")["folder"])
     log = (folder / "log.txt").read_text()
-    assert 0 <= log.index("prepared ") < log.index("run ") < log.index("parameters, on cpu")
+    assert 0 <= log.index("prepared ") < log.index("run ") < log.index(": magneto, ")
 
 
 def test_finished_is_told_before_data(run_lm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,19 +115,31 @@ def test_busy_run_is_refused(run_lm: Run, tmp_path: Path, resume: str) -> None:
 
 
 def test_lock_is_held_while_training(run_lm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, seen = engine._fit_and_test, []
+    """From the time that the folder is laid out until the result is written; then the run can be made anew."""
+    seen = []
 
-    def second(*arguments: Any) -> dict[str, Any]:
+    def refused(config: dict[str, Any], folder: RunFolder) -> None:
         for resume in ("auto", "never"):
             with pytest.raises(UserError, match=f"process {os.getpid()} on {socket.gethostname()}"):
-                run_lm("name=one", f"resume={resume}")
+                RunFolder(folder.path).look(config, resume)
             seen.append(resume)
-        return original(*arguments)
 
-    monkeypatch.setattr(engine, "_fit_and_test", second)
-    assert run_lm("name=one")["status"] == "finished" and seen == ["auto", "never"]
-    monkeypatch.undo()
-    assert run_lm("name=one", "resume=never")["status"] == "finished"
+    train, write = engine._fit_and_test, RunFolder.write_result
+
+    def training(config: dict[str, Any], folder: RunFolder, *arguments: Any) -> dict[str, Any]:
+        refused(config, folder)
+        return train(config, folder, *arguments)
+
+    def writing(self: RunFolder, result: dict[str, Any]) -> None:
+        refused(result["config"], self)
+        write(self, result)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_fit_and_test", training)
+        patch.setattr(RunFolder, "write_result", writing)
+        assert run_lm("name=one", "trainer.max_steps=1")["status"] == "finished"
+    assert seen == ["auto", "never"] * 2
+    assert run_lm("name=one", "trainer.max_steps=1", "resume=never")["status"] == "finished"
 
 
 # ---------------------------------------------------------------------- signals
@@ -143,7 +156,7 @@ def test_usr1_saves_and_requeues(
     scontrol.write_text(f'#!/bin/sh\necho "$@" >> {calls}\n')
     scontrol.chmod(0o755)
     monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
-    for key, value in SLURM.items():
+    for key, value in {**SLURM, "SLURM_STEP_NUM_TASKS": "1"}.items():
         monkeypatch.setenv(key, value)
     if array:
         monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "77")
@@ -488,11 +501,12 @@ def test_names_that_are_no_utf8(run_lm: Run, babble: Path, tmp_path: Path) -> No
     """A folder with a Latin-1 name, in the data's path and in the run's name: the run comes to its end."""
     folder = tmp_path / os.fsdecode(b"t\xe9xts")
     shutil.copytree(babble, folder)
-    result = run_lm(f"data.sources.text_files.path={folder}")
+    path = literal(f"data.sources.text_files.path={folder}")
+    result = run_lm(path)
     assert result["status"] == "finished"
     stored = json.loads((Path(result["folder"]) / "result.json").read_text())
     assert stored["config"]["data"]["sources"]["text_files"]["path"] == str(folder)
-    assert run_lm(f"data.sources.text_files.path={folder}")["metrics"] == result["metrics"]
+    assert run_lm(path)["metrics"] == result["metrics"]
 
 
 def test_home_is_expanded(run_lm: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -553,13 +567,13 @@ def test_signal_before_training(run_lm: Run, monkeypatch: pytest.MonkeyPatch, tm
 
 def test_signal_in_the_last_lines(run_lm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is finished is written down as finished."""
-    original = engine.RunFolder.write_result
+    original = RunFolder.write_result
 
     def write(self: Any, result: Any) -> None:
         signal.raise_signal(signal.SIGINT)
         original(self, result)
 
-    monkeypatch.setattr(engine.RunFolder, "write_result", write)
+    monkeypatch.setattr(RunFolder, "write_result", write)
     result = run_lm("name=one", "trainer.max_steps=1")
     assert json.loads((Path(result["folder"]) / "result.json").read_text())["status"] == "finished"
 

@@ -1,6 +1,11 @@
 """Names and folders of runs, and the append-only metrics file."""
 
+import json
+import math
+import os
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -130,3 +135,108 @@ def test_a_commit_of_the_users_own_is_not_told(tmp_path: Path, monkeypatch: pyte
     head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout
     revision = git_revision()
     assert revision is not None and head.startswith(revision)
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("実験一", "実験一"),
+        ("été-1", "été-1"),
+        ("e\u0301te\u0301-1", "été-1"),  # decomposed, as macOS has it
+        ("हिन्दी", "हिन्दी"),
+        ("my run/1", "my_run_1"),
+        ("../../etc", ".._.._etc"),
+    ],
+)
+def test_names_keep_letters_of_all_scripts(name: str, folder: str) -> None:
+    assert run_name({**CONFIG, "name": name}, []) == folder
+
+
+def test_replaced_characters_leave_names_distinct() -> None:
+    """Also bytes that are no UTF-8, which Python keeps as surrogates; and no name is too long for a file system."""
+    names = [
+        run_name({**CONFIG, "name": name}, [])
+        for name in ("☃1", "☂1", "a\udce9", "a\udcea", "長" * 99, "長" * 98)
+    ]
+    assert len(set(names)) == 6
+    assert all(len(name.encode()) <= 120 for name in names)
+
+
+@pytest.mark.parametrize("name", [".", "..", "...", "!!!", "/", " "])
+def test_names_of_no_folder_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match="no name for a folder"):
+        run_name({**CONFIG, "name": name}, [])
+
+
+def test_a_repeated_override_counts_once() -> None:
+    """The last one, as for Hydra; `+key` and `key` are one key."""
+    assert run_name(CONFIG, ["a.x=1", "+b.y=2", "a.x=3"]) == run_name(CONFIG, ["b.y=2", "a.x=3"])
+
+
+def test_a_key_of_another_version_is_no_difference() -> None:
+    """Where it is switched off. A value that was changed, or a key that is switched on, is one."""
+    old = {"task": {"smoothing": 0.1}, "predict": {"beam": 4}, "trainer": {"accelerator": "cpu"}}
+    new = {
+        "task": {"smoothing": 0.1, "new": None, "off": False, "none": "none", "list": []},
+        "predict": {"beam": 5, "captions": None}, "trainer": {"accelerator": "auto", "num_sanity_val_steps": 2},
+        "callbacks": {"save_every": 7}, "prompt": "x",
+    }  # fmt: skip
+    assert difference(old, new) == difference(new, old) == []
+    assert difference(old, {**new, "task": {"smoothing": 0.1, "on": 0.5}}) == ["task.on: (absent) -> 0.5"]
+    assert difference(old, {**new, "task": {"smoothing": 0}}) == ["task.smoothing: 0.1 -> 0"]
+
+
+def test_a_result_is_strict_json(tmp_path: Path) -> None:
+    """Numbers that are not finite become null, and not a number again; bytes that are no UTF-8 come back."""
+    folder = RunFolder(tmp_path)
+    values = {"a": float("nan"), "b": float("inf"), "c": 1.5}
+    folder.write_result({"status": "diverged", "metrics": values, "path": "t\udce9xt"})
+    stored = json.loads(folder.result.read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert stored["metrics"] == {"a": None, "b": None, "c": 1.5}
+    read = folder.read_result()
+    assert read is not None and math.isnan(read["metrics"]["a"]) and read["path"] == "t\udce9xt"
+
+
+def test_an_attempt_that_goes_on_has_no_result(tmp_path: Path) -> None:
+    """The status of the one before would be taken for its own."""
+    folder = RunFolder(tmp_path / "run")
+    folder.begin({"lr": 1}, "auto")
+    folder.last.write_bytes(b"")
+    folder.write_result({"status": "interrupted", "metrics": {}})
+    assert folder.look({"lr": 1}, "auto") == Start(checkpoint=folder.last) and folder.result.exists()
+    assert folder.begin({"lr": 1}, "auto") == Start(checkpoint=folder.last) and not folder.result.exists()
+
+
+def test_looking_changes_nothing(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "task/run")
+    assert folder.look({"lr": 1}, "auto") == Start() and not folder.path.parent.exists()
+    folder.begin({"lr": 1}, "auto")
+    before = sorted(tmp_path.rglob("*"))
+    assert folder.look({"lr": 2}, "never") == folder.look({"lr": 2}, "auto") == Start()
+    folder.last.write_bytes(b"")
+    with pytest.raises(UserError, match="lr: 1 -> 2"):
+        folder.look({"lr": 2}, "auto")
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, folder.last])
+
+
+def test_the_lock_ends_with_its_process(tmp_path: Path) -> None:
+    """A killed process holds nothing, nor do the loader's workers that outlive it for a moment."""
+    folder = RunFolder(tmp_path / "run")
+    held = os.pipe()
+    process = os.fork()
+    if process == 0:
+        with folder.lock():
+            if os.fork() == 0:
+                time.sleep(30)
+                os._exit(0)
+            os.write(held[1], b"x")
+            time.sleep(30)
+    os.read(held[0], 1)
+    with pytest.raises(UserError, match=f"by process {process} on"), folder.lock():
+        pass
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    with folder.lock():
+        pass
+    for end in held:
+        os.close(end)

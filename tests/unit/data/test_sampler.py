@@ -127,3 +127,26 @@ def test_evaluation_of_fewer_examples_than_ranks_repeats_none():
         list(EvaluationSampler(np.array([5, 5]), budget=9, rank=rank, world_size=3)) for rank in range(3)
     ]
     assert [len(own) for own in ranks] == [1, 1, 0]
+
+
+def test_equal_lengths_are_cut_together() -> None:
+    """Cutting by runs of equal lengths gives what cutting one batch after the other gives."""
+
+    def one_by_one(lengths: np.ndarray, budget: int, least: int, most: int | None) -> list[tuple[int, int]]:
+        cuts, start = [], 0
+        while start < len(lengths):
+            count = max(least, budget // max(1, int(lengths[start])))
+            stop = start + (count if most is None else max(least, min(count, most)))
+            cuts.append((start, min(stop, len(lengths))))
+            start = stop
+        return cuts
+
+    random = np.random.default_rng(0)
+    for _ in range(500):
+        lengths = np.sort(random.integers(0, random.integers(2, 30), random.integers(0, 60)))[::-1]
+        budget, least = int(random.integers(1, 100)), int(random.integers(1, 5))
+        most = None if random.random() < 0.5 else int(random.integers(1, 9))
+        cuts = [(piece.start, piece.stop) for piece in cut(lengths, budget, least, most)]
+        expected = one_by_one(lengths, budget, least, most)
+        assert cuts[:-2] == expected[: max(0, len(cuts) - 2)], "the last two may share their examples"
+        assert [start for start, _ in cuts[1:]] == [stop for _, stop in cuts[:-1]]
