@@ -30,7 +30,7 @@ class ImageFolderSource:
     hash for validation; the folder `val` is then the test, as ImageNet's is reported. None: `val` is the validation,
     and the test too where there is no folder `test`. evaluation: all pictures are a test set, for models that were
     trained on another corpus (ImageNet-A, -R, -Sketch). names: a table FOLDER<tab>LABEL, one line a class: what the
-    model calls the classes, where the folders are called otherwise. splits: False: `train`, `val` and `test` are classes.
+    model calls the classes, where the folders are called otherwise. classes_only: `train`, `val` and `test` are classes.
     Links to folders are followed.
     """
 
@@ -40,7 +40,7 @@ class ImageFolderSource:
         validation: float | None = None,
         evaluation: bool = False,
         names: str | None = None,
-        splits: bool = True,
+        classes_only: bool = False,
     ) -> None:
         if folder is None:
             raise UserError(
@@ -49,7 +49,7 @@ class ImageFolderSource:
         if validation is not None and not 0 < validation < 1:
             raise UserError(f"data: validation={validation} must lie between 0 and 1: 0.01.")
         self.folder = Path(folder).expanduser()
-        self.validation, self.evaluation, self.splits = validation, evaluation, splits
+        self.validation, self.evaluation, self.classes_only = validation, evaluation, classes_only
         self.names = None if names is None else Path(names).expanduser()
 
     def identity(self) -> dict[str, Any]:
@@ -61,7 +61,7 @@ class ImageFolderSource:
             "files": _listing(self.folder) if self.folder.is_dir() else None,
             "validation": self.validation,
             "evaluation": self.evaluation,
-            "splits": self.splits,
+            "classes_only": self.classes_only,
             "names": None if self.names is None else self._read_names(),
         }
 
@@ -97,13 +97,13 @@ class ImageFolderSource:
         sides: dict[str, Path] = {}
         beside: list[Path] = []
         for path in sorted(self.folder.iterdir()):
-            side = SIDES.get(path.name.lower()) if self.splits and path.is_dir() else None
+            side = SIDES.get(path.name.lower()) if not self.classes_only and path.is_dir() else None
             if side is None:
                 beside.append(path)
             elif side in sides:
                 raise UserError(
                     f"{self.folder}: {sides[side].name} and {path.name} are both the {side} split. Rename or remove one, or "
-                    "put their classes together; if they are classes, set data.sources...splits=false."
+                    "put their classes together; if they are classes, set data.sources...classes_only=true."
                 )
             else:
                 sides[side] = path
@@ -136,7 +136,9 @@ class ImageFolderSource:
 
     @staticmethod
     def _or_classes(beside: list[Skipped]) -> str:
-        return "; if train, val and test are classes, set data.sources...splits=false." if beside else "."
+        return (
+            "; if train, val and test are classes, set data.sources...classes_only=true." if beside else "."
+        )
 
     def _pictures(self, found: dict[str, dict[str, list[Path]]], names: dict[str, str]) -> Iterator[Picture]:
         held: set[str] = set()

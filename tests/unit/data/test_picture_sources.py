@@ -356,9 +356,9 @@ def test_two_folders_of_one_split_are_refused(tmp_path):
     with pytest.raises(UserError, match="val and validation are both the val split"):
         ImageFolderSource(str(root)).load(tmp_path)
     things = tree(tmp_path / "y", _={"bus": 2, "train": 3, "test": 1})
-    with pytest.raises(UserError, match=r"no folder `val`.*classes, set data.sources...splits=false"):
+    with pytest.raises(UserError, match=r"no folder `val`.*classes, set data.sources...classes_only=true"):
         ImageFolderSource(str(things)).load(tmp_path)
-    corpus = ImageFolderSource(str(things), splits=False).load(tmp_path)
+    corpus = ImageFolderSource(str(things), classes_only=True).load(tmp_path)
     assert Counter((p.split, p.label) for p in corpus.examples) == {
         (None, "bus"): 2,
         (None, "train"): 3,
