@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from magneto.checkpoint import AtomicCheckpointIO
 from magneto.errors import UserError
 from magneto.tasks.base import TaskModule
 
@@ -46,7 +46,9 @@ class LastWeights(Callback):
     def files(self) -> dict[int, Path]:
         """Step -> the weights kept of it, in the order of the steps."""
         found = {
-            int(path.stem.rpartition("-")[2]): path for path in self.folder.glob("weights-*.safetensors")
+            int(path.stem[8:]): path
+            for path in self.folder.glob("weights-*.safetensors")
+            if path.stem[8:].isdecimal()
         }
         return dict(sorted(found.items()))
 
@@ -95,18 +97,31 @@ class LastWeights(Callback):
             "global_step": steps[-1],
             "averaged_steps": steps,
         }
-        temporary = path.with_suffix(".part")
-        torch.save(content, temporary)
-        temporary.replace(path)
+        try:
+            AtomicCheckpointIO().save_checkpoint(content, path)
+        except OSError as error:
+            raise UserError(
+                f"{path}: the average cannot be written ({error}). Free space and repeat the command: only the test is made "
+                "again."
+            ) from error
         return path
 
 
 def mean_weights(files: list[Path], parameters: Container[str]) -> dict[str, Tensor]:
     """The mean of the parameters in safetensors files, summed in fp64; the other tensors are the last file's."""
-    assert files, "nothing to average"
+    if not files:
+        raise UserError(
+            "callbacks.average_last: the weights of the last validations (checkpoints/weights-*.safetensors) are gone. "
+            "Start anew with resume=never."
+        )
     sums: dict[str, Tensor] = {}
     for path in files:
-        last = load_file(path)
+        try:
+            last = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"{path}: damaged ({error}). Remove it and repeat the command: the other validations are averaged."
+            ) from error
         for name, value in last.items():
             if name in parameters:
                 sums[name] = sums[name] + value.double() if name in sums else value.double()
