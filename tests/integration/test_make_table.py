@@ -41,7 +41,7 @@ def test_make_table_goes_from_nothing_to_one_table(text_overrides: list[str], tm
         for line in overview.splitlines()
         if line.startswith("|")
     )
-    assert header == ["task", "corpus", "metric", "post_ln", "pre_ln", "magneto", "seeds", "minutes a run"]
+    assert header == ["task", "corpus", "metric", "post_ln", "pre_ln", "magneto", "seeds", "time a run"]
     assert [row[:3] for row in rows] == [
         ["causal_lm", "text_files", "test/bits_per_byte ↓"],
         ["mlm", "text_files", "test/accuracy ↑"],

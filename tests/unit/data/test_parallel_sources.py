@@ -549,8 +549,8 @@ def test_own_files_from_the_source_to_batches(tmp_path: Path, caplog: pytest.Log
         data.prepare()
     data.setup()
     assert sum(data.spec.pairs.values()) + 4 <= 2_001
-    for reason in ("control characters", "empty target", "longer than 10000 characters", "not UTF-8"):
-        assert f"1 {reason}" in caplog.text
+    for reason in ("broken Unicode", "empty target", "longer than 10000 characters", "not UTF-8"):
+        assert f"{reason}: 1" in caplog.text
     assert sum(len(batch["id"]) for batch in data.test_dataloader()) == data.spec.pairs["test"]
 
 
@@ -657,7 +657,7 @@ def test_missing_splits_are_counted_in_the_report(
     )  # fmt: skip
     with caplog.at_level(logging.WARNING):
         data.prepare()
-    assert "1 no validation split in the direction, 1 no test split in the direction" in caplog.text
+    assert "no validation split in the direction: 1; no test split in the direction: 1" in caplog.text
     assert data.spec.per_direction["en-yo"] == {"train": 3, "val": 0, "test": 0}
     report = json.loads((data.folder / "prepare_report.json").read_text())
     assert "opus/en-yo:test" in [item["id"] for item in report["skipped"]]

@@ -244,7 +244,7 @@ def test_small_splits_and_shared_files_warn(corpus, caplog):
         module(folder).prepare()
     assert "only 2 test utterances" in caplog.text  # not the 10 of val
     assert "2 audio files stand on several sides" in caplog.text
-    assert "h): 30 train, 10 val, 2 test" in caplog.text
+    assert "train 30 · val 10 · test 2 utterances" in caplog.text
 
 
 def test_reading_before_prepare_says_so(corpus):

@@ -323,7 +323,7 @@ def test_bad_documents_are_counted_and_listed(tmp_path, caplog):
     assert {item["id"] for item in report["skipped"]} == {
         f"speeches/{name}" for name in ("60", "61", "62", "63", "x")
     }
-    assert sum(data.spec.documents.values()) == 60 and "2 empty" in caplog.text
+    assert sum(data.spec.documents.values()) == 60 and "empty: 2" in caplog.text
 
 
 def test_documents_without_a_stated_side_are_divided_by_group(tmp_path):
