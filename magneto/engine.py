@@ -322,9 +322,16 @@ def _test(config: dict[str, Any]) -> dict[str, Any]:
         with assembly.lightning_errors():
             trainer.test(task, datamodule=data, verbose=False)
     record = {
-        "mode": "test", "task": task.name, "checkpoint": config["checkpoint"], "data": config["data"]["name"],
-        "metrics": task.evaluated, "git": git_revision(), "versions": versions(), "config": {"data": config["data"]},
-    }  # fmt: skip
+        "mode": "test",
+        "task": task.name,
+        "checkpoint": config["checkpoint"],
+        "data": config["data"]["name"],
+        "metrics": task.evaluated,
+        "evaluation": task.evaluation_facts,
+        "git": git_revision(),
+        "versions": versions(),
+        "config": {"data": config["data"]},
+    }
     if trainer.is_global_zero:
         print(f"{config['checkpoint']} on {config['data']['name']}:")
         print(summary.metric_lines(task.evaluated, headline=_headline(task)))
@@ -335,7 +342,7 @@ def _test(config: dict[str, Any]) -> dict[str, Any]:
             if config["output"]:
                 raise
             log.warning("%s Or name a file with output=.", error)
-    return {"mode": "test", "metrics": task.evaluated, "file": str(target)}
+    return {**record, "file": str(target)}
 
 
 def _test_file(config: Mapping[str, Any]) -> Path:
@@ -557,6 +564,7 @@ def _evaluate_best(
     if kept is not None:
         kept.load_average(best)
     trainer.test(best, datamodule=data, verbose=False)
+    task.evaluation_facts |= best.evaluation_facts
     if trainer.is_global_zero:
         if kept is not None:
             kept.save_average(best)
