@@ -245,22 +245,15 @@ class RunFolder:
                 "a name of its own (name=...)."
             ) from error
         if start.result is None:
-            self._require_writable()
+            if self.path.exists() and not (self.path.is_dir() and os.access(self.path, os.W_OK | os.X_OK)):
+                raise UserError(
+                    f"{self.path}: is no folder that can be written. Mend its permissions, or give this run a name of its "
+                    "own (name=...)."
+                )
             if self._lock_file.exists():
                 with self.lock():
                     pass
         return start
-
-    def _require_writable(self) -> None:
-        above = self.path
-        while not above.exists() and above != above.parent:
-            above = above.parent
-        if above.is_dir() and os.access(above, os.W_OK | os.X_OK):
-            return
-        raise UserError(
-            f"{self.path}: {above} is {'not writable' if above.is_dir() else 'not a folder'}. Set runs_dir to a folder that "
-            "you may write, or mend its permissions."
-        )
 
     def begin(self, config: Mapping[str, Any], resume: str) -> Start:
         """Decide how to start, and lay the folder out. To be called while the lock is held.
@@ -348,7 +341,7 @@ class RunFolder:
         """
         try:
             result = json.loads(self.result.read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
             raise UserError(
@@ -408,7 +401,7 @@ def read_config(path: Path) -> dict[str, Any]:
         config = yaml.safe_load(path.read_bytes())
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(
-            f"{path}: not readable ({error}). Remove the run's folder or use resume=never."
+            f"{path}: not readable ({' '.join(str(error).split())}). Remove the run's folder or use resume=never."
         ) from error
     if not isinstance(config, dict):
         raise UserError(

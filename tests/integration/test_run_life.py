@@ -321,9 +321,7 @@ def test_older_configuration_is_resumed(run_lm: Run, killed: Path) -> None:
         assert line in text
         text = text.replace(line, "")
     file.write_text(text)
-    result = run_lm(
-        "name=one", "predict.temperature=1", "callbacks.save_every=2", "trainer.num_sanity_val_steps=1"
-    )
+    result = run_lm("name=one", "callbacks.save_every=2", "trainer.num_sanity_val_steps=1")
     assert result["status"] == "finished"
 
 
@@ -471,15 +469,16 @@ def test_damaged_exports_are_told(run_lm: Run, name: str, content: str, message:
     assert str(export) in str(told.value)
 
 
-def test_unwritable_places_are_told(run_lm: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before data is touched: a file in the way, a folder without permission (also where root runs the tests)."""
-    (tmp_path / "file").write_text("")
+def test_unwritable_places_are_told(run_lm: Run, killed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before data is touched: a run's folder without permission (also where root runs the tests), a file in its place."""
     monkeypatch.setattr(engine, "_prepare", lambda config: pytest.fail("data are touched"))
-    with pytest.raises(UserError, match=r"file is not a folder. Set runs_dir"):
-        run_lm(f"runs_dir={tmp_path / 'file'}")
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(UserError, match=r"is not writable. Set runs_dir"):
-        run_lm()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda *_: False)
+        with pytest.raises(UserError, match=r"one: is no folder that can be written\. Mend"):
+            run_lm("name=one")
+    killed.with_name("two").write_text("")
+    with pytest.raises(UserError, match=r"two: is no folder that can be written\. Mend"):
+        run_lm("name=two")
 
 
 def test_a_failed_write_is_told(run_lm: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -512,12 +511,12 @@ def test_names_that_are_no_utf8(run_lm: Run, babble: Path, tmp_path: Path) -> No
 def test_home_is_expanded(run_lm: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    result = run_lm("name=one", "runs_dir=~/mine", "trainer.max_steps=1")
+    result = run_lm("name=one", literal("runs_dir=~/mine"), "trainer.max_steps=1")
     assert Path(result["folder"]) == tmp_path / "mine/causal_lm/one"
     (tmp_path / "in.txt").write_text("baku cedo\n")
     run_lm(
-        "mode=predict", "checkpoint=~/mine/causal_lm/one", "input=~/in.txt", "output=~/out.jsonl",
-        "predict.max_new_tokens=2",
+        "mode=predict", "predict.max_new_tokens=2",
+        *map(literal, ("checkpoint=~/mine/causal_lm/one", "input=~/in.txt", "output=~/out.jsonl")),
     )  # fmt: skip
     assert (tmp_path / "out.jsonl").exists() and not (tmp_path / "~").exists()
 
