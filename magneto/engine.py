@@ -111,10 +111,16 @@ def _train(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
                 start = _follow(folder, config["resume"])
             log.info("run %s", folder.path)
             outcome = _fit_and_test(config, folder, start, signals, data, task, usage)
-            del data, task  # what they hold is not the process's own
+            peak = usage.peak_memory
+            del (
+                data,
+                task,
+                usage,
+            )  # each of them holds the weights (Lightning gives callbacks the task's `log`)
         except callbacks.Interrupted:
             log.warning("interrupted before training: repeat the command to resume")
             outcome = {"status": "interrupted", "message": "stopped before training", "metrics": {}}
+            peak = _peak_memory()
         except BaseException as error:
             if opened:
                 failure = {"status": "failed", "message": f"{type(error).__name__}: {error}", "metrics": {}}
@@ -127,7 +133,7 @@ def _train(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
                 raise
             raise told from error
         signals.defer()  # what is done is written down
-        result = identity | outcome | _memory(usage.peak_memory)
+        result = identity | outcome | _memory(peak)
         if opened:
             folder.write_result(result)
             text = summary.summarize(result, folder.path, result["status"], full=config["summary"] == "full")

@@ -82,7 +82,7 @@ def test_interrupted_sweep_exits_with_130(
     os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 130, output
-    assert "to go on" in output or "to continue" in output
+    assert "repeat the command to" in output
     assert not (tmp_path / "runs/sweeps").exists()
 
 
