@@ -219,7 +219,7 @@ def _without_endless_words(text: str) -> str:
     """Only the beginning of each run of more than LONGEST_WORD characters without white space or punctuation."""
     if max(map(len, text.split()), default=0) <= LONGEST_WORD:
         return text
-    return _ENDLESS.sub(lambda run: run[1] or run[2], text)
+    return str(_ENDLESS.sub(lambda run: run[1] or run[2], text))
 
 
 def _special_tokens(names: Sequence[str]) -> list[AddedToken]:

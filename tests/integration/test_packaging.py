@@ -4,9 +4,11 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,3 +48,18 @@ def test_an_installed_wheel_runs_from_another_folder(overrides: list[str], tmp_p
         cwd=elsewhere, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert where.stdout.strip() == str(installed / "magneto/__init__.py")
+
+
+def test_torch_is_not_pinned() -> None:
+    """The package installs beside a user's own torch: ranges, which hold the versions that the suite runs with."""
+    requirements = [
+        Requirement(line)
+        for line in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    ]
+    locked = dict(
+        line.split("==") for line in (ROOT / "requirements.lock").read_text().split() if "==" in line
+    )
+    for requirement in requirements:
+        if requirement.name.startswith("torch"):
+            assert "==" not in str(requirement.specifier)
+            assert requirement.specifier.contains(locked[requirement.name])
