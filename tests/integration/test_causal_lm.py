@@ -172,7 +172,7 @@ def test_a_checkpoint_is_tested_on_text_in_blocks_of_another_length(run_lm) -> N
     assert run_lm(*test, "data.block_size=48")["metrics"] == pytest.approx(expected)
 
 
-def test_a_test_set_alone_gives_the_numbers_of_the_run(run_lm, tmp_path: Path) -> None:
+def test_a_test_set_alone_gives_the_same_scores(run_lm, tmp_path: Path) -> None:
     """Neither a training text nor a vocabulary of its own is needed to test a trained model."""
     first = run_lm("trainer.max_steps=2", "name=one")
     config = yaml.safe_load((Path(first["folder"]) / "config.yaml").read_text())

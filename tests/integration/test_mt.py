@@ -325,7 +325,7 @@ def test_a_translator_goes_on_from_another_on_other_data(run, tmp_path: Path, sh
     assert ": loaded " in (Path(again["folder"]) / "log.txt").read_text()
 
 
-def test_a_test_set_alone_gives_the_numbers_of_the_run(run, toy_parallel: Path, tmp_path: Path) -> None:
+def test_a_test_set_alone_gives_the_same_scores(run, toy_parallel: Path, tmp_path: Path) -> None:
     """Neither train and val files nor a vocabulary of its own are needed to test a trained model."""
     first = run("trainer.max_steps=6", "name=one")
     files = f"data.sources.files.test={{source:{toy_parallel / 'test.en'},target:{toy_parallel / 'test.fr'}}}"

@@ -156,7 +156,7 @@ def test_checkpoint_and_export_predict_alike(
     assert tested == pytest.approx({key: value for key, value in result.items() if key.startswith("test/")})
 
 
-def test_a_table_alone_gives_the_numbers_of_the_run(run: Run, glue: Path, tmp_path: Path) -> None:
+def test_a_table_alone_gives_the_same_scores(run: Run, glue: Path, tmp_path: Path) -> None:
     """Neither a training table nor a vocabulary of its own is needed to test a trained model."""
     first = run("SST-2", "trainer.max_steps=2", "name=one")
     own = ["task=text_classification", "data=tsv", f"data.source.test={glue / 'SST-2/dev.tsv'}"]

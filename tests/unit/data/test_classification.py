@@ -351,7 +351,7 @@ def three_classes(folder: Path, **more: Any) -> TsvSource:
     return TsvSource(**files, **more)
 
 
-def test_a_test_table_alone_is_read_as_the_model_reads(tmp_path: Path) -> None:
+def test_a_table_alone_is_read_as_the_model_reads(tmp_path: Path) -> None:
     """With the model's tokenizer and the numbers of its classes, of which the table may lack some."""
     source = three_classes(tmp_path)
     model = module(source, tmp_path)

@@ -362,7 +362,7 @@ def test_batches_for_the_model_of_a_checkpoint_with_another_tokenizer(tmp_path: 
         other_language.prepare_for(model.spec.to_dict())
 
 
-def test_a_test_set_alone_is_read_as_the_model_reads(tmp_path: Path) -> None:
+def test_a_test_set_is_read_as_the_model_reads(tmp_path: Path) -> None:
     """With the model's tokenizers, tags and directions; the data's own settings of these do not matter."""
     more = [pair(1000 + n, *texts, "train", target_language="de") for n, texts in enumerate(phrases())]
     settings = {"tag": True, "tokenizer": {"kind": "bpe", "vocab_size": 80, "shared": False}}

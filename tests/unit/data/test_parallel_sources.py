@@ -326,7 +326,7 @@ def test_plural_forms_are_those_of_the_header(language: str, compiled: bool, tmp
         ("&One &two", "&One &two"),
     ],
 )
-def test_accelerators_are_left_out_and_entities_kept(text: str, plain: str, tmp_path: Path) -> None:
+def test_accelerators_go_and_entities_stay(text: str, plain: str, tmp_path: Path) -> None:
     """Only the mark of an accelerator key goes."""
     catalog = polib.POFile()
     catalog.metadata = {"Content-Type": "text/plain; charset=UTF-8"}
@@ -454,7 +454,7 @@ def test_entities_of_html_in_a_tmx(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("suffix", "pack"), [(".gz", gzip.compress), (".ZST", zstandard.compress)])
-def test_compressed_files_give_the_pairs_of_plain_ones(suffix: str, pack: Any, tmp_path: Path) -> None:
+def test_compressed_parallel_files(suffix: str, pack: Any, tmp_path: Path) -> None:
     """As OPUS and WMT publish them; a damaged one is named with what is wrong."""
     contents = {"a.en": b"One thing\nAnother\n", "a.fr": b"Une chose\nUne autre\n"}
     contents |= {"a.tsv": b"One thing\tUne chose\nAnother\tUne autre\n", "a.tmx": TMX.encode()}

@@ -255,7 +255,7 @@ def test_a_checkpoint_has_blocks_of_its_own_length(tmp_path, own, stride, expect
 
 
 @pytest.mark.parametrize("documents", ["pack", "separate"])
-def test_a_test_set_alone_is_enough_for_a_checkpoint(tmp_path, documents):
+def test_a_test_set_alone_for_a_checkpoint(tmp_path, documents):
     """Also one that is shorter than a block, and without a training text or a vocabulary of its own."""
     model = module(tmp_path, documents=documents).spec.to_dict()
     own = Speeches(TEXTS[:1], sides=("test",))
@@ -271,7 +271,7 @@ def test_a_test_set_alone_is_enough_for_a_checkpoint(tmp_path, documents):
         TextDataModule({"speeches": own}, **settings).prepare()
 
 
-def test_the_reasons_of_an_unusable_corpus_are_told(tmp_path):
+def test_reasons_of_an_unusable_corpus(tmp_path):
     """Also where nothing is left to train a tokenizer on; the remedy is one that helps."""
     array, single, lines = tmp_path / "array.jsonl", tmp_path / "one.txt", tmp_path / "lines.txt"
     array.write_text('[\n{"text": "one"},\n{"text": "two"},\n]')
