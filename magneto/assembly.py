@@ -409,7 +409,7 @@ def build_trainer(
         max_epochs=1,
         val_check_interval=settings["val_check_interval"] * settings["accumulate_grad_batches"],
         check_val_every_n_epoch=None,
-        # Under SLURM, Lightning would prefer any hpc_ckpt_*.ckpt that it finds there to what it is told.
+        # Under SLURM, Lightning loads any hpc_ckpt_*.ckpt that it finds there instead of the given checkpoint.
         default_root_dir=folder.path / "lightning",
         logger=loggers,
         callbacks=watching,

@@ -153,7 +153,7 @@ def _already_ended(folder: RunFolder, result: dict[str, Any], config: Mapping[st
 
 
 def _told(error: BaseException, folder: RunFolder) -> UserError | None:
-    """What a user is told of an error that is none of the program; None for all others."""
+    """Return the message for an error whose cause lies outside the program; None for any other error."""
     if isinstance(error, OSError):
         file, own = error.filename, folder.path.absolute()
         inside = isinstance(file, str) and Path(file).absolute().is_relative_to(own)

@@ -206,7 +206,7 @@ def _usable(device: str | None) -> torch.device:
 
 
 def _tell_of_cuts(lengths: Sequence[int], longest: int) -> None:
-    """Log how many of the texts, of so many tokens each, lose their beginning because they are too long."""
+    """Log how many of the texts lose their beginning because they have too many tokens."""
     if cut := sum(length > longest for length in lengths):
         log.warning(
             "%d of %d prompts are longer than the model's context leaves room for and lose their beginning: up to %d "

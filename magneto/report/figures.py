@@ -238,7 +238,7 @@ def _wrap(text: str, width: float, indent: str = "") -> str:
 
 
 def _column_width(panels: int, columns: int) -> float:
-    """Inches that the axes of one of so many panels have, without the numbers beside them."""
+    """Return the width in inches of the axes of one panel, without its labels."""
     return _WIDTH / min(columns, panels) - 0.7
 
 

@@ -133,12 +133,12 @@ class VisionLanguage(MaskedPictures):
         losses, size = from_mapping(Losses, options.losses, "task.losses"), data.pictures.batch_size
         if losses.contrastive and size < 2:
             raise UserError(
-                f"data.batch_size={size}: with task.losses.contrastive it must be at least 2. A pair is told from the "
+                f"data.batch_size={size}: with task.losses.contrastive it must be at least 2. A pair is contrasted with the "
                 "others of its batch; alone, it teaches nothing. Accumulation does not join batches."
             )
         if losses.contrastive and size < FEW:
             log.warning(
-                "data.batch_size=%d: each pair is told from the others of its batch, which are few. Take %d or more; "
+                "data.batch_size=%d: each pair is contrasted with the others of its batch, which are few. Take %d or more; "
                 "accumulation does not join batches.",
                 size,
                 FEW,

@@ -518,7 +518,7 @@ def correlation(table: np.ndarray) -> float:
 
 
 def small_tables(classes: int, examples: int) -> list[np.ndarray]:
-    """Every table of at most so many examples."""
+    """Every confusion table up to a number of examples."""
     counts = itertools.product(range(examples + 1), repeat=classes**2)
     return [np.reshape(row, (classes, classes)) for row in counts if 1 <= sum(row) <= examples]
 

@@ -310,7 +310,7 @@ def test_librispeech_reads_its_own_format(tmp_path, inner):
 
 
 def test_librispeech_copied_by_macos(tmp_path):
-    """The hidden file beside each copied one is no transcript, nor is one that is damaged passed over."""
+    """The hidden file beside each copied one is no transcript; a damaged transcript is an error."""
     for subset in ("train-clean-100", "dev-clean", "test-clean"):
         libri_tree(tmp_path, subset)
     chapter = tmp_path / "LibriSpeech/dev-clean/84/0"
