@@ -1,0 +1,112 @@
+"""Models written by an earlier version load and predict the same: exports of every task, a checkpoint and its run folder.
+
+`RECORD_OLD=1 pytest tests/integration/test_old_exports.py` wrote `tests/golden/old` with version 0.2 (63d79d1). It is not
+to be recorded again: it is what users have on their disks.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from magneto.report import write_report
+from tests.integration.test_golden_curves import CASES
+from tests.small_runs import drive
+
+OLD = Path(__file__).parents[1] / "golden" / "old"
+INPUTS = OLD / "inputs"
+TINY = (
+    "backbone.d_model=16", "backbone.ffn_dim=32", "trainer.max_steps=4", "trainer.val_check_interval=4",
+    "trainer.log_every_n_steps=2",
+)  # fmt: skip
+ASKED = {
+    "asr": (f"input={INPUTS}/tones.wav",),
+    "causal_lm": ("prompt=baku cedo", "predict.temperature=0", "predict.max_new_tokens=6"),
+    "mlm": ("prompt='baku [MASK] difa'", "predict.top_k=2"),
+    "mt": ("prompt=the cat", "predict.beam=2"),
+    "text_classification": ("prompt=the old apple",),
+    "visual_tokenizer": (f"input={INPUTS}/across.png",),
+    "beit": (f"input={INPUTS}/across.png",),
+    "image_classification": (f"input={INPUTS}/across.png",),
+    "vl": (f"input={INPUTS}/squares", "predict.query=red top left"),
+    "vl_masked": (f"input={INPUTS}/squares", "predict.query=red top left"),
+    "vl_classification": (f"input={INPUTS}/red.png", "predict.question='What colour is it?'"),
+}
+
+
+def _answers(case: str, model: Path) -> list[dict[str, Any]]:
+    settings = ("trainer.accelerator=cpu", "trainer.precision=32-true")
+    results = drive([], "mode=predict", f"checkpoint={model}", *ASKED[case], *settings)["results"]
+    text = json.dumps(results, default=_pixels)
+    return list(json.loads(text.replace(str(INPUTS), "INPUTS")))
+
+
+def _pixels(image: np.ndarray) -> dict[str, Any]:
+    return {"shape": list(image.shape), "mean": float(image.mean())}
+
+
+def _record(case: str, request: pytest.FixtureRequest, folder: Path) -> None:
+    INPUTS.joinpath("squares").mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(0)
+    soundfile.write(INPUTS / "tones.wav", random.normal(0, 0.1, 8000), 16_000)
+    stripes = np.repeat(np.arange(16) // 2 % 2 * 200, 16).reshape(16, 16).astype(np.uint8)
+    Image.fromarray(stripes).save(INPUTS / "across.png")
+    for name, colour in (
+        ("red", (200, 30, 30)),
+        ("squares/red", (220, 30, 20)),
+        ("squares/blue", (20, 50, 220)),
+    ):
+        Image.new("RGB", (16, 16), colour).save(INPUTS / f"{name}.png")
+    run = Path(drive([*CASES[case](request, folder), *TINY])["folder"])
+    (run / "checkpoints").rename(run / "kept")
+    shutil.copytree(run / "export", OLD / case, dirs_exist_ok=True)
+    if case == "asr":
+        for name in ("result.json", "config.yaml", "metrics.csv"):
+            (OLD / "run").mkdir(exist_ok=True)
+            text = (run / name).read_text().replace(str(folder), "folder")
+            (OLD / "run" / name).write_text(text)
+        shutil.copy(run / "kept/last.ckpt", OLD / "run/last.ckpt")
+    (OLD / case / "expected.json").write_text(json.dumps(_answers(case, OLD / case), indent=1) + "\n")
+
+
+def _same(found: Any, expected: Any, where: str) -> None:
+    """Compare plain values; numbers within rounding."""
+    assert type(found) is type(expected), where
+    if isinstance(expected, dict):
+        for key in expected:  # a newer version may add one
+            _same(found[key], expected[key], f"{where}.{key}")
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), where
+        for index, (one, other) in enumerate(zip(found, expected, strict=True)):
+            _same(one, other, f"{where}[{index}]")
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-4), where
+    else:
+        assert found == expected, where
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_old_export_predicts_the_same(case: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """Its class may have moved and its keys may have new names since."""
+    if os.environ.get("RECORD_OLD"):
+        _record(case, request, tmp_path)
+    expected = json.loads((OLD / case / "expected.json").read_text())
+    assert expected
+    _same(_answers(case, OLD / case), expected, case)
+
+
+def test_an_old_checkpoint_predicts_as_its_export() -> None:
+    """Lightning's file, with `weights_only=True`; the best weights are the last ones here."""
+    _same(_answers("asr", OLD / "run/last.ckpt"), json.loads((OLD / "asr/expected.json").read_text()), "asr")
+
+
+def test_an_old_run_is_reported(tmp_path: Path) -> None:
+    """Its result.json and metrics.csv are read."""
+    write_report([OLD / "run"], tmp_path / "report")
+    assert "magneto-tiny-seed1" in (tmp_path / "report/report.html").read_text()
