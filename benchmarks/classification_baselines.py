@@ -26,8 +26,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import MultinomialNB
 from sklearn.pipeline import Pipeline, make_pipeline
 
-from magneto.assembly import prepared_data
-from magneto.data.classification import ClassificationDataModule
+from magneto.commands.build import prepared_data
+from magneto.data.text_classification.module import ClassificationDataModule
 
 STRENGTHS = (1.0, 10.0, 100.0)
 """Of the data beside the penalty (scikit-learn's C)."""

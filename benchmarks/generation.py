@@ -26,9 +26,9 @@ from rich.console import Console
 from rich.table import Table
 from timing import machine, ratio, rounds_of
 
-from magneto.generation import Decoding, next_tokens
-from magneto.importers.gpt2 import import_weights
+from magneto.inference.sampling import Decoding, next_tokens
 from magneto.nn import BackboneConfig, KVCache, TokenStem, build_backbone
+from magneto.pretrained.gpt2 import import_weights
 
 PROMPT = 16
 Tokens = list[list[int]]
@@ -36,7 +36,7 @@ Generate = Callable[[Tokens, int], Tokens]
 
 
 class Model(torch.nn.Module):
-    """Stem and decoder with imported weights, as `magneto.generation` wants a model."""
+    """Stem and decoder with imported weights, as `magneto.inference.sampling` wants a model."""
 
     def __init__(self, folder: str) -> None:
         super().__init__()

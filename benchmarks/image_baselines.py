@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.table import Table
 from sklearn.linear_model import LogisticRegression
 
-from magneto.assembly import prepared_data
-from magneto.data.image import ImageDataModule
+from magneto.commands.build import prepared_data
+from magneto.data.image.module import ImageDataModule
 
 STRENGTHS = (1e-4, 1e-3, 1e-2)
 """Of the data beside the penalty (scikit-learn's C)."""

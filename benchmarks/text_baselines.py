@@ -29,10 +29,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from magneto.assembly import prepared_data
-from magneto.data.masking import Masking
-from magneto.data.text import TextDataModule
-from magneto.data.text_dataset import IGNORE, TextDataset
+from magneto.commands.build import prepared_data
+from magneto.data.text.dataset import IGNORE, TextDataset
+from magneto.data.text.module import TextDataModule
+from magneto.data.transforms.mask_tokens import Masking
 
 UNKNOWN = -1  # a neighbour that is masked, or beyond the block
 

@@ -24,8 +24,8 @@ from sacrebleu.metrics import BLEU, CHRF
 from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from magneto.assembly import prepared_data
-from magneto.translation_scores import bleu_tokenizer
+from magneto.commands.build import prepared_data
+from magneto.metrics.translation import bleu_tokenizer
 
 ROWS = 256  # test sentences that are compared with all training sentences at a time
 FEATURES = {

@@ -1,4 +1,4 @@
-"""The command line: Hydra composes the configuration, `magneto.engine` runs it.
+"""The command line: Hydra composes the configuration, `magneto.commands.train` runs it.
 
 Only light imports stand at the top, so that `--help` and a refused command answer at once.
 """
@@ -25,8 +25,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ValidationError
 
-from magneto import runs, schema, summary, sweeps
+from magneto.commands import summary, sweeps
+from magneto.config import schema
 from magneto.errors import UserError, nearest
+from magneto.training import run_folder
 
 log = logging.getLogger("magneto")
 
@@ -63,9 +65,9 @@ def _job(cfg: DictConfig) -> float | None:
         check_choices(config)
         result = _ended(config, overrides)
         if result is None:
-            from magneto import engine  # late: it imports torch, which takes several seconds
+            from magneto.commands import train  # late: it imports torch, which takes several seconds
 
-            result = engine.run(cfg, overrides)
+            result = train.run(cfg, overrides)
         folder, status, error = result.get("folder"), result.get("status"), None
         code = 130 if status == "interrupted" else 0
     except BrokenPipeError:  # `| head` has ended
@@ -110,9 +112,9 @@ def _ended(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any
     several = any(name in os.environ for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
     if config["mode"] != "train" or config["init_from"] is not None or several:
         return None
-    result = runs.ended_result(config, overrides)
+    result = run_folder.ended_result(config, overrides)
     if result is not None:
-        path = runs.run_folder(config, overrides).path
+        path = run_folder.run_folder(config, overrides).path
         status = f"already {result['status']}; use resume=never to start over"
         print(summary.summarize(result, path, status, full=config["summary"] == "full"))
         result["folder"] = str(path)

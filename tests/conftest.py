@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import torch
 
-from magneto import callbacks
+from magneto.training import checkpointing
 from tests.small_runs import SHORT, SMALL, drive, folders, values
 from tests.toy_translation import toy_sentence, toy_translation
 
@@ -162,15 +162,15 @@ def kill_after_save(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Abstract
 
     @contextmanager
     def killing(step: int = 0) -> Iterator[None]:
-        save = callbacks.Checkpoints._save
+        save = checkpointing.Checkpoints._save
 
-        def save_and_die(self: callbacks.Checkpoints, trainer: Any, name: str) -> None:
+        def save_and_die(self: checkpointing.Checkpoints, trainer: Any, name: str) -> None:
             save(self, trainer, name)
             if name == "last" and trainer.global_step >= step:
                 raise RuntimeError("killed")
 
         with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
-            patch.setattr(callbacks.Checkpoints, "_save", save_and_die)
+            patch.setattr(checkpointing.Checkpoints, "_save", save_and_die)
             yield
 
     return killing

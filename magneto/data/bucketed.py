@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from magneto.data.base import DataModule
+from magneto.data.batching import EvaluationSampler, TokenBudgetSampler
 from magneto.data.loader import RunLoader, ignore_signals
-from magneto.data.sampler import EvaluationSampler, TokenBudgetSampler
+from magneto.data.module import DataModule
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from magneto.nn.config import BackboneConfig
 from magneto.nn.init import Linear
 from magneto.nn.norm import build_norm
-from magneto.nn.position import rotate
+from magneto.nn.positions import rotate
 
 
 @dataclass

@@ -22,7 +22,7 @@ def log_to_wandb(table: Path, pictures: Sequence[Picture], folder: Path, project
     """
     import wandb  # here, with Lightning behind has_wandb_key, so that a plain report starts at once
 
-    from magneto.loggers import has_wandb_key
+    from magneto.training.loggers import has_wandb_key
 
     options: dict[str, Any] = {
         "project": project,

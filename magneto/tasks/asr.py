@@ -17,14 +17,14 @@ from rich.progress import track
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from magneto.data.features import BadAudio, load_audio
-from magneto.data.speech import SpeechDataModule
-from magneto.data.speech_predict import user_recordings
-from magneto.data.speech_store import SpeechSpec
-from magneto.data.tokenizer import CTCTokenizer
-from magneto.decoding import BLANK, ctc_beam_search, ctc_blank_ratio, ctc_greedy
+from magneto.data.io.audio import BadAudio, load_audio
+from magneto.data.speech.dataset import SpeechSpec
+from magneto.data.speech.module import SpeechDataModule
+from magneto.data.speech.predict import user_recordings
+from magneto.data.tokenizers.ctc import CTCTokenizer
 from magneto.errors import UserError, from_mapping, nearest
-from magneto.metrics import ErrorRate, align, mark_errors
+from magneto.inference.ctc import BLANK, ctc_beam_search, ctc_blank_ratio, ctc_greedy
+from magneto.metrics.error_rate import ErrorRate, align, mark_errors
 from magneto.nn import AudioStem, Encoder, Linear, training_flops_per_token
 from magneto.tasks.base import Batch, PredictInput, Sample, StepOutput, TaskModule
 

@@ -25,12 +25,12 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torchmetrics import MeanMetric, Metric
 
-from magneto.data.base import DataModule
+from magneto.data.module import DataModule
 from magneto.errors import UserError, from_mapping
-from magneto.loggers import log_samples
 from magneto.nn.config import BackboneConfig
-from magneto.nn.stack import Stack
-from magneto.optim import OptimizerConfig, SchedulerConfig, build_optimizer, build_scheduler
+from magneto.nn.transformer import Stack
+from magneto.training.loggers import log_samples
+from magneto.training.optim import OptimizerConfig, SchedulerConfig, build_optimizer, build_scheduler
 
 log = logging.getLogger("magneto")
 
@@ -195,7 +195,7 @@ class TaskModule(L.LightningModule):
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path, map_location: Any = None) -> Self:  # type: ignore[override]
-        """Return the task with its weights; `magneto.checkpoint.load_task` does the same for any task.
+        """Return the task with its weights; `magneto.training.checkpoint_io.load_task` does the same for any task.
 
         Args:
             checkpoint_path: a run's folder, a checkpoint or an export folder.
@@ -204,13 +204,13 @@ class TaskModule(L.LightningModule):
         Raises:
             UserError: there is no such model, it is damaged, or it is of another task.
         """
-        from magneto.checkpoint import load_task
+        from magneto.training.checkpoint_io import load_task
 
         task = load_task(checkpoint_path)
         if not isinstance(task, cls):
             raise UserError(
                 f"{checkpoint_path} is of task={task.name}, not of {cls.__name__}. Use {type(task).__name__}, or "
-                "magneto.checkpoint.load_task for any task."
+                "magneto.training.checkpoint_io.load_task for any task."
             )
         return task if map_location is None else task.to(map_location)
 

@@ -16,18 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from magneto.data.base import DataModule
-from magneto.data.block_masking import BlockMasking
-from magneto.data.image import ImageDataModule
-from magneto.data.image_predict import evaluation_batch, user_pictures
-from magneto.data.image_store import ImageSpec
+from magneto.data.image.dataset import ImageSpec
+from magneto.data.image.module import ImageDataModule
+from magneto.data.image.predict import evaluation_batch, user_pictures
+from magneto.data.module import DataModule
+from magneto.data.transforms.mask_patches import BlockMasking
 from magneto.errors import UserError, from_mapping
 from magneto.nn import Linear, PatchStem, build_backbone, training_flops_per_token
-from magneto.nn.visual_tokenizer import VisualTokenizer
-from magneto.panels import hide, side_by_side, tile
+from magneto.nn.vision.visual_tokenizer import VisualTokenizer
 from magneto.tasks.base import Batch, PredictInput, Sample, StepOutput
-from magneto.tasks.masked_pictures import EPS, MaskedPictures, TargetOptions
+from magneto.tasks.masked_image import EPS, MaskedPictures, TargetOptions
 from magneto.tasks.visual_tokenizer import require_patches, shape_of_patches
+from magneto.visualize.image_grid import hide, side_by_side, tile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class BEiTOptions(TargetOptions):
 class BEiT(MaskedPictures):
     """Cross-entropy of the codes of hidden patches, or squared error of their pixels.
 
-    Batches are those of `magneto.data.image` with masks.
+    Batches are those of `magneto.data.image.module` with masks.
     """
 
     name = "beit"

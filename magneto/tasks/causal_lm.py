@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
-from magneto.data.text import IGNORE, TextDataModule
-from magneto.data.text_tokenizer import TextTokenizer
+from magneto.data.text.module import IGNORE, TextDataModule
+from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import UserError, from_mapping
-from magneto.generation import Continuation, Decoding, generate, stream
+from magneto.inference.sampling import Continuation, Decoding, generate, stream
 from magneto.nn import (
     KVCache,
     Linear,
@@ -42,7 +42,7 @@ class CausalLMOptions:
     prompts: tuple[str, ...] = ()
     """What the samples of each evaluation go on from; the others go on from held-out text."""
     sample: Mapping[str, Any] = field(default_factory=dict)
-    """How samples are drawn: fields of `magneto.generation.Decoding`."""
+    """How samples are drawn: fields of `magneto.inference.sampling.Decoding`."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
@@ -150,7 +150,7 @@ class CausalLM(TaskModule):
         return F.linear(hidden, self.output_weight).float()
 
     def next_logits(self, tokens: Tensor, mask: Tensor | None, cache: KVCache) -> Tensor:
-        """What `magneto.generation` asks for: (B, T) new tokens -> (B, V) fp32 logits of what follows the last."""
+        """What `magneto.inference.sampling` asks for: (B, T) new tokens -> (B, V) fp32 logits of what follows the last."""
         return self.logits(self(tokens, mask, cache)[:, -1])
 
     def step(self, batch: Batch) -> StepOutput:

@@ -2,7 +2,7 @@
 
     pictures --stem: patches behind a [CLS]--> encoder --mean of the patches | [CLS]--> norm, dropout --> linear --> classes
 
-With `init_from=` the encoder comes pretrained (magneto/pretrained.py). A linear probe leaves it as it is, and tells how
+With `init_from=` the encoder comes pretrained (magneto/pretrained/init_from.py). A linear probe leaves it as it is, and tells how
 much of the classes its features hold.
 """
 
@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from magneto.class_scores import TOP, ClassScores, draw_confusion
-from magneto.data.base import DataModule
-from magneto.data.image import ImageDataModule
-from magneto.data.image_predict import user_pictures
-from magneto.data.image_store import ImageDataset, ImageSpec
+from magneto.data.image.dataset import ImageDataset, ImageSpec
+from magneto.data.image.module import ImageDataModule
+from magneto.data.image.predict import user_pictures
+from magneto.data.module import DataModule
 from magneto.errors import UserError, from_mapping
+from magneto.metrics.image_classification import TOP, ClassScores, draw_confusion
 from magneto.nn import (
     BackboneConfig,
     Linear,
@@ -32,10 +32,10 @@ from magneto.nn import (
     build_norm,
     training_flops_per_token,
 )
-from magneto.nn.pooling import PatchPooling
-from magneto.panels import tile
+from magneto.nn.vision.pooling import PatchPooling
 from magneto.tasks.base import Batch, PredictInput, Sample, StepOutput, TaskModule
 from magneto.tasks.visual_tokenizer import require_patches, shape_of_patches
+from magneto.visualize.image_grid import tile
 
 log = logging.getLogger("magneto")
 
@@ -127,7 +127,7 @@ class Head(nn.Module):
 
 
 class ImageClassification(TaskModule):
-    """Cross-entropy over `spec["labels"]`. Batches are those of `magneto.data.image`; masks in them are passed over.
+    """Cross-entropy over `spec["labels"]`. Batches are those of `magneto.data.image.module`; masks in them are passed over.
 
     Pictures without a class (label -1) do not count. Where a batch names `classes`, the answer is one of these: sets such
     as ImageNet-R have only some of a model's classes.

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from magneto.data.text import IGNORE, TextDataModule
-from magneto.data.text_tokenizer import TextTokenizer
+from magneto.data.text.module import IGNORE, TextDataModule
+from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import UserError, from_mapping
 from magneto.nn import BackboneConfig, Linear, TokenStem, build_backbone, build_norm, training_flops_per_token
 from magneto.nn.loss import chunked_cross_entropy

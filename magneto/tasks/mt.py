@@ -10,11 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from magneto.beam_search import Hypothesis, beam_search, check_search
-from magneto.data.parallel import ParallelDataModule
-from magneto.data.parallel_cleaning import tidy
-from magneto.data.parallel_store import IGNORE, Collate, Marks, ParallelSpec
+from magneto.data.translation.cleaning import tidy
+from magneto.data.translation.dataset import IGNORE, Collate, Marks, ParallelSpec
+from magneto.data.translation.module import ParallelDataModule
 from magneto.errors import UserError, from_mapping, nearest
+from magneto.inference.beam_search import Hypothesis, beam_search, check_search
+from magneto.metrics.translation import (
+    SCORES,
+    TranslatedLine,
+    TranslationScores,
+    one_line,
+    sacrebleu_bleu,
+    write_scores,
+    write_translations,
+)
 from magneto.nn import (
     EncoderDecoder,
     KVCache,
@@ -25,15 +34,6 @@ from magneto.nn import (
     training_flops_per_token,
 )
 from magneto.tasks.base import Batch, PredictInput, Sample, StepOutput, TaskModule
-from magneto.translation_scores import (
-    SCORES,
-    TranslatedLine,
-    TranslationScores,
-    one_line,
-    sacrebleu_bleu,
-    write_scores,
-    write_translations,
-)
 
 log = logging.getLogger("magneto")
 
@@ -49,7 +49,7 @@ class MTOptions:
     beam: int = 4
     """Beams of the search on the test split, and of `mode=predict` unless it says otherwise."""
     length_penalty: float = 1.0
-    """Exponent of the length in a hypothesis's score, see magneto/beam_search.py."""
+    """Exponent of the length in a hypothesis's score, see magneto/inference/beam_search.py."""
     max_length_ratio: float = 2.0
     """An output has at most this many times the tokens of its source, and ten more."""
     val_sentences: int | None = 500

@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from magneto.classification_metrics import GlueScores
-from magneto.data.classification import ClassificationDataModule
-from magneto.data.labelled_examples import PAD_TO_MULTIPLE, collate, encode
-from magneto.data.sources.glue import read_test_file
-from magneto.data.sources.labelled import zero_digits
-from magneto.data.text_tokenizer import TextTokenizer
+from magneto.data.corpora.text_classification.glue import read_test_file
+from magneto.data.corpora.text_classification.labelled import zero_digits
+from magneto.data.text_classification.dataset import PAD_TO_MULTIPLE, collate, encode
+from magneto.data.text_classification.module import ClassificationDataModule
+from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import UserError, from_mapping, nearest
+from magneto.metrics.glue import GlueScores
 from magneto.nn import Linear, TokenStem, build_backbone, training_flops_per_token
 from magneto.tasks.base import Batch, PredictInput, Sample, StepOutput, TaskModule
 
@@ -77,7 +77,7 @@ class Pooler(nn.Module):
 class TextClassification(TaskModule):
     """Cross-entropy over `spec["labels"]`; without labels, squared error of a number.
 
-    Batches are those of `magneto.data.classification`. Numbers are learnt as a share of the training labels' range, and
+    Batches are those of `magneto.data.text_classification.module`. Numbers are learnt as a share of the training labels' range, and
     measured and predicted in their own unit, within that range.
     """
 

@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchmetrics import MeanMetric, Metric
 
-from magneto.data.base import DataModule
-from magneto.data.image import ImageDataModule
-from magneto.data.image_predict import evaluation_batch, user_pictures
-from magneto.data.image_store import ImageSpec
+from magneto.data.image.dataset import ImageSpec
+from magneto.data.image.module import ImageDataModule
+from magneto.data.image.predict import evaluation_batch, user_pictures
+from magneto.data.module import DataModule
 from magneto.errors import UserError
-from magneto.nn.vector_quantizer import perplexity, usage
-from magneto.nn.visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
-from magneto.panels import side_by_side, tile
+from magneto.nn.vision.vector_quantizer import perplexity, usage
+from magneto.nn.vision.visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
 from magneto.tasks.base import Batch, PredictInput, Sample, StepOutput, TaskModule
+from magneto.visualize.image_grid import side_by_side, tile
 
 PREDICT_BATCH = 32
 TABLES = ("learned", "sinusoidal", "rotary")
@@ -83,7 +83,7 @@ class CodeScores(Metric):
 
 
 class VisualTokenization(TaskModule):
-    """Reconstruction and commitment. Batches are those of `magneto.data.image`."""
+    """Reconstruction and commitment. Batches are those of `magneto.data.image.module`."""
 
     name = "visual_tokenizer"
     example_input = "input=image.png"

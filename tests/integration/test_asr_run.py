@@ -11,10 +11,10 @@ import pytest
 import soundfile
 import torch
 
-from magneto.checkpoint import load_task
 from magneto.errors import UserError
-from magneto.loggers import CSVLogger
 from magneto.tasks.asr import ASR
+from magneto.training.checkpoint_io import load_task
+from magneto.training.loggers import CSVLogger
 
 GOLDEN = [5.04763, 4.43128, 3.72624, 2.43475, 2.09008, 1.66905, 1.56449, 1.41934, 1.30728, 1.2763]
 LEARN = ("trainer.max_steps=220", "trainer.val_check_interval=220", "optimizer.lr=4e-3", "backbone.dropout=0")

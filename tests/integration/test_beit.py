@@ -15,11 +15,11 @@ import torch
 import yaml
 from PIL import Image
 
-from magneto import assembly
-from magneto.checkpoint import load_task
+from magneto.commands import build
 from magneto.errors import UserError
 from magneto.tasks.beit import BEiT
 from magneto.tasks.visual_tokenizer import VisualTokenization, _of_patches
+from magneto.training.checkpoint_io import load_task
 from tests.small_runs import SHORT, SMALL, drive, folders, training_losses, values
 from tests.toy_pictures import picture_settings, write_patterns
 
@@ -167,7 +167,7 @@ def batches_and_task(folder: Path) -> tuple[list[dict[str, Any]], BEiT]:
     """The test batches of a run and its model."""
     task = load_task(folder / "export")
     assert isinstance(task, BEiT)
-    data = assembly.build_data(yaml.safe_load((folder / "config.yaml").read_text())["data"])
+    data = build.build_data(yaml.safe_load((folder / "config.yaml").read_text())["data"])
     data.setup("test")
     return list(data.test_dataloader()), task
 

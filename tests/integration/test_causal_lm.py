@@ -13,12 +13,12 @@ import torch
 import yaml
 from hydra.utils import instantiate
 
-from magneto import assembly
-from magneto.checkpoint import load_task
-from magneto.data.text import IGNORE, TextDataModule
-from magneto.data.text_tokenizer import TextTokenizer
+from magneto.commands import build
+from magneto.data.text.module import IGNORE, TextDataModule
+from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import UserError
 from magneto.tasks.causal_lm import TextScores
+from magneto.training.checkpoint_io import load_task
 from tests.conftest import BITS_PER_BYTE, WORDS
 from tests.small_runs import SHORT, drive, folders, training_losses
 
@@ -176,7 +176,7 @@ def test_a_test_set_alone_gives_the_same_scores(run_lm, tmp_path: Path) -> None:
     """Neither a training text nor a vocabulary of its own is needed to test a trained model."""
     first = run_lm("trainer.max_steps=2", "name=one")
     config = yaml.safe_load((Path(first["folder"]) / "config.yaml").read_text())
-    data = assembly.build_data(config["data"])
+    data = build.build_data(config["data"])
     rows = [json.dumps({"text": document.text}) for document in data.documents("test")]
     (tmp_path / "test.jsonl").write_text("".join(f"{row}\n" for row in rows))
     command = [

@@ -14,8 +14,9 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from magneto import runs, schema
 from magneto.cli import CONF, literal
+from magneto.config import schema
+from magneto.training import run_folder
 from tests.small_runs import SHORT, SMALL, folders
 from tests.toy_captions import KINDS, caption_settings, write_squares
 
@@ -85,7 +86,7 @@ def test_finished_run_is_told_without_torch(tmp_path: Path) -> None:
     arguments = ("task=asr", "seed=3", f"runs_dir={tmp_path}")
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = schema.to_dict(compose("config", list(arguments)))
-    folder = runs.run_folder(config, arguments)
+    folder = run_folder.run_folder(config, arguments)
     folder.path.mkdir(parents=True)
     folder.config.write_text(yaml.safe_dump(config))
     folder.write_result({"status": "finished", "headline": "test/cer", "metrics": {"test/cer": 0.125}})
@@ -159,9 +160,11 @@ def test_two_processes_give_the_curve_of_one_with_twice_the_batch(
         *same, "name=two", "data.batch_frames=800", "trainer=ddp", "trainer.devices=2", cwd=tmp_path
     )
     assert two.returncode == 0, two.stderr
-    runs = tmp_path / "runs/asr"
-    assert losses(runs / "two") == pytest.approx(losses(runs / "one"), rel=1e-4)
-    results = [json.loads((runs / name / "result.json").read_text())["metrics"] for name in ("one", "two")]
+    run_folder = tmp_path / "runs/asr"
+    assert losses(run_folder / "two") == pytest.approx(losses(run_folder / "one"), rel=1e-4)
+    results = [
+        json.loads((run_folder / name / "result.json").read_text())["metrics"] for name in ("one", "two")
+    ]
     assert results[1]["test/cer"] == pytest.approx(results[0]["test/cer"])
     assert results[1]["test/loss"] == pytest.approx(results[0]["test/loss"], rel=1e-3)
 

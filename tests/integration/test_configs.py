@@ -9,12 +9,13 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from magneto import assembly, callbacks, loggers
 from magneto.cli import CONF, options
+from magneto.commands import build
 from magneto.errors import UserError, from_mapping
 from magneto.nn import BackboneConfig, build_backbone
-from magneto.optim import OptimizerConfig, SchedulerConfig
 from magneto.tasks.base import task_class
+from magneto.training import checkpointing, loggers
+from magneto.training.optim import OptimizerConfig, SchedulerConfig
 
 ALONE = {
     ("data", kind)
@@ -33,17 +34,17 @@ def choices(*groups: str) -> list[str]:
     ]
 
 
-def build(config: dict) -> None:
+def make(config: dict) -> None:
     from_mapping(OptimizerConfig, config["optimizer"], "optimizer")
     from_mapping(SchedulerConfig, config["scheduler"], "scheduler")
     task = task_class(config["task"]["_target_"])
     BackboneConfig.from_dict(config["backbone"] | task.shape_from(config["backbone"], config["data"]))
-    assembly.build_data(config["data"])
+    build.build_data(config["data"])
     options = {key: value for key, value in config["task"].items() if key not in ("_target_", "name")}
     from_mapping(task.Options, options, "task")
-    from_mapping(callbacks.Settings, config["callbacks"], "callbacks")
+    from_mapping(checkpointing.Settings, config["callbacks"], "callbacks")
     from_mapping(loggers.Settings, config["logger"], "logger")
-    inspect.signature(L.Trainer).bind(**assembly.trainer_arguments(config))
+    inspect.signature(L.Trainer).bind(**build.trainer_arguments(config))
 
 
 EVERYTHING = choices("backbone", "size", "optimizer", "scheduler", "trainer", "callbacks", "logger", "debug")
@@ -99,7 +100,7 @@ TARGETS = {option: plain(f"data={option}")["data"]["_target_"] for option in DAT
 @pytest.mark.parametrize("choice", EVERYTHING)
 @pytest.mark.parametrize("task", options("task"))
 def test_each_choice_composes_and_instantiates(task: str, choice: str) -> None:
-    build(plain(f"task={task}", choice))
+    make(plain(f"task={task}", choice))
 
 
 @pytest.mark.parametrize("data", DATA)
@@ -108,11 +109,11 @@ def test_each_task_takes_its_kind_of_data_and_refuses_the_others(task: str, data
     fitting = TARGETS[data] == plain(f"task={task}")["data"]["_target_"]
     config = plain(f"task={task}", f"data={data}", *(needed(data) if fitting else []))
     if fitting:
-        assembly.check_task(config)
-        build(config)
+        build.check_task(config)
+        make(config)
     else:
         with pytest.raises(UserError, match=rf"task={task} needs data of the kind \w+, and data="):
-            assembly.check_task(config)
+            build.check_task(config)
 
 
 PICTURES = [
@@ -148,7 +149,7 @@ def test_each_experiment_composes_instantiates_and_names_its_task(experiment: st
     }.get(experiment, "")
     config = plain(f"task={experiment.split('/')[0]}", f"experiment={experiment}", *needed(corpus))
     assert config["experiment_task"] == config["task"]["name"]
-    build(config)
+    make(config)
 
 
 def test_every_field_of_the_backbone_can_be_overridden_from_the_command_line() -> None:
@@ -186,7 +187,7 @@ def test_an_experiment_for_another_task_is_refused() -> None:
     config = plain("task=asr")
     config["experiment_task"] = "mlm"
     with pytest.raises(UserError, match="task=mlm"):
-        assembly.check_task(config)
+        build.check_task(config)
 
 
 def test_the_task_wins_over_defaults_and_the_command_line_over_the_task() -> None:

@@ -15,9 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from magneto.checkpoint import load_task
 from magneto.errors import UserError
 from magneto.tasks.image_classification import ImageClassification
+from magneto.training.checkpoint_io import load_task
 from tests.small_runs import SHORT, SMALL, drive, folders, training_losses
 from tests.toy_pictures import CLASSES, picture_settings, write_patterns
 

@@ -12,17 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from magneto.checkpoint import export, load_task
-from magneto.data.text_tokenizer import TextTokenizer
+from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import UserError
-from magneto.generation import Decoding, generate
+from magneto.inference.sampling import Decoding, generate
 from magneto.tasks.causal_lm import CausalLM
+from magneto.training.checkpoint_io import export, load_task
 
 pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance
 
-from magneto import lm_eval
-from magneto.lm_eval import MagnetoLM
+from magneto.commands import lm_eval
+from magneto.commands.lm_eval import MagnetoLM
 
 ROOT = Path(__file__).parents[2]
 TEXT = "the cat sat on the mat. the dog sat on the cat. the mat is on the dog."
@@ -222,7 +222,7 @@ def tasks(tmp_path: Path) -> Path:
 def evaluate(arguments: list[str], tasks: Path, folder: Path) -> dict:
     """Results of the harness's command line, on a machine without a GPU and without a network."""
     command = [
-        sys.executable, "-m", "magneto.lm_eval", *arguments, "--include_path", str(tasks),
+        sys.executable, "-m", "magneto.commands.lm_eval", *arguments, "--include_path", str(tasks),
         "--output_path", str(folder / "out"),
     ]  # fmt: skip
     environment = {

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from magneto.checkpoint import load_task
 from magneto.errors import UserError
 from magneto.tasks.base import PredictInput
 from magneto.tasks.mlm import MLM
+from magneto.training.checkpoint_io import load_task
 from tests.small_runs import SHORT, SMALL, drive, folders, training_losses
 
 COUNT = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]

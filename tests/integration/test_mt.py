@@ -15,21 +15,21 @@ import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
-from magneto import assembly, engine
-from magneto.checkpoint import load_task
 from magneto.cli import CONF
-from magneto.data.parallel import ParallelDataModule
+from magneto.commands import build, train
+from magneto.data.translation.module import ParallelDataModule
 from magneto.errors import UserError
+from magneto.metrics.translation import TranslationScores
 from magneto.nn import PLACEMENTS
 from magneto.tasks.mt import MT
-from magneto.translation_scores import TranslationScores
+from magneto.training.checkpoint_io import load_task
 from tests.small_runs import SHORT, drive, folders, training_losses
 from tests.toy_translation import parallel_files, toy_translation
 
 
 def plain_data(config: dict) -> ParallelDataModule:
     """The run's data, ready to give its test batches."""
-    data = assembly.build_data(config["data"])
+    data = build.build_data(config["data"])
     assert isinstance(data, ParallelDataModule)
     data.setup()
     return data
@@ -54,7 +54,7 @@ def learnt(
     runs_dir = tmp_path_factory.mktemp("learnt")
     with initialize_config_dir(str(CONF), version_base="1.3"):
         overrides = [*toy_translation(toy_parallel, prepared_dir, runs_dir), *LEARN, "name=learnt"]
-        return engine.run(compose("config", overrides))
+        return train.run(compose("config", overrides))
 
 
 def lines(path: Path) -> list[str]:
@@ -251,7 +251,7 @@ def test_results_are_written_as_they_come_and_kept_when_a_line_breaks_the_work(
 
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(run, tmp_path, monkeypatch) -> None:
     model = f"checkpoint={run('trainer.max_steps=2', 'name=one')['folder']}/export"
-    monkeypatch.setattr(engine.checkpoint, "load_task", lambda _: pytest.fail("the work has begun"))
+    monkeypatch.setattr(train.checkpoint, "load_task", lambda _: pytest.fail("the work has begun"))
     (tmp_path / "file").touch()
     (tmp_path / "done.jsonl").touch()
     for output, message in (("file/out.jsonl", "cannot be written"), ("done.jsonl", "exists already")):
@@ -267,7 +267,7 @@ def test_two_directions_with_tags_have_scores_of_their_own(run, toy_parallel: Pa
     back = parallel_files(toy_parallel, "fr", "en", "back")
     result = run(
         "name=both", "data.tag=true", "trainer.max_steps=6",
-        "+data.sources.back={_target_:magneto.data.sources.parallel_files.ParallelFilesSource,direction:fr-en}",
+        "+data.sources.back={_target_:magneto.data.corpora.translation.parallel_files.ParallelFilesSource,direction:fr-en}",
         *(f"+{override}" for override in back),
     )  # fmt: skip
     assert set(result["metrics"]) >= {

@@ -19,14 +19,15 @@ import pytest
 import torch
 from filelock import FileLock
 
-from magneto import callbacks, engine
-from magneto.checkpoint import load_task
 from magneto.cli import CONF, literal
-from magneto.data.sampler import TokenBudgetSampler
+from magneto.commands import train
+from magneto.data.batching import TokenBudgetSampler
 from magneto.errors import UserError
-from magneto.runs import RunFolder
 from magneto.tasks.asr import ASR
 from magneto.tasks.causal_lm import CausalLM
+from magneto.training import checkpointing
+from magneto.training.checkpoint_io import load_task
+from magneto.training.run_folder import RunFolder
 from tests.small_runs import values
 
 Run = Callable[..., dict[str, Any]]
@@ -91,7 +92,7 @@ def test_log_holds_the_preparation(run_lm: Run, tmp_path: Path) -> None:
 
 def test_finished_is_told_before_data(run_lm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run_lm("name=one")
-    monkeypatch.setattr(engine, "_prepare", lambda config: pytest.fail("data are touched"))
+    monkeypatch.setattr(train, "_prepare", lambda config: pytest.fail("data are touched"))
     assert run_lm("name=one")["metrics"] == first["metrics"]
 
 
@@ -124,18 +125,18 @@ def test_lock_is_held_while_training(run_lm: Run, monkeypatch: pytest.MonkeyPatc
                 RunFolder(folder.path).look(config, resume)
             seen.append(resume)
 
-    train, write = engine._fit_and_test, RunFolder.write_result
+    fit, write = train._fit_and_test, RunFolder.write_result
 
     def training(config: dict[str, Any], folder: RunFolder, *arguments: Any) -> dict[str, Any]:
         refused(config, folder)
-        return train(config, folder, *arguments)
+        return fit(config, folder, *arguments)
 
     def writing(self: RunFolder, result: dict[str, Any]) -> None:
         refused(result["config"], self)
         write(self, result)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "_fit_and_test", training)
+        patch.setattr(train, "_fit_and_test", training)
         patch.setattr(RunFolder, "write_result", writing)
         assert run_lm("name=one", "trainer.max_steps=1")["status"] == "finished"
     assert seen == ["auto", "never"] * 2
@@ -180,7 +181,7 @@ def test_requeue_that_fails_is_told(monkeypatch: pytest.MonkeyPatch, caplog: Any
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     monkeypatch.setenv("PATH", "/nowhere")
     with caplog.at_level(logging.WARNING):
-        engine._requeue()
+        train._requeue()
     assert "job 12 cannot be queued again" in caplog.text and "repeat the command" in caplog.text
 
 
@@ -287,7 +288,7 @@ def test_killed_before_its_result(run_lm: Run, monkeypatch: pytest.MonkeyPatch) 
     whole = run_lm("name=whole")
     folder = Path(whole["folder"]).with_name("one")
     with monkeypatch.context() as patch, pytest.raises(OSError, match="killed"):
-        patch.setattr(engine.checkpoint, "export", lambda *_: (_ for _ in ()).throw(OSError("killed")))
+        patch.setattr(train.checkpoint, "export", lambda *_: (_ for _ in ()).throw(OSError("killed")))
         run_lm("name=one")
     assert "test/" in (folder / "metrics.csv").read_text()
     assert run_lm("name=one")["metrics"] == whole["metrics"]
@@ -471,7 +472,7 @@ def test_damaged_exports_are_told(run_lm: Run, name: str, content: str, message:
 
 def test_unwritable_places_are_told(run_lm: Run, killed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before data is touched: a run's folder without permission (also where root runs the tests), a file in its place."""
-    monkeypatch.setattr(engine, "_prepare", lambda config: pytest.fail("data are touched"))
+    monkeypatch.setattr(train, "_prepare", lambda config: pytest.fail("data are touched"))
     with monkeypatch.context() as patch:
         patch.setattr(os, "access", lambda *_: False)
         with pytest.raises(UserError, match=r"one: is no folder that can be written\. Mend"):
@@ -559,7 +560,7 @@ def test_signal_before_training(run_lm: Run, monkeypatch: pytest.MonkeyPatch, tm
     def stop(config: Any) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(engine, "_prepare", stop)
+    monkeypatch.setattr(train, "_prepare", stop)
     assert run_lm("name=one")["status"] == "interrupted"
     assert not (tmp_path / "runs/causal_lm/one").exists()
 
@@ -645,7 +646,7 @@ def test_a_lost_process_is_told(text_overrides: list[str], tmp_path: Path) -> No
 def _meet(rank: int, file: str, steps: tuple[int, ...]) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
     trainer: Any = type("Trainer", (), {"world_size": 2})()
-    start = callbacks.SameStart({"folder": "one", "step": steps[rank]})
+    start = checkpointing.SameStart({"folder": "one", "step": steps[rank]})
     if steps[0] == steps[1]:
         start.setup(trainer, None, "fit")  # type: ignore[arg-type]
     else:

@@ -11,9 +11,9 @@ from typing import Any
 import lightning as L
 import pytest
 
-from magneto.callbacks import Checkpoints, StopSignals
-from magneto.console import ProgressLines
+from magneto.commands.console import ProgressLines
 from magneto.tasks.base import TaskModule
+from magneto.training.checkpointing import Checkpoints, StopSignals
 from tests.small_runs import values
 
 ROOT = Path(__file__).parents[2]

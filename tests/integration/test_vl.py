@@ -13,11 +13,11 @@ import torch.nn.functional as F
 import yaml
 from PIL import Image
 
-from magneto import assembly
-from magneto.checkpoint import load_task
-from magneto.data.image_text_store import IGNORE
+from magneto.commands import build
+from magneto.data.image_text.dataset import IGNORE
 from magneto.errors import UserError
-from magneto.tasks.vl import VisionLanguage
+from magneto.tasks.vision_language import VisionLanguage
+from magneto.training.checkpoint_io import load_task
 from tests.small_runs import SHORT, SMALL, drive, folders, training_losses, values
 from tests.toy_captions import KINDS, SIZE, caption_settings, write_squares
 
@@ -74,7 +74,7 @@ def batches_and_task(folder: Path) -> tuple[list[dict[str, Any]], VisionLanguage
     """The test batches of a run and its model."""
     task = load_task(folder / "export")
     assert isinstance(task, VisionLanguage)
-    data = assembly.build_data(yaml.safe_load((folder / "config.yaml").read_text())["data"])
+    data = build.build_data(yaml.safe_load((folder / "config.yaml").read_text())["data"])
     data.setup("test")
     return list(data.test_dataloader()), task
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from magneto.checkpoint import load_task
 from magneto.errors import UserError
-from magneto.tasks.vl_classification import VisionLanguageClassification
+from magneto.tasks.vqa import VisionLanguageClassification
+from magneto.training.checkpoint_io import load_task
 from tests.small_runs import SHORT, SMALL, drive, folders, training_losses
 from tests.toy_questions import (
     TOY_PICTURES,

@@ -13,8 +13,8 @@ import pytest
 import soundfile
 from wandb.proto.wandb_internal_pb2 import Record
 
-from magneto import loggers
 from magneto.errors import UserError
+from magneto.training import loggers
 
 
 def records(file: Path) -> Iterator[Record]:

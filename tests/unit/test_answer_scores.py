@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from magneto.answer_scores import AnswerScores
+from magneto.metrics.vqa import AnswerScores
 
 
 def test_accuracy_is_that_of_each_kind_and_of_all() -> None:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from magneto.beam_search import Hypothesis, beam_search, check_search
 from magneto.errors import UserError
+from magneto.inference.beam_search import Hypothesis, beam_search, check_search
 from magneto.nn import PLACEMENTS, BackboneConfig, Decoder, EncoderDecoder, KVCache, TokenStem, build_backbone
 
 EOS, BOS = 0, 1

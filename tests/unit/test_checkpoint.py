@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from magneto.checkpoint import AtomicCheckpointIO
+from magneto.training.checkpoint_io import AtomicCheckpointIO
 
 
 def test_a_checkpoint_is_written_beside_its_place_and_replaces_the_old_one(

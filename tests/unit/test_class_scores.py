@@ -5,8 +5,8 @@ import pytest
 import torch
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
-from magneto.class_scores import DRAWN, NAMED, ClassScores, draw_confusion
 from magneto.errors import UserError
+from magneto.metrics.image_classification import DRAWN, NAMED, ClassScores, draw_confusion
 from magneto.tasks.image_classification import among
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from magneto.cli import _mistake, literal
-from magneto.sweeps import objective
+from magneto.commands.sweeps import objective
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from magneto.decoding import ctc_beam_search, ctc_blank_ratio, ctc_greedy
 from magneto.errors import UserError
+from magneto.inference.ctc import ctc_beam_search, ctc_blank_ratio, ctc_greedy
 
 
 def collapse(path) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from magneto.assembly import build_data
+from magneto.commands.build import build_data
 from magneto.errors import UserError, check_types, from_mapping
 
 
@@ -79,10 +79,10 @@ def test_arguments_of_data_are_told_by_their_key(key: str, value: Any, message: 
     node = OmegaConf.create(
         {
             "name": "image_folder",
-            "_target_": "magneto.data.image.ImageDataModule",
+            "_target_": "magneto.data.image.module.ImageDataModule",
             "sources": {
                 "image_folder": {
-                    "_target_": "magneto.data.sources.image_folder.ImageFolderSource",
+                    "_target_": "magneto.data.corpora.image.image_folder.ImageFolderSource",
                     "folder": "x",
                 }
             },

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from magneto.data.text_tokenizer import TextTokenizer
+from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import UserError
-from magneto.generation import Continuation, Decoding, choose, generate, next_tokens, stream
+from magneto.inference.sampling import Continuation, Decoding, choose, generate, next_tokens, stream
 from magneto.nn import KVCache
 from magneto.nn.config import SEQUENCE_POSITIONS
 from magneto.nn.placement import PLACEMENTS

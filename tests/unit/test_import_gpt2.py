@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from magneto.data.text_tokenizer import TextTokenizer
+from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import UserError
-from magneto.generation import Decoding, next_tokens
-from magneto.importers.gpt2 import import_weights
-from magneto.pretrained import initialize_from, read_pretrained
+from magneto.inference.sampling import Decoding, next_tokens
+from magneto.pretrained.gpt2 import import_weights
+from magneto.pretrained.init_from import initialize_from, read_pretrained
 from magneto.tasks.causal_lm import CausalLM
 
 transformers = pytest.importorskip("transformers")

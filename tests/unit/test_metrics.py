@@ -10,9 +10,9 @@ import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magneto import metrics
 from magneto.errors import UserError
-from magneto.metrics import Edit, ErrorRate, align, mark_errors
+from magneto.metrics import error_rate
+from magneto.metrics.error_rate import Edit, ErrorRate, align, mark_errors
 
 WORDS = st.lists(st.sampled_from(["a", "ab", "abc", "ba", "ñu", "д"]), max_size=7).map(" ".join)
 CORPUS = [("the red boat", "the bed boat sails"), ("a b", "a"), ("", "x"), ("moon", "moon")]
@@ -87,7 +87,7 @@ def test_marked_errors(reference, hypothesis, unit, marked):
 
 
 def test_docstring_examples():
-    failed, tried = doctest.testmod(metrics)
+    failed, tried = doctest.testmod(error_rate)
     assert tried and not failed
 
 

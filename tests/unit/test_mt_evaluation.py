@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from magneto.data.parallel_store import Collate, Marks, ParallelSpec
-from magneto.data.text_tokenizer import TextTokenizer
+from magneto.data.tokenizers.text import TextTokenizer
+from magneto.data.translation.dataset import Collate, Marks, ParallelSpec
 from magneto.tasks.mt import MT
 
 

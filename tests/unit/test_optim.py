@@ -10,8 +10,8 @@ from torch import nn
 
 from magneto.errors import UserError, from_mapping, nearest
 from magneto.nn.config import BackboneConfig
-from magneto.nn.stack import build_backbone
-from magneto.optim import (
+from magneto.nn.transformer import build_backbone
+from magneto.training.optim import (
     OPTIMIZERS,
     SCHEDULES,
     OptimizerConfig,

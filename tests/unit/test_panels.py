@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from magneto.panels import HIDDEN, hide, side_by_side, tile
+from magneto.visualize.image_grid import HIDDEN, hide, side_by_side, tile
 
 
 def test_small_pictures_are_enlarged_and_grey_ones_get_three_channels() -> None:

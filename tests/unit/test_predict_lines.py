@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from magneto.data.text_tokenizer import TextTokenizer
+from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import UserError
 from magneto.tasks.base import PredictInput, TaskModule
 from magneto.tasks.causal_lm import CausalLM

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from magneto import assembly, preflight
-from magneto.data.base import DataModule
-from magneto.data.sources.librispeech import LibriSpeechSource
+from magneto.commands import build, preflight
+from magneto.data.corpora.speech.librispeech import LibriSpeechSource
+from magneto.data.module import DataModule
 from magneto.errors import UserError
 from tests.small_runs import drive
 
@@ -30,7 +30,7 @@ def settings(text_overrides: list[str], tmp_path: Path, monkeypatch: pytest.Monk
     def prepare(self: DataModule) -> None:
         raise AssertionError("data was prepared")
 
-    monkeypatch.setattr("magneto.data.text.TextDataModule.prepare", prepare)
+    monkeypatch.setattr("magneto.data.text.module.TextDataModule.prepare", prepare)
     return [*text_overrides, "task=causal_lm"]
 
 
@@ -178,13 +178,14 @@ def test_processes_that_fit_are_accepted(
 ) -> None:
     from hydra import compose, initialize_config_dir
 
-    from magneto import cli, schema
+    from magneto import cli
+    from magneto.config import schema
 
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with initialize_config_dir(str(cli.CONF), version_base="1.3"):
         config = schema.to_dict(compose("config", ["task=asr", *overrides, "trainer.accelerator=cpu"]))
-    assert assembly.lightning_trainer(config, logger=False).world_size == processes
+    assert build.lightning_trainer(config, logger=False).world_size == processes
 
 
 def test_limit_below_one_batch_is_one_message(text_overrides: list[str]) -> None:
@@ -237,7 +238,7 @@ def test_gpu_that_torch_cannot_use_is_named(
     settings: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A driver that is too old for torch's CUDA must not mean a silent run on the CPU."""
-    monkeypatch.setattr(assembly.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr(build.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with (
         caplog.at_level(logging.WARNING, "magneto"),
@@ -252,6 +253,6 @@ def test_emulated_bf16_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     """A T4 says that it supports bf16, by emulation, which is slower than fp32."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
-    assert assembly.precision("auto", "gpu") == "32-true"
+    assert build.precision("auto", "gpu") == "32-true"
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
-    assert assembly.precision("auto", "gpu") == "bf16-mixed"
+    assert build.precision("auto", "gpu") == "bf16-mixed"

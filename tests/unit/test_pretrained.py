@@ -8,14 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from magneto.checkpoint import export
-from magneto.data.text_tokenizer import TextTokenizer
+from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import UserError
-from magneto.importers import fetch
-from magneto.importers.bert import import_weights
-from magneto.pretrained import adopt, initialize_from, read_pretrained
+from magneto.pretrained.bert import import_weights
+from magneto.pretrained.hub import fetch
+from magneto.pretrained.init_from import adopt, initialize_from, read_pretrained
 from magneto.tasks.mlm import MLM
 from magneto.tasks.text_classification import TextClassification
+from magneto.training.checkpoint_io import export
 
 TEXTS = ["the cat sees a red house", "a dog and the cat see no house", "red dogs see all of the houses"]
 BACKBONE = {"placement": "magneto", "num_layers": 2, "d_model": 16, "num_heads": 2, "max_positions": 32}

@@ -10,9 +10,10 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor
 
-from magneto import gallery as gallery_module
-from magneto.gallery import Gallery, nearest
-from magneto.retrieval_panels import (
+from magneto.metrics.retrieval import RetrievalScores, ranks
+from magneto.visualize import retrieval_examples as gallery_module
+from magneto.visualize.retrieval_examples import Gallery, nearest
+from magneto.visualize.retrieval_grid import (
     GAP,
     RIGHT,
     SIDE,
@@ -25,7 +26,6 @@ from magneto.retrieval_panels import (
     texts_for,
     wrapped,
 )
-from magneto.retrieval_scores import RetrievalScores, ranks
 
 WIDTH_OF_VECTORS = 8
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from magneto import runs
-from magneto.engine import _follow
+from magneto.commands.train import _follow
 from magneto.errors import UserError
-from magneto.loggers import CSVLogger, read_metrics
-from magneto.runs import RunFolder, Start, difference, flatten, git_revision, run_name, slug
+from magneto.training import run_folder
+from magneto.training.loggers import CSVLogger, read_metrics
+from magneto.training.run_folder import RunFolder, Start, difference, flatten, git_revision, run_name, slug
 
 CONFIG = {"name": None, "backbone": {"placement": "magneto"}, "size_name": "tiny", "seed": 3}
 
@@ -128,7 +128,7 @@ def test_a_commit_of_the_users_own_is_not_told(tmp_path: Path, monkeypatch: pyte
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
     for command in (["init", "-q"], ["add", "own.py"], ["commit", "-qm", "own"]):
         subprocess.run([*git, *command], check=True)
-    monkeypatch.setattr(runs, "__file__", str(package / "runs.py"))
+    monkeypatch.setattr(run_folder, "__file__", str(package / "runs.py"))
     assert git_revision() is None
     for command in (["add", "-f", "venv"], ["commit", "-qm", "vendored"]):
         subprocess.run([*git, *command], check=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from magneto import summary
+from magneto.commands import summary
 from magneto.errors import UserError
 
 RESULT: dict[str, Any] = {
@@ -87,8 +87,6 @@ def test_unknown_summary() -> None:
 
 def test_summary_imports_nothing_heavy() -> None:
     """A finished run is answered without waiting for torch."""
-    code = (
-        "import sys, magneto.summary; print([m for m in ('torch', 'lightning', 'rich') if m in sys.modules])"
-    )
+    code = "import sys, magneto.commands.summary; print([m for m in ('torch', 'lightning', 'rich') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

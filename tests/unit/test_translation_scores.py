@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 from sacrebleu.tokenizers.tokenizer_char import TokenizerChar
 
 from magneto.errors import UserError
-from magneto.translation_scores import TranslationScores, bleu_tokenizer, one_line, write_scores
+from magneto.metrics.translation import TranslationScores, bleu_tokenizer, one_line, write_scores
 
 REFERENCES = [
     "Le chat est assis sur le tapis.",

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from magneto.data.answers import normalize_answer, shared, vqa_accuracy
+from magneto.data.vqa.answers import normalize_answer, shared, vqa_accuracy
 
 
 def by_definition(answers: list[str], given: str) -> float:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from magneto.data.block_masking import BlockMasking
 from magneto.data.rng import uniforms
+from magneto.data.transforms.mask_patches import BlockMasking
 from magneto.errors import UserError
 
 SEED = {"seed": 1, "purpose": "masks", "epoch": 0}

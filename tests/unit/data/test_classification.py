@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from magneto.classification_metrics import GlueScores
-from magneto.data.classification import ClassificationDataModule
-from magneto.data.labelled_examples import ClassificationSpec, collate, encode
-from magneto.data.sources.glue import TASKS, GlueSource, read_test_file
-from magneto.data.sources.labelled import TsvSource, read_table
-from magneto.data.sources.sotu_era import SotuEraSource
-from magneto.data.text_tokenizer import TextTokenizer
+from magneto.data.corpora.text_classification.glue import TASKS, GlueSource, read_test_file
+from magneto.data.corpora.text_classification.labelled import TsvSource, read_table
+from magneto.data.corpora.text_classification.state_of_the_union_era import SotuEraSource
+from magneto.data.text_classification.dataset import ClassificationSpec, collate, encode
+from magneto.data.text_classification.module import ClassificationDataModule
+from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import UserError
+from magneto.metrics.glue import GlueScores
 
 TEXT = "the cat sat on a mat while it rained and nobody came to see what the dog had done all day long"
 WORDS = TEXT.split()

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from magneto.data.sources import hash_split
-from magneto.data.sources.documentation_pairs import ManPagesSource
-from magneto.data.sources.pairs import Pair
-from magneto.data.sources.roff import Unreadable, blocks
+from magneto.data.corpora.base import hash_split
+from magneto.data.corpora.translation.base import Pair
+from magneto.data.corpora.translation.documentation_pairs import ManPagesSource
+from magneto.data.corpora.translation.roff import Unreadable, blocks
 from magneto.errors import UserError
 
 HEAD = '.\\" Copyright (C) 1992\n.TH dup 2 2023-02-05 "Linux man-pages 6.03"\n'

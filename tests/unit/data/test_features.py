@@ -9,8 +9,8 @@ import soundfile
 import torch
 import torchaudio
 
-from magneto.data import features
-from magneto.data.features import Audio, BadAudio, FeatureSettings, extract_shard, load_audio, log_mel
+from magneto.data.io import audio
+from magneto.data.io.audio import Audio, BadAudio, FeatureSettings, extract_shard, load_audio, log_mel
 from magneto.errors import UserError
 from tests.unit.data.recordings import tone
 
@@ -231,11 +231,11 @@ def test_mp3_decoder_writes_nothing_on_screen(tmp_path, capfd):
 @pytest.mark.parametrize("rate", [11_127, 22_254, 44_101, 999_983])
 def test_resampling_of_odd_rates_is_bounded(tmp_path, rate):
     """The kernel stays below a million entries, and a tone below 0.05 % from where it is."""
-    features._resampler.cache_clear()
+    audio._resampler.cache_clear()
     seconds = 2**18 / 16_000 if rate < 100_000 else 1.0
     time = np.arange(int(seconds * rate)) / rate
     soundfile.write(tmp_path / "a.wav", 0.5 * np.sin(2 * np.pi * 3000 * time), rate, subtype="FLOAT")
-    assert features._resampler(rate, 16_000).kernel.numel() < 1_000_000
+    assert audio._resampler(rate, 16_000).kernel.numel() < 1_000_000
     waveform = load_audio(tmp_path / "a.wav", 16_000)
     assert abs(len(waveform) / 16_000 - seconds) < 5e-4 * seconds + 1e-3
     spectrum = torch.fft.rfft(waveform * torch.hann_window(len(waveform))).abs()
@@ -247,15 +247,15 @@ def test_resampling_of_odd_rates_is_bounded(tmp_path, rate):
 
 def test_log_mel_is_torchaudios_normalised_per_band():
     waveform = torch.from_numpy(tone(1.23, 16_000)[:, 0])
-    features = log_mel(waveform, SETTINGS)
-    assert features.shape == (len(waveform) // 160 + 1, 80)
-    torch.testing.assert_close(features.mean(0), torch.zeros(80), atol=1e-4, rtol=0)
+    audio = log_mel(waveform, SETTINGS)
+    assert audio.shape == (len(waveform) // 160 + 1, 80)
+    torch.testing.assert_close(audio.mean(0), torch.zeros(80), atol=1e-4, rtol=0)
     mel = torchaudio.transforms.MelSpectrogram(16_000, n_fft=512, win_length=400, hop_length=160, n_mels=80)
     reference = (mel(waveform) + 1e-10).log().T
     reference = reference.clamp(min=reference.max() - 12)  # 52 dB below the loudest place is noise
     deviation, mean = reference.std(0, correction=0), reference.mean(0)
-    torch.testing.assert_close(features, (reference - mean) / (deviation + 0.3), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(log_mel(0.1 * waveform, SETTINGS)[:, 20], features[:, 20], atol=0.05, rtol=0)
+    torch.testing.assert_close(audio, (reference - mean) / (deviation + 0.3), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(log_mel(0.1 * waveform, SETTINGS)[:, 20], audio[:, 20], atol=0.05, rtol=0)
 
 
 def test_the_shortest_recordings_have_features_too():

@@ -13,16 +13,16 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 
-from magneto import assembly
 from magneto.cli import CONF
-from magneto.data import image_build
-from magneto.data.image import ImageDataModule
-from magneto.data.image_augment import Augment, Draws, cut
-from magneto.data.image_predict import evaluation_batch, user_pictures
-from magneto.data.image_store import ImageSpec
-from magneto.data.pictures import Slice, read_picture
-from magneto.data.sources.image_folder import ImageFolderSource
-from magneto.data.sources.pictures import ImageCorpus, Lazily, Picture
+from magneto.commands.build import build_data
+from magneto.data.corpora.image.base import ImageCorpus, Lazily, Picture
+from magneto.data.corpora.image.image_folder import ImageFolderSource
+from magneto.data.image import build
+from magneto.data.image.dataset import ImageSpec
+from magneto.data.image.module import ImageDataModule
+from magneto.data.image.predict import evaluation_batch, user_pictures
+from magneto.data.io.image import Slice, read_picture
+from magneto.data.transforms.image import Augment, Draws, cut
 from magneto.errors import UserError
 
 SIZE = 8
@@ -247,7 +247,7 @@ def test_pictures_in_memory_are_kept_with_the_prepared_data(tmp_path, encode):
 
 def test_auto_keeps_what_fits(module, monkeypatch):
     assert module(store="auto").prepared.stored
-    monkeypatch.setattr(image_build, "SHARD_LIMIT", 32 * 3 * SIZE**2 - 1)
+    monkeypatch.setattr(build, "SHARD_LIMIT", 32 * 3 * SIZE**2 - 1)
     data = module(store="auto", val_fraction=0.1)  # another setting, so that it is prepared anew
     assert not data.prepared.stored and len(by_id(batches(data))) == 20
 
@@ -591,7 +591,7 @@ CONFIGS = {
 def test_every_configuration_builds_and_its_sources_know_themselves(name):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = OmegaConf.to_container(compose("config", [f"data={name}", *CONFIGS[name]]), resolve=True)
-    data = assembly.build_data(config["data"])
+    data = build_data(config["data"])
     assert isinstance(data, ImageDataModule) and data.augment is not None
     assert name in data.folder.name
     json.dumps(data._identity)
@@ -600,7 +600,7 @@ def test_every_configuration_builds_and_its_sources_know_themselves(name):
 def test_slices_of_shards_are_read_when_they_are_needed(tmp_path):
     content = encoded(picture("red", 1))
     (tmp_path / "x").write_bytes(b"0123" + content)
-    seen = image_build.look(
+    seen = build.look(
         Picture(id="1", image=Slice(tmp_path / "x", 4, len(content))), size=None, channels=3, fit="crop"
     )
     assert seen.pixels is None and seen.moments is not None

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from magneto.data.answers import vqa_accuracy
-from magneto.data.colours import main_colour
-from magneto.data.image_question import ImageQuestionDataModule
-from magneto.data.sources.nlvr2 import Nlvr2Source
-from magneto.data.sources.questions import QuestionSource
-from magneto.data.sources.stamp_questions import StampQuestionsSource, StampStatementsSource, shown
-from magneto.data.sources.vqa import VqaSource
+from magneto.data.corpora.vqa.base import QuestionSource
+from magneto.data.corpora.vqa.colours import main_colour
+from magneto.data.corpora.vqa.nlvr2 import Nlvr2Source
+from magneto.data.corpora.vqa.stamp_questions import StampQuestionsSource, StampStatementsSource, shown
+from magneto.data.corpora.vqa.vqa import VqaSource
+from magneto.data.vqa.answers import vqa_accuracy
+from magneto.data.vqa.module import ImageQuestionDataModule
 from magneto.errors import UserError
 from tests.toy_questions import (
     COLOURS,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from magneto.data.sources.manifest import ManifestSource
+from magneto.data.corpora.speech.manifest import ManifestSource
 from magneto.errors import UserError
 from tests.unit.data.recordings import read_manifest, write_manifest
 
@@ -46,7 +46,7 @@ def test_one_manifest_is_divided_by_hash_with_equal_texts_and_groups_on_one_side
     ]
     write_manifest(folder / "m.jsonl", lines)
     source = ManifestSource(manifest=str(folder / "m.jsonl"), val_fraction=0.1, test_fraction=0.2)
-    from magneto.data.sources import manifest
+    from magneto.data.corpora.speech import manifest
 
     parsed = list(manifest._lines(folder / "m.jsonl"))
     splits, groups = source._divide(parsed)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from magneto.data.masking import LONGEST_SPAN, Masking
+from magneto.data.transforms.mask_tokens import LONGEST_SPAN, Masking
 from magneto.errors import UserError
 
 MASK, ORDINARY = 4, np.arange(5, 1000)

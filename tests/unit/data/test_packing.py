@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from magneto.data import packing
-from magneto.data.packing import (
+from magneto.data.corpora.text.base import Document
+from magneto.data.text import packing
+from magneto.data.text.packing import (
     ShardWriter,
     TokenRow,
     evaluation_pieces,
@@ -15,8 +16,7 @@ from magneto.data.packing import (
     token_dtype,
     training_pieces,
 )
-from magneto.data.sources.documents import Document
-from magneto.data.text_tokenizer import TextTokenizer
+from magneto.data.tokenizers.text import TextTokenizer
 
 TEXTS = [f"the war of {number}; a long peace.\n\nNaïve people " * (1 + number % 7) for number in range(40)]
 SIDES = ("train", "train", "val", "test")

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from magneto.data.parallel import IGNORE, Pair, ParallelCorpus, ParallelDataModule, ParallelSpec
-from magneto.data.parallel_cleaning import VERDICTS, Cleaning, Columns, decide, template, tidy, unusable
-from magneto.data.parallel_store import Collate, Marks
-from magneto.data.sources import SPLITS, Skipped
-from magneto.data.sources.pairs import parse_directions
-from magneto.data.text_tokenizer import TextTokenizer
+from magneto.data.corpora.base import SPLITS, Skipped
+from magneto.data.corpora.translation.base import parse_directions
+from magneto.data.tokenizers.text import TextTokenizer
+from magneto.data.translation.cleaning import VERDICTS, Cleaning, Columns, decide, template, tidy, unusable
+from magneto.data.translation.dataset import Collate, Marks
+from magneto.data.translation.module import IGNORE, Pair, ParallelCorpus, ParallelDataModule, ParallelSpec
 from magneto.errors import UserError
 
 NOUNS = (

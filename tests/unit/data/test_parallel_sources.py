@@ -14,13 +14,13 @@ import polib
 import pytest
 import zstandard
 
-from magneto.data.parallel import ParallelDataModule
-from magneto.data.sources.ddtp import DDTPSource, paragraphs
-from magneto.data.sources.gettext import GettextSource
-from magneto.data.sources.hub_pairs import HubPairsSource
-from magneto.data.sources.libreoffice import LibreOfficeSource
-from magneto.data.sources.pairs import Pair, ParallelSource
-from magneto.data.sources.parallel_files import ParallelFilesSource
+from magneto.data.corpora.translation.base import Pair, ParallelSource
+from magneto.data.corpora.translation.ddtp import DDTPSource, paragraphs
+from magneto.data.corpora.translation.gettext import GettextSource
+from magneto.data.corpora.translation.hub_pairs import HubPairsSource
+from magneto.data.corpora.translation.libreoffice import LibreOfficeSource
+from magneto.data.corpora.translation.parallel_files import ParallelFilesSource
+from magneto.data.translation.module import ParallelDataModule
 from magneto.errors import UserError
 from tests.unit.data.recordings import copy_by_macos
 

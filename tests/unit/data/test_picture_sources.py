@@ -16,18 +16,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from magneto.data.image_text_store import PreparedTexts
-from magneto.data.pictures import Slice, read_picture
-from magneto.data.sources import cifar10, emoji, fashion_mnist
-from magneto.data.sources.cifar10 import Cifar10Source
-from magneto.data.sources.emoji import EmojiSource
-from magneto.data.sources.fashion_mnist import FashionMnistSource, read_idx
-from magneto.data.sources.hub_images import HubImagesSource
-from magneto.data.sources.image_folder import ImageFolderSource
-from magneto.data.sources.openclipart import OpenClipartSource
-from magneto.data.sources.pictures import assign_splits, held_out
-from magneto.data.sources.stamp_pictures import StampPicturesSource
-from magneto.data.sources.webdataset import WebDatasetSource
+from magneto.data.corpora.image import cifar10, emoji, fashion_mnist
+from magneto.data.corpora.image.base import assign_splits, held_out
+from magneto.data.corpora.image.cifar10 import Cifar10Source
+from magneto.data.corpora.image.emoji import EmojiSource
+from magneto.data.corpora.image.fashion_mnist import FashionMnistSource, read_idx
+from magneto.data.corpora.image.hub_images import HubImagesSource
+from magneto.data.corpora.image.image_folder import ImageFolderSource
+from magneto.data.corpora.image.openclipart import OpenClipartSource
+from magneto.data.corpora.image.stamp_images import StampPicturesSource
+from magneto.data.corpora.image.webdataset import WebDatasetSource
+from magneto.data.image_text.dataset import PreparedTexts
+from magneto.data.io.image import Slice, read_picture
 from magneto.errors import UserError
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="20" height="20"><circle cx="9" cy="9" r="{}"/></svg>'

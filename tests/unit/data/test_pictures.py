@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from magneto.data.pictures import BadPicture, Slice, find_pictures, read_picture, square
+from magneto.data.io.image import BadPicture, Slice, find_pictures, read_picture, square
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="{w}" height="{h}"><rect width="50%" height="100%" fill="red"/></svg>'
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from magneto.data.sampler import EvaluationSampler, TokenBudgetSampler, cut
+from magneto.data.batching import EvaluationSampler, TokenBudgetSampler, cut
 from magneto.errors import UserError
 
 lengths = st.lists(st.integers(1, 400), min_size=8, max_size=120).map(np.array)

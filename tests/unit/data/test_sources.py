@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from magneto.data.features import Audio, load_audio
-from magneto.data.sources import Groups, fotaq, hash_split, librispeech, stamps
-from magneto.data.sources.fotaq import FotaqSource, read_container
-from magneto.data.sources.librispeech import LibriSpeechSource
-from magneto.data.sources.stamps import StampsSource
+from magneto.data.corpora.base import Groups, hash_split
+from magneto.data.corpora.speech import fotaq, librispeech, stamps
+from magneto.data.corpora.speech.fotaq import FotaqSource, read_container
+from magneto.data.corpora.speech.librispeech import LibriSpeechSource
+from magneto.data.corpora.speech.stamps import StampsSource
+from magneto.data.io.audio import Audio, load_audio
 from magneto.errors import UserError
 from tests.unit.data.recordings import copy_by_macos, tone
 

@@ -11,15 +11,15 @@ import pytest
 import soundfile
 import torch
 
-from magneto.data import speech_predict
-from magneto.data.augment import SpecAugment
-from magneto.data.features import FeatureSettings, load_audio, log_mel
-from magneto.data.sources.manifest import ManifestSource
-from magneto.data.speech import SpeechDataModule
-from magneto.data.speech_build import SpeechBuilder
-from magneto.data.speech_predict import user_recordings
-from magneto.data.speech_store import Collate, SpeechSpec
-from magneto.data.tokenizer import CTCTokenizer, repeats
+from magneto.data.corpora.speech.manifest import ManifestSource
+from magneto.data.io.audio import FeatureSettings, load_audio, log_mel
+from magneto.data.speech import predict
+from magneto.data.speech.build import SpeechBuilder
+from magneto.data.speech.dataset import Collate, SpeechSpec
+from magneto.data.speech.module import SpeechDataModule
+from magneto.data.speech.predict import user_recordings
+from magneto.data.tokenizers.ctc import CTCTokenizer, repeats
+from magneto.data.transforms.speech import SpecAugment
 from magneto.errors import UserError
 from tests.unit.data.recordings import read_manifest, tone, write_manifest
 
@@ -483,9 +483,7 @@ def test_recordings_of_files_and_folders(corpus, spec):
 def test_each_recording_is_decoded_once(corpus, spec, monkeypatch):
     folder = corpus(4) / "clips"
     read = []
-    monkeypatch.setattr(
-        speech_predict, "load_audio", lambda path, rate: read.append(path) or load_audio(path, rate)
-    )
+    monkeypatch.setattr(predict, "load_audio", lambda path, rate: read.append(path) or load_audio(path, rate))
     list(user_recordings(folder, spec))
     assert read == sorted(folder.iterdir())
 

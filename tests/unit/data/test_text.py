@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from magneto.data.sources import Skipped
-from magneto.data.sources.documents import Document, TextCorpus
-from magneto.data.sources.text_files import TextFilesSource
-from magneto.data.text import IGNORE, TextDataModule, TextSpec
-from magneto.data.text_tokenizer import TextTokenizer
+from magneto.data.corpora.base import Skipped
+from magneto.data.corpora.text.base import Document, TextCorpus
+from magneto.data.corpora.text.text_files import TextFilesSource
+from magneto.data.text.module import IGNORE, TextDataModule, TextSpec
+from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import UserError
 
 TEXTS = [f"speech {number}: the war and the naïve peace of {number * 37} people, at length. " * 6

@@ -17,15 +17,15 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from magneto.data.sources import documentation, sotu
-from magneto.data.sources.documentation import DocumentationSource
-from magneto.data.sources.documents import Document, TextCorpus, content_group, decode_text
-from magneto.data.sources.fetch import content_digest, listing_digest, path_digest
-from magneto.data.sources.html_text import html_text
-from magneto.data.sources.hub import HubSource, file_identity, hub_rows
-from magneto.data.sources.sotu import SotuSource
-from magneto.data.sources.text_files import TextFilesSource
-from magneto.data.text import TextDataModule
+from magneto.data.corpora.download import content_digest, listing_digest, path_digest
+from magneto.data.corpora.text import documentation, state_of_the_union
+from magneto.data.corpora.text.base import Document, TextCorpus, content_group, decode_text
+from magneto.data.corpora.text.documentation import DocumentationSource
+from magneto.data.corpora.text.html_text import html_text
+from magneto.data.corpora.text.hub import HubSource, file_identity, hub_rows
+from magneto.data.corpora.text.state_of_the_union import SotuSource
+from magneto.data.corpora.text.text_files import TextFilesSource
+from magneto.data.text.module import TextDataModule
 from magneto.errors import UserError
 
 
@@ -63,10 +63,12 @@ def wheel(tmp_path, monkeypatch) -> Path:
             file.write(member, member.relative_to(tree))
     package = {
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "content_sha256": content_digest(tree / "sotu/data", sotu.PACKAGE.patterns),
+        "content_sha256": content_digest(tree / "sotu/data", state_of_the_union.PACKAGE.patterns),
         "name": "sotu-for-tests",
     }
-    monkeypatch.setattr(sotu, "PACKAGE", dataclasses.replace(sotu.PACKAGE, **package))  # type: ignore[arg-type]
+    monkeypatch.setattr(
+        state_of_the_union, "PACKAGE", dataclasses.replace(state_of_the_union.PACKAGE, **package)
+    )  # type: ignore[arg-type]
     return path
 
 

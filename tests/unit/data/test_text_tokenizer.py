@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import processors
 from tokenizers.implementations import BertWordPieceTokenizer, ByteLevelBPETokenizer
 
-from magneto.data.text_tokenizer import LONGEST_WORD, SPECIALS, TextTokenizer
+from magneto.data.tokenizers.text import LONGEST_WORD, SPECIALS, TextTokenizer
 from magneto.errors import UserError
 
 WORDS = ("the nation", "Congress", "président", "naïve", "people.", "union,", "state's", "war", "peace", "treasury",

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magneto.data.tokenizer import BLANK, CTCTokenizer, normalize_text, repeats
+from magneto.data.tokenizers.ctc import BLANK, CTCTokenizer, normalize_text, repeats
 from magneto.errors import UserError
 
 TEXTS = [

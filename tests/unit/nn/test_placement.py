@@ -22,7 +22,7 @@ from magneto.nn import (
     initialize,
 )
 from magneto.nn.config import ARCHITECTURES, MULTIWAY
-from magneto.nn.stack import Residual
+from magneto.nn.transformer import Residual
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "state_dict_keys.json"
 

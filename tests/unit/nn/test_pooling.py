@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from magneto.errors import UserError
-from magneto.nn.pooling import PatchPooling
+from magneto.nn.vision.pooling import PatchPooling
 
 WIDTH = 3
 

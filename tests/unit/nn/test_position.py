@@ -7,7 +7,7 @@ import torch
 
 from magneto.errors import UserError
 from magneto.nn import BackboneConfig, Encoder
-from magneto.nn.position import (
+from magneto.nn.positions import (
     ConvolutionalPosition,
     LearnedPosition,
     RelativeBias,

@@ -2,7 +2,7 @@
 
 import torch
 
-from magneto.nn.random_projection import RandomProjection
+from magneto.nn.vision.random_projection import RandomProjection
 
 
 def test_codes_are_the_same_in_every_run_and_follow_the_order_of_the_patches() -> None:

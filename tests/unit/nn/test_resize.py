@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from magneto.nn import BackboneConfig
-from magneto.nn.position import RelativeGridBias
-from magneto.nn.resize import resized_positions, resized_relative_grid, spread
+from magneto.nn.positions import RelativeGridBias
+from magneto.nn.vision.resize import resized_positions, resized_relative_grid, spread
 
 timm_layers = pytest.importorskip("timm.layers")
 

@@ -13,7 +13,7 @@ from magneto.errors import UserError
 from magneto.nn import PLACEMENTS, BackboneConfig, Encoder, KVCache, build_backbone
 from magneto.nn.attention import matmul_attention
 from magneto.nn.config import ACTIVATIONS, ARCHITECTURES, NORMS, SEQUENCE_POSITIONS
-from magneto.nn.stack import Residual
+from magneto.nn.transformer import Residual
 
 D, HEADS = 32, 4
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from magneto.nn import VectorQuantizer, initialize
-from magneto.nn.vector_quantizer import perplexity, usage
+from magneto.nn.vision.vector_quantizer import perplexity, usage
 
 CENTRES = F.one_hot(torch.arange(8), 8).float() * 3
 

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from magneto.checkpoint import load_task
 from magneto.errors import UserError
-from magneto.importers.beit3 import import_weights
 from magneto.nn import BackboneConfig, Encoder, PatchStem, TokenStem, VisionLanguageStem
-from magneto.pretrained import adopt, initialize_from, read_pretrained
-from magneto.tasks.vl import VisionLanguage
+from magneto.pretrained.beit3 import import_weights
+from magneto.pretrained.init_from import adopt, initialize_from, read_pretrained
+from magneto.tasks.vision_language import VisionLanguage
+from magneto.training.checkpoint_io import load_task
 from tests.small_runs import SHORT, drive, folders
 from tests.toy_captions import SIZE, caption_settings, write_squares
 from tests.unit.oracles.weights import close

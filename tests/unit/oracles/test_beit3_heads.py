@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from magneto.data.text_tokenizer import TextTokenizer
-from magneto.pretrained import read_pretrained
-from magneto.tasks.vl_classification import VisionLanguageClassification
+from magneto.data.tokenizers.text import TextTokenizer
+from magneto.pretrained.init_from import read_pretrained
+from magneto.tasks.vqa import VisionLanguageClassification
 from tests.unit.oracles.weights import close
 
 pytest.importorskip("torchscale")

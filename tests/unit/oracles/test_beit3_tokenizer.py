@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from magneto.data.text_tokenizer import TextTokenizer
+from magneto.data.tokenizers.text import TextTokenizer
 
 sentencepiece = pytest.importorskip("sentencepiece")
 pytest.importorskip("transformers")

@@ -1,0 +1,142 @@
+"""Checks before a run: all that can be known without data is refused before anything is fetched or written."""
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from magneto.commands import build, summary
+from magneto.config import schema
+from magneto.data.module import DataModule, is_complete
+from magneto.errors import UserError, from_mapping
+from magneto.nn.config import BackboneConfig
+from magneto.tasks.base import task_class
+from magneto.training import checkpoint_io, checkpointing, loggers
+from magneto.training.optim import OptimizerConfig, SchedulerConfig, schedule
+
+log = logging.getLogger("magneto")
+
+# What L.seed_everything takes: numpy's seeds, which are fewer than torch's.
+_SEEDS = range(2**32)
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Check the whole configuration for its mode.
+
+    Nothing is left on the disk, and nothing is fetched.
+
+    Raises:
+        UserError: an unknown or impossible value, a path that does not exist or cannot be written, too little free space, or
+            a device that is not there.
+    """
+    schema.check(config)
+    summary.check(config["summary"])
+    build.check_trainer(config["trainer"])
+    mode = config["mode"]
+    if config["seed"] not in _SEEDS:
+        raise UserError(
+            f"seed={config['seed']}: must be between 0 and {_SEEDS[-1]}. Set seed to such a number."
+        )
+    if mode in ("test", "predict", "export"):
+        _check_checkpoint(config)
+        if mode == "export" and config["output"]:
+            check_writable(Path(config["output"]), "output")
+    if mode in ("train", "prepare", "test"):
+        check_writable(Path(config["data_dir"]), "data_dir")
+        _check_source(config["init_from"])
+    if mode in ("train", "test"):
+        build.lightning_trainer(config, logger=False, enable_checkpointing=False)
+    if mode in ("train", "prepare"):
+        build.check_task(config)
+        data = build.build_data(config["data"])
+        _check_parts(config)
+        _check_space(data)
+    if mode == "train":
+        check_writable(Path(config["runs_dir"]) / config["task"]["name"], "runs_dir")
+        if config["resume"] not in ("auto", "never", "must"):
+            checkpoint_io.check_file(config["resume"], f"resume={config['resume']}")
+        if config["trainer"]["accelerator"] == "auto" and (reason := build.unusable_gpu()):
+            log.warning("training on the CPU.%s", reason)
+
+
+def check_writable(path: Path, key: str) -> None:
+    """Raise `UserError` unless the folder `path`, or the nearest one above it that exists, can be written.
+
+    A file is written there and removed: permissions alone do not tell of read-only file systems and quotas.
+    """
+    there = path.absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+        if there != path.absolute():
+            tempfile.TemporaryDirectory(dir=there, prefix=".magneto-").cleanup()
+    except OSError as error:
+        raise UserError(
+            f"{key}: {path} cannot be written ({error.strerror}: {there}). Set {key} to a folder that can be written."
+        ) from error
+
+
+def _check_checkpoint(config: Mapping[str, Any]) -> None:
+    path = config["checkpoint"]
+    if not path:
+        raise UserError(
+            f"mode={config['mode']} needs checkpoint=: a run's folder, its checkpoints/best.ckpt, or an export folder."
+        )
+    if not (model := checkpoint_io.of_run(path)).is_dir():
+        checkpoint_io.check_file(model, f"checkpoint {model}")
+
+
+def _check_source(source: str | None) -> None:
+    """Raise `UserError` for an `init_from=` that names nothing."""
+    if source is None or (source.startswith("hf:") and source != "hf:"):
+        return
+    path = Path(source.removeprefix("beit3:"))
+    if source in ("", "hf:", "beit3:") or not path.exists():
+        raise UserError(
+            f"init_from={source}: there is nothing with this name. Use a run's folder, a checkpoint, an export folder, "
+            "hf:NAME_OR_FOLDER or beit3:FILE."
+        )
+
+
+def _check_parts(config: Mapping[str, Any]) -> None:
+    """Raise `UserError` for a value that the optimizer, schedule, callbacks, loggers, task or backbone refuse."""
+    from_mapping(OptimizerConfig, config["optimizer"], "optimizer")
+    schedule(from_mapping(SchedulerConfig, config["scheduler"], "scheduler"), config["trainer"]["max_steps"])
+    from_mapping(checkpointing.Settings, config["callbacks"], "callbacks")
+    schema.require(config["callbacks"], [field.name for field in fields(checkpointing.Settings)], "callbacks")
+    loggers.check(from_mapping(loggers.Settings, config["logger"], "logger"))
+    options = {key: value for key, value in config["task"].items() if key not in ("_target_", "name")}
+    from_mapping(task_class(config["task"]["_target_"]).Options, options, "task")
+    schema.require(config["backbone"], ["placement"], "backbone")
+    if config["init_from"] is None:  # else the pretrained model decides the shape
+        backbone = dict(config["backbone"])
+        if backbone.get("grid") is None and backbone.get("position") == "relative_2d":
+            backbone["grid"] = 1  # the task sets it, from the images
+        try:
+            BackboneConfig.from_dict(backbone)
+        except UserError as error:
+            raise UserError(f"backbone: {error}") from error
+
+
+def _check_space(data: DataModule) -> None:
+    """Raise `UserError` if the corpora, where they know their size, need more than the free space of the disk."""
+    needed = sum(
+        source.missing_bytes(data.data_dir)
+        for source in getattr(data, "sources", {}).values()
+        if hasattr(source, "missing_bytes")
+    )
+    there = data.data_dir.absolute()
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    folder = getattr(data, "folder", None)  # the prepared one, which needs no corpus any more
+    if needed > free and not (folder is not None and is_complete(folder)):
+        raise UserError(
+            f"data_dir={data.data_dir}: the corpus needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free. "
+            "Free space, or set data_dir to a folder on a larger disk."
+        )

@@ -1,0 +1,98 @@
+"""Pictures of the Tux Paint stamps, with captions in many languages (docs/data.md); stamps.py has their recordings."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from magneto.data.corpora.base import Groups, Skipped
+from magneto.data.corpora.download import listing_digest, locate
+from magneto.data.corpora.image.base import ImageCorpus, Picture
+from magneto.data.corpora.speech.stamps import PACKAGE as RECORDINGS
+from magneto.data.corpora.text.base import BadText, decode_text
+from magneto.data.tokenizers.ctc import normalize_text
+from magneto.errors import UserError
+
+PACKAGE = replace(
+    RECORDINGS,
+    patterns=("**/*.txt", "**/*.png", "**/*.svg"),
+    content_sha256="723c8838a90909b54636355b72bd44e4c41cf671f01b45fa9f8867a9a56cca9a",
+)
+VARIANT = re.compile(r"_(mirror|flip)(_flip)?$")  # a picture that the program shows when the stamp is turned
+
+
+class StampPicturesSource:
+    """All stamps; the class is the topmost folder (animals, food...).
+
+    languages: of the captions that are kept, as in the files ("en", "fr", "pt_BR"); None: all 78. folder: where the
+    stamps are (the folder that holds `animals`, `clothes`...); None: find or fetch them. A stamp that is there as PNG
+    and as SVG is taken as PNG. Stamps with equal English captions stand on one side of a split.
+    """
+
+    def __init__(self, languages: Sequence[str] | None = None, folder: str | None = None) -> None:
+        if languages is not None and not languages:
+            raise UserError(
+                "data: languages is empty; leave it out for all languages, or name some: [en, fr]."
+            )
+        self.languages = None if languages is None else tuple(languages)
+        self.folder = folder
+
+    def identity(self) -> dict[str, Any]:
+        """Settings and version."""
+        identity: dict[str, Any] = {"corpus": "stamp_pictures", "version": PACKAGE.version, "recipe": 1}
+        identity["languages"] = None if self.languages is None else list(self.languages)
+        if self.folder is not None:
+            identity["files"] = listing_digest(Path(self.folder).expanduser(), PACKAGE.patterns)
+        return identity
+
+    def load(self, data_dir: Path) -> ImageCorpus:
+        """All pictures."""
+        located = locate(PACKAGE, data_dir, self.folder)
+        root = located.root
+        skipped: list[Skipped] = []
+        files = {path.with_suffix(""): path for path in root.glob("**/[!.]*.svg")}
+        files |= {path.with_suffix(""): path for path in root.glob("**/[!.]*.png")}
+        groups = Groups()
+        found: list[tuple[str, Path, dict[str, str]]] = []
+        for stem, path in sorted(files.items()):
+            if VARIANT.search(stem.name) and stem.with_name(VARIANT.sub("", stem.name)) in files:
+                continue
+            name = stem.relative_to(root).as_posix()
+            try:
+                captions = read_captions(stem.with_name(stem.name + ".txt"))
+            except BadText as bad:
+                captions = {}
+                skipped.append(Skipped(name, f"{stem}.txt", f"captions {bad} (the picture is used)"))
+            groups.union(name, ("caption", normalize_text(captions.get("en", "")) or name))
+            found.append((name, path, captions))
+        names = groups.names()
+        pictures = [
+            Picture(
+                id=name,
+                image=path,
+                label=name.partition("/")[0],
+                group=names[name],
+                captions={
+                    language: text
+                    for language, text in captions.items()
+                    if self.languages is None or language in self.languages
+                },
+            )
+            for name, path, captions in found
+        ]
+        labels = tuple(sorted({picture.label for picture in pictures if picture.label is not None}))
+        return ImageCorpus(examples=pictures, labels=labels, skipped=skipped, origin=located.facts())
+
+
+def read_captions(file: Path) -> dict[str, str]:
+    """Language -> caption: the first line is English, the others are `xx.utf8=...`; {} where there is no file.
+
+    Raises `BadText` when it is not UTF-8.
+    """
+    if not file.is_file():
+        return {}
+    first, *lines = decode_text(file.read_bytes()).split("\n")
+    pairs = (line.partition(".utf8=") for line in lines if ".utf8=" in line)
+    captions = {"en": first.strip()} | {language.strip(): text.strip() for language, _, text in pairs}
+    return {language: text for language, text in captions.items() if text}

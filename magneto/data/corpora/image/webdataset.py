@@ -1,0 +1,226 @@
+"""Pictures in WebDataset's tar shards: members KEY.jpg with KEY.cls or KEY.json (docs/data.md).
+
+Shards are read in place by the standard library: their headers once, in `prepare`, and then single members, wherever
+they are. So any order of the pictures is a matter of seeking, training resumes exactly, and nothing is unpacked.
+"""
+
+import json
+import logging
+import re
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from magneto.data.corpora.base import SPLITS, Skipped
+from magneto.data.corpora.image.base import ImageCorpus, Picture
+from magneto.data.io.image import SUFFIXES, Slice
+from magneto.errors import UserError
+
+log = logging.getLogger(__name__)
+
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstandard
+BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
+
+
+class WebDatasetSource:
+    """Tar files (not compressed) on a local or mounted disk.
+
+    shards: a glob, a range `{00000..00099}.tar` or a list of them, divided by a hash of the keys; or a dict of them: train,
+    val, test (one that is missing is taken from train by `data.val_fraction`... only when none but train is given). label:
+    key of the class in KEY.json, where there is no KEY.cls. caption: key of a text or of a list of texts in KEY.json; each
+    line of KEY.txt is one too; language: of these texts. labels: names of the classes that the files give as numbers: a
+    file, one name a line.
+    """
+
+    def __init__(
+        self,
+        shards: str | Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
+        label: str = "label",
+        caption: str = "caption",
+        language: str = "en",
+        labels: str | None = None,
+    ) -> None:
+        if not shards:
+            raise UserError(
+                "data: name the tar files: shards=folder/*.tar, or shards={train: ..., val: ..., test: ...}."
+            )
+        sides = shards if isinstance(shards, Mapping) else {"": shards}
+        if unknown := sides.keys() - {"", *SPLITS}:
+            raise UserError(
+                f"data: shards has {', '.join(sorted(unknown))}; its splits are train, val and test."
+            )
+        self.shards = {
+            side: [one for each in ([value] if isinstance(value, str) else value) for one in _expand(each)]
+            for side, value in sides.items()
+        }
+        self.label, self.caption, self.language = label, caption, language
+        self.labels = None if labels is None else Path(labels).expanduser()
+
+    def identity(self) -> dict[str, Any]:
+        """Settings, and names, sizes and times of the shards."""
+        files = {
+            side: [
+                [str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns]
+                for each in patterns
+                for p in _find(each)
+            ]
+            for side, patterns in self.shards.items()
+        }
+        names = None if self.labels is None else self._names()
+        settings = [self.label, self.caption, self.language]
+        return {"corpus": "webdataset", "recipe": 2, "shards": files, "settings": settings, "labels": names}
+
+    def load(self, data_dir: Path) -> ImageCorpus:
+        """The headers of all shards. The classes are sorted, numbers as numbers."""
+        skipped: list[Skipped] = []
+        names = self._names()
+        pictures: list[Picture] = []
+        for side, patterns in self.shards.items():
+            for pattern in patterns:
+                if not _find(pattern):
+                    raise UserError(
+                        f"data: no file fits shards={pattern}. Name tar files, by a glob (folder/*.tar) or a range "
+                        "(folder/{00000..00099}.tar)."
+                    )
+            # A lone training set is divided as one without any stated split.
+            split = None if side == "" or set(self.shards) == {"train"} else side
+            for path in [path for pattern in patterns for path in _find(pattern)]:
+                pictures += self._read(path, split, names, skipped)
+        found = {picture.label for picture in pictures if picture.label is not None}
+        labels = tuple(names) if names else tuple(sorted(found, key=_by_number))
+        return ImageCorpus(
+            examples=pictures,
+            labels=labels,
+            skipped=skipped,
+            origin={"shards": len({p.image.path for p in pictures if isinstance(p.image, Slice)})},
+        )
+
+    def _names(self) -> list[str]:
+        if self.labels is None:
+            return []
+        try:
+            return [line.strip() for line in self.labels.read_text("utf-8-sig").split("\n") if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"labels={self.labels}: cannot be read ({error}).") from error
+
+    def _read(
+        self, path: Path, split: str | None, names: Sequence[str], skipped: list[Skipped]
+    ) -> Iterator[Picture]:
+        """The pictures of a shard. Members of one sample need not stand side by side."""
+        samples: dict[str, dict[str, bytes | Slice]] = {}
+        key = ""
+        try:
+            with path.open("rb") as file:
+                if file.read(6).startswith(COMPRESSED):
+                    skipped.append(
+                        Skipped(path.name, str(path), "compressed shard: unpack it, as with gunzip")
+                    )
+                    return
+            with tarfile.open(path, "r:") as tar:
+                for member in tar:
+                    if not member.isfile():
+                        continue
+                    folder, slash, name = member.name.rpartition("/")
+                    stem, _, extension = name.partition(".")
+                    key, extension, copy = folder + slash + stem, extension.lower(), 1
+                    while extension in samples.setdefault(key, {}):  # another sample of that name
+                        copy += 1
+                        key = f"{folder}{slash}{stem} ({copy})"
+                    data = Slice(path, member.offset_data, member.size)
+                    small = extension in ("cls", "json", "txt")
+                    samples[key][extension] = _content(tar, member) if small else data
+        except (tarfile.TarError, OSError, EOFError) as error:
+            log.warning("%s breaks off: %s", path, error)
+            skipped.append(Skipped(path.name, str(path), "shard breaks off"))
+            samples.pop(key, None)  # what it had more is not known
+        for key, members in samples.items():
+            yield from self._picture(path, key, members, split, names, skipped)
+
+    def _picture(
+        self,
+        path: Path,
+        key: str,
+        members: Mapping[str, bytes | Slice],
+        split: str | None,
+        names: Sequence[str],
+        skipped: list[Skipped],
+    ) -> Iterator[Picture]:
+        own = f"{path.name}/{key}"
+        images = [extension for extension in members if f".{extension}".endswith(SUFFIXES)]
+        images.sort(key=lambda extension: "." in extension)  # KEY.jpg before KEY.depth.png
+        texts = {kind: data for kind, data in members.items() if isinstance(data, bytes)}
+        if not images:
+            skipped.append(Skipped(own, str(path), "sample without a picture"))
+            return
+        try:
+            facts = json.loads(texts.get("json", b"{}").decode("utf-8-sig"))
+            if not isinstance(facts, dict):
+                raise ValueError
+            class_, text = (texts.get(kind, b"").decode("utf-8-sig").strip() for kind in ("cls", "txt"))
+        except ValueError:  # bytes that are no UTF-8 too
+            skipped.append(Skipped(own, str(path), "damaged .json, .cls or .txt"))
+            return
+        captions = _texts(text.splitlines() or facts.get(self.caption))
+        labels = _texts(class_ or facts.get(self.label))
+        if len(labels) > 1 and not captions:
+            skipped.append(Skipped(own, str(path), "several classes"))
+            return
+        label = labels[0] if len(labels) == 1 else None
+        if label is not None and names:
+            number = int(label) if label.isdecimal() else -1
+            if label not in names and not 0 <= number < len(names):
+                skipped.append(Skipped(own, str(path), f"unknown class {label[:20]!r}"))
+                return
+            label = label if label in names else names[number]
+        further = "further picture of a sample (a key ends at its first dot)"
+        skipped += [Skipped(f"{own}.{extension}", str(path), further) for extension in images[1:]]
+        image = members[images[0]]
+        yield Picture(
+            id=own,
+            image=image,
+            label=label,
+            group=own,
+            split=split,
+            captions={self.language: captions[0] if len(captions) == 1 else captions} if captions else {},
+        )
+
+
+def _texts(value: Any) -> list[str]:
+    """What a key of KEY.json holds: a text or a number, or several."""
+    values = value if isinstance(value, list) else [value]
+    texts = (str(text).strip() for text in values if text is not None and not isinstance(text, dict | list))
+    return [text for text in texts if text]
+
+
+def _find(pattern: str) -> list[Path]:
+    """The files that a glob fits. Its folders, and the name as a whole, may have brackets or stars of their own."""
+    path = Path(pattern).expanduser().absolute()
+    parts = path.parts
+    folder, count = Path(path.anchor), 1
+    while count < len(parts) and (folder / parts[count]).exists():
+        folder, count = folder / parts[count], count + 1
+    found = [path] if count == len(parts) else sorted(folder.glob("/".join(parts[count:])))
+    return [file for file in found if file.is_file()]
+
+
+def _expand(pattern: str) -> list[str]:
+    """`a-{00..02}.tar` -> a-00.tar, a-01.tar, a-02.tar; `{a,b}` -> a, b."""
+    found = BRACES.search(pattern)
+    if found is None:
+        return [pattern]
+    first, last, listed = found.groups()
+    width = len(first or "") if (first or "").startswith("0") else 0
+    values = listed.split(",") if listed else [f"{n:0{width}}" for n in range(int(first), int(last) + 1)]
+    head, tail = pattern[: found.start()], pattern[found.end() :]
+    return [head + value + rest for value in values for rest in _expand(tail)]
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    assert file is not None
+    return file.read()
+
+
+def _by_number(label: str) -> tuple[int, int, str]:
+    return (0, int(label), "") if label.isdecimal() else (1, 0, label)

@@ -1,0 +1,147 @@
+"""Tux Paint stamps: home recordings of picture captions in several languages (see docs/data.md).
+
+A stamp is a picture `NAME.png` or `NAME.svg` with captions `NAME.txt` (first line English, then `xx.utf8=...`
+lines) and recordings `NAME_desc_xx.ogg`.
+"""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from magneto.data.corpora.base import Corpus, Groups, Skipped, Utterance, hash_split
+from magneto.data.corpora.download import Package, listing_digest, locate
+from magneto.data.io.audio import Audio
+from magneto.data.tokenizers.ctc import normalize_text
+from magneto.errors import UserError
+
+log = logging.getLogger(__name__)
+
+PACKAGE = Package(
+    name="tuxpaint-stamps-default",
+    version="2022.06.04-1",
+    sha256="6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34",
+    inside="usr/share/tuxpaint/stamps",
+    installed=("/usr/share/tuxpaint/stamps", "/usr/local/share/tuxpaint/stamps"),
+    patterns=("**/*.txt", "**/*_desc_*.ogg"),
+    content_sha256="90d1add3212fd39dd1241a0fe7ebca51fed55c35f5b0bbb487f269b8c36d061d",
+    archive="https://downloads.sourceforge.net/project/tuxpaint/tuxpaint-stamps/2022-06-04/"
+    "tuxpaint-stamps-2022.06.04.tar.gz",
+    archive_sha256="842065576fae554358e00e51d71a492616a6490b12b592228067477c287a0bf8",
+    archive_inside="tuxpaint-stamps-2022.06.04/stamps",
+    megabytes=161,
+    homepage="https://tuxpaint.org/stamps/",
+)
+
+# Correlation of caption length and duration of the recording: 0.93 to 0.98 for the first row, far below for
+# the others.
+FITTING = ("es", "fr", "ro", "bg", "ru")
+DOUBTFUL = {"el": "correlation of text and duration 0.77", "da": "correlation of text and duration 0.74",
+            "nl": "few recordings, not examined", "lt": "few recordings, not examined"}  # fmt: skip
+UNFIT = {"ca": 0.22, "be": 0.24}
+VAL, TEST = 0.04, 0.06
+
+
+class StampsSource:
+    """Spoken captions of the Tux Paint stamps.
+
+    languages: codes as in the file names; the default five are those whose text fits the audio. folder: where
+    the stamps are (the folder that holds `animals`, `clothes`, ...); None: find or fetch them.
+    Splits go by stamp: all languages of a stamp, stamps with an equal caption in some language, and stamps
+    that share a recording stand on one side, fixed by a hash.
+    """
+
+    def __init__(self, languages: Sequence[str] = FITTING, folder: str | None = None) -> None:
+        fitting = ", ".join(FITTING)
+        if not languages:
+            raise UserError(f"data: languages is empty; the Tux Paint stamps have {fitting}.")
+        for language in languages:
+            if language in UNFIT:
+                raise UserError(
+                    f"data: language {language!r} of the Tux Paint stamps is refused: its captions are not "
+                    "what is said in the recordings (correlation of length and duration "
+                    f"{UNFIT[language]}). Use {fitting}."
+                )
+            if language not in FITTING and language not in DOUBTFUL:
+                raise UserError(
+                    f"data: the Tux Paint stamps have no usable recordings in {language!r}. Use {fitting}, "
+                    f"or with care {', '.join(DOUBTFUL)}."
+                )
+            if language in DOUBTFUL:
+                log.warning("Tux Paint stamps in %r: %s; texts may be wrong.", language, DOUBTFUL[language])
+        self.languages = tuple(languages)
+        self.folder = folder
+
+    def identity(self) -> dict[str, Any]:
+        """Settings and versions that decide the examples."""
+        identity = {
+            "corpus": PACKAGE.name,
+            "version": PACKAGE.version,
+            "recipe": 1,
+            "split": [VAL, TEST],
+            "languages": list(self.languages),
+        }
+        if self.folder is not None:
+            identity["files"] = listing_digest(Path(self.folder).expanduser(), PACKAGE.patterns)
+        return identity
+
+    def load(self, data_dir: Path) -> Corpus:
+        """Distinct recordings with a caption. A recording that is a byte-identical copy of another is passed
+        over.
+        """
+        located = locate(PACKAGE, data_dir, self.folder)
+        return Corpus(*_read(located.root, self.languages), located.facts())
+
+
+def _captions(file: Path) -> dict[str, str]:
+    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
+    pairs = (line.split(".utf8=", 1) for line in lines if ".utf8=" in line)
+    return {language.strip(): caption.strip() for language, caption in pairs}
+
+
+def _read(root: Path, languages: Sequence[str]) -> tuple[list[Utterance], list[Skipped]]:
+    found: dict[str, tuple[str, str, str]] = {}  # recording -> stamp, language, caption
+    seen: dict[bytes, str] = {}
+    skipped: list[Skipped] = []
+    groups = Groups()
+    texts: dict[Path, dict[str, str]] = {}
+    # The default languages always take part in the grouping, so that a choice of languages does not move a
+    # split.
+    for path in sorted(root.glob("**/[!.]*_desc_*.ogg")):
+        stamp, _, language = path.name.removesuffix(".ogg").rpartition("_desc_")
+        if language not in languages and language not in FITTING:
+            continue
+        name = path.relative_to(root).as_posix()
+        text_file = path.with_name(stamp + ".txt")
+        if text_file not in texts:
+            texts[text_file] = _captions(text_file) if text_file.is_file() else {}
+        caption = texts[text_file].get(language, "")
+        stamp = path.with_name(stamp).relative_to(root).as_posix()
+        digest = hashlib.sha256(path.read_bytes()).digest()
+        groups.union(stamp, ("audio", digest))
+        if normalize_text(caption):
+            groups.union(stamp, ("caption", language, normalize_text(caption)))
+        if language not in languages:
+            continue
+        if not caption:
+            skipped.append(Skipped(name, str(path), "no caption in its language"))
+        elif digest in seen:
+            skipped.append(Skipped(name, str(path), "copy of another recording"))
+        else:
+            seen[digest] = name
+            found[name] = (stamp, language, caption)
+    names = groups.names()
+    utterances = [
+        Utterance(
+            id=name,
+            audio=Audio(root / name),
+            text=caption,
+            language=language,
+            speaker=language,  # one or two voices a language; the files do not say which
+            group=names[stamp],
+            split=hash_split(names[stamp], val=VAL, test=TEST),
+        )
+        for name, (stamp, language, caption) in found.items()
+    ]
+    return utterances, skipped

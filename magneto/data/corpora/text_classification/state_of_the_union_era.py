@@ -1,0 +1,81 @@
+"""When was it said? Paragraphs of the State of the Union, labelled with the period of their speech.
+
+A labelled task made of facts alone: the year stands in the name of the speech's file. It asks for more than key words,
+since the numerals in a paragraph (years, sums of money) are written as zeros.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from magneto.data.corpora.text.state_of_the_union import SotuSource
+from magneto.data.corpora.text_classification.labelled import LabelledCorpus, LabelledText, zero_digits
+from magneto.errors import UserError
+
+FIRST, LAST = 1790, 2026  # years of the corpus
+_PARAGRAPH = re.compile(r"\n\s*\n")
+
+
+class SotuEraSource:
+    """Paragraphs of the annual messages and their period, as classes.
+
+    years: length of a period, from 1790 on. min_words: shorter paragraphs (salutations, headings) are left out.
+    folder: as for `SotuSource`. Splits are those of `SotuSource`: by year, and the same speeches are held out here as in
+    a language model's pretraining on data=sotu.
+    """
+
+    name = "sotu-era"
+
+    def __init__(self, years: int = 40, min_words: int = 20, folder: str | None = None) -> None:
+        if not 20 <= years <= (LAST - FIRST) // 2:
+            raise UserError(
+                f"data.source.years={years} must lie between 20 (each period then has a held-out year) and "
+                f"{(LAST - FIRST) // 2} (two periods)."
+            )
+        if min_words < 1:
+            raise UserError(f"data.source.min_words={min_words} must be at least 1.")
+        self.years, self.min_words = years, min_words
+        self.speeches = SotuSource(folder)
+
+    def identity(self) -> dict[str, Any]:
+        """Settings, and the identity of the speeches."""
+        return {"recipe": 1, "years": self.years, "min_words": self.min_words, **self.speeches.identity()}
+
+    def period(self, year: int) -> str:
+        """The period of a year, such as `1830-1869`; the last one may be cut short by the corpus's end."""
+        start = year - (year - FIRST) % self.years
+        return f"{start}-{start + self.years - 1}"
+
+    def load(self, data_dir: Path) -> LabelledCorpus:
+        """All paragraphs that are long enough, each distinct text once."""
+        corpus = self.speeches.load(data_dir)
+        examples: list[LabelledText] = []
+        seen: set[str] = set()
+        for document in corpus.documents:
+            assert document.split is not None
+            for number, paragraph in enumerate(_PARAGRAPH.split(document.text), 1):
+                text = zero_digits(" ".join(paragraph.split()))
+                if len(text.split()) < self.min_words or text in seen:
+                    continue
+                seen.add(text)
+                examples.append(
+                    LabelledText(
+                        id=f"{document.id}:{number}",
+                        text=text,
+                        label=self.period(int(document.group)),
+                        split=document.split,
+                        group=document.group,
+                    )
+                )
+        return LabelledCorpus(
+            examples=examples,
+            labels=tuple(dict.fromkeys(map(self.period, range(FIRST, LAST + 1)))),
+            metrics=("accuracy",),
+            skipped=corpus.skipped,
+            zero_digits=True,
+            origin={
+                **corpus.origin,
+                "corpus": "State of the Union",
+                "labels": f"periods of {self.years} years",
+            },
+        )

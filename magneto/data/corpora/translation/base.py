@@ -1,0 +1,75 @@
+"""What all parallel corpora share: the example (`Pair`), what a corpus gives, its protocol, names of directions."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from magneto.data.corpora.base import Skipped
+from magneto.errors import UserError
+
+LANGUAGE = re.compile(r"[a-z]{2,3}(_[A-Za-z]{2,4}|_[0-9]{3})*(@[a-z]+)?")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pair:
+    """A sentence (or paragraph) and its translation, as the corpus has them."""
+
+    id: str  # unique in its corpus
+    source: str
+    target: str
+    source_language: str
+    target_language: str
+    group: str  # what must not stand on both sides of a split: a file, a package, a document
+    split: str | None  # train, val or test where the corpus states it; None: by a hash of the group
+
+
+@dataclass(frozen=True)
+class ParallelCorpus:
+    """The pairs of a corpus, what it skipped itself (complete once `pairs` has been read), where it came from."""
+
+    pairs: Iterable[Pair]
+    skipped: Sequence[Skipped] = ()
+    origin: dict[str, Any] = field(default_factory=dict)
+
+
+class ParallelSource(Protocol):
+    """A parallel corpus. Its constructor takes plain values."""
+
+    def identity(self) -> dict[str, Any]:
+        """All settings and versions that decide the pairs, as plain values; cheap, without network."""
+        ...
+
+    def load(self, data_dir: Path) -> ParallelCorpus:
+        """Find or fetch the corpus and read its pairs. Raises `UserError` when it cannot be had."""
+        ...
+
+
+def parse_directions(directions: Sequence[str], known: Iterable[str] | None = None) -> list[tuple[str, str]]:
+    """["en-fr", "en-pt_BR"] -> [("en", "fr"), ("en", "pt_BR")].
+
+    known: the language codes that the corpus has; None: any code of the right form. Raises `UserError` for a
+    direction of another form, twice the same, an unknown language, or none at all.
+    """
+    if isinstance(directions, str):
+        directions = [directions]
+    if not directions:
+        raise UserError("data: directions is empty; name at least one, such as [en-fr].")
+    parsed = []
+    for direction in directions:
+        sides = tuple(str(direction).split("-"))
+        if len(sides) != 2 or not all(LANGUAGE.fullmatch(side) for side in sides) or sides[0] == sides[1]:
+            raise UserError(
+                f"data: {direction!r} is not a direction. Write two different language codes and one hyphen, such "
+                "as en-fr or en-pt_BR (the country after an underscore)."
+            )
+        for side in sides:
+            if known is not None and side not in (names := sorted(known)):
+                raise UserError(
+                    f"data: direction {direction!r}: this corpus has no language {side!r}; it has {', '.join(names)}."
+                )
+        if sides in parsed:
+            raise UserError(f"data: the direction {direction!r} is named twice.")
+        parsed.append((sides[0], sides[1]))
+    return parsed

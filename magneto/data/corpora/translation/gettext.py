@@ -1,0 +1,240 @@
+"""Messages of programs: gettext catalogs, .po or .mo, of any folder, wheel or known package (see docs/data.md).
+
+A catalog holds the messages of one domain in one language: `fr/LC_MESSAGES/django.po`, or `po/fr.po`. Its keys are the
+messages in the language of the program's source, so that two translations join by their key.
+"""
+
+import gettext
+import hashlib
+import struct
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import regex
+
+from magneto.data.corpora.base import Skipped
+from magneto.data.corpora.download import Package, listing_digest, locate
+from magneto.data.corpora.translation.base import LANGUAGE, Pair, ParallelCorpus, parse_directions
+from magneto.errors import UserError
+
+PATTERNS = ("**/*.po", "**/*.mo")
+# `&File`, `_File`, and where letters are no keys `(&F)` or `(_F)`; no entity, no quoted name, and after `_` no small
+# letter: `&amp;`, "_blank" and _id are text.
+ACCELERATOR = regex.compile(
+    r"\s*\([&_][A-Za-z0-9]\)|(?<![&\w\"'`])(?:&(?!#?\w+;)(?=[^\W_])|_(?=\p{L})(?!\p{Ll}))"
+)
+MANY = 1000  # its plural form stands for the plural of English: no language has a form of its own for it
+
+PACKAGES = {
+    "django": Package(
+        name="django",
+        version="5.2.19",
+        sha256="5965d974a5218a2b68a11dd1276434707f23886525c23f0598eccedaf4f4ca00",
+        inside=".",
+        patterns=("django/**/LC_MESSAGES/*.po",),
+        content_sha256="39a088a4eff4035713a15c0f42675f847ae128561745eafaa6beab5aa80e0649",
+        megabytes=8,
+        homepage="https://www.djangoproject.com/",
+        registry="pypi",
+    ),
+    "wagtail": Package(
+        name="wagtail",
+        version="8.0.1",
+        sha256="1e6ad5c7891a54efce1400e168298b5a2cc343b642cee89c31bf5ec30c98b26c",
+        inside=".",
+        patterns=("wagtail/**/LC_MESSAGES/*.po",),
+        content_sha256="7072f6f815c14736a28ae8ab30fa2f098aee645f579b269f6a83e4eb4562297d",
+        megabytes=10,
+        homepage="https://wagtail.org/",
+        registry="pypi",
+    ),
+}
+
+Key = tuple[str, str]  # context, message
+Messages = dict[Key, tuple[str, str]]  # -> text, and why it is not used or ""
+
+
+class GettextSource:
+    """Messages in any pairs of languages.
+
+    directions: such as [en-fr, fr-en, de-fr]. packages: names of PACKAGES. paths: folders, wheels or other zip archives,
+    and single catalogs of your own. original: the language of the keys; a catalog of that language, where there is one,
+    gives the text instead (keys such as `label_title` are no text). Splits go by message, whatever its languages.
+    """
+
+    def __init__(
+        self,
+        directions: Sequence[str] = ("en-fr", "fr-en"),
+        packages: Sequence[str] = tuple(PACKAGES),
+        paths: Sequence[str] = (),
+        original: str = "en",
+    ) -> None:
+        self.directions = parse_directions(directions)
+        self.packages, self.paths = tuple(packages), tuple(Path(path).expanduser() for path in paths)
+        self.original = original
+        for name in self.packages:
+            if name not in PACKAGES:
+                raise UserError(
+                    f"data: packages: {name!r} is not known ({', '.join(PACKAGES)}); give its folder in paths."
+                )
+        if not self.packages and not self.paths:
+            raise UserError(
+                "data: name catalogs: `packages`, or `paths` of folders, wheels or .po and .mo files."
+            )
+
+    def identity(self) -> dict[str, Any]:
+        """Settings, versions and files that decide the pairs."""
+        return {
+            "corpus": "gettext",
+            "recipe": 2,  # the first took the first and the last plural form, and entities for accelerators
+            "directions": ["-".join(direction) for direction in self.directions],
+            "packages": {name: PACKAGES[name].version for name in self.packages},
+            "paths": [self._digest(path) for path in self.paths],
+            "original": self.original,
+        }
+
+    @staticmethod
+    def _digest(path: Path) -> str:
+        if path.is_dir():
+            return listing_digest(path, PATTERNS)
+        if not path.is_file():
+            raise UserError(f"data: paths: {path}: there is no such file or folder.")
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def load(self, data_dir: Path) -> ParallelCorpus:
+        """Messages that are translated in both languages; fuzzy ones are skipped. Of plurals, the forms of 1 and of many."""
+        skipped: list[Skipped] = []
+        located = {name: locate(PACKAGES[name], data_dir) for name in self.packages}
+        roots = {name: (found.root, PACKAGES[name].patterns) for name, found in located.items()}
+        origin = {name: found.facts() for name, found in located.items()}
+        origin |= {path.name: {"digest": self._digest(path)} for path in self.paths}
+        return ParallelCorpus(self._pairs(roots, skipped), skipped, origin)
+
+    def _pairs(
+        self, roots: Mapping[str, tuple[Path, tuple[str, ...]]], skipped: list[Skipped]
+    ) -> Iterator[Pair]:
+        with ExitStack() as stack:
+            places = [(name, root, _find(root, patterns)) for name, (root, patterns) in roots.items()]
+            for path in self.paths:
+                root = path
+                if zipfile.is_zipfile(path):
+                    root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                    _unpack(path, root)
+                places.append((path.name, root, _find(root, PATTERNS) if root.is_dir() else [path]))
+            languages = {self.original}
+            for name, root, files in places:
+                domains: dict[str, dict[str, list[Path]]] = {}
+                for file in files:
+                    language, domain = _language_and_domain(file, root)
+                    languages.add(language)
+                    if any(language in direction for direction in self.directions):
+                        domains.setdefault(domain, {}).setdefault(language, []).append(file)
+                for domain in sorted(domains):
+                    yield from self._domain(f"{name}:{domain}", domains[domain], skipped)
+            # Checked at last, so that one reading does; raises for a language that no catalog has.
+            parse_directions(["-".join(direction) for direction in self.directions], languages - {""})
+
+    def _domain(self, name: str, catalogs: dict[str, list[Path]], skipped: list[Skipped]) -> Iterator[Pair]:
+        messages: dict[str, Messages] = {}
+        for language, files in catalogs.items():
+            for file in sorted(
+                files, key=lambda path: path.suffix == ".mo"
+            ):  # .po first: it says what is fuzzy
+                for key, message in _read(file, f"{name}:{language}", skipped).items():
+                    messages.setdefault(language, {}).setdefault(key, message)
+        keys = {key: (key[1], "") for texts in messages.values() for key in texts}
+        own = {key: message for key, message in messages.get(self.original, {}).items() if not message[1]}
+        messages[self.original] = keys | own
+        for source, target in self.directions:
+            if source not in messages or target not in messages:
+                continue
+            for key, (text, reason) in messages[source].items():
+                translation, other = messages[target].get(key, ("", "not translated"))
+                identity = f"{name}:{source}-{target}:{key[0]}:{key[1]}"
+                if reason or other:
+                    skipped.append(Skipped(identity, name, reason or other))
+                    continue
+                yield Pair(
+                    id=identity,
+                    source=_plain(text),
+                    target=_plain(translation),
+                    source_language=source,
+                    target_language=target,
+                    group=key[1].casefold(),
+                    split=None,
+                )
+
+
+def _find(root: Path, patterns: Sequence[str]) -> list[Path]:
+    found = sorted({path for pattern in patterns for path in root.glob(pattern) if path.name[0] != "."})
+    if not found:
+        raise UserError(f"data: {root} holds no gettext catalog ({', '.join(patterns)}).")
+    return found
+
+
+def _unpack(archive: Path, target: Path) -> None:
+    """The archive's catalogs; `extract` keeps members inside of the folder."""
+    with zipfile.ZipFile(archive) as file:
+        for member in file.namelist():
+            if member.endswith((".po", ".mo")):
+                file.extract(member, target)
+
+
+def _language_and_domain(file: Path, root: Path) -> tuple[str, str]:
+    """Language and domain, from the path; "" for a path that names no language.
+
+    app/locale/fr/LC_MESSAGES/django.po: fr, app/locale/django; app/po/fr.po: fr, app/po.
+    """
+    relative = file.relative_to(root) if file != root else Path(file.name)
+    for place, (folder, following) in enumerate(pairwise(relative.parts)):
+        if following == "LC_MESSAGES":
+            return folder.replace("-", "_"), "/".join((*relative.parts[:place], file.stem))
+    language = file.stem.replace("-", "_")
+    return (language if LANGUAGE.fullmatch(language) else ""), relative.parent.as_posix()
+
+
+def _read(file: Path, name: str, skipped: list[Skipped]) -> Messages:
+    """The messages of a catalog; none of one that cannot be read, which is skipped as a whole."""
+    import polib
+
+    try:
+        catalog = polib.mofile(str(file)) if file.suffix == ".mo" else polib.pofile(str(file))
+    except (OSError, ValueError, LookupError, EOFError, struct.error) as error:
+        # UnicodeDecodeError is a ValueError; struct.error is what a compiled catalog gives that breaks off.
+        skipped.append(Skipped(name, file.name, f"unreadable catalog ({type(error).__name__})"))
+        return {}
+    messages: Messages = {}
+    stated = _plural_forms(catalog.metadata.get("Plural-Forms", ""))
+    for entry in catalog:
+        context = entry.msgctxt or ""
+        if entry.obsolete:
+            continue
+        fuzzy = file.suffix == ".po" and entry.fuzzy  # compiled catalogs have no fuzzy messages
+        texts = {entry.msgid: entry.msgstr}
+        if entry.msgid_plural:
+            forms = entry.msgstr_plural
+            one, many = stated or (0, max(forms, default=0))
+            texts = {entry.msgid: forms.get(one, ""), entry.msgid_plural: forms.get(many, "")}
+        for message, text in texts.items():
+            messages[context, message] = (text, "fuzzy" if fuzzy else "" if text else "not translated")
+    return messages
+
+
+def _plural_forms(header: str) -> tuple[int, int] | None:
+    """The forms of 1 and of many by a catalog's `nplurals=2; plural=(n != 1);`; None without a usable rule."""
+    rule = header.partition("plural=")[2].partition(";")[0]
+    try:
+        form = gettext.c2py(rule)
+        return form(1), form(MANY)
+    except (ValueError, ArithmeticError, RecursionError):
+        return None
+
+
+def _plain(text: str) -> str:
+    """Without the mark of the accelerator key (`&File`, `_File`), if there is just one."""
+    return ACCELERATOR.sub("", text) if len(ACCELERATOR.findall(text)) == 1 else text

@@ -1,0 +1,236 @@
+"""Your own parallel text: two line-aligned files, a TSV or a TMX file (see docs/data.md)."""
+
+import html
+import re
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from magneto.data.corpora.base import SPLITS, Skipped
+from magneto.data.corpora.download import file_digest
+from magneto.data.corpora.text.base import LINES, BadText, decode_text
+from magneto.data.corpora.text.text_files import DAMAGES, open_text
+from magneto.data.corpora.translation.base import Pair, ParallelCorpus, parse_directions
+from magneto.errors import UserError
+
+LANGUAGE_ATTRIBUTES = ("{http://www.w3.org/XML/1998/namespace}lang", "lang")
+INLINE = ("bpt", "ept", "it", "ph", "ut")  # TMX: codes of the format that the text came from
+
+
+class ParallelFilesSource:
+    """Either `source` and `target`, two files with as many lines; or `tsv`, with the source and the target in its first
+    two columns; or `tmx`, a translation memory; each also as .gz or .zst.
+
+    direction: such as en-fr. train, val, test: in place of one corpus that is divided here, a mapping with the same keys
+    for each split (all three; test alone for the evaluation of a trained model). Without a split, lines and units of a
+    TMX are divided in blocks of LINES neighbours.
+    """
+
+    def __init__(
+        self,
+        direction: str,
+        source: str | None = None,
+        target: str | None = None,
+        tsv: str | None = None,
+        tmx: str | None = None,
+        train: dict[str, str] | None = None,
+        val: dict[str, str] | None = None,
+        test: dict[str, str] | None = None,
+    ) -> None:
+        self.direction = parse_directions([direction])[0]
+        whole = {"source": source, "target": target, "tsv": tsv, "tmx": tmx}
+        splits = {"train": train, "val": val, "test": test}
+        given = {name: value for name, value in whole.items() if value is not None}
+        if given and any(splits.values()):
+            raise UserError(
+                "data: name files for the whole corpus, or for each of train, val and test, not both."
+            )
+        self.parts: dict[str | None, dict[str, Path]] = {}
+        if test and not (train or val):
+            splits = {"test": test}
+        for side, files in splits.items() if any(splits.values()) else ((None, given),):
+            if sorted(files or ()) not in (["source", "target"], ["tmx"], ["tsv"]):
+                raise UserError(
+                    f"data: {f'the files of {side}' if side else 'the files'}: name `source` and `target` (line by "
+                    "line), or `tsv`, or `tmx`."
+                )
+            self.parts[side] = {name: Path(path).expanduser() for name, path in (files or {}).items()}
+
+    def identity(self) -> dict[str, Any]:
+        """The files' contents."""
+        files = {
+            f"{side or 'all'}/{kind}": path
+            for side, part in self.parts.items()
+            for kind, path in part.items()
+        }
+        for name, path in files.items():
+            if not path.is_file():
+                raise UserError(f"data: {name}: {path}: there is no such file.")
+        digests = {}
+        for name, path in files.items():
+            try:
+                digests[name] = file_digest(path)
+            except OSError as error:
+                raise UserError(
+                    f"data: {name}: {path}: cannot be read ({error.strerror}). Check its permissions."
+                ) from error
+        return {
+            "corpus": "parallel_files",
+            "recipe": 2,  # the first divided a TMX unit by unit
+            "direction": "-".join(self.direction),
+            "files": digests,
+        }
+
+    def load(self, data_dir: Path) -> ParallelCorpus:
+        """All pairs. Raises `UserError`, also while they are read, for files that do not fit together."""
+        skipped: list[Skipped] = []
+        return ParallelCorpus(self._pairs(skipped), skipped, self.identity())
+
+    def _pairs(self, skipped: list[Skipped]) -> Iterator[Pair]:
+        for split, part in self.parts.items():
+            assert split is None or split in SPLITS
+            if "tmx" in part:
+                found = _tmx(part["tmx"], self.direction, skipped)
+            elif "tsv" in part:
+                found = _tsv(part["tsv"], skipped)
+            else:
+                found = _lines(part["source"], part["target"], skipped)
+            try:
+                for identity, group, source, target in found:
+                    yield Pair(
+                        id=f"{split}:{identity}" if split else identity,
+                        source=source,
+                        target=target,
+                        source_language=self.direction[0],
+                        target_language=self.direction[1],
+                        group=group,
+                        split=split,
+                    )
+            except DAMAGES as error:
+                raise UserError(
+                    f"{' or '.join(map(str, part.values()))}: damaged ({error or type(error).__name__}). Fetch or "
+                    "compress the file anew."
+                ) from error
+
+
+Found = Iterator[tuple[str, str, str, str]]  # id, group, source, target
+
+
+def _lines(source: Path, target: Path, skipped: list[Skipped]) -> Found:
+    """Lines end with a line feed only, so that unusual separators inside of a text do not shift the files."""
+    with open_text(source) as left, open_text(target) as right:
+        for number, (one, other) in enumerate(zip_longest(left, right), start=1):
+            if one is None or other is None:
+                short, long, file = (source, target, right) if one is None else (target, source, left)
+                more = 1 + sum(1 for _ in file)
+                raise UserError(
+                    f"{short} has {number - 1} lines, {long} has {number - 1 + more}: line n of one must be the "
+                    "translation of line n of the other. Find the missing line, or align them anew."
+                )
+            yield from _decoded(number, f"{source.name}+{target.name}", (one, other), skipped)
+
+
+def _tsv(path: Path, skipped: list[Skipped]) -> Found:
+    with open_text(path) as file:
+        for number, line in enumerate(file, start=1):
+            columns = line.rstrip(b"\r\n").split(b"\t")
+            if len(columns) < 2:
+                if line.strip():
+                    skipped.append(Skipped(str(number), path.name, "no tab in the line"))
+                continue
+            yield from _decoded(number, path.name, columns[:2], skipped)
+
+
+def _decoded(number: int, file: str, sides: Sequence[bytes], skipped: list[Skipped]) -> Found:
+    try:
+        source, target = map(decode_text, sides)
+    except BadText as bad:
+        skipped.append(Skipped(str(number), file, str(bad)))
+        return
+    yield str(number), _block(file, number), source, target
+
+
+def _block(file: str, number: int) -> str:
+    """The group of line or unit `number`, from 1: neighbours belong together."""
+    return f"{file}:{(number - 1) // LINES}"
+
+
+def _tmx(path: Path, direction: tuple[str, str], skipped: list[Skipped]) -> Found:
+    """Units of a TMX file, read as a stream. Entities are not expanded and nothing outside of the file is loaded."""
+    from lxml import etree
+
+    languages: set[str] = set()
+    found = 0
+    with open_text(path) as file:
+        units = etree.iterparse(
+            file,
+            events=("end",),
+            tag="{*}tu",
+            resolve_entities=False,
+            load_dtd=False,
+            no_network=True,
+            recover=False,
+        )
+        try:
+            for number, (_, unit) in enumerate(units, start=1):
+                if number == 1 and _declares_entities(unit.getroottree()):
+                    raise UserError(
+                        f"{path}: the file declares XML entities, which are not read: save it without a DTD."
+                    )
+                texts = _variants(unit)
+                languages.update(texts)
+                unit.clear()
+                while unit.getprevious() is not None:
+                    del unit.getparent()[0]
+                sides = [_choose(texts, language) for language in direction]
+                if None in sides:
+                    skipped.append(Skipped(str(number), path.name, "a language is missing in the unit"))
+                    continue
+                found += 1
+                yield str(number), _block(path.name, number), str(sides[0]), str(sides[1])
+        except etree.XMLSyntaxError as error:
+            known = units.error_log.last_error  # lxml's own is "no element found" for an unknown entity
+            raise UserError(
+                f"{path}: no well-formed XML ({known.message.strip() if known else error.msg}). Export the translation "
+                "memory anew; characters such as &nbsp; are written as themselves or as numbers (&#160;)."
+            ) from error
+    if not found:
+        named = ", ".join(sorted(languages)) or "none"
+        raise UserError(f"{path}: no unit has both {' and '.join(direction)}; its languages: {named}.")
+
+
+def _declares_entities(tree: Any) -> bool:
+    declared = tree.docinfo.internalDTD
+    return declared is not None and any(True for _ in declared.iterentities())
+
+
+def _variants(unit: Any) -> dict[str, str]:
+    """Language as written -> text, without codes of the original format."""
+    texts: dict[str, str] = {}
+    for variant in unit.iterfind("{*}tuv"):
+        language = next((variant.get(name) for name in LANGUAGE_ATTRIBUTES if variant.get(name)), "")
+        segment = variant.find("{*}seg")
+        if segment is not None:
+            texts.setdefault(language, "".join(_text(segment)))
+    return texts
+
+
+def _text(element: Any) -> Iterator[str]:
+    yield element.text or ""
+    for child in element:
+        if isinstance(child.tag, str) and child.tag.rpartition("}")[2] not in INLINE:
+            yield from _text(child)
+        elif (child.text or "").startswith("&"):  # an entity of a DTD that is not loaded: &nbsp;
+            yield html.unescape(child.text)
+        yield child.tail or ""
+
+
+def _choose(texts: dict[str, str], language: str) -> str | None:
+    """The text in a language: en is also EN, en-US or en_GB."""
+    wanted = language.casefold()
+    for name, text in texts.items():
+        plain = name.replace("-", "_").casefold()
+        if plain == wanted or re.match(rf"{re.escape(wanted)}_", plain):
+            return text
+    return None

@@ -1,0 +1,56 @@
+"""Questions and statements about pictures: the example, the corpus, and the protocol of its sources."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from magneto.data.corpora.base import Skipped
+from magneto.data.corpora.image.base import ImageSource
+
+TRUTH = ("false", "true")
+"""The answers to statements."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Question:
+    """A question about one picture, or a statement about two, with what people answered. It is on its pictures' side."""
+
+    id: str  # unique in its corpus
+    text: str
+    pictures: tuple[str, ...]  # their ids
+    answers: tuple[str, ...]  # one of each person who was asked; "" for one that cannot be chosen
+    kind: str = ""  # accuracy is told of each kind
+    group: str | None = None  # a statement that is made of several pairs of pictures; None: of this one only
+
+
+@dataclass(frozen=True)
+class QuestionCorpus:
+    """The questions of a corpus, what it skipped itself (complete once `questions` has been read), its origin."""
+
+    questions: Iterable[Question]
+    skipped: list[Skipped] = field(default_factory=list)
+    origin: dict[str, Any] = field(default_factory=dict)
+
+
+class UsablePictures(Protocol):
+    """The pictures of a source that are prepared and stand on a side of the split."""
+
+    @property
+    def splits(self) -> Mapping[str, str]:
+        """Id -> train, val or test, in the order of the source."""
+        ...
+
+    def pixels(self, id: str) -> np.ndarray:
+        """(H, W) or (H, W, 3) uint8, as evaluation sees it."""
+        ...
+
+
+class QuestionSource(ImageSource, Protocol):
+    """Pictures with questions. The constructor takes plain values; `load` lists the pictures, without classes."""
+
+    def questions(self, data_dir: Path, pictures: UsablePictures) -> QuestionCorpus:
+        """All questions; those about a picture that is not usable may be among them, and are skipped later."""
+        ...

@@ -1,0 +1,79 @@
+"""Pictures that have captions: those of any picture source, cleaned, the others listed; kept with the prepared pictures."""
+
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from magneto.data.corpora.base import Skipped
+from magneto.data.corpora.image.base import ImageCorpus, ImageSource, Lazily, Picture, each_caption
+from magneto.data.corpora.text.base import why_unusable
+from magneto.data.image.module import ImageDataModule
+from magneto.errors import UserError
+
+
+class CaptionedPictures(ImageDataModule):
+    """Pictures whose captions are kept in pictures.jsonl, and equal captions on one side of the split."""
+
+    captioned = True
+
+
+@dataclass(frozen=True)
+class CaptionedSource:
+    """The pictures of a source that have a caption in one of `languages` (None: in any), without their classes."""
+
+    source: ImageSource
+    languages: Sequence[str] | None
+    lowercase: bool
+
+    def identity(self) -> dict[str, Any]:
+        """That of the source, and how captions are read."""
+        languages = None if self.languages is None else list(self.languages)
+        return {**self.source.identity(), "captions": {"languages": languages, "lowercase": self.lowercase}}
+
+    def load(self, data_dir: Path) -> ImageCorpus:
+        """The source's pictures with clean captions. What is skipped is known once they were gone through."""
+        corpus = self.source.load(data_dir)
+        skipped: list[Skipped] = []
+        wanted = "any language" if self.languages is None else " or ".join(self.languages)
+
+        def pictures() -> Iterator[Picture]:
+            skipped.clear()
+            for picture in corpus.examples:
+                captions = self._clean(picture, skipped)
+                if captions:
+                    yield replace(picture, captions=captions, label=None)
+                else:
+                    skipped.append(Skipped(picture.id, "", f"no caption in {wanted}"))
+            skipped.extend(corpus.skipped)
+
+        return replace(corpus, examples=Lazily(pictures, len(corpus.examples)), labels=(), skipped=skipped)
+
+    def _clean(self, picture: Picture, skipped: list[Skipped]) -> Mapping[str, list[str]]:
+        """Language -> captions that can be used, each once; notes the others."""
+        clean: dict[str, list[str]] = {}
+        for language, text in each_caption(picture.captions):
+            if self.languages is not None and language not in self.languages:
+                continue
+            reason = why_unusable(text) or why_unusable(language)
+            if reason is not None:
+                skipped.append(Skipped(picture.id, "", f"caption: {reason}"))
+                continue
+            text = clean_caption(text, self.lowercase)
+            if text not in clean.setdefault(language, []):
+                clean[language].append(text)
+        return clean
+
+
+def clean_caption(text: str, lowercase: bool) -> str:
+    """Unicode NFC, white space as single spaces, in small letters if `lowercase`."""
+    text = " ".join(unicodedata.normalize("NFC", text).split())
+    return unicodedata.normalize("NFC", text.lower()) if lowercase else text
+
+
+def readable_caption(text: str, lowercase: bool, key: str) -> str:
+    """A user's text, cleaned as captions are. Raises `UserError`, naming `key`, for one that cannot be read."""
+    if reason := why_unusable(text):
+        raise UserError(f"{key}={text!r}: {reason}. Give words, in UTF-8.")
+    return clean_caption(text, lowercase)

@@ -1,0 +1,237 @@
+"""Prepared captions beside prepared pictures, and batches of both (see data/image_text.py)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from magneto.data.corpora.image.base import caption_key, each_caption
+from magneto.data.image.dataset import ImageDataset, ImageSpec
+from magneto.data.rng import random_stream, uniforms
+from magneto.data.text.dataset import IGNORE as IGNORE  # part of the batches
+from magneto.data.text_classification.dataset import encode
+from magneto.data.tokenizers.text import TextTokenizer
+from magneto.data.transforms.mask_tokens import Masking
+
+PAD_TO_MULTIPLE = 8  # tokens; equal lengths reuse kernels and compiled graphs
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTextSpec(ImageSpec):
+    """The facts of prepared pictures with captions: all that a task, and a checkpoint alone, needs to know."""
+
+    tokenizer: str  # content of tokenizer.json
+    vocab_size: int
+    max_tokens: int  # of a caption, <s> and </s> included
+    lowercase: bool
+    languages: list[str]
+    captions: dict[str, int]  # per split
+    truncated: int  # captions that were longer
+
+
+@dataclass
+class PreparedTexts:
+    """A prepared folder of texts about pictures, read lazily so that it is cheap to send to a worker.
+
+    kind: stem of the files that hold their arrays and the texts themselves.
+    """
+
+    folder: Path
+    kind: str
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "kind": self.kind}
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What was counted and found when the folder was written."""
+        return dict(json.loads((self.folder / "facts.json").read_text(encoding="utf-8")))
+
+    @cached_property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """By name; the subclass says which."""
+        with np.load(self.folder / f"{self.kind}.npz") as arrays:
+            return dict(arrays)
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """All of them."""
+        # A file's lines end with "\n" alone, those of splitlines() with characters that a text may hold, too.
+        with (self.folder / f"{self.kind}.jsonl").open(encoding="utf-8") as lines:
+            return [json.loads(line)["text"] for line in lines]
+
+
+@dataclass
+class PreparedCaptions(PreparedTexts):
+    """Facts: languages, captions for each split, truncated, key.
+
+    Arrays in the order of the pictures: `picture` (M,) their rows, `language` (M,), `key` (M,) equal for equal captions,
+    `start` (M + 1,) where each begins in `tokens`.
+    """
+
+    kind: str = "captions"
+
+    def tokens(self, caption: int) -> np.ndarray:
+        """(T,) int64 with <s> and </s>."""
+        start, stop = self.arrays["start"][caption : caption + 2]
+        return self.arrays["tokens"][start:stop].astype(np.int64)
+
+
+def write_captions(
+    folder: Path, pictures: Path, tokenizer: TextTokenizer, max_tokens: int, languages: Sequence[str] | None
+) -> None:
+    """Encode the captions of a prepared folder of pictures: captions.npz, captions.jsonl, tokenizer.json, facts.json."""
+    found = [
+        (row, line["split"], language, text)
+        for row, line in enumerate(picture_lines(pictures))
+        for language, text in each_caption(line["captions"])
+    ]
+    rows, splits, spoken, texts = zip(*found, strict=True)
+    names = sorted(set(spoken)) if languages is None else list(languages)
+    encoded = encode(tokenizer, texts, [None] * len(texts), max_tokens)
+    _, keys = np.unique(np.array([caption_key(text) for text in texts], object), return_inverse=True)
+    np.savez(
+        folder / "captions.npz",
+        picture=np.array(rows, np.int64),
+        language=np.array([names.index(language) for language in spoken], np.int64),
+        key=keys.astype(np.int64),
+        start=encoded.start,
+        tokens=encoded.tokens,
+    )
+    with (folder / "captions.jsonl").open("w", encoding="utf-8") as file:
+        for row, split, language, text in found:
+            line = {"picture": row, "split": split, "language": language, "text": text}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+    facts = {
+        "languages": names,
+        "captions": {split: splits.count(split) for split in ("train", "val", "test")},
+        "truncated": encoded.truncated,
+    }
+    (folder / "facts.json").write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
+
+
+def picture_lines(folder: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a prepared folder's pictures.jsonl."""
+    with (folder / "pictures.jsonl").open(encoding="utf-8") as file:
+        yield from map(json.loads, file)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextReading:
+    """How the captions of a split become parts of batches. texts, pairs: what is hidden of them; None: nothing."""
+
+    split: str
+    tokenizer: TextTokenizer
+    max_tokens: int
+    languages: np.ndarray  # of the folder -> of the model
+    texts: Masking | None
+    pairs: Masking | None
+    seed: int
+    ordinary: np.ndarray = field(init=False, repr=False)  # ids that stand for text
+
+    def __post_init__(self) -> None:
+        special = self.tokenizer.special_ids
+        ids = np.array([index for index in range(self.tokenizer.vocab_size) if index not in special])
+        object.__setattr__(self, "ordinary", ids)
+
+    @property
+    def pad_id(self) -> int:
+        """What shorter texts are filled up with."""
+        return self.tokenizer.require("eos") if self.tokenizer.pad_id is None else self.tokenizer.pad_id
+
+
+class ImageTextDataset(Dataset[dict[str, Any]]):
+    """Pictures of a split with their captions. Batches are asked for as lists of (epoch, position), all of one epoch.
+
+    In training an example is a picture, with one of its captions, another one in every epoch; in evaluation it is a
+    caption, so that all of them are seen, with its picture.
+    """
+
+    def __init__(self, images: ImageDataset, captions: PreparedCaptions, reading: TextReading) -> None:
+        self.images, self.captions, self.reading = images, captions, reading
+        of = captions.arrays["picture"]
+        self._first, self._end = (np.searchsorted(of, images.rows, side) for side in ("left", "right"))
+        self.training = reading.split == "train"
+        if self.training:
+            self._picture = np.arange(len(images.rows))
+        else:
+            of_picture = [np.arange(*span) for span in zip(self._first, self._end, strict=True)]
+            nothing = np.empty(0, np.int64)  # where a test set stands alone
+            self._caption = np.concatenate([*of_picture, nothing])
+            self._picture = np.repeat(np.arange(len(images.rows)), self._end - self._first)
+        self.lengths = np.ones(len(self._picture), np.int64)
+        """(n,): batches are counted in pairs."""
+
+    def __len__(self) -> int:
+        return len(self._picture)
+
+    def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
+        """A batch of one."""
+        return self.__getitems__([place])
+
+    def __getitems__(self, places: Sequence[tuple[int, int]]) -> dict[str, Any]:
+        """The batch: see data/image_text.py."""
+        epoch = places[0][0]
+        positions = np.array([position for _, position in places])
+        chosen = self._drawn(positions, epoch) if self.training else self._caption[positions]
+        batch = self.images.__getitems__([(epoch, int(place)) for place in self._picture[positions]])
+        del batch["label"]
+        arrays, pad = self.captions.arrays, self.reading.pad_id
+        texts = [self.captions.tokens(caption) for caption in chosen.tolist()]
+        batch["picture"] = torch.from_numpy(self.images.prepared.index["first"][batch["id"].numpy()])
+        batch["caption"] = torch.from_numpy(arrays["key"][chosen])
+        batch["language"] = torch.from_numpy(self.reading.languages[arrays["language"][chosen]])
+        batch["tokens"], batch["mask"] = pad_texts(texts, pad, self.reading.max_tokens)
+        for prefix, masking in (("masked", self.reading.texts), ("pair", self.reading.pairs)):
+            if masking is not None:
+                hidden = [
+                    self._hide(masking, prefix, text, epoch, caption)
+                    for text, caption in zip(texts, chosen.tolist(), strict=True)
+                ]
+                batch[f"{prefix}_tokens"], _ = pad_texts([h[0] for h in hidden], pad, self.reading.max_tokens)
+                targets, _ = pad_texts([h[1] for h in hidden], IGNORE, self.reading.max_tokens)
+                batch["targets" if prefix == "masked" else "pair_targets"] = targets
+        if not self.training:
+            batch["text"] = [self.captions.texts[caption] for caption in chosen.tolist()]
+        return batch
+
+    def _drawn(self, positions: np.ndarray, epoch: int) -> np.ndarray:
+        """(B,) one caption of each picture."""
+        first, end = self._first[positions], self._end[positions]
+        random = uniforms(self.reading.seed, "caption", epoch, self.images.rows[positions], 1)[:, 0]
+        drawn: np.ndarray = first + (random * (end - first)).astype(np.int64)
+        return drawn
+
+    def _hide(
+        self, masking: Masking, prefix: str, text: np.ndarray, epoch: int, caption: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What the model sees of a text (T,), and the targets (T,)."""
+        reading = self.reading
+        random = random_stream(reading.seed, f"{prefix} words of {reading.split}", epoch, caption)
+        allowed = ~np.isin(text, list(reading.tokenizer.special_ids))
+        runs = masking.choose(allowed, random)
+        shown = masking.hide(text, runs, reading.tokenizer.require("mask"), reading.ordinary, random)
+        return shown, np.where(runs > 0, text, IGNORE)
+
+
+def pad_texts(texts: Sequence[np.ndarray], value: int, max_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Texts as one (B, T) int64, filled up with `value`, and its mask, True = real token.
+
+    T is a multiple of PAD_TO_MULTIPLE where `max_tokens`, the longest text, leaves room.
+    """
+    lengths = np.array([len(text) for text in texts])
+    longest = int(lengths.max())
+    width = max(longest, min(-(-longest // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE, max_tokens))
+    padded = np.full((len(texts), width), value, np.int64)
+    for row, text in enumerate(texts):
+        padded[row, : len(text)] = text
+    return torch.from_numpy(padded), torch.from_numpy(np.arange(width) < lengths[:, None])

@@ -1,0 +1,272 @@
+"""Audio files to log-mel features. Kept free of Lightning, so that the workers of `prepare` start fast."""
+
+import contextlib
+import functools
+import io
+import math
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+import torchaudio
+
+from magneto.data.io.audio_streams import is_stream, recordings
+from magneto.errors import UserError
+
+LOG_FLOOR = 1e-10  # keeps digital silence finite
+DYNAMIC_RANGE = 12.0  # nats (52 dB): what lies further below the loudest place is room noise, not speech
+LEAST_DEVIATION = (
+    0.3  # nats: added to a band's deviation, so that a band of nothing but noise is not blown up
+)
+RATES = (1_000, 1_000_000)  # Hz: what lies outside is a damaged header
+SILENCE_PEAK = 1e-3  # -60 dBFS: no recording of speech stays below it
+LOUDEST = 2.0**31  # of 32-bit integers that were stored as they are; far above it the power overflows float32
+KERNEL_SIZE = 1_000_000  # of a resampler: up phases x down factor, about the entries of its kernel
+UNKNOWN_LENGTH = 1 << 62  # libsndfile has 2^63 - 1 samples where a header states no length
+BLOCK = 65_536  # samples
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSettings:
+    """How a waveform becomes a feature matrix."""
+
+    sample_rate: int = 16_000
+    num_mels: int = 80
+    window_ms: float = 25.0
+    hop_ms: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.sample_rate < 4_000:
+            raise UserError(
+                f"features.sample_rate={self.sample_rate} is below 4000 Hz; speech is usually at 16000."
+            )
+        if self.num_mels < 1:
+            raise UserError(f"features.num_mels={self.num_mels} must be at least 1; 80 is usual.")
+        if not 0 < self.hop_ms <= self.window_ms:
+            raise UserError(
+                f"features.hop_ms={self.hop_ms} must be above 0 and at most "
+                f"features.window_ms={self.window_ms}."
+            )
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "FeatureSettings":
+        """Raises `UserError` for a key that does not exist."""
+        known = [field.name for field in fields(cls)]
+        for key in values:
+            if key not in known:
+                raise UserError(f"features.{key} is not a setting; the settings are {', '.join(known)}.")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @property
+    def window(self) -> int:
+        """Window length in samples."""
+        return round(self.sample_rate * self.window_ms / 1000)
+
+    @property
+    def hop(self) -> int:
+        """Distance of neighbouring frames in samples."""
+        return round(self.sample_rate * self.hop_ms / 1000)
+
+
+@dataclass(frozen=True)
+class Audio:
+    """Where the bytes of one recording are: a whole file, or a slice of a container file."""
+
+    path: Path
+    start: int = 0
+    size: int | None = None  # bytes; None: up to the end of the file
+
+    def files(self) -> list[str | io.BytesIO]:
+        """What soundfile reads, in this order: one file, or as many as were joined. Raises OSError."""
+        with self.path.open("rb") as file:
+            if self.size is None and self.start == 0 and not is_stream(file.read(4)):
+                return [str(self.path)]
+            file.seek(self.start)
+            data = file.read(-1 if self.size is None else self.size)
+        return [io.BytesIO(recording) for recording in recordings(data)]
+
+
+class BadAudio(Exception):
+    """A recording that cannot be used; the message is the reason, as the report gives it."""
+
+
+@functools.lru_cache(maxsize=32)
+def _resampler(source_rate: int, target_rate: int) -> torchaudio.transforms.Resample:
+    """Resample between two rates: exactly, or where that takes a kernel of gigabytes, by the nearest ratio.
+
+    That ratio, and with it a tone's pitch, is less than 0.05 % off (44,101 Hz to 16,000 Hz: 0.0002 %).
+    """
+    # Building the kernel costs far more than using it: one per pair of rates and process.
+    ratio = Fraction(source_rate, target_rate)
+    if ratio.numerator * ratio.denominator > KERNEL_SIZE:
+        ratio = ratio.limit_denominator(math.isqrt(int(KERNEL_SIZE / ratio)))
+    return torchaudio.transforms.Resample(ratio.numerator, ratio.denominator)
+
+
+@functools.lru_cache(maxsize=8)
+def _mel(settings: FeatureSettings) -> torchaudio.transforms.MelSpectrogram:
+    return torchaudio.transforms.MelSpectrogram(
+        sample_rate=settings.sample_rate,
+        n_fft=1 << (settings.window - 1).bit_length(),
+        win_length=settings.window,
+        hop_length=settings.hop,
+        n_mels=settings.num_mels,
+    )
+
+
+def load_audio(source: Audio | Path | str, sample_rate: int, longest: float | None = None) -> torch.Tensor:
+    """Read a recording as mono float32 (samples,) in [-1, 1] at `sample_rate` Hz.
+
+    wav, flac, ogg, mp3 and whatever else libsndfile reads, in any rate; channels are averaged; files that were joined
+    follow one another. Raises `BadAudio` naming the reason when the file is missing, unreadable, without samples,
+    longer than `longest` seconds or holds values that are not finite or too large.
+    """
+    source = source if isinstance(source, Audio) else Audio(Path(source))
+    waveforms, seconds = [], 0.0
+    try:
+        for file in source.files():
+            with _quiet():
+                samples, rate = _read(file, longest, seconds)
+            seconds += len(samples) / rate
+            if len(samples):
+                waveforms.append(_mono(samples, rate, sample_rate))
+    except FileNotFoundError as error:
+        raise BadAudio("missing file") from error
+    except OSError as error:
+        raise BadAudio(f"cannot be read ({error.strerror or error})") from error
+    # TypeError: a file without header (.raw). MemoryError: a header that claims more samples than there can be.
+    except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError, MemoryError) as error:
+        raise BadAudio("not decodable as audio") from error
+    if not waveforms:
+        raise BadAudio("no samples")
+    return waveforms[0] if len(waveforms) == 1 else torch.cat(waveforms)
+
+
+def _read(file: str | io.BytesIO, longest: float | None, before: float) -> tuple[np.ndarray, int]:
+    """All samples (samples, channels), and their rate. before: seconds that count towards `longest` too."""
+    with soundfile.SoundFile(file) as opened:
+        rate = opened.samplerate
+        if not RATES[0] <= rate <= RATES[1]:
+            raise BadAudio(f"a sample rate of {rate} Hz")
+        most = math.inf if longest is None else (longest - before) * rate
+        if opened.frames < UNKNOWN_LENGTH:
+            if opened.frames > most:  # before its samples fill the memory
+                raise BadAudio(f"longer than {longest:g} s")
+            # Frames are named since what cannot seek, such as GSM, wants it so.
+            return opened.read(frames=opened.frames, dtype="float32", always_2d=True), rate
+        blocks, count, total = [], BLOCK, 0
+        while count == BLOCK:
+            block = np.full((BLOCK, opened.channels), np.nan, np.float32)
+            try:
+                count = len(opened.read(out=block))
+            except soundfile.SoundFileError:
+                # The end of a FLAC file without length is an error for libsndfile; what it read by then is there.
+                count = int(np.isfinite(block[:, 0]).sum())
+                if total + count == 0:
+                    raise
+            blocks.append(block[:count])
+            total += count
+            if total > most:
+                raise BadAudio(f"longer than {longest:g} s")
+        return np.concatenate(blocks), rate
+
+
+def _mono(samples: np.ndarray, rate: int, sample_rate: int) -> torch.Tensor:
+    if not np.isfinite(samples).all():
+        raise BadAudio("samples that are not finite")
+    if max(samples.max(), -samples.min()) > LOUDEST:
+        raise BadAudio("samples that are too large")
+    channels = samples.shape[1]
+    waveform = torch.from_numpy(samples @ np.full(channels, 1 / channels, np.float32))
+    resampled: torch.Tensor = waveform if rate == sample_rate else _resampler(rate, sample_rate)(waveform)
+    return resampled
+
+
+_STDERR = threading.Lock()  # two threads that put it aside could not both put it back
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep off the screen what the MP3 decoder within libsndfile writes to the standard error itself."""
+    with _STDERR:
+        try:
+            kept = os.dup(2)
+        except OSError:  # it is closed
+            yield
+            return
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def log_mel(waveform: torch.Tensor, settings: FeatureSettings) -> torch.Tensor:
+    """Waveform (samples,) -> log-mel features (frames, num_mels), mean 0 and variance 1 over the frames of
+    each band.
+
+    Normalising each recording by itself removes level and microphone and needs no statistics of the corpus,
+    so a checkpoint transcribes a file without them. frames = samples // hop + 1.
+    """
+    # Reflection at the edges needs more samples than half an FFT window.
+    shortest = (1 << (settings.window - 1).bit_length()) // 2 + 1
+    if waveform.numel() < shortest:
+        waveform = torch.nn.functional.pad(waveform, (0, shortest - waveform.numel()))
+    features = (_mel(settings)(waveform) + LOG_FLOOR).log().T
+    features = features.clamp(min=features.max() - DYNAMIC_RANGE)
+    deviation, mean = torch.std_mean(features, dim=0, correction=0)
+    normalised: torch.Tensor = (features - mean) / (deviation + LEAST_DEVIATION)
+    return normalised
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one recording: `frames` > 0, or the `reason` why it cannot be used."""
+
+    frames: int = 0
+    seconds: float = 0.0
+    reason: str | None = None
+
+
+def extract_shard(
+    sources: Sequence[Audio], settings: FeatureSettings, seconds: tuple[float, float], path: Path
+) -> list[Outcome]:
+    """Features of many recordings, one after the other in one float16 array (all frames, num_mels) at `path`.
+
+    `seconds`: the shortest and the longest duration that is used. Unusable recordings leave no frames and
+    have their reason in their outcome.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # one process per core does the work; threads inside would only fight
+    try:
+        outcomes, parts = [], [np.empty((0, settings.num_mels), np.float16)]
+        for source in sources:
+            try:
+                waveform = load_audio(source, settings.sample_rate, longest=seconds[1])
+                duration = waveform.numel() / settings.sample_rate
+                if duration < seconds[0]:
+                    raise BadAudio(f"shorter than {seconds[0]:g} s")
+                if waveform.abs().max() < SILENCE_PEAK:
+                    raise BadAudio("silent")
+                parts.append(log_mel(waveform, settings).to(torch.float16).numpy())
+                outcomes.append(Outcome(frames=len(parts[-1]), seconds=duration))
+            except BadAudio as bad:
+                outcomes.append(Outcome(reason=str(bad)))
+        np.save(path, np.concatenate(parts))
+        return outcomes
+    finally:
+        torch.set_num_threads(threads)

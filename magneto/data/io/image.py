@@ -1,0 +1,227 @@
+"""Reading pictures: whatever people keep as pictures -> 8 bits a channel, grey or RGB, upright, without transparency.
+
+What cannot be used is refused with a reason that can be counted, and before it is decoded where its header tells.
+"""
+
+import io
+import os
+import struct
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from magneto.data.io.folders import walk
+from magneto.data.io.svg import self_contained, svg_text
+
+# Only these decoders: Pillow's others are rare, and one of them (EPS) runs a program.
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm",
+    ".pnm", ".svg",
+)  # fmt: skip
+SIDE_LIMIT = 20_000  # pixels
+SVG_SIDE = 256  # pixels of the longer side that an SVG picture is drawn with
+DECODER_ERRORS = (
+    OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError, struct.error
+)  # fmt: skip
+ROTATIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # of the values of EXIF's orientation
+DPI = 96  # of SVG lengths in millimetres or points, as CSS has it
+WHITE = 255
+SAMPLE_FORMAT, SIGNED = 339, 2  # a tag of TIFF, and its value for numbers with a sign
+
+
+class BadPicture(Exception):
+    """A picture that cannot be used; the message is a short reason, the same for all pictures with that fault."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A picture's bytes within a larger file, such as a member of a tar archive."""
+
+    path: Path
+    start: int
+    size: int
+
+
+PictureData = bytes | Path | Slice | np.ndarray
+"""An encoded picture, where one is, or decoded pixels: uint8 (H, W) or (H, W, 3)."""
+
+
+def printable(name: str) -> str:
+    """A file's name as UTF-8 can hold it; bytes that are no UTF-8 are escaped."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def read_bytes(image: PictureData) -> bytes:
+    """The encoded bytes, or those of the pixels. Raises `BadPicture` when the file cannot be read."""
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, np.ndarray):
+        return image.tobytes()
+    try:
+        if isinstance(image, Path):
+            return image.read_bytes()
+        with image.path.open("rb") as file:
+            file.seek(image.start)
+            return file.read(image.size)
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise BadPicture("file cannot be read") from error
+
+
+def read_picture(
+    image: PictureData, channels: int = 3, limit: int = SIDE_LIMIT, svg_side: int = SVG_SIDE
+) -> Image.Image:
+    """Decode a picture.
+
+    CMYK, palettes and 16 bits a channel are converted, transparent places become white, the camera's rotation (EXIF)
+    is applied, an animation gives its first frame. The content decides what it is, not the file's name.
+
+    Args:
+        image: see `PictureData`.
+        channels: 1 for grey, 3 for colour.
+        limit: longest side in pixels. An area above Pillow's own limit (89 megapixels) is refused too.
+        svg_side: longer side in pixels with which an SVG picture is drawn.
+
+    Returns:
+        an image of mode "L" or "RGB".
+
+    Raises:
+        BadPicture: it is empty, truncated, damaged, no picture, of a single row or column, or too large.
+    """
+    mode = {1: "L", 3: "RGB"}[channels]
+    if isinstance(image, np.ndarray):
+        _check_size(image.shape[1], image.shape[0], limit)
+        return Image.fromarray(image).convert(mode)
+    data = read_bytes(image)
+    if not data:
+        raise BadPicture("empty file")
+    data = _rasterise(data, svg_side) or data
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # damaged EXIF, palettes with odd transparency
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+                _check_size(*opened.size, limit)
+                opened.load()
+                return _flatten(_upright(opened), *_grey_scale(opened)).convert(mode)
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise BadPicture("too many pixels") from error
+        except UnidentifiedImageError as error:
+            raise BadPicture("not a picture") from error
+        # Pillow's decoders raise whatever a damaged file leads them to.
+        except DECODER_ERRORS as error:
+            raise BadPicture("truncated or damaged") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture turned as its camera says (EXIF); as it is stored where that cannot be read.
+
+    Not `ImageOps.exif_transpose`, which writes the other EXIF fields anew and fails for one of an odd type.
+    """
+    try:
+        turn = ROTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except DECODER_ERRORS:
+        turn = None
+    return image if turn is None else image.transpose(turn)
+
+
+def _check_size(width: int, height: int, limit: int) -> None:
+    if min(width, height) < 2:
+        raise BadPicture("a single row or column of pixels")
+    if max(width, height) > limit:
+        raise BadPicture("too many pixels")
+
+
+def _grey_scale(image: Image.Image) -> tuple[int, bool]:
+    """How many bits a grey value of more than 8 has, 16 unless a TIFF states fewer, and whether 0 is white."""
+    tags = getattr(image, "tag_v2", {})
+    signed = tags.get(SAMPLE_FORMAT, (1,))[0] == SIGNED
+    bits = min(16, tags.get(ExifTags.Base.BitsPerSample, (16,))[0])
+    return bits - signed, tags.get(ExifTags.Base.PhotometricInterpretation) == 0
+
+
+def _flatten(image: Image.Image, bits: int, inverted: bool) -> Image.Image:
+    """8 bits a channel, on white."""
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image)
+        if image.mode == "F" or values.min() < 0 or values.max() >= 1 << bits:
+            raise BadPicture("more than 16 bits a channel")
+        grey = (values >> (bits - 8)).astype(np.uint8)
+        return Image.fromarray(WHITE - grey if inverted else grey)
+    if not image.has_transparency_data:
+        return image
+    image = image.convert("RGBA")
+    ground = Image.new("RGBA", image.size, (WHITE,) * 4)
+    return Image.alpha_composite(ground, image).convert("RGB")
+
+
+# ------------------------------------------------------------------------------------------------------------ SVG
+
+
+def _rasterise(data: bytes, side: int) -> bytes | None:
+    """SVG -> PNG whose longer side is `side`; None: it is no SVG. Text in it is not drawn: fonts differ from machine to
+    machine.
+    """
+    try:
+        text = svg_text(data)
+    except (ValueError, LookupError) as error:
+        raise BadPicture("damaged SVG") from error
+    if text is None:
+        return None
+    try:
+        text = self_contained(text)
+    except ValueError as error:
+        raise BadPicture(str(error)) from error
+    import resvg_py
+
+    try:
+        png = bytes(
+            resvg_py.svg_to_bytes(svg_string=text, width=side, height=side, dpi=DPI, skip_system_fonts=True)
+        )
+    except ValueError as error:
+        raise BadPicture("damaged SVG") from error
+    with Image.open(io.BytesIO(png)) as drawn:
+        if len(drawn.getcolors(maxcolors=2) or ()) == 1:
+            raise BadPicture("SVG of one colour")
+    return png
+
+
+# ------------------------------------------------------------------------------------------------------------ shapes
+
+
+def square(image: Image.Image, size: int, fit: str) -> Image.Image:
+    """A square picture of `size` pixels a side.
+
+    fit: "crop" keeps the middle of a longer picture, as for photographs; "pad" keeps all of it on white, as for
+    drawings.
+    """
+    if fit == "crop":
+        return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    white = WHITE if image.mode == "L" else (WHITE,) * 3
+    return ImageOps.pad(image, (size, size), Image.Resampling.BICUBIC, color=white)
+
+
+def find_pictures(folder: Path, others: list[Path] | None = None) -> list[Path]:
+    """Return the files below `folder` whose names end as pictures' do, sorted; see `walk`.
+
+    others: takes the remaining files.
+    """
+    found: list[Path] = []
+    for place, names in walk(folder):
+        for name in names:
+            if name.lower().endswith(SUFFIXES):
+                found.append(place / name)
+            elif others is not None:
+                others.append(place / name)
+    return sorted(found)

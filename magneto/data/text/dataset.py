@@ -1,0 +1,105 @@
+"""Blocks of one split of prepared text as items, and items as batches (see text.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from magneto.data.rng import random_stream
+from magneto.data.text.packing import Pieces, TokenRow
+from magneto.data.tokenizers.text import TextTokenizer
+from magneto.data.transforms.mask_tokens import Masking
+
+IGNORE = -100  # a target that is not scored, as in torch's cross-entropy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How blocks of a split become items."""
+
+    split: str
+    tokenizer: TextTokenizer
+    masking: Masking | None
+    shift: int  # packed training: blocks begin anywhere, moved by up to so many tokens less one; 0: not
+    seed: int
+    bytes_per_token: float | None  # to estimate the bytes; None: they are looked up
+    ordinary: np.ndarray = field(init=False, repr=False)  # ids that stand for text
+
+    def __post_init__(self) -> None:
+        special = self.tokenizer.special_ids
+        ids = np.array([index for index in range(self.tokenizer.vocab_size) if index not in special])
+        object.__setattr__(self, "ordinary", ids)
+
+
+class TextDataset(Dataset[dict[str, Any]]):
+    """The blocks of one split. Items are asked for as (epoch, place)."""
+
+    def __init__(self, row: TokenRow, pieces: Pieces, reading: Reading) -> None:
+        self.row, self.pieces, self.reading = row, pieces, reading
+        self._special = np.array(sorted(reading.tokenizer.special_ids))
+        self._begin = reading.tokenizer.bos_id if reading.masking else None
+        self.lengths = pieces.length + (self._begin is not None)
+        """(blocks,) tokens that the model sees."""
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
+        epoch, index = place
+        start, length = int(self.pieces.start[index]), int(self.pieces.length[index])
+        if self.reading.shift:
+            start += int(random_stream(self.reading.seed, "shift", epoch).integers(self.reading.shift))
+        context = length - int(self.pieces.scored[index])
+        if self.reading.masking is not None:
+            return {"id": index, **self._masked(self.row.tokens(start, length), context, epoch, index)}
+        ids = self.row.tokens(start - 1, length + 1)
+        targets = ids[1:].copy()
+        targets[:context] = IGNORE
+        if self.reading.bytes_per_token is not None:
+            size = round(self.reading.bytes_per_token * (length - context))
+        else:
+            size = int(self.row.bytes(start + context, length - context).sum())
+        return {"id": index, "tokens": ids[:-1], "targets": targets, "bytes": size}
+
+    def _masked(self, ids: np.ndarray, context: int, epoch: int, index: int) -> dict[str, np.ndarray]:
+        masking = self.reading.masking
+        assert masking is not None
+        allowed = ~np.isin(ids, self._special)
+        allowed[:context] = False
+        if self._begin is not None:
+            ids, allowed = np.append(self._begin, ids), np.append(False, allowed)
+        random = random_stream(self.reading.seed, f"masks of {self.reading.split}", epoch, index)
+        runs = masking.choose(allowed, random)
+        shown = masking.hide(ids, runs, self.reading.tokenizer.require("mask"), self.reading.ordinary, random)
+        return {"tokens": shown, "targets": np.where(runs > 0, ids, IGNORE)}
+
+
+class Collate:
+    """Items -> a batch, padded on the right where their lengths differ, to a multiple of `multiple`."""
+
+    def __init__(self, pad_id: int, multiple: int) -> None:
+        self.pad_id, self.multiple = pad_id, multiple
+
+    def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        lengths = [len(item["tokens"]) for item in items]
+        width = -(-max(lengths) // self.multiple) * self.multiple
+        tokens = np.full((len(items), width), self.pad_id, np.int64)
+        targets = np.full((len(items), width), IGNORE, np.int64)
+        for number, item in enumerate(items):
+            tokens[number, : lengths[number]] = item["tokens"]
+            targets[number, : lengths[number]] = item["targets"]
+        batch = {
+            "id": torch.tensor([item["id"] for item in items]),
+            "tokens": torch.from_numpy(tokens),
+            "targets": torch.from_numpy(targets),
+        }
+        if min(lengths) < width:
+            batch["mask"] = torch.arange(width) < torch.tensor(lengths)[:, None]
+        if "bytes" in items[0]:
+            batch["bytes"] = torch.tensor([item["bytes"] for item in items])
+        return batch

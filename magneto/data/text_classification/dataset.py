@@ -1,0 +1,198 @@
+"""Labelled texts as token ids: what a prepared corpus says of itself, how texts are framed, how batches are padded.
+
+<s> text </s>          <s> text </s> second text </s>
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from magneto.data.corpora.download import file_digest
+from magneto.data.tokenizers.text import TextTokenizer
+from magneto.errors import UserError
+
+PAD_TO_MULTIPLE = 8  # tokens; equal lengths reuse kernels and compiled graphs
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationSpec:
+    """The facts of prepared labelled text: all that a task, and a checkpoint alone, needs to know."""
+
+    tokenizer: str  # content of tokenizer.json
+    vocab_size: int
+    max_tokens: int
+    labels: list[str]  # empty: regression
+    metrics: list[str]
+    subsets: list[str]  # of the evaluation sets; the first is the main one
+    pairs: bool
+    range: list[float]  # smallest and largest label of regression in training; empty for classes
+    examples: dict[str, int]  # per split
+    label_counts: dict[str, dict[str, int]]  # split -> label -> examples; empty for regression
+    truncated: int  # examples longer than max_tokens
+    corpus: dict[str, Any]
+    key: str  # of the prepared folder
+    zero_digits: bool = False  # digits are read as zeros
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, fit for a checkpoint's hyper-parameters."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "ClassificationSpec":
+        """The spec that `to_dict` described."""
+        # Checkpoints of before say nothing of digits.
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerSettings:
+    """`data.tokenizer`: a given tokenizer.json, or what to train on the texts of the training split."""
+
+    file: str | None = None
+    kind: str | None = None
+    vocab_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.file is None and (self.kind is None or self.vocab_size is None):
+            raise UserError(
+                "data.tokenizer needs a file (init_from= gives the one of the pretrained model), or kind and "
+                "vocab_size to train one."
+            )
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the tokenizer: the content of the file, wherever it lies."""
+        if self.file is None:
+            return {"kind": self.kind, "vocab_size": self.vocab_size}
+        path = Path(self.file).expanduser()
+        if not path.is_file():
+            raise UserError(f"data.tokenizer.file={path}: there is no such file. Name a tokenizer.json.")
+        return {"sha256": file_digest(path)}
+
+    def make(self, texts: Sequence[str]) -> TextTokenizer:
+        """Read it, or train it on `texts`."""
+        if self.file is not None:
+            return TextTokenizer.from_file(self.file)
+        assert self.kind is not None and self.vocab_size is not None
+        return TextTokenizer.train(texts, kind=self.kind, vocab_size=self.vocab_size)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of many examples, one after another.
+
+    tokens: (all tokens,) uint32. start: (N + 1,), where each example begins. second: (N,), tokens of an example before
+    its second text; its length where there is none. truncated: examples that were cut.
+    """
+
+    tokens: np.ndarray
+    start: np.ndarray
+    second: np.ndarray
+    truncated: int = 0
+
+
+def encode(
+    tokenizer: TextTokenizer, texts: Sequence[str], pairs: Sequence[str | None], max_tokens: int
+) -> Encoded:
+    """Texts, or pairs of texts, with the special tokens around them.
+
+    White space counts as one space each. What is longer than `max_tokens` loses tokens at the end of the longer of
+    its texts.
+
+    Raises:
+        UserError: the tokenizer has no `<s>` or `</s>`.
+    """
+    bos, eos = tokenizer.require("bos"), tokenizer.require("eos")
+    firsts = tokenizer.encode_batch([" ".join(text.split()) for text in texts])
+    seconds = tokenizer.encode_batch([" ".join((pair or "").split()) for pair in pairs])
+    parts: list[list[int]] = []
+    second, truncated = [], 0
+    for a, b, pair in zip(firsts, seconds, pairs, strict=True):
+        room = max_tokens - (2 if pair is None else 3)
+        if len(a) + len(b) > room:
+            truncated += 1
+            half = room // 2
+            keep = max(half, room - len(b)) if len(a) > half else len(a)
+            a, b = a[:keep], b[: room - min(keep, len(a))]
+        parts.append([bos, *a, eos] if pair is None else [bos, *a, eos, *b, eos])
+        second.append(len(a) + 2)
+    start = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
+    flat = np.fromiter((token for part in parts for token in part), np.uint32, count=int(start[-1]))
+    return Encoded(flat, start, np.array(second, np.int64), truncated)
+
+
+def collate(
+    items: Sequence[dict[str, Any]], pad_id: int, pad_to_multiple: int = PAD_TO_MULTIPLE
+) -> dict[str, Any]:
+    """Items of `tokens` and `second` (the others become tensors or lists of the batch) -> a padded batch."""
+    longest = max(len(item["tokens"]) for item in items)
+    width = -(-longest // pad_to_multiple) * pad_to_multiple
+    tokens = np.full((len(items), width), pad_id, np.int64)
+    mask = np.zeros((len(items), width), bool)
+    second = np.zeros((len(items), width), bool)
+    for row, item in enumerate(items):
+        size = len(item["tokens"])
+        tokens[row, :size] = item["tokens"]
+        mask[row, :size] = True
+        second[row, item["second"] : size] = True
+    batch: dict[str, Any] = {
+        "tokens": torch.from_numpy(tokens),
+        "mask": torch.from_numpy(mask),
+        "second": torch.from_numpy(second),
+    }
+    for key in items[0].keys() - batch.keys():
+        values = [item[key] for item in items]
+        batch[key] = values if isinstance(values[0], str | None) else torch.tensor(values)
+    return batch
+
+
+class ClassificationDataset(Dataset[dict[str, Any]]):
+    """Rows of a prepared folder. Items are asked for as (epoch, position).
+
+    encoded: of all rows of the folder; rows: those of this split; texts: (text, pair) of these rows, or None to leave
+    them out of the items.
+    """
+
+    def __init__(
+        self,
+        spec: ClassificationSpec,
+        encoded: Encoded,
+        index: Mapping[str, np.ndarray],
+        rows: np.ndarray,
+        texts: Sequence[tuple[str, str]] | None = None,
+    ) -> None:
+        self.encoded, self.index, self.rows, self.texts = encoded, index, rows, texts
+        self.regression = not spec.labels
+        self.lengths = np.diff(encoded.start)[rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
+        position = place[1]
+        row = int(self.rows[position])
+        label = float(self.index["label"][row])
+        item = {
+            "id": row,
+            "tokens": self.encoded.tokens[self.encoded.start[row] : self.encoded.start[row + 1]],
+            "second": int(self.encoded.second[row]),
+            "label": label if self.regression else int(label),
+            "subset": int(self.index["subset"][row]),
+        }
+        if self.texts is not None:
+            item["text"], item["pair"] = self.texts[position]
+        return item
+
+
+class Collate:
+    """`collate` with the tokenizer's padding, to be sent to workers."""
+
+    def __init__(self, pad_id: int) -> None:
+        self.pad_id = pad_id
+
+    def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return collate(items, self.pad_id)

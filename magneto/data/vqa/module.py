@@ -1,0 +1,225 @@
+"""Questions about pictures: corpora -> decoded pixels and token ids on disk -> batches for `task=vl_classification`.
+
+    sources --their pictures--> prepared pictures (data/image.py)
+            --their questions, those about a usable picture--> token ids by a tokenizer that is trained on the training
+              questions, and how many people gave each of the most frequent answers --sampler--> batch
+
+A batch is a dict of B questions, each about P pictures: `id` (B,) int64, the line of the prepared folder's questions.jsonl;
+`image` (B, P, C, S, S) float32, normalised; `tokens` (B, T) int64, `<s> ... </s>`; `mask` (B, T) bool, True = real token;
+`counts` (B, A) float32, how many people gave each of the answers `spec.labels`; `people` (B,) float32, how many were asked;
+`kind` (B,) int64, the question's place in `spec.kinds`, -1 where it has none; `group` (B,) int64, equal where one statement
+is made of several pairs of pictures, -1 where it stands alone; in evaluation `text`, the questions.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from magneto.data.bucketed import Batching, BucketedDataModule
+from magneto.data.corpora.base import SPLITS
+from magneto.data.corpora.vqa.base import QuestionSource
+from magneto.data.image.dataset import ImageDataset
+from magneto.data.image.module import ImageDataModule
+from magneto.data.messages import counts, skipped
+from magneto.data.module import fingerprint, prepare_once
+from magneto.data.text_classification.dataset import TokenizerSettings
+from magneto.data.tokenizers.text import TextTokenizer
+from magneto.data.vqa.dataset import (
+    ImageQuestionDataset,
+    ImageQuestionSpec,
+    PreparedQuestions,
+    QuestionBuilder,
+    QuestionReading,
+)
+from magneto.errors import UserError, from_mapping
+
+log = logging.getLogger(__name__)
+
+FORMAT = 2  # of the prepared folder: raise it when the code makes other files from the same settings
+
+
+class ImageQuestionDataModule(BucketedDataModule):
+    """Questions about pictures from one or more corpora.
+
+    sources: name -> corpus. num_answers: how many answers there are to choose from, the most frequent of the training
+    questions; None: all. lowercase: questions in small letters. tokenizer: `TokenizerSettings` as a dict. max_tokens: of a
+    question, `<s>` and `</s>` included; longer ones lose their end. The other settings: see `ImageDataModule`. Questions
+    stand on the side of their picture. Training passes over those none of whose answers can be chosen; evaluation counts
+    them as wrong.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, QuestionSource],
+        *,
+        tokenizer: Mapping[str, Any],
+        num_answers: int | None = None,
+        lowercase: bool = False,
+        max_tokens: int = 32,
+        data_dir: str = "data",
+        num_workers: int = 0,
+        seed: int = 0,
+        **pictures: Any,
+    ) -> None:
+        super().__init__(data_dir=data_dir, num_workers=num_workers, seed=seed)
+        if max_tokens < 3:
+            raise UserError(
+                f"data.max_tokens={max_tokens}: a question needs 3 at least, <s>, a word and </s>."
+            )
+        if num_answers is not None and num_answers < 2:
+            raise UserError(
+                f"data.num_answers={num_answers}: there must be 2 at least to choose from, or null for all."
+            )
+        self.sources, self.num_answers = dict(sources), num_answers
+        self.lowercase, self.max_tokens = lowercase, max_tokens
+        self.tokenizer_settings = from_mapping(TokenizerSettings, tokenizer, "data.tokenizer")
+        self._model: ImageQuestionSpec | None = None  # of a checkpoint
+        try:
+            self.pictures = ImageDataModule(
+                sources, data_dir=data_dir, num_workers=num_workers, seed=seed, **pictures
+            )
+        except TypeError as error:  # of an unknown key
+            raise UserError(f"data: {error}") from error
+
+    # ------------------------------------------------------------------ preparing
+
+    @cached_property
+    def folder(self) -> Path:
+        """The prepared folder of the questions; its name carries a hash of all that its contents depend on."""
+        return self.data_dir / "prepared" / f"questions-{'-'.join(self.sources)}-{self._key}"
+
+    @property
+    def _key(self) -> str:
+        model = self._model
+        return fingerprint(
+            {
+                "format": FORMAT,
+                "pictures": self.pictures.folder.name,
+                "tokenizer": self.tokenizer_settings.identity() if model is None else model.tokenizer,
+                "answers": self.num_answers if model is None else model.labels,
+                "lowercase": self.lowercase,
+                "max_tokens": self.max_tokens,
+            }
+        )
+
+    def prepare(self) -> None:
+        """Fetch, read and encode, unless that is done. Says what was skipped."""
+        self.pictures.prepare()
+        self._prepare_questions()
+
+    def _prepare_questions(self) -> None:
+        model = self._model
+        builder = QuestionBuilder(
+            sources=self.sources,
+            data_dir=self.data_dir,
+            pictures=self.pictures.folder,
+            spec=self.pictures.spec,
+            tokenizer=self.tokenizer_settings,
+            given=None if model is None else TextTokenizer.from_json(model.tokenizer),
+            labels=None if model is None else model.labels,
+            num_answers=self.num_answers,
+            max_tokens=self.max_tokens,
+            lowercase=self.lowercase,
+        )
+        if prepare_once(self.folder, builder):
+            log.info("prepared %s", self.folder)
+        report = json.loads((self.folder / "prepare_report.json").read_text(encoding="utf-8"))
+        answers = len(report["labels"])
+        log.info("questions: %s, %d different answers", counts(report["questions"], "questions"), answers)
+        if not report["questions"]["test"]:
+            log.warning("questions: there is no test split; the validation questions serve as the test too")
+        if any(report["unanswerable"].values()):
+            log.info("questions: %s have none of these answers", counts(report["unanswerable"], "questions"))
+        if report["skipped_by_reason"]:
+            where = self.folder / "prepare_report.json"
+            log.warning("questions: %s", skipped(report["skipped_by_reason"], where))
+        if report["truncated"]:
+            log.warning("questions: %d truncated to max_tokens", report["truncated"])
+
+    # ------------------------------------------------------------------ reading
+
+    @cached_property
+    def prepared(self) -> PreparedQuestions:
+        """The prepared folder. Raises `UserError` when `prepare` has not been run."""
+        if not (self.folder / "facts.json").is_file():
+            raise UserError(
+                f"The questions are not prepared ({self.folder} is not there): run with mode=prepare first."
+            )
+        return PreparedQuestions(self.folder)
+
+    @cached_property
+    def spec(self) -> ImageQuestionSpec:
+        """The facts of the prepared data."""
+        tokenizer = TextTokenizer.from_file(self.prepared.folder / "tokenizer.json")
+        return ImageQuestionSpec(
+            **{**self.pictures.spec.to_dict(), "key": self._key, **self.prepared.facts},
+            tokenizer=tokenizer.to_json(),
+            vocab_size=tokenizer.vocab_size,
+            max_tokens=self.max_tokens,
+            lowercase=self.lowercase,
+        )
+
+    def prepare_for(self, spec: Mapping[str, Any]) -> None:
+        """Pictures in the size, and questions and answers as the model of a checkpoint knows them.
+
+        Raises `UserError` when the one takes one picture and the other two.
+        """
+        model = ImageQuestionSpec.from_dict(spec)
+        self.pictures.prepare_for(spec)
+        self.lowercase, self.max_tokens = model.lowercase, model.max_tokens
+        self._model = model
+        for name in ("folder", "prepared", "spec", "train_set"):
+            self.__dict__.pop(name, None)  # what was read with other settings
+        self._prepare_questions()
+        if self.spec.pictures != model.pictures:
+            raise UserError(
+                f"This data has {self.spec.pictures} pictures for each question, and the checkpoint's model takes "
+                f"{model.pictures}."
+            )
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the splits."""
+        self.pictures.setup(stage)
+        images = (self.pictures.train_set, self.pictures.val_set, self.pictures.test_set)
+        self.train_set, self.val_set, self.test_set = (
+            self._dataset(split, one) for split, one in zip(SPLITS, images, strict=True)
+        )
+
+    def _dataset(self, split: str, images: Any) -> ImageQuestionDataset:
+        assert isinstance(images, ImageDataset)
+        arrays, model = self.prepared.arrays, self._model or self.spec
+        rows = np.flatnonzero(arrays["split"] == SPLITS.index(split))
+        if split == "test" and not len(rows):
+            rows = np.flatnonzero(arrays["split"] == SPLITS.index("val"))
+        if split == "train":
+            rows = rows[np.diff(arrays["answer_start"])[rows] > 0]
+        tokenizer = TextTokenizer.from_json(model.tokenizer)
+        kinds = [model.kinds.index(kind) if kind in model.kinds else -1 for kind in self.spec.kinds]
+        reading = QuestionReading(
+            split=split,
+            pad_id=tokenizer.require("eos") if tokenizer.pad_id is None else tokenizer.pad_id,
+            max_tokens=self.max_tokens,
+            num_labels=len(model.labels),
+            kinds=np.array(kinds, np.int64),
+        )
+        every = np.arange(len(images.prepared.index["split"]))
+        pictures = ImageDataset(images.prepared, every, np.full(len(every), -1), images.reading)
+        return ImageQuestionDataset(pictures, self.prepared, rows, reading)
+
+    @property
+    def batching(self) -> Batching:
+        """By questions, whatever their length: they are short."""
+        return self.pictures.batching
+
+    def collate(self, dataset: ImageQuestionDataset) -> Callable[[Any], dict[str, Any]]:
+        """Nothing is left to do: the data set gives whole batches."""
+        return _as_it_is
+
+
+def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
+    return batch

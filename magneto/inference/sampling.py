@@ -1,0 +1,348 @@
+"""Generation with a decoder-only model: greedy or sampled, many prompts at once, token by token.
+
+    prompts --padded on the left--> one pass fills the key-value cache --> one token a row and step --> pieces of text
+
+A row's tokens depend on its own prompt, the settings and its place in the whole list alone: padding is masked, positions
+count real tokens, every row has its own random numbers, and rows that are finished leave the batch. So a batch gives what
+its prompts give one by one (to rounding, as long as the context is not full).
+
+The context is `max_positions` tokens. A longer prompt loses its beginning. When the cache is full, the newer half of
+what was read is read again as a fresh context and the older half is forgotten: a pass over half a context for every half
+context of new tokens, instead of one for every token.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from magneto.data.rng import random_stream
+from magneto.data.tokenizers.text import TextTokenizer
+from magneto.errors import UserError
+from magneto.nn import KVCache
+
+Reason = Literal["end", "stop", "length"]
+LEAST_TEMPERATURE = 1e-30  # fp32 logits divided by less than that overflow
+CUT_CHARACTER = "\ufffd"  # what a decoder writes for bytes that are no UTF-8, such as half a character
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How the next token is chosen and when to stop. Raises UserError on values that cannot be meant."""
+
+    max_new_tokens: int = 128
+    min_new_tokens: int = 0
+    """So many tokens come before the end of the document, or a stop string, is allowed."""
+    temperature: float = 0.8
+    """The logits are divided by it; 0 is greedy, and so is what is too small to divide by."""
+    top_k: int | None = None
+    """Only the k most probable tokens are drawn from."""
+    top_p: float | None = 0.95
+    """Only the most probable tokens that together reach this probability (Holtzman et al., arXiv 1904.09751)."""
+    stop: str | tuple[str, ...] = ()  # a tuple once it is made
+    """The text ends before the first of these strings."""
+    seed: int = 0
+    """Of the random numbers: the same settings and prompts give the same text."""
+
+    def __post_init__(self) -> None:
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        object.__setattr__(self, "stop", stop)
+        for name, holds, remedy in (
+            ("max_new_tokens", self.max_new_tokens >= 1, "must be at least 1"),
+            (
+                "min_new_tokens",
+                0 <= self.min_new_tokens <= self.max_new_tokens,
+                "must be from 0 to max_new_tokens",
+            ),
+            ("temperature", self.temperature >= 0, "must be above 0, or 0 for greedy"),
+            ("top_k", self.top_k is None or self.top_k >= 1, "must be at least 1, or null for all tokens"),
+            ("top_p", self.top_p is None or 0 < self.top_p <= 1, "must be above 0 and at most 1, or null"),
+            (
+                "stop",
+                all(isinstance(text, str) and text for text in stop),
+                "must be strings that are not empty",
+            ),
+        ):
+            if not holds:
+                raise UserError(f"{name}={getattr(self, name)}: {remedy}.")
+
+
+class LanguageModel(Protocol):
+    """What generation needs of a model."""
+
+    @property
+    def context(self) -> int:
+        """Tokens that it can look back at."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        ...
+
+    def next_logits(self, tokens: Tensor, mask: Tensor | None, cache: KVCache) -> Tensor:
+        """Tokens (B, T) that follow what the cache holds, left-padded where mask (B, T) is False -> (B, V) fp32."""
+        ...
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What was generated for one prompt."""
+
+    text: str
+    """Without the prompt, the stop string and the end token."""
+    tokens: tuple[int, ...]
+    """All that were drawn, but for the end token."""
+    reason: Reason
+    """Why it ended: the end token, a stop string, or max_new_tokens."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The next bit of one row's text, whole characters only."""
+
+    row: int
+    text: str
+    finished: Continuation | None = None
+    """With the row's last piece, all of it."""
+
+
+def generate(
+    model: LanguageModel,
+    tokenizer: TextTokenizer,
+    prompts: Sequence[Sequence[int]],
+    settings: Decoding,
+    numbers: Sequence[int] | None = None,
+) -> list[Continuation]:
+    """The continuation of each prompt (token ids, at least one), in their order; `stream` gives it bit by bit.
+
+    numbers: see `next_tokens`. Give them where the prompts are a part of a longer list.
+    """
+    found: dict[int, Continuation] = {}
+    for piece in stream(model, tokenizer, prompts, settings, numbers):
+        if piece.finished is not None:
+            found[piece.row] = piece.finished
+    return [found[row] for row in range(len(prompts))]
+
+
+def stream(
+    model: LanguageModel,
+    tokenizer: TextTokenizer,
+    prompts: Sequence[Sequence[int]],
+    settings: Decoding,
+    numbers: Sequence[int] | None = None,
+) -> Iterator[Piece]:
+    """Pieces of text as soon as they are certain: no half character, and nothing that may begin a stop string.
+
+    The pieces of a row, put together, are the text of its continuation. Special tokens other than the end of the
+    document are never drawn.
+    """
+    end = tokenizer.eos_id
+    texts = [
+        TextStream(tokenizer, prompt, tuple(settings.stop), settings.min_new_tokens) for prompt in prompts
+    ]
+    finished: set[int] = set()
+    barred = tokenizer.special_ids - {end}
+    for drawn in next_tokens(
+        model, prompts, settings, numbers=numbers, end=end, barred=barred, finished=finished
+    ):
+        for row, token in drawn:
+            text = texts[row]
+            shown = len(text.shown)
+            reason: Reason | None = None
+            if token == end:
+                reason = "end"
+            else:
+                piece = text.push(token)
+                if text.stopped:
+                    reason = "stop"
+                elif len(text.tokens) == settings.max_new_tokens:
+                    reason = "length"
+            if reason is None:
+                if piece:
+                    yield Piece(row, piece)
+                continue
+            finished.add(row)
+            text.close()
+            reason = "stop" if text.stopped else reason
+            yield Piece(row, text.text[shown:], Continuation(text.text, tuple(text.tokens), reason))
+
+
+@torch.inference_mode()
+def next_tokens(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    settings: Decoding,
+    *,
+    numbers: Sequence[int] | None = None,
+    end: int | None = None,
+    barred: Collection[int] = (),
+    finished: Collection[int] = (),
+) -> Iterator[list[tuple[int, int]]]:
+    """The tokens of each step, as (row, token) for the rows that still go on.
+
+    Args:
+        model: in evaluation mode.
+        prompts: token ids, each at least one.
+        settings: `stop` is the business of `stream`.
+        numbers: of each prompt, its place in the whole list that it comes from: its random numbers are those of that
+            place, however the list is cut into batches. None: the prompts are the whole list.
+        end: the token that ends a row, itself given out; None if there is none.
+        barred: tokens that are never drawn.
+        finished: rows that the caller has had enough of; it may add to it between two steps.
+    """
+    assert prompts and all(len(prompt) for prompt in prompts), "a prompt has at least one token"
+    rows = list(range(len(prompts)))
+    read = [list(prompt[-model.context :]) for prompt in prompts]
+    streams = [
+        random_stream(settings.seed, "generation", 0, n) for n in (rows if numbers is None else numbers)
+    ]
+    drawn_ahead = np.stack([random.random(settings.max_new_tokens) for random in streams])
+    uniform = torch.from_numpy(drawn_ahead).to(model.device)
+    cache = KVCache()
+    logits = _read(model, read, cache)
+    never = torch.zeros(logits.shape[1], device=model.device)
+    never[list(barred)] = -torch.inf
+    before_end = never.clone()
+    if end is not None:
+        before_end[end] = -torch.inf
+    for step in range(settings.max_new_tokens):
+        bar = before_end if step < settings.min_new_tokens else never
+        tokens = choose(logits + bar, settings, uniform[:, step])
+        drawn = tokens.tolist()
+        yield list(zip(rows, drawn, strict=True))
+        if step + 1 == settings.max_new_tokens:
+            return
+        live = [
+            place
+            for place, (row, token) in enumerate(zip(rows, drawn, strict=True))
+            if token != end and row not in finished
+        ]
+        if not live:
+            return
+        for window, token in zip(read, drawn, strict=True):
+            window.append(token)
+        if len(live) < len(rows):
+            rows, read = [rows[place] for place in live], [read[place] for place in live]
+            index = torch.tensor(live, device=model.device)
+            tokens, uniform = tokens[index], uniform[index]
+            cache.reorder(index)
+        if cache.length < model.context:
+            logits = model.next_logits(tokens[:, None], None, cache)
+        else:
+            cache = KVCache()
+            read = [window[-max(1, model.context // 2) :] for window in read]
+            logits = _read(model, read, cache)
+
+
+def _read(model: LanguageModel, prompts: Sequence[Sequence[int]], cache: KVCache) -> Tensor:
+    """Prompts of any lengths into an empty cache; (B, V) logits of what follows."""
+    longest = max(map(len, prompts))
+    tokens = torch.zeros(len(prompts), longest, dtype=torch.int64)
+    mask = torch.zeros(tokens.shape, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        tokens[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[row, longest - len(prompt) :] = True
+    # Without padding there is no mask at all, which spares every later step the work with it.
+    needed = None if bool(mask.all()) else mask.to(model.device)
+    return model.next_logits(tokens.to(model.device), needed, cache)
+
+
+def choose(logits: Tensor, settings: Decoding, uniform: Tensor) -> Tensor:
+    """The next token of each row, (B,) int64, from fp32 logits (B, V) and a uniform number of [0, 1) each (B,).
+
+    Drawn by inverting the distribution function, so that a row's token depends on its own number alone. The cuts are
+    made in the usual order: temperature, top-k, top-p of what is left.
+    """
+    if settings.temperature < LEAST_TEMPERATURE:
+        return logits.argmax(-1)
+    logits = logits / settings.temperature
+    order: Tensor | None = None
+    if settings.top_k is not None and settings.top_k < logits.shape[1]:
+        logits, order = logits.topk(settings.top_k)
+    elif settings.top_p is not None and settings.top_p < 1:
+        logits, order = logits.sort(descending=True)
+    probabilities = logits.softmax(-1)
+    if settings.top_p is not None and settings.top_p < 1:
+        before = probabilities.cumsum(-1) - probabilities
+        probabilities = probabilities.masked_fill(before >= settings.top_p, 0)
+    reached = probabilities.cumsum(-1, dtype=torch.float64)
+    place = torch.searchsorted(reached, uniform[:, None] * reached[:, -1:], right=True)
+    place = place.clamp(max=reached.shape[1] - 1)
+    return (place if order is None else order.gather(1, place)).squeeze(1)
+
+
+class TextStream:
+    """Turns the tokens of one row into text, piece by piece.
+
+    Args:
+        tokenizer: decodes.
+        prompt: token ids before the first one: they tell whether a word is gone on with.
+        stop: strings that end the text.
+        least: tokens before a stop string counts.
+    """
+
+    def __init__(
+        self, tokenizer: TextTokenizer, prompt: Sequence[int], stop: Sequence[str], least: int = 0
+    ) -> None:
+        self.tokenizer, self.stop, self.least = tokenizer, tuple(stop), least
+        self.tokens: list[int] = []
+        self.text = ""
+        """All whole characters so far, up to a stop string."""
+        self.shown = ""
+        """What `push` has given out: `text` but for an end that may become a stop string."""
+        self.stopped = False
+        # Decoding a short stretch before the new tokens along gives them the white space that belongs to them.
+        self._before: list[int] = list(prompt[-4:])
+        self._new: list[int] = []
+        self._checked = 0
+
+    def push(self, token: int) -> str:
+        """Take a token; give what has become certain, possibly nothing."""
+        self.tokens.append(token)
+        self._new.append(token)
+        found = self._decoded()
+        if not found.endswith(CUT_CHARACTER):
+            self._take(found)
+        kept = len(self.text) if self.stopped else len(self.text) - self._may_begin_stop()
+        piece = self.text[len(self.shown) : kept]
+        self.shown += piece
+        return piece
+
+    def close(self) -> None:
+        """No token follows: `text` is complete, with U+FFFD for a character that stayed cut."""
+        if self._new and not self.stopped:
+            self._take(self._decoded())
+        self.shown = self.text
+
+    def _decoded(self) -> str:
+        before = self.tokenizer.decode(self._before)
+        return self.tokenizer.decode([*self._before, *self._new])[len(before) :]
+
+    def _take(self, found: str) -> None:
+        self.text += found
+        self._before, self._new = self._new, []
+        if len(self.tokens) <= self.least:
+            self._checked = len(self.text)
+            return
+        reach = max(map(len, self.stop), default=1) - 1
+        start = max(0, self._checked - reach)
+        places = [place for stop in self.stop if (place := self.text.find(stop, start)) >= 0]
+        if places:
+            self.text, self.stopped = self.text[: min(places)], True
+        self._checked = len(self.text)
+
+    def _may_begin_stop(self) -> int:
+        """Characters at the end of the text that are the beginning of a stop string."""
+        return max(
+            (
+                length
+                for stop in self.stop
+                for length in range(1, len(stop))
+                if self.text.endswith(stop[:length])
+            ),
+            default=0,
+        )

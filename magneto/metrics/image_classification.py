@@ -1,0 +1,141 @@
+"""How well pictures are told apart: top-1 and top-5 accuracy, of each class too, and the confusion matrix as a picture."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from magneto.errors import UserError
+from magneto.metrics.error_rate import metric_names
+
+TOP = 5
+NAMED = 20  # classes up to which each has a metric, and its name in the picture
+DRAWN = 1000  # classes up to which there is a confusion matrix
+_LONGEST = 18  # characters of a class's name in the picture
+_DPI = 110
+
+
+class ClassScores(Metric):
+    """Accuracies over all examples of an evaluation, as fractions. Examples without a class (label -1) are passed over.
+
+    - `top1`, `top5`: the class is the likeliest, or among the five likeliest (or all, where there are fewer).
+    - `mean_class_accuracy`: the mean of the classes' own `top1`, so that each counts alike.
+    - `top1/<class>`: of one class, where there are at most `NAMED`; a slash in its name becomes `_`.
+
+    The state is a row for each example, which is small for any number of classes and makes no mean of batches or of
+    processes. `confusion` is known once `compute` was called.
+
+    Args:
+        labels: names of the classes.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    is_differentiable = False
+
+    rows: list[Tensor]
+    """Each (examples, 3) int64: class, likeliest class, whether the class is among the top ones."""
+
+    def __init__(self, labels: Sequence[str], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.labels = tuple(labels)
+        self.confusion: NDArray[np.int64] | None = None
+        """(classes, classes) examples of each class (rows) by likeliest class (columns); None above `DRAWN` classes."""
+        self.add_state("rows", default=[], dist_reduce_fx="cat")
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all examples; the last confusion matrix stays."""
+        super().reset()
+        # With an empty block of rows, a process that saw no example can take part in the gathering.
+        self.rows.append(torch.zeros(0, 3, dtype=torch.int64, device=self.device))
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Keep one batch: (B, classes) and (B,) int64."""
+        known = labels >= 0
+        logits, labels = logits[known], labels[known]
+        likeliest = logits.topk(min(TOP, logits.size(1)), dim=1).indices
+        among = (likeliest == labels[:, None]).any(1)
+        self.rows.append(torch.stack((labels, likeliest[:, 0], among), dim=1))
+
+    def compute(self) -> dict[str, float]:
+        """See the class.
+
+        Raises:
+            UserError: no example had a class.
+        """
+        rows = dim_zero_cat(self.rows).cpu().numpy()
+        if not len(rows):
+            raise UserError(
+                "None of the evaluated pictures has a class: there is nothing to measure. Label them with mode=predict."
+            )
+        label, likeliest, among = rows.T
+        right, count = label == likeliest, len(self.labels)
+        seen = np.bincount(label, minlength=count)
+        of_class = np.bincount(label, weights=right, minlength=count) / np.maximum(seen, 1)
+        if count <= DRAWN:
+            pairs = np.bincount(label * count + likeliest, minlength=count**2)
+            self.confusion = pairs.reshape(count, count)
+        scores = {
+            "top1": float(right.mean()),
+            "top5": float(among.mean()),
+            "mean_class_accuracy": float(of_class[seen > 0].mean()),
+        }
+        if count <= NAMED:
+            scores |= {
+                f"top1/{name}": float(share)
+                for name, share, examples in zip(metric_names(self.labels), of_class, seen, strict=True)
+                if examples
+            }
+        return scores
+
+
+def draw_confusion(confusion: NDArray[np.int64], labels: Sequence[str]) -> NDArray[np.uint8]:
+    """A confusion matrix as a picture, (H, W, 3) uint8: shares of each true class in its row.
+
+    Classes that neither occur nor are ever answered are left out. Up to `NAMED` of them have their names, and the
+    shares in per cent; more are colours alone.
+    """
+    used = np.flatnonzero(confusion.sum(0) + confusion.sum(1))
+    counts = confusion[np.ix_(used, used)]
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    named = len(used) <= NAMED
+    side = max(4.5, 2.0 + 0.48 * len(used)) if named else 8.0  # inches
+    figure = Figure(figsize=(side + 0.6, side), dpi=_DPI, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    image = axes.imshow(shares, cmap=matplotlib.colormaps["Blues"], vmin=0, vmax=1, interpolation="nearest")
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    if named:
+        names = [_short(labels[place]) for place in used.tolist()]
+        plain = {"parse_math": False}  # a dollar in a name is no formula
+        axes.set_xticks(range(len(used)), names, rotation=45, ha="right", rotation_mode="anchor", **plain)
+        axes.set_yticks(range(len(used)), names, **plain)
+        for row, column in np.argwhere(shares > 0.005):  # what rounds to 0 is left out
+            share = shares[row, column]
+            colour = "white" if share > 0.5 else "#333333"
+            axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color=colour, fontsize=9)
+    else:
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_title(f"{len(used)} classes")
+    figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # of writing systems that the font lacks
+        canvas.draw()  # type: ignore[no-untyped-call]
+    pixels = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
+    return np.ascontiguousarray(pixels[..., :3])
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"

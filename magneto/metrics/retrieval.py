@@ -1,0 +1,123 @@
+"""How often the right picture is among the first k of a whole gallery for a text, and the right text for a picture."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from magneto.metrics.error_rate import metric_names
+
+CUTS = (1, 5, 10)
+CHUNK = 1024  # queries at once
+
+
+class RetrievalScores(Metric):
+    """R@1, R@5 and R@10 over all pictures and texts of an evaluation, each of them, with its copies, counted once.
+
+    A query is answered at k if one of its right answers is among the k nearest. An answer as near as a right one counts as
+    nearer: a model that finds all alike finds nothing.
+
+    - `image_to_text/r1`, `/r5`, `/r10`: queries are pictures; `text_to_image/...`: queries are texts, with several
+      languages also for each of them (`text_to_image/r1/fr`).
+    - `r1`: the mean of both directions.
+    - `facts/images`, `facts/captions`: the numbers of different images and captions.
+    - `facts/chance`: `r1` of answers at random.
+
+    Args:
+        languages: names of the languages that `update` counts.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    is_differentiable = False
+
+    pairs: list[Tensor]
+    """Each (B, 3) int64: key of the picture, key of the text, language."""
+    vision: list[Tensor]
+    text: list[Tensor]
+
+    def __init__(self, languages: Sequence[str], width: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.languages, self.width = tuple(languages), width
+        for name in ("pairs", "vision", "text"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all pairs."""
+        super().reset()
+        # With an empty block, a process that saw no pair can take part in the gathering.
+        self.pairs.append(torch.zeros(0, 3, dtype=torch.int64, device=self.device))
+        for rows in (self.vision, self.text):
+            rows.append(torch.zeros(0, self.width, device=self.device))
+
+    def update(
+        self, pictures: Tensor, texts: Tensor, languages: Tensor, vision: Tensor, text: Tensor
+    ) -> None:
+        """Keep a batch of pairs.
+
+        Args:
+            pictures: (B,) equal for equal pictures.
+            texts: (B,) equal for equal texts.
+            languages: (B,) indices, -1 for those without a name.
+            vision: (B, width) vectors of length 1 of the pictures.
+            text: (B, width) of the texts.
+        """
+        self.pairs.append(torch.stack((pictures, texts, languages), dim=1).to(self.device))
+        self.vision.append(vision.float().to(self.device))
+        self.text.append(text.float().to(self.device))
+
+    def compute(self) -> dict[str, float]:
+        """The scores as fractions; empty when no pair was seen."""
+        pairs, vision, text = (dim_zero_cat(state).cpu() for state in (self.pairs, self.vision, self.text))
+        if not len(pairs):
+            return {}
+        picture, first_picture = _unique(pairs[:, 0])
+        key, first_text = _unique(pairs[:, 1])
+        right = torch.zeros(len(first_picture), len(first_text), dtype=torch.bool)
+        right[picture, key] = True
+        vision, text = vision[first_picture], text[first_text]
+        scores: dict[str, float] = {}
+        of_pictures, of_texts = ranks(vision, text, right), ranks(text, vision, right.T)
+        for name, found in (("image_to_text", of_pictures), ("text_to_image", of_texts)):
+            scores |= {f"{name}/r{cut}": _share(found < cut) for cut in CUTS}
+        if len(self.languages) > 1:
+            for number, language in enumerate(metric_names(self.languages)):
+                own = torch.zeros(len(first_text), dtype=torch.bool)
+                own[key[pairs[:, 2] == number]] = True  # a text may be of several languages
+                if own.any():
+                    scores[f"text_to_image/r1/{language}"] = _share(of_texts[own] < 1)
+        return scores | {
+            "r1": (scores["image_to_text/r1"] + scores["text_to_image/r1"]) / 2,
+            "facts/images": float(len(vision)),
+            "facts/captions": float(len(text)),
+            "facts/chance": float(right.sum()) / right.numel(),
+        }
+
+
+def ranks(queries: Tensor, gallery: Tensor, right: Tensor) -> Tensor:
+    """The place of each query's best right answer, from 0: (Q, E), (G, E), (Q, G) bool -> (Q,) int64.
+
+    Of equally similar ones the right one is the last, and a similarity of NaN is as good as any: a model whose vectors all
+    agree, or are no numbers, finds nothing.
+    """
+    found = []
+    for part, wanted in zip(torch.split(queries, CHUNK), torch.split(right, CHUNK), strict=True):
+        alike = part @ gallery.T
+        best = alike.masked_fill(~wanted, -torch.inf).amax(1, keepdim=True)
+        found.append((~(alike < best) & ~wanted).sum(1))
+    return torch.cat(found)
+
+
+def _unique(numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """(B,) -> places among the K different ones (B,), and where each of these comes first (K,)."""
+    _, first, place = np.unique(numbers.numpy(), return_index=True, return_inverse=True)
+    return torch.from_numpy(place), torch.from_numpy(first)
+
+
+def _share(flags: Tensor) -> float:
+    return float(flags.double().mean())

@@ -1,0 +1,89 @@
+"""How well questions about pictures are answered: VQA's accuracy, and NLVR2's consistency of judgements."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from magneto.data.vqa.answers import vqa_accuracy
+from magneto.metrics.error_rate import metric_names
+
+
+class AnswerScores(Metric):
+    """Scores over all questions of an evaluation, as fractions; one that was seen twice counts once.
+
+    - `accuracy`: mean of `vqa_accuracy`; of questions that one person answered, the share of right answers.
+    - `accuracy/<kind>`: of the questions of one kind, where there are several; a slash in its name becomes `_`.
+    - `facts/majority_accuracy`: accuracy of giving every kind of question its most frequent answer, without the image.
+    - `consistency`: share of the statements that are judged rightly for all their pairs of pictures.
+
+    Args:
+        kinds: names of the kinds of questions.
+        usual: the most frequent answer of each kind in training, and last that of all questions.
+        statements: whether consistency is to be measured.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    is_differentiable = False
+
+    usual: Tensor
+    rows: list[Tensor]
+    """Each (questions, 5) float64: id, kind, group, accuracy, accuracy of the usual answer."""
+
+    def __init__(self, kinds: Sequence[str], usual: Sequence[int], statements: bool, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.kinds, self.statements = tuple(kinds), statements
+        self.register_buffer("usual", torch.tensor(usual), persistent=False)
+        self.add_state("rows", default=[], dist_reduce_fx="cat")
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all questions."""
+        super().reset()
+        # With an empty block of rows, a process that saw no question can take part in the gathering.
+        self.rows.append(torch.zeros(0, 5, dtype=torch.float64, device=self.device))
+
+    def update(
+        self, chosen: Tensor, counts: Tensor, people: Tensor, ids: Tensor, kinds: Tensor, groups: Tensor
+    ) -> None:
+        """Keep one batch.
+
+        Args:
+            chosen: (B,) int64, the model's answers.
+            counts: (B, A), how many people gave each answer.
+            people: (B,), how many were asked.
+            ids: (B,) of the questions.
+            kinds: (B,) int64, -1 where there is none.
+            groups: (B,) equal for the pairs of one statement, -1 for a statement of one pair.
+        """
+        given = torch.stack((chosen, self.usual[kinds]), dim=1)
+        accuracy = vqa_accuracy(counts.double().gather(1, given), people.double()[:, None])
+        self.rows.append(torch.cat((torch.stack((ids, kinds, groups), dim=1).double(), accuracy), dim=1))
+
+    def compute(self) -> dict[str, float]:
+        """The scores; empty when no question was seen."""
+        unique = {row[0]: row for row in dim_zero_cat(self.rows).tolist()}
+        if not unique:
+            return {}
+        _, kind, group, right, usual = torch.tensor(list(unique.values()), dtype=torch.float64).T
+        scores = {"accuracy": float(right.mean()), "facts/majority_accuracy": float(usual.mean())}
+        if len(self.kinds) > 1:
+            scores |= {
+                f"accuracy/{name}": float(right[kind == place].mean())
+                for place, name in enumerate(metric_names(self.kinds))
+                if (kind == place).any()
+            }
+        if self.statements:
+            alone = right[group < 0]
+            wrong = {one: False for one in group[group >= 0].tolist()}
+            for one, value in zip(group.tolist(), right.tolist(), strict=True):
+                if one in wrong:
+                    wrong[one] |= value < 1
+            statements = len(wrong) + len(alone)
+            consistent = len(wrong) - sum(wrong.values()) + float((alone == 1).sum())
+            scores["consistency"] = consistent / statements
+        return scores

@@ -1,0 +1,256 @@
+"""Pictures as discrete codes, one for each patch: the targets of BEiT (arXiv 2106.08254).
+
+Two kinds, by what is made of the codes:
+
+- pixels: an autoencoder of 3 x 3 convolutions over the grid of patches, after van den Oord et al. (arXiv 1711.00937, 4.1);
+- features of a teacher (VQ-KD, BEiT v2, arXiv 2208.06366, 2.2): our Transformer encodes, a shallow one predicts what the
+  teacher says of each patch.
+
+Shapes: B pictures (B, channels, image_size, image_size), normalised; N = (image_size / patch_size) ** 2 patches in rows,
+the grid of `PatchStem`; [CLS] has no code.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from magneto.errors import UserError, from_mapping
+from magneto.nn.config import BackboneConfig
+from magneto.nn.embeddings import PatchStem
+from magneto.nn.init import Linear
+from magneto.nn.transformer import Encoder
+from magneto.nn.vision.renormalise import Renormalisation
+from magneto.nn.vision.vector_quantizer import Quantized, VectorQuantizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisualTokenizerConfig:
+    """A tokenizer in plain values. Raises `UserError` on values that cannot be meant."""
+
+    image_size: int = 28
+    patch_size: int = 4
+    channels: int = 1
+    codes: int = 512
+    """Size of the codebook; BEiT and BEiT v2 have 8192."""
+    code_width: int = 32
+    """Channels of a code, few beside those of the encoder; 32 in BEiT v2."""
+    width: int = 64
+    """Channels of the convolutions, for pixels."""
+    blocks: int = 2
+    """Residual blocks on either side of the codebook, for pixels."""
+    decay: float = 0.99
+    normalize: bool = True
+    revive_below: float = 0.05
+    """See `VectorQuantizer`."""
+    teacher_width: int | None = None
+    """Width of the teacher's features, for VQ-KD; None: the codes stand for pixels."""
+    backbone: BackboneConfig | None = None
+    """The encoder of VQ-KD; its decoder is of the same kind."""
+    decoder_layers: int = 1
+    """Depth of the decoder of VQ-KD: a shallow one leaves the meaning to the codes."""
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "patch_size", "channels", "code_width", "width", "decoder_layers"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: must be at least 1.")
+        if self.codes < 2:
+            raise UserError(f"codes={self.codes}: a codebook needs at least 2.")
+        if self.blocks < 0:
+            raise UserError(f"blocks={self.blocks}: must be at least 0.")
+        if self.image_size % self.patch_size:
+            raise UserError(
+                f"image_size={self.image_size} does not divide by patch_size={self.patch_size}: take another patch_size."
+            )
+        for name in ("decay", "revive_below"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: must be at least 0 and below 1.")
+        if (self.teacher_width is None) != (self.backbone is None):
+            raise UserError(
+                "teacher_width and backbone go together: both for VQ-KD, whose Transformer learns a teacher's features, "
+                "neither for a tokenizer of pixels."
+            )
+        if self.backbone is not None and (
+            self.backbone.architecture != "encoder" or self.backbone.multiway != "none"
+        ):
+            raise UserError(
+                "the backbone of VQ-KD must be an encoder of pictures alone: architecture=encoder and multiway=none."
+            )
+
+    @property
+    def grid(self) -> int:
+        """Patches on a side."""
+        return self.image_size // self.patch_size
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "VisualTokenizerConfig":
+        """A config from plain values; an unknown key is refused and the nearest known one named."""
+        backbone = values.get("backbone")
+        if isinstance(backbone, dict):
+            values = {**values, "backbone": BackboneConfig.from_dict(backbone)}
+        return from_mapping(cls, values, "visual_tokenizer")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, such that `from_dict(to_dict())` is equal to this config."""
+        return asdict(self)
+
+
+class VisualTokenizer(nn.Module):
+    """Encoder, codebook and decoder; see the head of this module."""
+
+    def __init__(self, config: VisualTokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder: ConvolutionalEncoder | TransformerEncoder
+        self.decoder: ConvolutionalDecoder | TransformerDecoder
+        if config.backbone is None:
+            self.encoder, self.decoder = ConvolutionalEncoder(config), ConvolutionalDecoder(config)
+        else:
+            assert config.teacher_width is not None
+            self.encoder = TransformerEncoder(config, config.backbone)
+            self.decoder = TransformerDecoder(config, config.backbone, config.teacher_width)
+        self.quantizer = VectorQuantizer(
+            config.codes,
+            config.code_width,
+            decay=config.decay,
+            normalize=config.normalize,
+            revive_below=config.revive_below,
+        )
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Quantized]:
+        """From pictures to what `decode` makes of their codes, and the codes; in training mode the codebook learns."""
+        quantized = self.quantizer(self.encode(images))
+        output: Tensor = self.decoder(quantized.vectors)
+        return output, quantized
+
+    def encode(self, images: Tensor) -> Tensor:
+        """What is to be quantised: (B, N, code_width)."""
+        z: Tensor = self.encoder(images)
+        return z
+
+    def codes(self, images: Tensor) -> Tensor:
+        """Codes of pictures, (B, N) int64. Changes no state, in training mode too."""
+        with torch.no_grad():
+            return self.quantizer.nearest(self.encode(images))
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """From codes (B, N) int64 to pictures, or for VQ-KD to features (B, N, teacher_width)."""
+        output: Tensor = self.decoder(self.quantizer.lookup(codes))
+        return output
+
+    @torch.no_grad()
+    def renormalise(self, change: Renormalisation) -> None:
+        """Go on with pictures that are normalised in another way: the same codes of them, the same pictures of codes."""
+        encoder = self.encoder
+        first = encoder.patches if isinstance(encoder, ConvolutionalEncoder) else encoder.stem.projection
+        pairs: list[tuple[nn.Conv2d | nn.ConvTranspose2d | nn.Linear, Any]] = [(first, change.reads)]
+        if isinstance(self.decoder, ConvolutionalDecoder):
+            pairs.append((self.decoder.patches, change.writes))
+        for layer, changed in pairs:
+            assert layer.bias is not None
+            weight, bias = changed(layer.weight, layer.bias)
+            layer.weight.copy_(weight)
+            layer.bias.copy_(bias)
+
+    def reconstruction_loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Mean over the batch: squared error of a pixel, or for VQ-KD 1 - cosine of a patch's features.
+
+        Args:
+            output: what `forward` or `decode` gave.
+            target: the pictures, or for VQ-KD the teacher's features (B, N, teacher_width).
+        """
+        if self.config.teacher_width is None:
+            return F.mse_loss(output.float(), target.float())
+        return 1 - F.cosine_similarity(output.float(), target.float(), dim=-1).mean()
+
+
+class ResidualBlock(nn.Module):
+    """x + conv1(relu(conv3(relu(x)))): (B, width, H, W) -> the same."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv3 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv1 = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.conv1(F.relu(self.conv3(F.relu(x))))
+        return out
+
+
+class ConvolutionalEncoder(nn.Module):
+    """Pictures -> (B, N, code_width): one linear map for each patch, then convolutions over the grid."""
+
+    def __init__(self, config: VisualTokenizerConfig) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(config.channels, config.width, config.patch_size, stride=config.patch_size)
+        self.blocks = nn.Sequential(*(ResidualBlock(config.width) for _ in range(config.blocks)))
+        self.head = nn.Conv2d(config.width, config.code_width, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x: Tensor = self.head(F.relu(self.blocks(self.patches(images))))
+        return x.flatten(2).transpose(1, 2)
+
+
+class ConvolutionalDecoder(nn.Module):
+    """(B, N, code_width) -> pictures: the encoder turned round."""
+
+    def __init__(self, config: VisualTokenizerConfig) -> None:
+        super().__init__()
+        self.grid = config.grid
+        self.stem = nn.Conv2d(config.code_width, config.width, 3, padding=1)
+        self.blocks = nn.Sequential(*(ResidualBlock(config.width) for _ in range(config.blocks)))
+        self.patches = nn.ConvTranspose2d(
+            config.width, config.channels, config.patch_size, stride=config.patch_size
+        )
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        x = vectors.transpose(1, 2).reshape(len(vectors), -1, self.grid, self.grid)
+        out: Tensor = self.patches(F.relu(self.blocks(self.stem(x))))
+        return out
+
+
+class TransformerEncoder(nn.Module):
+    """Pictures -> (B, N, code_width): patches, our encoder, and two maps with a tanh between them, as in BEiT v2.
+
+    [CLS] goes along, so that every position of the backbone is possible, and is dropped.
+    """
+
+    def __init__(self, config: VisualTokenizerConfig, backbone: BackboneConfig) -> None:
+        super().__init__()
+        self.stem = PatchStem(config.image_size, config.patch_size, config.channels, backbone.d_model)
+        self.backbone = Encoder(backbone)
+        self.head = _head(backbone.d_model, config.code_width)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x: Tensor = self.head(self.backbone(self.stem(images))[:, 1:])
+        return x
+
+
+class TransformerDecoder(nn.Module):
+    """(B, N, code_width) -> (B, N, teacher_width): a stack of `decoder_layers` like the encoder's, with a [CLS]."""
+
+    def __init__(self, config: VisualTokenizerConfig, backbone: BackboneConfig, teacher_width: int) -> None:
+        super().__init__()
+        self.projection = Linear(config.code_width, backbone.d_model, roles=("stem",))
+        self.class_token = nn.Parameter(torch.empty(backbone.d_model))
+        self.backbone = Encoder(replace(backbone, num_layers=config.decoder_layers))
+        self.head = _head(backbone.d_model, teacher_width)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw [CLS] anew; the parts draw their own."""
+        nn.init.normal_(self.class_token, std=self.class_token.numel() ** -0.5)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        x = self.projection(vectors)
+        x = torch.cat((self.class_token.to(x.dtype).expand(len(x), 1, -1), x), dim=1)
+        out: Tensor = self.head(self.backbone(x)[:, 1:])
+        return out
+
+
+def _head(width: int, out: int) -> nn.Sequential:
+    return nn.Sequential(
+        Linear(width, width, roles=("head",)), nn.Tanh(), Linear(width, out, roles=("head",))
+    )

@@ -1,0 +1,121 @@
+"""GPT-2 (Radford et al. 2019) from Hugging Face files -> a `pre_ln` decoder with a tied output layer.
+
+| Hugging Face (`transformer.` before it, or not) | here                                                          |
+|-------------------------------------------------|---------------------------------------------------------------|
+| wte                                             | stem.embedding, the output layer too                          |
+| wpe                                             | backbone.position.table                                       |
+| h.N.ln_1, h.N.ln_2                              | backbone.layers.N.self_attention.pre_norm, feed_forward.pre_norm |
+| h.N.attn.c_attn, c_proj                         | ...self_attention.branch.{qkv,out}                            |
+| h.N.mlp.c_fc, c_proj                            | ...feed_forward.branch.{fc1,fc2}                              |
+| ln_f                                            | backbone.final_norm                                           |
+
+Their linear maps (`Conv1D`) keep the weights transposed. DistilGPT-2 and other models of the same type are read too. The
+weights do not carry dropout: it is what the configuration says.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from magneto.errors import UserError
+from magneto.pretrained.hub import Imported, fetch, read_config, read_tokenizer, read_weights, require
+
+ACTIVATIONS = {
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu": "gelu",
+    "relu": "relu",
+}
+_LEFT_OUT = (".attn.bias", ".attn.masked_bias")  # the causal mask, which old versions stored
+
+
+def import_weights(source: str) -> Imported:
+    """Read a GPT-2: `GPT2Model` or `GPT2LMHeadModel`, saved by any version of transformers.
+
+    Args:
+        source: a folder with config.json and model.safetensors, or a name on the hub.
+
+    Raises:
+        UserError: it cannot be had, is no GPT-2 that our decoder can express, or lacks a weight.
+    """
+    folder = fetch(source)
+    config = read_config(folder)
+    require(
+        config,
+        {
+            "model_type": "gpt2", "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
+            "add_cross_attention": False, "tie_word_embeddings": True,
+        },
+        str(folder),
+    )  # fmt: skip
+    activation = config.get("activation_function", "gelu_new")
+    if activation not in ACTIVATIONS:
+        raise UserError(
+            f"{folder}: activation_function={activation!r} is not known; known are {', '.join(ACTIVATIONS)}."
+        )
+    try:
+        backbone: dict[str, Any] = {
+            "placement": "pre_ln",
+            "architecture": "decoder",
+            "num_layers": config["n_layer"],
+            "d_model": config["n_embd"],
+            "num_heads": config["n_head"],
+            "ffn_dim": config.get("n_inner") or 4 * config["n_embd"],
+            "activation": ACTIVATIONS[activation],
+            "norm": "layernorm",
+            "norm_eps": config.get("layer_norm_epsilon", 1e-5),
+            "bias": True,
+            "position": "learned",
+            "max_positions": config["n_positions"],
+            "input_norm": False,
+            "embedding_scale": False,
+        }
+    except KeyError as error:
+        raise UserError(f"{folder}/config.json: {error} is missing: not a whole GPT-2.") from error
+    state = _translate(read_weights(folder), config["n_layer"], folder)
+    return Imported(backbone, state, read_tokenizer(folder))
+
+
+def _translate(weights: dict[str, Tensor], layers: int, folder: Path) -> dict[str, Tensor]:
+    """Their tensors under our names."""
+    left = {
+        name.removeprefix("transformer."): tensor
+        for name, tensor in weights.items()
+        if name != "lm_head.weight" and not name.endswith(_LEFT_OUT)
+    }
+
+    def take(name: str) -> Tensor:
+        if name not in left:
+            raise UserError(f"{folder}: the weights lack {name}: not a whole GPT-2.")
+        return left.pop(name)
+
+    state = {
+        "stem.embedding.weight": take("wte.weight"),
+        "backbone.position.table": take("wpe.weight"),
+    }
+    norms = {"backbone.final_norm": "ln_f"}
+    maps: dict[str, str] = {}
+    for number in range(layers):
+        ours, theirs = f"backbone.layers.{number}", f"h.{number}"
+        norms |= {
+            f"{ours}.self_attention.pre_norm": f"{theirs}.ln_1",
+            f"{ours}.feed_forward.pre_norm": f"{theirs}.ln_2",
+        }
+        maps |= {
+            f"{ours}.self_attention.branch.qkv": f"{theirs}.attn.c_attn",
+            f"{ours}.self_attention.branch.out": f"{theirs}.attn.c_proj",
+            f"{ours}.feed_forward.branch.fc1": f"{theirs}.mlp.c_fc",
+            f"{ours}.feed_forward.branch.fc2": f"{theirs}.mlp.c_proj",
+        }
+    for name, norm in norms.items():
+        state[f"{name}.weight"], state[f"{name}.bias"] = take(f"{norm}.weight"), take(f"{norm}.bias")
+    for name, linear in maps.items():
+        state[f"{name}.weight"] = take(f"{linear}.weight").T.contiguous()
+        state[f"{name}.bias"] = take(f"{linear}.bias")
+    if left:
+        raise UserError(
+            f"{folder}: weights that no GPT-2 has: {', '.join(sorted(left)[:5])} ({len(left)} in all)."
+        )
+    return state

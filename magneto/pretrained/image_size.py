@@ -1,0 +1,107 @@
+"""Starting from a model of pictures (magneto/pretrained/init_from.py): its patches, and other pictures' size and normalisation."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from math import isqrt
+from typing import Any
+
+from torch import Tensor
+
+from magneto.errors import UserError
+from magneto.nn.config import BackboneConfig
+from magneto.nn.vision.renormalise import Renormalisation
+from magneto.nn.vision.resize import resized_positions, resized_relative_grid
+
+log = logging.getLogger("magneto")
+
+_PLACES = ("backbone.position.table", "stem.vision_position")
+"""A learned vector for [CLS] and for each patch of a picture."""
+_STEMS = ("stem.projection", "stem.vision.projection")
+"""The linear map of patches."""
+_KINDS = {1: "grey", 3: "in colour"}
+
+
+def patch_size(
+    source: str, spec: Mapping[str, Any], data: Mapping[str, Any], overrides: Sequence[str]
+) -> int | None:
+    """Pixels on a side of the patches that a pretrained stem reads; None where it, or the data, has no pictures.
+
+    Args:
+        source: of the pretrained model, for messages.
+        spec: facts of the data that it was trained on.
+        data: configuration of the data that it is to go on with.
+        overrides: of the command line.
+
+    Raises:
+        UserError: the command says another patch size, or the pictures have another number of channels.
+    """
+    patch, channels = spec.get("patch_size"), spec.get("channels")
+    if patch is None or channels is None or not {"patch_size", "channels"} <= data.keys():
+        return None
+    named = [override for override in overrides if override.lstrip("+").startswith("data.patch_size=")]
+    if named and data["patch_size"] != patch:
+        raise UserError(
+            f"init_from={source} reads patches of {patch} pixels, and the command says {named[-1]}. Leave it out: the "
+            "patches come with the weights."
+        )
+    size, own = spec["image_size"], data.get("image_size")
+    said = any(override.lstrip("+").startswith(("data.image_size=", "experiment=")) for override in overrides)
+    if isinstance(own, int) and own > 2 * size and not said:
+        log.warning(
+            "init_from=%s was trained on pictures of %d pixels, and these are read at %d: %d patches for %d. Say "
+            "data.image_size=%d for the same.", source, size, own, (own // patch) ** 2, (size // patch) ** 2, size,
+        )  # fmt: skip
+    if data["channels"] in _KINDS and data["channels"] != channels:
+        raise UserError(
+            f"init_from={source} reads pictures that are {_KINDS[channels]}, and data={data.get('name')} gives them "
+            f"{_KINDS[data['channels']]}. Say data.channels={channels}: they are converted."
+        )
+    return int(patch)
+
+
+def resized(
+    backbone: BackboneConfig, weights: Mapping[str, Tensor], spec: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """What a pretrained model learned of the places in a picture, for pictures of another size; empty for equal sizes.
+
+    Args:
+        backbone: its shape.
+        weights: its tensors by name.
+        spec: facts of the data that it is to go on with.
+    """
+    if not spec.get("image_size") or not spec.get("patch_size"):
+        return {}
+    grid = spec["image_size"] // spec["patch_size"]
+    found = {}
+    for name, table in weights.items():
+        if name == "backbone.relative.table" and backbone.position == "relative_2d":
+            if len(table) != (2 * grid - 1) ** 2 + 3:
+                found[name] = resized_relative_grid(table, grid)
+        elif name in _PLACES and len(table) != 1 + grid**2 and isqrt(len(table) - 1) ** 2 == len(table) - 1:
+            found[name] = resized_positions(table, grid)
+    return found
+
+
+def renormalised(
+    spec: Mapping[str, Any], weights: Mapping[str, Tensor], own: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """The pretrained map of patches, for pictures of another mean and deviation; empty for the same ones.
+
+    A model sees a picture as it did in its pre-training, whatever the corpus that is now normalised by its own moments.
+
+    Args:
+        spec: facts of the data that it was trained on.
+        weights: its tensors by name.
+        own: facts of the data that it is to go on with.
+    """
+    if not all(facts.get(key) for facts in (spec, own) for key in ("mean", "std")) or "image_size" not in own:
+        return {}
+    if len(spec["mean"]) != len(own["mean"]):
+        return {}  # grey and in colour: told where the tensors do not fit
+    change = Renormalisation.between((spec["mean"], spec["std"]), (own["mean"], own["std"]))
+    found = {}
+    for stem in _STEMS:
+        weight, bias = (weights.get(f"{stem}.{kind}") for kind in ("weight", "bias"))
+        if change is not None and weight is not None and bias is not None:
+            found[f"{stem}.weight"], found[f"{stem}.bias"] = change.reads(weight, bias)
+    return found

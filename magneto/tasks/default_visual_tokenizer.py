@@ -1,0 +1,111 @@
+"""The visual tokenizer that `task=beit` trains for itself where none is given, and keeps with the prepared data."""
+
+import copy
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+
+from magneto.data.image.module import ImageDataModule
+from magneto.data.module import fingerprint, prepare_once
+from magneto.errors import UserError
+from magneto.tasks.visual_tokenizer import VisualTokenization
+from magneto.training import checkpoint_io
+
+log = logging.getLogger("magneto")
+
+FORMAT = 1  # raise it when the code makes another tokenizer of the same settings
+SEED = 0  # one tokenizer for the runs of all seeds
+
+
+@dataclass(frozen=True, kw_only=True)
+class DefaultTokenizer:
+    """What `task.default_tokenizer` of conf/task/beit.yaml sets: a small one of `task=visual_tokenizer`."""
+
+    codes: int = 512
+    code_width: int = 16
+    width: int = 64
+    blocks: int = 2
+    steps: int = 400
+    batch_size: int = 128
+    lr: float = 2.0e-3
+
+    def __post_init__(self) -> None:
+        for key in ("steps", "batch_size"):
+            if getattr(self, key) < 1:
+                raise UserError(f"task.default_tokenizer.{key}={getattr(self, key)}: must be at least 1.")
+
+
+def default_tokenizer(data: ImageDataModule, settings: DefaultTokenizer) -> Path:
+    """The export folder of the tokenizer of this data; trained on its pictures unless that was done before.
+
+    Its pictures are augmented as those of the model that will predict its codes. It takes the first device at hand; the
+    other processes of a run wait.
+    """
+    spec = data.spec.to_dict()
+    facts = {key: spec[key] for key in ("key", "image_size", "channels", "patch_size", "mean", "std")}
+    augment = None if data.augment is None else asdict(data.augment)
+    identity = {"format": FORMAT, "data": facts, "augment": augment, "settings": asdict(settings)}
+    folder = data.data_dir / "prepared" / f"visual-tokenizer-{fingerprint(identity)}"
+
+    def build(target: Path) -> None:
+        log.info("training the visual tokenizer, %d steps", settings.steps)
+        task = _train(data, spec, settings)
+        checkpoint_io.export(task, target)
+
+    if prepare_once(folder, build):
+        log.info("prepared %s", folder)
+    return folder
+
+
+def _train(data: ImageDataModule, spec: Mapping[str, Any], settings: DefaultTokenizer) -> VisualTokenization:
+    """A plain loop: the task's own step, optimizer and schedule."""
+    plain = copy.copy(data)
+    plain.masking, plain.batch_size, plain.seed = None, settings.batch_size, SEED
+    plain.setup("fit")
+    plain.configure_run(settings.steps)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        task = VisualTokenization(
+            backbone={},
+            spec=spec,
+            optimizer={"name": "adamw", "lr": settings.lr, "betas": [0.9, 0.99], "weight_decay": 0.01},
+            scheduler={"name": "linear", "warmup": 0.05},
+            total_steps=settings.steps,
+            codes=settings.codes,
+            code_width=settings.code_width,
+            width=settings.width,
+            blocks=settings.blocks,
+        ).to(device)
+        optimization: Any = task.configure_optimizers()
+        optimizer, scheduler = optimization["optimizer"], optimization["lr_scheduler"]["scheduler"]
+        task.train()
+        for batch in track(plain.train_dataloader(), "training the visual tokenizer", total=settings.steps):
+            output = task.step({**batch, "image": batch["image"].to(device)})
+            torch.autograd.backward(output.loss_sum / output.weight)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            scheduler.step()
+        task.eval()
+        log.info(
+            "visual tokenizer: %s",
+            ", ".join(f"{k} {v:.3f}" for k, v in _measure(task, plain, device).items()),
+        )
+    return task.cpu()
+
+
+@torch.no_grad()
+def _measure(task: VisualTokenization, data: ImageDataModule, device: torch.device) -> dict[str, float]:
+    """Reconstruction, perplexity and usage on the validation pictures."""
+    for batch in data.val_dataloader():
+        batch = {**batch, "image": batch["image"].to(device)}
+        task.evaluate(batch, task.step(batch))
+    return {
+        "reconstruction": float(task.scores["reconstruction"].compute()),
+        **{key: float(value) for key, value in task.scores["codes"].compute().items()},
+    }

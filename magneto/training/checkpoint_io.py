@@ -1,0 +1,198 @@
+"""Checkpoints and exports: read with `weights_only=True`, plain types and tensors, no pickle of ours.
+
+A checkpoint (`.ckpt`) is Lightning's, with all that a run needs to go on. An export is a folder with
+`model.safetensors`, `config.json` and, where the task has one, `tokenizer.json`: all that is needed to use the model.
+A run's folder stands for its export, or for its best checkpoint until there is one.
+"""
+
+import contextlib
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from magneto.errors import UserError
+from magneto.training.run_folder import write_atomically
+
+if TYPE_CHECKING:
+    from magneto.tasks.base import TaskModule
+
+EXPORT_FORMAT = "magneto-export-1"
+REMEDY = "Use the other checkpoint of the run (best.ckpt or last.ckpt), or start anew with resume=never."
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and renames it: a full disk or a killed process leaves the old one.
+
+    Lightning's own goes through the system's temporary folder. Where that is another file system, the old checkpoint is
+    overwritten by a copy, which can break off in the middle.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """See the base class. Raises OSError where the file cannot be written."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.part")
+        try:
+            with part.open("wb") as file:
+                try:
+                    torch.save(checkpoint, file)
+                except RuntimeError as error:  # torch's own for a file that takes no more
+                    raise OSError(str(error)) from error
+                file.flush()
+                # Else a crash of the machine may leave the new name without its content.
+                os.fsync(file.fileno())
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A checkpoint's content, on the CPU.
+
+    Raises:
+        UserError: the file is missing, truncated, or was not written by magneto.
+    """
+    path = Path(path)
+    check_file(path, f"checkpoint {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types for a damaged or foreign file
+        foreign = "weights_only" in str(
+            error
+        )  # torch's message goes on to advise to switch the protection off
+        reason = "it holds more than tensors and plain values" if foreign else first_line(error)
+        raise UserError(f"checkpoint {path}: cannot be read ({reason}). {REMEDY}") from error
+    named = content.get("hyper_parameters") if isinstance(content, dict) else None
+    if not isinstance(named, dict) or "task" not in named:
+        raise UserError(
+            f"checkpoint {path}: not written by magneto (it names no task). Use a checkpoint of a run."
+        )
+    _require(f"checkpoint {path}", content, {"state_dict": dict, "global_step": int}, REMEDY)
+    parts = {"task": str, "backbone": dict, "spec": dict, "total_steps": int}
+    _require(f"checkpoint {path}", named, parts, REMEDY)
+    return dict(content)
+
+
+def _require(where: str, values: dict[str, Any], kinds: dict[str, type], remedy: str) -> None:
+    for key, kind in kinds.items():
+        if not isinstance(values.get(key), kind):
+            raise UserError(f"{where}: damaged ({key} is missing or not of type {kind.__name__}). {remedy}")
+
+
+def check_file(path: str | Path, what: str) -> None:
+    """Raise `UserError` unless `path`, called `what`, is a whole file that may be a checkpoint."""
+    path = Path(path)
+    if not path.is_file():
+        if path.exists():
+            raise UserError(f"{what}: is not a file. {REMEDY}")
+        raise UserError(f"{what}: no such file. Runs keep theirs in RUN/checkpoints/best.ckpt and last.ckpt.")
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{what}: truncated or not a checkpoint ({path.stat().st_size} bytes). {REMEDY}")
+
+
+def load_task(path: str | Path) -> "TaskModule":
+    """The task with its weights, from a checkpoint, an export folder or a run's folder alone.
+
+    The averaged weights are taken where the run kept an exponential moving average.
+
+    Raises:
+        UserError: the path is none of these, or it is damaged.
+    """
+    hyper_parameters, weights = read_model(path)
+    from magneto.tasks.base import task_class
+
+    try:
+        task = task_class(hyper_parameters["task"])(
+            **{key: value for key, value in hyper_parameters.items() if key != "task"}
+        )
+        task.load_state_dict(weights)
+    except Exception as error:  # of whatever type: the file comes from outside
+        reason = str(error).strip() if isinstance(error, UserError) else first_line(error)
+        raise UserError(f"{path}: the model cannot be built from it ({reason}) {REMEDY}") from error
+    return task.eval()
+
+
+def first_line(error: BaseException) -> str:
+    """An exception as one line: its type and the beginning of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def read_model(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Hyper-parameters and weights of a task, from a checkpoint, an export or a run's folder; see `load_task`."""
+    path = of_run(path)
+    if path.is_dir():
+        return _read_export(path)
+    content = read_checkpoint(path)
+    return content["hyper_parameters"], content.get("averaged_state_dict") or content["state_dict"]
+
+
+def of_run(path: str | Path) -> Path:
+    """Where the model of a run's folder is; any other path as it is."""
+    path = Path(path)
+    export, best = path / "export", path / "checkpoints/best.ckpt"
+    if (export / "config.json").is_file():
+        return export
+    return best if best.is_file() else path
+
+
+def _read_export(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    config_file, weights_file = folder / "config.json", folder / "model.safetensors"
+    for file in (config_file, weights_file):
+        if not file.is_file():
+            raise UserError(
+                f"{folder}: neither a run's folder with a model in it nor an export, {file.name} is missing. Write an "
+                "export with mode=export checkpoint=..."
+            )
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        weights = load_file(weights_file)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(
+            f"{folder}: damaged export ({error}). Write it again with mode=export checkpoint=..."
+        ) from error
+    form = config.get("format") if isinstance(config, dict) else None
+    if form != EXPORT_FORMAT:
+        raise UserError(f"{config_file}: format {form!r}, expected {EXPORT_FORMAT!r}.")
+    again = "Write it again with mode=export checkpoint=..."
+    _require(str(config_file), config, {"hyper_parameters": dict}, again)
+    hyper_parameters = config["hyper_parameters"]
+    _require(str(config_file), hyper_parameters, {"task": str, "backbone": dict, "spec": dict}, again)
+    return hyper_parameters, weights
+
+
+def export(task: "TaskModule", folder: str | Path) -> Path:
+    """Write `task` as an export folder; the files appear whole or not at all.
+
+    Returns:
+        the folder.
+    """
+    folder = Path(folder)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in task.state_dict().items()}
+    temporary = folder / ".model.safetensors"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(weights, temporary, metadata={"format": EXPORT_FORMAT})
+        temporary.replace(folder / "model.safetensors")
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"{folder}: the export cannot be written ({error}). Free space, mend the permissions or choose output=..."
+        ) from error
+    config = {"format": EXPORT_FORMAT, "hyper_parameters": dict(task.hparams)}
+    write_atomically(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    tokenizer = task.tokenizer_json()
+    if tokenizer is not None:
+        write_atomically(folder / "tokenizer.json", tokenizer)
+    return folder
