@@ -30,7 +30,8 @@ from rich.console import Console
 from rich.table import Table
 
 from magneto.commands.build import prepared_data
-from magneto.data.text.dataset import IGNORE, TextDataset
+from magneto.data.collate import IGNORE
+from magneto.data.text.dataset import TextDataset
 from magneto.data.text.module import TextDataModule
 from magneto.data.transforms.mask_tokens import Masking
 

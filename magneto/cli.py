@@ -27,14 +27,12 @@ from omegaconf.errors import ValidationError
 
 from magneto.commands import summary, sweeps
 from magneto.config import schema
+from magneto.config.groups import CONF, check_choices
 from magneto.errors import UserError, nearest
 from magneto.training import run_folder
 
 log = logging.getLogger("magneto")
 
-_PACKAGE = Path(__file__).parent
-CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
-"""The configuration folder: inside the package when installed from a wheel, beside it in a checkout."""
 
 # oneDNN compiles a kernel for each shape and keeps 1024 of them. Batches of like length have hundreds of shapes, a step
 # some fifty kernels each: with the default, a CPU spends a fifth of a training step on compiling them again.
@@ -43,12 +41,6 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")  # read by tor
 _TEXTS = ("prompt", "predict.query", "predict.question", "predict.stop")
 
 schema.register()
-
-
-def options(group: str) -> list[str]:
-    """The names that `group=` takes, from the files of the configuration folder."""
-    folder = CONF / group
-    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -65,9 +57,9 @@ def _job(cfg: DictConfig) -> float | None:
         check_choices(config)
         result = _ended(config, overrides)
         if result is None:
-            from magneto.commands import train  # late: it imports torch, which takes several seconds
+            from magneto.commands import run  # late: it imports torch, which takes several seconds
 
-            result = train.run(cfg, overrides)
+            result = run.run(cfg, overrides)
         folder, status, error = result.get("folder"), result.get("status"), None
         code = 130 if status == "interrupted" else 0
     except BrokenPipeError:  # `| head` has ended
@@ -90,17 +82,6 @@ def _job(cfg: DictConfig) -> float | None:
         sys.exit(code)
     sweeps.record(overrides, folder, error)
     return sweeps.objective(result)
-
-
-def check_choices(config: Mapping[str, Any]) -> None:
-    """Raise `UserError` unless a task and its data are chosen where the mode needs them."""
-    if config["mode"] in ("train", "prepare"):
-        if config["task"] is None:
-            raise UserError(
-                f"task= is missing. Choose from {', '.join(f'task={task}' for task in options('task'))}."
-            )
-        if config["data"] is None:
-            raise UserError(f"data= is missing. Choose from {', '.join(options('data'))}.")
 
 
 def _ended(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any] | None:

@@ -7,8 +7,8 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from magneto.cli import CONF
-from magneto.commands import train
+from magneto.commands import run
+from magneto.config.groups import CONF
 
 SHORT = (
     "trainer.precision=32-true",
@@ -39,7 +39,7 @@ def folders(data_dir: Path, tmp_path: Path) -> list[str]:
 def drive(settings: Sequence[str], *more: str) -> dict[str, Any]:
     """`engine.run` of the configuration with `settings` and, as if typed on the command line, `more`."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return train.run(compose("config", [*settings, *more]), more)
+        return run.run(compose("config", [*settings, *more]), more)
 
 
 def values(folder: str | Path, leave_out: str = "throughput/") -> list[tuple[str, ...]]:

@@ -20,7 +20,7 @@ from magneto.errors import UserError, nearest
 from magneto.inference.sampling import Decoding, generate
 from magneto.nn import chunked_cross_entropy
 from magneto.tasks.causal_lm import CausalLM
-from magneto.training.checkpoint_io import load_task
+from magneto.tasks.registry import load_task
 
 try:
     from lm_eval.api.instance import Instance

@@ -8,13 +8,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from magneto.commands import build, summary
+from magneto.commands import build, resolve, summary, trainer
 from magneto.config import schema
-from magneto.data.module import DataModule, is_complete
-from magneto.errors import UserError, from_mapping
+from magneto.config.validate import from_mapping
+from magneto.data.cache import is_complete
+from magneto.data.module import DataModule
+from magneto.errors import UserError
 from magneto.nn.config import BackboneConfig
-from magneto.tasks.base import task_class
-from magneto.training import checkpoint_io, checkpointing, loggers
+from magneto.tasks.registry import task_class
+from magneto.training import checkpoint_io, checkpointing, devices, loggers
 from magneto.training.optim import OptimizerConfig, SchedulerConfig, schedule
 
 log = logging.getLogger("magneto")
@@ -34,7 +36,7 @@ def check(config: Mapping[str, Any]) -> None:
     """
     schema.check(config)
     summary.check(config["summary"])
-    build.check_trainer(config["trainer"])
+    trainer.check_trainer(config["trainer"])
     mode = config["mode"]
     if config["seed"] not in _SEEDS:
         raise UserError(
@@ -48,9 +50,9 @@ def check(config: Mapping[str, Any]) -> None:
         check_writable(Path(config["data_dir"]), "data_dir")
         _check_source(config["init_from"])
     if mode in ("train", "test"):
-        build.lightning_trainer(config, logger=False, enable_checkpointing=False)
+        trainer.lightning_trainer(config, logger=False, enable_checkpointing=False)
     if mode in ("train", "prepare"):
-        build.check_task(config)
+        resolve.check_task(config)
         data = build.build_data(config["data"])
         _check_parts(config)
         _check_space(data)
@@ -58,7 +60,7 @@ def check(config: Mapping[str, Any]) -> None:
         check_writable(Path(config["runs_dir"]) / config["task"]["name"], "runs_dir")
         if config["resume"] not in ("auto", "never", "must"):
             checkpoint_io.check_file(config["resume"], f"resume={config['resume']}")
-        if config["trainer"]["accelerator"] == "auto" and (reason := build.unusable_gpu()):
+        if config["trainer"]["accelerator"] == "auto" and (reason := devices.unusable_gpu()):
             log.warning("training on the CPU.%s", reason)
 
 

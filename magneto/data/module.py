@@ -1,116 +1,21 @@
 """What all data modules share: folders that are prepared once, and facts that are read from them."""
 
-import errno
-import glob
-import hashlib
-import json
 import logging
-import os
-import shutil
-import tempfile
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import lightning as L
-from filelock import FileLock, Timeout
-from torch.utils.data import DataLoader
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
 
+from magneto.data.batching import EvaluationSampler, RunLoader, TokenBudgetSampler, ignore_signals
 from magneto.errors import UserError
 
 log = logging.getLogger(__name__)
-
-SENTINEL = "complete.json"
-FORBIDDEN = (errno.EACCES, errno.EPERM)
-UNWRITABLE = (*FORBIDDEN, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
-
-
-def fingerprint(values: Any) -> str:
-    """A short hash of plain values; equal values give equal hashes on every machine."""
-    text = json.dumps(values, sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def is_complete(folder: Path) -> bool:
-    """Whether a prepared folder has all its files in the sizes that they had when it was finished."""
-    try:
-        sizes = json.loads((folder / SENTINEL).read_text())["files"]
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-
-
-def prepare_once(folder: Path, build: Callable[[Path], None]) -> bool:
-    """Make `folder` by `build(temporary folder)` unless it is there and whole; returns whether it was built.
-
-    Only one process builds, the others wait. The folder appears at once and complete (built beside, then
-    renamed); one that is broken is built anew; what a killed build left is removed. Raises `UserError` when
-    the folder cannot be written, or a file that `build` reads has no permission.
-    """
-    try:
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"{folder.parent} cannot be made ({error.strerror}). Set data_dir to a folder that you may write."
-            ) from error
-        lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            log.info("waiting for another process that prepares %s", folder)
-            lock.acquire()
-        try:
-            if is_complete(folder):
-                return False
-            if folder.exists():
-                log.warning("%s is incomplete or damaged: it is prepared anew", folder)
-                shutil.rmtree(folder)
-            for leftover in folder.parent.glob(f".{glob.escape(folder.name)}-*.tmp"):
-                shutil.rmtree(leftover)
-            fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-", suffix=".tmp"))
-            try:
-                build(fresh)
-                files = {
-                    p.relative_to(fresh).as_posix(): p.stat().st_size
-                    for p in sorted(fresh.rglob("*"))
-                    if p.is_file()
-                }
-                (fresh / SENTINEL).write_text(json.dumps({"files": files}, indent=1))
-                fresh.chmod(0o755)  # mkdtemp makes it private
-                fresh.rename(folder)
-            except BaseException:
-                shutil.rmtree(fresh, ignore_errors=True)
-                raise
-            return True
-        finally:
-            lock.release()
-    except OSError as error:
-        if error.errno not in UNWRITABLE:
-            raise
-        data_dir = folder.parent.parent  # sources keep there what they fetch
-        if error.errno in FORBIDDEN and not _within(error.filename, data_dir):
-            raise UserError(
-                f"{error.filename} cannot be read ({error.strerror}). Mend its permissions or leave it out."
-            ) from error
-        raise UserError(
-            f"{error.filename or folder} cannot be written ({error.strerror}). Choose another data_dir or "
-            "mend its permissions or make room."
-        ) from error
-
-
-def _within(name: str | bytes | int | None, folder: Path) -> bool:
-    """Whether the file of an `OSError` lies in `folder` or on the way to it; one that is not told does."""
-    if not isinstance(name, str | bytes):
-        return True
-    path, folder = Path(os.fsdecode(name)).absolute(), folder.absolute()
-    return path.is_relative_to(folder) or folder.is_relative_to(path)
-
-
-def cpu_count() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class DataModule(L.LightningDataModule):
@@ -172,3 +77,113 @@ class DataModule(L.LightningDataModule):
     @abstractmethod
     def train_dataloader(self) -> DataLoader[Any]:
         """The training batches that are left of the run: len() = total - consumed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batching:
+    """How examples are put into batches.
+
+    Attributes:
+        budget: padded tokens or frames of a training batch on one rank.
+        eval_budget: of an evaluation batch.
+        max_batch_size: examples of a training batch on one rank, None for as many as the budget holds.
+        eval_max_batch_size: of an evaluation batch.
+        pad_to_multiple: what collate rounds lengths up to.
+    """
+
+    budget: int
+    eval_budget: int
+    pad_to_multiple: int
+    max_batch_size: int | None = None
+    eval_max_batch_size: int | None = None
+
+
+class BucketedDataset(Protocol):
+    """A split. Items are asked for as (epoch, position in the split)."""
+
+    lengths: np.ndarray
+    """(examples,), in what the budget counts."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]: ...
+
+
+class BucketedDataModule(DataModule):
+    """A data module that buckets by length; `setup` opens `train_set`, `val_set` and `test_set`."""
+
+    train_set: BucketedDataset
+    val_set: BucketedDataset
+    test_set: BucketedDataset
+    _counted: tuple[BucketedDataset, int, int] | None = None
+    """The training set, the number of processes, and the batches of an epoch that follow."""
+
+    @property
+    @abstractmethod
+    def batching(self) -> Batching:
+        """How examples are put into batches."""
+
+    @abstractmethod
+    def collate(self, dataset: Any) -> Callable[[Any], dict[str, Any]]:
+        """What makes a batch of items of `dataset`."""
+
+    def _train_sampler(self, total: int, rank: int, world_size: int) -> TokenBudgetSampler:
+        return TokenBudgetSampler(
+            self.train_set.lengths,
+            budget=self.batching.budget,
+            total_batches=total,
+            rank=rank,
+            world_size=world_size,
+            seed=self.seed,
+            pad_to_multiple=self.batching.pad_to_multiple,
+            max_batch_size=self.batching.max_batch_size,
+        )
+
+    def batches_per_epoch(self, world_size: int = 1) -> int:
+        """Training batches that one rank sees in an epoch: the same number in every epoch."""
+        if not hasattr(self, "train_set"):
+            self.setup("fit")
+        # Planning sorts the corpus, and each line of the log asks.
+        known = self._counted
+        if known is None or known[0] is not self.train_set or known[1] != world_size:
+            count = self._train_sampler(0, 0, world_size).batches_per_epoch
+            known = self._counted = (self.train_set, world_size, count)
+        return known[2]
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """All training batches of the run."""
+        assert self.total_batches is not None, "configure_run comes before train_dataloader"
+        sampler = self._train_sampler(self.total_batches, self.rank, self.world_size)
+        return self._loader(self.train_set, sampler, RunLoader)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Each validation example once, over all ranks."""
+        return self._evaluation_loader(self.val_set)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Each test example once, over all ranks."""
+        return self._evaluation_loader(self.test_set)
+
+    def _evaluation_loader(self, dataset: BucketedDataset) -> DataLoader[Any]:
+        sampler = EvaluationSampler(
+            dataset.lengths,
+            budget=self.batching.eval_budget,
+            rank=self.rank,
+            world_size=self.world_size,
+            pad_to_multiple=self.batching.pad_to_multiple,
+            max_batch_size=self.batching.eval_max_batch_size,
+        )
+        return self._loader(dataset, sampler)
+
+    def _loader(
+        self, dataset: BucketedDataset, sampler: Any, kind: type[DataLoader[Any]] = DataLoader
+    ) -> DataLoader[Any]:
+        return kind(
+            cast(Dataset[Any], dataset),
+            batch_sampler=sampler,
+            collate_fn=self.collate(dataset),
+            num_workers=self.num_workers,
+            worker_init_fn=ignore_signals,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )

@@ -17,16 +17,19 @@ from rich.progress import track
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from magneto.config.validate import from_mapping
 from magneto.data.io.audio import BadAudio, load_audio
 from magneto.data.speech.dataset import SpeechSpec
 from magneto.data.speech.module import SpeechDataModule
 from magneto.data.speech.predict import user_recordings
 from magneto.data.tokenizers.ctc import CTCTokenizer
-from magneto.errors import UserError, from_mapping, nearest
+from magneto.errors import UserError, nearest
 from magneto.inference.ctc import BLANK, ctc_beam_search, ctc_blank_ratio, ctc_greedy
+from magneto.inference.inputs import PredictInput
 from magneto.metrics.error_rate import ErrorRate, align, mark_errors
 from magneto.nn import AudioStem, Encoder, Linear, training_flops_per_token
-from magneto.tasks.base import Batch, PredictInput, Sample, StepOutput, TaskModule
+from magneto.tasks.base import TaskModule
+from magneto.training.module import Batch, Sample, StepOutput
 
 DECODERS = ("greedy", "beam")
 WINDOW, CONTEXT = 60, 5  # seconds: of what `mode=predict` computes at once, and of what a window's edges lack

@@ -16,17 +16,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import MeanMetric
 
+from magneto.config.validate import from_mapping
 from magneto.data.image.dataset import ImageSpec
 from magneto.data.image.module import ImageDataModule
 from magneto.data.image.predict import evaluation_batch, user_pictures
 from magneto.data.module import DataModule
 from magneto.data.transforms.mask_patches import BlockMasking
-from magneto.errors import UserError, from_mapping
+from magneto.errors import UserError
+from magneto.inference.inputs import PredictInput
 from magneto.nn import Linear, PatchStem, build_backbone, training_flops_per_token
 from magneto.nn.vision.visual_tokenizer import VisualTokenizer
-from magneto.tasks.base import Batch, PredictInput, Sample, StepOutput
 from magneto.tasks.masked_image import EPS, MaskedPictures, TargetOptions
 from magneto.tasks.visual_tokenizer import require_patches, shape_of_patches
+from magneto.training.module import Batch, Sample, StepOutput
 from magneto.visualize.image_grid import hide, side_by_side, tile
 
 

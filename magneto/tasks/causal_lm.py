@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
+from magneto.config.validate import from_mapping
 from magneto.data.text.module import IGNORE, TextDataModule
 from magneto.data.tokenizers.text import TextTokenizer
-from magneto.errors import UserError, from_mapping
+from magneto.errors import UserError
+from magneto.inference.inputs import PredictInput
 from magneto.inference.sampling import Continuation, Decoding, generate, stream
 from magneto.nn import (
     KVCache,
@@ -24,7 +26,8 @@ from magneto.nn import (
     chunked_cross_entropy,
     training_flops_per_token,
 )
-from magneto.tasks.base import Batch, PredictInput, Sample, StepOutput, TaskModule
+from magneto.tasks.base import TaskModule
+from magneto.training.module import Batch, Sample, StepOutput
 
 HELD_OUT_PROMPT = 32  # tokens of a held-out block, half of it at most, that a sample goes on from
 

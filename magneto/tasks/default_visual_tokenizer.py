@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from rich.progress import track
 
+from magneto.data.cache import fingerprint, prepare_once
 from magneto.data.image.module import ImageDataModule
-from magneto.data.module import fingerprint, prepare_once
 from magneto.errors import UserError
 from magneto.tasks.visual_tokenizer import VisualTokenization
 from magneto.training import checkpoint_io

@@ -18,12 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from magneto.config.validate import from_mapping
 from magneto.data.image.dataset import ImageDataset, ImageSpec
 from magneto.data.image.module import ImageDataModule
 from magneto.data.image.predict import user_pictures
 from magneto.data.module import DataModule
-from magneto.errors import UserError, from_mapping
-from magneto.metrics.image_classification import TOP, ClassScores, draw_confusion
+from magneto.errors import UserError
+from magneto.inference.inputs import PredictInput
+from magneto.metrics.image_classification import TOP, ClassScores
 from magneto.nn import (
     BackboneConfig,
     Linear,
@@ -33,8 +35,10 @@ from magneto.nn import (
     training_flops_per_token,
 )
 from magneto.nn.vision.pooling import PatchPooling
-from magneto.tasks.base import Batch, PredictInput, Sample, StepOutput, TaskModule
+from magneto.tasks.base import TaskModule
 from magneto.tasks.visual_tokenizer import require_patches, shape_of_patches
+from magneto.training.module import Batch, Sample, StepOutput
+from magneto.visualize.confusion_matrix import draw_confusion
 from magneto.visualize.image_grid import tile
 
 log = logging.getLogger("magneto")

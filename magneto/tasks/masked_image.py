@@ -11,15 +11,17 @@ from typing import Any, Self
 import torch.nn.functional as F
 from torch import Tensor
 
+from magneto.config.validate import from_mapping
 from magneto.data.image.module import ImageDataModule
-from magneto.errors import UserError, from_mapping, nearest
+from magneto.errors import UserError, nearest
 from magneto.nn.vision.random_projection import RandomProjection
 from magneto.nn.vision.renormalise import Renormalisation
 from magneto.nn.vision.visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
-from magneto.tasks.base import Batch, TaskModule
+from magneto.tasks.base import TaskModule
 from magneto.tasks.default_visual_tokenizer import DefaultTokenizer, default_tokenizer
 from magneto.tasks.visual_tokenizer import VisualTokenization
 from magneto.training.checkpoint_io import read_model
+from magneto.training.module import Batch
 
 TARGETS = ("codes", "pixels", "random_projection")
 EPS = 1e-6  # under the square root of a patch's variance

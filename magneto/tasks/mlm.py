@@ -17,12 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from magneto.config.validate import from_mapping
 from magneto.data.text.module import IGNORE, TextDataModule
 from magneto.data.tokenizers.text import TextTokenizer
-from magneto.errors import UserError, from_mapping
+from magneto.errors import UserError
+from magneto.inference.inputs import PredictInput
 from magneto.nn import BackboneConfig, Linear, TokenStem, build_backbone, build_norm, training_flops_per_token
 from magneto.nn.loss import chunked_cross_entropy
-from magneto.tasks.base import Batch, PredictInput, Sample, StepOutput, TaskModule
+from magneto.tasks.base import TaskModule
+from magneto.training.module import Batch, Sample, StepOutput
 
 MASK = "[MASK]"
 SAMPLE_TOKENS = 64

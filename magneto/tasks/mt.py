@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from magneto.config.validate import from_mapping
 from magneto.data.translation.cleaning import tidy
 from magneto.data.translation.dataset import IGNORE, Collate, Marks, ParallelSpec
 from magneto.data.translation.module import ParallelDataModule
-from magneto.errors import UserError, from_mapping, nearest
+from magneto.errors import UserError, nearest
 from magneto.inference.beam_search import Hypothesis, beam_search, check_search
+from magneto.inference.inputs import PredictInput
 from magneto.metrics.translation import (
     SCORES,
     TranslatedLine,
@@ -33,7 +35,8 @@ from magneto.nn import (
     chunked_cross_entropy,
     training_flops_per_token,
 )
-from magneto.tasks.base import Batch, PredictInput, Sample, StepOutput, TaskModule
+from magneto.tasks.base import TaskModule
+from magneto.training.module import Batch, Sample, StepOutput
 
 log = logging.getLogger("magneto")
 

@@ -15,15 +15,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from magneto.config.validate import from_mapping
 from magneto.data.corpora.text_classification.glue import read_test_file
 from magneto.data.corpora.text_classification.labelled import zero_digits
-from magneto.data.text_classification.dataset import PAD_TO_MULTIPLE, collate, encode
+from magneto.data.text_classification.dataset import PAD_TO_MULTIPLE, collate
 from magneto.data.text_classification.module import ClassificationDataModule
+from magneto.data.tokenizers.encode import encode
 from magneto.data.tokenizers.text import TextTokenizer
-from magneto.errors import UserError, from_mapping, nearest
+from magneto.errors import UserError, nearest
+from magneto.inference.inputs import PredictInput
 from magneto.metrics.glue import GlueScores
 from magneto.nn import Linear, TokenStem, build_backbone, training_flops_per_token
-from magneto.tasks.base import Batch, PredictInput, Sample, StepOutput, TaskModule
+from magneto.tasks.base import TaskModule
+from magneto.training.module import Batch, Sample, StepOutput
 
 POOLINGS = ("first", "mean")
 PREDICT_BATCH = 32

@@ -21,15 +21,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from magneto.config.validate import from_mapping
+from magneto.data.collate import pad_texts
 from magneto.data.corpora.text.base import why_unusable
 from magneto.data.image.predict import evaluation_batch, user_pictures
-from magneto.data.image_text.captioned import readable_caption
-from magneto.data.image_text.dataset import IGNORE, ImageTextSpec, pad_texts
+from magneto.data.image_text.dataset import IGNORE, ImageTextSpec
 from magneto.data.image_text.module import ImageTextDataModule
 from magneto.data.module import DataModule
-from magneto.data.text_classification.dataset import encode
+from magneto.data.tokenizers.encode import encode
 from magneto.data.tokenizers.text import TextTokenizer
-from magneto.errors import UserError, from_mapping
+from magneto.data.transforms.text import readable_caption
+from magneto.errors import UserError
+from magneto.inference.inputs import PredictInput
 from magneto.metrics.retrieval import RetrievalScores
 from magneto.nn import (
     Linear,
@@ -42,10 +45,10 @@ from magneto.nn import (
 from magneto.nn.contrastive import contrastive_loss
 from magneto.nn.loss import chunked_cross_entropy
 from magneto.nn.multiway import Experts
-from magneto.tasks.base import Batch, PredictInput, Sample, StepOutput
 from magneto.tasks.masked_image import MaskedPictures, TargetOptions
 from magneto.tasks.mlm import MaskedLMHead
 from magneto.tasks.visual_tokenizer import require_patches
+from magneto.training.module import Batch, Sample, StepOutput
 from magneto.visualize.retrieval_examples import Gallery, nearest
 from magneto.visualize.retrieval_grid import FOUND, Answer, pictures_for, texts_for
 

@@ -23,9 +23,11 @@ from magneto.data.image.module import ImageDataModule
 from magneto.data.image.predict import evaluation_batch, user_pictures
 from magneto.data.module import DataModule
 from magneto.errors import UserError
+from magneto.inference.inputs import PredictInput
 from magneto.nn.vision.vector_quantizer import perplexity, usage
 from magneto.nn.vision.visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
-from magneto.tasks.base import Batch, PredictInput, Sample, StepOutput, TaskModule
+from magneto.tasks.base import TaskModule
+from magneto.training.module import Batch, Sample, StepOutput
 from magneto.visualize.image_grid import side_by_side, tile
 
 PREDICT_BATCH = 32

@@ -21,15 +21,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from magneto.config.validate import from_mapping
+from magneto.data.collate import pad_texts
 from magneto.data.image.predict import evaluation_batch, user_pictures
-from magneto.data.image_text.captioned import readable_caption
-from magneto.data.image_text.dataset import pad_texts
-from magneto.data.text_classification.dataset import encode
+from magneto.data.tokenizers.encode import encode
 from magneto.data.tokenizers.text import TextTokenizer
+from magneto.data.transforms.text import readable_caption
 from magneto.data.vqa.answers import shared, vqa_accuracy
 from magneto.data.vqa.dataset import ImageQuestionSpec
 from magneto.data.vqa.module import ImageQuestionDataModule
-from magneto.errors import UserError, from_mapping, nearest
+from magneto.errors import UserError, nearest
+from magneto.inference.inputs import PredictInput
 from magneto.metrics.vqa import AnswerScores
 from magneto.nn import (
     BackboneConfig,
@@ -42,8 +44,9 @@ from magneto.nn import (
     training_flops_per_token,
 )
 from magneto.nn.multiway import Experts
-from magneto.tasks.base import Batch, PredictInput, Sample, StepOutput, TaskModule
+from magneto.tasks.base import TaskModule
 from magneto.tasks.visual_tokenizer import require_patches
+from magneto.training.module import Batch, Sample, StepOutput
 from magneto.visualize.image_grid import side_by_side, tile
 
 log = logging.getLogger(__name__)

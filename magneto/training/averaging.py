@@ -24,8 +24,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from magneto.errors import UserError
-from magneto.tasks.base import TaskModule
 from magneto.training.checkpoint_io import AtomicCheckpointIO
+from magneto.training.module import TrainingModule
 
 log = logging.getLogger("magneto")
 
@@ -78,7 +78,7 @@ class LastWeights(Callback):
         for old in list(self.files().values())[: -self.count]:
             old.unlink()
 
-    def load_average(self, task: TaskModule) -> None:
+    def load_average(self, task: TrainingModule) -> None:
         """Give `task` the mean of the kept weights."""
         files = self.files()
         log.info(
@@ -87,7 +87,7 @@ class LastWeights(Callback):
         parameters = {name for name, _ in task.named_parameters(remove_duplicate=False)}
         task.load_state_dict(mean_weights(list(files.values()), parameters))
 
-    def save_average(self, task: TaskModule) -> Path:
+    def save_average(self, task: TrainingModule) -> Path:
         """Write `task`, which has the average, as a checkpoint. Returns its path."""
         path = self.folder / AVERAGE
         steps = list(self.files())

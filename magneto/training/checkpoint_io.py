@@ -21,9 +21,14 @@ from magneto.errors import UserError
 from magneto.training.run_folder import write_atomically
 
 if TYPE_CHECKING:
-    from magneto.tasks.base import TaskModule
+    from magneto.training.module import TrainingModule
 
 EXPORT_FORMAT = "magneto-export-1"
+_MOVED = {
+    "magneto.tasks.vl.VisionLanguage": "magneto.tasks.vision_language.VisionLanguage",
+    "magneto.tasks.vl_classification.VisionLanguageClassification": "magneto.tasks.vqa.VisionLanguageClassification",
+}
+"""Tasks by the class paths that checkpoints and exports of earlier versions hold."""
 REMEDY = "Use the other checkpoint of the run (best.ckpt or last.ckpt), or start anew with resume=never."
 
 
@@ -80,6 +85,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     _require(f"checkpoint {path}", content, {"state_dict": dict, "global_step": int}, REMEDY)
     parts = {"task": str, "backbone": dict, "spec": dict, "total_steps": int}
     _require(f"checkpoint {path}", named, parts, REMEDY)
+    named["task"] = _MOVED.get(named["task"], named["task"])
     return dict(content)
 
 
@@ -98,28 +104,6 @@ def check_file(path: str | Path, what: str) -> None:
         raise UserError(f"{what}: no such file. Runs keep theirs in RUN/checkpoints/best.ckpt and last.ckpt.")
     if not zipfile.is_zipfile(path):
         raise UserError(f"{what}: truncated or not a checkpoint ({path.stat().st_size} bytes). {REMEDY}")
-
-
-def load_task(path: str | Path) -> "TaskModule":
-    """The task with its weights, from a checkpoint, an export folder or a run's folder alone.
-
-    The averaged weights are taken where the run kept an exponential moving average.
-
-    Raises:
-        UserError: the path is none of these, or it is damaged.
-    """
-    hyper_parameters, weights = read_model(path)
-    from magneto.tasks.base import task_class
-
-    try:
-        task = task_class(hyper_parameters["task"])(
-            **{key: value for key, value in hyper_parameters.items() if key != "task"}
-        )
-        task.load_state_dict(weights)
-    except Exception as error:  # of whatever type: the file comes from outside
-        reason = str(error).strip() if isinstance(error, UserError) else first_line(error)
-        raise UserError(f"{path}: the model cannot be built from it ({reason}) {REMEDY}") from error
-    return task.eval()
 
 
 def first_line(error: BaseException) -> str:
@@ -168,10 +152,11 @@ def _read_export(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]
     _require(str(config_file), config, {"hyper_parameters": dict}, again)
     hyper_parameters = config["hyper_parameters"]
     _require(str(config_file), hyper_parameters, {"task": str, "backbone": dict, "spec": dict}, again)
+    hyper_parameters["task"] = _MOVED.get(hyper_parameters["task"], hyper_parameters["task"])
     return hyper_parameters, weights
 
 
-def export(task: "TaskModule", folder: str | Path) -> Path:
+def export(task: "TrainingModule", folder: str | Path) -> Path:
     """Write `task` as an export folder; the files appear whole or not at all.
 
     Returns:

@@ -2,7 +2,6 @@
 
 import csv
 import functools
-import json
 import logging
 import os
 import re
@@ -82,42 +81,6 @@ class CSVLogger(Logger):
                     [("step", "metric", "value"), *((s, m, repr(v)) for s, m, v in kept)]
                 )
             temporary.replace(self.path)
-
-
-def log_samples(logger: Any, key: str, rows: Sequence[Mapping[str, Any]], step: int) -> None:
-    """Send examples to a logger that has media: images and recordings with captions, everything else as a table.
-
-    Args:
-        logger: Lightning's `WandbLogger`, or one with its methods; others are left alone.
-        key: what W&B shows them as.
-        rows: one mapping an example; `picture` is a uint8 array, `audio` the path of a recording.
-        step: the number of optimizer steps done.
-    """
-    if not hasattr(logger, "log_table"):
-        return
-    if "picture" in rows[0]:
-        captions = [_caption(row) for row in rows]
-        logger.log_image(key=key, images=[row["picture"] for row in rows], caption=captions, step=step)
-        return
-    played = [row for row in rows if "audio" in row]
-    if played:
-        files, captions = [str(row["audio"]) for row in played], [_caption(row) for row in played]
-        logger.log_audio(key=f"{key}_audio", audios=files, caption=captions, step=step)
-    columns = [column for column in rows[0] if column != "audio"]
-    table = [[row.get(column) for column in columns] for row in rows]
-    logger.log_table(key=key, columns=columns, data=table, step=step)
-
-
-_NOT_IN_CAPTION = ("step", "split", "kind", "picture", "audio")
-
-
-def _caption(row: Mapping[str, Any]) -> str:
-    shown = {key: value for key, value in row.items() if key not in _NOT_IN_CAPTION}
-    lines = (
-        f"{key}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
-        for key, value in shown.items()
-    )
-    return "\n".join(lines)[:1000]
 
 
 def read_metrics(path: Path) -> list[tuple[int, str, float]]:

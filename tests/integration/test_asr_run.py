@@ -13,7 +13,7 @@ import torch
 
 from magneto.errors import UserError
 from magneto.tasks.asr import ASR
-from magneto.training.checkpoint_io import load_task
+from magneto.tasks.registry import load_task
 from magneto.training.loggers import CSVLogger
 
 GOLDEN = [5.04763, 4.43128, 3.72624, 2.43475, 2.09008, 1.66905, 1.56449, 1.41934, 1.30728, 1.2763]

@@ -18,8 +18,8 @@ from PIL import Image
 from magneto.commands import build
 from magneto.errors import UserError
 from magneto.tasks.beit import BEiT
+from magneto.tasks.registry import load_task
 from magneto.tasks.visual_tokenizer import VisualTokenization, _of_patches
-from magneto.training.checkpoint_io import load_task
 from tests.small_runs import SHORT, SMALL, drive, folders, training_losses, values
 from tests.toy_pictures import picture_settings, write_patterns
 

@@ -18,7 +18,7 @@ from magneto.data.text.module import IGNORE, TextDataModule
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import UserError
 from magneto.tasks.causal_lm import TextScores
-from magneto.training.checkpoint_io import load_task
+from magneto.tasks.registry import load_task
 from tests.conftest import BITS_PER_BYTE, WORDS
 from tests.small_runs import SHORT, drive, folders, training_losses
 

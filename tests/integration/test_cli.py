@@ -14,8 +14,9 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from magneto.cli import CONF, literal
+from magneto.cli import literal
 from magneto.config import schema
+from magneto.config.groups import CONF
 from magneto.training import run_folder
 from tests.small_runs import SHORT, SMALL, folders
 from tests.toy_captions import KINDS, caption_settings, write_squares

@@ -9,11 +9,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from magneto.cli import CONF, options
-from magneto.commands import build
-from magneto.errors import UserError, from_mapping
+from magneto.commands import build, resolve, trainer
+from magneto.config.groups import CONF, options
+from magneto.config.validate import from_mapping
+from magneto.errors import UserError
 from magneto.nn import BackboneConfig, build_backbone
-from magneto.tasks.base import task_class
+from magneto.tasks.registry import task_class
 from magneto.training import checkpointing, loggers
 from magneto.training.optim import OptimizerConfig, SchedulerConfig
 
@@ -44,7 +45,7 @@ def make(config: dict) -> None:
     from_mapping(task.Options, options, "task")
     from_mapping(checkpointing.Settings, config["callbacks"], "callbacks")
     from_mapping(loggers.Settings, config["logger"], "logger")
-    inspect.signature(L.Trainer).bind(**build.trainer_arguments(config))
+    inspect.signature(L.Trainer).bind(**trainer.trainer_arguments(config))
 
 
 EVERYTHING = choices("backbone", "size", "optimizer", "scheduler", "trainer", "callbacks", "logger", "debug")
@@ -109,11 +110,11 @@ def test_each_task_takes_its_kind_of_data_and_refuses_the_others(task: str, data
     fitting = TARGETS[data] == plain(f"task={task}")["data"]["_target_"]
     config = plain(f"task={task}", f"data={data}", *(needed(data) if fitting else []))
     if fitting:
-        build.check_task(config)
+        resolve.check_task(config)
         make(config)
     else:
         with pytest.raises(UserError, match=rf"task={task} needs data of the kind \w+, and data="):
-            build.check_task(config)
+            resolve.check_task(config)
 
 
 PICTURES = [
@@ -187,7 +188,7 @@ def test_an_experiment_for_another_task_is_refused() -> None:
     config = plain("task=asr")
     config["experiment_task"] = "mlm"
     with pytest.raises(UserError, match="task=mlm"):
-        build.check_task(config)
+        resolve.check_task(config)
 
 
 def test_the_task_wins_over_defaults_and_the_command_line_over_the_task() -> None:

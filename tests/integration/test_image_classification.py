@@ -17,7 +17,7 @@ from PIL import Image
 
 from magneto.errors import UserError
 from magneto.tasks.image_classification import ImageClassification
-from magneto.training.checkpoint_io import load_task
+from magneto.tasks.registry import load_task
 from tests.small_runs import SHORT, SMALL, drive, folders, training_losses
 from tests.toy_pictures import CLASSES, picture_settings, write_patterns
 

@@ -16,7 +16,8 @@ from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import UserError
 from magneto.inference.sampling import Decoding, generate
 from magneto.tasks.causal_lm import CausalLM
-from magneto.training.checkpoint_io import export, load_task
+from magneto.tasks.registry import load_task
+from magneto.training.checkpoint_io import export
 
 pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from magneto.errors import UserError
-from magneto.tasks.base import PredictInput
+from magneto.inference.inputs import PredictInput
 from magneto.tasks.mlm import MLM
-from magneto.training.checkpoint_io import load_task
+from magneto.tasks.registry import load_task
 from tests.small_runs import SHORT, SMALL, drive, folders, training_losses
 
 COUNT = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]

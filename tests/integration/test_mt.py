@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
-from magneto.cli import CONF
-from magneto.commands import build, train
+from magneto.commands import build, run, train
+from magneto.config.groups import CONF
 from magneto.data.translation.module import ParallelDataModule
 from magneto.errors import UserError
 from magneto.metrics.translation import TranslationScores
 from magneto.nn import PLACEMENTS
 from magneto.tasks.mt import MT
-from magneto.training.checkpoint_io import load_task
+from magneto.tasks.registry import load_task
 from tests.small_runs import SHORT, drive, folders, training_losses
 from tests.toy_translation import parallel_files, toy_translation
 
@@ -54,7 +54,7 @@ def learnt(
     runs_dir = tmp_path_factory.mktemp("learnt")
     with initialize_config_dir(str(CONF), version_base="1.3"):
         overrides = [*toy_translation(toy_parallel, prepared_dir, runs_dir), *LEARN, "name=learnt"]
-        return train.run(compose("config", overrides))
+        return run.run(compose("config", overrides))
 
 
 def lines(path: Path) -> list[str]:

@@ -19,14 +19,15 @@ import pytest
 import torch
 from filelock import FileLock
 
-from magneto.cli import CONF, literal
+from magneto.cli import literal
 from magneto.commands import train
+from magneto.config.groups import CONF
 from magneto.data.batching import TokenBudgetSampler
 from magneto.errors import UserError
 from magneto.tasks.asr import ASR
 from magneto.tasks.causal_lm import CausalLM
-from magneto.training import checkpointing
-from magneto.training.checkpoint_io import load_task
+from magneto.tasks.registry import load_task
+from magneto.training import reproducibility
 from magneto.training.run_folder import RunFolder
 from tests.small_runs import values
 
@@ -646,7 +647,7 @@ def test_a_lost_process_is_told(text_overrides: list[str], tmp_path: Path) -> No
 def _meet(rank: int, file: str, steps: tuple[int, ...]) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
     trainer: Any = type("Trainer", (), {"world_size": 2})()
-    start = checkpointing.SameStart({"folder": "one", "step": steps[rank]})
+    start = reproducibility.SameStart({"folder": "one", "step": steps[rank]})
     if steps[0] == steps[1]:
         start.setup(trainer, None, "fit")  # type: ignore[arg-type]
     else:

@@ -13,7 +13,8 @@ import pytest
 
 from magneto.commands.console import ProgressLines
 from magneto.tasks.base import TaskModule
-from magneto.training.checkpointing import Checkpoints, StopSignals
+from magneto.training.checkpointing import Checkpoints
+from magneto.training.signals import StopSignals
 from tests.small_runs import values
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from magneto.cli import CONF
+from magneto.config.groups import CONF
 
 COMMAND = [sys.executable, str(CONF.parent / "run.py"), "-m"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}

@@ -16,8 +16,8 @@ from PIL import Image
 from magneto.commands import build
 from magneto.data.image_text.dataset import IGNORE
 from magneto.errors import UserError
+from magneto.tasks.registry import load_task
 from magneto.tasks.vision_language import VisionLanguage
-from magneto.training.checkpoint_io import load_task
 from tests.small_runs import SHORT, SMALL, drive, folders, training_losses, values
 from tests.toy_captions import KINDS, SIZE, caption_settings, write_squares
 

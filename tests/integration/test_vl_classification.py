@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from magneto.errors import UserError
+from magneto.tasks.registry import load_task
 from magneto.tasks.vqa import VisionLanguageClassification
-from magneto.training.checkpoint_io import load_task
 from tests.small_runs import SHORT, SMALL, drive, folders, training_losses
 from tests.toy_questions import (
     TOY_PICTURES,

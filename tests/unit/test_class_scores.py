@@ -6,8 +6,9 @@ import torch
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
 from magneto.errors import UserError
-from magneto.metrics.image_classification import DRAWN, NAMED, ClassScores, draw_confusion
+from magneto.metrics.image_classification import DRAWN, NAMED, ClassScores
 from magneto.tasks.image_classification import among
+from magneto.visualize.confusion_matrix import draw_confusion
 
 
 def names(count: int) -> list[str]:

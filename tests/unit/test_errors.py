@@ -8,7 +8,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from magneto.commands.build import build_data
-from magneto.errors import UserError, check_types, from_mapping
+from magneto.config.validate import check_types, from_mapping
+from magneto.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from magneto.errors import UserError, from_mapping, nearest
+from magneto.config.validate import from_mapping
+from magneto.errors import UserError, nearest
 from magneto.nn.config import BackboneConfig
 from magneto.nn.transformer import build_backbone
 from magneto.training.optim import (

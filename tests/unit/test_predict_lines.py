@@ -11,7 +11,8 @@ import torch
 
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import UserError
-from magneto.tasks.base import PredictInput, TaskModule
+from magneto.inference.inputs import PredictInput
+from magneto.tasks.base import TaskModule
 from magneto.tasks.causal_lm import CausalLM
 from magneto.tasks.mlm import MLM
 from magneto.tasks.text_classification import TextClassification

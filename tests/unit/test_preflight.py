@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from magneto.commands import build, preflight
+from magneto.commands import build, preflight, trainer
 from magneto.data.corpora.speech.librispeech import LibriSpeechSource
 from magneto.data.module import DataModule
 from magneto.errors import UserError
+from magneto.training import devices
 from tests.small_runs import drive
 
 TORCHRUN = {
@@ -178,14 +179,13 @@ def test_processes_that_fit_are_accepted(
 ) -> None:
     from hydra import compose, initialize_config_dir
 
-    from magneto import cli
-    from magneto.config import schema
+    from magneto.config import groups, schema
 
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+    with initialize_config_dir(str(groups.CONF), version_base="1.3"):
         config = schema.to_dict(compose("config", ["task=asr", *overrides, "trainer.accelerator=cpu"]))
-    assert build.lightning_trainer(config, logger=False).world_size == processes
+    assert trainer.lightning_trainer(config, logger=False).world_size == processes
 
 
 def test_limit_below_one_batch_is_one_message(text_overrides: list[str]) -> None:
@@ -253,6 +253,6 @@ def test_emulated_bf16_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     """A T4 says that it supports bf16, by emulation, which is slower than fp32."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
-    assert build.precision("auto", "gpu") == "32-true"
+    assert devices.precision("auto", "gpu") == "32-true"
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
-    assert build.precision("auto", "gpu") == "bf16-mixed"
+    assert devices.precision("auto", "gpu") == "bf16-mixed"

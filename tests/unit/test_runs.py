@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from magneto.commands.train import _follow
 from magneto.errors import UserError
 from magneto.training import run_folder
 from magneto.training.loggers import CSVLogger, read_metrics
+from magneto.training.resume import follow
 from magneto.training.run_folder import RunFolder, Start, difference, flatten, git_revision, run_name, slug
 
 CONFIG = {"name": None, "backbone": {"placement": "magneto"}, "size_name": "tiny", "seed": 3}
@@ -82,14 +82,14 @@ def test_a_checkpoint_from_elsewhere_does_not_overwrite_a_run(tmp_path: Path) ->
 def test_further_processes_decide_as_the_first_one_does(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.begin({"lr": 1}, "auto")
-    assert _follow(folder, "auto") == _follow(folder, "never") == Start()
+    assert follow(folder, "auto") == follow(folder, "never") == Start()
     folder.last.write_bytes(b"")
-    assert _follow(folder, "auto") == folder.begin({"lr": 1}, "auto") == Start(checkpoint=folder.last)
-    assert _follow(folder, "never") == Start()
-    assert _follow(folder, str(folder.best)) == Start(checkpoint=folder.best)
+    assert follow(folder, "auto") == folder.begin({"lr": 1}, "auto") == Start(checkpoint=folder.last)
+    assert follow(folder, "never") == Start()
+    assert follow(folder, str(folder.best)) == Start(checkpoint=folder.best)
     folder.write_result({"status": "finished", "metrics": {}})
     assert (
-        _follow(folder, "auto")
+        follow(folder, "auto")
         == folder.begin({"lr": 1}, "auto")
         == Start(result={"status": "finished", "metrics": {}})
     )

@@ -6,8 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image
 
-from magneto.tasks.base import save_picture
-from magneto.training.loggers import log_samples
+from magneto.training.samples import log_samples, save_picture
 
 PIXELS = np.arange(12, dtype=np.uint8).reshape(2, 2, 3) * 20
 

@@ -24,6 +24,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from magneto.data.cache import fingerprint
 from magneto.data.corpora.base import SPLITS, Skipped
 from magneto.data.corpora.image.base import (
     ImageCorpus,
@@ -35,7 +36,6 @@ from magneto.data.corpora.image.base import (
 )
 from magneto.data.image.dataset import WHOLE, channels_first
 from magneto.data.io.image import SVG_SIDE, BadPicture, Slice, read_bytes, read_picture, square
-from magneto.data.module import fingerprint
 from magneto.errors import UserError
 
 SHARD_LIMIT = 4 * 10**9  # bytes of decoded pixels up to which `store: auto` keeps them

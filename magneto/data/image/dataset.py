@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from magneto.data.collate import IGNORE as IGNORE  # part of the batches
 from magneto.data.io.image import WHITE, BadPicture, Slice, read_picture, square
 from magneto.data.transforms.image import Augment, Draws, cut, middle
 from magneto.data.transforms.mask_patches import BlockMasking
@@ -250,3 +251,9 @@ def channels_first(image: Image.Image) -> np.ndarray:
     """(C, H, W) uint8."""
     pixels = np.asarray(image)
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def picture_lines(folder: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a prepared folder's pictures.jsonl."""
+    with (folder / "pictures.jsonl").open(encoding="utf-8") as file:
+        yield from map(json.loads, file)

@@ -19,17 +19,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from magneto.config.validate import from_mapping
 from magneto.data.batching import TokenBudgetSampler
-from magneto.data.bucketed import Batching, BucketedDataModule
+from magneto.data.cache import cpu_count, fingerprint, prepare_once
 from magneto.data.corpora.base import SPLITS
 from magneto.data.corpora.image.base import ImageSource
 from magneto.data.image.build import ImageBuilder
 from magneto.data.image.dataset import ImageDataset, ImageSpec, Prepared, Reading
 from magneto.data.messages import counts, skipped
-from magneto.data.module import cpu_count, fingerprint, prepare_once
+from magneto.data.module import Batching, BucketedDataModule
 from magneto.data.transforms.image import Augment
 from magneto.data.transforms.mask_patches import BlockMasking
-from magneto.errors import UserError, from_mapping
+from magneto.errors import UserError
 
 log = logging.getLogger(__name__)
 

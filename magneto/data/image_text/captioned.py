@@ -1,6 +1,5 @@
 """Pictures that have captions: those of any picture source, cleaned, the others listed; kept with the prepared pictures."""
 
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from magneto.data.corpora.base import Skipped
 from magneto.data.corpora.image.base import ImageCorpus, ImageSource, Lazily, Picture, each_caption
 from magneto.data.corpora.text.base import why_unusable
 from magneto.data.image.module import ImageDataModule
-from magneto.errors import UserError
+from magneto.data.transforms.text import clean_caption
 
 
 class CaptionedPictures(ImageDataModule):
@@ -64,16 +63,3 @@ class CaptionedSource:
             if text not in clean.setdefault(language, []):
                 clean[language].append(text)
         return clean
-
-
-def clean_caption(text: str, lowercase: bool) -> str:
-    """Unicode NFC, white space as single spaces, in small letters if `lowercase`."""
-    text = " ".join(unicodedata.normalize("NFC", text).split())
-    return unicodedata.normalize("NFC", text.lower()) if lowercase else text
-
-
-def readable_caption(text: str, lowercase: bool, key: str) -> str:
-    """A user's text, cleaned as captions are. Raises `UserError`, naming `key`, for one that cannot be read."""
-    if reason := why_unusable(text):
-        raise UserError(f"{key}={text!r}: {reason}. Give words, in UTF-8.")
-    return clean_caption(text, lowercase)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,15 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from magneto.data.collate import IGNORE as IGNORE  # part of the batches
+from magneto.data.collate import pad_texts
 from magneto.data.corpora.image.base import caption_key, each_caption
-from magneto.data.image.dataset import ImageDataset, ImageSpec
+from magneto.data.image.dataset import ImageDataset, ImageSpec, picture_lines
 from magneto.data.rng import random_stream, uniforms
-from magneto.data.text.dataset import IGNORE as IGNORE  # part of the batches
-from magneto.data.text_classification.dataset import encode
+from magneto.data.text.prepared_texts import PreparedTexts
+from magneto.data.tokenizers.encode import encode
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.data.transforms.mask_tokens import Masking
-
-PAD_TO_MULTIPLE = 8  # tokens; equal lengths reuse kernels and compiled graphs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,38 +34,6 @@ class ImageTextSpec(ImageSpec):
     languages: list[str]
     captions: dict[str, int]  # per split
     truncated: int  # captions that were longer
-
-
-@dataclass
-class PreparedTexts:
-    """A prepared folder of texts about pictures, read lazily so that it is cheap to send to a worker.
-
-    kind: stem of the files that hold their arrays and the texts themselves.
-    """
-
-    folder: Path
-    kind: str
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "kind": self.kind}
-
-    @cached_property
-    def facts(self) -> dict[str, Any]:
-        """What was counted and found when the folder was written."""
-        return dict(json.loads((self.folder / "facts.json").read_text(encoding="utf-8")))
-
-    @cached_property
-    def arrays(self) -> dict[str, np.ndarray]:
-        """By name; the subclass says which."""
-        with np.load(self.folder / f"{self.kind}.npz") as arrays:
-            return dict(arrays)
-
-    @cached_property
-    def texts(self) -> list[str]:
-        """All of them."""
-        # A file's lines end with "\n" alone, those of splitlines() with characters that a text may hold, too.
-        with (self.folder / f"{self.kind}.jsonl").open(encoding="utf-8") as lines:
-            return [json.loads(line)["text"] for line in lines]
 
 
 @dataclass
@@ -117,12 +84,6 @@ def write_captions(
         "truncated": encoded.truncated,
     }
     (folder / "facts.json").write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
-
-
-def picture_lines(folder: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a prepared folder's pictures.jsonl."""
-    with (folder / "pictures.jsonl").open(encoding="utf-8") as file:
-        yield from map(json.loads, file)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,17 +182,3 @@ class ImageTextDataset(Dataset[dict[str, Any]]):
         runs = masking.choose(allowed, random)
         shown = masking.hide(text, runs, reading.tokenizer.require("mask"), reading.ordinary, random)
         return shown, np.where(runs > 0, text, IGNORE)
-
-
-def pad_texts(texts: Sequence[np.ndarray], value: int, max_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Texts as one (B, T) int64, filled up with `value`, and its mask, True = real token.
-
-    T is a multiple of PAD_TO_MULTIPLE where `max_tokens`, the longest text, leaves room.
-    """
-    lengths = np.array([len(text) for text in texts])
-    longest = int(lengths.max())
-    width = max(longest, min(-(-longest // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE, max_tokens))
-    padded = np.full((len(texts), width), value, np.int64)
-    for row, text in enumerate(texts):
-        padded[row, : len(text)] = text
-    return torch.from_numpy(padded), torch.from_numpy(np.arange(width) < lengths[:, None])

@@ -23,9 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from magneto.data.bucketed import Batching, BucketedDataModule
+from magneto.config.validate import from_mapping
+from magneto.data.cache import fingerprint, prepare_once
 from magneto.data.corpora.image.base import ImageSource, each_caption
-from magneto.data.image.dataset import ImageDataset
+from magneto.data.image.dataset import ImageDataset, picture_lines
 from magneto.data.image.module import ImageDataModule
 from magneto.data.image_text.captioned import CaptionedPictures, CaptionedSource
 from magneto.data.image_text.dataset import (
@@ -33,15 +34,14 @@ from magneto.data.image_text.dataset import (
     ImageTextSpec,
     PreparedCaptions,
     TextReading,
-    picture_lines,
     write_captions,
 )
 from magneto.data.messages import counts
-from magneto.data.module import fingerprint, prepare_once
+from magneto.data.module import Batching, BucketedDataModule
 from magneto.data.text_classification.dataset import TokenizerSettings
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.data.transforms.mask_tokens import Masking
-from magneto.errors import UserError, from_mapping
+from magneto.errors import UserError
 
 log = logging.getLogger(__name__)
 

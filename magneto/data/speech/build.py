@@ -22,11 +22,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from magneto.data.cache import fingerprint
 from magneto.data.corpora.base import SPLITS, Skipped, SpeechSource, Utterance
 from magneto.data.io.audio import Audio, FeatureSettings, Outcome, extract_shard
-from magneto.data.module import fingerprint
 from magneto.data.speech.dataset import Example, SpeechSpec, shard_name
-from magneto.data.tokenizers.ctc import CTCTokenizer, normalize_text, repeats
+from magneto.data.tokenizers.ctc import CTCTokenizer, repeats
+from magneto.data.transforms.text import normalize_text
 from magneto.errors import UserError
 
 log = logging.getLogger(__name__)

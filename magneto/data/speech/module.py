@@ -17,11 +17,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from magneto.data.bucketed import Batching, BucketedDataModule
+from magneto.data.cache import cpu_count, fingerprint, is_complete, prepare_once
 from magneto.data.corpora.base import SpeechSource
 from magneto.data.io.audio import FeatureSettings
 from magneto.data.messages import counts, skipped
-from magneto.data.module import cpu_count, fingerprint, is_complete, prepare_once
+from magneto.data.module import Batching, BucketedDataModule
 from magneto.data.speech.build import SpeechBuilder
 from magneto.data.speech.dataset import Collate, Prepared, SpeechDataset, SpeechSpec
 from magneto.data.transforms.speech import SpecAugment

@@ -10,12 +10,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from magneto.data.collate import IGNORE
 from magneto.data.rng import random_stream
 from magneto.data.text.packing import Pieces, TokenRow
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.data.transforms.mask_tokens import Masking
-
-IGNORE = -100  # a target that is not scored, as in torch's cross-entropy
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,12 +24,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from magneto.data.bucketed import Batching, BucketedDataModule
+from magneto.config.validate import from_mapping
+from magneto.data.cache import fingerprint, prepare_once
+from magneto.data.collate import IGNORE as IGNORE  # part of the batches described here
 from magneto.data.corpora.base import SPLITS, Skipped, hash_split
 from magneto.data.corpora.text.base import LINES, Document, TextSource, why_unusable
 from magneto.data.messages import counts, skipped
-from magneto.data.module import fingerprint, prepare_once
-from magneto.data.text.dataset import IGNORE as IGNORE  # part of the batches described here
+from magneto.data.module import Batching, BucketedDataModule
 from magneto.data.text.dataset import Collate, Reading, TextDataset
 from magneto.data.text.packing import (
     MEASURED,
@@ -41,7 +42,7 @@ from magneto.data.text.packing import (
 )
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.data.transforms.mask_tokens import Masking
-from magneto.errors import UserError, from_mapping
+from magneto.errors import UserError
 
 log = logging.getLogger(__name__)
 

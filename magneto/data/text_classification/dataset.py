@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from magneto.data.corpora.download import file_digest
+from magneto.data.tokenizers.encode import Encoded
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import UserError
 
@@ -79,50 +80,6 @@ class TokenizerSettings:
             return TextTokenizer.from_file(self.file)
         assert self.kind is not None and self.vocab_size is not None
         return TextTokenizer.train(texts, kind=self.kind, vocab_size=self.vocab_size)
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Token ids of many examples, one after another.
-
-    tokens: (all tokens,) uint32. start: (N + 1,), where each example begins. second: (N,), tokens of an example before
-    its second text; its length where there is none. truncated: examples that were cut.
-    """
-
-    tokens: np.ndarray
-    start: np.ndarray
-    second: np.ndarray
-    truncated: int = 0
-
-
-def encode(
-    tokenizer: TextTokenizer, texts: Sequence[str], pairs: Sequence[str | None], max_tokens: int
-) -> Encoded:
-    """Texts, or pairs of texts, with the special tokens around them.
-
-    White space counts as one space each. What is longer than `max_tokens` loses tokens at the end of the longer of
-    its texts.
-
-    Raises:
-        UserError: the tokenizer has no `<s>` or `</s>`.
-    """
-    bos, eos = tokenizer.require("bos"), tokenizer.require("eos")
-    firsts = tokenizer.encode_batch([" ".join(text.split()) for text in texts])
-    seconds = tokenizer.encode_batch([" ".join((pair or "").split()) for pair in pairs])
-    parts: list[list[int]] = []
-    second, truncated = [], 0
-    for a, b, pair in zip(firsts, seconds, pairs, strict=True):
-        room = max_tokens - (2 if pair is None else 3)
-        if len(a) + len(b) > room:
-            truncated += 1
-            half = room // 2
-            keep = max(half, room - len(b)) if len(a) > half else len(a)
-            a, b = a[:keep], b[: room - min(keep, len(a))]
-        parts.append([bos, *a, eos] if pair is None else [bos, *a, eos, *b, eos])
-        second.append(len(a) + 2)
-    start = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
-    flat = np.fromiter((token for part in parts for token in part), np.uint32, count=int(start[-1]))
-    return Encoded(flat, start, np.array(second, np.int64), truncated)
 
 
 def collate(

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from magneto.data.bucketed import Batching, BucketedDataModule
+from magneto.config.validate import from_mapping
+from magneto.data.cache import fingerprint, prepare_once
 from magneto.data.corpora.base import SPLITS
 from magneto.data.corpora.text_classification.labelled import (
     LabelledCorpus,
@@ -25,18 +26,17 @@ from magneto.data.corpora.text_classification.labelled import (
     zero_digits,
 )
 from magneto.data.messages import counts, skipped
-from magneto.data.module import fingerprint, prepare_once
+from magneto.data.module import Batching, BucketedDataModule
 from magneto.data.text_classification.dataset import (
     PAD_TO_MULTIPLE,
     ClassificationDataset,
     ClassificationSpec,
     Collate,
-    Encoded,
     TokenizerSettings,
-    encode,
 )
+from magneto.data.tokenizers.encode import Encoded, encode
 from magneto.data.tokenizers.text import TextTokenizer
-from magneto.errors import UserError, from_mapping
+from magneto.errors import UserError
 
 log = logging.getLogger(__name__)
 

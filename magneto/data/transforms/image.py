@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from magneto.config.validate import from_mapping
 from magneto.data.rng import uniforms
-from magneto.errors import UserError, from_mapping
+from magneto.errors import UserError
 
 ERASED_AREA, ERASED_RATIO = (0.02, 1 / 3), (0.3, 1 / 0.3)  # Zhong et al., "Random Erasing", arXiv 1708.04896
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow converts to grey

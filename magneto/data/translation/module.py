@@ -15,17 +15,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from magneto.data.bucketed import Batching, BucketedDataModule
+from magneto.config.validate import from_mapping
+from magneto.data.cache import fingerprint, prepare_once
 from magneto.data.corpora.base import SPLITS
 from magneto.data.corpora.translation.base import Pair, ParallelCorpus, ParallelSource
 from magneto.data.messages import counts, skipped
-from magneto.data.module import fingerprint, prepare_once
+from magneto.data.module import Batching, BucketedDataModule
 from magneto.data.text.module import IGNORE
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.data.translation.build import Recipe, TokenizerSettings, build
 from magneto.data.translation.cleaning import Cleaning
 from magneto.data.translation.dataset import Collate, ParallelDataset, ParallelSpec, Prepared
-from magneto.errors import UserError, from_mapping
+from magneto.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -13,15 +13,17 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from magneto.data.collate import pad_texts
 from magneto.data.corpora.base import SPLITS, Skipped
 from magneto.data.corpora.text.base import why_unusable
 from magneto.data.corpora.vqa.base import Question, QuestionSource
-from magneto.data.image.dataset import ImageDataset, ImageSpec, Prepared
-from magneto.data.image_text.captioned import clean_caption
-from magneto.data.image_text.dataset import PreparedTexts, pad_texts, picture_lines
+from magneto.data.image.dataset import ImageDataset, ImageSpec, Prepared, picture_lines
 from magneto.data.io.image import read_picture
-from magneto.data.text_classification.dataset import TokenizerSettings, encode
+from magneto.data.text.prepared_texts import PreparedTexts
+from magneto.data.text_classification.dataset import TokenizerSettings
+from magneto.data.tokenizers.encode import encode
 from magneto.data.tokenizers.text import TextTokenizer
+from magneto.data.transforms.text import clean_caption
 from magneto.data.vqa.answers import normalize_answer
 from magneto.errors import UserError
 

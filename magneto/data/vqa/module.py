@@ -20,13 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from magneto.data.bucketed import Batching, BucketedDataModule
+from magneto.config.validate import from_mapping
+from magneto.data.cache import fingerprint, prepare_once
 from magneto.data.corpora.base import SPLITS
 from magneto.data.corpora.vqa.base import QuestionSource
 from magneto.data.image.dataset import ImageDataset
 from magneto.data.image.module import ImageDataModule
 from magneto.data.messages import counts, skipped
-from magneto.data.module import fingerprint, prepare_once
+from magneto.data.module import Batching, BucketedDataModule
 from magneto.data.text_classification.dataset import TokenizerSettings
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.data.vqa.dataset import (
@@ -36,7 +37,7 @@ from magneto.data.vqa.dataset import (
     QuestionBuilder,
     QuestionReading,
 )
-from magneto.errors import UserError, from_mapping
+from magneto.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from magneto.errors import UserError, from_mapping
+from magneto.config.validate import from_mapping
+from magneto.errors import UserError
 from magneto.nn.config import BackboneConfig
 from magneto.nn.embeddings import PatchStem
 from magneto.nn.init import Linear

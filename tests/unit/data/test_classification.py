@@ -14,8 +14,9 @@ import torch
 from magneto.data.corpora.text_classification.glue import TASKS, GlueSource, read_test_file
 from magneto.data.corpora.text_classification.labelled import TsvSource, read_table
 from magneto.data.corpora.text_classification.state_of_the_union_era import SotuEraSource
-from magneto.data.text_classification.dataset import ClassificationSpec, collate, encode
+from magneto.data.text_classification.dataset import ClassificationSpec, collate
 from magneto.data.text_classification.module import ClassificationDataModule
+from magneto.data.tokenizers.encode import encode
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import UserError
 from magneto.metrics.glue import GlueScores

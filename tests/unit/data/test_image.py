@@ -13,8 +13,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 
-from magneto.cli import CONF
 from magneto.commands.build import build_data
+from magneto.config.groups import CONF
 from magneto.data.corpora.image.base import ImageCorpus, Lazily, Picture
 from magneto.data.corpora.image.image_folder import ImageFolderSource
 from magneto.data.image import build

@@ -12,15 +12,17 @@ import pytest
 import torch
 from PIL import Image
 
+from magneto.data.collate import pad_texts
 from magneto.data.corpora.image.base import ImageCorpus, Picture
 from magneto.data.corpora.image.caption_file import CaptionFileSource
 from magneto.data.corpora.image.coco_captions import CocoCaptionsSource
 from magneto.data.corpora.image.emoji import LANGUAGES, EmojiSource
 from magneto.data.corpora.image.hub_images import HubImagesSource
 from magneto.data.corpora.image.webdataset import WebDatasetSource
-from magneto.data.image_text.captioned import CaptionedSource, clean_caption
-from magneto.data.image_text.dataset import IGNORE, pad_texts
+from magneto.data.image_text.captioned import CaptionedSource
+from magneto.data.image_text.dataset import IGNORE
 from magneto.data.image_text.module import ImageTextDataModule
+from magneto.data.transforms.text import clean_caption
 from magneto.errors import UserError
 
 SIZE = 8

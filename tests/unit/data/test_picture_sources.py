@@ -26,8 +26,8 @@ from magneto.data.corpora.image.image_folder import ImageFolderSource
 from magneto.data.corpora.image.openclipart import OpenClipartSource
 from magneto.data.corpora.image.stamp_images import StampPicturesSource
 from magneto.data.corpora.image.webdataset import WebDatasetSource
-from magneto.data.image_text.dataset import PreparedTexts
 from magneto.data.io.image import Slice, read_picture
+from magneto.data.text.prepared_texts import PreparedTexts
 from magneto.errors import UserError
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="20" height="20"><circle cx="9" cy="9" r="{}"/></svg>'

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from magneto.data.module import fingerprint, is_complete, prepare_once
+from magneto.data.cache import fingerprint, is_complete, prepare_once
 from magneto.data.rng import random_stream
 from magneto.errors import UserError
 

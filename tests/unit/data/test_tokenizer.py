@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magneto.data.tokenizers.ctc import BLANK, CTCTokenizer, normalize_text, repeats
+from magneto.data.tokenizers.ctc import BLANK, CTCTokenizer, repeats
+from magneto.data.transforms.text import normalize_text
 from magneto.errors import UserError
 
 TEXTS = [

@@ -14,8 +14,8 @@ from magneto.errors import UserError
 from magneto.nn import BackboneConfig, Encoder, PatchStem, TokenStem, VisionLanguageStem
 from magneto.pretrained.beit3 import import_weights
 from magneto.pretrained.init_from import adopt, initialize_from, read_pretrained
+from magneto.tasks.registry import load_task
 from magneto.tasks.vision_language import VisionLanguage
-from magneto.training.checkpoint_io import load_task
 from tests.small_runs import SHORT, drive, folders
 from tests.toy_captions import SIZE, caption_settings, write_squares
 from tests.unit.oracles.weights import close

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from magneto.data.corpora.base import SPLITS, Groups, Skipped, hash_split
 from magneto.data.io.image import PictureData
-from magneto.data.tokenizers.ctc import normalize_text
+from magneto.data.transforms.text import normalize_text
 from magneto.errors import UserError
 
 Captions = Mapping[str, str | Sequence[str]]

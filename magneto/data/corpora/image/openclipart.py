@@ -10,7 +10,7 @@ from typing import Any
 from magneto.data.corpora.base import Skipped
 from magneto.data.corpora.download import Package, listing_digest, locate
 from magneto.data.corpora.image.base import ImageCorpus, Picture
-from magneto.data.tokenizers.ctc import normalize_text
+from magneto.data.transforms.text import normalize_text
 from magneto.errors import UserError
 
 PACKAGE = Package(

@@ -11,7 +11,7 @@ from magneto.data.corpora.download import listing_digest, locate
 from magneto.data.corpora.image.base import ImageCorpus, Picture
 from magneto.data.corpora.speech.stamps import PACKAGE as RECORDINGS
 from magneto.data.corpora.text.base import BadText, decode_text
-from magneto.data.tokenizers.ctc import normalize_text
+from magneto.data.transforms.text import normalize_text
 from magneto.errors import UserError
 
 PACKAGE = replace(

@@ -15,7 +15,7 @@ from typing import Any
 
 from magneto.data.corpora.base import SPLITS, Corpus, Groups, Skipped, Utterance, hash_split
 from magneto.data.io.audio import Audio
-from magneto.data.tokenizers.ctc import normalize_text
+from magneto.data.transforms.text import normalize_text
 from magneto.errors import UserError
 
 KEYS = "data.sources.manifest."  # as conf/data/manifest.yaml has them

@@ -13,7 +13,7 @@ from typing import Any
 from magneto.data.corpora.base import Corpus, Groups, Skipped, Utterance, hash_split
 from magneto.data.corpora.download import Package, listing_digest, locate
 from magneto.data.io.audio import Audio
-from magneto.data.tokenizers.ctc import normalize_text
+from magneto.data.transforms.text import normalize_text
 from magneto.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,21 @@
+"""`mode=export`: write a trained model as safetensors."""
+
+from pathlib import Path
+from typing import Any
+
+from magneto.errors import UserError
+from magneto.tasks import registry
+from magneto.training import checkpoint_io
+
+
+def export_model(config: dict[str, Any]) -> dict[str, Any]:
+    source = Path(config["checkpoint"])
+    own = source.parent.parent if source.is_file() else source  # the run's folder
+    target = Path(config["output"]) if config["output"] else own / "export"
+    if target.exists():
+        raise UserError(
+            f"{target}: exists already. Say with output= in which new folder the export is to be."
+        )
+    checkpoint_io.export(registry.load_task(source), target)
+    print(f"exported to {target}")
+    return {"mode": "export", "folder": str(target)}

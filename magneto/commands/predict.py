@@ -1,0 +1,105 @@
+"""`mode=predict`: apply a trained model to what a user gives."""
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from magneto.errors import UserError
+from magneto.inference.inputs import PredictInput
+from magneto.tasks import registry
+from magneto.training import devices
+from magneto.training.samples import save_picture
+
+log = logging.getLogger("magneto")
+
+
+def predict(config: dict[str, Any]) -> dict[str, Any]:
+    inputs = _inputs(config)
+    options = {key: value for key, value in config["predict"].items() if value is not None}
+    output = Path(config["output"]) if config["output"] else None
+    results: list[dict[str, Any]] = []
+    with (
+        _growing(output, results) as file,
+        devices.cpu_threads(config["trainer"]["threads"]),
+        torch.inference_mode(),
+    ):
+        task = registry.load_task(config["checkpoint"])
+        on_gpu = torch.cuda.is_available() and config["trainer"]["accelerator"] in ("auto", "gpu")
+        task.to("cuda" if on_gpu else "cpu")
+        pieces = shown = ""
+        for result in task.predict(inputs, options):
+            if "piece" in result:
+                # Line breaks wait for what follows them: a text that ends with many leaves no empty screen.
+                pieces += result["piece"]
+                ready = pieces.rstrip("\n")
+                print(ready[len(shown) :], end="", flush=True)
+                shown = ready
+                continue
+            print(result["text"].rstrip("\n").removeprefix(shown), flush=True)
+            pieces = shown = ""
+            result = {key: value for key, value in result.items() if key != "text"}
+            if output is not None and file is not None:
+                result = save_picture(result, output.parent, f"{output.stem}-{len(results):03d}")
+                file.write(json.dumps(result, ensure_ascii=False) + "\n")
+                file.flush()
+            results.append(result)
+    return {"mode": "predict", "results": results}
+
+
+@contextlib.contextmanager
+def _growing(output: Path | None, results: Sequence[Any]) -> Iterator[IO[str] | None]:
+    """The file `OUTPUT.part`, which becomes OUTPUT at the end; where that is not reached, it keeps what it holds.
+
+    Args:
+        output: None: there is no file.
+        results: what has been written so far.
+
+    Raises:
+        UserError: OUTPUT or the part of an earlier attempt is there already, or it cannot be written; with the name of
+            the part where a mistake ends the work halfway.
+    """
+    if output is None:
+        yield None
+        return
+    part = output.with_name(f"{output.name}.part")
+    for path in (output, part):
+        if path.exists():
+            raise UserError(f"output={output}: {path} exists already. Remove it or choose another file.")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        file = part.open("x", encoding="utf-8", errors="backslashreplace")  # of names of files
+    except OSError as error:
+        raise UserError(
+            f"output={output}: cannot be written ({error}). Choose another file or mend the permissions."
+        ) from error
+    try:
+        with file:
+            yield file
+        part.replace(output)
+    except BaseException as error:
+        if not results:
+            part.unlink()
+            raise
+        kept = f"The results before it ({len(results)}) are kept in {part}."
+        if isinstance(error, UserError):
+            raise UserError(f"{error} {kept}") from error
+        log.warning("prediction broke off. %s", kept)
+        raise
+
+
+def _inputs(config: Mapping[str, Any]) -> PredictInput:
+    path, prompt = config["input"], config["prompt"]
+    if (path is None) == (prompt is None):
+        raise UserError(
+            "mode=predict needs input= (a file or a folder; - is the standard input) or prompt= (the text itself), and "
+            f"not both. {'Neither was' if path is None else 'Both were'} given."
+        )
+    return PredictInput(
+        path=path,
+        prompts=None if prompt is None else tuple(map(str, prompt if isinstance(prompt, list) else [prompt])),
+    )

@@ -1,0 +1,78 @@
+"""`mode=test`: evaluate a trained model on the test split of some data."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from magneto.commands import build, console, summary
+from magneto.commands.train import headline_of
+from magneto.commands.trainer import build_tester, lightning_errors
+from magneto.errors import UserError
+from magneto.tasks import registry
+from magneto.training.run_folder import (
+    finite,
+    git_revision,
+    slug,
+    versions,
+    write_atomically,
+)
+
+log = logging.getLogger("magneto")
+
+
+def test(config: dict[str, Any]) -> dict[str, Any]:
+    target = _test_file(config)
+    task = registry.load_task(config["checkpoint"])
+    if task.name != config["task"]["name"]:
+        raise UserError(
+            f"checkpoint {config['checkpoint']} is of task {task.name!r}, the command says task={config['task']['name']}. "
+            f"Say task={task.name}."
+        )
+    data = build.build_data(config["data"])
+    data.prepare_for(task.spec if task.uses_labels else {**task.spec, "labels": []})
+    with console.quiet_libraries():
+        trainer = build_tester(config, target.parent)
+        with lightning_errors():
+            trainer.test(task, datamodule=data, verbose=False)
+    record = {
+        "mode": "test",
+        "task": task.name,
+        "checkpoint": config["checkpoint"],
+        "data": config["data"]["name"],
+        "metrics": task.evaluated,
+        "evaluation": task.evaluation_facts,
+        "git": git_revision(),
+        "versions": versions(),
+        "config": {"data": config["data"]},
+    }
+    if trainer.is_global_zero:
+        print(f"{config['checkpoint']} on {config['data']['name']}:")
+        print(summary.metric_lines(task.evaluated, headline=headline_of(task)))
+        try:
+            write_atomically(target, json.dumps(finite(record), indent=2, ensure_ascii=False) + "\n")
+            log.info("written to %s", target)
+        except UserError as error:
+            if config["output"]:
+                raise
+            log.warning("%s Or name a file with output=.", error)
+    return {**record, "file": str(target)}
+
+
+def _test_file(config: Mapping[str, Any]) -> Path:
+    """Where mode=test writes its metrics: `output=`, or `test-<data>.json` in the run's or the export's folder."""
+    if config["output"]:
+        target = Path(config["output"])
+        if target.exists():
+            raise UserError(f"output={target}: exists already. Remove it or choose another file.")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"output={target}: cannot be written ({error}). Choose another file.") from error
+        return target
+    source = Path(config["checkpoint"])
+    own = source.parent if source.is_file() else source
+    if own.name in ("checkpoints", "export") and (own.parent / "config.yaml").is_file():
+        own = own.parent
+    return own / f"test-{slug([config['data']['name']])}.json"

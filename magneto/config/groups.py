@@ -1,0 +1,30 @@
+"""Find the configuration folder and the options of its groups."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from magneto.errors import UserError
+
+_PACKAGE = Path(__file__).parents[1]
+
+
+CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
+"""The configuration folder: inside the package when installed from a wheel, beside it in a checkout."""
+
+
+def options(group: str) -> list[str]:
+    """The names that `group=` takes, from the files of the configuration folder."""
+    folder = CONF / group
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+
+
+def check_choices(config: Mapping[str, Any]) -> None:
+    """Raise `UserError` unless a task and its data are chosen where the mode needs them."""
+    if config["mode"] in ("train", "prepare"):
+        if config["task"] is None:
+            raise UserError(
+                f"task= is missing. Choose from {', '.join(f'task={task}' for task in options('task'))}."
+            )
+        if config["data"] is None:
+            raise UserError(f"data= is missing. Choose from {', '.join(options('data'))}.")

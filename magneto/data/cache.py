@@ -1,0 +1,115 @@
+"""Folders that are prepared once: locked, atomic, checked."""
+
+import errno
+import glob
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from magneto.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+SENTINEL = "complete.json"
+
+
+FORBIDDEN = (errno.EACCES, errno.EPERM)
+
+
+UNWRITABLE = (*FORBIDDEN, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+
+
+def fingerprint(values: Any) -> str:
+    """A short hash of plain values; equal values give equal hashes on every machine."""
+    text = json.dumps(values, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a prepared folder has all its files in the sizes that they had when it was finished."""
+    try:
+        sizes = json.loads((folder / SENTINEL).read_text())["files"]
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def prepare_once(folder: Path, build: Callable[[Path], None]) -> bool:
+    """Make `folder` by `build(temporary folder)` unless it is there and whole; returns whether it was built.
+
+    Only one process builds, the others wait. The folder appears at once and complete (built beside, then
+    renamed); one that is broken is built anew; what a killed build left is removed. Raises `UserError` when
+    the folder cannot be written, or a file that `build` reads has no permission.
+    """
+    try:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{folder.parent} cannot be made ({error.strerror}). Set data_dir to a folder that you may write."
+            ) from error
+        lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.info("waiting for another process that prepares %s", folder)
+            lock.acquire()
+        try:
+            if is_complete(folder):
+                return False
+            if folder.exists():
+                log.warning("%s is incomplete or damaged: it is prepared anew", folder)
+                shutil.rmtree(folder)
+            for leftover in folder.parent.glob(f".{glob.escape(folder.name)}-*.tmp"):
+                shutil.rmtree(leftover)
+            fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-", suffix=".tmp"))
+            try:
+                build(fresh)
+                files = {
+                    p.relative_to(fresh).as_posix(): p.stat().st_size
+                    for p in sorted(fresh.rglob("*"))
+                    if p.is_file()
+                }
+                (fresh / SENTINEL).write_text(json.dumps({"files": files}, indent=1))
+                fresh.chmod(0o755)  # mkdtemp makes it private
+                fresh.rename(folder)
+            except BaseException:
+                shutil.rmtree(fresh, ignore_errors=True)
+                raise
+            return True
+        finally:
+            lock.release()
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        data_dir = folder.parent.parent  # sources keep there what they fetch
+        if error.errno in FORBIDDEN and not _within(error.filename, data_dir):
+            raise UserError(
+                f"{error.filename} cannot be read ({error.strerror}). Mend its permissions or leave it out."
+            ) from error
+        raise UserError(
+            f"{error.filename or folder} cannot be written ({error.strerror}). Choose another data_dir or "
+            "mend its permissions or make room."
+        ) from error
+
+
+def _within(name: str | bytes | int | None, folder: Path) -> bool:
+    """Whether the file of an `OSError` lies in `folder` or on the way to it; one that is not told does."""
+    if not isinstance(name, str | bytes):
+        return True
+    path, folder = Path(os.fsdecode(name)).absolute(), folder.absolute()
+    return path.is_relative_to(folder) or folder.is_relative_to(path)
+
+
+def cpu_count() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

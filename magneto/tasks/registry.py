@@ -1,0 +1,48 @@
+"""Find the class of a task by its name or path, and load a trained task."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+from magneto.errors import UserError
+from magneto.tasks.base import TaskModule
+from magneto.training.checkpoint_io import REMEDY, first_line, read_model
+
+
+def task_class(path: str) -> type[TaskModule]:
+    """The task class named by `path` (`package.module.Class`).
+
+    Raises:
+        UserError: there is no such class, or it is not a task.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"task._target_={path}: cannot be imported ({error}). Name a TaskModule, package.module.Class."
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, TaskModule)):
+        raise UserError(f"task._target_={path}: is not a TaskModule.")
+    return found
+
+
+def load_task(path: str | Path) -> TaskModule:
+    """The task with its weights, from a checkpoint, an export folder or a run's folder alone.
+
+    The averaged weights are taken where the run kept an exponential moving average.
+
+    Raises:
+        UserError: the path is none of these, or it is damaged.
+    """
+    hyper_parameters, weights = read_model(path)
+    try:
+        task = task_class(hyper_parameters["task"])(
+            **{key: value for key, value in hyper_parameters.items() if key != "task"}
+        )
+        task.load_state_dict(weights)
+    except Exception as error:  # of whatever type: the file comes from outside
+        reason = str(error).strip() if isinstance(error, UserError) else first_line(error)
+        raise UserError(f"{path}: the model cannot be built from it ({reason}) {REMEDY}") from error
+    return task.eval()

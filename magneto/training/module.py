@@ -1,0 +1,289 @@
+"""The training loop of a model: loss of the global batch, clipping, evaluation, logging. It knows no task."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torchmetrics import MeanMetric, Metric
+
+from magneto.config.validate import from_mapping
+from magneto.training.optim import OptimizerConfig, SchedulerConfig, build_optimizer, build_scheduler
+from magneto.training.samples import log_samples, save_picture
+
+Batch = dict[str, Any]
+Sample = dict[str, Any]
+
+
+@dataclass
+class StepOutput:
+    """What `TrainingModule.step` gives back.
+
+    Attributes:
+        loss_sum: scalar, the loss summed over the batch. A sum, not a mean: the base class divides by the weight of
+            the whole global batch, so that accumulation and several processes give the gradient of one big batch.
+        weight: scalar, what the sum is to be divided by (target characters, masked tokens, examples).
+        outputs: whatever `evaluate` and `samples` need (logits, lengths).
+        logs: further sums to be divided by `weight` and logged as `train/<name>`.
+    """
+
+    loss_sum: Tensor
+    weight: Tensor
+    outputs: Any = None
+    logs: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Diverged(RuntimeError):
+    """The loss is not finite or has grown beyond the bound: a result of the run, not a crash."""
+
+
+class TrainingModule(L.LightningModule):
+    """Train and evaluate a model by the sums that `step` returns.
+
+    A subclass builds its modules, puts its metrics into `self.scores`, calls `register_scores()` and implements `step`; the
+    other hooks have defaults.
+
+    Args:
+        optimizer: fields of `OptimizerConfig`.
+        scheduler: fields of `SchedulerConfig`.
+        total_steps: optimizer steps of the whole run: the length of the schedule.
+        num_samples: how many examples to show at each evaluation.
+
+    Raises:
+        UserError: an unknown or impossible value in any of them, naming the key and the remedy.
+    """
+
+    monitor: str
+    mode: str = "min"
+
+    def __init__(
+        self,
+        *,
+        optimizer: Mapping[str, Any],
+        scheduler: Mapping[str, Any],
+        total_steps: int,
+        num_samples: int = 8,
+    ) -> None:
+        super().__init__()
+        self.optimizer_config = from_mapping(OptimizerConfig, optimizer, "optimizer")
+        self.scheduler_config = from_mapping(SchedulerConfig, scheduler, "scheduler")
+        self.total_steps = total_steps
+        self.num_samples = num_samples
+        self.scores: dict[str, Metric] = {}
+        self._window: dict[str, Tensor | float] = {}
+        self._weight: Tensor | None = None
+        self._grad_norm: Tensor | None = None
+        self._shown: list[Sample] = []
+        self.evaluated: dict[str, float] = {}
+        """Metrics of the last evaluation, by their logged names."""
+        self.evaluation_facts: dict[str, dict[str, float]] = {}
+        """What the metrics named `facts/...` say of the data of each split: no model changes it."""
+        self.samples_file: Path | None = None
+
+    def register_scores(self) -> None:
+        """Make the metrics in `self.scores` and the mean loss modules of this one, so that they move to its device."""
+        self._loss = MeanMetric()
+        self._metrics = nn.ModuleDict({"loss": self._loss, **self.scores})
+
+    # ------------------------------------------------------------------ hooks
+
+    def step(self, batch: Batch) -> StepOutput:
+        """Loss of one batch, in training as in evaluation."""
+        raise NotImplementedError
+
+    def evaluate(self, batch: Batch, output: StepOutput) -> None:
+        """Feed `self.scores` with one batch."""
+
+    def samples(self, batch: Batch, output: StepOutput) -> list[Sample]:
+        """What a person would look at, an object of plain values for each example, with its `id`.
+
+        `picture`, if there is one, is a uint8 array (H, W) or (H, W, 3).
+        """
+        return []
+
+    def recording(self, sample: Sample) -> Path | None:
+        """Return a file with the sound of one of the `samples`, for loggers that play it."""
+        return None
+
+    def overview(self) -> list[Sample]:
+        """As `samples`, of a whole evaluation, once its metrics are known."""
+        return []
+
+    def units(self, batch: Batch) -> dict[str, float]:
+        """What throughput is counted in: `examples`, and `tokens` or `audio_seconds`."""
+        return {"examples": float(len(batch["id"]))}
+
+    def flops(self, batch: Batch) -> float:
+        """Model FLOPs of one training step on this batch, padding included (forward and backward pass)."""
+        raise NotImplementedError
+
+    def tokenizer_json(self) -> str | None:
+        """The tokenizer as a `tokenizer.json`, for the export; None where the task has none."""
+        return None
+
+    def named_layers(self) -> Iterator[tuple[str, nn.Module]]:
+        """Return the layers with the names that the stability probe gives them."""
+        return iter(())
+
+    # ------------------------------------------------------------------ training
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One micro-batch: its summed loss; the division by the global weight follows in `on_before_optimizer_step`."""
+        output = self.step(batch)
+        weight = output.weight.detach()
+        self._weight = weight if self._weight is None else self._weight + weight
+        sums = {"loss": output.loss_sum.detach(), "weight": weight, **output.logs}
+        for key, value in sums.items():
+            self._window[key] = self._window.get(key, 0.0) + value.detach()
+        # Lightning divides by the number of accumulated batches; the global weight does that job here.
+        return output.loss_sum * self.trainer.accumulate_grad_batches
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Divide the summed gradients by the weight of the global batch, whatever its parts."""
+        assert self._weight is not None
+        weight = self._sum_over_ranks(self._weight)
+        self._weight = None
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        # DDP has averaged over the ranks already: hence the world size.
+        torch._foreach_mul_(gradients, self.trainer.world_size / weight.clamp(min=1e-8))
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Measure the global gradient norm at every step, and clip it where the optimizer's config says so."""
+        parameters = [p for p in self.parameters() if p.grad is not None]
+        self._grad_norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.optimizer_config.gradient_clip:
+            clip_grads_with_norm_(parameters, self.optimizer_config.gradient_clip, self._grad_norm)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Optimizer and schedule from their configs."""
+        optimizer = build_optimizer(self, self.optimizer_config)
+        scheduler = build_scheduler(optimizer, self.scheduler_config, self.total_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def flush_window(self) -> dict[str, float]:
+        """Means over the micro-batches since the last call, of the whole global batch: `train/loss` and what `step` logs."""
+        window = torch.stack(
+            [torch.as_tensor(v, dtype=torch.float64, device="cpu") for v in self._window.values()]
+        )
+        sums = dict(zip(self._window, self._sum_over_ranks(window.to(self.device)).tolist(), strict=True))
+        self._window = {}
+        weight = max(sums.pop("weight"), 1e-8)
+        assert self._grad_norm is not None
+        return {
+            **{f"train/{key}": value / weight for key, value in sums.items()},
+            "probe/grad_norm": float(self._grad_norm),
+            "lr": float(self.trainer.optimizers[0].param_groups[0]["lr"]),
+        }
+
+    # ------------------------------------------------------------------ evaluation
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Loss, metrics and samples of one batch."""
+        self._evaluation_step(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """As `validation_step`."""
+        self._evaluation_step(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `val/...`."""
+        self._end_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log `test/...`."""
+        self._end_evaluation("test")
+
+    def _evaluation_step(self, batch: Batch) -> None:
+        output = self.step(batch)
+        mean = output.loss_sum.float() / output.weight.clamp(min=1e-8)
+        self._loss.update(mean, output.weight)
+        self.evaluate(batch, output)
+        if self.num_samples:
+            self._shown.extend(self.samples(batch, output))
+
+    def _end_evaluation(self, split: str) -> None:
+        values: dict[str, float] = {}
+        facts: dict[str, float] = {}
+        probes: dict[str, float] = {}
+        for name, metric in self._metrics.items():
+            result = metric.compute()  # type: ignore[operator]
+            for key, value in (result if isinstance(result, Mapping) else {name: result}).items():
+                if key.startswith("facts/"):
+                    facts[key.removeprefix("facts/")] = float(value)
+                elif key.startswith("probe/"):
+                    probes[key] = float(value)
+                else:
+                    values[f"{split}/{key}"] = float(value)
+            metric.reset()  # type: ignore[operator]
+        shown, self._shown = sorted(self._shown, key=lambda sample: str(sample["id"])), []
+        if self.trainer.sanity_checking:
+            return
+        self.evaluated = values
+        if facts:
+            self.evaluation_facts[split] = facts
+        self.record(values | (probes if split == "val" else {}))
+        # For any Lightning callback that watches a metric, and for the progress bar.
+        self.log_dict(values, logger=False)
+        stride = max(1, len(shown) // max(self.num_samples, 1))
+        self._show(split, "samples", shown[::stride][: self.num_samples])
+        self._show(split, "overview", self.overview() if self.num_samples else [])
+
+    def _show(self, split: str, what: str, shown: Sequence[Sample]) -> None:
+        if not shown or not self.trainer.is_global_zero:
+            return
+        rows = [{"step": self.global_step, "split": split, **sample} for sample in shown]
+        if self.samples_file is not None:
+            kept = [save_picture(row, self.samples_file.parent, f"{split}-{row['id']}") for row in rows]
+            with self.samples_file.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+        if any(hasattr(logger, "log_audio") for logger in self.loggers):
+            rows = [{**row, "audio": path} if (path := self.recording(row)) else row for row in rows]
+        for logger in self.loggers:
+            log_samples(logger, f"{split}/{what}", rows, self.global_step)
+
+    # ------------------------------------------------------------------ helpers
+
+    def record(self, metrics: Mapping[str, float]) -> None:
+        """Send `metrics` to every logger, at the number of optimizer steps done."""
+        for logger in self.loggers:
+            logger.log_metrics(dict(metrics), step=self.global_step)
+
+    def _sum_over_ranks(self, value: Tensor) -> Tensor:
+        reduced = self.trainer.strategy.reduce(value.clone(), reduce_op="sum")
+        assert isinstance(reduced, Tensor)
+        return reduced
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the unfinished logging window and the last evaluation, so that a resumed run tells the same."""
+        checkpoint["evaluated"] = dict(self.evaluated)
+        own = torch.tensor([float(value) for value in self._window.values()], dtype=torch.float64)
+        rows = (
+            self.trainer.strategy.all_gather(own.to(self.device))
+            .reshape(self.trainer.world_size, -1)
+            .tolist()
+        )
+        checkpoint["window"] = [
+            dict(zip(self._window, row, strict=True)) for row in rows
+        ]  # one of each process
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore them."""
+        self.evaluated = dict(checkpoint.get("evaluated", {}))
+        windows = checkpoint.get("window", {})
+        if isinstance(windows, Mapping):  # of an older version: that of the first process alone
+            windows = [windows]
+        rank = self.global_rank
+        self._window = dict(windows[rank]) if rank < len(windows) else {}

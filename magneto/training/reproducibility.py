@@ -1,0 +1,87 @@
+"""Callbacks that make a run reproducible: seeds of each step, position in the data, equal start on all processes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from magneto.data.module import DataModule
+from magneto.errors import UserError
+from magneto.training.module import TrainingModule
+
+
+class StepSeed(Callback):
+    """Seeds torch's generators before each training batch from (seed, rank, batch number).
+
+    Dropout and stochastic depth of a step then depend on the run's seed and the step alone: a resumed run repeats an
+    uninterrupted one without any generator state in its checkpoints.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Reseed."""
+        # An odd multiplier spreads neighbouring runs and steps over the 64-bit seeds.
+        key = (self.seed * 1_000_003 + trainer.global_rank) * 0x9E3779B97F4A7C15 + batch_idx
+        torch.manual_seed(key % 2**63)
+
+
+def data_of(trainer: L.Trainer) -> DataModule:
+    """The run's data module."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    assert isinstance(data, DataModule)
+    return data
+
+
+class ConfigureRun(Callback):
+    """Tells the data module what only the running trainer knows: the length of the run, and its rank.
+
+    Keeps in the checkpoint by how many processes the batches are shared: with another number they are other batches.
+    """
+
+    world_size = 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """The number of processes."""
+        return {"world_size": self.world_size}
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Called once the processes are up, before any loader is made."""
+        assert isinstance(pl_module, TrainingModule)
+        total = pl_module.total_steps * trainer.accumulate_grad_batches
+        self.world_size = trainer.world_size
+        data_of(trainer).configure_run(total, rank=trainer.global_rank, world_size=trainer.world_size)
+
+
+class SameStart(Callback):
+    """Refuses to train where the processes of a run do not begin at the same place of the same run.
+
+    Args:
+        start: what this process has decided, plain values by name.
+    """
+
+    def __init__(self, start: Mapping[str, Any]) -> None:
+        self.start = dict(start)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Called once the processes are up, before a checkpoint is read. Every process finds out, so none waits for ever."""
+        if trainer.world_size == 1 or stage != "fit":
+            return
+        starts: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(starts, self.start)
+        for rank, start in enumerate(starts):
+            if start != starts[0]:
+                both = "; ".join(
+                    f"{key}: {starts[0].get(key)} in process 0, {start.get(key)} in process {rank}"
+                    for key in starts[0]
+                    if start.get(key) != starts[0][key]
+                )
+                raise UserError(
+                    f"The processes of this run do not agree on where it begins ({both}). Set runs_dir to a folder that all "
+                    "machines share, and start the same command in each."
+                )

@@ -1,0 +1,105 @@
+"""Decide where a run continues, and refuse a checkpoint that does not fit it."""
+
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from magneto.errors import UserError
+from magneto.training import checkpoint_io
+from magneto.training.module import TrainingModule
+from magneto.training.run_folder import (
+    ENDED,
+    RunFolder,
+    Start,
+)
+
+
+def follow(folder: RunFolder, resume: str) -> Start:
+    """The decision of the main process, as a further process of the same run sees it."""
+    if resume == "never":
+        return Start()
+    if resume not in ("auto", "must"):
+        return Start(checkpoint=Path(resume))
+    if folder.read_result_status() in ENDED:
+        return Start(result=folder.read_result())
+    return Start(checkpoint=folder.last if folder.last.exists() else None)
+
+
+def read_start(task: TrainingModule, start: Start, folder: RunFolder) -> dict[str, Any]:
+    """The content of the checkpoint that the run goes on from, which fits the task and its data."""
+    assert start.checkpoint is not None
+    content = checkpoint_io.read_checkpoint(start.checkpoint)
+    stored = content["hyper_parameters"]
+    if stored["task"] != task.hparams["task"]:
+        raise UserError(
+            f"checkpoint {start.checkpoint} is of another task ({stored['task']}), not {task.hparams['task']}."
+        )
+    # Where the same files came from may differ, what was made of them may not.
+    told = ("corpus", "corpora")
+    spec = task.hparams["spec"]
+    both = spec.keys() & stored["spec"].keys()  # a newer version may have added one
+    changed = sorted(key for key in both.difference(told) if stored["spec"][key] != spec[key])
+    if changed:
+        raise UserError(
+            f"checkpoint {start.checkpoint} was trained on other data than what is prepared now: {', '.join(changed)} "
+            "differ. Bring the data back, start anew with resume=never, or take the weights alone with init_from=."
+        )
+    shapes = {name: tuple(getattr(value, "shape", ())) for name, value in content["state_dict"].items()}
+    own = {name: tuple(value.shape) for name, value in task.state_dict().items()}
+    if shapes != own:
+        differing = sorted(name for name in shapes.keys() | own.keys() if shapes.get(name) != own.get(name))
+        raise UserError(
+            f"checkpoint {start.checkpoint} does not fit this model, {len(differing)} tensors differ, such as "
+            f"{differing[0]} ({shapes.get(differing[0])} there, {own.get(differing[0])} here). Use the settings that it was "
+            "trained with, or take its weights alone with init_from=."
+        )
+    step = content["global_step"]
+    elsewhere = start.checkpoint.resolve().parent != folder.checkpoints.resolve()
+    if step >= stored["total_steps"] and elsewhere:
+        raise UserError(
+            f"resume={start.checkpoint}: that run has made all of its {step} steps, and its learning rate has come to its "
+            "end. Take its weights with init_from=, or make the whole run anew with more steps."
+        )
+    if step > task.total_steps or (step == task.total_steps and elsewhere):
+        raise UserError(
+            f"resume={start.checkpoint}: it stands at step {step}, and trainer.max_steps={task.total_steps} leaves nothing "
+            "to do. Set trainer.max_steps to a larger number."
+        )
+    return content
+
+
+def check_progress(content: Mapping[str, Any], start: Start, trainer: L.Trainer) -> None:
+    """Refuse a checkpoint of a run whose batches were made or counted otherwise: it would go on at another place."""
+    anew = "start anew with resume=never, or take the weights alone with init_from=."
+    try:
+        batches = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
+        processes = content["callbacks"].get("ConfigureRun", {}).get("world_size", trainer.world_size)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"checkpoint {start.checkpoint}: the run cannot go on from it ({checkpoint_io.first_line(error)}). "
+            f"{checkpoint_io.REMEDY}"
+        ) from error
+    if processes != trainer.world_size:
+        raise UserError(
+            f"checkpoint {start.checkpoint} was trained by {processes} processes; {trainer.world_size} would have other "
+            f"batches. Set trainer.devices and trainer.num_nodes so that there are {processes}, {anew}"
+        )
+    step, accumulate = content["global_step"], trainer.accumulate_grad_batches
+    if batches != step * accumulate:
+        raise UserError(
+            f"checkpoint {start.checkpoint} stands at step {step} after {batches} batches, and "
+            f"trainer.accumulate_grad_batches={accumulate} makes {step * accumulate} of it. Set "
+            f"trainer.accumulate_grad_batches={batches / max(step, 1):g}, {anew}"
+        )
+
+
+def while_restoring(error: BaseException) -> bool:
+    """Whether an exception comes out of Lightning's reading of a checkpoint."""
+    return any(
+        Path(frame.f_code.co_filename).name == "checkpoint_connector.py"
+        and frame.f_code.co_name.startswith(("restore", "resume"))
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
