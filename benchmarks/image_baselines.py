@@ -1,14 +1,14 @@
-"""What a classifier of pictures must beat: the most frequent class, and logistic regression on raw pixels.
+"""What a classifier of images must beat: the most frequent class, and logistic regression on raw pixels.
 
     python benchmarks/image_baselines.py                     # Fashion-MNIST, test split
     python benchmarks/image_baselines.py data=cifar10
 
 Prepares the corpus as `task=image_classification` does with these overrides, unless that is done, takes its splits and
-pictures as evaluation sees them, and prints the accuracy of
+images as evaluation sees them, and prints the accuracy of
 
 the majority: the class that is most frequent in training;
-logistic regression: of all pixels, each normalised over the training pictures, fitted to convergence (scikit-learn,
-    L-BFGS), with the L2 penalty that is best on the validation pictures.
+logistic regression: of all pixels, each normalised over the training images, fitted to convergence (scikit-learn,
+    L-BFGS), with the L2 penalty that is best on the validation images.
 """
 
 import argparse
@@ -33,7 +33,7 @@ Split = tuple[np.ndarray, np.ndarray]
 
 
 def pixels(data: ImageDataModule, split: str) -> Split:
-    """All pictures of a split that have a class."""
+    """All images of a split that have a class."""
     dataset = {"train": data.train_set, "val": data.val_set, "test": data.test_set}[split]
     images, labels = [], []
     for start in range(0, len(dataset), BATCH):
@@ -78,7 +78,7 @@ def main() -> None:
     accuracy, strength = logistic_regression(train, val, test, iterations=arguments.iterations)
     minutes = (time.perf_counter() - started) / 60
     table = Table(
-        "", "top-1", "minutes", box=box.MARKDOWN, title=f"{data.folder.name}: {len(test[1])} pictures"
+        "", "top-1", "minutes", box=box.MARKDOWN, title=f"{data.folder.name}: {len(test[1])} images"
     )
     for column in table.columns[1:]:
         column.justify = "right"

@@ -1,8 +1,8 @@
-"""A training step on pictures beside timm's: from pixels to the optimizer's update, and what a second modality costs.
+"""A training step on images beside timm's: from pixels to the optimizer's update, and what a second modality costs.
 
     python benchmarks/image_step.py                                # ViT-Ti/16 on 224 x 224, fp32 and bf16 on the CPU
     python benchmarks/image_step.py --image 28 --patch 4 --channels 1 --width 128 --heads 4 --layers 6 --batch 128
-    python benchmarks/image_step.py --multiway                     # pairs of picture and text, and a plain encoder
+    python benchmarks/image_step.py --multiway                     # pairs of image and text, and a plain encoder
     python benchmarks/image_step.py --rounds 2 --image 32 --width 64 --heads 2 --layers 2 --batch 4  # to see that it runs
 
 Classification from nothing: patches, [CLS], the encoder, the mean of the patches, a linear map, cross-entropy, AdamW with
@@ -189,7 +189,7 @@ def main() -> None:
     parser.add_argument("--channels", type=int, default=3)
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--text", type=int, default=64, help="tokens beside each picture, for --multiway")
+    parser.add_argument("--text", type=int, default=64, help="tokens beside each image, for --multiway")
     parser.add_argument("--dtype", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
     parser.add_argument("--multiway", action="store_true", help="multiway encoders instead of classifiers")
     options = vars(parser.parse_args())
@@ -214,7 +214,7 @@ def main() -> None:
         if multiway:
             compare(console, f"pairs, {dtype}", MULTIWAY, PLAIN, encode, sizes, device, rounds)
         else:
-            compare(console, f"pictures, {dtype}", CONTESTANTS, THEIRS, classify, sizes, device, rounds)
+            compare(console, f"images, {dtype}", CONTESTANTS, THEIRS, classify, sizes, device, rounds)
 
 
 if __name__ == "__main__":

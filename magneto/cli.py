@@ -28,7 +28,7 @@ from omegaconf.errors import ValidationError
 from magneto.commands import summary, sweeps
 from magneto.config import schema
 from magneto.config.groups import CONF, check_choices
-from magneto.errors import UserError, nearest
+from magneto.errors import MagnetoError, nearest
 from magneto.training import run_folder
 
 log = logging.getLogger("magneto")
@@ -65,7 +65,7 @@ def _job(cfg: DictConfig) -> float | None:
     except BrokenPipeError:  # `| head` has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-    except UserError as mistake:
+    except MagnetoError as mistake:
         result, error, code = {}, f"error: {mistake}", 2
     except Exception as failure:
         if not sweep:
@@ -222,7 +222,7 @@ def _keys(node: Any, prefix: str = "") -> set[str]:
 def literal(argument: str) -> str:
     """The argument, quoted where its value is a sentence, or a path or else that Hydra's grammar cannot read.
 
-    `prompt=The [MASK] of it, isn't it?` means what it says, and so does `folder=~/my pictures (1)`. A list, a quoted string
+    `prompt=The [MASK] of it, isn't it?` means what it says, and so does `folder=~/my images (1)`. A list, a quoted string
     and `null` stay what they are, and so do paths that the grammar can read, such as the choices of a sweep.
     """
     key, equals, value = argument.partition("=")

@@ -1,14 +1,22 @@
-"""The one exception that a user's mistake raises, and the hint that goes into its message."""
+"""The exceptions that a user's mistake raises, and the hint that goes into their messages."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
-class UserError(ValueError):
-    """A mistake that the user can mend: the message names the file or key, what is wrong and the remedy.
+class MagnetoError(ValueError):
+    """Base of the mistakes that a user can correct: the message names the file or key, what is wrong and the remedy.
 
     `run.py` prints it without a traceback and exits with code 2.
     """
+
+
+class ConfigError(MagnetoError):
+    """An unknown or impossible value in the configuration or on the command line."""
+
+
+class DataError(MagnetoError):
+    """A file or a corpus that is missing, damaged or not of the expected form."""
 
 
 def nearest(name: object, options: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Small pictures of a coloured square with captions in two languages that tell its colour and its place."""
+"""Small images of a coloured square with captions in two languages that tell its colour and its place."""
 
 import json
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ PLACES = {
     "top left": (0, 0, "en haut à gauche"), "top right": (0, 1, "en haut à droite"),
     "bottom left": (1, 0, "en bas à gauche"), "bottom right": (1, 1, "en bas à droite"),
 }  # fmt: skip
-ALIKE = {"train": 4, "val": 1, "test": 1}  # pictures of each colour and place
+ALIKE = {"train": 4, "val": 1, "test": 1}  # images of each colour and place
 KINDS = len(COLOURS) * len(PLACES)
 
 
@@ -35,7 +35,7 @@ def squares() -> Iterator[tuple[str, str, np.ndarray]]:
 
 
 def write_squares(folder: Path) -> Path:
-    """`folder`/captions.jsonl, a line for each caption, and the pictures that it names."""
+    """`folder`/captions.jsonl, a line for each caption, and the images that it names."""
     made, lines = squares(), []
     for split, count in ALIKE.items():
         (folder / split).mkdir(parents=True)
@@ -51,7 +51,7 @@ def write_squares(folder: Path) -> Path:
 
 
 def caption_settings(folder: Path) -> list[str]:
-    """Overrides that name these pictures, without augmentation."""
+    """Overrides that name these images, without augmentation."""
     return [
         "data=caption_file",
         f"data.sources.captions.file={folder}/captions.jsonl",

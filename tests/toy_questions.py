@@ -1,4 +1,4 @@
-"""Pictures of one colour, asked about in the file formats of VQA and NLVR2, and described in captions."""
+"""Images of one colour, asked about in the file formats of VQA and NLVR2, and described in captions."""
 
 import json
 from pathlib import Path
@@ -9,11 +9,11 @@ from PIL import Image
 SIZE = 16
 COLOURS = {"red": (200, 30, 30), "green": (30, 180, 40), "blue": (40, 60, 210), "yellow": (230, 220, 40)}
 NAMES = tuple(COLOURS)
-PICTURES = {"train": 40, "val": 12}
+IMAGES = {"train": 40, "val": 12}
 SUBSETS = {"train": "train2014", "val": "val2014"}
 
 
-def write_picture(file: Path, colour: str, seed: int) -> None:
+def write_image(file: Path, colour: str, seed: int) -> None:
     """SIZE x SIZE pixels of that colour, with some noise."""
     noise = np.random.default_rng(seed).normal(0, 8, (SIZE, SIZE, 3))
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -24,9 +24,9 @@ def write_vqa(folder: Path) -> Path:
     """`folder`/train2014/COCO_train2014_000000000001.jpg..., v2_train_questions.json and v2_train_annotations.json..."""
     for split, subset in SUBSETS.items():
         questions, annotations = [], []
-        for number in range(1, PICTURES[split] + 1):
+        for number in range(1, IMAGES[split] + 1):
             colour, asked = NAMES[number % 4], NAMES[number // 4 % 4]
-            write_picture(
+            write_image(
                 folder / subset / f"COCO_{subset}_{number:012d}.jpg", colour, number + 1000 * (split == "val")
             )
             yes_no = "yes" if colour == asked else "no"
@@ -71,11 +71,11 @@ def write_nlvr2(folder: Path) -> Path:
                     name = colour if has else str(random.choice(others))
                     target = place / directory / file if split == "train" else place / file
                     seed = 1000 * number + 10 * pair + side
-                    write_picture(target, name, seed + 500 * (split == "dev"))
+                    write_image(target, name, seed + 500 * (split == "dev"))
                 for sentence, (text, label) in enumerate(
                     (
-                        (f"Both pictures are {colour}.", truth == (True, True)),
-                        (f"The left picture is {colour}.", truth[0]),
+                        (f"Both images are {colour}.", truth == (True, True)),
+                        (f"The left image is {colour}.", truth[0]),
                     )
                 ):
                     line = {
@@ -97,15 +97,15 @@ def nlvr2_files(folder: Path) -> dict[str, dict[str, str]]:
 
 
 def write_captions(folder: Path) -> Path:
-    """`folder`/captions.jsonl, a caption of each picture of `write_vqa` with the words of its questions."""
+    """`folder`/captions.jsonl, a caption of each image of `write_vqa` with the words of its questions."""
     lines = [
         {
             "image": f"{subset}/COCO_{subset}_{number:012d}.jpg",
-            "caption": f"is it {NAMES[number % 4]}? what colour is picture {number}? both are left",
+            "caption": f"is it {NAMES[number % 4]}? what colour is image {number}? both are left",
             "split": split,
         }
         for split, subset in SUBSETS.items()
-        for number in range(1, PICTURES[split] + 1)
+        for number in range(1, IMAGES[split] + 1)
     ]
     file = folder / "captions.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -120,7 +120,7 @@ def overrides_of(source: str, arguments: dict[str, dict[str, str]]) -> list[str]
     ]
 
 
-TOY_PICTURES = (
+TOY_IMAGES = (
     f"data.image_size={SIZE}",
     "data.patch_size=4",
     "data.augment=null",

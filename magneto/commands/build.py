@@ -17,7 +17,7 @@ from magneto.commands.resolve import check_task
 from magneto.config.groups import CONF
 from magneto.config.validate import check_types
 from magneto.data.module import DataModule
-from magneto.errors import UserError, nearest
+from magneto.errors import ConfigError, MagnetoError, nearest
 from magneto.tasks.base import TaskModule
 from magneto.tasks.registry import task_class
 
@@ -32,20 +32,20 @@ def build_data(node: Mapping[str, Any]) -> DataModule:
         module = hydra.utils.instantiate(arguments, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__
-        if isinstance(cause, UserError):
+        if isinstance(cause, MagnetoError):
             raise cause from None
-        raise UserError(f"data: {cause or error}") from error
+        raise ConfigError(f"data: {cause or error}") from error
     assert isinstance(module, DataModule), module
     for name, source in getattr(module, "sources", {}).items():
         if not hasattr(source, "identity"):
-            raise UserError(
+            raise ConfigError(
                 f"data.sources.{name}={source}: this is no source. Give it a _target_, or leave it out."
             )
     return module
 
 
 def _check_arguments(node: Mapping[str, Any], where: str) -> None:
-    """Raise `UserError` for an argument of another type than the constructor's, of `node` and of all nodes in it."""
+    """Raise `ConfigError` for an argument of another type than the constructor's, of `node` and of all nodes in it."""
     plain = {}
     for key, value in node.items():
         if isinstance(value, Mapping):
@@ -62,14 +62,14 @@ def _check_arguments(node: Mapping[str, Any], where: str) -> None:
             for key in plain:
                 if key not in parameters and key != "_target_":
                     hint = nearest(key, parameters) or f" There are: {', '.join(sorted(parameters))}."
-                    raise UserError(f"{where}.{key}: there is no such key.{hint}")
+                    raise ConfigError(f"{where}.{key}: there is no such key.{hint}")
         check_types(owner, plain, where)
 
 
 def prepared_data(overrides: Sequence[str]) -> DataModule:
     """The data that `run.py` trains on with these overrides, prepared and set up: for scripts and notebooks.
 
-    Raises `UserError` as a run does; Hydra's own exception for a key that there is not.
+    Raises `MagnetoError` as a run does; Hydra's own exception for a key that there is not.
     """
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         composed = hydra.compose("config", list(overrides))

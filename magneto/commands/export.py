@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 from magneto.tasks import registry
 from magneto.training import checkpoint_io
 
@@ -13,7 +13,7 @@ def export_model(config: dict[str, Any]) -> dict[str, Any]:
     own = source.parent.parent if source.is_file() else source  # the run's folder
     target = Path(config["output"]) if config["output"] else own / "export"
     if target.exists():
-        raise UserError(
+        raise ConfigError(
             f"{target}: exists already. Say with output= in which new folder the export is to be."
         )
     checkpoint_io.export(registry.load_task(source), target)

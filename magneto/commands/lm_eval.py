@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from magneto.errors import UserError, nearest
+from magneto.errors import ConfigError, MagnetoError, nearest
 from magneto.inference.sampling import Decoding, generate
 from magneto.nn import chunked_cross_entropy
 from magneto.tasks.causal_lm import CausalLM
@@ -54,7 +54,7 @@ class MagnetoLM(TemplateLM):  # type: ignore[misc]
         max_batch_size: the harness passes it along; batches are as large as `batch_size` says.
 
     Raises:
-        UserError: the checkpoint cannot be read or is of another task.
+        ConfigError: the checkpoint cannot be read or is of another task.
     """
 
     def __init__(
@@ -67,11 +67,11 @@ class MagnetoLM(TemplateLM):  # type: ignore[misc]
         super().__init__()
         task = load_task(checkpoint)
         if not isinstance(task, CausalLM):
-            raise UserError(
+            raise ConfigError(
                 f"checkpoint={checkpoint}: is of task={task.name}, the harness needs task=causal_lm."
             )
         if not str(batch_size or 8).isdigit():
-            raise UserError(f"batch_size={batch_size}: must be a number here, for example 8.")
+            raise ConfigError(f"batch_size={batch_size}: must be a number here, for example 8.")
         self._device = _usable(device)
         self.task: CausalLM = task.to(self._device)
         self.batch_size = int(batch_size or 8)
@@ -108,7 +108,7 @@ class MagnetoLM(TemplateLM):  # type: ignore[misc]
         rows = []
         for context, continuation in pairs:
             if len(continuation) > self.max_length:
-                raise UserError(
+                raise ConfigError(
                     f"a continuation of {len(continuation)} tokens is longer than the model's context of "
                     f"{self.max_length}: this model cannot do the task."
                 )
@@ -199,7 +199,7 @@ def _usable(device: str | None) -> torch.device:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(
+        raise ConfigError(
             f"--device {device}: cannot be used ({str(error).splitlines()[0]}). Use cpu, cuda or cuda:0."
         ) from error
     return torch.device(device)
@@ -221,7 +221,7 @@ def _decoding(arguments: Mapping[str, Any]) -> Decoding:
         if key in _WITHOUT_EFFECT and value == _WITHOUT_EFFECT[key]:
             continue
         if key not in _GENERATION_KEYS:
-            raise UserError(
+            raise ConfigError(
                 f"generation_kwargs.{key}={value}: is not offered, only {', '.join(_GENERATION_KEYS)} are."
                 f"{nearest(key, _GENERATION_KEYS)}"
             )
@@ -244,7 +244,7 @@ def main() -> None:
         sys.argv += ["--model", "magneto"]
     try:
         cli_evaluate()
-    except UserError as error:
+    except MagnetoError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -9,11 +9,11 @@ from typing import IO, Any
 
 import torch
 
-from magneto.errors import UserError
+from magneto.errors import ConfigError, MagnetoError
 from magneto.inference.inputs import PredictInput
 from magneto.tasks import registry
 from magneto.training import devices
-from magneto.training.samples import save_picture
+from magneto.training.samples import save_image
 
 log = logging.getLogger("magneto")
 
@@ -44,7 +44,7 @@ def predict(config: dict[str, Any]) -> dict[str, Any]:
             pieces = shown = ""
             result = {key: value for key, value in result.items() if key != "text"}
             if output is not None and file is not None:
-                result = save_picture(result, output.parent, f"{output.stem}-{len(results):03d}")
+                result = save_image(result, output.parent, f"{output.stem}-{len(results):03d}")
                 file.write(json.dumps(result, ensure_ascii=False) + "\n")
                 file.flush()
             results.append(result)
@@ -60,7 +60,7 @@ def _growing(output: Path | None, results: Sequence[Any]) -> Iterator[IO[str] | 
         results: what has been written so far.
 
     Raises:
-        UserError: OUTPUT or the part of an earlier attempt is there already, or it cannot be written; with the name of
+        ConfigError: OUTPUT or the part of an earlier attempt is there already, or it cannot be written; with the name of
             the part where a mistake ends the work halfway.
     """
     if output is None:
@@ -69,12 +69,12 @@ def _growing(output: Path | None, results: Sequence[Any]) -> Iterator[IO[str] | 
     part = output.with_name(f"{output.name}.part")
     for path in (output, part):
         if path.exists():
-            raise UserError(f"output={output}: {path} exists already. Remove it or choose another file.")
+            raise ConfigError(f"output={output}: {path} exists already. Remove it or choose another file.")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         file = part.open("x", encoding="utf-8", errors="backslashreplace")  # of names of files
     except OSError as error:
-        raise UserError(
+        raise ConfigError(
             f"output={output}: cannot be written ({error}). Choose another file or mend the permissions."
         ) from error
     try:
@@ -86,8 +86,8 @@ def _growing(output: Path | None, results: Sequence[Any]) -> Iterator[IO[str] | 
             part.unlink()
             raise
         kept = f"The results before it ({len(results)}) are kept in {part}."
-        if isinstance(error, UserError):
-            raise UserError(f"{error} {kept}") from error
+        if isinstance(error, MagnetoError):
+            raise ConfigError(f"{error} {kept}") from error
         log.warning("prediction broke off. %s", kept)
         raise
 
@@ -95,7 +95,7 @@ def _growing(output: Path | None, results: Sequence[Any]) -> Iterator[IO[str] | 
 def _inputs(config: Mapping[str, Any]) -> PredictInput:
     path, prompt = config["input"], config["prompt"]
     if (path is None) == (prompt is None):
-        raise UserError(
+        raise ConfigError(
             "mode=predict needs input= (a file or a folder; - is the standard input) or prompt= (the text itself), and "
             f"not both. {'Neither was' if path is None else 'Both were'} given."
         )

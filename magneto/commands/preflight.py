@@ -13,7 +13,7 @@ from magneto.config import schema
 from magneto.config.validate import from_mapping
 from magneto.data.cache import is_complete
 from magneto.data.module import DataModule
-from magneto.errors import UserError
+from magneto.errors import ConfigError, MagnetoError
 from magneto.nn.config import BackboneConfig
 from magneto.tasks.registry import task_class
 from magneto.training import checkpoint_io, checkpointing, devices, loggers
@@ -31,7 +31,7 @@ def check(config: Mapping[str, Any]) -> None:
     Nothing is left on the disk, and nothing is fetched.
 
     Raises:
-        UserError: an unknown or impossible value, a path that does not exist or cannot be written, too little free space, or
+        ConfigError: an unknown or impossible value, a path that does not exist or cannot be written, too little free space, or
             a device that is not there.
     """
     schema.check(config)
@@ -39,7 +39,7 @@ def check(config: Mapping[str, Any]) -> None:
     trainer.check_trainer(config["trainer"])
     mode = config["mode"]
     if config["seed"] not in _SEEDS:
-        raise UserError(
+        raise ConfigError(
             f"seed={config['seed']}: must be between 0 and {_SEEDS[-1]}. Set seed to such a number."
         )
     if mode in ("test", "predict", "export"):
@@ -65,7 +65,7 @@ def check(config: Mapping[str, Any]) -> None:
 
 
 def check_writable(path: Path, key: str) -> None:
-    """Raise `UserError` unless the folder `path`, or the nearest one above it that exists, can be written.
+    """Raise `ConfigError` unless the folder `path`, or the nearest one above it that exists, can be written.
 
     A file is written there and removed: permissions alone do not tell of read-only file systems and quotas.
     """
@@ -78,7 +78,7 @@ def check_writable(path: Path, key: str) -> None:
         if there != path.absolute():
             tempfile.TemporaryDirectory(dir=there, prefix=".magneto-").cleanup()
     except OSError as error:
-        raise UserError(
+        raise ConfigError(
             f"{key}: {path} cannot be written ({error.strerror}: {there}). Set {key} to a folder that can be written."
         ) from error
 
@@ -86,7 +86,7 @@ def check_writable(path: Path, key: str) -> None:
 def _check_checkpoint(config: Mapping[str, Any]) -> None:
     path = config["checkpoint"]
     if not path:
-        raise UserError(
+        raise ConfigError(
             f"mode={config['mode']} needs checkpoint=: a run's folder, its checkpoints/best.ckpt, or an export folder."
         )
     if not (model := checkpoint_io.of_run(path)).is_dir():
@@ -94,19 +94,19 @@ def _check_checkpoint(config: Mapping[str, Any]) -> None:
 
 
 def _check_source(source: str | None) -> None:
-    """Raise `UserError` for an `init_from=` that names nothing."""
+    """Raise `ConfigError` for an `init_from=` that names nothing."""
     if source is None or (source.startswith("hf:") and source != "hf:"):
         return
     path = Path(source.removeprefix("beit3:"))
     if source in ("", "hf:", "beit3:") or not path.exists():
-        raise UserError(
+        raise ConfigError(
             f"init_from={source}: there is nothing with this name. Use a run's folder, a checkpoint, an export folder, "
             "hf:NAME_OR_FOLDER or beit3:FILE."
         )
 
 
 def _check_parts(config: Mapping[str, Any]) -> None:
-    """Raise `UserError` for a value that the optimizer, schedule, callbacks, loggers, task or backbone refuse."""
+    """Raise `ConfigError` for a value that the optimizer, schedule, callbacks, loggers, task or backbone refuse."""
     from_mapping(OptimizerConfig, config["optimizer"], "optimizer")
     schedule(from_mapping(SchedulerConfig, config["scheduler"], "scheduler"), config["trainer"]["max_steps"])
     from_mapping(checkpointing.Settings, config["callbacks"], "callbacks")
@@ -121,12 +121,12 @@ def _check_parts(config: Mapping[str, Any]) -> None:
             backbone["grid"] = 1  # the task sets it, from the images
         try:
             BackboneConfig.from_dict(backbone)
-        except UserError as error:
-            raise UserError(f"backbone: {error}") from error
+        except MagnetoError as error:
+            raise ConfigError(f"backbone: {error}") from error
 
 
 def _check_space(data: DataModule) -> None:
-    """Raise `UserError` if the corpora, where they know their size, need more than the free space of the disk."""
+    """Raise `ConfigError` if the corpora, where they know their size, need more than the free space of the disk."""
     needed = sum(
         source.missing_bytes(data.data_dir)
         for source in getattr(data, "sources", {}).values()
@@ -138,7 +138,7 @@ def _check_space(data: DataModule) -> None:
     free = shutil.disk_usage(there).free
     folder = getattr(data, "folder", None)  # the prepared one, which needs no corpus any more
     if needed > free and not (folder is not None and is_complete(folder)):
-        raise UserError(
+        raise ConfigError(
             f"data_dir={data.data_dir}: the corpus needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free. "
             "Free space, or set data_dir to a folder on a larger disk."
         )

@@ -26,7 +26,7 @@ def run(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
         the content of result.json and `folder` for mode=train; a small record of what was done for the others.
 
     Raises:
-        UserError: a mistake in the configuration, the data or the files, with its remedy.
+        MagnetoError: a mistake in the configuration, the data or the files, with its remedy.
     """
     config = schema.to_dict(cfg)
     mode = config["mode"]

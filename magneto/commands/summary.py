@@ -10,15 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 
 CHOICES = ("short", "full")
 
 
 def check(choice: str) -> None:
-    """Raise UserError unless `choice`, of the key `summary`, is known."""
+    """Raise ConfigError unless `choice`, of the key `summary`, is known."""
     if choice not in CHOICES:
-        raise UserError(f"summary={choice}: is not known. Choose from {', '.join(CHOICES)}.")
+        raise ConfigError(f"summary={choice}: is not known. Choose from {', '.join(CHOICES)}.")
 
 
 def summarize(result: Mapping[str, Any], folder: Path, status: str, full: bool = False) -> str:

@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from magneto.training.run_folder import write_atomically
 
 _JOBS = "MAGNETO_SWEEP_JOBS"  # in the environment, which a launcher's processes inherit
@@ -114,7 +114,7 @@ class SweepReport(Callback):
             try:
                 files = write_report(runs, target, command=f"python run.py -m {' '.join(overrides)}")
                 print_report(files)
-            except UserError as error:
+            except MagnetoError as error:
                 failed.append(f"report: {error}")
         if failed:
             print("failed jobs:\n  " + "\n  ".join(failed), file=sys.stderr)

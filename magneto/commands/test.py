@@ -9,7 +9,7 @@ from typing import Any
 from magneto.commands import build, console, summary
 from magneto.commands.train import headline_of
 from magneto.commands.trainer import build_tester, lightning_errors
-from magneto.errors import UserError
+from magneto.errors import ConfigError, MagnetoError
 from magneto.tasks import registry
 from magneto.training.run_folder import (
     finite,
@@ -26,7 +26,7 @@ def test(config: dict[str, Any]) -> dict[str, Any]:
     target = _test_file(config)
     task = registry.load_task(config["checkpoint"])
     if task.name != config["task"]["name"]:
-        raise UserError(
+        raise ConfigError(
             f"checkpoint {config['checkpoint']} is of task {task.name!r}, the command says task={config['task']['name']}. "
             f"Say task={task.name}."
         )
@@ -53,7 +53,7 @@ def test(config: dict[str, Any]) -> dict[str, Any]:
         try:
             write_atomically(target, json.dumps(finite(record), indent=2, ensure_ascii=False) + "\n")
             log.info("written to %s", target)
-        except UserError as error:
+        except MagnetoError as error:
             if config["output"]:
                 raise
             log.warning("%s Or name a file with output=.", error)
@@ -65,11 +65,13 @@ def _test_file(config: Mapping[str, Any]) -> Path:
     if config["output"]:
         target = Path(config["output"])
         if target.exists():
-            raise UserError(f"output={target}: exists already. Remove it or choose another file.")
+            raise ConfigError(f"output={target}: exists already. Remove it or choose another file.")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"output={target}: cannot be written ({error}). Choose another file.") from error
+            raise ConfigError(
+                f"output={target}: cannot be written ({error}). Choose another file."
+            ) from error
         return target
     source = Path(config["checkpoint"])
     own = source.parent if source.is_file() else source

@@ -21,7 +21,7 @@ from magneto.commands import build, console, summary
 from magneto.commands.trainer import build_loggers, build_trainer, close, lightning_errors
 from magneto.data.cache import UNWRITABLE, fingerprint
 from magneto.data.module import DataModule
-from magneto.errors import UserError
+from magneto.errors import ConfigError, MagnetoError
 from magneto.pretrained import init_from
 from magneto.tasks import registry
 from magneto.tasks.base import TaskModule
@@ -88,7 +88,7 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
             if opened:
                 failure = {"status": "failed", "message": f"{type(error).__name__}: {error}", "metrics": {}}
                 with contextlib.suppress(
-                    UserError
+                    MagnetoError
                 ):  # that it cannot be noted matters less than what happened
                     folder.write_result(identity | failure)
             told = _told(error, folder)
@@ -115,14 +115,14 @@ def _already_ended(folder: RunFolder, result: dict[str, Any], config: Mapping[st
     return {**result, "folder": str(folder.path)}
 
 
-def _told(error: BaseException, folder: RunFolder) -> UserError | None:
+def _told(error: BaseException, folder: RunFolder) -> MagnetoError | None:
     """Return the message for an error whose cause lies outside the program; None for any other error."""
     if isinstance(error, OSError):
         file, own = error.filename, folder.path.absolute()
         inside = isinstance(file, str) and Path(file).absolute().is_relative_to(own)
         if inside or error.errno in UNWRITABLE:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            return UserError(
+            return ConfigError(
                 f"{file or own} cannot be written ({error.strerror}). The last complete checkpoint is kept; "
                 f"{'free space' if full else 'mend its permissions or remove it'} and repeat the command: the run goes on "
                 "from there."
@@ -131,7 +131,7 @@ def _told(error: BaseException, folder: RunFolder) -> UserError | None:
         isinstance(error, RuntimeError) and "gloo" in str(error)
     )
     if lost:
-        return UserError(
+        return ConfigError(
             f"Another process of this run has ended ({checkpoint_io.first_line(error)}): its own output says why. The last "
             "complete checkpoint is kept; repeat the command: the run goes on from there."
         )
@@ -205,9 +205,9 @@ def _fit_and_test(
                 with lightning_errors():
                     trainer.fit(task, datamodule=data, ckpt_path=start.checkpoint, weights_only=True)
             except Exception as error:
-                if isinstance(error, UserError) or not while_restoring(error):
+                if isinstance(error, MagnetoError) or not while_restoring(error):
                     raise
-                raise UserError(
+                raise ConfigError(
                     f"checkpoint {start.checkpoint}: the run cannot go on from it ({checkpoint_io.first_line(error)}). "
                     f"{checkpoint_io.REMEDY}"
                 ) from error

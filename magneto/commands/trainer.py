@@ -26,7 +26,7 @@ from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcess
 from magneto.commands import console
 from magneto.config import schema
 from magneto.config.validate import check_types, from_mapping
-from magneto.errors import UserError, nearest
+from magneto.errors import ConfigError, MagnetoError, nearest
 from magneto.tasks.base import TaskModule
 from magneto.training import checkpoint_io, checkpointing, reproducibility, signals, stability
 from magneto.training.averaging import LastWeights
@@ -91,15 +91,15 @@ class TrainerTypes:
 
 
 def check_trainer(settings: Mapping[str, Any]) -> None:
-    """Raise `UserError` for a key of `trainer` that is missing, unknown or not supported, or has a wrong value."""
+    """Raise `ConfigError` for a key of `trainer` that is missing, unknown or not supported, or has a wrong value."""
     known = [field.name for field in fields(TrainerTypes)]
     schema.require(settings, known, "trainer")
     available = (*known, *_EXTRA_TRAINER_KEYS)
     for key, value in settings.items():
         if key in _NOT_SUPPORTED:
-            raise UserError(f"trainer.{key}={value} is not supported: {_NOT_SUPPORTED[key]}.")
+            raise ConfigError(f"trainer.{key}={value} is not supported: {_NOT_SUPPORTED[key]}.")
         if key not in available:
-            raise UserError(
+            raise ConfigError(
                 f"trainer.{key}={value}: there is no such key, or it is not supported.{nearest(key, available)} "
                 f"Choose from: {', '.join(available)}."
             )
@@ -109,7 +109,7 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
         ("limit_test_batches", "a run ends with its test metrics"),
     ):
         if settings[key] == 0:
-            raise UserError(f"trainer.{key}=0: {reason}. Set it to 1 for a single batch.")
+            raise ConfigError(f"trainer.{key}=0: {reason}. Set it to 1 for a single batch.")
     strategy = settings["strategy"]
     if strategy not in STRATEGIES:
         reason = f"there is no such strategy.{nearest(strategy, STRATEGIES)}"
@@ -119,11 +119,11 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
             reason = "the metrics and the trained weights would stay in the child processes."
         elif strategy in StrategyRegistry.available_strategies():
             reason = "it is not tested with magneto."
-        raise UserError(
+        raise ConfigError(
             f"trainer.strategy={strategy} is not supported: {reason} Use trainer.strategy=ddp, or auto for one process."
         )
     if settings["accelerator"] in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise UserError(
+        raise ConfigError(
             f"trainer.accelerator={settings['accelerator']}: torch finds no GPU.{unusable_gpu()} "
             "Use trainer.accelerator=auto to train on what there is."
         )
@@ -149,7 +149,7 @@ def lightning_trainer(config: Mapping[str, Any], **further: Any) -> L.Trainer:
         further: arguments of lightning.Trainer that are not the user's.
 
     Raises:
-        UserError: Lightning refuses a setting, or the processes of the environment are not those of the settings.
+        ConfigError: Lightning refuses a setting, or the processes of the environment are not those of the settings.
     """
     check_trainer(config["trainer"])
     arguments = trainer_arguments(config) | further
@@ -158,18 +158,18 @@ def lightning_trainer(config: Mapping[str, Any], **further: Any) -> L.Trainer:
             arguments["plugins"] = [*further.get("plugins", ()), *_cluster(config["trainer"])]
             trainer = L.Trainer(**arguments)
     except (TypeError, ValueError, RuntimeError, ImportError) as error:
-        raise error if isinstance(error, UserError) else UserError(f"trainer: {error}") from error
+        raise error if isinstance(error, MagnetoError) else ConfigError(f"trainer: {error}") from error
     _check_processes(trainer, config["trainer"])
     return trainer
 
 
 @contextlib.contextmanager
 def lightning_errors() -> Iterator[None]:
-    """Turn what Lightning raises for a wrong setting into `UserError`."""
+    """Turn what Lightning raises for a wrong setting into `ConfigError`."""
     try:
         yield
     except MisconfigurationException as error:
-        raise UserError(f"trainer: {error}") from error
+        raise ConfigError(f"trainer: {error}") from error
 
 
 def _cluster(settings: Mapping[str, Any]) -> list[ClusterEnvironment]:
@@ -187,7 +187,7 @@ def _cluster(settings: Mapping[str, Any]) -> list[ClusterEnvironment]:
 
 
 def _check_processes(trainer: L.Trainer, settings: Mapping[str, Any]) -> None:
-    """Raise `UserError` unless the processes that were started are those that `trainer` works with."""
+    """Raise `ConfigError` unless the processes that were started are those that `trainer` works with."""
     started, starter = 1, ""
     cluster = trainer._accelerator_connector.cluster_environment
     if TorchElasticEnvironment.detect():
@@ -195,26 +195,26 @@ def _check_processes(trainer: L.Trainer, settings: Mapping[str, Any]) -> None:
     elif isinstance(cluster, SLURMEnvironment):
         started, starter = cluster.world_size(), "SLURM starts"
     elif isinstance(cluster, LightningEnvironment) and (settings["num_nodes"] > 1 or cluster.node_rank() > 0):
-        raise UserError(
+        raise ConfigError(
             "trainer.num_nodes > 1 or NODE_RANK without torchrun or srun: each node would take itself for the first one. "
             "Start the run with torchrun or srun on every node (docs/cluster.md)."
         )
     expected = trainer.num_devices * settings["num_nodes"]
     if starter and started != expected:
-        raise UserError(
+        raise ConfigError(
             f"{starter} {started} processes, but trainer.devices={settings['devices']} and trainer.num_nodes="
             f"{settings['num_nodes']} make {expected}. Set trainer.devices to the processes on a node and trainer.num_nodes "
             "to the nodes, or start as many processes as these."
         )
     launcher = trainer.strategy.launcher
     if isinstance(launcher, _MultiProcessingLauncher):  # Lightning's choice for auto in a notebook
-        raise UserError(
+        raise ConfigError(
             f"trainer.devices={settings['devices']} in a notebook: the metrics and the trained weights would stay in the "
             "child processes. Set trainer.devices=1, or run run.py in a shell."
         )
     sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     if sweep and not starter and launcher is not None:
-        raise UserError(
+        raise ConfigError(
             "-m cannot start several processes a job: Lightning's children would repeat the whole sweep. "
             "Run the jobs one by one (without -m), or start the sweep with torchrun or srun."
         )
@@ -278,7 +278,7 @@ def build_trainer(
 
 
 def build_tester(config: Mapping[str, Any], folder: Path) -> L.Trainer:
-    """The trainer of mode=test. Raises `UserError` as `build_trainer` does."""
+    """The trainer of mode=test. Raises `MagnetoError` as `build_trainer` does."""
     return lightning_trainer(
         config,
         logger=False,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -20,11 +20,11 @@ def options(group: str) -> list[str]:
 
 
 def check_choices(config: Mapping[str, Any]) -> None:
-    """Raise `UserError` unless a task and its data are chosen where the mode needs them."""
+    """Raise `ConfigError` unless a task and its data are chosen where the mode needs them."""
     if config["mode"] in ("train", "prepare"):
         if config["task"] is None:
-            raise UserError(
+            raise ConfigError(
                 f"task= is missing. Choose from {', '.join(f'task={task}' for task in options('task'))}."
             )
         if config["data"] is None:
-            raise UserError(f"data= is missing. Choose from {', '.join(options('data'))}.")
+            raise ConfigError(f"data= is missing. Choose from {', '.join(options('data'))}.")

@@ -17,7 +17,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from magneto.errors import UserError, nearest
+from magneto.errors import ConfigError, nearest
 
 # Top-level keys that are not read in a mode.
 _UNREAD: dict[str, tuple[str, ...]] = {
@@ -80,12 +80,12 @@ def to_dict(cfg: DictConfig) -> dict[str, Any]:
     """Return the composed configuration as plain values.
 
     Raises:
-        UserError: a value that refers to one that does not exist (`${...}`), or a missing one (`???`).
+        ConfigError: a value that refers to one that does not exist (`${...}`), or a missing one (`???`).
     """
     try:
         config = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}. Set it to a value.") from error
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}. Set it to a value.") from error
     config = cast(dict[str, Any], config)
     for key in _PATHS:
         if str(config.get(key)).startswith("~/"):  # a shell replaces it in some places only
@@ -94,11 +94,13 @@ def to_dict(cfg: DictConfig) -> dict[str, Any]:
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """Raise `UserError` for a top-level key that does not exist, was removed, or is not read in this mode."""
+    """Raise `ConfigError` for a top-level key that does not exist, was removed, or is not read in this mode."""
     known = [one.name for one in fields(RunConfig)]
     for key in config:
         if key not in known:
-            raise UserError(f"{key}: there is no such key.{nearest(key, known)} See all keys with --cfg job.")
+            raise ConfigError(
+                f"{key}: there is no such key.{nearest(key, known)} See all keys with --cfg job."
+            )
     require(config, known)
     mode = config["mode"]
     for key in _UNREAD[mode]:
@@ -108,16 +110,16 @@ def check(config: Mapping[str, Any]) -> None:
                 instead = "Use init_from= to start from its weights, or resume= to continue that run."
             elif key == "output":
                 instead = "Use name= and runs_dir= to choose the folder of a run."
-            raise UserError(f"{key}={config[key]} has no effect with mode={mode}. {instead}")
+            raise ConfigError(f"{key}={config[key]} has no effect with mode={mode}. {instead}")
     if mode != "predict":
         for key, value in config["predict"].items():
             if value is not None:
-                raise UserError(f"predict.{key}={value} has no effect with mode={mode}. Use mode=predict.")
+                raise ConfigError(f"predict.{key}={value} has no effect with mode={mode}. Use mode=predict.")
 
 
 def require(node: Mapping[str, Any], keys: Sequence[str], where: str = "") -> None:
-    """Raise `UserError` unless `node`, the configuration under the key `where`, has all these keys."""
+    """Raise `ConfigError` unless `node`, the configuration under the key `where`, has all these keys."""
     for key in keys:
         if key not in node:
             name = f"{where}.{key}" if where else key
-            raise UserError(f"{name}: this key is missing. Leave ~{name} out of the command.")
+            raise ConfigError(f"{name}: this key is missing. Leave ~{name} out of the command.")

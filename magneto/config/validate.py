@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from magneto.errors import UserError, nearest
+from magneto.errors import ConfigError, MagnetoError, nearest
 
 T = TypeVar("T")
 
@@ -20,33 +20,33 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         where: the configuration key that holds `values`, for the messages.
 
     Raises:
-        UserError: a key that is no field (the nearest one is named, or all), a missing one, a value of another type than the
+        ConfigError: a key that is no field (the nearest one is named, or all), a missing one, a value of another type than the
             field's, or one that `cls` refuses.
     """
     assert dataclasses.is_dataclass(cls)
     if not isinstance(values, Mapping):
-        raise UserError(f"{where}={values}: must hold keys and values, {where}={{...}}.")
+        raise ConfigError(f"{where}={values}: must hold keys and values, {where}={{...}}.")
     fields = {field.name for field in dataclasses.fields(cls) if field.init}
     for key in values:
         if key not in fields:
             known = nearest(key, fields) or f" Choose from {', '.join(sorted(fields))}."
-            raise UserError(f"{where}.{key}: there is no such key.{known}")
+            raise ConfigError(f"{where}.{key}: there is no such key.{known}")
     for field in dataclasses.fields(cls):
         if field.name not in values and field.default is field.default_factory is dataclasses.MISSING:
-            raise UserError(
+            raise ConfigError(
                 f"{where}.{field.name}: this key is missing. Set {where}.{field.name} to a value."
             )
     check_types(cls, values, where)
     try:
         return cls(**values)
-    except UserError:
+    except MagnetoError:
         raise
     except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: {error}") from error
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def check_types(owner: Callable[..., Any], values: Mapping[str, Any], where: str) -> None:
-    """Raise `UserError`, naming the key, for a value that is not of the type that `owner` declares.
+    """Raise `ConfigError`, naming the key, for a value that is not of the type that `owner` declares.
 
     Args:
         owner: a class or a function: the annotations of its parameters are what is declared.
@@ -74,4 +74,4 @@ def check_types(owner: Callable[..., Any], values: Mapping[str, Any], where: str
             ]
             wanted = " or ".join(dict.fromkeys(messages)).replace("array", "list")
             wanted = wanted.replace(" or Input should be", " or")
-            raise UserError(f"{where}.{key}={values[key]}: {wanted[0].lower()}{wanted[1:]}.") from error
+            raise ConfigError(f"{where}.{key}={values[key]}: {wanted[0].lower()}{wanted[1:]}.") from error

@@ -21,7 +21,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
 from magneto.data.rng import random_stream
-from magneto.errors import UserError
+from magneto.errors import DataError
 
 Batch = list[
     tuple[int, int]
@@ -82,9 +82,9 @@ class TokenBudgetSampler(Sampler[Batch]):
     ) -> None:
         assert 0 <= rank < world_size and 0 <= start <= total_batches
         if budget < 1:
-            raise UserError(f"The token budget of a batch is {budget}; it must be at least 1.")
+            raise DataError(f"The token budget of a batch is {budget}; it must be at least 1.")
         if len(lengths) < world_size:
-            raise UserError(
+            raise DataError(
                 f"{len(lengths)} training examples cannot be shared by {world_size} processes: use fewer "
                 "processes (trainer.devices) or more data."
             )
@@ -221,7 +221,7 @@ class RunLoader(DataLoader[Any]):
         """Go on after `state["consumed"]` batches."""
         consumed = state.get("consumed") if isinstance(state, dict) else None
         if not isinstance(consumed, int) or not 0 <= consumed <= len(self):
-            raise UserError(
+            raise DataError(
                 f"The checkpoint stands at batch {consumed!r} of a run of {len(self)}. Use the other checkpoint of the run "
                 "(best.ckpt or last.ckpt), or start anew with resume=never."
             )

@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from magneto.errors import UserError
+from magneto.errors import DataError
 
 log = logging.getLogger(__name__)
 
@@ -47,14 +47,14 @@ def prepare_once(folder: Path, build: Callable[[Path], None]) -> bool:
     """Make `folder` by `build(temporary folder)` unless it is there and whole; returns whether it was built.
 
     Only one process builds, the others wait. The folder appears at once and complete (built beside, then
-    renamed); one that is broken is built anew; what a killed build left is removed. Raises `UserError` when
+    renamed); one that is broken is built anew; what a killed build left is removed. Raises `DataError` when
     the folder cannot be written, or a file that `build` reads has no permission.
     """
     try:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(
+            raise DataError(
                 f"{folder.parent} cannot be made ({error.strerror}). Set data_dir to a folder that you may write."
             ) from error
         lock = FileLock(folder.with_name(f".{folder.name}.lock"))
@@ -93,10 +93,10 @@ def prepare_once(folder: Path, build: Callable[[Path], None]) -> bool:
             raise
         data_dir = folder.parent.parent  # sources keep there what they fetch
         if error.errno in FORBIDDEN and not _within(error.filename, data_dir):
-            raise UserError(
+            raise DataError(
                 f"{error.filename} cannot be read ({error.strerror}). Mend its permissions or leave it out."
             ) from error
-        raise UserError(
+        raise DataError(
             f"{error.filename or folder} cannot be written ({error.strerror}). Choose another data_dir or "
             "mend its permissions or make room."
         ) from error

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from magneto.data.batching import EvaluationSampler, RunLoader, TokenBudgetSampler, ignore_signals
-from magneto.errors import UserError
+from magneto.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,9 @@ class DataModule(L.LightningDataModule):
     def __init__(self, *, data_dir: str = "data", num_workers: int = 0, seed: int = 0) -> None:
         super().__init__()
         if num_workers < 0:
-            raise UserError(f"data.num_workers={num_workers} must be 0 or more; 0 loads in the main process.")
+            raise ConfigError(
+                f"data.num_workers={num_workers} must be 0 or more; 0 loads in the main process."
+            )
         self.data_dir = Path(data_dir).expanduser()
         self.num_workers = num_workers
         self.seed = seed
@@ -44,7 +46,7 @@ class DataModule(L.LightningDataModule):
     @property
     @abstractmethod
     def spec(self) -> Any:
-        """The frozen facts of the prepared data (plain values). Raises `UserError` before `prepare`."""
+        """The frozen facts of the prepared data (plain values). Raises `MagnetoError` before `prepare`."""
 
     @abstractmethod
     def batches_per_epoch(self, world_size: int = 1) -> int:
@@ -55,7 +57,7 @@ class DataModule(L.LightningDataModule):
         """`prepare`, for the model of a checkpoint with this spec: evaluation batches as it expects them (its
         tokenizer...).
 
-        Raises `UserError` when this data does not fit that model.
+        Raises `MagnetoError` when this data does not fit that model.
         """
 
     def configure_run(
@@ -63,7 +65,7 @@ class DataModule(L.LightningDataModule):
     ) -> None:
         """Say how many training batches the whole run has on each rank and how many of them are done."""
         if not 0 <= consumed_batches <= total_batches:
-            raise UserError(
+            raise DataError(
                 f"The checkpoint stands at batch {consumed_batches}, but the run has only {total_batches}: "
                 "raise the number of steps, or start anew with resume=never."
             )

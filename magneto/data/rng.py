@@ -20,7 +20,7 @@ def uniforms(seed: int, purpose: str, epoch: int, examples: np.ndarray, draws: i
     """As `random_stream`, for a whole batch at once: `draws` numbers for each example, whatever the batch.
 
     A stream each of SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014),
-    which can be computed for all examples together; a generator object for each would take longer than the pictures.
+    which can be computed for all examples together; a generator object for each would take longer than the images.
 
     Args:
         seed: of the run.

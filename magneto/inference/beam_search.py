@@ -25,7 +25,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 
 
 class State(Protocol):
@@ -60,16 +60,18 @@ def check_search(beam: int, n_best: int, length_penalty: float, where: str) -> N
     """Refuse options of a search that cannot be meant; `where` is the configuration key that holds them.
 
     Raises:
-        UserError: naming the option and the remedy.
+        ConfigError: naming the option and the remedy.
     """
     if beam < 1:
-        raise UserError(f"{where}.beam={beam}: must be 1 (greedy) or more.")
+        raise ConfigError(f"{where}.beam={beam}: must be 1 (greedy) or more.")
     if not 1 <= n_best <= beam:
-        raise UserError(
+        raise ConfigError(
             f"{where}.n_best={n_best}: must lie between 1 and the {beam} beams of {where}.beam; raise that for more."
         )
     if length_penalty < 0:
-        raise UserError(f"{where}.length_penalty={length_penalty}: must be 0 or more; 1 is the usual value.")
+        raise ConfigError(
+            f"{where}.length_penalty={length_penalty}: must be 0 or more; 1 is the usual value."
+        )
 
 
 @dataclass

@@ -10,7 +10,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 
 BLANK = 0
 
@@ -80,12 +80,12 @@ def ctc_beam_search(
         For each utterance up to `n_best` hypotheses, best first (fewer when fewer sequences are possible).
 
     Raises:
-        UserError: `beam_width` < 1, or `n_best` outside 1..`beam_width`.
+        ConfigError: `beam_width` < 1, or `n_best` outside 1..`beam_width`.
     """
     if beam_width < 1:
-        raise UserError(f"beam_width={beam_width} keeps no prefix: it must be 1 or more.")
+        raise ConfigError(f"beam_width={beam_width} keeps no prefix: it must be 1 or more.")
     if not 1 <= n_best <= beam_width:
-        raise UserError(
+        raise ConfigError(
             f"n_best={n_best} is not possible with beam_width={beam_width}: choose 1 to {beam_width}."
         )
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from magneto.errors import UserError
+from magneto.errors import ConfigError, MagnetoError
 
 log = logging.getLogger("magneto")
 
@@ -34,7 +34,7 @@ class PredictInput:
         A later line that is not UTF-8 is read as an empty one, and named in the log: the others keep their places.
 
         Raises:
-            UserError: there is no such file, or its first line is not UTF-8 text.
+            ConfigError: there is no such file, or its first line is not UTF-8 text.
         """
         if self.prompts is not None:
             yield from self.prompts
@@ -43,7 +43,7 @@ class PredictInput:
         if self.path != "-" and (
             not Path(self.path).exists() or Path(self.path).is_dir()
         ):  # a pipe is read, too
-            raise UserError(
+            raise ConfigError(
                 f'{self.key}={self.path}: no such file. Name a text file, or "-" for the standard input.'
             )
         with contextlib.ExitStack() as opened:
@@ -56,15 +56,15 @@ class PredictInput:
                 except UnicodeDecodeError as error:
                     why = f"{self.key}={self.path}, line {number}: not UTF-8 text ({error.reason} at byte {error.start})"
                     if number == 1:
-                        raise UserError(f"{why}. Convert the file to UTF-8.") from error
+                        raise ConfigError(f"{why}. Convert the file to UTF-8.") from error
                     log.warning("%s: read as an empty line", why)
                     yield ""
 
-    def unanswered(self, number: int, why: UserError) -> None:
+    def unanswered(self, number: int, why: MagnetoError) -> None:
         """Log why line `number` has an empty answer.
 
         Raises:
-            UserError: `why`, where it is the only prompt of the command line.
+            MagnetoError: `why`, where it is the only prompt of the command line.
         """
         if self.prompts is not None and len(self.prompts) == 1:
             raise why

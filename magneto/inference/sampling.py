@@ -21,7 +21,7 @@ from torch import Tensor
 
 from magneto.data.rng import random_stream
 from magneto.data.tokenizers.text import TextTokenizer
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 from magneto.nn import KVCache
 
 Reason = Literal["end", "stop", "length"]
@@ -31,7 +31,7 @@ CUT_CHARACTER = "\ufffd"  # what a decoder writes for bytes that are no UTF-8, s
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """How the next token is chosen and when to stop. Raises UserError on values that cannot be meant."""
+    """How the next token is chosen and when to stop. Raises ConfigError on values that cannot be meant."""
 
     max_new_tokens: int = 128
     min_new_tokens: int = 0
@@ -67,7 +67,7 @@ class Decoding:
             ),
         ):
             if not holds:
-                raise UserError(f"{name}={getattr(self, name)}: {remedy}.")
+                raise ConfigError(f"{name}={getattr(self, name)}: {remedy}.")
 
 
 class LanguageModel(Protocol):

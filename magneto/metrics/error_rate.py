@@ -15,7 +15,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from magneto.errors import UserError, nearest
+from magneto.errors import ConfigError, nearest
 
 Operation = Literal["equal", "substitute", "delete", "insert"]
 Unit = Literal["character", "word"]
@@ -129,7 +129,7 @@ class ErrorRate(Metric):
             groups: B names out of those given to the constructor, or None.
 
         Raises:
-            UserError: a group is not one of the constructor's.
+            MagnetoError: a group is not one of the constructor's.
         """
         members = [-1] * len(references) if groups is None else [self._group_index(name) for name in groups]
         rows = [
@@ -168,7 +168,7 @@ class ErrorRate(Metric):
     def _group_index(self, group: str) -> int:
         if group not in self.groups:
             known = ", ".join(self.groups) or "none"
-            raise UserError(
+            raise ConfigError(
                 f"group '{group}' is not counted; counted are: {known}.{nearest(group, self.groups)}"
             )
         return self.groups.index(group)

@@ -10,7 +10,7 @@ from torchmetrics.functional import pearson_corrcoef, spearman_corrcoef
 from torchmetrics.functional.classification import binary_f1_score, multiclass_matthews_corrcoef
 from torchmetrics.utilities import dim_zero_cat
 
-from magneto.errors import UserError, nearest
+from magneto.errors import ConfigError, nearest
 
 CLASSIFICATION = ("accuracy", "f1", "matthews")
 REGRESSION = ("pearson", "spearman")
@@ -35,7 +35,7 @@ class GlueScores(Metric):
         subsets: the first is the main one, whose scores have plain names; those of the others end with `/<subset>`.
 
     Raises:
-        UserError: a metric is unknown or does not fit the labels.
+        ConfigError: a metric is unknown or does not fit the labels.
     """
 
     full_state_update = False
@@ -50,14 +50,14 @@ class GlueScores(Metric):
         fitting = CLASSIFICATION if classes else REGRESSION
         for name in metrics:
             if name not in METRICS:
-                raise UserError(
+                raise ConfigError(
                     f"metric {name!r} is not known.{nearest(name, METRICS)} Choose from {METRICS}."
                 )
             if name not in fitting:
                 what = f"{classes} classes" if classes else "numbers as labels"
-                raise UserError(f"metric {name!r} does not fit {what}. Choose from {', '.join(fitting)}.")
+                raise ConfigError(f"metric {name!r} does not fit {what}. Choose from {', '.join(fitting)}.")
         if "f1" in metrics and classes != 2:
-            raise UserError(f"metric 'f1' is that of label 1 of two, but there are {classes} classes.")
+            raise ConfigError(f"metric 'f1' is that of label 1 of two, but there are {classes} classes.")
         assert metrics and subsets
         self.metrics, self.classes, self.subsets = tuple(metrics), classes, tuple(subsets)
         self.add_state("rows", default=[], dist_reduce_fx="cat")

@@ -1,4 +1,4 @@
-"""How well pictures are told apart: top-1 and top-5 accuracy, of each class too, and the confusion matrix as a picture."""
+"""How well images are told apart: top-1 and top-5 accuracy, of each class too, and the confusion matrix as an image."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,11 +10,11 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 from magneto.metrics.error_rate import metric_names
 
 TOP = 5
-NAMED = 20  # classes up to which each has a metric, and its name in the picture
+NAMED = 20  # classes up to which each has a metric, and its name in the image
 DRAWN = 1000  # classes up to which there is a confusion matrix
 
 
@@ -65,12 +65,12 @@ class ClassScores(Metric):
         """See the class.
 
         Raises:
-            UserError: no example had a class.
+            ConfigError: no example had a class.
         """
         rows = dim_zero_cat(self.rows).cpu().numpy()
         if not len(rows):
-            raise UserError(
-                "None of the evaluated pictures has a class: there is nothing to measure. Label them with mode=predict."
+            raise ConfigError(
+                "None of the evaluated images has a class: there is nothing to measure. Label them with mode=predict."
             )
         label, likeliest, among = rows.T
         right, count = label == likeliest, len(self.labels)

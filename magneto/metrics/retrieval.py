@@ -1,4 +1,4 @@
-"""How often the right picture is among the first k of a whole gallery for a text, and the right text for a picture."""
+"""How often the right image is among the first k of a whole gallery for a text, and the right text for an image."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,12 +16,12 @@ CHUNK = 1024  # queries at once
 
 
 class RetrievalScores(Metric):
-    """R@1, R@5 and R@10 over all pictures and texts of an evaluation, each of them, with its copies, counted once.
+    """R@1, R@5 and R@10 over all images and texts of an evaluation, each of them, with its copies, counted once.
 
     A query is answered at k if one of its right answers is among the k nearest. An answer as near as a right one counts as
     nearer: a model that finds all alike finds nothing.
 
-    - `image_to_text/r1`, `/r5`, `/r10`: queries are pictures; `text_to_image/...`: queries are texts, with several
+    - `image_to_text/r1`, `/r5`, `/r10`: queries are images; `text_to_image/...`: queries are texts, with several
       languages also for each of them (`text_to_image/r1/fr`).
     - `r1`: the mean of both directions.
     - `facts/images`, `facts/captions`: the numbers of different images and captions.
@@ -36,7 +36,7 @@ class RetrievalScores(Metric):
     is_differentiable = False
 
     pairs: list[Tensor]
-    """Each (B, 3) int64: key of the picture, key of the text, language."""
+    """Each (B, 3) int64: key of the image, key of the text, language."""
     vision: list[Tensor]
     text: list[Tensor]
 
@@ -55,19 +55,17 @@ class RetrievalScores(Metric):
         for rows in (self.vision, self.text):
             rows.append(torch.zeros(0, self.width, device=self.device))
 
-    def update(
-        self, pictures: Tensor, texts: Tensor, languages: Tensor, vision: Tensor, text: Tensor
-    ) -> None:
+    def update(self, images: Tensor, texts: Tensor, languages: Tensor, vision: Tensor, text: Tensor) -> None:
         """Keep a batch of pairs.
 
         Args:
-            pictures: (B,) equal for equal pictures.
+            images: (B,) equal for equal images.
             texts: (B,) equal for equal texts.
             languages: (B,) indices, -1 for those without a name.
-            vision: (B, width) vectors of length 1 of the pictures.
+            vision: (B, width) vectors of length 1 of the images.
             text: (B, width) of the texts.
         """
-        self.pairs.append(torch.stack((pictures, texts, languages), dim=1).to(self.device))
+        self.pairs.append(torch.stack((images, texts, languages), dim=1).to(self.device))
         self.vision.append(vision.float().to(self.device))
         self.text.append(text.float().to(self.device))
 
@@ -76,14 +74,14 @@ class RetrievalScores(Metric):
         pairs, vision, text = (dim_zero_cat(state).cpu() for state in (self.pairs, self.vision, self.text))
         if not len(pairs):
             return {}
-        picture, first_picture = _unique(pairs[:, 0])
+        image, first_image = _unique(pairs[:, 0])
         key, first_text = _unique(pairs[:, 1])
-        right = torch.zeros(len(first_picture), len(first_text), dtype=torch.bool)
-        right[picture, key] = True
-        vision, text = vision[first_picture], text[first_text]
+        right = torch.zeros(len(first_image), len(first_text), dtype=torch.bool)
+        right[image, key] = True
+        vision, text = vision[first_image], text[first_text]
         scores: dict[str, float] = {}
-        of_pictures, of_texts = ranks(vision, text, right), ranks(text, vision, right.T)
-        for name, found in (("image_to_text", of_pictures), ("text_to_image", of_texts)):
+        of_images, of_texts = ranks(vision, text, right), ranks(text, vision, right.T)
+        for name, found in (("image_to_text", of_images), ("text_to_image", of_texts)):
             scores |= {f"{name}/r{cut}": _share(found < cut) for cut in CUTS}
         if len(self.languages) > 1:
             for number, language in enumerate(metric_names(self.languages)):

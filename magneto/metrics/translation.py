@@ -16,7 +16,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from magneto.errors import UserError, nearest
+from magneto.errors import ConfigError, nearest
 from magneto.training.run_folder import write_atomically
 
 SCORES = ("bleu", "chrf", "ter")
@@ -74,10 +74,10 @@ def sacrebleu_bleu(tokenize: str) -> Any:
         tokenize: how it splits words, see TOKENIZERS: `13a` for languages with spaces, `zh` for Chinese.
 
     Raises:
-        UserError: an unknown tokenizer, or one whose package is not installed.
+        ConfigError: an unknown tokenizer, or one whose package is not installed.
     """
     if tokenize not in TOKENIZERS:
-        raise UserError(
+        raise ConfigError(
             f"task.bleu_tokenize={tokenize}: must be null or one of {', '.join(TOKENIZERS)}."
             f"{nearest(tokenize, TOKENIZERS)}"
         )
@@ -87,7 +87,7 @@ def sacrebleu_bleu(tokenize: str) -> Any:
         # force: our hypotheses are plain text; a final " ." is French typography or the model's doing.
         return BLEU(tokenize=tokenize, force=True)
     except RuntimeError as error:
-        raise UserError(
+        raise ConfigError(
             f"task.bleu_tokenize={tokenize}: is not installed. Install it with: pip install sacrebleu[{tokenize[:2]}]"
         ) from error
 

@@ -1,4 +1,4 @@
-"""How well questions about pictures are answered: VQA's accuracy, and NLVR2's consistency of judgements."""
+"""How well questions about images are answered: VQA's accuracy, and NLVR2's consistency of judgements."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ class AnswerScores(Metric):
     - `accuracy`: mean of `vqa_accuracy`; of questions that one person answered, the share of right answers.
     - `accuracy/<kind>`: of the questions of one kind, where there are several; a slash in its name becomes `_`.
     - `facts/majority_accuracy`: accuracy of giving every kind of question its most frequent answer, without the image.
-    - `consistency`: share of the statements that are judged rightly for all their pairs of pictures.
+    - `consistency`: share of the statements that are judged rightly for all their pairs of images.
 
     Args:
         kinds: names of the kinds of questions.

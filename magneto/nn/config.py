@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Any, get_args, get_type_hints
 
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 from magneto.nn.placement import PLACEMENTS, Depth, Placement, Side, magneto_gain, one
 
 ARCHITECTURES = ("encoder", "decoder", "encoder_decoder")
@@ -20,7 +20,7 @@ MULTIWAY = ("none", "feed_forward", "full")
 class BackboneConfig:
     """A Transformer stack in plain values; equal configs build equal modules.
 
-    Raises `UserError` (a `ValueError`) that names the field, what is wrong with it and the remedy.
+    Raises `ConfigError` (a `ValueError`) that names the field, what is wrong with it and the remedy.
     """
 
     placement: str = "magneto"
@@ -46,13 +46,13 @@ class BackboneConfig:
     """Additive biases in linear maps and in LayerNorm."""
     position: str = "learned"
     """none, learned, sinusoidal, rotary, relative (T5 buckets), convolutional (wav2vec 2.0), or relative_2d (BEiT: the
-    patches of one picture behind a [CLS])."""
+    patches of one image behind a [CLS])."""
     max_positions: int = 2048
     """Longest sequence of learned, sinusoidal and rotary positions; the others know no limit."""
     relative_buckets: int = 32
     relative_max_distance: int = 128
     grid: int | None = None
-    """Patches on a side of the picture, for relative_2d."""
+    """Patches on a side of the image, for relative_2d."""
     conv_position_kernel: int = 31
     """Frames that a convolutional position sees; odd."""
     input_norm: bool = False
@@ -63,7 +63,7 @@ class BackboneConfig:
     """What each of the two modalities, vision and text, has for itself: none, feed_forward (the whole sub-layer; attention
     is shared, as BEiT-3's paper has it) or full (every linear map and norm, as its released weights have it)."""
     fusion_layers: int = 0
-    """Top layers with a third feed-forward, which all tokens of a pair of picture and text go through."""
+    """Top layers with a third feed-forward, which all tokens of a pair of image and text go through."""
     dropout: float = 0.0
     """On the input and on the output of each sub-layer."""
     attention_dropout: float = 0.0
@@ -98,15 +98,15 @@ class BackboneConfig:
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UserError(f"{name}={value}: must be at least 1.")
+                raise ConfigError(f"{name}={value}: must be at least 1.")
         for name in ("dropout", "attention_dropout", "activation_dropout", "drop_path"):
             value = getattr(self, name)
             if not 0 <= value < 1:
-                raise UserError(f"{name}={value}: a probability must be at least 0 and below 1.")
+                raise ConfigError(f"{name}={value}: a probability must be at least 0 and below 1.")
         if self.norm_eps <= 0:
-            raise UserError(f"norm_eps={self.norm_eps}: must be above 0, for example 1e-5.")
+            raise ConfigError(f"norm_eps={self.norm_eps}: must be above 0, for example 1e-5.")
         if self.decoder_layers is not None and self.architecture != "encoder_decoder":
-            raise UserError(
+            raise ConfigError(
                 f"decoder_layers={self.decoder_layers} has no effect with architecture={self.architecture}: "
                 "give the depth as num_layers."
             )
@@ -115,52 +115,54 @@ class BackboneConfig:
                 (n for n in range(1, self.d_model + 1) if self.d_model % n == 0),
                 key=lambda n: abs(n - self.num_heads),
             )
-            raise UserError(
+            raise ConfigError(
                 f"d_model={self.d_model} does not divide by num_heads={self.num_heads}: "
                 f"take num_heads={near[0]}, or d_model={-(-self.d_model // self.num_heads) * self.num_heads}."
             )
         if self.position == "rotary" and self.head_dim % 2:
-            raise UserError(
+            raise ConfigError(
                 "position=rotary turns pairs of channels, but a head has d_model / num_heads = "
                 f"{self.head_dim} of them: choose d_model and num_heads so that this is even."
             )
         if self.position == "sinusoidal" and self.d_model % 2:
-            raise UserError(f"position=sinusoidal needs an even d_model, not {self.d_model}.")
+            raise ConfigError(f"position=sinusoidal needs an even d_model, not {self.d_model}.")
         if self.position == "convolutional" and (
             self.conv_position_kernel < 1 or self.conv_position_kernel % 2 == 0
         ):
-            raise UserError(f"conv_position_kernel={self.conv_position_kernel}: must be odd, for example 31.")
+            raise ConfigError(
+                f"conv_position_kernel={self.conv_position_kernel}: must be odd, for example 31."
+            )
         if self.position == "relative_2d":
             if self.grid is None:
-                raise UserError(
+                raise ConfigError(
                     "position=relative_2d needs grid, the patches on a side: image_size / patch_size."
                 )
-            self._check_encoder("position=relative_2d is for the patches of a picture, which have no past")
+            self._check_encoder("position=relative_2d is for the patches of an image, which have no past")
         if self.multiway != "none":
             self._check_encoder(f"multiway={self.multiway} is a property of an encoder")
         if not 0 <= self.fusion_layers <= self.num_layers:
-            raise UserError(
+            raise ConfigError(
                 f"fusion_layers={self.fusion_layers}: must be between 0 and num_layers={self.num_layers}."
             )
         if self.fusion_layers and self.multiway == "none":
-            raise UserError(
+            raise ConfigError(
                 f"fusion_layers={self.fusion_layers} has no effect with multiway=none: set multiway=feed_forward."
             )
         if self.position == "relative":
             if self.relative_buckets < 4 or self.relative_buckets % 4:
-                raise UserError(
+                raise ConfigError(
                     f"relative_buckets={self.relative_buckets}: must be a multiple of 4, for example 32 "
                     "(two directions, each half near and half far)."
                 )
             if self.relative_max_distance <= self.relative_buckets // 2:
-                raise UserError(
+                raise ConfigError(
                     f"relative_max_distance={self.relative_max_distance}: must be above half of "
                     f"relative_buckets={self.relative_buckets}, for example {4 * self.relative_buckets}."
                 )
 
     def _check_encoder(self, what: str) -> None:
         if self.architecture != "encoder":
-            raise UserError(f"{what}: set architecture=encoder, not {self.architecture}.")
+            raise ConfigError(f"{what}: set architecture=encoder, not {self.architecture}.")
 
     @property
     def head_dim(self) -> int:
@@ -181,7 +183,7 @@ class BackboneConfig:
                 side=side,
             )
         if side != self.architecture:
-            raise UserError(
+            raise ConfigError(
                 f"architecture={self.architecture} has no {side}: "
                 f"set architecture={side} or architecture=encoder_decoder."
             )
@@ -223,7 +225,7 @@ def _check_choice(name: str, value: str, options: tuple[str, ...]) -> None:
         return
     near = get_close_matches(value, options, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise UserError(f"{name}={value!r} is not known: {hint}Choose from {', '.join(options)}.")
+    raise ConfigError(f"{name}={value!r} is not known: {hint}Choose from {', '.join(options)}.")
 
 
 def _check_types(config: BackboneConfig) -> None:
@@ -234,4 +236,4 @@ def _check_types(config: BackboneConfig) -> None:
         fits = type(value) in allowed or (float in allowed and type(value) is int)
         if not fits:
             wanted = " or ".join("null" if kind is type(None) else kind.__name__ for kind in allowed)
-            raise UserError(f"{name}={value!r} is a {type(value).__name__}: give a value of type {wanted}.")
+            raise ConfigError(f"{name}={value!r} is a {type(value).__name__}: give a value of type {wanted}.")

@@ -10,9 +10,9 @@ from torch.distributed.nn.functional import all_gather
 def contrastive_loss(
     vision: Tensor, text: Tensor, scale: Tensor, labels: Tensor, *, gather: bool = False
 ) -> Tensor:
-    """Cross-entropy of finding the text of each picture and the picture of each text, the mean of both directions.
+    """Cross-entropy of finding the text of each image and the image of each text, the mean of both directions.
 
-    Pairs that share a label are right for one another, so that a caption of two pictures is no mistake for either.
+    Pairs that share a label are right for one another, so that a caption of two images is no mistake for either.
 
     Args:
         vision: (B, E) of length 1.

@@ -1,4 +1,4 @@
-"""Stems: what turns tokens, pictures and sound into the (B, T, d_model) input of a stack.
+"""Stems: what turns tokens, images and sound into the (B, T, d_model) input of a stack.
 
 Positions are not their business: the stack adds them. The stem of two modalities has its own, since a stack would count
 on from the one to the other.
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 from magneto.nn.config import BackboneConfig
 from magneto.nn.init import Linear
 from magneto.nn.positions import check_length
@@ -55,13 +55,13 @@ class TokenStem(nn.Module):
 
 
 class PatchStem(nn.Module):
-    """Square patches of a picture, one linear map each: (B, channels, H, W) -> (B, N, d_model).
+    """Square patches of an image, one linear map each: (B, channels, H, W) -> (B, N, d_model).
 
     N = (H / patch_size) * (W / patch_size) patches in rows, and a learned [CLS] before them if `class_token`. With
     `mask_token` patches can be hidden: a learned vector takes their place (BEiT, arXiv 2106.08254, 2.3).
 
     Args:
-        image_size: side of the (square) picture in pixels.
+        image_size: side of the (square) image in pixels.
         patch_size: side of a patch in pixels; must divide `image_size`.
         channels: 1 for grey, 3 for colour.
         d_model: width of the stack.
@@ -81,7 +81,7 @@ class PatchStem(nn.Module):
     ) -> None:
         super().__init__()
         if image_size % patch_size:
-            raise UserError(
+            raise ConfigError(
                 f"image_size={image_size} does not divide by patch_size={patch_size}: "
                 f"take image_size={-(-image_size // patch_size) * patch_size} or another patch_size."
             )
@@ -100,7 +100,7 @@ class PatchStem(nn.Module):
                 nn.init.normal_(token, std=token.numel() ** -0.5)
 
     def forward(self, images: Tensor, masked: Tensor | None = None) -> Tensor:
-        """Pictures to a stack's input; `masked` (B, grid ** 2) bool, True = this patch is hidden."""
+        """Images to a stack's input; `masked` (B, grid ** 2) bool, True = this patch is hidden."""
         assert images.shape[2:] == (self.grid * self.patch_size,) * 2, images.shape
         x: Tensor = self.projection(F.pixel_unshuffle(images, self.patch_size).flatten(2).transpose(1, 2))
         if masked is not None:
@@ -113,13 +113,13 @@ class PatchStem(nn.Module):
 
 
 class VisionLanguageStem(nn.Module):
-    """Pictures, texts, or pairs of them as the input of a multiway stack: patches first, then tokens.
+    """Images, texts, or pairs of them as the input of a multiway stack: patches first, then tokens.
 
     Each modality has learned positions of its own, from 0 on, whether it comes alone or in a pair (as in BEiT-3): the
     stack is to have `position=none`.
 
     Args:
-        vision: of the pictures.
+        vision: of the images.
         text: of the texts.
         config: gives d_model and, in `max_positions`, the longest text.
     """
@@ -139,19 +139,19 @@ class VisionLanguageStem(nn.Module):
     def forward(
         self, images: Tensor | None = None, tokens: Tensor | None = None, masked: Tensor | None = None
     ) -> tuple[Tensor, int]:
-        """One batch of pictures, texts or pairs.
+        """One batch of images, texts or pairs.
 
         Args:
             images: (B, channels, H, W); None for texts.
-            tokens: (B, L) int64; None for pictures.
+            tokens: (B, L) int64; None for images.
             masked: (B, N) bool, True = this patch is hidden.
 
         Returns:
-            (B, T, d_model) and `split`, how many of the T are vision: 0 for texts, T for pictures. The mask of pairs
+            (B, T, d_model) and `split`, how many of the T are vision: 0 for texts, T for images. The mask of pairs
             is that of the texts with `split` times True before it: `F.pad(mask, (split, 0), value=True)`.
 
         Raises:
-            UserError: a text is longer than `max_positions`.
+            MagnetoError: a text is longer than `max_positions`.
         """
         assert images is not None or tokens is not None
         parts = []

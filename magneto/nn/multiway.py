@@ -1,6 +1,6 @@
 """Multiway Transformers: modalities that share a stack, each with weights of its own (BEiT-3, arXiv 2208.10442, 2.1).
 
-A batch is of pictures, of texts, or of pairs of the two. `split` tells which: its first `split` tokens are vision, the
+A batch is of images, of texts, or of pairs of the two. `split` tells which: its first `split` tokens are vision, the
 others text. An expert is a whole residual sub-layer with its norms, as in the code of VLMo (arXiv 2111.02358) and of
 torchscale; what a token goes through is as wide as without experts, and costs as much.
 

@@ -94,7 +94,7 @@ def deepnorm_beta(depth: Depth) -> float:
 class Placement:
     """One row: the norms around and inside a residual sub-layer, and its two depth formulas.
 
-    The picture at the head of `residual.py` shows where each of them sits.
+    The image at the head of `residual.py` shows where each of them sits.
     """
 
     pre: bool = False  # before the sub-layer, off the residual stream

@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 from magneto.nn.config import BackboneConfig
 
 
 def check_length(position: str, end: int, limit: int) -> None:
-    """Raise UserError where a sequence of `end` tokens goes beyond a table of `limit`; `position` names the table."""
+    """Raise ConfigError where a sequence of `end` tokens goes beyond a table of `limit`; `position` names the table."""
     if end > limit:
-        raise UserError(
+        raise ConfigError(
             f"a sequence of {end} tokens is longer than max_positions={limit}, the reach of {position}: "
             "shorten the sequences or raise max_positions."
         )
@@ -172,11 +172,11 @@ class RelativeGridBias(nn.Module):
         """(1, heads, length, length): what token i, the query, adds to its score of token j; token 0 is [CLS].
 
         Raises:
-            UserError: `length` is not that of a picture of grid x grid patches behind a [CLS].
+            ConfigError: `length` is not that of an image of grid x grid patches behind a [CLS].
         """
         assert start == 0
         if length != len(self.index):
-            raise UserError(
+            raise ConfigError(
                 f"position=relative_2d with grid={self.grid} is for {len(self.index)} tokens, [CLS] and {self.grid} x "
                 f"{self.grid} patches, not for {length}: set grid to image_size / patch_size and keep [CLS]."
             )

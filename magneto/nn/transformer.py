@@ -2,7 +2,7 @@
 
 A layer is self-attention, then cross-attention to the encoder's output (decoder of an encoder-decoder only),
 then the feed-forward, each in a `Residual` of its own. Magneto's cross-attention has the first LN only.
-`residual.py` has a picture of it. In a multiway encoder each modality has feed-forwards, or all weights, of its own
+`residual.py` has an image of it. In a multiway encoder each modality has feed-forwards, or all weights, of its own
 (`multiway.py`).
 
 Shapes: B examples, T tokens, S tokens of the memory. Masks are bool, True = real token. What stands at padded
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 from magneto.nn.attention import Context, KVCache, LayerCache
 from magneto.nn.config import BackboneConfig
 from magneto.nn.multiway import Experts, SharedAttention
@@ -225,7 +225,7 @@ class Encoder(Stack):
         """
         self._check_split(split, x.size(1))
         if causal and self.config.position == "convolutional":
-            raise UserError(
+            raise ConfigError(
                 "position=convolutional looks ahead in an encoder: take architecture=decoder, or another position."
             )
         out, features = self.run(x, mask, causal=causal, return_layers=return_layers, split=split)
@@ -233,7 +233,7 @@ class Encoder(Stack):
 
     def _check_split(self, split: int | None, length: int) -> None:
         if (split is None) != (self.config.multiway == "none"):
-            raise UserError(
+            raise ConfigError(
                 f"multiway={self.config.multiway}: the encoder "
                 + (
                     "needs split, the number of leading tokens that are vision (0 for texts)."
@@ -242,7 +242,7 @@ class Encoder(Stack):
                 )
             )
         if split is not None and not 0 <= split <= length:
-            raise UserError(f"split={split}: must be between 0 and the number of tokens, {length}.")
+            raise ConfigError(f"split={split}: must be between 0 and the number of tokens, {length}.")
 
 
 class Decoder(Stack):

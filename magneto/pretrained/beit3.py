@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 from magneto.pretrained.hub import Imported
 
 _BODY = ("text_embed.", "vision_embed.", "encoder.")
@@ -42,20 +42,22 @@ def import_weights(source: str, *, head_dim: int = 64) -> Imported:
         head_dim: channels of an attention head, which no weight tells; 64 in all published sizes.
 
     Raises:
-        UserError: there is no such file, it is damaged, or it holds no whole BEiT-3.
+        ConfigError: there is no such file, it is damaged, or it holds no whole BEiT-3.
     """
     file = Path(source).expanduser()
     left = {name.removeprefix("beit3."): tensor for name, tensor in _read(file).items()}
 
     def take(name: str) -> Tensor:
         if name not in left:
-            raise UserError(f"{file}: the weights lack {name}: not a whole BEiT-3.")
+            raise ConfigError(f"{file}: the weights lack {name}: not a whole BEiT-3.")
         return left.pop(name).float()
 
     words, patches = take("text_embed.weight"), take("vision_embed.proj.weight")
     width = words.size(1)
     if width % head_dim:
-        raise UserError(f"{file}: a width of {width} does not divide into heads of {head_dim}: not a BEiT-3.")
+        raise ConfigError(
+            f"{file}: a width of {width} does not divide into heads of {head_dim}: not a BEiT-3."
+        )
     state = {
         "stem.text.embedding.weight": words,
         "stem.vision.projection.weight": patches.flatten(1),
@@ -71,7 +73,7 @@ def import_weights(source: str, *, head_dim: int = 64) -> Imported:
         (int(name.split(".")[2]) for name in left if name.startswith("encoder.layers.")), default=-1
     )
     if not layers:
-        raise UserError(f"{file}: the weights lack encoder.layers: not a whole BEiT-3.")
+        raise ConfigError(f"{file}: the weights lack encoder.layers: not a whole BEiT-3.")
     final_norm = "encoder.layer_norm.A.weight" in left
     moves: dict[str, str] = {}
     for side, ours in _SIDES.items():
@@ -98,7 +100,7 @@ def import_weights(source: str, *, head_dim: int = 64) -> Imported:
             state[f"{ours}.{kind}"] = take(f"{theirs}.{kind}")
     left.pop("encoder.output_projection.weight", None)
     if unknown := sorted(name for name in left if name.startswith(_BODY)):
-        raise UserError(
+        raise ConfigError(
             f"{file}: weights that no BEiT-3 has: {', '.join(unknown[:5])} ({len(unknown)} in all)."
         )
     state |= {name: tensor.float() for name, tensor in left.items()}
@@ -125,13 +127,13 @@ def import_weights(source: str, *, head_dim: int = 64) -> Imported:
 def _read(file: Path) -> dict[str, Tensor]:
     """Their tensors. Files of a training hold its arguments too, an `argparse.Namespace`, which runs no code."""
     if not file.is_file():
-        raise UserError(f"init_from=beit3:{file}: there is no such file.")
+        raise ConfigError(f"init_from=beit3:{file}: there is no such file.")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a damaged or foreign file
-        raise UserError(f"{file}: cannot be read as a BEiT-3 ({str(error).splitlines()[0]}).") from error
+        raise ConfigError(f"{file}: cannot be read as a BEiT-3 ({str(error).splitlines()[0]}).") from error
     weights = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
-        raise UserError(f"{file}: holds no weights: BEiT-3's files are {{'model': tensors}}.")
+        raise ConfigError(f"{file}: holds no weights: BEiT-3's files are {{'model': tensors}}.")
     return weights

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 from magneto.pretrained.hub import Imported, fetch, read_config, read_tokenizer, read_weights, require
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
@@ -37,7 +37,7 @@ def import_weights(source: str) -> Imported:
         source: a folder with config.json and model.safetensors, or a name on the hub.
 
     Raises:
-        UserError: it cannot be had, is no BERT that our encoder can express, or lacks a weight.
+        ConfigError: it cannot be had, is no BERT that our encoder can express, or lacks a weight.
     """
     folder = fetch(source)
     config = read_config(folder)
@@ -51,7 +51,7 @@ def import_weights(source: str) -> Imported:
     )  # fmt: skip
     activation = config.get("hidden_act", "gelu")
     if activation not in ACTIVATIONS:
-        raise UserError(
+        raise ConfigError(
             f"{folder}: hidden_act={activation!r} is not known; known are {', '.join(ACTIVATIONS)}."
         )
     state = _translate(read_weights(folder), config["num_hidden_layers"], folder)
@@ -80,7 +80,7 @@ def _translate(weights: dict[str, Tensor], layers: int, folder: Path) -> dict[st
 
     def take(name: str) -> Tensor:
         if name not in left:
-            raise UserError(f"{folder}: the weights lack {name}: not a whole BERT.")
+            raise ConfigError(f"{folder}: the weights lack {name}: not a whole BERT.")
         return left.pop(name)
 
     types = take("embeddings.token_type_embeddings.weight")
@@ -113,7 +113,7 @@ def _translate(weights: dict[str, Tensor], layers: int, folder: Path) -> dict[st
         for kind in ("weight", "bias"):
             state[f"{ours}.{kind}"] = take(f"{theirs}.{kind}")
     if unknown := sorted(name for name in left if not name.startswith(_LEFT_OUT)):
-        raise UserError(
+        raise ConfigError(
             f"{folder}: weights that no BERT has: {', '.join(unknown[:5])} ({len(unknown)} in all)."
         )
     return state

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 from magneto.pretrained.hub import Imported, fetch, read_config, read_tokenizer, read_weights, require
 
 ACTIVATIONS = {
@@ -38,7 +38,7 @@ def import_weights(source: str) -> Imported:
         source: a folder with config.json and model.safetensors, or a name on the hub.
 
     Raises:
-        UserError: it cannot be had, is no GPT-2 that our decoder can express, or lacks a weight.
+        ConfigError: it cannot be had, is no GPT-2 that our decoder can express, or lacks a weight.
     """
     folder = fetch(source)
     config = read_config(folder)
@@ -52,7 +52,7 @@ def import_weights(source: str) -> Imported:
     )  # fmt: skip
     activation = config.get("activation_function", "gelu_new")
     if activation not in ACTIVATIONS:
-        raise UserError(
+        raise ConfigError(
             f"{folder}: activation_function={activation!r} is not known; known are {', '.join(ACTIVATIONS)}."
         )
     try:
@@ -73,7 +73,7 @@ def import_weights(source: str) -> Imported:
             "embedding_scale": False,
         }
     except KeyError as error:
-        raise UserError(f"{folder}/config.json: {error} is missing: not a whole GPT-2.") from error
+        raise ConfigError(f"{folder}/config.json: {error} is missing: not a whole GPT-2.") from error
     state = _translate(read_weights(folder), config["n_layer"], folder)
     return Imported(backbone, state, read_tokenizer(folder))
 
@@ -88,7 +88,7 @@ def _translate(weights: dict[str, Tensor], layers: int, folder: Path) -> dict[st
 
     def take(name: str) -> Tensor:
         if name not in left:
-            raise UserError(f"{folder}: the weights lack {name}: not a whole GPT-2.")
+            raise ConfigError(f"{folder}: the weights lack {name}: not a whole GPT-2.")
         return left.pop(name)
 
     state = {
@@ -115,7 +115,7 @@ def _translate(weights: dict[str, Tensor], layers: int, folder: Path) -> dict[st
         state[f"{name}.weight"] = take(f"{linear}.weight").T.contiguous()
         state[f"{name}.bias"] = take(f"{linear}.bias")
     if left:
-        raise UserError(
+        raise ConfigError(
             f"{folder}: weights that no GPT-2 has: {', '.join(sorted(left)[:5])} ({len(left)} in all)."
         )
     return state

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -32,14 +32,14 @@ class Imported:
             not multiply their embeddings by sqrt(d_model) (all of these).
         state_dict: tensors under our names: `stem...`, `backbone...`, `head...`.
         tokenizer_json: content of the tokenizer.json that belongs to the weights; None where there is none.
-        pictures: `mean` and `std` of each channel, in units of full brightness, that its pictures are normalised with; empty
+        images: `mean` and `std` of each channel, in units of full brightness, that its images are normalised with; empty
             where it reads none.
     """
 
     backbone: dict[str, Any]
     state_dict: dict[str, Tensor]
     tokenizer_json: str | None
-    pictures: Mapping[str, list[float]] = field(default_factory=dict)
+    images: Mapping[str, list[float]] = field(default_factory=dict)
 
 
 def fetch(source: str, extra: Sequence[str] = ()) -> Path:
@@ -50,7 +50,7 @@ def fetch(source: str, extra: Sequence[str] = ()) -> Path:
         extra: further files to download.
 
     Raises:
-        UserError: it is no folder, and the hub cannot be reached or does not know the name.
+        ConfigError: it is no folder, and the hub cannot be reached or does not know the name.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
@@ -59,7 +59,7 @@ def fetch(source: str, extra: Sequence[str] = ()) -> Path:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError
     except ImportError as error:
-        raise UserError(
+        raise ConfigError(
             f"hf:{source}: there is no such folder, and downloading needs huggingface_hub "
             "(pip install huggingface_hub)."
         ) from error
@@ -72,7 +72,7 @@ def fetch(source: str, extra: Sequence[str] = ()) -> Path:
         return folder
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
+        raise ConfigError(
             f"hf:{source}: there is no such folder, and it cannot be downloaded ({reason}). "
             "Check the name and the network, or name a folder with config.json and model.safetensors."
         ) from error
@@ -82,17 +82,17 @@ def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a Hugging Face model.
 
     Raises:
-        UserError: it is missing or damaged.
+        ConfigError: it is missing or damaged.
     """
     file = folder / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{folder}: not a Hugging Face model, config.json cannot be read.") from error
+        raise ConfigError(f"{folder}: not a Hugging Face model, config.json cannot be read.") from error
     except ValueError as error:
-        raise UserError(f"{file}: damaged ({error}).") from error
+        raise ConfigError(f"{file}: damaged ({error}).") from error
     if not isinstance(config, dict):
-        raise UserError(f"{file}: damaged (not an object).")
+        raise ConfigError(f"{file}: damaged (not an object).")
     return config
 
 
@@ -100,7 +100,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors of a Hugging Face model, under its own names, in fp32.
 
     Raises:
-        UserError: there are none, or they are damaged.
+        ConfigError: there are none, or they are damaged.
     """
     for name in WEIGHT_FILES:
         file = folder / name
@@ -113,9 +113,9 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
                 else torch.load(file, map_location="cpu", weights_only=True)
             )
         except (SafetensorError, Exception) as error:  # torch raises many types for a damaged file
-            raise UserError(f"{file}: damaged or not a weights file ({error}).") from error
+            raise ConfigError(f"{file}: damaged or not a weights file ({error}).") from error
         return {key: value.float() for key, value in weights.items()}
-    raise UserError(f"{folder}: no weights; looked for {' and '.join(WEIGHT_FILES)}.")
+    raise ConfigError(f"{folder}: no weights; looked for {' and '.join(WEIGHT_FILES)}.")
 
 
 def read_tokenizer(folder: Path) -> str | None:
@@ -133,8 +133,10 @@ def require(config: Mapping[str, Any], expected: Mapping[str, Any], source: str)
         source: for the message.
 
     Raises:
-        UserError: a key has another value.
+        ConfigError: a key has another value.
     """
     for key, value in expected.items():
         if config.get(key, value) != value:
-            raise UserError(f"{source}: {key}={config[key]!r} cannot be imported, only {key}={value!r} can.")
+            raise ConfigError(
+                f"{source}: {key}={config[key]!r} cannot be imported, only {key}={value!r} can."
+            )

@@ -1,4 +1,4 @@
-"""Starting from a model of pictures (magneto/pretrained/init_from.py): its patches, and other pictures' size and normalisation."""
+"""Starting from a model of images (magneto/pretrained/init_from.py): its patches, and other images' size and normalisation."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 from magneto.nn.config import BackboneConfig
 from magneto.nn.vision.renormalise import Renormalisation
 from magneto.nn.vision.resize import resized_positions, resized_relative_grid
@@ -15,7 +15,7 @@ from magneto.nn.vision.resize import resized_positions, resized_relative_grid
 log = logging.getLogger("magneto")
 
 _PLACES = ("backbone.position.table", "stem.vision_position")
-"""A learned vector for [CLS] and for each patch of a picture."""
+"""A learned vector for [CLS] and for each patch of an image."""
 _STEMS = ("stem.projection", "stem.vision.projection")
 """The linear map of patches."""
 _KINDS = {1: "grey", 3: "in colour"}
@@ -24,7 +24,7 @@ _KINDS = {1: "grey", 3: "in colour"}
 def patch_size(
     source: str, spec: Mapping[str, Any], data: Mapping[str, Any], overrides: Sequence[str]
 ) -> int | None:
-    """Pixels on a side of the patches that a pretrained stem reads; None where it, or the data, has no pictures.
+    """Pixels on a side of the patches that a pretrained stem reads; None where it, or the data, has no images.
 
     Args:
         source: of the pretrained model, for messages.
@@ -33,14 +33,14 @@ def patch_size(
         overrides: of the command line.
 
     Raises:
-        UserError: the command says another patch size, or the pictures have another number of channels.
+        ConfigError: the command says another patch size, or the images have another number of channels.
     """
     patch, channels = spec.get("patch_size"), spec.get("channels")
     if patch is None or channels is None or not {"patch_size", "channels"} <= data.keys():
         return None
     named = [override for override in overrides if override.lstrip("+").startswith("data.patch_size=")]
     if named and data["patch_size"] != patch:
-        raise UserError(
+        raise ConfigError(
             f"init_from={source} reads patches of {patch} pixels, and the command says {named[-1]}. Leave it out: the "
             "patches come with the weights."
         )
@@ -48,12 +48,12 @@ def patch_size(
     said = any(override.lstrip("+").startswith(("data.image_size=", "experiment=")) for override in overrides)
     if isinstance(own, int) and own > 2 * size and not said:
         log.warning(
-            "init_from=%s was trained on pictures of %d pixels, and these are read at %d: %d patches for %d. Say "
+            "init_from=%s was trained on images of %d pixels, and these are read at %d: %d patches for %d. Say "
             "data.image_size=%d for the same.", source, size, own, (own // patch) ** 2, (size // patch) ** 2, size,
         )  # fmt: skip
     if data["channels"] in _KINDS and data["channels"] != channels:
-        raise UserError(
-            f"init_from={source} reads pictures that are {_KINDS[channels]}, and data={data.get('name')} gives them "
+        raise ConfigError(
+            f"init_from={source} reads images that are {_KINDS[channels]}, and data={data.get('name')} gives them "
             f"{_KINDS[data['channels']]}. Say data.channels={channels}: they are converted."
         )
     return int(patch)
@@ -62,7 +62,7 @@ def patch_size(
 def resized(
     backbone: BackboneConfig, weights: Mapping[str, Tensor], spec: Mapping[str, Any]
 ) -> dict[str, Tensor]:
-    """What a pretrained model learned of the places in a picture, for pictures of another size; empty for equal sizes.
+    """What a pretrained model learned of the places in an image, for images of another size; empty for equal sizes.
 
     Args:
         backbone: its shape.
@@ -85,9 +85,9 @@ def resized(
 def renormalised(
     spec: Mapping[str, Any], weights: Mapping[str, Tensor], own: Mapping[str, Any]
 ) -> dict[str, Tensor]:
-    """The pretrained map of patches, for pictures of another mean and deviation; empty for the same ones.
+    """The pretrained map of patches, for images of another mean and deviation; empty for the same ones.
 
-    A model sees a picture as it did in its pre-training, whatever the corpus that is now normalised by its own moments.
+    A model sees an image as it did in its pre-training, whatever the corpus that is now normalised by its own moments.
 
     Args:
         spec: facts of the data that it was trained on.

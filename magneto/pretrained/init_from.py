@@ -6,7 +6,7 @@ Two steps, both called by the engine:
 
 1. `adopt(config, overrides)`, before anything is built: the backbone gets the shape of the pretrained one and the data
    its tokenizer or its patches, so that a command names `init_from` and no size. What the user did say must agree.
-2. `initialize_from(task, source)`, before training: weights are copied where name, shape and meaning agree. Pictures
+2. `initialize_from(task, source)`, before training: weights are copied where name, shape and meaning agree. Images
    may be of another size than the pretrained ones: what was learned of places is resized (nn/resize.py). They may be
    normalised in another way: the map of patches takes that up (nn/renormalise.py).
 """
@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from magneto.data.tokenizers.text import TextTokenizer
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 from magneto.nn.config import BackboneConfig
-from magneto.pretrained import image_size as pictures
+from magneto.pretrained import image_size as images
 from magneto.pretrained.hub import fetch, read_config
 from magneto.tasks.base import TaskModule
 from magneto.training.checkpoint_io import read_model
@@ -45,7 +45,7 @@ SHAPE = tuple(field.name for field in fields(BackboneConfig) if field.name not i
 """Fields that decide what a backbone's weights mean; the others only say how it is trained."""
 _BODY = ("stem.", "source_stem.", "target_stem.", "backbone.")
 """Parameters that must fit; others (heads) are taken where they do."""
-_HEADS = ("head.", "picture_head.")
+_HEADS = ("head.", "image_head.")
 """Parameters whose outputs stand for labels, tokens or codes."""
 _TARGET = "target."
 """Parameters of a model that only gives what is to be learnt."""
@@ -83,14 +83,14 @@ class Report:
     cut: tuple[str, ...] = ()
     """Those taken whose last rows, beyond the tokens, stood for nothing."""
     resized: tuple[str, ...] = ()
-    """Those taken that were resized to pictures of another size."""
+    """Those taken that were resized to images of another size."""
     renormalised: tuple[str, ...] = ()
-    """Those taken that were changed to read pictures of another mean and deviation."""
+    """Those taken that were changed to read images of another mean and deviation."""
 
     def __str__(self) -> str:
         parts = [f"loaded {len(self.taken)} tensors ({_summary(self.taken)})"]
         parts += [f"cut to the tokens: {', '.join(self.cut)}"] if self.cut else []
-        parts += [f"resized to these pictures: {', '.join(self.resized)}"] if self.resized else []
+        parts += [f"resized to these images: {', '.join(self.resized)}"] if self.resized else []
         parts += (
             [f"for their mean and deviation: {', '.join(self.renormalised)}"] if self.renormalised else []
         )
@@ -111,13 +111,13 @@ def read_pretrained(source: str) -> Pretrained:
     """A pretrained model, on the CPU.
 
     Raises:
-        UserError: there is nothing at `source`, it is damaged, or it is of a family without an importer.
+        ConfigError: there is nothing at `source`, it is damaged, or it is of a family without an importer.
     """
     if source.startswith(HUB):
         name = source.removeprefix(HUB)
         family = read_config(fetch(name)).get("model_type")
         if family not in FAMILIES:
-            raise UserError(
+            raise ConfigError(
                 f"init_from={source}: models of type {family!r} cannot be imported; importers are there for "
                 f"{', '.join(FAMILIES)}."
             )
@@ -125,7 +125,7 @@ def read_pretrained(source: str) -> Pretrained:
     if source.startswith(BEIT3):
         return _imported(source, "beit3", source.removeprefix(BEIT3))
     if not Path(source).expanduser().exists():
-        raise UserError(
+        raise ConfigError(
             f"init_from={source}: there is no such checkpoint, run or export folder. A model of the Hugging Face hub, or "
             f"in its format, is named {HUB}{source}."
         )
@@ -144,7 +144,7 @@ def read_pretrained(source: str) -> Pretrained:
 def _imported(source: str, family: str, name: str) -> Pretrained:
     imported = import_module(f"magneto.pretrained.{family}").import_weights(name)
     config = BackboneConfig.from_dict(imported.backbone)
-    return Pretrained(source, config, dict(imported.pictures), imported.state_dict, imported.tokenizer_json)
+    return Pretrained(source, config, dict(imported.images), imported.state_dict, imported.tokenizer_json)
 
 
 # ------------------------------------------------------------------ shape and tokenizer, before the model is built
@@ -162,7 +162,7 @@ def adopt(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]
         overrides: of the command line. Those that name another shape are refused.
 
     Raises:
-        UserError: the source cannot be read, an override contradicts it, or it has embeddings of tokens and does not
+        MagnetoError: the source cannot be read, an override contradicts it, or it has embeddings of tokens and does not
             say of which.
     """
     source = config.get("init_from")
@@ -180,7 +180,7 @@ def adopt(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]
     if own_size != {key: shape[key] for key in own_size}:
         adopted["size_name"] = f"{shape['num_layers']}x{shape['d_model']}"
     data = config.get("data") or {}
-    if patch_size := pictures.patch_size(source, pretrained.spec, data, overrides):
+    if patch_size := images.patch_size(source, pretrained.spec, data, overrides):
         adopted["data"] = data = {**data, "patch_size": patch_size}
     chosen = any(override.lstrip("+").startswith("data.tokenizer") for override in overrides)
     own = data.get("tokenizer") or {}
@@ -207,7 +207,7 @@ def _require_known_tokens(pretrained: Pretrained) -> None:
     remedy = "Put its tokenizer.json beside its weights, or name one with data.tokenizer.file."
     if pretrained.source.startswith(BEIT3):
         remedy = "Name one with data.tokenizer.file (docs/data.md makes it of the authors' beit3.spm)."
-    raise UserError(
+    raise ConfigError(
         f"init_from={pretrained.source}: it has embeddings of tokens and no tokenizer.json that says which tokens they are. "
         f"{remedy}"
     )
@@ -246,7 +246,7 @@ def _refuse_contradictions(
         lines = [
             f"  {key}: {differing[key][0]} (pretrained), {differing[key][1]} ({wrong[key]})" for key in wrong
         ]
-        raise UserError(
+        raise ConfigError(
             f"init_from={pretrained.source} has another shape than the command asks for:\n"
             + "\n".join(lines)
             + f"\nLeave {', '.join(sorted(set(wrong.values())))} out: the shape comes with the weights."
@@ -278,7 +278,7 @@ def initialize_from(task: TaskModule, source: str) -> Report:
         what was taken, what is new, what was left.
 
     Raises:
-        UserError: the backbones differ (the fields are named), the tokenizers differ, or a tensor of stem or backbone
+        ConfigError: the backbones differ (the fields are named), the tokenizers differ, or a tensor of stem or backbone
             is missing or of another shape (the tensors are named). Nothing has been copied then.
     """
     pretrained = read_pretrained(source)
@@ -286,7 +286,7 @@ def initialize_from(task: TaskModule, source: str) -> Report:
         lines = [
             f"  {key}: {theirs} (pretrained), {ours} (this run)" for key, (theirs, ours) in differing.items()
         ]
-        raise UserError(f"init_from={source}: its backbone is another one:\n" + "\n".join(lines))
+        raise ConfigError(f"init_from={source}: its backbone is another one:\n" + "\n".join(lines))
     same_tokens = _same_tokenizer(pretrained, task)
     own, weights = task.state_dict(), pretrained.weights
     same_outputs = (
@@ -294,8 +294,8 @@ def initialize_from(task: TaskModule, source: str) -> Report:
         and pretrained.spec.get("labels") == task.spec.get("labels")
         and all(_same(weights.get(name), tensor) for name, tensor in own.items() if name.startswith(_TARGET))
     )
-    resized = pictures.resized(pretrained.backbone, weights, task.spec)
-    renormalised = pictures.renormalised(pretrained.spec, weights, task.spec)
+    resized = images.resized(pretrained.backbone, weights, task.spec)
+    renormalised = images.renormalised(pretrained.spec, weights, task.spec)
     changed = resized | renormalised
     taken, unfit, cut = {}, [], []
     for name, tensor in own.items():
@@ -317,7 +317,7 @@ def initialize_from(task: TaskModule, source: str) -> Report:
         elif name.startswith(_BODY) and not fits:
             unfit.append(f"  {name}: {_shape(theirs)} (pretrained), {_shape(tensor)} (this run)")
     if unfit:
-        raise UserError(
+        raise ConfigError(
             f"init_from={source}: {len(unfit)} tensors of stem or backbone do not fit:\n"
             + "\n".join(unfit[:10])
         )
@@ -360,7 +360,7 @@ def _same_tokenizer(pretrained: Pretrained, task: TaskModule) -> bool:
             return False
         mine, other = TextTokenizer.from_json(ours), TextTokenizer.from_json(theirs)
         if mine != other:
-            raise UserError(
+            raise ConfigError(
                 f"init_from={pretrained.source}: its tokenizer ({other.vocab_size} entries) is not the one of the data "
                 f"({mine.vocab_size} entries), so its embeddings stand for other tokens. Leave data.tokenizer out of "
                 "the command: it comes with the weights."
@@ -387,7 +387,7 @@ def _meaning(config: BackboneConfig) -> dict[str, Any]:
     for position, keys in unused.items():
         if config.position != position:
             values |= dict.fromkeys(keys)
-    # Tables of positions have so many rows: they are compared as tensors, those of pictures once they are resized.
+    # Tables of positions have so many rows: they are compared as tensors, those of images once they are resized.
     for key in ("max_positions", "grid"):
         values.pop(key)
     return values

@@ -20,10 +20,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 from magneto.report import figures, markup, page
 from magneto.report.comparison import Comparison, compare
-from magneto.report.figures import Picture
+from magneto.report.figures import SavedFigure
 from magneto.report.loading import load_runs
 from magneto.report.overview import overview_of
 
@@ -37,7 +37,7 @@ class ReportFiles:
     html: Path
     csv: Path
     latex: Path
-    pictures: tuple[Picture, ...]
+    saved_figures: tuple[SavedFigure, ...]
     comparison: Comparison
     title: str
 
@@ -68,7 +68,7 @@ def write_report(
         include_debug: compare debug runs too, not only those whose own folder is one of `paths`.
 
     Raises:
-        UserError: a path does not exist, there is no readable run, no run has `metric`, or `out_dir` cannot be written.
+        ConfigError: a path does not exist, there is no readable run, no run has `metric`, or `out_dir` cannot be written.
     """
     comparison = compare(*load_runs(paths), metric=metric, include_debug=include_debug)
     names = [section.title for section in comparison.sections]
@@ -79,7 +79,7 @@ def write_report(
     try:
         return _write(comparison, folder, title, command)
     except OSError as error:
-        raise UserError(
+        raise ConfigError(
             f"{error.filename or folder}: cannot be written ({error.strerror}). Give another folder (--out DIR)."
         ) from error
 
@@ -93,7 +93,7 @@ def folder_name(overrides: Sequence[str]) -> str:
 
 def _write(comparison: Comparison, folder: Path, title: str, command: str | None) -> ReportFiles:
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = {section.slug: figures.draw(section, folder) for section in comparison.sections}
+    saved_figures = {section.slug: figures.draw(section, folder) for section in comparison.sections}
     overview = overview_of(comparison.sections, folder)
     files = ReportFiles(
         folder=folder,
@@ -101,9 +101,9 @@ def _write(comparison: Comparison, folder: Path, title: str, command: str | None
         html=folder / "report.html",
         csv=folder / "table.csv",
         latex=folder / "table.tex",
-        pictures=(
-            *([overview.picture] if overview and overview.picture else []),
-            *(picture for drawn in pictures.values() for picture in drawn),
+        saved_figures=(
+            *([overview.figure] if overview and overview.figure else []),
+            *(figure for drawn in saved_figures.values() for figure in drawn),
         ),
         comparison=comparison,
         title=title,
@@ -111,8 +111,8 @@ def _write(comparison: Comparison, folder: Path, title: str, command: str | None
     markup.write_csv(comparison, files.csv)
     texts = {
         files.latex: "\n".join(map(markup.to_latex, markup.paper_tables(comparison, overview))),
-        files.markdown: markup.markdown_report(comparison, overview, pictures, title, command, folder),
-        files.html: page.render(comparison, overview, pictures, title, command, folder),
+        files.markdown: markup.markdown_report(comparison, overview, saved_figures, title, command, folder),
+        files.html: page.render(comparison, overview, saved_figures, title, command, folder),
     }
     for file, text in texts.items():
         file.write_text(text, encoding="utf-8", errors="replace")  # a folder's name need not be UTF-8

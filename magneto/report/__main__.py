@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from magneto.report import write_report
 from magneto.report.screen import print_report
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         files = write_report(
             options.paths, out, options.title, command, options.metric, options.include_debug
         )
-    except UserError as error:
+    except MagnetoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for problem in files.problems:
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.wandb:
         from magneto.report.wandb_run import log_to_wandb
 
-        print(log_to_wandb(files.csv, files.pictures, files.folder, options.wandb, files.title))
+        print(log_to_wandb(files.csv, files.saved_figures, files.folder, options.wandb, files.title))
     return 0
 
 

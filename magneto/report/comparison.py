@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 from magneto.report.loading import Run, setting, shown
 
 BACKBONES = ("post_ln", "pre_ln", "deepnorm", "normformer", "magneto")
@@ -233,7 +233,7 @@ def compare(
         include_debug: compare debug runs too, not only those whose own folder was given.
 
     Raises:
-        UserError: no run is left to compare, or none has `metric`.
+        ConfigError: no run is left to compare, or none has `metric`.
     """
     problems = list(problems)
     left_out: list[tuple[Run, str]] = []
@@ -256,11 +256,11 @@ def compare(
             f"\n  {shown(run.folder)}: {why if why == 'debug' else run.message or run.status}"
             for run, why in left_out
         ]
-        raise UserError(f"there is no run to compare.{remedy} Left out:{''.join(reasons)}")
+        raise ConfigError(f"there is no run to compare.{remedy} Left out:{''.join(reasons)}")
     kept = [run for members in grouped.values() for run in members]
     if metric is not None and not any(metric in run.metrics for run in kept):
         known = ", ".join(sorted({name for run in kept for name in run.metrics})) or "none"
-        raise UserError(f"--metric {metric}: no run has it; known metrics: {known}")
+        raise ConfigError(f"--metric {metric}: no run has it; known metrics: {known}")
     sections = []
     for (task, data, conditions), members in sorted(grouped.items(), key=_section_order):
         others = [key[2] for key in grouped if key[:2] == (task, data)]

@@ -1,7 +1,7 @@
 """What the runs of a section made of the same few examples: read from their samples, shown by `page` and `markup`.
 
 A sample is an object of plain values with `id` and `kind`. One of the OUTPUTS is what the model said, `reference` what
-is right, `picture` a file that shows what it made, and every other text is what the model was given (`source`,
+is right, `image` a file that shows what it made, and every other text is what the model was given (`source`,
 `prompt`, a text with masks).
 """
 
@@ -19,7 +19,7 @@ OUTPUTS = ("hypothesis", "continuation", "filled", "predicted")
 MOST = 8
 LONGEST = 600  # characters of one text that are shown
 _PARTS = ("language", "direction")
-_ABOUT = {"id", "kind", "split", "marked", "picture", "reference", *_PARTS, *OUTPUTS}
+_ABOUT = {"id", "kind", "split", "marked", "image", "reference", *_PARTS, *OUTPUTS}
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Example:
         given: (name, text) of what the model saw.
         reference: what is right; None where nothing is.
         outputs: each row and its output, where that is text.
-        pictures: each row and the file of its picture, where there is one.
+        images: each row and the file of its image, where there is one.
     """
 
     about: str
@@ -42,7 +42,7 @@ class Example:
     given: tuple[tuple[str, str], ...]
     reference: str | None
     outputs: tuple[tuple[Row, str], ...]
-    pictures: tuple[tuple[Row, Path], ...]
+    images: tuple[tuple[Row, Path], ...]
 
 
 def examples(section: Section) -> tuple[list[Example], list[Run]]:
@@ -96,10 +96,10 @@ def _example(name: str, samples: Sequence[tuple[Row, Run, dict[str, Any]]]) -> E
         outputs=tuple(
             (row, _short(text)) for row, _, sample in samples if (text := _output(sample)) is not None
         ),
-        pictures=tuple(
+        images=tuple(
             (row, file)
             for row, run, sample in samples
-            if "picture" in sample and (file := run.folder / str(sample["picture"])).is_file()
+            if "image" in sample and (file := run.folder / str(sample["image"])).is_file()
         ),
     )
 

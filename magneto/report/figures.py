@@ -48,7 +48,7 @@ _CHARACTER = 0.083  # inches that one of a label takes on average at 10 points, 
 
 
 @dataclass(frozen=True)
-class Picture:
+class SavedFigure:
     """A PNG that was written, what it shows in a heading, and in words for those who do not see it."""
 
     path: Path
@@ -104,13 +104,13 @@ def thin(curve: Curve, points: int = _POINTS) -> Curve:
     return Curve(lasts, np.array([part.mean() for part in parts]))
 
 
-def draw(section: Section, folder: Path) -> list[Picture]:
+def draw(section: Section, folder: Path) -> list[SavedFigure]:
     """Draw every figure that the section's runs have numbers for, as `<section>_<figure>.png` in `folder`.
 
     Of many rows those are drawn that are best in the headline metric; the title says so.
     """
     styles = row_styles(section.rows)
-    pictures = []
+    saved_figures = []
     drawn = _best_rows(section)
     part = f" (the best {len(drawn)} of {len(section.rows)})" if len(drawn) < len(section.rows) else ""
 
@@ -118,7 +118,7 @@ def draw(section: Section, folder: Path) -> list[Picture]:
         if figure is not None:
             path = folder / f"{section.slug}_{name}.png"
             _save(figure, path)
-            pictures.append(Picture(path, title + (part if name != by_value else ""), alt))
+            saved_figures.append(SavedFigure(path, title + (part if name != by_value else ""), alt))
 
     by_value = re.sub(r"\W+", "_", f"by_{section.sweep[0]}") if section.sweep else ""
     rows = ", ".join(row.label for row in drawn)
@@ -158,7 +158,7 @@ def draw(section: Section, folder: Path) -> list[Picture]:
             f"{words[0].upper()}{words[1:]} by layer",
             f"{family} of each layer over steps, a panel each for {rows}; last panel: over depth at the end.",
         )
-    return pictures
+    return saved_figures
 
 
 def _best_rows(section: Section) -> tuple[Row, ...]:
@@ -310,7 +310,7 @@ def _by_value(section: Section, styles: dict[str, Style]) -> Figure | None:
     return figure
 
 
-def draw_overview(sections: Sequence[Section], folder: Path) -> Picture:
+def draw_overview(sections: Sequence[Section], folder: Path) -> SavedFigure:
     """Small multiples, a panel a section under its title: the headline metric of every seed, as `overview.png`."""
     rows = max(len(section.rows) for section in sections)
     width = _column_width(len(sections), 3)
@@ -331,7 +331,7 @@ def draw_overview(sections: Sequence[Section], folder: Path) -> Picture:
     _save(figure, path)
     shown = ", ".join(section.title for section in sections)
     alt = f"A dot plot for each of {shown}: a dot a seed, a bar at the mean, as in the table."
-    return Picture(path, "Every task, each seed", alt)
+    return SavedFigure(path, "Every task, each seed", alt)
 
 
 def _dots(

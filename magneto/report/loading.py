@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from magneto.errors import UserError
+from magneto.errors import ConfigError, MagnetoError
 
 SCHEMA = 1
 """The version of result.json that this code understands."""
@@ -126,7 +126,7 @@ def load_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
         The runs, ordered by folder, each once; and one sentence for each folder or file that was left out.
 
     Raises:
-        UserError: a path does not exist, or no readable run lies at or below any of them.
+        ConfigError: a path does not exist, or no readable run lies at or below any of them.
     """
     places = [Path(path) for path in paths]
     named = {place.resolve() for place in places}
@@ -135,7 +135,7 @@ def load_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
     for folder in _run_folders(places, problems):
         try:
             runs.append(_read_run(folder, folder.resolve() in named))
-        except UserError as error:
+        except MagnetoError as error:
             problems.append(f"{shown(folder)}: {error}")
             continue
         for name in ("metrics.csv", "samples.jsonl"):
@@ -146,7 +146,7 @@ def load_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
     if not runs:
         where = ", ".join(map(str, places)) or "no path was given"
         left_out = "".join(f"\n  left out: {problem}" for problem in problems)
-        raise UserError(
+        raise ConfigError(
             f"no run to report on ({where}): a run is a folder with a readable result.json, "
             f"such as runs/asr/magneto-tiny-seed1. Give run folders or folders that contain them.{left_out}"
         )
@@ -178,7 +178,7 @@ def _run_folders(paths: list[Path], problems: list[str]) -> list[Path]:
 
     for path in paths:
         if not path.is_dir():
-            raise UserError(f"{path}: no such folder; give run folders or folders that contain runs")
+            raise ConfigError(f"{path}: no such folder; give run folders or folders that contain runs")
         for parent, folders, files in os.walk(path, onerror=unreadable, followlinks=True):
             real = Path(parent).resolve()
             if real in visited:
@@ -221,13 +221,13 @@ def _read_run(folder: Path, named: bool) -> Run:
     """The run in `folder`.
 
     Raises:
-        UserError: neither result.json nor config.yaml can be read; the message names the file.
+        ConfigError: neither result.json nor config.yaml can be read; the message names the file.
     """
     result, config = folder / "result.json", folder / "config.yaml"
     file = result if result.exists() else config
     try:
         if not file.is_file():
-            raise UserError("is not there: no run, or one that was deleted in part")
+            raise ConfigError("is not there: no run, or one that was deleted in part")
         text = file.read_text(encoding="utf-8")
         raw = json.loads(text) if file == result else _unfinished(folder, yaml.safe_load(text))
         # Half a character, as a name that is not UTF-8 leaves it, cannot be written into a report.
@@ -235,15 +235,17 @@ def _read_run(folder: Path, named: bool) -> Run:
         return _parse(folder, raw, named)
     except (OSError, ValueError, ArithmeticError, RecursionError, yaml.YAMLError) as error:
         reason = (
-            str(error) if isinstance(error, UserError) else f"cannot be read ({' '.join(str(error).split())})"
+            str(error)
+            if isinstance(error, MagnetoError)
+            else f"cannot be read ({' '.join(str(error).split())})"
         )
-        raise UserError(f"{file.name}: {reason}") from error
+        raise ConfigError(f"{file.name}: {reason}") from error
 
 
 def _unfinished(folder: Path, config: Any) -> dict[str, Any]:
     """What result.json would say of a run that is still running or was killed, from its configuration."""
     if not isinstance(config, dict):
-        raise UserError("does not hold a configuration")
+        raise ConfigError("does not hold a configuration")
     return {
         "schema": SCHEMA,
         "status": "unfinished",
@@ -260,14 +262,14 @@ def _unfinished(folder: Path, config: Any) -> dict[str, Any]:
 
 def _parse(folder: Path, raw: Any, named: bool) -> Run:
     if not isinstance(raw, dict):
-        raise UserError(f"holds a {type(raw).__name__}, not an object")
+        raise ConfigError(f"holds a {type(raw).__name__}, not an object")
     if raw.get("schema") != SCHEMA:
-        raise UserError(
+        raise ConfigError(
             f"schema is {raw.get('schema')!r}, this version reads {SCHEMA}; repeat the run with this version"
         )
     status = _get(raw, "status", str, required=True)
     if status not in STATUSES:
-        raise UserError(f"status is {status!r}, not one of {', '.join(STATUSES)}")
+        raise ConfigError(f"status is {status!r}, not one of {', '.join(STATUSES)}")
     monitor = _get(raw, "monitor", dict) or {}
     time = _get(raw, "time", dict) or {}
     return Run(
@@ -311,14 +313,14 @@ def _get(raw: dict[str, Any], key: str, kind: type, prefix: str = "", *, require
     value = raw.get(key)
     if value is None:
         if required:
-            raise UserError(f"{prefix}{key} is missing")
+            raise ConfigError(f"{prefix}{key} is missing")
         return None
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise UserError(f"{prefix}{key} is {value!r}, not a {kind.__name__}")
+        raise ConfigError(f"{prefix}{key} is {value!r}, not a {kind.__name__}")
     return value
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from magneto.report.comparison import Comparison, Section
 from magneto.report.examples import examples
-from magneto.report.figures import Picture
+from magneto.report.figures import SavedFigure
 from magneto.report.loading import STATUSES, Run
 from magneto.report.overview import Overview
 from magneto.report.tables import (
@@ -149,12 +149,12 @@ def paper_tables(comparison: Comparison, overview: Overview | None) -> list[Tabl
 def markdown_report(
     comparison: Comparison,
     overview: Overview | None,
-    pictures: dict[str, list[Picture]],
+    saved_figures: dict[str, list[SavedFigure]],
     title: str,
     command: str | None,
     folder: Path,
 ) -> str:
-    """report.md: the tables and figures as GitHub shows them; `pictures` by section slug."""
+    """report.md: the tables and figures as GitHub shows them; `images` by section slug."""
     parts = [f"# {markdown_text(title)}"]
     if command:
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
@@ -163,7 +163,7 @@ def markdown_report(
         parts.append("Left out:\n\n" + _bullets(comparison.problems))
     if overview is not None:
         parts.append(f"## {overview.table.title}\n\n{to_markdown(overview.table)}")
-        parts += [_picture(overview.picture)] if overview.picture else []
+        parts += [_figure_tag(overview.figure)] if overview.figure else []
     for section in comparison.sections:
         parts.append(f"## {markdown_text(section.title)}")
         if sentence := verdict(section):
@@ -173,7 +173,7 @@ def markdown_report(
         parts.append(to_markdown(main_table(section)))
         for table in detail_tables(section):
             parts.append(f"### {markdown_text(table.title)}\n\n{to_markdown(table)}")
-        parts += [_picture(picture) for picture in pictures[section.slug]]
+        parts += [_figure_tag(figure) for figure in saved_figures[section.slug]]
         parts += _examples(section, folder)
         if (differences := differences_table(section)) is not None:
             parts.append(f"### {differences.title}\n\n{to_markdown(differences)}")
@@ -182,8 +182,8 @@ def markdown_report(
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def _picture(picture: Picture) -> str:
-    return f"![{markdown_text(picture.alt)}]({quote(picture.path.name)})"
+def _figure_tag(figure: SavedFigure) -> str:
+    return f"![{markdown_text(figure.alt)}]({quote(figure.path.name)})"
 
 
 def _examples(section: Section, folder: Path) -> list[str]:
@@ -196,7 +196,7 @@ def _examples(section: Section, folder: Path) -> list[str]:
         if texts:
             parts.append(_bullets([f"{name}: {text}" for name, text in texts]))
         parts += [
-            f"![{markdown_text(row.label)}]({relative_link(file, folder)})" for row, file in example.pictures
+            f"![{markdown_text(row.label)}]({relative_link(file, folder)})" for row, file in example.images
         ]
     return ["### Examples", *parts] if parts else []
 

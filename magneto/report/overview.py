@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from magneto.report.comparison import BACKBONES, Row, Section
-from magneto.report.figures import Picture, draw_overview
+from magneto.report.figures import SavedFigure, draw_overview
 from magneto.report.tables import DAGGER, NONE, Cell, Table, duration, main_table
 
 PICKED = "‡"
@@ -21,7 +21,7 @@ class Overview:
     """All tasks at once."""
 
     table: Table
-    picture: Picture | None
+    figure: SavedFigure | None
 
 
 def overview_of(sections: Sequence[Section], folder: Path) -> Overview | None:
@@ -35,8 +35,8 @@ def overview_of(sections: Sequence[Section], folder: Path) -> Overview | None:
     picked = [replace(section, rows=_one_a_backbone(section)) for section in sections]
     several = [len(part.rows) < len(section.rows) for part, section in zip(picked, sections, strict=True)]
     measured = [section for section in picked if any(row.values(section.headline) for row in section.rows)]
-    picture = draw_overview(measured, folder) if measured else None
-    return Overview(_table(picked, several), picture)
+    figure = draw_overview(measured, folder) if measured else None
+    return Overview(_table(picked, several), figure)
 
 
 def _one_a_backbone(section: Section) -> tuple[Row, ...]:

@@ -13,7 +13,7 @@ import jiwer
 
 from magneto.report.comparison import Comparison, Section
 from magneto.report.examples import Example, examples
-from magneto.report.figures import Picture, Style, row_styles
+from magneto.report.figures import SavedFigure, Style, row_styles
 from magneto.report.loading import STATUSES
 from magneto.report.overview import Overview
 from magneto.report.tables import (
@@ -110,12 +110,12 @@ footer { margin-top: 3rem; }
 def render(
     comparison: Comparison,
     overview: Overview | None,
-    pictures: dict[str, list[Picture]],
+    saved_figures: dict[str, list[SavedFigure]],
     title: str,
     command: str | None,
     folder: Path,
 ) -> str:
-    """The whole page; `pictures` by section slug, links relative to `folder`."""
+    """The whole page; `images` by section slug, links relative to `folder`."""
     runs = comparison.runs
     rows = sum(len(section.rows) for section in comparison.sections)
     facts = f"{_plural(len(runs), 'run')} · {_plural(rows, 'configuration')}"
@@ -129,9 +129,9 @@ def render(
         parts.append(_sentences("Left out", comparison.problems))
     if overview is not None:
         parts.append(f"<h2>{overview.table.title}</h2>{_table(overview.table, heading=False)}")
-        parts += [_picture(overview.picture)] if overview.picture else []
+        parts += [_figure_tag(overview.figure)] if overview.figure else []
     for section in comparison.sections:
-        parts += _section(section, pictures[section.slug], folder)
+        parts += _section(section, saved_figures[section.slug], folder)
     parts.append(f"<h2>Runs</h2>{_table(runs_table(comparison, folder), heading=False)}")
     parts.append(f"<footer><h2>Versions</h2>{_table(versions_table(comparison), heading=False)}</footer>")
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -145,7 +145,7 @@ def render(
     )
 
 
-def _section(section: Section, pictures: Sequence[Picture], folder: Path) -> list[str]:
+def _section(section: Section, saved_figures: Sequence[SavedFigure], folder: Path) -> list[str]:
     parts = [f"<h2>{_e(section.title)}</h2>"]
     if sentence := verdict(section):
         parts.append(f'<p class="verdict">{_e(sentence)}</p>')
@@ -153,7 +153,7 @@ def _section(section: Section, pictures: Sequence[Picture], folder: Path) -> lis
         parts.append(_sentences("Runs that did not finish", lost))
     parts.append(_table(main_table(section), heading=False))
     parts += [_table(table) for table in detail_tables(section)]
-    parts += [_picture(picture) for picture in pictures]
+    parts += [_figure_tag(figure) for figure in saved_figures]
     parts.append(_samples(section, folder))
     if (table := differences_table(section)) is not None:
         parts.append(_table(table))
@@ -204,11 +204,11 @@ def _chip(colour: str) -> str:
     return f'<span class="chip" style="background:{colour}"></span>'
 
 
-def _picture(picture: Picture) -> str:
+def _figure_tag(figure: SavedFigure) -> str:
     return (
-        f"<figure><figcaption>{_e(picture.title)}</figcaption>"
-        f'<div class="scroll" role="region" tabindex="0" aria-label="Figure: {_e(picture.title)}">'
-        f"{_image(picture.path, picture.alt)}</div></figure>"
+        f"<figure><figcaption>{_e(figure.title)}</figcaption>"
+        f'<div class="scroll" role="region" tabindex="0" aria-label="Figure: {_e(figure.title)}">'
+        f"{_image(figure.path, figure.alt)}</div></figure>"
     )
 
 
@@ -252,7 +252,7 @@ def _card(example: Example, colours: dict[str, Style]) -> str:
     for row, output in example.outputs:
         marked, wrong = _marked(example, output)
         lines.append(_line(_chip(colours[row.label].colour) + _e(row.label), marked, wrong, lang))
-    for row, file in example.pictures:
+    for row, file in example.images:
         image = _image(file, f"{row.label}: {example.about}")
         lines.append(_line(_chip(colours[row.label].colour) + _e(row.label), image, "", ""))
     return f'<article class="sample"><header>{_e(example.about)}</header><dl>{"".join(lines)}</dl></article>'

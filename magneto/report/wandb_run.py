@@ -7,15 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from magneto.report.figures import Picture
+from magneto.report.figures import SavedFigure
 
 log = logging.getLogger("magneto")
 
 _CONNECT_S = 20.0
 
 
-def log_to_wandb(table: Path, pictures: Sequence[Picture], folder: Path, project: str, title: str) -> Path:
-    """Log `table` (a CSV) and `pictures`: online where a key is found, else offline, without a question.
+def log_to_wandb(
+    table: Path, saved_figures: Sequence[SavedFigure], folder: Path, project: str, title: str
+) -> Path:
+    """Log `table` (a CSV) and `images`: online where a key is found, else offline, without a question.
 
     Returns:
         The run's own folder below `folder`/wandb; of an offline run, what `wandb sync` takes.
@@ -44,7 +46,7 @@ def log_to_wandb(table: Path, pictures: Sequence[Picture], folder: Path, project
         columns = [[_number(value) for value in column] for column in zip(*rows, strict=True)]
         data = [list(row) for row in zip(*columns, strict=True)]
         images = {
-            picture.path.stem: wandb.Image(str(picture.path), caption=picture.title) for picture in pictures
+            figure.path.stem: wandb.Image(str(figure.path), caption=figure.title) for figure in saved_figures
         }
         run.log({"table": wandb.Table(columns=list(header), data=data, allow_mixed_types=True), **images})
     return run_folder

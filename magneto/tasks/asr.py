@@ -23,7 +23,7 @@ from magneto.data.speech.dataset import SpeechSpec
 from magneto.data.speech.module import SpeechDataModule
 from magneto.data.speech.predict import user_recordings
 from magneto.data.tokenizers.ctc import CTCTokenizer
-from magneto.errors import UserError, nearest
+from magneto.errors import ConfigError, nearest
 from magneto.inference.ctc import BLANK, ctc_beam_search, ctc_blank_ratio, ctc_greedy
 from magneto.inference.inputs import PredictInput
 from magneto.metrics.error_rate import ErrorRate, align, mark_errors
@@ -50,15 +50,15 @@ class ASROptions:
 
     def __post_init__(self) -> None:
         if self.intermediate_losses < 0:
-            raise UserError(f"task.intermediate_losses={self.intermediate_losses}: must be 0 or more.")
+            raise ConfigError(f"task.intermediate_losses={self.intermediate_losses}: must be 0 or more.")
         if not 0 <= self.intermediate_weight < 1:
-            raise UserError(
+            raise ConfigError(
                 f"task.intermediate_weight={self.intermediate_weight}: must be from 0 to below 1."
             )
         if not isinstance(self.beam_width, int) or self.beam_width < 1:
-            raise UserError(f"task.beam_width={self.beam_width}: must be a whole number, 1 or more.")
+            raise ConfigError(f"task.beam_width={self.beam_width}: must be a whole number, 1 or more.")
         if self.decoder not in DECODERS:
-            raise UserError(
+            raise ConfigError(
                 f"task.decoder={self.decoder}: must be one of {', '.join(DECODERS)}.{nearest(self.decoder, DECODERS)}"
             )
 
@@ -93,7 +93,7 @@ class ASR(TaskModule):
     def build(self) -> None:
         """Stem, encoder, head; error rates per language."""
         if self.config.architecture != "encoder":
-            raise UserError(
+            raise ConfigError(
                 f"backbone.architecture={self.config.architecture}: task=asr needs architecture=encoder."
             )
         self.tokenizer = CTCTokenizer.from_dict(self.spec["tokenizer"])
@@ -216,7 +216,7 @@ class ASR(TaskModule):
     def predict(self, inputs: PredictInput, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Transcribe a file, or every audio file of a folder."""
         if inputs.path is None:
-            raise UserError("task asr: mode=predict needs input=, an audio file or a folder of them.")
+            raise ConfigError("task asr: mode=predict needs input=, an audio file or a folder of them.")
         decoding = {"decoder": self.options.decoder, "beam_width": self.options.beam_width} | dict(options)
         self.options = replace(self.options, **vars(from_mapping(PredictOptions, decoding, "predict")))
         for path, features in user_recordings(inputs.path, SpeechSpec.from_dict(self.spec)):

@@ -16,7 +16,7 @@ from torch import nn
 
 from magneto.config.validate import from_mapping
 from magneto.data.module import DataModule
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 from magneto.inference.inputs import PredictInput
 from magneto.nn.config import BackboneConfig
 from magneto.nn.transformer import Stack
@@ -38,7 +38,7 @@ class TaskModule(TrainingModule):
         options: fields of the task's own `Options`.
 
     Raises:
-        UserError: an unknown or impossible value in any of them, naming the key and the remedy.
+        ConfigError: an unknown or impossible value in any of them, naming the key and the remedy.
     """
 
     name: ClassVar[str]
@@ -95,13 +95,13 @@ class TaskModule(TrainingModule):
             map_location: the device to put it on; None: the CPU.
 
         Raises:
-            UserError: there is no such model, it is damaged, or it is of another task.
+            ConfigError: there is no such model, it is damaged, or it is of another task.
         """
         from magneto.tasks.registry import load_task
 
         task = load_task(checkpoint_path)
         if not isinstance(task, cls):
-            raise UserError(
+            raise ConfigError(
                 f"{checkpoint_path} is of task={task.name}, not of {cls.__name__}. Use {type(task).__name__}, or "
                 "magneto.tasks.registry.load_task for any task."
             )
@@ -115,7 +115,7 @@ class TaskModule(TrainingModule):
 
     @classmethod
     def shape_from(cls, backbone: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
-        """Fields of the backbone that follow from the data, such as the patches on a side of a picture."""
+        """Fields of the backbone that follow from the data, such as the patches on a side of an image."""
         return {}
 
     @classmethod
@@ -147,7 +147,7 @@ class TaskModule(TrainingModule):
             inputs: what to apply it to.
             options: what the user set in the group `predict`, to be checked by the task.
         """
-        raise UserError(f"task {self.name}: mode=predict is not offered.")
+        raise ConfigError(f"task {self.name}: mode=predict is not offered.")
 
     def named_layers(self) -> Iterator[tuple[str, nn.Module]]:
         """The layers of the backbone, as the stability probe names them: `layer_00`, or `encoder/layer_00`."""
@@ -170,11 +170,11 @@ class TaskModule(TrainingModule):
         Relative positions belong to no layer; they have the head's learning rate, as in BEiT's fine-tuning.
 
         Raises:
-            UserError: the task has more than one stack, so that its layers stand in no single order.
+            ConfigError: the task has more than one stack, so that its layers stand in no single order.
         """
         stacks = self._stacks()
         if len(stacks) != 1:
-            raise UserError(
+            raise ConfigError(
                 f"optimizer.layer_decay={self.optimizer_config.layer_decay}: task={self.name} has {len(stacks)} stacks, "
                 "whose layers have no single order. Set it to null."
             )
@@ -204,11 +204,11 @@ class TaskModule(TrainingModule):
             remedy: what to set it to.
 
         Raises:
-            UserError: the positions reach less far.
+            ConfigError: the positions reach less far.
         """
         reach = self.config.max_positions
         if self.config.position in ("learned", "sinusoidal", "rotary") and length > reach:
-            raise UserError(
+            raise ConfigError(
                 f"{setting} is more than backbone.max_positions={reach} (position={self.config.position}): {remedy}, or "
                 "raise backbone.max_positions, unless it comes with init_from."
             )

@@ -1,6 +1,6 @@
-"""Masked image modelling (BEiT, Bao et al., arXiv 2106.08254): pictures with patches hidden -> what was there.
+"""Masked image modelling (BEiT, Bao et al., arXiv 2106.08254): images with patches hidden -> what was there.
 
-    pictures --stem: patches, the hidden ones replaced--> encoder --hidden places only--> head -> code of each patch
+    images --stem: patches, the hidden ones replaced--> encoder --hidden places only--> head -> code of each patch
 
 The codes are those of a visual tokenizer (`task=visual_tokenizer`), given or trained first. Two cheaper targets are an
 option away: the pixels of a patch (as in MAE, arXiv 2111.06377) and codes of a random projection (BEST-RQ).
@@ -19,14 +19,14 @@ from torchmetrics import MeanMetric
 from magneto.config.validate import from_mapping
 from magneto.data.image.dataset import ImageSpec
 from magneto.data.image.module import ImageDataModule
-from magneto.data.image.predict import evaluation_batch, user_pictures
+from magneto.data.image.predict import evaluation_batch, user_images
 from magneto.data.module import DataModule
 from magneto.data.transforms.mask_patches import BlockMasking
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 from magneto.inference.inputs import PredictInput
 from magneto.nn import Linear, PatchStem, build_backbone, training_flops_per_token
 from magneto.nn.vision.visual_tokenizer import VisualTokenizer
-from magneto.tasks.masked_image import EPS, MaskedPictures, TargetOptions
+from magneto.tasks.masked_image import EPS, MaskedImages, TargetOptions
 from magneto.tasks.visual_tokenizer import require_patches, shape_of_patches
 from magneto.training.module import Batch, Sample, StepOutput
 from magneto.visualize.image_grid import hide, side_by_side, tile
@@ -37,7 +37,7 @@ class BEiTOptions(TargetOptions):
     """What `conf/task/beit.yaml` sets under `task`."""
 
 
-class BEiT(MaskedPictures):
+class BEiT(MaskedImages):
     """Cross-entropy of the codes of hidden patches, or squared error of their pixels.
 
     Batches are those of `magneto.data.image.module` with masks.
@@ -53,7 +53,7 @@ class BEiT(MaskedPictures):
 
     @classmethod
     def shape_from(cls, backbone: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
-        """Positions for the patches of a picture."""
+        """Positions for the patches of an image."""
         return shape_of_patches(backbone, spec)
 
     @classmethod
@@ -62,7 +62,7 @@ class BEiT(MaskedPictures):
         assert isinstance(data, ImageDataModule)
         require_patches(cls.name, data.spec.to_dict())
         if data.masking is None:
-            raise UserError(
+            raise ConfigError(
                 "data.masking is missing: task=beit hides patches. Say data.masking={ratio: 0.4}."
             )
         settings = {key: value for key, value in config["task"].items() if key not in ("_target_", "name")}
@@ -72,11 +72,11 @@ class BEiT(MaskedPictures):
     def build(self) -> None:
         """Stem, encoder, head; the model that gives the targets; accuracy of the hidden patches."""
         if self.config.architecture != "encoder":
-            raise UserError(
+            raise ConfigError(
                 f"backbone.architecture={self.config.architecture}: task={self.name} needs architecture=encoder."
             )
         require_patches(self.name, self.spec)
-        self.pictures = ImageSpec.from_dict(self.spec)
+        self.images = ImageSpec.from_dict(self.spec)
         size, patch, channels = (self.spec[key] for key in ("image_size", "patch_size", "channels"))
         self.stem = PatchStem(size, patch, channels, self.config.d_model, mask_token=True)
         self.backbone = build_backbone(self.config)
@@ -106,25 +106,25 @@ class BEiT(MaskedPictures):
             self.scores["accuracy"].update((made.argmax(-1) == wanted).float().mean(), output.weight)
 
     def samples(self, batch: Batch, output: StepOutput) -> list[Sample]:
-        """The batch's first picture, what the model saw of it, and what it made of that."""
+        """The batch's first image, what the model saw of it, and what it made of that."""
         count = int(batch["masked"][0].sum())
         panel = self._panel(batch["image"][:1], batch["masked"][:1], output.outputs[0][:count])
-        return [{"id": f"{int(batch['id'][0]):08d}", "kind": "masked picture", "picture": panel}]
+        return [{"id": f"{int(batch['id'][0]):08d}", "kind": "masked image", "image": panel}]
 
     def _panel(self, image: Tensor, masked: Tensor, made: Tensor) -> np.ndarray:
-        """(H, W, 3) uint8: a picture (1, C, S, S), the same without what is hidden, and with what was made for it.
+        """(H, W, 3) uint8: an image (1, C, S, S), the same without what is hidden, and with what was made for it.
 
         Codes become pixels through their decoder, visible patches by their own codes; codes that stand for no pixels have
-        no third picture.
+        no third image.
         """
-        pixels = self.pictures.pixels(image).cpu()
+        pixels = self.images.pixels(image).cpu()
         shown = [pixels, hide(pixels, masked.cpu(), self.spec["patch_size"])]
         if (filled := self._filled(image, masked, made)) is not None:
-            shown.append(self.pictures.pixels(filled).cpu())
+            shown.append(self.images.pixels(filled).cpu())
         return side_by_side([tile(part[0]) for part in shown])
 
     def _filled(self, image: Tensor, masked: Tensor, made: Tensor) -> Tensor | None:
-        """The picture as the model completes it, normalised (1, C, S, S); None where its outputs are no pixels."""
+        """The image as the model completes it, normalised (1, C, S, S); None where its outputs are no pixels."""
         if self.target is None:
             patches = self.patches(image).clone()
             hidden = patches[masked]
@@ -141,7 +141,7 @@ class BEiT(MaskedPictures):
         return self.target.decode(codes).float()
 
     def units(self, batch: Batch) -> dict[str, float]:
-        """Pictures and the tokens that the encoder reads."""
+        """Images and the tokens that the encoder reads."""
         return {"examples": float(len(batch["id"])), "tokens": float(len(batch["id"]) * self.stem.num_tokens)}
 
     def flops(self, batch: Batch) -> float:
@@ -151,23 +151,23 @@ class BEiT(MaskedPictures):
         return float(rows * length * per_token + 6 * int(batch["masked"].sum()) * self.head.weight.numel())
 
     def predict(self, inputs: PredictInput, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """Hide patches of each picture and complete it: the picture, what the model saw, what it made."""
+        """Hide patches of each image and complete it: the image, what the model saw, what it made."""
         if options:
-            raise UserError(f"predict.{next(iter(options))}: task={self.name} has no such option.")
+            raise ConfigError(f"predict.{next(iter(options))}: task={self.name} has no such option.")
         if inputs.path is None:
-            raise UserError(
-                "prompt=: this model reads pictures. Say input= with a picture or a folder of them."
+            raise ConfigError(
+                "prompt=: this model reads images. Say input= with an image or a folder of them."
             )
         for number, (file, image) in enumerate(
-            user_pictures(inputs.path, self.pictures.channels, self.pictures.svg_side)
+            user_images(inputs.path, self.images.channels, self.images.svg_side)
         ):
-            images = evaluation_batch([image], self.pictures).to(self.device)
+            images = evaluation_batch([image], self.images).to(self.device)
             masks = BlockMasking().draw(
                 self.stem.grid, np.array([number]), seed=0, purpose="masks of predict", epoch=0
             )
             masked = torch.from_numpy(masks).to(self.device)
             made, wanted = self(images, masked), self.wanted(images, masked)
-            result = {"input": str(file), "picture": self._panel(images, masked, made)}
+            result = {"input": str(file), "image": self._panel(images, masked, made)}
             if self.target is None:
                 error = float(F.mse_loss(made, wanted))
                 yield {"text": f"{file}\tsquared error {error:.3f}", **result, "squared_error": error}

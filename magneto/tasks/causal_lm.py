@@ -15,7 +15,7 @@ from torchmetrics import Metric
 from magneto.config.validate import from_mapping
 from magneto.data.text.module import IGNORE, TextDataModule
 from magneto.data.tokenizers.text import TextTokenizer
-from magneto.errors import UserError
+from magneto.errors import ConfigError, MagnetoError
 from magneto.inference.inputs import PredictInput
 from magneto.inference.sampling import Continuation, Decoding, generate, stream
 from magneto.nn import (
@@ -49,7 +49,7 @@ class CausalLMOptions:
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
-            raise UserError(f"task.label_smoothing={self.label_smoothing}: must be at least 0 and below 1.")
+            raise ConfigError(f"task.label_smoothing={self.label_smoothing}: must be at least 0 and below 1.")
         object.__setattr__(self, "prompts", tuple(self.prompts))
         from_mapping(Decoding, self.sample, "task.sample")
 
@@ -64,7 +64,7 @@ class PredictOptions(Decoding):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.batch < 1:
-            raise UserError(f"predict.batch={self.batch}: must be 1 or more.")
+            raise ConfigError(f"predict.batch={self.batch}: must be 1 or more.")
 
 
 class TextScores(Metric):
@@ -119,7 +119,7 @@ class CausalLM(TaskModule):
     def build(self) -> None:
         """Stem, decoder, output layer; scores."""
         if self.config.architecture != "decoder":
-            raise UserError(
+            raise ConfigError(
                 f"backbone.architecture={self.config.architecture}: task=causal_lm needs architecture=decoder."
             )
         block_size = self.spec["block_size"]
@@ -230,7 +230,7 @@ class CausalLM(TaskModule):
         start = [] if self.tokenizer.eos_id is None else [self.tokenizer.eos_id]
         ids = [*start, *self.tokenizer.encode(text)]
         if not ids:
-            raise UserError(
+            raise ConfigError(
                 "prompt: is empty, and the tokenizer has no token for the beginning of a document."
             )
         return ids
@@ -241,7 +241,7 @@ class CausalLM(TaskModule):
         A prompt that is longer than the context loses its beginning, and is named in the log.
 
         Raises:
-            UserError: an unknown or impossible option.
+            MagnetoError: an unknown or impossible option.
         """
         settings = from_mapping(PredictOptions, options, "predict")
         if any("\\n" in stop for stop in settings.stop):
@@ -258,7 +258,7 @@ class CausalLM(TaskModule):
             for number, text in lines:
                 try:
                     prompts[number] = self._prompt(text, number)
-                except UserError as why:
+                except MagnetoError as why:
                     inputs.unanswered(number, why)
             places = [number - 1 for number in prompts]
             found = generate(self, self.tokenizer, list(prompts.values()), settings, places) if places else []

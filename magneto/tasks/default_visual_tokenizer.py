@@ -12,7 +12,7 @@ from rich.progress import track
 
 from magneto.data.cache import fingerprint, prepare_once
 from magneto.data.image.module import ImageDataModule
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 from magneto.tasks.visual_tokenizer import VisualTokenization
 from magneto.training import checkpoint_io
 
@@ -37,13 +37,13 @@ class DefaultTokenizer:
     def __post_init__(self) -> None:
         for key in ("steps", "batch_size"):
             if getattr(self, key) < 1:
-                raise UserError(f"task.default_tokenizer.{key}={getattr(self, key)}: must be at least 1.")
+                raise ConfigError(f"task.default_tokenizer.{key}={getattr(self, key)}: must be at least 1.")
 
 
 def default_tokenizer(data: ImageDataModule, settings: DefaultTokenizer) -> Path:
-    """The export folder of the tokenizer of this data; trained on its pictures unless that was done before.
+    """The export folder of the tokenizer of this data; trained on its images unless that was done before.
 
-    Its pictures are augmented as those of the model that will predict its codes. It takes the first device at hand; the
+    Its images are augmented as those of the model that will predict its codes. It takes the first device at hand; the
     other processes of a run wait.
     """
     spec = data.spec.to_dict()
@@ -101,7 +101,7 @@ def _train(data: ImageDataModule, spec: Mapping[str, Any], settings: DefaultToke
 
 @torch.no_grad()
 def _measure(task: VisualTokenization, data: ImageDataModule, device: torch.device) -> dict[str, float]:
-    """Reconstruction, perplexity and usage on the validation pictures."""
+    """Reconstruction, perplexity and usage on the validation images."""
     for batch in data.val_dataloader():
         batch = {**batch, "image": batch["image"].to(device)}
         task.evaluate(batch, task.step(batch))

@@ -1,6 +1,6 @@
-"""Classes of pictures: encoder -> one vector -> label; from nothing, fine-tuned, or as a linear probe.
+"""Classes of images: encoder -> one vector -> label; from nothing, fine-tuned, or as a linear probe.
 
-    pictures --stem: patches behind a [CLS]--> encoder --mean of the patches | [CLS]--> norm, dropout --> linear --> classes
+    images --stem: patches behind a [CLS]--> encoder --mean of the patches | [CLS]--> norm, dropout --> linear --> classes
 
 With `init_from=` the encoder comes pretrained (magneto/pretrained/init_from.py). A linear probe leaves it as it is, and tells how
 much of the classes its features hold.
@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from magneto.config.validate import from_mapping
 from magneto.data.image.dataset import ImageDataset, ImageSpec
 from magneto.data.image.module import ImageDataModule
-from magneto.data.image.predict import user_pictures
+from magneto.data.image.predict import user_images
 from magneto.data.module import DataModule
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 from magneto.inference.inputs import PredictInput
 from magneto.metrics.image_classification import TOP, ClassScores
 from magneto.nn import (
@@ -54,7 +54,7 @@ class ImageClassificationOptions:
     pooling: str = "mean"
     """mean: of the patches, as BEiT is fine-tuned; class_token: the vector of [CLS], as ViT."""
     cells: int = 1
-    """The mean is taken in each of cells x cells parts of the picture, and these are joined: where classes show in the
+    """The mean is taken in each of cells x cells parts of the image, and these are joined: where classes show in the
     place of things, as probes of feature maps do (Zhang et al., arXiv 1611.09842). From 1 to the patches on a side."""
     linear_probe: bool = False
     """Stem and backbone are frozen, without dropout; features are normalised by a BatchNorm without weights of its own
@@ -63,7 +63,7 @@ class ImageClassificationOptions:
     """Linear probe: the layers (from 0) whose pooled outputs are joined to the features, before any final norm; null: the
     encoder's output. BEiT and iGPT probe a layer in the middle."""
     cache_features: bool = False
-    """Linear probe: the features of the training pictures are computed once and kept in memory, for data without
+    """Linear probe: the features of the training images are computed once and kept in memory, for data without
     augmentation."""
     label_smoothing: float = 0.0
     """In training alone."""
@@ -80,15 +80,17 @@ class ImageClassificationOptions:
     def __post_init__(self) -> None:
         for key in ("label_smoothing", "head_dropout"):
             if not 0 <= getattr(self, key) < 1:
-                raise UserError(f"task.{key}={getattr(self, key)}: must be at least 0 and below 1.")
+                raise ConfigError(f"task.{key}={getattr(self, key)}: must be at least 0 and below 1.")
         for key in ("mixup", "cutmix", "head_std"):
             if getattr(self, key) < 0:
-                raise UserError(f"task.{key}={getattr(self, key)}: must be 0 or more.")
+                raise ConfigError(f"task.{key}={getattr(self, key)}: must be 0 or more.")
         if not self.linear_probe and (self.layers is not None or self.cache_features):
-            raise UserError("task.layers and task.cache_features are for probes: set task.linear_probe=true.")
+            raise ConfigError(
+                "task.layers and task.cache_features are for probes: set task.linear_probe=true."
+            )
         if self.cache_features and (self.mixup or self.cutmix):
-            raise UserError(
-                "task.cache_features=true keeps the features of whole pictures, which task.mixup and task.cutmix change: "
+            raise ConfigError(
+                "task.cache_features=true keeps the features of whole images, which task.mixup and task.cutmix change: "
                 "set both to 0."
             )
 
@@ -98,11 +100,11 @@ class PredictOptions:
     """What `predict.*` may set."""
 
     top_k: int = TOP
-    """Classes that are told of each picture, the likeliest first."""
+    """Classes that are told of each image, the likeliest first."""
 
     def __post_init__(self) -> None:
         if self.top_k < 1:
-            raise UserError(f"predict.top_k={self.top_k}: must be at least 1.")
+            raise ConfigError(f"predict.top_k={self.top_k}: must be at least 1.")
 
 
 class Head(nn.Module):
@@ -133,7 +135,7 @@ class Head(nn.Module):
 class ImageClassification(TaskModule):
     """Cross-entropy over `spec["labels"]`. Batches are those of `magneto.data.image.module`; masks in them are passed over.
 
-    Pictures without a class (label -1) do not count. Where a batch names `classes`, the answer is one of these: sets such
+    Images without a class (label -1) do not count. Where a batch names `classes`, the answer is one of these: sets such
     as ImageNet-R have only some of a model's classes.
     """
 
@@ -146,21 +148,21 @@ class ImageClassification(TaskModule):
 
     @classmethod
     def shape_from(cls, backbone: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
-        """Positions for the patches of a picture."""
+        """Positions for the patches of an image."""
         return shape_of_patches(backbone, spec)
 
     @classmethod
     def prepare(cls, config: Mapping[str, Any], data: DataModule) -> dict[str, Any]:
-        """Nothing; refuses kept features of pictures that differ from epoch to epoch, and a probe's batches of one."""
+        """Nothing; refuses kept features of images that differ from epoch to epoch, and a probe's batches of one."""
         assert isinstance(data, ImageDataModule)
         if config["task"].get("linear_probe") and data.batch_size < 4:
-            raise UserError(
+            raise ConfigError(
                 f"data.batch_size={data.batch_size}: a linear probe normalises its features over the batch, and the last of "
                 "an epoch may be half as large. Take 4 or more."
             )
         if config["task"].get("cache_features") and data.augment is not None:
-            raise UserError(
-                "task.cache_features=true needs pictures that are the same in each epoch: set data.augment=null, or "
+            raise ConfigError(
+                "task.cache_features=true needs images that are the same in each epoch: set data.augment=null, or "
                 "cache_features=false."
             )
         return {}
@@ -169,17 +171,17 @@ class ImageClassification(TaskModule):
         """Stem, encoder, head; accuracies."""
         for key, wanted in (("architecture", "encoder"), ("multiway", "none")):
             if getattr(self.config, key) != wanted:
-                raise UserError(
+                raise ConfigError(
                     f"backbone.{key}={getattr(self.config, key)}: task={self.name} needs {key}={wanted}."
                 )
         require_patches(self.name, self.spec)
         self.labels: list[str] = self.spec["labels"]
         if len(self.labels) < 2:
-            raise UserError(
-                f"task={self.name} needs pictures of two classes at least, and the data has {len(self.labels)}: choose "
+            raise ConfigError(
+                f"task={self.name} needs images of two classes at least, and the data has {len(self.labels)}: choose "
                 "data with classes, such as data=image_folder with a folder for each."
             )
-        self.pictures = ImageSpec.from_dict(self.spec)
+        self.images = ImageSpec.from_dict(self.spec)
         size, patch, channels = (self.spec[key] for key in ("image_size", "patch_size", "channels"))
         self.stem = PatchStem(size, patch, channels, self.config.d_model)
         self.backbone = build_backbone(self.config)
@@ -199,13 +201,13 @@ class ImageClassification(TaskModule):
         layers = tuple(self.options.layers or ())
         known = range(self.config.num_layers)
         if self.options.layers is not None and (not layers or not set(layers) <= set(known)):
-            raise UserError(
+            raise ConfigError(
                 f"task.layers={list(layers)}: name layers from 0 to {known[-1]}, or null for the encoder's output."
             )
         return layers
 
     def _mixing(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
-        """What mixes the pictures of a batch and their targets; it draws from torch's generator, which is seeded step by
+        """What mixes the images of a batch and their targets; it draws from torch's generator, which is seeded step by
         step (`callbacks.StepSeed`), so that a resumed run mixes alike.
         """
         if not (self.options.mixup or self.options.cutmix):
@@ -229,30 +231,28 @@ class ImageClassification(TaskModule):
         return self
 
     def on_fit_start(self) -> None:
-        """Compute the features of the training pictures, in their order, so that a resumed run has the same bits."""
+        """Compute the features of the training images, in their order, so that a resumed run has the same bits."""
         if not self.options.cache_features:
             return
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, ImageDataModule)
-        pictures = data.train_set
-        assert isinstance(pictures, ImageDataset)
+        images = data.train_set
+        assert isinstance(images, ImageDataset)
         width = self.head.linear.in_features
-        log.info(
-            "probe: features of %d training pictures, %.1f GB", len(pictures), len(pictures) * width * 4e-9
-        )
-        kept = torch.empty(len(pictures), width, device=self.device)
+        log.info("probe: features of %d training images, %.1f GB", len(images), len(images) * width * 4e-9)
+        kept = torch.empty(len(images), width, device=self.device)
         training = self.training
         self.eval()
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-            for start in range(0, len(pictures), FEATURE_BATCH):
-                end = min(start + FEATURE_BATCH, len(pictures))
-                batch = pictures.__getitems__([(0, place) for place in range(start, end)])
+            for start in range(0, len(images), FEATURE_BATCH):
+                end = min(start + FEATURE_BATCH, len(images))
+                batch = images.__getitems__([(0, place) for place in range(start, end)])
                 kept[start:end] = self.features(batch["image"].to(self.device))
         self.train(training)
-        self._kept = torch.from_numpy(pictures.rows).to(self.device), kept
+        self._kept = torch.from_numpy(images.rows).to(self.device), kept
 
     def features(self, images: Tensor) -> Tensor:
-        """(B, C, S, S) -> what the head reads of each picture, (B, width)."""
+        """(B, C, S, S) -> what the head reads of each image, (B, width)."""
         x = self.stem(images)
         outputs = self.backbone(x, return_layers=self.layers)[1] if self.layers else [self.backbone(x)]
         return torch.cat([self.pool(out) for out in outputs], dim=1)
@@ -265,14 +265,14 @@ class ImageClassification(TaskModule):
         return logits
 
     def step(self, batch: Batch) -> StepOutput:
-        """Loss summed over the pictures that have a class; of training it is against mixed and smoothed targets."""
+        """Loss summed over the images that have a class; of training it is against mixed and smoothed targets."""
         images, labels = batch["image"], batch["label"]
         known = labels >= 0
         targets = F.one_hot(labels.clamp(min=0), len(self.labels)).float() * known[:, None]
         if self.training:
             if self._mix is not None:
                 images, targets = self._mix(images, targets)
-            # Towards the mean, which is 0 for a picture without a class.
+            # Towards the mean, which is 0 for an image without a class.
             targets = torch.lerp(targets, targets.mean(1, keepdim=True), self.options.label_smoothing)
         if self.training and self._kept is not None:
             rows, features = self._kept
@@ -289,12 +289,12 @@ class ImageClassification(TaskModule):
         self._scores.update(output.outputs, batch["label"])
 
     def samples(self, batch: Batch, output: StepOutput) -> list[Sample]:
-        """A few pictures of each batch, with label and answer: over all batches about as many as are asked for."""
+        """A few images of each batch, with label and answer: over all batches about as many as are asked for."""
         rows = len(batch["id"])
         batches = max(1, self.spec["examples"]["val"] // rows)
         chosen = range(0, rows, max(1, rows // ceil(self.num_samples / batches)))
         places = torch.tensor(chosen, device=batch["id"].device)
-        pixels = self.pictures.pixels(batch["image"][places]).cpu()
+        pixels = self.images.pixels(batch["image"][places]).cpu()
         answers = self.describe(output.outputs[places], 1)
         found = zip(
             batch["id"][places].tolist(), batch["label"][places].tolist(), pixels, answers, strict=True
@@ -306,17 +306,17 @@ class ImageClassification(TaskModule):
                 "reference": self.labels[label] if label >= 0 else "",
                 "predicted": answer[0]["label"],
                 "probability": answer[0]["probability"],
-                "picture": tile(picture),
+                "image": tile(image),
             }
-            for number, label, picture, answer in found
+            for number, label, image, answer in found
         ]
 
     def overview(self) -> list[Sample]:
         """The confusion matrix."""
         if self._scores.confusion is None:
             return []
-        picture = draw_confusion(self._scores.confusion, self.labels)
-        return [{"id": "confusion", "kind": "confusion matrix", "picture": picture}]
+        image = draw_confusion(self._scores.confusion, self.labels)
+        return [{"id": "confusion", "kind": "confusion matrix", "image": image}]
 
     def describe(self, logits: Tensor, top_k: int) -> list[list[dict[str, Any]]]:
         """(B, classes) -> for each row its likeliest classes, as `label` and `probability`."""
@@ -330,7 +330,7 @@ class ImageClassification(TaskModule):
         ]
 
     def units(self, batch: Batch) -> dict[str, float]:
-        """Pictures and the tokens that the encoder reads."""
+        """Images and the tokens that the encoder reads."""
         rows = len(batch["id"])
         return {"examples": float(rows), "tokens": float(rows * self.stem.num_tokens)}
 
@@ -346,23 +346,23 @@ class ImageClassification(TaskModule):
     # ------------------------------------------------------------------ use
 
     def predict(self, inputs: PredictInput, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """Label a picture, or all pictures of a folder: its file, then classes and their probabilities."""
+        """Label an image, or all images of a folder: its file, then classes and their probabilities."""
         chosen = from_mapping(PredictOptions, options, "predict")
         if inputs.path is None:
-            raise UserError(
-                "prompt=: this model reads pictures. Say input= with a picture or a folder of them."
+            raise ConfigError(
+                "prompt=: this model reads images. Say input= with an image or a folder of them."
             )
         prepared = self._prepared(inputs.path)
         while found := list(islice(prepared, PREDICT_BATCH)):
-            images = self.pictures.normalise(torch.stack([pixels for _, pixels in found])).to(self.device)
+            images = self.images.normalise(torch.stack([pixels for _, pixels in found])).to(self.device)
             for (file, _), answers in zip(found, self.describe(self(images), chosen.top_k), strict=True):
                 told = "\t".join(f"{answer['label']}\t{answer['probability']}" for answer in answers)
                 yield {"text": f"{file}\t{told}", "input": str(file), **answers[0], "top": answers}
 
     def _prepared(self, path: str) -> Iterator[tuple[Path, Tensor]]:
-        """Files and their pictures as evaluation sees them, (C, S, S) uint8, so that large originals do not pile up."""
-        for file, image in user_pictures(path, self.pictures.channels, self.pictures.svg_side):
-            yield file, torch.tensor(self.pictures.evaluation_picture(image))
+        """Files and their images as evaluation sees them, (C, S, S) uint8, so that large originals do not pile up."""
+        for file, image in user_images(path, self.images.channels, self.images.svg_side):
+            yield file, torch.tensor(self.images.evaluation_image(image))
 
 
 def among(logits: Tensor, classes: Tensor) -> Tensor:

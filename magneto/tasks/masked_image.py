@@ -13,7 +13,7 @@ from torch import Tensor
 
 from magneto.config.validate import from_mapping
 from magneto.data.image.module import ImageDataModule
-from magneto.errors import UserError, nearest
+from magneto.errors import ConfigError, nearest
 from magneto.nn.vision.random_projection import RandomProjection
 from magneto.nn.vision.renormalise import Renormalisation
 from magneto.nn.vision.visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
@@ -45,16 +45,16 @@ class TargetOptions:
 
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
-            raise UserError(
+            raise ConfigError(
                 f"task.target={self.target}: must be one of {', '.join(TARGETS)}.{nearest(self.target, TARGETS)}"
             )
         if self.target != "codes" and self.tokenizer is not None:
-            raise UserError(f"task.tokenizer has no effect with task.target={self.target}: set it to null.")
+            raise ConfigError(f"task.tokenizer has no effect with task.target={self.target}: set it to null.")
         if self.random_codes < 2:
-            raise UserError(f"task.random_codes={self.random_codes}: a codebook needs at least 2.")
+            raise ConfigError(f"task.random_codes={self.random_codes}: a codebook needs at least 2.")
 
 
-class MaskedPictures(TaskModule):
+class MaskedImages(TaskModule):
     """A task that predicts hidden patches.
 
     `prepare_target` finds the tokenizer, `build_target` makes `self.target`, `wanted` and `patch_loss` make the loss.
@@ -75,7 +75,7 @@ class MaskedPictures(TaskModule):
         for key in ("image_size", "patch_size", "channels"):
             ours, theirs = getattr(data.spec, key), getattr(tokenizer, key)
             if ours != theirs:
-                raise UserError(f"task.tokenizer={source}: is for {key}={theirs}, and the data has {ours}.")
+                raise ConfigError(f"task.tokenizer={source}: is for {key}={theirs}, and the data has {ours}.")
         return {"tokenizer": source, "visual_tokenizer": tokenizer.to_dict()}
 
     def build_target(self) -> int:
@@ -83,7 +83,7 @@ class MaskedPictures(TaskModule):
         options: TargetOptions = self.options
         patch, channels = self.spec["patch_size"], self.spec["channels"]
         if options.target != "codes" and channels * patch**2 < 2:
-            raise UserError(
+            raise ConfigError(
                 f"task.target={options.target}: nothing is left of a patch of one grey pixel less its mean. Set "
                 "data.patch_size to 2 or more."
             )
@@ -101,7 +101,7 @@ class MaskedPictures(TaskModule):
         return outputs
 
     def initialize(self) -> None:
-        """Read the tokenizer's weights, for pictures normalised as ours; a checkpoint carries them from then on."""
+        """Read the tokenizer's weights, for images normalised as ours; a checkpoint carries them from then on."""
         if isinstance(self.target, VisualTokenizer):
             assert self.options.tokenizer is not None
             given = read_tokenizer(self.options.tokenizer)
@@ -118,9 +118,9 @@ class MaskedPictures(TaskModule):
         return self
 
     def hidden(self, batch: Batch) -> Tensor:
-        """(B, N) bool, the hidden patches of a batch. Raises `UserError` where the data hides none."""
+        """(B, N) bool, the hidden patches of a batch. Raises `ConfigError` where the data hides none."""
         if "masked" not in batch:
-            raise UserError(
+            raise ConfigError(
                 f"data.masking is missing: task={self.name} hides patches. Say data.masking as it was in training."
             )
         masked: Tensor = batch["masked"]
@@ -148,14 +148,16 @@ class MaskedPictures(TaskModule):
 def read_tokenizer(source: str) -> VisualTokenization:
     """The model of a checkpoint or export of `task=visual_tokenizer`."""
     if not Path(source).exists():
-        raise UserError(
+        raise ConfigError(
             f"task.tokenizer={source}: there is no such checkpoint or export. Train one with task=visual_tokenizer, or "
             "leave it out: one is trained first."
         )
     parameters, weights = read_model(source)
     own = f"{VisualTokenization.__module__}.{VisualTokenization.__qualname__}"
     if parameters["task"] != own:
-        raise UserError(f"task.tokenizer={source}: is of {parameters['task']}, not of task=visual_tokenizer.")
+        raise ConfigError(
+            f"task.tokenizer={source}: is of {parameters['task']}, not of task=visual_tokenizer."
+        )
     task = VisualTokenization(**{key: value for key, value in parameters.items() if key != "task"})
     task.load_state_dict(weights)
     return task

@@ -20,7 +20,7 @@ from torchmetrics import MeanMetric
 from magneto.config.validate import from_mapping
 from magneto.data.text.module import IGNORE, TextDataModule
 from magneto.data.tokenizers.text import TextTokenizer
-from magneto.errors import UserError
+from magneto.errors import ConfigError, MagnetoError
 from magneto.inference.inputs import PredictInput
 from magneto.nn import BackboneConfig, Linear, TokenStem, build_backbone, build_norm, training_flops_per_token
 from magneto.nn.loss import chunked_cross_entropy
@@ -49,7 +49,7 @@ class PredictOptions:
 
     def __post_init__(self) -> None:
         if self.top_k < 1:
-            raise UserError(f"predict.top_k={self.top_k}: must be 1 or more.")
+            raise ConfigError(f"predict.top_k={self.top_k}: must be 1 or more.")
 
 
 class Perplexity(MeanMetric):
@@ -103,7 +103,7 @@ class MLM(TaskModule):
     def build(self) -> None:
         """Stem, encoder, head; accuracy and perplexity of the chosen tokens."""
         if self.config.architecture != "encoder":
-            raise UserError(
+            raise ConfigError(
                 f"backbone.architecture={self.config.architecture}: task=mlm needs architecture=encoder."
             )
         block_size = self.spec["block_size"]
@@ -204,7 +204,7 @@ class MLM(TaskModule):
         for number, line in enumerate(inputs.lines(), 1):
             try:
                 yield self._score(line) if chosen.score else self._fill(line, chosen.top_k)
-            except UserError as why:
+            except MagnetoError as why:
                 inputs.unanswered(number, why)
                 yield {"text": "", "input": line, **nothing}
 
@@ -212,7 +212,7 @@ class MLM(TaskModule):
         ids = self._framed(self.encode(line))
         places = ids == self.tokenizer.require("mask")
         if not places.any():
-            raise UserError(
+            raise ConfigError(
                 f"{line[:60]!r} has no {MASK}. Write {MASK} where a word is to be filled in, or say predict.score=true "
                 "for the pseudo-perplexity of whole sentences."
             )
@@ -239,13 +239,13 @@ class MLM(TaskModule):
         """Pseudo-perplexity (Salazar et al., arXiv 1910.14659): every token is masked once, alone."""
         text = self.tokenizer.encode(line)
         if not text:
-            raise UserError(f"{line[:60]!r} has no token: there is nothing to score.")
+            raise ConfigError(f"{line[:60]!r} has no token: there is nothing to score.")
         ids = self._framed(text)
         places = [
             place for place, index in enumerate(ids.tolist()) if index not in self.tokenizer.special_ids
         ]
         if not places:
-            raise UserError(f"{line[:60]!r} has no token of the vocabulary.")
+            raise ConfigError(f"{line[:60]!r} has no token of the vocabulary.")
         total = 0.0
         for start in range(0, len(places), SCORE_BATCH):
             rows = torch.tensor(places[start : start + SCORE_BATCH], device=self.device)
@@ -288,7 +288,7 @@ class MLM(TaskModule):
         framed = [*([] if bos is None else [bos]), *ids, *([] if eos is None else [eos])]
         longest = self.spec["block_size"]
         if len(framed) > longest:
-            raise UserError(
+            raise ConfigError(
                 f"{len(framed)} tokens with <s> and </s>; the model was trained on blocks of {longest}. Shorten the line."
             )
         return torch.tensor(framed, device=self.device)

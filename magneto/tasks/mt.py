@@ -14,7 +14,7 @@ from magneto.config.validate import from_mapping
 from magneto.data.translation.cleaning import tidy
 from magneto.data.translation.dataset import IGNORE, Collate, Marks, ParallelSpec
 from magneto.data.translation.module import ParallelDataModule
-from magneto.errors import UserError, nearest
+from magneto.errors import ConfigError, nearest
 from magneto.inference.beam_search import Hypothesis, beam_search, check_search
 from magneto.inference.inputs import PredictInput
 from magneto.metrics.translation import (
@@ -62,11 +62,13 @@ class MTOptions:
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
-            raise UserError(f"task.label_smoothing={self.label_smoothing}: must be at least 0 and below 1.")
+            raise ConfigError(f"task.label_smoothing={self.label_smoothing}: must be at least 0 and below 1.")
         if self.max_length_ratio <= 0:
-            raise UserError(f"task.max_length_ratio={self.max_length_ratio}: must be above 0, for example 2.")
+            raise ConfigError(
+                f"task.max_length_ratio={self.max_length_ratio}: must be above 0, for example 2."
+            )
         if self.val_sentences is not None and self.val_sentences < 0:
-            raise UserError(f"task.val_sentences={self.val_sentences}: must be 0 or more, or null for all.")
+            raise ConfigError(f"task.val_sentences={self.val_sentences}: must be 0 or more, or null for all.")
         check_search(self.beam, 1, self.length_penalty, "task")
         if self.bleu_tokenize is not None:
             sacrebleu_bleu(self.bleu_tokenize)
@@ -87,7 +89,7 @@ class PredictOptions:
 
     def __post_init__(self) -> None:
         if self.batch < 1:
-            raise UserError(f"predict.batch={self.batch}: must be 1 or more.")
+            raise ConfigError(f"predict.batch={self.batch}: must be 1 or more.")
 
 
 @dataclass
@@ -124,7 +126,7 @@ class MT(TaskModule):
     def build(self) -> None:
         """Stems, backbone, output layer; scores."""
         if self.config.architecture != "encoder_decoder":
-            raise UserError(
+            raise ConfigError(
                 f"backbone.architecture={self.config.architecture}: task=mt needs architecture=encoder_decoder."
             )
         self.facts = ParallelSpec.from_dict(self.spec)
@@ -324,7 +326,7 @@ class MT(TaskModule):
         cut, and named in the log.
 
         Raises:
-            UserError: an unknown option or target language.
+            MagnetoError: an unknown option or target language.
         """
         settings = from_mapping(PredictOptions, options, "predict")
         beam = self.options.beam if settings.beam is None else settings.beam
@@ -363,16 +365,16 @@ class MT(TaskModule):
         if target is None and (len(known) == 1 or not self.facts.tag):
             return 0
         if target is None:
-            raise UserError(
+            raise ConfigError(
                 f"This model translates into several languages: say which, predict.target= one of {', '.join(known)}."
             )
         if target not in known:
-            raise UserError(
+            raise ConfigError(
                 f"predict.target={target}: this model does not translate into that language; it knows "
                 f"{', '.join(known)}.{nearest(target, known)}"
             )
         if len(known) > 1 and not self.facts.tag:
-            raise UserError(
+            raise ConfigError(
                 f"predict.target={target}: this model was trained without language tags (data.tag=false) and chooses "
                 "the language by itself. Leave predict.target out."
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from magneto.errors import UserError
+from magneto.errors import ConfigError, MagnetoError
 from magneto.tasks.base import TaskModule
 from magneto.training.checkpoint_io import REMEDY, first_line, read_model
 
@@ -14,17 +14,17 @@ def task_class(path: str) -> type[TaskModule]:
     """The task class named by `path` (`package.module.Class`).
 
     Raises:
-        UserError: there is no such class, or it is not a task.
+        ConfigError: there is no such class, or it is not a task.
     """
     module, _, name = path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(
+        raise ConfigError(
             f"task._target_={path}: cannot be imported ({error}). Name a TaskModule, package.module.Class."
         ) from error
     if not (isinstance(found, type) and issubclass(found, TaskModule)):
-        raise UserError(f"task._target_={path}: is not a TaskModule.")
+        raise ConfigError(f"task._target_={path}: is not a TaskModule.")
     return found
 
 
@@ -34,7 +34,7 @@ def load_task(path: str | Path) -> TaskModule:
     The averaged weights are taken where the run kept an exponential moving average.
 
     Raises:
-        UserError: the path is none of these, or it is damaged.
+        ConfigError: the path is none of these, or it is damaged.
     """
     hyper_parameters, weights = read_model(path)
     try:
@@ -43,6 +43,6 @@ def load_task(path: str | Path) -> TaskModule:
         )
         task.load_state_dict(weights)
     except Exception as error:  # of whatever type: the file comes from outside
-        reason = str(error).strip() if isinstance(error, UserError) else first_line(error)
-        raise UserError(f"{path}: the model cannot be built from it ({reason}) {REMEDY}") from error
+        reason = str(error).strip() if isinstance(error, MagnetoError) else first_line(error)
+        raise ConfigError(f"{path}: the model cannot be built from it ({reason}) {REMEDY}") from error
     return task.eval()

@@ -22,7 +22,7 @@ from magneto.data.text_classification.dataset import PAD_TO_MULTIPLE, collate
 from magneto.data.text_classification.module import ClassificationDataModule
 from magneto.data.tokenizers.encode import encode
 from magneto.data.tokenizers.text import TextTokenizer
-from magneto.errors import UserError, nearest
+from magneto.errors import ConfigError, MagnetoError, nearest
 from magneto.inference.inputs import PredictInput
 from magneto.metrics.glue import GlueScores
 from magneto.nn import Linear, TokenStem, build_backbone, training_flops_per_token
@@ -45,11 +45,11 @@ class TextClassificationOptions:
 
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
-            raise UserError(
+            raise ConfigError(
                 f"task.pooling={self.pooling}: must be one of {', '.join(POOLINGS)}.{nearest(self.pooling, POOLINGS)}"
             )
         if not 0 <= self.head_dropout < 1:
-            raise UserError(f"task.head_dropout={self.head_dropout}: must be at least 0 and below 1.")
+            raise ConfigError(f"task.head_dropout={self.head_dropout}: must be at least 0 and below 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,13 +95,13 @@ class TextClassification(TaskModule):
     def build(self) -> None:
         """Stem, encoder, pooler, head; GLUE's metrics."""
         if self.config.architecture != "encoder":
-            raise UserError(
+            raise ConfigError(
                 f"backbone.architecture={self.config.architecture}: task={self.name} needs architecture=encoder."
             )
         longest = -(-self.spec["max_tokens"] // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE
         bounded = self.config.position in ("learned", "sinusoidal", "rotary")
         if bounded and longest > self.config.max_positions:
-            raise UserError(
+            raise ConfigError(
                 f"data.max_tokens={self.spec['max_tokens']}: the backbone has max_positions={self.config.max_positions}. "
                 f"Set data.max_tokens to {self.config.max_positions // PAD_TO_MULTIPLE * PAD_TO_MULTIPLE} or less."
             )
@@ -215,7 +215,7 @@ class TextClassification(TaskModule):
             for number, line in lines:
                 try:
                     texts[number] = self._split(line)
-                except UserError as why:
+                except MagnetoError as why:
                     inputs.unanswered(number, why)
             answers = dict(zip(texts, self._label(list(texts.values())) if texts else [], strict=True))
             for number, line in lines:
@@ -225,12 +225,12 @@ class TextClassification(TaskModule):
 
     def _predict_glue(self, inputs: PredictInput, task: str) -> Iterator[dict[str, Any]]:
         if inputs.path is None or inputs.path == "-":
-            raise UserError(f"predict.glue={task} needs input=: the test file of that task.")
+            raise ConfigError(f"predict.glue={task} needs input=: the test file of that task.")
         head = "index\tprediction\n"
         examples = read_test_file(Path(inputs.path), task)
         while rows := list(islice(examples, PREDICT_BATCH)):
             if (rows[0][2] is not None) != self.spec["pairs"]:
-                raise UserError(
+                raise ConfigError(
                     f"predict.glue={task}: the model was not trained on that task (texts or pairs)."
                 )
             for (index, text, _), answer in zip(rows, self._label([row[1:] for row in rows]), strict=True):
@@ -242,7 +242,7 @@ class TextClassification(TaskModule):
         wanted = 2 if self.spec["pairs"] else 1
         if len(texts) != wanted or not all(text.strip() for text in texts):
             what = "two texts with a tab between them" if wanted == 2 else "one text without a tab"
-            raise UserError(f"the model takes {what}, not {line[:60]!r}. Give that in each line.")
+            raise ConfigError(f"the model takes {what}, not {line[:60]!r}. Give that in each line.")
         return texts[0], texts[1] if wanted == 2 else None
 
     def _label(self, texts: Sequence[tuple[str, str | None]]) -> list[dict[str, Any]]:

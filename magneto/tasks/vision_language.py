@@ -1,11 +1,11 @@
-"""Vision and language in one encoder (BEiT-3, Wang et al., arXiv 2208.10442): pictures, texts, and pairs of the two.
+"""Vision and language in one encoder (BEiT-3, Wang et al., arXiv 2208.10442): images, texts, and pairs of the two.
 
-    pictures --patches--+                                 +--hidden patches--> code of each
+    images --patches--+                                 +--hidden patches--> code of each
                         +--> multiway encoder (shared ----+--hidden words----> the word
     texts ---tokens-----+    attention, own experts)      +--[CLS], <s>------> vectors that are alike for a pair
 
 Two losses, together or one at a time: masked data modelling as BEiT-3 is pre-trained (a third of each batch gives
-pictures alone, a third texts alone, a third pairs), and contrastive learning as it is fine-tuned for retrieval.
+images alone, a third texts alone, a third pairs), and contrastive learning as it is fine-tuned for retrieval.
 """
 
 import logging
@@ -24,14 +24,14 @@ from torchmetrics import MeanMetric
 from magneto.config.validate import from_mapping
 from magneto.data.collate import pad_texts
 from magneto.data.corpora.text.base import why_unusable
-from magneto.data.image.predict import evaluation_batch, user_pictures
+from magneto.data.image.predict import evaluation_batch, user_images
 from magneto.data.image_text.dataset import IGNORE, ImageTextSpec
 from magneto.data.image_text.module import ImageTextDataModule
 from magneto.data.module import DataModule
 from magneto.data.tokenizers.encode import encode
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.data.transforms.text import readable_caption
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 from magneto.inference.inputs import PredictInput
 from magneto.metrics.retrieval import RetrievalScores
 from magneto.nn import (
@@ -45,15 +45,15 @@ from magneto.nn import (
 from magneto.nn.contrastive import contrastive_loss
 from magneto.nn.loss import chunked_cross_entropy
 from magneto.nn.multiway import Experts
-from magneto.tasks.masked_image import MaskedPictures, TargetOptions
+from magneto.tasks.masked_image import MaskedImages, TargetOptions
 from magneto.tasks.mlm import MaskedLMHead
 from magneto.tasks.visual_tokenizer import require_patches
 from magneto.training.module import Batch, Sample, StepOutput
 from magneto.visualize.retrieval_examples import Gallery, nearest
-from magneto.visualize.retrieval_grid import FOUND, Answer, pictures_for, texts_for
+from magneto.visualize.retrieval_grid import FOUND, Answer, images_for, texts_for
 
 LARGEST_SCALE = 100.0  # of similarities; without a bound it grows until training breaks (CLIP, 2.5)
-KINDS = ("pictures", "texts", "pair_pictures", "pair_texts")
+KINDS = ("images", "texts", "pair_images", "pair_texts")
 PREDICT_BATCH = 64
 FEW = 16  # pairs of a batch below which contrastive learning has little to compare
 SMALLEST_BATCH = (
@@ -72,7 +72,7 @@ class Losses:
 
     def __post_init__(self) -> None:
         if min(self.masked, self.contrastive) < 0 or self.masked + self.contrastive == 0:
-            raise UserError(
+            raise ConfigError(
                 f"task.losses: masked={self.masked} and contrastive={self.contrastive} must be 0 or more, and not both 0."
             )
 
@@ -91,16 +91,16 @@ class VLOptions(TargetOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 1 / LARGEST_SCALE <= self.temperature <= 1:
-            raise UserError(
+            raise ConfigError(
                 f"task.temperature={self.temperature}: must lie between {1 / LARGEST_SCALE} and 1."
             )
         if self.embedding_width is not None and self.embedding_width < 1:
-            raise UserError(f"task.embedding_width={self.embedding_width}: must be at least 1.")
+            raise ConfigError(f"task.embedding_width={self.embedding_width}: must be at least 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
-    """What `predict.*` may set: what to look for among the pictures of `input=`, or for each of them."""
+    """What `predict.*` may set: what to look for among the images of `input=`, or for each of them."""
 
     query: str | float | Sequence[str | float] | None = None
     """A sentence, or several."""
@@ -110,15 +110,15 @@ class PredictOptions:
 
     def __post_init__(self) -> None:
         if (self.query is None) == (self.captions is None):
-            raise UserError(
-                'task=vl looks for the pictures of input= that fit a sentence (predict.query="a red apple"), or for the '
-                "lines of a file that fit each picture (predict.captions=FILE): say one of the two."
+            raise ConfigError(
+                'task=vl looks for the images of input= that fit a sentence (predict.query="a red apple"), or for the '
+                "lines of a file that fit each image (predict.captions=FILE): say one of the two."
             )
         if self.top_k < 1:
-            raise UserError(f"predict.top_k={self.top_k}: must be 1 or more.")
+            raise ConfigError(f"predict.top_k={self.top_k}: must be 1 or more.")
 
 
-class VisionLanguage(MaskedPictures):
+class VisionLanguage(MaskedImages):
     """Masked data modelling and contrastive learning. Batches are those of `magneto.data.image_text.module`."""
 
     name = "vl"
@@ -129,13 +129,13 @@ class VisionLanguage(MaskedPictures):
 
     @classmethod
     def prepare(cls, config: Mapping[str, Any], data: DataModule) -> dict[str, Any]:
-        """With masked modelling, the tokenizer of the pictures."""
+        """With masked modelling, the tokenizer of the images."""
         assert isinstance(data, ImageTextDataModule)
         settings = {key: value for key, value in config["task"].items() if key not in ("_target_", "name")}
         options = from_mapping(VLOptions, settings, "task")
-        losses, size = from_mapping(Losses, options.losses, "task.losses"), data.pictures.batch_size
+        losses, size = from_mapping(Losses, options.losses, "task.losses"), data.images.batch_size
         if losses.contrastive and size < 2:
-            raise UserError(
+            raise ConfigError(
                 f"data.batch_size={size}: with task.losses.contrastive it must be at least 2. A pair is contrasted with the "
                 "others of its batch; alone, it teaches nothing. Accumulation does not join batches."
             )
@@ -150,21 +150,21 @@ class VisionLanguage(MaskedPictures):
             return {}
         require_patches(cls.name, data.spec.to_dict())
         if data.masking is None:
-            raise UserError(
+            raise ConfigError(
                 "data.masking is missing: task.losses.masked hides patches and words. Say data.masking={} for BEiT-3's "
                 "shares, or task.losses.masked=0."
             )
         if size < SMALLEST_BATCH:
-            raise UserError(
+            raise ConfigError(
                 f"data.batch_size={size}: with task.losses.masked it must be at least "
-                f"{SMALLEST_BATCH}, so that every batch holds pictures, texts and pairs."
+                f"{SMALLEST_BATCH}, so that every batch holds images, texts and pairs."
             )
-        return cls.prepare_target(options, data.pictures)
+        return cls.prepare_target(options, data.images)
 
     def build(self) -> None:
         """Stem, encoder, the heads that the losses need; retrieval over the whole gallery, accuracy of what is hidden."""
         self._check()
-        self.pictures = ImageTextSpec.from_dict(self.spec)
+        self.images = ImageTextSpec.from_dict(self.spec)
         self.tokenizer = TextTokenizer.from_json(self.spec["tokenizer"])
         self.losses = from_mapping(Losses, self.options.losses, "task.losses")
         if self.losses.contrastive:
@@ -179,7 +179,7 @@ class VisionLanguage(MaskedPictures):
         self.backbone = build_backbone(config)
         self.gallery = Gallery()
         if self.losses.masked:
-            self.picture_head = Linear(config.d_model, self.build_target(), roles=("head",))
+            self.image_head = Linear(config.d_model, self.build_target(), roles=("head",))
             self.text_head = MaskedLMHead(self.spec["vocab_size"], config)
             for kind in KINDS:
                 if self.target is not None or kind.endswith("texts"):
@@ -200,9 +200,9 @@ class VisionLanguage(MaskedPictures):
         for key, wanted in (("architecture", "encoder"), ("position", "none")):
             if (value := getattr(self.config, key)) != wanted:
                 why = "" if key == "architecture" else ": each modality has learnt positions of its own"
-                raise UserError(f"backbone.{key}={value}: task={self.name} needs {key}={wanted}{why}.")
+                raise ConfigError(f"backbone.{key}={value}: task={self.name} needs {key}={wanted}{why}.")
         if self.spec["max_tokens"] > self.config.max_positions:
-            raise UserError(
+            raise ConfigError(
                 f"data.max_tokens={self.spec['max_tokens']}: the backbone has max_positions={self.config.max_positions}. "
                 "Lower the one or raise the other."
             )
@@ -225,14 +225,14 @@ class VisionLanguage(MaskedPictures):
         mask: Tensor | None = None,
         masked: Tensor | None = None,
     ) -> tuple[Tensor, int]:
-        """Pictures (B, C, S, S), texts (B, T) with their mask, or pairs -> (B, T', d_model), and how many are vision."""
+        """Images (B, C, S, S), texts (B, T) with their mask, or pairs -> (B, T', d_model), and how many are vision."""
         x, split = self.stem(images, tokens, masked)
         if images is not None:
             mask = None if mask is None else F.pad(mask, (split, 0), value=True)
         hidden: Tensor = self.backbone(x, mask, split=None if self.config.multiway == "none" else split)
         return hidden, split
 
-    def picture_vectors(self, images: Tensor) -> Tensor:
+    def image_vectors(self, images: Tensor) -> Tensor:
         """(B, C, S, S) -> fp32 (B, E) of length 1."""
         return F.normalize(self.vision_head(self.encode(images)[0][:, 0]).float(), dim=-1)
 
@@ -249,10 +249,10 @@ class VisionLanguage(MaskedPictures):
         vectors: tuple[Tensor, Tensor] | None = None
         hits: dict[str, Tensor] = {}
         if self.losses.contrastive:
-            vision = self.picture_vectors(batch["image"])
+            vision = self.image_vectors(batch["image"])
             text = self.text_vectors(batch["tokens"], batch["mask"])
             vectors = vision.detach(), text.detach()
-            labels = torch.stack((batch["picture"], batch["caption"]), dim=1)
+            labels = torch.stack((batch["image"], batch["caption"]), dim=1)
             # Evaluation batches differ in number from process to process, and are compared in themselves.
             loss = contrastive_loss(vision, text, self._scale(), labels, gather=self.training)
             parts["contrastive"] = loss / weight
@@ -272,36 +272,34 @@ class VisionLanguage(MaskedPictures):
     def _masked(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss of the hidden patches plus that of the hidden words; in evaluation which of each kind were right.
 
-        Of every three examples one gives its picture alone, one its text alone, one both.
+        Of every three examples one gives its image alone, one its text alone, one both.
         """
         self.hidden(batch)
         made: dict[str, Tensor] = {}
         wanted: dict[str, Tensor] = {}
-        for rows, with_picture, with_text in (
+        for rows, with_image, with_text in (
             (slice(0, None, 3), True, False), (slice(1, None, 3), False, True), (slice(2, None, 3), True, True)
         ):  # fmt: skip
             part = {key: value[rows] for key, value in batch.items() if isinstance(value, Tensor)}
             if not len(part["id"]):
                 continue
-            pair = with_picture and with_text
+            pair = with_image and with_text
             hidden, split = self.encode(
-                part["image"] if with_picture else None,
+                part["image"] if with_image else None,
                 part["pair_tokens" if pair else "masked_tokens"] if with_text else None,
                 part["mask"] if with_text else None,
-                part["masked"] if with_picture else None,
+                part["masked"] if with_image else None,
             )
-            if with_picture:
-                kind = "pair_pictures" if pair else "pictures"
-                made[kind] = self.picture_head(hidden[:, 1:split][part["masked"]]).float()
+            if with_image:
+                kind = "pair_images" if pair else "images"
+                made[kind] = self.image_head(hidden[:, 1:split][part["masked"]]).float()
                 wanted[kind] = self.wanted(part["image"], part["masked"])
             if with_text:
                 kind = "pair_texts" if pair else "texts"
                 targets = part["pair_targets" if pair else "targets"]
                 made[kind] = self.text_head(hidden[:, split:][targets != IGNORE])
                 wanted[kind] = targets[targets != IGNORE]
-        patches, words = (
-            [kind for kind in made if kind.endswith(ending)] for ending in ("pictures", "texts")
-        )
+        patches, words = ([kind for kind in made if kind.endswith(ending)] for ending in ("images", "texts"))
         hits: dict[str, Tensor] = {}
         losses = []
         if patches:
@@ -330,7 +328,7 @@ class VisionLanguage(MaskedPictures):
         """Keep the batch's vectors, and count what was right of the hidden."""
         vectors, hits = output.outputs
         if vectors is not None:
-            self.scores["retrieval"].update(batch["picture"], batch["caption"], batch["language"], *vectors)
+            self.scores["retrieval"].update(batch["image"], batch["caption"], batch["language"], *vectors)
         for kind, right in hits.items():
             if len(right):
                 self.scores[f"accuracy/{kind}"].update(right.float().mean(), len(right))
@@ -339,10 +337,8 @@ class VisionLanguage(MaskedPictures):
         """Nothing yet: what is found is known when the whole gallery was seen."""
         vectors, _ = output.outputs
         if vectors is not None:
-            pixels = self.pictures.pixels(batch["image"])
-            self.gallery.add(
-                batch["picture"], pixels, vectors[0], batch["caption"], batch["text"], vectors[1]
-            )
+            pixels = self.images.pixels(batch["image"])
+            self.gallery.add(batch["image"], pixels, vectors[0], batch["caption"], batch["text"], vectors[1])
         return []
 
     def overview(self) -> list[Sample]:
@@ -371,7 +367,7 @@ class VisionLanguage(MaskedPictures):
                 (batch["targets"][1::3] != IGNORE).sum() + (batch["pair_targets"][2::3] != IGNORE).sum()
             )
             word_head = self.text_head.dense.weight.numel() + self.stem.text.embedding.weight.numel()
-            heads += hidden * self.picture_head.weight.numel() + targets * word_head
+            heads += hidden * self.image_head.weight.numel() + targets * word_head
         stem = self.stem.vision.projection.weight.numel() * sum(count * p for count, p, _ in runs)
         encoder = sum(count * (p + w) * training_flops_per_token(self.config, p + w) for count, p, w in runs)
         return float(encoder + 6 * (heads + stem))
@@ -383,27 +379,27 @@ class VisionLanguage(MaskedPictures):
     # ------------------------------------------------------------------ use
 
     def predict(self, inputs: PredictInput, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """The best pictures of `input=` for each sentence of `predict.query`, or the best lines of `predict.captions` for
-        each picture, with a drawing of them.
+        """The best images of `input=` for each sentence of `predict.query`, or the best lines of `predict.captions` for
+        each image, with a drawing of them.
         """
         if not self.losses.contrastive:
-            raise UserError(
+            raise ConfigError(
                 "This model was trained with task.losses.contrastive=0 and compares nothing: train it further with "
                 "init_from=RUN/export task.losses.contrastive=1."
             )
         if inputs.path is None:
-            raise UserError('prompt=: say input= with pictures and predict.query="a red apple" instead.')
+            raise ConfigError('prompt=: say input= with images and predict.query="a red apple" instead.')
         chosen = from_mapping(PredictOptions, options, "predict")
         if chosen.captions is not None:
             given = PredictInput(path=str(chosen.captions), key="predict.captions")
             lines = list(self._captions(given))
             if not lines:
-                raise UserError(f"predict.captions={chosen.captions}: holds no caption.")
-            yield from self._texts_of_pictures(inputs.path, lines, chosen.top_k)
+                raise ConfigError(f"predict.captions={chosen.captions}: holds no caption.")
+            yield from self._texts_of_images(inputs.path, lines, chosen.top_k)
         else:
             # A number on the command line is a sentence too.
             queries = list(chosen.query) if isinstance(chosen.query, list | tuple) else [chosen.query]
-            yield from self._pictures_of_texts(inputs.path, [str(query) for query in queries], chosen.top_k)
+            yield from self._images_of_texts(inputs.path, [str(query) for query in queries], chosen.top_k)
 
     def _captions(self, given: PredictInput) -> Iterator[str]:
         """The lines of the file but empty ones and, named in the log, those that cannot be read."""
@@ -415,10 +411,10 @@ class VisionLanguage(MaskedPictures):
                 continue
             yield line
 
-    def _pictures_of_texts(self, path: str, queries: Sequence[str], count: int) -> Iterator[dict[str, Any]]:
+    def _images_of_texts(self, path: str, queries: Sequence[str], count: int) -> Iterator[dict[str, Any]]:
         vectors = self._vectors_of(queries, "predict.query")
         files, pixels, vision = [], [], []
-        for batch_files, batch_pixels, batch_vectors in self._vectors_of_pictures(path):
+        for batch_files, batch_pixels, batch_vectors in self._vectors_of_images(path):
             files += batch_files
             pixels += batch_pixels
             vision.append(batch_vectors)
@@ -432,12 +428,12 @@ class VisionLanguage(MaskedPictures):
                 "text": "\n".join([query, *lines]),
                 "query": query,
                 "found": listed,
-                "picture": pictures_for(query, shown),
+                "image": images_for(query, shown),
             }
 
-    def _texts_of_pictures(self, path: str, lines: Sequence[str], count: int) -> Iterator[dict[str, Any]]:
+    def _texts_of_images(self, path: str, lines: Sequence[str], count: int) -> Iterator[dict[str, Any]]:
         texts = self._vectors_of(lines, "predict.captions")
-        for files, pixels, vectors in self._vectors_of_pictures(path):
+        for files, pixels, vectors in self._vectors_of_images(path):
             for file, image, vector in zip(files, pixels, vectors, strict=True):
                 found = nearest(vector, texts, count)
                 shown = [Answer(lines[place], alike) for place, alike in found[:FOUND]]
@@ -447,13 +443,13 @@ class VisionLanguage(MaskedPictures):
                     "text": "\n".join([file, *printed]),
                     "input": file,
                     "found": listed,
-                    "picture": texts_for(image, shown),
+                    "image": texts_for(image, shown),
                 }
 
     def _vectors_of(self, texts: Sequence[str], key: str) -> Tensor:
-        """(texts, E) on the CPU. Raises `UserError`, naming `key`, for a text that cannot be read."""
+        """(texts, E) on the CPU. Raises `ConfigError`, naming `key`, for a text that cannot be read."""
         if not texts:
-            raise UserError(f"{key}: is empty. Say what the picture is to show.")
+            raise ConfigError(f"{key}: is empty. Say what the image is to show.")
         clean = [readable_caption(text, self.spec["lowercase"], key) for text in texts]
         longest, pad = self.spec["max_tokens"], self.tokenizer.pad_id
         encoded = encode(self.tokenizer, clean, [None] * len(clean), longest)
@@ -468,10 +464,10 @@ class VisionLanguage(MaskedPictures):
             found.append(self.text_vectors(tokens.to(self.device), mask.to(self.device)).cpu())
         return torch.cat(found)
 
-    def _vectors_of_pictures(self, path: str) -> Iterator[tuple[list[str], list[np.ndarray], Tensor]]:
+    def _vectors_of_images(self, path: str) -> Iterator[tuple[list[str], list[np.ndarray], Tensor]]:
         """Batches of files, their pixels (C, S, S) uint8 as the model sees them, and their vectors (n, E) on the CPU."""
-        given = user_pictures(path, self.pictures.channels, self.pictures.svg_side)
+        given = user_images(path, self.images.channels, self.images.svg_side)
         while batch := list(islice(given, PREDICT_BATCH)):
-            images = evaluation_batch([image for _, image in batch], self.pictures)
-            vectors = self.picture_vectors(images.to(self.device)).cpu()
-            yield [str(file) for file, _ in batch], list(self.pictures.pixels(images).numpy()), vectors
+            images = evaluation_batch([image for _, image in batch], self.images)
+            vectors = self.image_vectors(images.to(self.device)).cpu()
+            yield [str(file) for file, _ in batch], list(self.images.pixels(images).numpy()), vectors

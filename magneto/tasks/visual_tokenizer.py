@@ -1,6 +1,6 @@
-"""A codebook of pictures: what BEiT predicts of hidden patches.
+"""A codebook of images: what BEiT predicts of hidden patches.
 
-    pictures --encoder--> a vector for each patch --nearest of the codebook--> code --decoder--> pictures,
+    images --encoder--> a vector for each patch --nearest of the codebook--> code --decoder--> images,
                                                                               or what a teacher says of each patch
 
 An autoencoder of pixels (VQ-VAE, arXiv 1711.00937), or with `task.teacher` VQ-KD (BEiT v2, arXiv 2208.06366): the codes
@@ -20,9 +20,9 @@ from torchmetrics import MeanMetric, Metric
 
 from magneto.data.image.dataset import ImageSpec
 from magneto.data.image.module import ImageDataModule
-from magneto.data.image.predict import evaluation_batch, user_pictures
+from magneto.data.image.predict import evaluation_batch, user_images
 from magneto.data.module import DataModule
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 from magneto.inference.inputs import PredictInput
 from magneto.nn.vision.vector_quantizer import perplexity, usage
 from magneto.nn.vision.visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
@@ -58,9 +58,9 @@ class VisualTokenizerOptions:
 
     def __post_init__(self) -> None:
         if self.commitment < 0:
-            raise UserError(f"task.commitment={self.commitment}: must be 0 or more.")
+            raise ConfigError(f"task.commitment={self.commitment}: must be 0 or more.")
         if self.teacher is None and (self.teacher_file is not None or self.teacher_width is not None):
-            raise UserError(
+            raise ConfigError(
                 "task.teacher_file and task.teacher_width need task.teacher, the name of a timm model."
             )
 
@@ -97,7 +97,7 @@ class VisualTokenization(TaskModule):
 
     @classmethod
     def shape_from(cls, backbone: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
-        """Positions for the patches of a picture."""
+        """Positions for the patches of an image."""
         return shape_of_patches(backbone, spec)
 
     @classmethod
@@ -121,7 +121,7 @@ class VisualTokenization(TaskModule):
                 backbone=None if options.teacher is None else self.config,
             )
         )  # fmt: skip
-        self.pictures = ImageSpec.from_dict(self.spec)
+        self.images = ImageSpec.from_dict(self.spec)
         self.scores["reconstruction"] = MeanMetric()
         self.scores["codes"] = CodeScores(options.codes)
         # A given model, and no part of this one: neither trained nor saved with it.
@@ -136,18 +136,18 @@ class VisualTokenization(TaskModule):
             self._given.append(_teacher(self.options.teacher, self.options.teacher_file).to(images.device))
         teacher: Any = self._given[0]
         with torch.no_grad():
-            seen = teacher.forward_features(_as_it_likes(teacher, images, self.pictures))
+            seen = teacher.forward_features(_as_it_likes(teacher, images, self.images))
         features = _of_patches(teacher, seen)
         patches = self.tokenizer.config.grid**2
         if features.shape[1] != patches:
-            raise UserError(
-                f"task.teacher={self.options.teacher}: sees {features.shape[1]} patches in a picture, and data.patch_size="
+            raise ConfigError(
+                f"task.teacher={self.options.teacher}: sees {features.shape[1]} patches in an image, and data.patch_size="
                 f"{self.spec['patch_size']} makes {patches} of it. Choose a teacher with as many, or another patch_size."
             )
         return features
 
     def step(self, batch: Batch) -> StepOutput:
-        """Loss summed over the pictures."""
+        """Loss summed over the images."""
         images = batch["image"]
         output, quantized = self.tokenizer(images)
         reconstruction = self.tokenizer.reconstruction_loss(output, self._target(images))
@@ -171,19 +171,19 @@ class VisualTokenization(TaskModule):
         self.scores["codes"].update(codes)
 
     def samples(self, batch: Batch, output: StepOutput) -> list[Sample]:
-        """Each batch's first pictures beside what their codes make of them; of VQ-KD the codes alone."""
+        """Each batch's first images beside what their codes make of them; of VQ-KD the codes alone."""
         first = slice(self.num_samples)
         made, codes = (part[first] for part in output.outputs[:2])
         panels = self._panels(batch["image"][first], made, codes)
         return [
-            {"id": f"{int(number):08d}", "kind": "reconstruction", "picture": panel}
+            {"id": f"{int(number):08d}", "kind": "reconstruction", "image": panel}
             for number, panel in zip(batch["id"][first], panels, strict=True)
         ]
 
     def _panels(self, images: Tensor, made: Tensor, codes: Tensor) -> Iterator[np.ndarray]:
-        """(H, W, 3) uint8 of each picture: itself, the reconstruction where there is one, the codes as colours."""
+        """(H, W, 3) uint8 of each image: itself, the reconstruction where there is one, the codes as colours."""
         shown = [images] if self.options.teacher else [images, made]
-        pixels = [self.pictures.pixels(part).cpu() for part in shown]
+        pixels = [self.images.pixels(part).cpu() for part in shown]
         grid, patch = self.tokenizer.config.grid, self.tokenizer.config.patch_size
         colours = np.random.default_rng(0).integers(0, 256, (self.options.codes, 3), np.uint8)
         for row in zip(*pixels, codes.cpu(), strict=True):
@@ -191,7 +191,7 @@ class VisualTokenization(TaskModule):
             yield side_by_side([*map(tile, row[:-1]), tile(drawn.transpose(2, 0, 1))])
 
     def flops(self, batch: Batch) -> float:
-        """Encoder and decoder, forward and backward, counted on one picture."""
+        """Encoder and decoder, forward and backward, counted on one image."""
         if self._flops is None:
             image = batch["image"][:1]
             with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -200,15 +200,15 @@ class VisualTokenization(TaskModule):
         return self._flops * len(batch["id"])
 
     def predict(self, inputs: PredictInput, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """The codes of each picture, in rows, and what is made of them as a picture."""
+        """The codes of each image, in rows, and what is made of them as an image."""
         if options:
-            raise UserError(f"predict.{next(iter(options))}: task={self.name} has no such option.")
+            raise ConfigError(f"predict.{next(iter(options))}: task={self.name} has no such option.")
         if inputs.path is None:
-            raise UserError(
-                "prompt=: this model reads pictures. Say input= with a picture or a folder of them."
+            raise ConfigError(
+                "prompt=: this model reads images. Say input= with an image or a folder of them."
             )
-        for file, image in user_pictures(inputs.path, self.pictures.channels, self.pictures.svg_side):
-            images = evaluation_batch([image], self.pictures).to(self.device)
+        for file, image in user_images(inputs.path, self.images.channels, self.images.svg_side):
+            images = evaluation_batch([image], self.images).to(self.device)
             codes = self.tokenizer.codes(images)
             (panel,) = self._panels(images, self.tokenizer.decode(codes), codes)
             listed = codes[0].tolist()
@@ -216,21 +216,21 @@ class VisualTokenization(TaskModule):
                 "text": f"{file}\t{' '.join(map(str, listed))}",
                 "input": str(file),
                 "codes": listed,
-                "picture": panel,
+                "image": panel,
             }
 
 
 def require_patches(task: str, spec: Mapping[str, Any]) -> None:
-    """Raise `UserError` unless the data says how large a patch is."""
+    """Raise `ConfigError` unless the data says how large a patch is."""
     if spec["patch_size"] is None:
-        raise UserError(
-            f"data.patch_size is missing: task={task} reads a picture in patches, such as patch_size=4 of 28 pixels or "
+        raise ConfigError(
+            f"data.patch_size is missing: task={task} reads an image in patches, such as patch_size=4 of 28 pixels or "
             "patch_size=16 of 224."
         )
 
 
 def shape_of_patches(backbone: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
-    """What the patches on a side of a picture say of a backbone's positions: `grid` where these have two dimensions,
+    """What the patches on a side of an image say of a backbone's positions: `grid` where these have two dimensions,
     else the rows of a table, one for each patch and one for [CLS].
     """
     if not spec["patch_size"]:
@@ -245,12 +245,12 @@ def _teacher(name: str, file: str | None) -> Any:
     """A timm model in evaluation mode, without gradients.
 
     Raises:
-        UserError: timm is missing, or knows no such model, or its weights cannot be had.
+        ConfigError: timm is missing, or knows no such model, or its weights cannot be had.
     """
     try:
         import timm
     except ImportError as error:
-        raise UserError("task.teacher needs timm: pip install timm.") from error
+        raise ConfigError("task.teacher needs timm: pip install timm.") from error
     # As timm loads what it downloads: a classifier in the file is left out.
     source = {"file": file, "custom_load": Path(file).suffix in (".npz", ".npy")} if file else None
     made: list[Any] = []
@@ -263,14 +263,14 @@ def _teacher(name: str, file: str | None) -> Any:
                 )
     except Exception as error:  # of several kinds: unknown name, no network, a file that does not fit
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
+        raise ConfigError(
             f"task.teacher={name}: cannot be made ({reason}). Name a model of timm and, without a network, its weights "
             "in task.teacher_file."
         ) from error
     # timm passes over what the file lacks: that stays random, and so differs from seed to seed.
     pairs = zip(made[0].named_parameters(), made[-1].parameters(), strict=True)
     if random := [key for (key, one), other in pairs if not torch.equal(one, other)]:
-        raise UserError(
+        raise ConfigError(
             f"task.teacher_file={file}: lacks {len(random)} tensors of task.teacher={name}, such as {random[0]}. Give "
             "the weights of that model."
         )
@@ -281,11 +281,13 @@ def _of_patches(teacher: Any, features: Any) -> Tensor:
     """What `forward_features` gives, (B, prefix + N, C), (B, C, H, W) or (B, H, W, C) -> (B, N, C).
 
     Raises:
-        UserError: it gives something else.
+        ConfigError: it gives something else.
     """
     if not isinstance(features, Tensor) or features.ndim not in (3, 4):
         name = teacher.pretrained_cfg.get("architecture")
-        raise UserError(f"task.teacher={name}: its features do not stand for patches. Choose another model.")
+        raise ConfigError(
+            f"task.teacher={name}: its features do not stand for patches. Choose another model."
+        )
     if features.ndim == 4:
         channels_last = getattr(teacher, "output_fmt", "NCHW") == "NHWC"
         return features.flatten(1, 2) if channels_last else features.flatten(2).mT
@@ -293,7 +295,7 @@ def _of_patches(teacher: Any, features: Any) -> Tensor:
 
 
 def _as_it_likes(teacher: Any, images: Tensor, spec: ImageSpec) -> Tensor:
-    """Pictures normalised as we do, (B, C, S, S) -> (B, 3, T, T) as the teacher was trained on."""
+    """Images normalised as we do, (B, C, S, S) -> (B, 3, T, T) as the teacher was trained on."""
     wanted = teacher.pretrained_cfg
     mean, std = (torch.tensor(wanted[key], device=images.device).view(1, 3, 1, 1) for key in ("mean", "std"))
     ours = [torch.tensor(values, device=images.device).view(1, -1, 1, 1) for values in (spec.mean, spec.std)]

@@ -1,11 +1,11 @@
-"""Answers to questions about a picture, and judgements of statements about two, as BEiT-3 is fine-tuned (arXiv 2208.10442).
+"""Answers to questions about an image, and judgements of statements about two, as BEiT-3 is fine-tuned (arXiv 2208.10442).
 
-    picture, question --multiway encoder--> [CLS] --norm, dense, tanh--> MLP, 2 x d_model wide--> each answer: right or not
-    picture, statement --> [CLS], <s> --+
+    image, question --multiway encoder--> [CLS] --norm, dense, tanh--> MLP, 2 x d_model wide--> each answer: right or not
+    image, statement --> [CLS], <s> --+
                                         +--4 x d_model--> norm, MLP --> false or true
-    picture, statement --> [CLS], <s> --+
+    image, statement --> [CLS], <s> --+
 
-Which of the two it is, the data tells (`spec.pictures`). The heads are those of BEiT-3's fine-tuning. With `init_from=` the
+Which of the two it is, the data tells (`spec.images`). The heads are those of BEiT-3's fine-tuning. With `init_from=` the
 encoder comes from `task=vl` or from published weights (magneto/pretrained/init_from.py).
 """
 
@@ -23,14 +23,14 @@ from torch import Tensor, nn
 
 from magneto.config.validate import from_mapping
 from magneto.data.collate import pad_texts
-from magneto.data.image.predict import evaluation_batch, user_pictures
+from magneto.data.image.predict import evaluation_batch, user_images
 from magneto.data.tokenizers.encode import encode
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.data.transforms.text import readable_caption
 from magneto.data.vqa.answers import shared, vqa_accuracy
 from magneto.data.vqa.dataset import ImageQuestionSpec
 from magneto.data.vqa.module import ImageQuestionDataModule
-from magneto.errors import UserError, nearest
+from magneto.errors import ConfigError, nearest
 from magneto.inference.inputs import PredictInput
 from magneto.metrics.vqa import AnswerScores
 from magneto.nn import (
@@ -68,11 +68,11 @@ class VLClassificationOptions:
 
     def __post_init__(self) -> None:
         if self.targets not in TARGETS:
-            raise UserError(
+            raise ConfigError(
                 f"task.targets={self.targets}: must be one of {', '.join(TARGETS)}.{nearest(self.targets, TARGETS)}"
             )
         if self.head_std < 0:
-            raise UserError(f"task.head_std={self.head_std}: must be 0 or more.")
+            raise ConfigError(f"task.head_std={self.head_std}: must be 0 or more.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,15 +82,15 @@ class PredictOptions:
     question: str | None = None
     """The question, or the statement."""
     second: str | float | None = None
-    """The right picture of a statement; `input=` is the left one."""
+    """The right image of a statement; `input=` is the left one."""
     top_k: int = TOP
     """Answers that are told, the likeliest first."""
 
     def __post_init__(self) -> None:
         if self.question is None or not self.question.strip():
-            raise UserError('Say what is asked about the picture: predict.question="what colour is it?"')
+            raise ConfigError('Say what is asked about the image: predict.question="what colour is it?"')
         if self.top_k < 1:
-            raise UserError(f"predict.top_k={self.top_k}: must be 1 or more.")
+            raise ConfigError(f"predict.top_k={self.top_k}: must be 1 or more.")
 
 
 class Pooler(nn.Module):
@@ -123,20 +123,20 @@ class VisionLanguageClassification(TaskModule):
         for key, wanted in (("architecture", "encoder"), ("position", "none")):
             if (value := getattr(self.config, key)) != wanted:
                 why = "" if key == "architecture" else ": each modality has learnt positions of its own"
-                raise UserError(f"backbone.{key}={value}: task={self.name} needs {key}={wanted}{why}.")
+                raise ConfigError(f"backbone.{key}={value}: task={self.name} needs {key}={wanted}{why}.")
         if self.spec["max_tokens"] > self.config.max_positions:
-            raise UserError(
+            raise ConfigError(
                 f"data.max_tokens={self.spec['max_tokens']}: the backbone has max_positions={self.config.max_positions}. "
                 f"Set data.max_tokens to {self.config.max_positions} or less."
             )
         require_patches(self.name, self.spec)
         self.labels: list[str] = self.spec["labels"]
         if len(self.labels) < 2:
-            raise UserError(
+            raise ConfigError(
                 f"task={self.name}: all training questions have one answer, {', '.join(self.labels)}: there is nothing to "
                 "learn from this data."
             )
-        self.pictures = ImageQuestionSpec.from_dict(self.spec)
+        self.images = ImageQuestionSpec.from_dict(self.spec)
         self.tokenizer = TextTokenizer.from_json(self.spec["tokenizer"])
         config, width = self.config, self.config.d_model
         size, patch, channels = (self.spec[key] for key in ("image_size", "patch_size", "channels"))
@@ -149,13 +149,13 @@ class VisionLanguageClassification(TaskModule):
                 # Pairs alone never use these: processes would wait for their gradients.
                 module.vision.requires_grad_(False)
                 module.text.requires_grad_(False)
-        self.statements = self.spec["pictures"] > 1
+        self.statements = self.spec["images"] > 1
         self.example_input = (
             'input=left.png predict.second=right.png predict.question="Both are red."'
             if self.statements
             else 'input=image.png predict.question="What is this?"'
         )
-        inputs = 2 * self.spec["pictures"] * width
+        inputs = 2 * self.spec["images"] * width
         self.pooler = build_norm(config, inputs) if self.statements else Pooler(config)
         last = Linear(2 * width, len(self.labels), roles=("head",))
         nn.init.normal_(last.weight, std=self.options.head_std)
@@ -198,14 +198,14 @@ class VisionLanguageClassification(TaskModule):
         self.scores["answers"].update(output.outputs.argmax(1), *known)
 
     def samples(self, batch: Batch, output: StepOutput) -> list[Sample]:
-        """A few questions of each batch with their pictures: over all batches about as many as are asked for."""
+        """A few questions of each batch with their images: over all batches about as many as are asked for."""
         rows = len(batch["id"])
         batches = max(1, self.spec["questions"]["val"] // rows)
         chosen = range(0, rows, max(1, rows // ceil(self.num_samples / batches)))
         answers = self.describe(output.outputs[list(chosen)], 1)
         shown = []
         for row, answer in zip(chosen, answers, strict=True):
-            pixels = self.pictures.pixels(batch["image"][row]).cpu().numpy()
+            pixels = self.images.pixels(batch["image"][row]).cpu().numpy()
             given = batch["counts"][row]
             shown.append(
                 {
@@ -215,7 +215,7 @@ class VisionLanguageClassification(TaskModule):
                     "reference": self.labels[int(given.argmax())] if given.any() else "",
                     "predicted": answer[0]["answer"],
                     "probability": answer[0]["probability"],
-                    "picture": side_by_side([tile(picture) for picture in pixels]),
+                    "image": side_by_side([tile(image) for image in pixels]),
                 }
             )
         return shown
@@ -258,17 +258,17 @@ class VisionLanguageClassification(TaskModule):
     # ------------------------------------------------------------------ use
 
     def predict(self, inputs: PredictInput, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """Answer `predict.question` about each picture of `input=`, or judge it of that picture and `predict.second`."""
+        """Answer `predict.question` about each image of `input=`, or judge it of that image and `predict.second`."""
         chosen = from_mapping(PredictOptions, options, "predict")
         if inputs.path is None:
-            raise UserError(
-                'prompt=: say input= with a picture or a folder of them, and predict.question="..." instead.'
+            raise ConfigError(
+                'prompt=: say input= with an image or a folder of them, and predict.question="..." instead.'
             )
         if (chosen.second is not None) != self.statements:
-            raise UserError(
-                "predict.second: this model judges statements about two pictures: name the right one by it."
+            raise ConfigError(
+                "predict.second: this model judges statements about two images: name the right one by it."
                 if self.statements
-                else f"predict.second={chosen.second}: this model answers questions about one picture. Leave it out."
+                else f"predict.second={chosen.second}: this model answers questions about one image. Leave it out."
             )
         assert chosen.question is not None
         tokens, mask = self._question(chosen.question)
@@ -297,15 +297,15 @@ class VisionLanguageClassification(TaskModule):
         return tokens.to(self.device), mask.to(self.device)
 
     def _batches(self, path: str, key: str = "input") -> Iterator[list[tuple[str, Tensor]]]:
-        """Files, and their pictures (C, S, S) as evaluation sees them."""
-        given = user_pictures(path, self.pictures.channels, self.pictures.svg_side, key)
+        """Files, and their images (C, S, S) as evaluation sees them."""
+        given = user_images(path, self.images.channels, self.images.svg_side, key)
         while batch := list(islice(given, PREDICT_BATCH)):
-            images = evaluation_batch([image for _, image in batch], self.pictures)
+            images = evaluation_batch([image for _, image in batch], self.images)
             yield [(str(file), image) for (file, _), image in zip(batch, images, strict=True)]
 
     def _seen(self, path: str) -> list[tuple[str, Tensor]]:
-        """The one picture of `predict.second`."""
+        """The one image of `predict.second`."""
         found = next(self._batches(path, key="predict.second"))
         if len(found) > 1:
-            raise UserError(f"predict.second={path}: must be one picture, not a folder of several.")
+            raise ConfigError(f"predict.second={path}: must be one image, not a folder of several.")
         return found

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 from magneto.training.checkpoint_io import AtomicCheckpointIO
 from magneto.training.module import TrainingModule
 
@@ -71,7 +71,7 @@ class LastWeights(Callback):
             temporary.replace(path)
         except (OSError, SafetensorError) as error:
             temporary.unlink(missing_ok=True)
-            raise UserError(
+            raise ConfigError(
                 f"{path}: the weights cannot be written ({error}). Free space and repeat the command: the run goes on "
                 f"from its last checkpoint. callbacks.average_last keeps {self.count} files of this size."
             ) from error
@@ -100,7 +100,7 @@ class LastWeights(Callback):
         try:
             AtomicCheckpointIO().save_checkpoint(content, path)
         except OSError as error:
-            raise UserError(
+            raise ConfigError(
                 f"{path}: the average cannot be written ({error}). Free space and repeat the command: only the test is made "
                 "again."
             ) from error
@@ -110,7 +110,7 @@ class LastWeights(Callback):
 def mean_weights(files: list[Path], parameters: Container[str]) -> dict[str, Tensor]:
     """The mean of the parameters in safetensors files, summed in fp64; the other tensors are the last file's."""
     if not files:
-        raise UserError(
+        raise ConfigError(
             "callbacks.average_last: the weights of the last validations (checkpoints/weights-*.safetensors) are gone. "
             "Start anew with resume=never."
         )
@@ -119,7 +119,7 @@ def mean_weights(files: list[Path], parameters: Container[str]) -> dict[str, Ten
         try:
             last = load_file(path)
         except (OSError, SafetensorError) as error:
-            raise UserError(
+            raise ConfigError(
                 f"{path}: damaged ({error}). Remove it and repeat the command: the other validations are averaged."
             ) from error
         for name, value in last.items():

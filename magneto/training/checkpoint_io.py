@@ -17,7 +17,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from magneto.errors import UserError
+from magneto.errors import ConfigError, DataError
 from magneto.training.run_folder import write_atomically
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """A checkpoint's content, on the CPU.
 
     Raises:
-        UserError: the file is missing, truncated, or was not written by magneto.
+        ConfigError: the file is missing, truncated, or was not written by magneto.
     """
     path = Path(path)
     check_file(path, f"checkpoint {path}")
@@ -76,10 +76,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             error
         )  # torch's message goes on to advise to switch the protection off
         reason = "it holds more than tensors and plain values" if foreign else first_line(error)
-        raise UserError(f"checkpoint {path}: cannot be read ({reason}). {REMEDY}") from error
+        raise ConfigError(f"checkpoint {path}: cannot be read ({reason}). {REMEDY}") from error
     named = content.get("hyper_parameters") if isinstance(content, dict) else None
     if not isinstance(named, dict) or "task" not in named:
-        raise UserError(
+        raise ConfigError(
             f"checkpoint {path}: not written by magneto (it names no task). Use a checkpoint of a run."
         )
     _require(f"checkpoint {path}", content, {"state_dict": dict, "global_step": int}, REMEDY)
@@ -92,18 +92,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def _require(where: str, values: dict[str, Any], kinds: dict[str, type], remedy: str) -> None:
     for key, kind in kinds.items():
         if not isinstance(values.get(key), kind):
-            raise UserError(f"{where}: damaged ({key} is missing or not of type {kind.__name__}). {remedy}")
+            raise DataError(f"{where}: damaged ({key} is missing or not of type {kind.__name__}). {remedy}")
 
 
 def check_file(path: str | Path, what: str) -> None:
-    """Raise `UserError` unless `path`, called `what`, is a whole file that may be a checkpoint."""
+    """Raise `DataError` unless `path`, called `what`, is a whole file that may be a checkpoint."""
     path = Path(path)
     if not path.is_file():
         if path.exists():
-            raise UserError(f"{what}: is not a file. {REMEDY}")
-        raise UserError(f"{what}: no such file. Runs keep theirs in RUN/checkpoints/best.ckpt and last.ckpt.")
+            raise DataError(f"{what}: is not a file. {REMEDY}")
+        raise DataError(f"{what}: no such file. Runs keep theirs in RUN/checkpoints/best.ckpt and last.ckpt.")
     if not zipfile.is_zipfile(path):
-        raise UserError(f"{what}: truncated or not a checkpoint ({path.stat().st_size} bytes). {REMEDY}")
+        raise DataError(f"{what}: truncated or not a checkpoint ({path.stat().st_size} bytes). {REMEDY}")
 
 
 def first_line(error: BaseException) -> str:
@@ -134,7 +134,7 @@ def _read_export(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]
     config_file, weights_file = folder / "config.json", folder / "model.safetensors"
     for file in (config_file, weights_file):
         if not file.is_file():
-            raise UserError(
+            raise DataError(
                 f"{folder}: neither a run's folder with a model in it nor an export, {file.name} is missing. Write an "
                 "export with mode=export checkpoint=..."
             )
@@ -142,12 +142,12 @@ def _read_export(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]
         config = json.loads(config_file.read_text(encoding="utf-8"))
         weights = load_file(weights_file)
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(
+        raise DataError(
             f"{folder}: damaged export ({error}). Write it again with mode=export checkpoint=..."
         ) from error
     form = config.get("format") if isinstance(config, dict) else None
     if form != EXPORT_FORMAT:
-        raise UserError(f"{config_file}: format {form!r}, expected {EXPORT_FORMAT!r}.")
+        raise DataError(f"{config_file}: format {form!r}, expected {EXPORT_FORMAT!r}.")
     again = "Write it again with mode=export checkpoint=..."
     _require(str(config_file), config, {"hyper_parameters": dict}, again)
     hyper_parameters = config["hyper_parameters"]
@@ -172,7 +172,7 @@ def export(task: "TrainingModule", folder: str | Path) -> Path:
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise UserError(
+        raise DataError(
             f"{folder}: the export cannot be written ({error}). Free space, mend the permissions or choose output=..."
         ) from error
     config = {"format": EXPORT_FORMAT, "hyper_parameters": dict(task.hparams)}

@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 from magneto.training.module import TrainingModule
 from magneto.training.signals import Interrupted, StopSignals
 
@@ -27,15 +27,15 @@ class Settings:
     def __post_init__(self) -> None:
         for key, least in (("probe_every", 0), ("save_every", 1), ("samples", 0)):
             if getattr(self, key) < least:
-                raise UserError(f"callbacks.{key}={getattr(self, key)}: must be {least} or more.")
+                raise ConfigError(f"callbacks.{key}={getattr(self, key)}: must be {least} or more.")
         if self.divergence_factor <= 1:
-            raise UserError(f"callbacks.divergence_factor={self.divergence_factor}: must be above 1.")
+            raise ConfigError(f"callbacks.divergence_factor={self.divergence_factor}: must be above 1.")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise UserError(f"callbacks.ema_decay={self.ema_decay}: must be between 0 and 1, or null.")
+            raise ConfigError(f"callbacks.ema_decay={self.ema_decay}: must be between 0 and 1, or null.")
         if self.average_last is not None and self.average_last < 2:
-            raise UserError(f"callbacks.average_last={self.average_last}: must be 2 or more, or null.")
+            raise ConfigError(f"callbacks.average_last={self.average_last}: must be 2 or more, or null.")
         if self.average_last is not None and self.ema_decay is not None:
-            raise UserError(
+            raise ConfigError(
                 "callbacks.average_last and callbacks.ema_decay are two ways to average weights: set one to null."
             )
 
@@ -103,7 +103,7 @@ class Checkpoints(Checkpoint):
             return
         assert isinstance(pl_module, TrainingModule)
         if self.monitor not in pl_module.evaluated:
-            raise UserError(
+            raise ConfigError(
                 f"monitor {self.monitor!r}: the validation gives no such metric, only {', '.join(pl_module.evaluated)}."
             )
         value = pl_module.evaluated[self.monitor]
@@ -130,7 +130,7 @@ class Checkpoints(Checkpoint):
                 if isinstance(cause, Interrupted):
                     raise cause from None
                 cause = cause.__context__
-            raise UserError(
+            raise ConfigError(
                 f"{path}: the checkpoint cannot be written ({error}). The last complete one is kept; "
                 "free space and repeat the command: the run goes on from there."
             ) from error

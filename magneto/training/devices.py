@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from magneto.errors import UserError, nearest
+from magneto.errors import ConfigError, nearest
 
 
 @contextmanager
@@ -28,7 +28,7 @@ PRECISIONS = ("auto", "32-true", "bf16-mixed", "64-true")
 def precision(setting: str, accelerator: str) -> str:
     """`auto` is bf16 autocast where the hardware multiplies in bf16 (CUDA, AVX512-BF16, AMX), fp32 elsewhere."""
     if setting not in PRECISIONS:
-        raise UserError(
+        raise ConfigError(
             f"trainer.precision={setting}: must be one of {', '.join(PRECISIONS)}.{nearest(setting, PRECISIONS)}"
         )
     if setting != "auto":

@@ -15,7 +15,7 @@ import requests.utils
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 from magneto.training.run_folder import write_atomically
 
 log = logging.getLogger("magneto")
@@ -114,7 +114,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.wandb not in WANDB_MODES:
-            raise UserError(f"logger.wandb={self.wandb}: must be one of {', '.join(WANDB_MODES)}.")
+            raise ConfigError(f"logger.wandb={self.wandb}: must be one of {', '.join(WANDB_MODES)}.")
 
 
 def from_environment(settings: Settings) -> Settings:
@@ -151,7 +151,7 @@ def wandb_mode(settings: Settings) -> str:
     Where `settings.wandb` is auto, WANDB_MODE or WANDB_DISABLED of the environment decides, and then whether there is a key.
 
     Raises:
-        UserError: there is no such mode, or it is online and there is no key.
+        ConfigError: there is no such mode, or it is online and there is no key.
     """
     mode = settings.wandb
     if mode == "auto":
@@ -159,20 +159,20 @@ def wandb_mode(settings: Settings) -> str:
         mode = os.environ.get("WANDB_MODE") or ("disabled" if disabled else "auto")
         mode = _ALIASES.get(mode, mode)
         if mode not in WANDB_MODES:
-            raise UserError(
+            raise ConfigError(
                 f"WANDB_MODE={mode} of the environment: must be one of {', '.join(WANDB_MODES)}, or unset."
             )
     if mode == "auto":
         return "online" if has_wandb_key() else "offline"
     if mode == "online" and not has_wandb_key():
-        raise UserError(
+        raise ConfigError(
             "logger.wandb=online: there is no API key. Run `wandb login`, set WANDB_API_KEY, or use logger.wandb=offline."
         )
     return mode
 
 
 def check(settings: Settings) -> None:
-    """Raise UserError for a setting that W&B would refuse when the run starts. Needs no network."""
+    """Raise ConfigError for a setting that W&B would refuse when the run starts. Needs no network."""
     if wandb_mode(settings) == "disabled":
         return
     import wandb as wandb_sdk
@@ -187,7 +187,7 @@ def check(settings: Settings) -> None:
         try:
             wandb_sdk.Settings(**{name: value})
         except (ValueError, wandb_sdk.Error) as error:
-            raise UserError(f"logger.{key}={value}: W&B does not accept it ({_reason(error)}).") from error
+            raise ConfigError(f"logger.{key}={value}: W&B does not accept it ({_reason(error)}).") from error
     for name, value in os.environ.items():
         # The mode was read above; W&B itself refuses an empty one.
         if not name.startswith("WANDB_") or name == "WANDB_MODE":
@@ -195,7 +195,7 @@ def check(settings: Settings) -> None:
         try:
             wandb_sdk.Settings().update_from_env_vars({name: value})
         except (ValueError, wandb_sdk.Error) as error:
-            raise UserError(
+            raise ConfigError(
                 f"{name} of the environment: W&B does not accept it ({_reason(error)}). Correct it or unset it."
             ) from error
 

@@ -17,7 +17,7 @@ from torchmetrics import MeanMetric, Metric
 
 from magneto.config.validate import from_mapping
 from magneto.training.optim import OptimizerConfig, SchedulerConfig, build_optimizer, build_scheduler
-from magneto.training.samples import log_samples, save_picture
+from magneto.training.samples import log_samples, save_image
 
 Batch = dict[str, Any]
 Sample = dict[str, Any]
@@ -58,7 +58,7 @@ class TrainingModule(L.LightningModule):
         num_samples: how many examples to show at each evaluation.
 
     Raises:
-        UserError: an unknown or impossible value in any of them, naming the key and the remedy.
+        MagnetoError: an unknown or impossible value in any of them, naming the key and the remedy.
     """
 
     monitor: str
@@ -105,7 +105,7 @@ class TrainingModule(L.LightningModule):
     def samples(self, batch: Batch, output: StepOutput) -> list[Sample]:
         """What a person would look at, an object of plain values for each example, with its `id`.
 
-        `picture`, if there is one, is a uint8 array (H, W) or (H, W, 3).
+        `image`, if there is one, is a uint8 array (H, W) or (H, W, 3).
         """
         return []
 
@@ -246,7 +246,7 @@ class TrainingModule(L.LightningModule):
             return
         rows = [{"step": self.global_step, "split": split, **sample} for sample in shown]
         if self.samples_file is not None:
-            kept = [save_picture(row, self.samples_file.parent, f"{split}-{row['id']}") for row in rows]
+            kept = [save_image(row, self.samples_file.parent, f"{split}-{row['id']}") for row in rows]
             with self.samples_file.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
         if any(hasattr(logger, "log_audio") for logger in self.loggers):

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from magneto.errors import UserError, nearest
+from magneto.errors import ConfigError, nearest
 
 Duration = int | float
 
@@ -38,7 +38,7 @@ DECAYED = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.RNNBase, nn.Multi
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """What `conf/optimizer/*.yaml` holds. Raises UserError on values that cannot be meant."""
+    """What `conf/optimizer/*.yaml` holds. Raises ConfigError on values that cannot be meant."""
 
     name: str = "adamw"
     """A key of OPTIMIZERS. `adamw` decays weights apart from the gradient; so does fairseq's `adam`, which
@@ -60,13 +60,13 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         """Check every value and every pair of values that depend on each other."""
         if self.name not in OPTIMIZERS:
-            raise UserError(_unknown("optimizer.name", self.name, OPTIMIZERS))
+            raise ConfigError(_unknown("optimizer.name", self.name, OPTIMIZERS))
         _check("optimizer.lr", self.lr, lambda lr: lr > 0, "must be above 0")
         _check("optimizer.weight_decay", self.weight_decay, lambda decay: decay >= 0, "must be 0 or more")
         if self.betas is not None:
             two = "must be two numbers from 0 to below 1, such as [0.9, 0.98]"
             if not isinstance(self.betas, list | tuple) or len(self.betas) != 2:
-                raise UserError(f"optimizer.betas={self.betas} {two}.")
+                raise ConfigError(f"optimizer.betas={self.betas} {two}.")
             for beta in self.betas:
                 _check("optimizer.betas", beta, lambda beta: 0 <= beta < 1, two)
             object.__setattr__(self, "betas", tuple(self.betas))
@@ -80,7 +80,7 @@ class OptimizerConfig:
         taken = OPTIMIZERS[self.name][1]
         for key in ("betas", "eps", "momentum"):
             if getattr(self, key) is not None and key not in taken:
-                raise UserError(
+                raise ConfigError(
                     f"optimizer.{key} has no effect with optimizer.name={self.name}: set it to null."
                 )
 
@@ -93,7 +93,7 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.O
     refuses them under mixed precision; `torch.nn.utils.clip_grad_norm_` does not.)
 
     Raises:
-        UserError: `layer_decay` is set and the module has no `layer_modules()`.
+        MagnetoError: `layer_decay` is set and the module has no `layer_modules()`.
     """
     cls, taken = OPTIMIZERS[config.name]
     settings = {key: getattr(config, key) for key in taken if getattr(config, key) is not None}
@@ -144,7 +144,7 @@ def parameter_groups(
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerConfig:
-    """What `conf/scheduler/*.yaml` holds. Raises UserError on values that cannot be meant.
+    """What `conf/scheduler/*.yaml` holds. Raises ConfigError on values that cannot be meant.
 
     A duration is a number of optimizer steps (an int) or a fraction of the whole run (a float below 1.0).
     """
@@ -165,7 +165,7 @@ class SchedulerConfig:
     def __post_init__(self) -> None:
         """Check every value and every pair of values that depend on each other."""
         if self.name not in SCHEDULES:
-            raise UserError(_unknown("scheduler.name", self.name, SCHEDULES))
+            raise ConfigError(_unknown("scheduler.name", self.name, SCHEDULES))
         _check_duration("scheduler.warmup", self.warmup)
         _check_duration("scheduler.decay", self.decay, optional=True)
         ratio = "must lie in [0, 1]: it is a ratio of optimizer.lr"
@@ -176,11 +176,11 @@ class SchedulerConfig:
         for key in ("final_ratio", "power", "decay"):
             given = getattr(self, key) is not None
             if given and key not in needed + optional:
-                raise UserError(
+                raise ConfigError(
                     f"scheduler.{key} has no effect with scheduler.name={self.name}: set it to null."
                 )
             if not given and key in needed:
-                raise UserError(f"scheduler.name={self.name} needs scheduler.{key}: give it.")
+                raise ConfigError(f"scheduler.name={self.name} needs scheduler.{key}: give it.")
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, config: SchedulerConfig, total_steps: int) -> LambdaLR:
@@ -189,7 +189,7 @@ def build_scheduler(optimizer: torch.optim.Optimizer, config: SchedulerConfig, t
     The learning rate is a function of the step alone, so a reloaded `state_dict` goes on exactly.
 
     Raises:
-        UserError: the durations do not fit into the run.
+        MagnetoError: the durations do not fit into the run.
     """
     factor = schedule(config, total_steps)
     return LambdaLR(optimizer, factor)
@@ -202,18 +202,18 @@ def schedule(config: SchedulerConfig, total_steps: int) -> Callable[[int], float
     void; 1.0 at step W; the final ratio at step T, where the run is over, and after it.
 
     Raises:
-        UserError: the warmup, or for wsd warmup and decay together, are longer than the run.
+        ConfigError: the warmup, or for wsd warmup and decay together, are longer than the run.
     """
     assert total_steps >= 1, "a run has steps"
     warmup = steps_of(config.warmup, total_steps)
     if warmup > total_steps:
-        raise UserError(
+        raise ConfigError(
             f"scheduler.warmup={config.warmup} is longer than the run of {total_steps} steps, which would "
             "never reach its learning rate: give more steps, or a fraction such as 0.1, which always fits."
         )
     decay = 0 if config.decay is None else steps_of(config.decay, total_steps)
     if warmup + decay > total_steps:
-        raise UserError(
+        raise ConfigError(
             f"scheduler.warmup={config.warmup} and scheduler.decay={config.decay} are {warmup + decay} steps "
             f"and more than the run of {total_steps}: give more steps, or fractions such as 0.1 and 0.2."
         )
@@ -304,7 +304,7 @@ def _depths(module: nn.Module, layer_decay: float) -> tuple[dict[int, int], int]
     """Layer index by id of parameter (of a tied one: the lowest), and the number of layers."""
     layer_modules: Callable[[], list[nn.Module]] | None = getattr(module, "layer_modules", None)
     if layer_modules is None:
-        raise UserError(
+        raise ConfigError(
             f"optimizer.layer_decay={layer_decay} is not possible: {type(module).__name__} does not tell "
             "its layers. Set it to null, or give the module a method layer_modules()."
         )
@@ -326,9 +326,9 @@ def _check_duration(key: str, value: Any, optional: bool = False) -> None:
 
 
 def _check(key: str, value: Any, holds: Callable[[Any], bool], remedy: str, optional: bool = False) -> None:
-    """UserError unless the value is a finite number that fulfils the condition (or None if optional)."""
+    """ConfigError unless the value is a finite number that fulfils the condition (or None if optional)."""
     if optional and value is None:
         return
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not (number and holds(value)):
-        raise UserError(f"{key}={value} {remedy}.")
+        raise ConfigError(f"{key}={value} {remedy}.")

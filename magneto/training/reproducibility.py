@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from magneto.data.module import DataModule
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 from magneto.training.module import TrainingModule
 
 
@@ -81,7 +81,7 @@ class SameStart(Callback):
                     for key in starts[0]
                     if start.get(key) != starts[0][key]
                 )
-                raise UserError(
+                raise ConfigError(
                     f"The processes of this run do not agree on where it begins ({both}). Set runs_dir to a folder that all "
                     "machines share, and start the same command in each."
                 )

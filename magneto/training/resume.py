@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 from magneto.training import checkpoint_io
 from magneto.training.module import TrainingModule
 from magneto.training.run_folder import (
@@ -34,7 +34,7 @@ def read_start(task: TrainingModule, start: Start, folder: RunFolder) -> dict[st
     content = checkpoint_io.read_checkpoint(start.checkpoint)
     stored = content["hyper_parameters"]
     if stored["task"] != task.hparams["task"]:
-        raise UserError(
+        raise ConfigError(
             f"checkpoint {start.checkpoint} is of another task ({stored['task']}), not {task.hparams['task']}."
         )
     # Where the same files came from may differ, what was made of them may not.
@@ -43,7 +43,7 @@ def read_start(task: TrainingModule, start: Start, folder: RunFolder) -> dict[st
     both = spec.keys() & stored["spec"].keys()  # a newer version may have added one
     changed = sorted(key for key in both.difference(told) if stored["spec"][key] != spec[key])
     if changed:
-        raise UserError(
+        raise ConfigError(
             f"checkpoint {start.checkpoint} was trained on other data than what is prepared now: {', '.join(changed)} "
             "differ. Bring the data back, start anew with resume=never, or take the weights alone with init_from=."
         )
@@ -51,7 +51,7 @@ def read_start(task: TrainingModule, start: Start, folder: RunFolder) -> dict[st
     own = {name: tuple(value.shape) for name, value in task.state_dict().items()}
     if shapes != own:
         differing = sorted(name for name in shapes.keys() | own.keys() if shapes.get(name) != own.get(name))
-        raise UserError(
+        raise ConfigError(
             f"checkpoint {start.checkpoint} does not fit this model, {len(differing)} tensors differ, such as "
             f"{differing[0]} ({shapes.get(differing[0])} there, {own.get(differing[0])} here). Use the settings that it was "
             "trained with, or take its weights alone with init_from=."
@@ -59,12 +59,12 @@ def read_start(task: TrainingModule, start: Start, folder: RunFolder) -> dict[st
     step = content["global_step"]
     elsewhere = start.checkpoint.resolve().parent != folder.checkpoints.resolve()
     if step >= stored["total_steps"] and elsewhere:
-        raise UserError(
+        raise ConfigError(
             f"resume={start.checkpoint}: that run has made all of its {step} steps, and its learning rate has come to its "
             "end. Take its weights with init_from=, or make the whole run anew with more steps."
         )
     if step > task.total_steps or (step == task.total_steps and elsewhere):
-        raise UserError(
+        raise ConfigError(
             f"resume={start.checkpoint}: it stands at step {step}, and trainer.max_steps={task.total_steps} leaves nothing "
             "to do. Set trainer.max_steps to a larger number."
         )
@@ -78,18 +78,18 @@ def check_progress(content: Mapping[str, Any], start: Start, trainer: L.Trainer)
         batches = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
         processes = content["callbacks"].get("ConfigureRun", {}).get("world_size", trainer.world_size)
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(
+        raise ConfigError(
             f"checkpoint {start.checkpoint}: the run cannot go on from it ({checkpoint_io.first_line(error)}). "
             f"{checkpoint_io.REMEDY}"
         ) from error
     if processes != trainer.world_size:
-        raise UserError(
+        raise ConfigError(
             f"checkpoint {start.checkpoint} was trained by {processes} processes; {trainer.world_size} would have other "
             f"batches. Set trainer.devices and trainer.num_nodes so that there are {processes}, {anew}"
         )
     step, accumulate = content["global_step"], trainer.accumulate_grad_batches
     if batches != step * accumulate:
-        raise UserError(
+        raise ConfigError(
             f"checkpoint {start.checkpoint} stands at step {step} after {batches} batches, and "
             f"trainer.accumulate_grad_batches={accumulate} makes {step * accumulate} of it. Set "
             f"trainer.accumulate_grad_batches={batches / max(step, 1):g}, {anew}"

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, SoftFileLock, Timeout
 
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 
 RESULT_SCHEMA = 1
 ENDED = ("finished", "diverged")
@@ -67,12 +67,12 @@ def run_name(config: Mapping[str, Any], overrides: Sequence[str]) -> str:
     Without a time stamp, so that the same command finds the same run again.
 
     Raises:
-        UserError: `name=` leaves nothing that a folder can be called.
+        ConfigError: `name=` leaves nothing that a folder can be called.
     """
     if config["name"]:
         name = slug([str(config["name"])])
         if name.strip(".") == "":
-            raise UserError(
+            raise ConfigError(
                 f"name={config['name']}: no name for a folder. Use a name with a letter or a digit in it."
             )
         return name
@@ -131,7 +131,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise UserError(
+        raise ConfigError(
             f"{path}: cannot be written ({error}). Free space or mend the permissions."
         ) from error
 
@@ -192,16 +192,16 @@ class RunFolder:
         The lock lies beside the folder, which `resume=never` renames.
 
         Raises:
-            UserError: another process holds it.
+            ConfigError: another process holds it.
         """
         lock = FileLock(self._lock_file)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except Timeout:
-            raise UserError(self._busy()) from None
+            raise ConfigError(self._busy()) from None
         except OSError as error:
-            raise UserError(
+            raise ConfigError(
                 f"{self._lock_file}: cannot be written ({error.strerror}). Set runs_dir to a folder that you may write, or "
                 "mend its permissions."
             ) from error
@@ -232,7 +232,7 @@ class RunFolder:
         """Decide how to start, as `begin` does, without changing anything: what is wrong is found before the work.
 
         Raises:
-            UserError: as `begin`; or the run is being trained; or its folder cannot be made or written.
+            ConfigError: as `begin`; or the run is being trained; or its folder cannot be made or written.
         """
         try:
             anew = resume == "never" and self.path.exists()
@@ -240,13 +240,13 @@ class RunFolder:
                 self._check_config(config)
             start = Start() if anew else self._start(resume)
         except OSError as error:
-            raise UserError(
+            raise ConfigError(
                 f"{error.filename or self.path}: cannot be read ({error.strerror}). Mend its permissions, or give this run "
                 "a name of its own (name=...)."
             ) from error
         if start.result is None:
             if self.path.exists() and not (self.path.is_dir() and os.access(self.path, os.W_OK | os.X_OK)):
-                raise UserError(
+                raise ConfigError(
                     f"{self.path}: is no folder that can be written. Mend its permissions, or give this run a name of its "
                     "own (name=...)."
                 )
@@ -264,7 +264,7 @@ class RunFolder:
                 name, `must` demands a checkpoint, anything else is a checkpoint's path.
 
         Raises:
-            UserError: the folder belongs to another configuration, there is nothing to resume, or a checkpoint from
+            MagnetoError: the folder belongs to another configuration, there is nothing to resume, or a checkpoint from
                 elsewhere would overwrite a run.
         """
         if resume == "never" and self.path.exists():
@@ -288,7 +288,7 @@ class RunFolder:
             return False
         changed = difference(read_config(self.config), config)
         if changed and (self.last.exists() or self.read_result_status() in ENDED):
-            raise UserError(
+            raise ConfigError(
                 f"{self.path} belongs to a run with another configuration:\n  " + "\n  ".join(changed) + "\n"
                 "Give this run a name of its own (name=...), or start anew with resume=never (the old folder is kept)."
             )
@@ -297,12 +297,12 @@ class RunFolder:
     def _start(self, resume: str) -> Start:
         if resume not in ("auto", "never", "must"):
             if not Path(resume).is_file():
-                raise UserError(
+                raise ConfigError(
                     f"resume={resume}: no such file. Give a checkpoint's path, or auto, never or must."
                 )
             own = Path(resume).resolve().parent == self.checkpoints.resolve()
             if not own and (self.last.exists() or self.read_result_status() in ENDED):
-                raise UserError(
+                raise ConfigError(
                     f"resume={resume}: {self.path} holds a run already, which would be overwritten. Give the new run a name "
                     "of its own (name=...), or say resume=auto to go on with that one."
                 )
@@ -313,7 +313,7 @@ class RunFolder:
         if self.last.exists():
             return Start(checkpoint=self.last)
         if resume == "must":
-            raise UserError(
+            raise ConfigError(
                 f"resume=must: {self.last} does not exist. Use resume=auto to start from the beginning."
             )
         return Start()
@@ -337,14 +337,14 @@ class RunFolder:
         """The content of result.json, or None where there is none yet.
 
         Raises:
-            UserError: it cannot be read, or it is no result.
+            ConfigError: it cannot be read, or it is no result.
         """
         try:
             result = json.loads(self.result.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
-            raise UserError(
+            raise ConfigError(
                 f"{self.result}: not readable as JSON ({error}). Remove it and repeat the command."
             ) from error
         status = result.get("status") if isinstance(result, dict) else None
@@ -353,7 +353,7 @@ class RunFolder:
             value is None or isinstance(value, int | float) for value in metrics.values()
         )
         if not isinstance(status, str) or not numbers or (status in ENDED and "metrics" not in result):
-            raise UserError(
+            raise ConfigError(
                 f"{self.result}: does not hold a run's status and metrics. Remove it and repeat the command: the run goes "
                 "on from its last checkpoint."
             )
@@ -400,11 +400,11 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(path.read_bytes())
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(
+        raise ConfigError(
             f"{path}: not readable ({' '.join(str(error).split())}). Remove the run's folder or use resume=never."
         ) from error
     if not isinstance(config, dict):
-        raise UserError(
+        raise ConfigError(
             f"{path}: does not hold a configuration. Remove the run's folder or use resume=never."
         )
     return config

@@ -19,14 +19,14 @@ def log_samples(logger: Any, key: str, rows: Sequence[Mapping[str, Any]], step: 
     Args:
         logger: Lightning's `WandbLogger`, or one with its methods; others are left alone.
         key: what W&B shows them as.
-        rows: one mapping an example; `picture` is a uint8 array, `audio` the path of a recording.
+        rows: one mapping an example; `image` is a uint8 array, `audio` the path of a recording.
         step: the number of optimizer steps done.
     """
     if not hasattr(logger, "log_table"):
         return
-    if "picture" in rows[0]:
+    if "image" in rows[0]:
         captions = [_caption(row) for row in rows]
-        logger.log_image(key=key, images=[row["picture"] for row in rows], caption=captions, step=step)
+        logger.log_image(key=key, images=[row["image"] for row in rows], caption=captions, step=step)
         return
     played = [row for row in rows if "audio" in row]
     if played:
@@ -37,7 +37,7 @@ def log_samples(logger: Any, key: str, rows: Sequence[Mapping[str, Any]], step: 
     logger.log_table(key=key, columns=columns, data=table, step=step)
 
 
-_NOT_IN_CAPTION = ("step", "split", "kind", "picture", "audio")
+_NOT_IN_CAPTION = ("step", "split", "kind", "image", "audio")
 
 
 def _caption(row: Mapping[str, Any]) -> str:
@@ -49,11 +49,11 @@ def _caption(row: Mapping[str, Any]) -> str:
     return "\n".join(lines)[:1000]
 
 
-def save_picture(row: Sample, folder: Path, name: str) -> Sample:
-    """Write `row["picture"]`, if there is one, as a PNG file below `folder`; the row then holds its relative path."""
-    if "picture" not in row:
+def save_image(row: Sample, folder: Path, name: str) -> Sample:
+    """Write `row["image"]`, if there is one, as a PNG file below `folder`; the row then holds its relative path."""
+    if "image" not in row:
         return row
     file = Path("samples") / (re.sub(r"[^\w.-]+", "_", name) + ".png")
     (folder / file).parent.mkdir(exist_ok=True)
-    Image.fromarray(row["picture"]).save(folder / file)
-    return {**row, "picture": file.as_posix()}
+    Image.fromarray(row["image"]).save(folder / file)
+    return {**row, "image": file.as_posix()}

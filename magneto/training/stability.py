@@ -19,7 +19,7 @@ class StabilityProbe(Callback):
     - `activation_rms/layer_NN`: root mean square of each layer's output, over batch, time (padding included) and width:
       the magnitude that grows in deep Sub-LN vision models (microsoft/torchscale issue 14).
     - `activation_max/layer_NN`: the largest absolute value in it, which is what a number format has to hold.
-      Both over all passes of the step, where a task has several (`task=vl`: pictures, texts, pairs).
+      Both over all passes of the step, where a task has several (`task=vl`: images, texts, pairs).
     - `update_to_weight/...`: ||change of the weights in this step|| / ||weights||, for stem, backbone and head and over all.
     """
 

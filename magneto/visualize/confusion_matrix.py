@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from magneto.metrics.image_classification import NAMED
 
-_LONGEST = 18  # characters of a class's name in the picture
+_LONGEST = 18  # characters of a class's name in the image
 
 
 _DPI = 110
 
 
 def draw_confusion(confusion: NDArray[np.int64], labels: Sequence[str]) -> NDArray[np.uint8]:
-    """A confusion matrix as a picture, (H, W, 3) uint8: shares of each true class in its row.
+    """A confusion matrix as an image, (H, W, 3) uint8: shares of each true class in its row.
 
     Classes that neither occur nor are ever answered are left out. Up to `NAMED` of them have their names, and the
     shares in per cent; more are colours alone.

@@ -1,12 +1,12 @@
-"""Pictures side by side, for a person to look at."""
+"""Images side by side, for a person to look at."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from torch import Tensor
 
-GAP = 4  # pixels of white between two pictures
-LEAST = 112  # pixels: smaller pictures are enlarged by a whole factor
+GAP = 4  # pixels of white between two images
+LEAST = 112  # pixels: smaller images are enlarged by a whole factor
 HIDDEN = 127  # grey of a patch that is not shown
 
 
@@ -26,7 +26,7 @@ def side_by_side(tiles: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def hide(pixels: Tensor, masked: Tensor, patch_size: int) -> Tensor:
-    """Pictures (B, C, H, W) uint8 with their patches under `masked` (B, N) bool in grey."""
+    """Images (B, C, H, W) uint8 with their patches under `masked` (B, N) bool in grey."""
     grid = pixels.shape[2] // patch_size
     cover = masked.view(-1, 1, grid, grid)
     cover = cover.repeat_interleave(patch_size, 2).repeat_interleave(patch_size, 3)

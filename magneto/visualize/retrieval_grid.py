@@ -1,4 +1,4 @@
-"""What was found for a sentence or a picture, drawn for a person to look at."""
+"""What was found for a sentence or an image, drawn for a person to look at."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-SIDE = 112  # pixels of a picture
+SIDE = 112  # pixels of an image
 GAP = 10
 FONT_SIZE = 15
 LINE = 22  # pixels from line to line
@@ -24,7 +24,7 @@ class Answer:
     """One of those that were found.
 
     Attributes:
-        content: a picture, (C, H, W) uint8, or a text.
+        content: an image, (C, H, W) uint8, or a text.
         similarity: cosine, 1 is the same direction.
         right: whether it is a right one; None: it is not known.
     """
@@ -34,8 +34,8 @@ class Answer:
     right: bool | None = None
 
 
-def pictures_for(sentence: str, answers: Sequence[Answer]) -> np.ndarray:
-    """A sentence above the pictures that were found, the best first, right ones in a green frame: (H, WIDTH, 3) uint8."""
+def images_for(sentence: str, answers: Sequence[Answer]) -> np.ndarray:
+    """A sentence above the images that were found, the best first, right ones in a green frame: (H, WIDTH, 3) uint8."""
     lines = wrapped(sentence, WIDTH - 2 * GAP)
     top = GAP + LINE * len(lines) + GAP
     canvas, draw = _canvas(top + SIDE + GAP + LINE + GAP)
@@ -47,8 +47,8 @@ def pictures_for(sentence: str, answers: Sequence[Answer]) -> np.ndarray:
     return np.asarray(canvas)
 
 
-def texts_for(picture: np.ndarray, answers: Sequence[Answer]) -> np.ndarray:
-    """A picture (C, H, W) uint8 beside the texts that were found, right ones in green: (H, WIDTH, 3) uint8."""
+def texts_for(image: np.ndarray, answers: Sequence[Answer]) -> np.ndarray:
+    """An image (C, H, W) uint8 beside the texts that were found, right ones in green: (H, WIDTH, 3) uint8."""
     left = SIDE + 3 * GAP
     lines = [
         (line, answer)
@@ -56,7 +56,7 @@ def texts_for(picture: np.ndarray, answers: Sequence[Answer]) -> np.ndarray:
         for line in wrapped(f"{answer.similarity:.2f}  {answer.content}", WIDTH - left - GAP)
     ]
     canvas, draw = _canvas(2 * GAP + max(SIDE, LINE * len(lines)))
-    _paste(canvas, draw, picture, GAP, GAP, None)
+    _paste(canvas, draw, image, GAP, GAP, None)
     for place, (line, answer) in enumerate(lines):
         _write(draw, [line], left, GAP + LINE * place, RIGHT if answer.right else INK)
     return np.asarray(canvas)
@@ -103,9 +103,9 @@ def _write(draw: Any, lines: Sequence[str], left: int, top: int, colour: tuple[i
 
 
 def _paste(canvas: Image.Image, draw: Any, pixels: Any, left: int, top: int, right: bool | None) -> None:
-    """A picture (C, H, W) uint8 in a square of SIDE, framed where it is known whether it is right."""
+    """An image (C, H, W) uint8 in a square of SIDE, framed where it is known whether it is right."""
     image = Image.fromarray(np.asarray(pixels).transpose(1, 2, 0).squeeze()).convert("RGB")
-    # Small pictures are shown by their pixels, large ones smoothed.
+    # Small images are shown by their pixels, large ones smoothed.
     method = Image.Resampling.NEAREST if max(image.size) < SIDE else Image.Resampling.LANCZOS
     canvas.paste(image.resize((SIDE, SIDE), method), (left, top))
     if right is not None:

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import torch
 
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from magneto.tasks.asr import ASR
 from magneto.tasks.registry import load_task
 from magneto.training.loggers import CSVLogger
@@ -268,7 +268,7 @@ def test_a_run_that_diverges_is_a_result(run) -> None:
 def test_another_configuration_under_the_same_name_is_refused_with_the_difference(run, values) -> None:
     folder = Path(run("name=one")["folder"])
     before = values(folder, leave_out="nothing")
-    with pytest.raises(UserError, match=r"optimizer\.lr: \S+ -> 0\.5"):
+    with pytest.raises(MagnetoError, match=r"optimizer\.lr: \S+ -> 0\.5"):
         run("name=one", "optimizer.lr=0.5")
     assert values(folder, leave_out="nothing") == before
 
@@ -281,7 +281,7 @@ def test_resume_never_keeps_the_old_folder(run) -> None:
 
 
 def test_resume_must_wants_a_checkpoint(run) -> None:
-    with pytest.raises(UserError, match="resume=must"):
+    with pytest.raises(MagnetoError, match="resume=must"):
         run("resume=must")
 
 
@@ -292,22 +292,22 @@ def test_a_truncated_checkpoint_is_named_and_nothing_is_overwritten(
         run("name=one")
     (last,) = tmp_path.glob("runs/asr/one/checkpoints/last.ckpt")
     last.write_bytes(last.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"last\.ckpt: truncated"):
+    with pytest.raises(MagnetoError, match=r"last\.ckpt: truncated"):
         run("name=one")
     assert last.stat().st_size == 1000
 
 
 def test_a_checkpoint_of_another_model_is_refused(run) -> None:
     folder = Path(run("name=one")["folder"])
-    with pytest.raises(UserError, match="does not fit this model"):
+    with pytest.raises(MagnetoError, match="does not fit this model"):
         run("name=two", "backbone.d_model=64", f"resume={folder / 'checkpoints/last.ckpt'}")
 
 
 def test_a_checkpoint_of_another_task_is_refused(run, run_text) -> None:
     text = Path(run_text("task=causal_lm", "name=text")["folder"])
-    with pytest.raises(UserError, match=r"of another task \(magneto\.tasks\.causal_lm"):
+    with pytest.raises(MagnetoError, match=r"of another task \(magneto\.tasks\.causal_lm"):
         run("name=two", f"resume={text / 'checkpoints/last.ckpt'}")
-    with pytest.raises(UserError, match=r"is of task 'causal_lm', the command says task=asr"):
+    with pytest.raises(MagnetoError, match=r"is of task 'causal_lm', the command says task=asr"):
         run("mode=test", f"checkpoint={text / 'export'}")
 
 
@@ -332,7 +332,7 @@ def test_data_that_have_changed_since_are_refused(run, kill_after_save, tones: P
     with kill_after_save():
         run(mine, "name=one")
     manifest.write_text("".join(json.dumps(line) + "\n" for line in lines[1:]))
-    with pytest.raises(UserError, match=r"trained on other data .* key.* differ.*resume=never"):
+    with pytest.raises(MagnetoError, match=r"trained on other data .* key.* differ.*resume=never"):
         run(mine, "name=one")
     assert run(mine, "name=one", "resume=never")["status"] == "finished"
 
@@ -350,7 +350,7 @@ def test_a_log_that_cannot_grow_is_one_message_and_the_run_goes_on_later(
 
     with monkeypatch.context() as patch:
         patch.setattr(CSVLogger, "log_metrics", full)
-        with pytest.raises(UserError, match=r"metrics\.csv cannot be written .*repeat the command"):
+        with pytest.raises(MagnetoError, match=r"metrics\.csv cannot be written .*repeat the command"):
             run("name=parts")
     assert run("name=parts")["metrics"] == whole["metrics"]
 
@@ -358,7 +358,7 @@ def test_a_log_that_cannot_grow_is_one_message_and_the_run_goes_on_later(
 def test_an_export_overwrites_nothing(run, tmp_path: Path) -> None:
     folder = Path(run("name=one")["folder"])
     last = f"checkpoint={folder / 'checkpoints/last.ckpt'}"
-    with pytest.raises(UserError, match=r"export: exists already.*output="):
+    with pytest.raises(MagnetoError, match=r"export: exists already.*output="):
         run("mode=export", last)
     assert run("mode=export", last, f"output={tmp_path / 'mine'}")["folder"] == str(tmp_path / "mine")
     weights, last_weights = (
@@ -413,10 +413,10 @@ def test_compiled_layers_train_as_others_and_leave_the_same_names(run, values) -
 )
 def test_a_mistake_gets_one_message_with_its_remedy(run, override: str, message: str | None) -> None:
     if message is None:
-        with pytest.raises(UserError, match=r"nowhere\.ckpt"):
+        with pytest.raises(MagnetoError, match=r"nowhere\.ckpt"):
             run(override, "mode=predict", "input=a.wav")
         return
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(MagnetoError, match=message):
         run(override)
 
 

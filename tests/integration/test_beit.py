@@ -1,4 +1,4 @@
-"""task=visual_tokenizer and task=beit, end to end: learn, resume, complete pictures, take a tokenizer or train one."""
+"""task=visual_tokenizer and task=beit, end to end: learn, resume, complete images, take a tokenizer or train one."""
 
 import json
 import shutil
@@ -16,12 +16,12 @@ import yaml
 from PIL import Image
 
 from magneto.commands import build
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from magneto.tasks.beit import BEiT
 from magneto.tasks.registry import load_task
 from magneto.tasks.visual_tokenizer import VisualTokenization, _of_patches
 from tests.small_runs import SHORT, SMALL, drive, folders, training_losses, values
-from tests.toy_pictures import picture_settings, write_patterns
+from tests.toy_images import image_settings, write_patterns
 
 Run = Callable[..., dict[str, Any]]
 CODEBOOK = ("task.codes=32", "task.code_width=8", "task.width=16", "task.blocks=1")
@@ -40,7 +40,7 @@ def tokenize(patterns: Path, prepared_dir: Path, tmp_path: Path) -> Run:
     """`tokenize("seed=2", ...)`: a small, deterministic run of task=visual_tokenizer."""
     return partial(
         drive,
-        ["task=visual_tokenizer", *picture_settings(patterns), *folders(prepared_dir, tmp_path), *SMALL, *SHORT, *CODEBOOK],
+        ["task=visual_tokenizer", *image_settings(patterns), *folders(prepared_dir, tmp_path), *SMALL, *SHORT, *CODEBOOK],
     )  # fmt: skip
 
 
@@ -49,7 +49,7 @@ def run(patterns: Path, prepared_dir: Path, tmp_path: Path) -> Run:
     """`run("seed=2", ...)`: the same of task=beit."""
     return partial(
         drive,
-        ["task=beit", *picture_settings(patterns), *folders(prepared_dir, tmp_path), *SMALL, *SHORT, DEFAULT_CODEBOOK],
+        ["task=beit", *image_settings(patterns), *folders(prepared_dir, tmp_path), *SMALL, *SHORT, DEFAULT_CODEBOOK],
     )  # fmt: skip
 
 
@@ -64,12 +64,12 @@ def samples_of(result: dict[str, Any]) -> list[dict[str, Any]]:
 def test_a_tokenizer_learns_to_draw_with_its_codes(tokenize: Run) -> None:
     result = tokenize("trainer.max_steps=250", "trainer.val_check_interval=250", "optimizer.lr=5e-3")
     metrics = result["metrics"]
-    # Pixels have variance 1: the mean picture would leave about that.
+    # Pixels have variance 1: the mean image would leave about that.
     assert metrics["test/reconstruction"] < 0.1
     assert metrics["test/usage"] > 0.3 and 4 < metrics["test/perplexity"] <= 32
     for sample in samples_of(result):
-        panel = np.asarray(Image.open(Path(result["folder"]) / sample["picture"]))
-        assert panel.ndim == 3 and panel.shape[1] > 3 * panel.shape[0]  # picture, reconstruction, codes
+        panel = np.asarray(Image.open(Path(result["folder"]) / sample["image"]))
+        assert panel.ndim == 3 and panel.shape[1] > 3 * panel.shape[0]  # image, reconstruction, codes
 
 
 @pytest.mark.parametrize("stop_at", [4, 20])
@@ -101,7 +101,7 @@ def test_codes_of_a_teacher(tokenize: Run, run: Run, patterns: Path, tmp_path: P
     probed = {name for _, name, _ in values(result["folder"]) if name.startswith("probe/activation_rms")}
     layers = ("encoder/layer_00", "encoder/layer_01", "decoder/layer_00")
     assert probed == {f"probe/activation_rms/{layer}" for layer in layers}
-    with pytest.raises(UserError, match="sees 100 patches in a picture, and data.patch_size=4 makes 25"):
+    with pytest.raises(MagnetoError, match="sees 100 patches in an image, and data.patch_size=4 makes 25"):
         tokenize(*chosen, "data.patch_size=4")
 
     trained = run(
@@ -118,8 +118,8 @@ def test_codes_of_a_teacher(tokenize: Run, run: Run, patterns: Path, tmp_path: P
     assert len(found) == 10
     for row in found:
         assert row["hidden"] == 40 and 0 <= row["right"] <= 40
-        height, width = row["picture"].shape[:2]
-        assert width == 2 * height + 4, "codes of a teacher draw no third picture"
+        height, width = row["image"].shape[:2]
+        assert width == 2 * height + 4, "codes of a teacher draw no third image"
 
 
 def test_a_convolutional_teacher(tokenize: Run, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_features_of_a_teacher_go_by_rows() -> None:
     assert torch.equal(_of_patches(SimpleNamespace(output_fmt="NHWC"), first.permute(0, 2, 3, 1)), rows)
     behind = torch.cat((torch.zeros(2, 1, 3), rows), dim=1)
     assert torch.equal(_of_patches(SimpleNamespace(num_prefix_tokens=1), behind), rows)
-    with pytest.raises(UserError, match="task.teacher=odd: its features do not stand for patches"):
+    with pytest.raises(MagnetoError, match="task.teacher=odd: its features do not stand for patches"):
         _of_patches(SimpleNamespace(pretrained_cfg={"architecture": "odd"}), torch.zeros(2, 3))
 
 
@@ -148,19 +148,19 @@ def test_a_file_of_another_teacher_is_refused(tokenize: Run, tmp_path: Path) -> 
     weights = torch.load(file, weights_only=True)
     torch.save({name: weight for name, weight in weights.items() if not name.startswith("blocks.1.")}, file)
     with pytest.raises(
-        UserError, match=r"teacher_file=.*: lacks \d+ tensors of task.teacher=test_vit, such as blocks.1"
+        MagnetoError, match=r"teacher_file=.*: lacks \d+ tensors of task.teacher=test_vit, such as blocks.1"
     ):
         tokenize(*chosen, "data.patch_size=2")
-    with pytest.raises(UserError, match="task.teacher=test_vit: cannot be made"):
+    with pytest.raises(MagnetoError, match="task.teacher=test_vit: cannot be made"):
         tokenize("task.teacher=test_vit", f"task.teacher_file={tmp_path / 'nowhere.pth'}")
 
 
 def test_an_unknown_teacher_is_told(tokenize: Run) -> None:
-    with pytest.raises(UserError, match="task.teacher=vit_enormous: cannot be made"):
+    with pytest.raises(MagnetoError, match="task.teacher=vit_enormous: cannot be made"):
         tokenize("task.teacher=vit_enormous")
 
 
-# ------------------------------------------------------------------ masked pictures
+# ------------------------------------------------------------------ masked images
 
 
 def batches_and_task(folder: Path) -> tuple[list[dict[str, Any]], BEiT]:
@@ -202,12 +202,12 @@ def test_a_run_leaves_its_facts_and_panels(run: Run, target: str, tmp_path: Path
     assert result["throughput"]["tokens_per_s"] > 0 and result["throughput"]["model_flops_per_s"] > 0
     samples = samples_of(result)
     assert {sample["split"] for sample in samples} == {"val", "test"}
-    pictures = 2 if target == "random_projection" else 3
+    images = 2 if target == "random_projection" else 3
     for sample in samples:
-        panel = np.asarray(Image.open(Path(result["folder"]) / sample["picture"]))
+        panel = np.asarray(Image.open(Path(result["folder"]) / sample["image"]))
         side = panel.shape[0]
-        assert panel.shape == (side, pictures * side + (pictures - 1) * 4, 3)
-        # What is shown of the hidden picture is the picture; what is hidden is grey.
+        assert panel.shape == (side, images * side + (images - 1) * 4, 3)
+        # What is shown of the hidden image is the image; what is hidden is grey.
         whole, seen = panel[:, :side], panel[:, side + 4 : 2 * side + 4]
         hidden = (seen == 127).all(-1)
         assert 0.3 < hidden.mean() < 0.5 and (whole[~hidden] == seen[~hidden]).all()
@@ -276,7 +276,7 @@ def test_checkpoint_and_export_are_enough_and_alike(run: Run, patterns: Path, tm
     ]
     assert len(found[0]) == 30
     for one, other in zip(*found, strict=True):
-        assert np.array_equal(one.pop("picture"), other.pop("picture")) and one == other
+        assert np.array_equal(one.pop("image"), other.pop("image")) and one == other
         assert one["hidden"] == 6 and 0 <= one["right"] <= 6  # of 16 patches
     tested = run("mode=test", f"checkpoint={folder / 'export'}")["metrics"]
     result = json.loads((folder / "result.json").read_text())["metrics"]
@@ -289,7 +289,7 @@ def test_what_uses_no_classes_is_tested_on_other_ones(
 ) -> None:
     """And without task=, which the checkpoint knows; of BEiT the masks come with the task."""
     folder = {"beit": run, "visual_tokenizer": tokenize}[task]("name=one", "trainer.max_steps=2")["folder"]
-    settings = [*picture_settings(patterns), *folders(tmp_path / "data", tmp_path), *SHORT]
+    settings = [*image_settings(patterns), *folders(tmp_path / "data", tmp_path), *SHORT]
     test = ("mode=test", f"checkpoint={folder}")
     own = drive(settings, *test)["metrics"]
     assert own == pytest.approx(
@@ -305,11 +305,11 @@ def test_what_uses_no_classes_is_tested_on_other_ones(
     others = f"data.sources.image_folder.folder={tmp_path / 'others'}"
     assert drive(settings, *test, others)["metrics"].keys() == own.keys()
     if task == "beit":
-        with pytest.raises(UserError, match="data.masking is missing: task=beit hides patches"):
+        with pytest.raises(MagnetoError, match="data.masking is missing: task=beit hides patches"):
             drive(["task=beit", *settings], *test, "data.masking=null")
 
 
-def test_predict_writes_pictures_beside_its_output(run: Run, patterns: Path, tmp_path: Path) -> None:
+def test_predict_writes_images_beside_its_output(run: Run, patterns: Path, tmp_path: Path) -> None:
     folder = Path(run("name=one", "trainer.max_steps=2")["folder"])
     output = tmp_path / "out" / "seen.jsonl"
     output.parent.mkdir()
@@ -320,13 +320,13 @@ def test_predict_writes_pictures_beside_its_output(run: Run, patterns: Path, tmp
         f"output={output}",
     )
     rows = [json.loads(line) for line in output.read_text().splitlines()]
-    assert len(rows) == 10 and len({row["picture"] for row in rows}) == 10
-    assert all((output.parent / row["picture"]).is_file() for row in rows)
+    assert len(rows) == 10 and len({row["image"] for row in rows}) == 10
+    assert all((output.parent / row["image"]).is_file() for row in rows)
 
 
 def test_a_finished_run_is_not_made_longer(run: Run) -> None:
     last = Path(run("name=one", "trainer.max_steps=4")["folder"]) / "checkpoints/last.ckpt"
-    with pytest.raises(UserError, match="has made all of its 4 steps.*init_from="):
+    with pytest.raises(MagnetoError, match="has made all of its 4 steps.*init_from="):
         run("name=two", "trainer.max_steps=8", f"resume={last}")
 
 
@@ -336,7 +336,7 @@ def test_a_given_tokenizer_is_used(tokenize: Run, run: Run) -> None:
     assert isinstance(task, BEiT)
     theirs = load_task(source).state_dict()
     assert torch.equal(task.state_dict()["target.quantizer.codebook"], theirs["tokenizer.quantizer.codebook"])
-    with pytest.raises(UserError, match=r"task.tokenizer=.*: is for patch_size=4, and the data has 8"):
+    with pytest.raises(MagnetoError, match=r"task.tokenizer=.*: is for patch_size=4, and the data has 8"):
         run(f"task.tokenizer={source}", "data.patch_size=8")
 
 
@@ -355,14 +355,14 @@ def test_a_given_tokenizer_is_used(tokenize: Run, run: Run) -> None:
     ],
 )
 def test_mistakes_are_told(run: Run, override: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(MagnetoError, match=message):
         run(f"+{override}" if "default_tokenizer" in override else override)
 
 
 @pytest.mark.parametrize("target", ["pixels", "random_projection"])
 def test_a_single_pixel_is_no_target(run: Run, target: str) -> None:
     with pytest.raises(
-        UserError, match=f"task.target={target}: nothing is left of a patch of one grey pixel"
+        MagnetoError, match=f"task.target={target}: nothing is left of a patch of one grey pixel"
     ):
         run(f"task.target={target}", "data.channels=1", "data.patch_size=1")
 
@@ -371,4 +371,4 @@ def test_a_tokenizer_without_samples_shows_its_codes(tokenize: Run, patterns: Pa
     """`callbacks.samples` is of the run's log, not of what it predicts."""
     folder = tokenize("name=silent", "callbacks.samples=0", "trainer.max_steps=2")["folder"]
     found = tokenize("mode=predict", f"checkpoint={folder}", f"input={patterns / 'test/down'}")["results"]
-    assert len(found) == 10 and all(len(row["codes"]) == 16 and row["picture"].ndim == 3 for row in found)
+    assert len(found) == 10 and all(len(row["codes"]) == 16 and row["image"].ndim == 3 for row in found)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from tests.toy_translation import parallel_files
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -135,5 +135,5 @@ def test_translation_baselines(
 
 
 def test_data_that_does_not_fit_the_task_is_refused(script: Script) -> None:
-    with pytest.raises(UserError, match="needs data of the kind ParallelDataModule"):
+    with pytest.raises(MagnetoError, match="needs data of the kind ParallelDataModule"):
         script("translation_baselines", "data=fashion_mnist").main()

@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from magneto.commands import build
 from magneto.data.text.module import IGNORE, TextDataModule
 from magneto.data.tokenizers.text import TextTokenizer
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from magneto.tasks.causal_lm import TextScores
 from magneto.tasks.registry import load_task
 from tests.conftest import BITS_PER_BYTE, WORDS
@@ -221,7 +221,7 @@ def test_gradients_do_not_depend_on_what_is_padding(run_lm) -> None:
     ],
 )
 def test_a_mistake_gets_one_message_with_its_remedy(run_lm, override: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(MagnetoError, match=message):
         run_lm(override)
 
 
@@ -231,5 +231,5 @@ def test_a_mistake_gets_one_message_with_its_remedy(run_lm, override: str, messa
 )
 def test_a_mistake_in_predict_too(run_lm, override: str, message: str) -> None:
     export = Path(run_lm("trainer.max_steps=1", "name=one")["folder"]) / "export"
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(MagnetoError, match=message):
         run_lm("mode=predict", f"checkpoint={export}", "prompt=baku", override)

@@ -60,7 +60,7 @@ def losses(folder: Path) -> list[float]:
         ("prompt='quoted, already'", "quoted, already"),
         ("prompt=null", None),
         ("input=recordings/a (1), take=2.wav", "recordings/a (1), take=2.wav"),
-        ("runs_dir=~/my pictures (1)", "~/my pictures (1)"),
+        ("runs_dir=~/my images (1)", "~/my images (1)"),
         ("predict.query=a red, round apple?", "a red, round apple?"),
         ("optimizer.lr=2e-3", 2e-3),
     ],

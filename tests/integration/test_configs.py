@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from magneto.commands import build, resolve, trainer
 from magneto.config.groups import CONF, options
 from magneto.config.validate import from_mapping
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from magneto.nn import BackboneConfig, build_backbone
 from magneto.tasks.registry import task_class
 from magneto.training import checkpointing, loggers
@@ -56,7 +56,7 @@ NEEDED = {
     "parallel_files": ["data.sources.files.tsv=pairs.tsv"],
     "text_files": ["data.sources.text_files.path=texts"],
     "glue": ["data.source.folder=glue"],
-    "hub_images": ["data.sources.hub_images.name=pictures"],
+    "hub_images": ["data.sources.hub_images.name=images"],
     "image_folder": ["data.sources.image_folder.folder=texts"],
     "vqa": [
         "data.sources.vqa.questions={train: a.json, val: a.json}",
@@ -71,7 +71,7 @@ NEEDED = {
     "webdataset": ["data.sources.webdataset.shards=texts/*.tar"],
     "caption_file": ["data.sources.captions.file=m.jsonl"],
     "coco_captions": ["data.sources.coco.annotations=m.jsonl", "data.sources.coco.folder=texts"],
-    "hub_captions": ["data.sources.hub.name=pictures"],
+    "hub_captions": ["data.sources.hub.name=images"],
     "webdataset_captions": ["data.sources.webdataset.shards=texts/*.tar"],
     "tsv": ["data.source.train=a.tsv", "data.source.val=a.tsv", "data.source.test=a.tsv"],
 }
@@ -113,11 +113,11 @@ def test_each_task_takes_its_kind_of_data_and_refuses_the_others(task: str, data
         resolve.check_task(config)
         make(config)
     else:
-        with pytest.raises(UserError, match=rf"task={task} needs data of the kind \w+, and data="):
+        with pytest.raises(MagnetoError, match=rf"task={task} needs data of the kind \w+, and data="):
             resolve.check_task(config)
 
 
-PICTURES = [
+IMAGES = [
     (task, data)
     for task in options("task")
     for data in DATA
@@ -125,8 +125,8 @@ PICTURES = [
 ]
 
 
-@pytest.mark.parametrize(("task", "data"), PICTURES)
-def test_each_corpus_of_pictures_has_patches_of_a_sensible_size(task: str, data: str) -> None:
+@pytest.mark.parametrize(("task", "data"), IMAGES)
+def test_each_corpus_of_images_has_patches_of_a_sensible_size(task: str, data: str) -> None:
     """Attention is quadratic in their number: 224 pixels in patches of 4 would be 3,136 of them."""
     config = plain(f"task={task}", f"data={data}", *needed(data))["data"]
     grid, rest = divmod(config["image_size"], config["patch_size"])
@@ -187,7 +187,7 @@ def test_questions_about_the_stamps_hold_out_what_their_captions_do() -> None:
 def test_an_experiment_for_another_task_is_refused() -> None:
     config = plain("task=asr")
     config["experiment_task"] = "mlm"
-    with pytest.raises(UserError, match="task=mlm"):
+    with pytest.raises(MagnetoError, match="task=mlm"):
         resolve.check_task(config)
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from tests.small_runs import SHORT, SMALL, drive, folders, values
 from tests.toy_captions import caption_settings, write_squares
-from tests.toy_pictures import picture_settings, write_patterns
-from tests.toy_questions import TOY_PICTURES, overrides_of, vqa_files, write_vqa
+from tests.toy_images import image_settings, write_patterns
+from tests.toy_questions import TOY_IMAGES, overrides_of, vqa_files, write_vqa
 from tests.toy_translation import toy_translation
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "curves.json"
@@ -62,8 +62,8 @@ def _text_classification(request: pytest.FixtureRequest, folder: Path) -> list[s
     ]  # fmt: skip
 
 
-def _pictures(folder: Path, *settings: str) -> list[str]:
-    images = picture_settings(write_patterns(folder / "images"))
+def _images(folder: Path, *settings: str) -> list[str]:
+    images = image_settings(write_patterns(folder / "images"))
     return [*settings, *images, *folders(folder / "data", folder), *SMALL, *SHORT]
 
 
@@ -84,7 +84,7 @@ def _vl_classification(request: pytest.FixtureRequest, folder: Path) -> list[str
     vqa = write_vqa(folder / "vqa")
     return [
         "task=vl_classification", "data=vqa", f"data.sources.vqa.folder={vqa}", *overrides_of("vqa", vqa_files(vqa)),
-        *TOY_PICTURES, *folders(folder / "data", folder), *SHORT, *SMALL,
+        *TOY_IMAGES, *folders(folder / "data", folder), *SHORT, *SMALL,
     ]  # fmt: skip
 
 
@@ -94,9 +94,9 @@ CASES: dict[str, Callable[[pytest.FixtureRequest, Path], list[str]]] = {
     "mlm": _mlm,
     "mt": _mt,
     "text_classification": _text_classification,
-    "visual_tokenizer": lambda request, folder: _pictures(folder, "task=visual_tokenizer", *CODEBOOK),
-    "beit": lambda request, folder: _pictures(folder, "task=beit", DEFAULT_CODEBOOK),
-    "image_classification": lambda request, folder: _pictures(folder, "task=image_classification"),
+    "visual_tokenizer": lambda request, folder: _images(folder, "task=visual_tokenizer", *CODEBOOK),
+    "beit": lambda request, folder: _images(folder, "task=beit", DEFAULT_CODEBOOK),
+    "image_classification": lambda request, folder: _images(folder, "task=image_classification"),
     "vl": _vl,
     "vl_masked": _vl_masked,
     "vl_classification": _vl_classification,

@@ -1,4 +1,4 @@
-"""task=image_classification, end to end: learn, probe, start from BEiT, resume, label pictures."""
+"""task=image_classification, end to end: learn, probe, start from BEiT, resume, label images."""
 
 import json
 import os
@@ -15,11 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from magneto.tasks.image_classification import ImageClassification
 from magneto.tasks.registry import load_task
 from tests.small_runs import SHORT, SMALL, drive, folders, training_losses
-from tests.toy_pictures import CLASSES, picture_settings, write_patterns
+from tests.toy_images import CLASSES, image_settings, write_patterns
 
 Run = Callable[..., dict[str, Any]]
 
@@ -31,7 +31,7 @@ def patterns(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def settings(patterns: Path, prepared_dir: Path, tmp_path: Path) -> list[str]:
-    return [*picture_settings(patterns), *folders(prepared_dir, tmp_path), *SHORT]
+    return [*image_settings(patterns), *folders(prepared_dir, tmp_path), *SHORT]
 
 
 @pytest.fixture
@@ -58,13 +58,13 @@ def test_it_learns_to_tell_patterns_apart(run: Run, patterns: Path) -> None:
     assert {answer["label"] for answer in found[0]["top"]} == set(CLASSES)
 
 
-def test_a_run_leaves_pictures_and_the_confusion_matrix(run: Run) -> None:
+def test_a_run_leaves_images_and_the_confusion_matrix(run: Run) -> None:
     folder = Path(run("name=one")["folder"])
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     kinds = {sample["kind"] for sample in samples}
     assert kinds == {"classified", "confusion matrix"}
     for sample in samples:
-        assert np.asarray(Image.open(folder / sample["picture"])).ndim == 3
+        assert np.asarray(Image.open(folder / sample["image"])).ndim == 3
         if sample["kind"] == "classified":
             assert sample["reference"] in CLASSES and sample["predicted"] in CLASSES
 
@@ -145,9 +145,9 @@ def test_a_runs_folder_stands_for_its_model(run: Run, settings: list[str], patte
     assert run(*predict, f"checkpoint={folder}")["results"] == answers, "of the best checkpoint"
     assert Path(run("mode=export", f"checkpoint={folder}")["folder"]) == folder / "export"
     assert run(*predict, f"checkpoint={folder / 'export'}")["results"] == answers
-    with pytest.raises(UserError, match="data= is missing: checkpoint=.* is of task=image_classification"):
+    with pytest.raises(MagnetoError, match="data= is missing: checkpoint=.* is of task=image_classification"):
         drive(SHORT, "mode=test", f"checkpoint={folder}")
-    with pytest.raises(UserError, match="neither a run's folder with a model in it nor an export"):
+    with pytest.raises(MagnetoError, match="neither a run's folder with a model in it nor an export"):
         run(*predict, f"checkpoint={patterns}")
 
 
@@ -176,14 +176,14 @@ def test_an_evaluation_set_of_some_classes_asks_for_these_alone(
     assert {key for key in tested if key.startswith("test/top1/")} == {"test/top1/across", "test/top1/down"}
     assert tested["test/top1/down"] == pytest.approx(right["down"]) and tested["test/top5"] == 1
     names.write_text("n01\tdown\nn02\tplaid\n")
-    with pytest.raises(UserError, match="classes that the checkpoint's model does not know: plaid"):
+    with pytest.raises(MagnetoError, match="classes that the checkpoint's model does not know: plaid"):
         run(
             "mode=test", f"checkpoint={source}", f"data.sources.image_folder.folder={root}",
             "data.sources.image_folder.evaluation=true", f"data.sources.image_folder.names={names}",
         )  # fmt: skip
 
 
-def test_a_classifier_starts_from_beit_on_larger_pictures(settings: list[str]) -> None:
+def test_a_classifier_starts_from_beit_on_larger_images(settings: list[str]) -> None:
     pretrained = drive(["task=beit", *settings, *SMALL], "task.target=pixels", "name=pretrained")
     tuned = drive(
         ["task=image_classification", *settings, f"init_from={pretrained['folder']}/export"],
@@ -237,7 +237,7 @@ def test_features_of_cells_are_the_means_of_their_patches(run: Run) -> None:
         (["task.linear_probe=true", "data.batch_size=1"], "Take 4 or more"),
         (["task.cache_features=true"], "for probes"),
         (["task.linear_probe=true", "task.layers=[2]"], "from 0 to 1"),
-        (["task.cells=5"], "the picture has 4 patches on a side, so choose from 1 to 4"),
+        (["task.cells=5"], "the image has 4 patches on a side, so choose from 1 to 4"),
         (["task.cells=2", "task.pooling=class_token"], "1 unless pooling=mean"),
         (["task.linear_probe=true", "task.layers=[]"], "from 0 to 1"),
         (["task.linear_probe=true", "task.cache_features=true", "task.mixup=0.8"], "set both to 0"),
@@ -245,14 +245,14 @@ def test_features_of_cells_are_the_means_of_their_patches(run: Run) -> None:
     ],
 )
 def test_impossible_probes_are_refused(run: Run, overrides: list[str], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(MagnetoError, match=message):
         run(*overrides)
 
 
 def test_a_senseless_number_of_answers_is_refused(run: Run) -> None:
     folder = run("name=one", "trainer.max_steps=2")["folder"]
     for number, what in (("0", "must be at least 1"), ("1.5", "valid integer"), ("many", "valid integer")):
-        with pytest.raises(UserError, match=rf"predict.top_k={number}: .*{what}"):
+        with pytest.raises(MagnetoError, match=rf"predict.top_k={number}: .*{what}"):
             run("mode=predict", f"checkpoint={folder}/export", "input=.", f"predict.top_k={number}")
 
 

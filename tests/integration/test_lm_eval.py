@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from magneto.data.tokenizers.text import TextTokenizer
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from magneto.inference.sampling import Decoding, generate
 from magneto.tasks.causal_lm import CausalLM
 from magneto.tasks.registry import load_task
@@ -168,7 +168,7 @@ def test_the_harness_generation_keys(model: MagnetoLM, arguments: dict) -> None:
 
 @pytest.mark.parametrize(("key", "value"), [("num_beams", 4), ("repetition_penalty", 1.2), ("max_lenght", 9)])
 def test_other_generation_keys_are_refused(model: MagnetoLM, key: str, value: float) -> None:
-    with pytest.raises(UserError, match=rf"generation_kwargs\.{key}={value}: is not offered"):
+    with pytest.raises(MagnetoError, match=rf"generation_kwargs\.{key}={value}: is not offered"):
         model.generate_until(instances("generate_until", [("a", {key: value})]))
 
 
@@ -186,7 +186,7 @@ def test_the_default_device_without_a_gpu(exported: Path, monkeypatch: pytest.Mo
     """The harness says cuda:0 where nobody names a device."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert MagnetoLM(checkpoint=str(exported), device="cuda:0").task.device == torch.device("cpu")
-    with pytest.raises(UserError, match=r"--device gpu: cannot be used"):
+    with pytest.raises(MagnetoError, match=r"--device gpu: cannot be used"):
         MagnetoLM(checkpoint=str(exported), device="gpu")
 
 
@@ -282,5 +282,5 @@ def test_documented_commands_need_no_gpu(command: str, exported: Path, tasks: Pa
 
 def test_another_task_s_checkpoint_is_refused(run_text) -> None:
     folder = run_text("task=mlm", "name=one", "trainer.max_steps=1")["folder"]
-    with pytest.raises(UserError, match="task=mlm"):
+    with pytest.raises(MagnetoError, match="task=mlm"):
         MagnetoLM(checkpoint=f"{folder}/export")

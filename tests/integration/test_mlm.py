@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from magneto.inference.inputs import PredictInput
 from magneto.tasks.mlm import MLM
 from magneto.tasks.registry import load_task
@@ -150,17 +150,17 @@ def test_a_second_run_starts_from_the_first(run: Run) -> None:
     fresh = run("name=three", "trainer.max_steps=1", "optimizer.lr=1e-12")
     assert fresh["metrics"]["test/loss"] > 1.05 * first["metrics"]["test/loss"]
     assert ": loaded " in (Path(second["folder"]) / "log.txt").read_text()
-    with pytest.raises(UserError, match="placement"):
+    with pytest.raises(MagnetoError, match="placement"):
         run("name=four", f"init_from={source}", "backbone=pre_ln")
 
 
 def test_blocks_beyond_the_positions_are_refused_at_the_start(run: Run) -> None:
-    with pytest.raises(UserError, match=r"data\.block_size=32 .*max_positions=16.*lower data\.block_size"):
+    with pytest.raises(MagnetoError, match=r"data\.block_size=32 .*max_positions=16.*lower data\.block_size"):
         run("backbone.position=rotary", "backbone.max_positions=16")
     reach = ("backbone.position=learned", "backbone.max_positions=32", "trainer.max_steps=1")
     source = f"init_from={run('name=one', *reach)['folder']}/export"
     for documents in ("pack", "separate"):
-        with pytest.raises(UserError, match=r"data\.block_size=40 .*max_positions=32"):
+        with pytest.raises(MagnetoError, match=r"data\.block_size=40 .*max_positions=32"):
             run("name=two", source, "data.block_size=40", f"data.documents={documents}")
 
 
@@ -228,7 +228,7 @@ def test_a_mask_takes_the_space_before_it_and_leaves_what_follows_as_it_is(run: 
 def test_a_mistake_in_prediction_gets_one_message(
     run: Run, trained: Path, overrides: tuple[str, ...], message: str
 ) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(MagnetoError, match=message):
         run("mode=predict", f"checkpoint={trained}", *overrides)
 
 
@@ -247,5 +247,5 @@ def trained(run: Run) -> Path:
     ],
 )
 def test_a_mistake_in_training_gets_one_message(run: Run, override: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(MagnetoError, match=message):
         run(override)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from magneto.commands import build, run, train
 from magneto.config.groups import CONF
 from magneto.data.translation.module import ParallelDataModule
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from magneto.metrics.translation import TranslationScores
 from magneto.nn import PLACEMENTS
 from magneto.tasks.mt import MT
@@ -215,17 +215,19 @@ def test_results_are_written_as_they_come_and_kept_when_a_line_breaks_the_work(
 
     def refused(self: MT, number: int, *rest: Any) -> Any:
         if number == 3:
-            raise UserError("line 3: too much.")
+            raise MagnetoError("line 3: too much.")
         return results(self, number, *rest)
 
     with (
         monkeypatch.context() as patch,
-        pytest.raises(UserError, match=rf"line 3: too much\. The results before it \(2\) are kept in {part}"),
+        pytest.raises(
+            MagnetoError, match=rf"line 3: too much\. The results before it \(2\) are kept in {part}"
+        ),
     ):
         patch.setattr(MT, "_results", refused)
         run(*command)
     assert [json.loads(line)["line"] for line in lines(part)] == [1, 2] and not output.exists()
-    with pytest.raises(UserError, match=rf"{part} exists already"):
+    with pytest.raises(MagnetoError, match=rf"{part} exists already"):
         run(*command)  # nothing is lost by repeating the command
     part.unlink()
 
@@ -255,10 +257,10 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(run, tmp_pa
     (tmp_path / "file").touch()
     (tmp_path / "done.jsonl").touch()
     for output, message in (("file/out.jsonl", "cannot be written"), ("done.jsonl", "exists already")):
-        with pytest.raises(UserError, match=rf"output={tmp_path}/{output}: .*{message}"):
+        with pytest.raises(MagnetoError, match=rf"output={tmp_path}/{output}: .*{message}"):
             run("mode=predict", model, "prompt=the cat", f"output={tmp_path / output}")
     monkeypatch.undo()
-    with pytest.raises(UserError, match=r"predict\.beam=0"):
+    with pytest.raises(MagnetoError, match=r"predict\.beam=0"):
         run("mode=predict", model, "prompt=the cat", f"output={tmp_path / 'none.jsonl'}", "predict.beam=0")
     assert not list(tmp_path.glob("none*")), "no result, no file"
 
@@ -285,9 +287,9 @@ def test_two_directions_with_tags_have_scores_of_their_own(run, toy_parallel: Pa
     (french,) = run("mode=predict", model, "prompt=the cat", "predict.target=fr")["results"]
     (english,) = run("mode=predict", model, "prompt=le chat", "predict.target=en")["results"]
     assert french["source"] == "the cat" and english["source"] == "le chat"
-    with pytest.raises(UserError, match=r"predict\.target=de.*en, fr"):
+    with pytest.raises(MagnetoError, match=r"predict\.target=de.*en, fr"):
         run("mode=predict", model, "prompt=the cat", "predict.target=de")
-    with pytest.raises(UserError, match=r"several languages.*predict\.target= one of en, fr"):
+    with pytest.raises(MagnetoError, match=r"several languages.*predict\.target= one of en, fr"):
         run("mode=predict", model, "prompt=the cat")
 
 
@@ -333,7 +335,7 @@ def test_a_test_set_alone_gives_the_same_scores(run, toy_parallel: Path, tmp_pat
     tested = drive(command, "mode=test", f"checkpoint={Path(first['folder']) / 'export'}")["metrics"]
     for name in ("test/loss", "test/bleu", "test/chrf", "test/ter"):
         assert tested[name] == pytest.approx(first["metrics"][name], rel=1e-5), name
-    with pytest.raises(UserError, match=r"left for the train split.*A test set alone is for .*mode=test"):
+    with pytest.raises(MagnetoError, match=r"left for the train split.*A test set alone is for .*mode=test"):
         drive(command, "mode=prepare")
 
 
@@ -439,20 +441,20 @@ def test_smoothing_is_for_training_alone(run, rows_of) -> None:
     ],
 )
 def test_a_mistake_gets_one_message_with_its_remedy(run, override: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(MagnetoError, match=message):
         run(override, *(["backbone.decoder_layers=null"] if "architecture" in override else []))
 
 
 @pytest.mark.parametrize("position", ["rotary", "learned", "sinusoidal"])
 def test_texts_beyond_the_positions_are_refused_at_the_start(run, position: str) -> None:
     """128 tokens and </s> are 136 in a batch, whose lengths are rounded up to 8."""
-    with pytest.raises(UserError, match=r"data\.max_tokens=128, 136 .*max_positions=135.*to at most 127"):
+    with pytest.raises(MagnetoError, match=r"data\.max_tokens=128, 136 .*max_positions=135.*to at most 127"):
         run(f"backbone.position={position}", "backbone.max_positions=135")
     run(f"backbone.position={position}", "backbone.max_positions=136", "trainer.max_steps=1", "name=fits")
 
 
 def test_two_ways_of_averaging_are_refused(run) -> None:
-    with pytest.raises(UserError, match=r"average_last.*ema_decay"):
+    with pytest.raises(MagnetoError, match=r"average_last.*ema_decay"):
         run("callbacks.average_last=2", "callbacks.ema_decay=0.9")
 
 
@@ -464,5 +466,5 @@ def test_options_of_prediction_are_checked(run) -> None:
         "predict.decoder=greedy": r"predict\.decoder: there is no such key",
         "predict.target=de": r"predict\.target=de.*fr",
     }.items():
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(MagnetoError, match=message):
             run("mode=predict", model, "prompt=the cat", override)

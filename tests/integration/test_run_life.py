@@ -23,7 +23,7 @@ from magneto.cli import literal
 from magneto.commands import train
 from magneto.config.groups import CONF
 from magneto.data.batching import TokenBudgetSampler
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from magneto.tasks.asr import ASR
 from magneto.tasks.causal_lm import CausalLM
 from magneto.tasks.registry import load_task
@@ -79,7 +79,7 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, number: signal.Signals, step: int
 def test_mistakes_leave_no_folder(run_lm: Run, tmp_path: Path) -> None:
     """What is found before training (a model, data, a trainer that cannot be) makes no run."""
     for mistake in ("backbone.num_heads=3", "data.sources.text_files.path=/nowhere"):
-        with pytest.raises(UserError):
+        with pytest.raises(MagnetoError):
             run_lm("name=one", mistake)
         assert not (tmp_path / "runs/causal_lm/one").exists()
 
@@ -108,10 +108,10 @@ def test_busy_run_is_refused(run_lm: Run, tmp_path: Path, resume: str) -> None:
     lock = folder.with_name(".one.lock")
     with FileLock(lock):
         lock.write_text("process 77 on another-host\n")
-        with pytest.raises(UserError, match=r"one is being trained by process 77 on another-host.*name="):
+        with pytest.raises(MagnetoError, match=r"one is being trained by process 77 on another-host.*name="):
             run_lm("name=one", f"resume={resume}")
         lock.write_bytes(b"\xff")
-        with pytest.raises(UserError, match="being trained by another process"):
+        with pytest.raises(MagnetoError, match="being trained by another process"):
             run_lm("name=one", f"resume={resume}")
     assert [path.name for path in folder.parent.iterdir() if path.is_dir()] == ["one"]
 
@@ -122,7 +122,7 @@ def test_lock_is_held_while_training(run_lm: Run, monkeypatch: pytest.MonkeyPatc
 
     def refused(config: dict[str, Any], folder: RunFolder) -> None:
         for resume in ("auto", "never"):
-            with pytest.raises(UserError, match=f"process {os.getpid()} on {socket.gethostname()}"):
+            with pytest.raises(MagnetoError, match=f"process {os.getpid()} on {socket.gethostname()}"):
                 RunFolder(folder.path).look(config, resume)
             seen.append(resume)
 
@@ -206,7 +206,7 @@ def test_slurm_tasks(
     if error is None:
         assert run_lm("trainer.max_steps=1")["status"] == "finished"
     else:
-        with pytest.raises(UserError, match=error):
+        with pytest.raises(MagnetoError, match=error):
             run_lm("trainer.max_steps=1")
 
 
@@ -237,7 +237,9 @@ def test_failed_collective_is_not_a_full_disk(run_lm: Run, monkeypatch: pytest.M
         raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:5")
 
     monkeypatch.setattr("lightning.Trainer.save_checkpoint", broken)
-    with pytest.raises(UserError, match="Another process of this run has ended.*repeat the command") as told:
+    with pytest.raises(
+        MagnetoError, match="Another process of this run has ended.*repeat the command"
+    ) as told:
         run_lm("name=one")
     assert "free space" not in str(told.value)
 
@@ -329,10 +331,10 @@ def test_older_configuration_is_resumed(run_lm: Run, killed: Path) -> None:
 
 def test_other_accumulation_is_refused(run_lm: Run, killed: Path, tmp_path: Path) -> None:
     last = f"resume={killed / 'checkpoints/last.ckpt'}"
-    with pytest.raises(UserError, match=r"step 3 after 3 batches.*Set trainer\.accumulate_grad_batches=1"):
+    with pytest.raises(MagnetoError, match=r"step 3 after 3 batches.*Set trainer\.accumulate_grad_batches=1"):
         run_lm("name=two", last, "trainer.accumulate_grad_batches=4")
     for steps in ("2", "3"):
-        with pytest.raises(UserError, match=rf"stands at step 3, and trainer\.max_steps={steps}"):
+        with pytest.raises(MagnetoError, match=rf"stands at step 3, and trainer\.max_steps={steps}"):
             run_lm("name=two", last, f"trainer.max_steps={steps}")
     assert not list(tmp_path.glob("runs/causal_lm/two/checkpoints/*"))
     assert run_lm("name=three", last, "trainer.max_steps=5")["steps"] == 5
@@ -344,7 +346,7 @@ def test_other_world_size_is_refused(run_lm: Run, killed: Path) -> None:
     assert content["callbacks"]["ConfigureRun"] == {"world_size": 1}
     content["callbacks"]["ConfigureRun"]["world_size"] = 8
     torch.save(content, file)
-    with pytest.raises(UserError, match=r"by 8 processes.*Set trainer\.devices.*so that there are 8"):
+    with pytest.raises(MagnetoError, match=r"by 8 processes.*Set trainer\.devices.*so that there are 8"):
         run_lm("name=one")
     del content["callbacks"]["ConfigureRun"]  # of an older version
     torch.save(content, file)
@@ -432,7 +434,7 @@ def _replace(name: str, content: bytes | None) -> Callable[[Path], None]:
 def test_damage_is_told(run_lm: Run, killed: Path, damage: Callable[[Path], None], file: str) -> None:
     """Whatever a folder holds, one message names the file, what is wrong with it and the remedy."""
     damage(killed)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(MagnetoError) as told:
         run_lm("name=one")
     assert file in str(told.value)
     assert any(word in str(told.value) for word in ("Use ", "emove", "resume=never", "mend", "Mend")), (
@@ -445,7 +447,7 @@ def test_folder_in_place_of_checkpoints(run_lm: Run, tmp_path: Path) -> None:
     folder = tmp_path / "runs/causal_lm/one"
     folder.mkdir(parents=True)
     (folder / "checkpoints").write_text("a file")
-    with pytest.raises(UserError, match="checkpoints cannot be written"):
+    with pytest.raises(MagnetoError, match="checkpoints cannot be written"):
         run_lm("name=one")
 
 
@@ -466,7 +468,7 @@ def test_damaged_exports_are_told(run_lm: Run, name: str, content: str, message:
         config["hyper_parameters"]["spec"] = {}
         content = json.dumps(config)
     (export / name).write_text(content)
-    with pytest.raises(UserError, match=message) as told:
+    with pytest.raises(MagnetoError, match=message) as told:
         load_task(export)
     assert str(export) in str(told.value)
 
@@ -476,10 +478,10 @@ def test_unwritable_places_are_told(run_lm: Run, killed: Path, monkeypatch: pyte
     monkeypatch.setattr(train, "_prepare", lambda config: pytest.fail("data are touched"))
     with monkeypatch.context() as patch:
         patch.setattr(os, "access", lambda *_: False)
-        with pytest.raises(UserError, match=r"one: is no folder that can be written\. Mend"):
+        with pytest.raises(MagnetoError, match=r"one: is no folder that can be written\. Mend"):
             run_lm("name=one")
     killed.with_name("two").write_text("")
-    with pytest.raises(UserError, match=r"two: is no folder that can be written\. Mend"):
+    with pytest.raises(MagnetoError, match=r"two: is no folder that can be written\. Mend"):
         run_lm("name=two")
 
 
@@ -491,7 +493,7 @@ def test_a_failed_write_is_told(run_lm: Run, tmp_path: Path, monkeypatch: pytest
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "mkdir", refuse)
-        with pytest.raises(UserError, match=r"cannot be (made|written) \(Permission denied\)"):
+        with pytest.raises(MagnetoError, match=r"cannot be (made|written) \(Permission denied\)"):
             run_lm("name=one")
 
 
@@ -542,7 +544,7 @@ def test_mode_test_writes_its_result(run_lm: Run, tmp_path: Path, capsys: Any) -
     output = f"output={tmp_path / 'new/there.json'}"
     run_lm("mode=test", f"checkpoint={folder}", output)
     assert (tmp_path / "new/there.json").exists()
-    with pytest.raises(UserError, match=r"there\.json: exists already"):
+    with pytest.raises(MagnetoError, match=r"there\.json: exists already"):
         run_lm("mode=test", f"checkpoint={folder}", output)
 
 
@@ -553,7 +555,7 @@ def test_load_from_checkpoint(run_lm: Run) -> None:
     assert isinstance(task, CausalLM) and not task.training
     for name, value in load_task(best).state_dict().items():
         assert torch.equal(task.state_dict()[name], value), name
-    with pytest.raises(UserError, match="of task=causal_lm, not of ASR"):
+    with pytest.raises(MagnetoError, match="of task=causal_lm, not of ASR"):
         ASR.load_from_checkpoint(best)
 
 
@@ -651,7 +653,7 @@ def _meet(rank: int, file: str, steps: tuple[int, ...]) -> None:
     if steps[0] == steps[1]:
         start.setup(trainer, None, "fit")  # type: ignore[arg-type]
     else:
-        with pytest.raises(UserError, match="step: 40 in process 0, 0 in process 1.*runs_dir"):
+        with pytest.raises(MagnetoError, match="step: 40 in process 0, 0 in process 1.*runs_dir"):
             start.setup(trainer, None, "fit")  # type: ignore[arg-type]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from magneto.tasks.text_classification import TextClassification
 from tests.small_runs import SHORT, SMALL, drive, folders, training_losses
 
@@ -182,12 +182,12 @@ def test_a_test_file_of_glue_becomes_what_its_server_takes(
     assert printed[0] == "index\tprediction" and len(printed) == 71
     assert {line.split("\t")[1] for line in printed[1:]} <= {"entailment", "not_entailment"}
     assert [line.split("\t")[0] for line in printed[1:]] == list(map(str, range(70)))
-    with pytest.raises(UserError, match="not trained on that task"):
+    with pytest.raises(MagnetoError, match="not trained on that task"):
         file.write_text("index\tsentence\n0\ta\n")
         run("RTE", "mode=predict", f"checkpoint={source}", f"input={file}", "predict.glue=CoLA")
-    with pytest.raises(UserError, match="two texts with a tab"):
+    with pytest.raises(MagnetoError, match="two texts with a tab"):
         run("RTE", "mode=predict", f"checkpoint={source}", "prompt='only one'")
-    with pytest.raises(UserError, match="needs input="):
+    with pytest.raises(MagnetoError, match="needs input="):
         run("RTE", "mode=predict", f"checkpoint={source}", "prompt=a", "predict.glue=RTE")
 
 
@@ -220,9 +220,9 @@ def test_a_pretrained_model_brings_its_shape_and_tokenizer(
         assert "newly initialised: pooler: 2, head: 2" in log
     # Best and exported weights are the same here, and so are the runs.
     assert results[0]["metrics"] == results[1]["metrics"]
-    with pytest.raises(UserError, match="d_model: 32"):
+    with pytest.raises(MagnetoError, match="d_model: 32"):
         run("SST-2", f"init_from={folder / 'export'}", "backbone.d_model=64")
-    with pytest.raises(UserError, match="its tokenizer"):
+    with pytest.raises(MagnetoError, match="its tokenizer"):
         run(
             "SST-2",
             f"init_from={folder / 'export'}",
@@ -243,5 +243,5 @@ def test_a_pretrained_model_brings_its_shape_and_tokenizer(
     ],
 )
 def test_a_mistake_gets_one_message(run: Run, overrides: tuple[str, ...], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(MagnetoError, match=message):
         run("SST-2", *overrides)

@@ -1,4 +1,4 @@
-"""task=vl end to end: learns both losses, resumes, finds pictures and captions, starts from itself and from BEiT-3."""
+"""task=vl end to end: learns both losses, resumes, finds images and captions, starts from itself and from BEiT-3."""
 
 import json
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from PIL import Image
 
 from magneto.commands import build
 from magneto.data.image_text.dataset import IGNORE
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from magneto.tasks.registry import load_task
 from magneto.tasks.vision_language import VisionLanguage
 from tests.small_runs import SHORT, SMALL, drive, folders, training_losses, values
@@ -82,7 +82,7 @@ def batches_and_task(folder: Path) -> tuple[list[dict[str, Any]], VisionLanguage
 # ------------------------------------------------------------------ contrastive learning
 
 
-def test_it_finds_pictures_and_captions_in_two_languages(trained: dict[str, Any]) -> None:
+def test_it_finds_images_and_captions_in_two_languages(trained: dict[str, Any]) -> None:
     metrics = trained["metrics"]
     assert trained["monitor"]["metric"] == "val/r1" and trained["monitor"]["mode"] == "max"
     facts = trained["data_facts"]["evaluation"]["test"]
@@ -90,7 +90,7 @@ def test_it_finds_pictures_and_captions_in_two_languages(trained: dict[str, Any]
     assert not {
         name for name in metrics if name.split("/")[1] in ("images", "captions", "chance", "gallery", "facts")
     }
-    # One of 48 captions and of 24 pictures is drawn; two captions fit a picture.
+    # One of 48 captions and of 24 images is drawn; two captions fit an image.
     assert facts["chance"] == pytest.approx(1 / KINDS)
     assert metrics["test/r1"] > 0.7
     assert (
@@ -107,21 +107,19 @@ def test_the_scores_are_those_of_the_exported_model(trained: dict[str, Any]) -> 
     """Computed anew, one pair at a time: neither padding nor the batch matters, nor how the metric keeps its state."""
     batches, task = batches_and_task(Path(trained["folder"]))
     task.eval()
-    pictures: dict[int, torch.Tensor] = {}
+    images: dict[int, torch.Tensor] = {}
     texts: dict[str, torch.Tensor] = {}
     right = set()
     for batch in batches:
         for row, text in enumerate(batch["text"]):
             length = int(batch["mask"][row].sum())
-            pictures[int(batch["id"][row])] = task.picture_vectors(batch["image"][row : row + 1])[0]
+            images[int(batch["id"][row])] = task.image_vectors(batch["image"][row : row + 1])[0]
             tokens = batch["tokens"][row : row + 1, :length]
             texts[text] = task.text_vectors(tokens, torch.ones_like(tokens, dtype=torch.bool))[0]
             right.add((int(batch["id"][row]), text))
     names = list(texts)
-    found = [
-        names[int((torch.stack(list(texts.values())) @ vector).argmax())] for vector in pictures.values()
-    ]
-    hits = [(picture, text) in right for picture, text in zip(pictures, found, strict=True)]
+    found = [names[int((torch.stack(list(texts.values())) @ vector).argmax())] for vector in images.values()]
+    hits = [(image, text) in right for image, text in zip(images, found, strict=True)]
     assert np.mean(hits) == pytest.approx(trained["metrics"]["test/image_to_text/r1"], abs=1.5 / KINDS)
 
 
@@ -129,11 +127,11 @@ def test_what_was_found_is_shown(trained: dict[str, Any]) -> None:
     samples = samples_of(trained)
     assert {sample["split"] for sample in samples} == {"val", "test"}
     for sample in samples:
-        assert sample["gallery"] == KINDS and 1 <= sample["place_of_picture"] <= KINDS
+        assert sample["gallery"] == KINDS and 1 <= sample["place_of_image"] <= KINDS
         assert len(sample["found"]) == 5
-        panel = np.asarray(Image.open(Path(trained["folder"]) / sample["picture"]))
+        panel = np.asarray(Image.open(Path(trained["folder"]) / sample["image"]))
         assert panel.ndim == 3 and panel.shape[2] == 3
-        if sample["split"] == "test" and sample["place_of_picture"] == 1:  # in a green frame
+        if sample["split"] == "test" and sample["place_of_image"] == 1:  # in a green frame
             assert (panel.reshape(-1, 3) == (30, 140, 60)).all(1).sum() > 100
 
 
@@ -188,8 +186,8 @@ def test_every_combination_of_losses_learns(run: Run, losses: str, target: str) 
     assert ("test/r1" in metrics) == (losses == "both")
     assert {"test/accuracy/texts", "test/accuracy/pair_texts"} <= metrics.keys()
     assert (
-        ("test/accuracy/pictures" in metrics)
-        == ("test/accuracy/pair_pictures" in metrics)
+        ("test/accuracy/images" in metrics)
+        == ("test/accuracy/pair_images" in metrics)
         == (target != "pixels")
     )
     logged = {name for _, name, _ in values(result["folder"])}
@@ -198,7 +196,7 @@ def test_every_combination_of_losses_learns(run: Run, losses: str, target: str) 
 
 
 def test_the_probe_looks_at_every_pass_of_a_step(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five with both losses: pictures, texts, and again pictures, texts, pairs."""
+    """Five with both losses: images, texts, and again images, texts, pairs."""
     passes: list[torch.Tensor] = []
     step = VisionLanguage.step
 
@@ -231,19 +229,19 @@ def test_a_third_of_a_batch_is_of_each_kind(run: Run) -> None:
     texts, patches = [], []
     for row in range(len(batch["id"])):
         one = {key: value[row : row + 1] for key, value in batch.items() if isinstance(value, torch.Tensor)}
-        kind = ("picture", "text", "pair")[row % 3]
+        kind = ("image", "text", "pair")[row % 3]
         hidden, split = task.encode(
             None if kind == "text" else one["image"],
-            {"picture": None, "text": one["masked_tokens"], "pair": one["pair_tokens"]}[kind],
-            None if kind == "picture" else one["mask"],
+            {"image": None, "text": one["masked_tokens"], "pair": one["pair_tokens"]}[kind],
+            None if kind == "image" else one["mask"],
             None if kind == "text" else one["masked"],
         )
         if kind != "text":
-            outputs = task.picture_head(hidden[:, 1:split][one["masked"]])
+            outputs = task.image_head(hidden[:, 1:split][one["masked"]])
             patches.append(
                 F.cross_entropy(outputs, task.target.codes(one["image"])[one["masked"]], reduction="none")
             )
-        if kind != "picture":
+        if kind != "image":
             targets = one["targets" if kind == "text" else "pair_targets"]
             chosen = task.text_head(hidden[:, split:][targets != IGNORE])
             logits = task.stem.text.logits(chosen) + task.text_head.output_bias
@@ -276,18 +274,18 @@ def test_masked_pretraining_then_contrastive_fine_tuning(run: Run) -> None:
     assert "backbone.layers.1.feed_forward.fusion.branch.fc1.weight" in after
     body = [name for name in after if name.startswith(("stem.", "backbone."))]
     assert body and all(torch.allclose(after[name], before[name], atol=1e-6) for name in body)
-    assert "vision_head.weight" in after and "picture_head.weight" not in after
-    with pytest.raises(UserError, match="trained with task.losses.contrastive=0"):
+    assert "vision_head.weight" in after and "image_head.weight" not in after
+    with pytest.raises(MagnetoError, match="trained with task.losses.contrastive=0"):
         run("mode=predict", f"checkpoint={source}", "input=.", "predict.query=red")
 
 
 def test_the_head_of_codes_stays_with_its_codebook(run: Run) -> None:
     source = Path(run("name=first", *MASKED)["folder"]) / "export"
-    head = load_task(source).state_dict()["picture_head.weight"]
+    head = load_task(source).state_dict()["image_head.weight"]
     others = ("task.target=random_projection", f"task.random_codes={len(head)}")
     for name, overrides in (("same", ()), ("other", others)):
         folder = run(f"name={name}", *MASKED, f"init_from={source}", *STILL, *overrides)["folder"]
-        taken = load_task(Path(folder) / "export").state_dict()["picture_head.weight"]
+        taken = load_task(Path(folder) / "export").state_dict()["image_head.weight"]
         assert torch.allclose(taken, head, atol=1e-6) == (name == "same")
 
 
@@ -306,7 +304,7 @@ def test_checkpoint_and_export_are_enough_and_alike(trained: dict[str, Any], run
         for source in (folder / "checkpoints/best.ckpt", folder / "export")
     ]
     for one, other in zip(*found, strict=True):
-        assert np.array_equal(one.pop("picture"), other.pop("picture")) and one == other
+        assert np.array_equal(one.pop("image"), other.pop("image")) and one == other
 
 
 def test_few_captions_of_a_test_set_alone_are_enough_to_be_tested_on(
@@ -320,14 +318,14 @@ def test_few_captions_of_a_test_set_alone_are_enough_to_be_tested_on(
     tested = run("mode=test", f"checkpoint={trained['folder']}/export", *own, *many)["metrics"]
     expected = {key: value for key, value in trained["metrics"].items() if key.startswith("test/")}
     assert tested == pytest.approx(expected)
-    with pytest.raises(UserError, match="is for evaluation only: use it with mode=test checkpoint=RUN"):
+    with pytest.raises(MagnetoError, match="is for evaluation only: use it with mode=test checkpoint=RUN"):
         run("name=refused", *own)
 
 
-def test_copies_of_a_picture_count_as_one(
+def test_copies_of_a_image_count_as_one(
     trained: dict[str, Any], run: Run, squares: Path, tmp_path: Path
 ) -> None:
-    """A picture under two names, with a caption each, is found as one with both captions is."""
+    """An image under two names, with a caption each, is found as one with both captions is."""
     lines = [json.loads(line) for line in (squares / "captions.jsonl").read_text().splitlines()]
     lines = [line for line in lines if line["split"] == "test"]
     scores = []
@@ -351,14 +349,14 @@ def test_copies_of_a_picture_count_as_one(
 
 @torch.no_grad()
 def test_copies_are_no_mistakes_in_training(trained: dict[str, Any]) -> None:
-    """The loss is that of all captions of a picture, whichever of its copies they came with."""
+    """The loss is that of all captions of an image, whichever of its copies they came with."""
     (batch, *_), task = batches_and_task(Path(trained["folder"]))
     batch = {key: value[:4] for key, value in batch.items()}
     batch["image"][1] = batch["image"][0]
     batch["id"], batch["caption"] = torch.arange(4), torch.arange(4)
-    batch["picture"] = torch.tensor([0, 0, 2, 3])
+    batch["image"] = torch.tensor([0, 0, 2, 3])
     task.train()
-    vision = task.picture_vectors(batch["image"])
+    vision = task.image_vectors(batch["image"])
     text = task.text_vectors(batch["tokens"], batch["mask"])
     wanted = torch.eye(4)
     wanted[:2, :2] = 0.5
@@ -367,7 +365,7 @@ def test_copies_are_no_mistakes_in_training(trained: dict[str, Any]) -> None:
     assert float(task.step(batch).loss_sum) == pytest.approx(float(loss), rel=1e-5)
 
 
-def test_predict_finds_pictures_for_sentences(
+def test_predict_finds_images_for_sentences(
     trained: dict[str, Any], run: Run, squares: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "found.jsonl"
@@ -381,7 +379,7 @@ def test_predict_finds_pictures_for_sentences(
         assert len(row["found"]) == 3
         assert Path(row["found"][0]["input"]).stem.endswith(wanted)
         assert row["found"][0]["similarity"] >= row["found"][1]["similarity"]
-        assert np.asarray(Image.open(output.parent / row["picture"])).shape[1] > 500
+        assert np.asarray(Image.open(output.parent / row["image"])).shape[1] > 500
 
 
 def test_a_number_is_a_sentence_too(trained: dict[str, Any], run: Run, squares: Path) -> None:
@@ -418,23 +416,23 @@ def test_a_cut_query_is_reported(
         assert ("predict.query: 1 were longer than 16 tokens and lost their end" in caplog.text) == told
 
 
-def test_predict_finds_lines_for_pictures(
+def test_predict_finds_lines_for_images(
     trained: dict[str, Any], run: Run, squares: Path, tmp_path: Path
 ) -> None:
     lines = tmp_path / "lines.txt"
     text = "green top right\n\npink bottom left\n\0\nnoir en bas à gauche\n"
     lines.write_text(text, encoding="utf-8-sig")  # a byte order mark is no part of a caption
-    picture = next((squares / "test").glob("*pink bottom left.png"))
+    image = next((squares / "test").glob("*pink bottom left.png"))
     (result,) = run(
         "mode=predict",
         f"checkpoint={trained['folder']}/export",
-        f"input={picture}",
+        f"input={image}",
         f"predict.captions={lines}",
     )["results"]
     assert result["found"][0]["caption"] == "pink bottom left"
     captions = {found["caption"] for found in result["found"]}
     assert captions == {"green top right", "pink bottom left", "noir en bas à gauche"}
-    assert result["input"] == str(picture) and result["picture"].dtype == np.uint8
+    assert result["input"] == str(image) and result["image"].dtype == np.uint8
 
 
 @pytest.mark.parametrize(
@@ -452,7 +450,7 @@ def test_predict_finds_lines_for_pictures(
 def test_mistakes_of_predict_are_told(
     trained: dict[str, Any], run: Run, squares: Path, overrides: tuple[str, ...], message: str
 ) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(MagnetoError, match=message):
         run("mode=predict", f"checkpoint={trained['folder']}/export", f"input={squares / 'test'}", *overrides)
 
 
@@ -474,12 +472,12 @@ def test_mistakes_of_predict_are_told(
     ],
 )
 def test_mistakes_are_told(run: Run, overrides: tuple[str, ...], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(MagnetoError, match=message):
         run(*overrides)
 
 
 def test_a_query_that_is_no_utf8_is_told(trained: dict[str, Any], run: Run, squares: Path) -> None:
-    with pytest.raises(UserError, match=r"predict.query='caf.udce9': half a character"):
+    with pytest.raises(MagnetoError, match=r"predict.query='caf.udce9': half a character"):
         run(
             "mode=predict",
             f"checkpoint={trained['folder']}",

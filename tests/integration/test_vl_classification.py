@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from magneto.tasks.registry import load_task
 from magneto.tasks.vqa import VisionLanguageClassification
 from tests.small_runs import SHORT, SMALL, drive, folders, training_losses
 from tests.toy_questions import (
-    TOY_PICTURES,
+    TOY_IMAGES,
     nlvr2_files,
     overrides_of,
     vqa_files,
@@ -40,7 +40,7 @@ def nlvr2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def shared(prepared_dir: Path, tmp_path: Path) -> list[str]:
-    return [*TOY_PICTURES, *folders(prepared_dir, tmp_path), *SHORT, "backbone.drop_path=0"]
+    return [*TOY_IMAGES, *folders(prepared_dir, tmp_path), *SHORT, "backbone.drop_path=0"]
 
 
 @pytest.fixture
@@ -78,8 +78,8 @@ def test_it_learns_to_answer_and_predicts_from_checkpoint_and_export(run: Run, v
         > 0.8
         > result["data_facts"]["evaluation"]["test"]["majority_accuracy"]
     )
-    picture = vqa / "val2014/COCO_val2014_000000000001.jpg"
-    asked = ["mode=predict", f"input={picture}", "predict.question='What colour is it?'", "predict.top_k=2"]
+    image = vqa / "val2014/COCO_val2014_000000000001.jpg"
+    asked = ["mode=predict", f"input={image}", "predict.question='What colour is it?'", "predict.top_k=2"]
     found = [
         run(*asked, f"checkpoint={source}")["results"]
         for source in (folder / "checkpoints/best.ckpt", folder / "export")
@@ -87,15 +87,15 @@ def test_it_learns_to_answer_and_predicts_from_checkpoint_and_export(run: Run, v
     assert found[0] == found[1] and len(found[0]) == 1
     answer = found[0][0]
     assert answer["answer"] == "green" and answer["probability"] > 0.5 and len(answer["top"]) == 2
-    assert answer["question"] == "What colour is it?" and answer["input"] == str(picture)
+    assert answer["question"] == "What colour is it?" and answer["input"] == str(image)
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert {sample["kind"] for sample in samples} == {"answered"}
-    assert all(np.asarray(Image.open(folder / sample["picture"])).ndim == 3 for sample in samples)
+    assert all(np.asarray(Image.open(folder / sample["image"])).ndim == 3 for sample in samples)
     tested = run("mode=test", f"checkpoint={folder / 'export'}")["metrics"]
     assert tested == pytest.approx({k: v for k, v in result["metrics"].items() if k.startswith("test/")})
 
 
-def test_it_judges_statements_about_two_pictures(statements: list[str], nlvr2: Path) -> None:
+def test_it_judges_statements_about_two_images(statements: list[str], nlvr2: Path) -> None:
     judge = partial(drive, [*statements, *SMALL])
     result = judge("name=long", *LONGER)
     metrics = result["metrics"]
@@ -104,19 +104,19 @@ def test_it_judges_statements_about_two_pictures(statements: list[str], nlvr2: P
     asked = [
         "mode=predict",
         f"checkpoint={result['folder']}/export",
-        "predict.question='Both pictures are red.'",
+        "predict.question='Both images are red.'",
     ]
     (found,) = judge(*asked, f"input={left}", f"predict.second={right}")["results"]
     assert {one["answer"] for one in found["top"]} == {"true", "false"}
     assert sum(one["probability"] for one in found["top"]) == pytest.approx(1, abs=1e-3)
-    with pytest.raises(UserError, match=r"predict.second: this model judges statements about two pictures"):
+    with pytest.raises(MagnetoError, match=r"predict.second: this model judges statements about two images"):
         judge(*asked, f"input={left}")
-    with pytest.raises(UserError, match=r"predict.second=.*must be one picture"):
+    with pytest.raises(MagnetoError, match=r"predict.second=.*must be one image"):
         judge(*asked, f"input={left}", f"predict.second={left.parent}")
     broken = nlvr2.parent / "broken.png"
     broken.write_bytes(b"hello")
-    for second, reason in ((broken, "not a picture"), ("2024", "no such file")):
-        with pytest.raises(UserError, match=rf"^predict.second={second}: .*{reason}"):
+    for second, reason in ((broken, "not an image"), ("2024", "no such file")):
+        with pytest.raises(MagnetoError, match=rf"^predict.second={second}: .*{reason}"):
             judge(*asked, f"input={left}", f"predict.second={second}")
 
 
@@ -160,7 +160,7 @@ def test_an_interrupted_run_goes_on_bit_identically(run: Run, resumes_identicall
     )
 
 
-def test_it_starts_from_a_vision_language_model_whatever_the_size_of_the_pictures(
+def test_it_starts_from_a_vision_language_model_whatever_the_size_of_the_images(
     questions: list[str], shared: list[str], vqa: Path
 ) -> None:
     captions = [f"data.sources.captions.file={write_captions(vqa)}", f"data.sources.captions.folder={vqa}"]
@@ -174,7 +174,7 @@ def test_it_starts_from_a_vision_language_model_whatever_the_size_of_the_picture
     for size, same in ((16, True), (24, False)):
         run = drive(settings, f"name=size{size}", f"data.image_size={size}", "trainer.max_steps=2")
         after = load_task(Path(run["folder"]) / "export").state_dict()
-        # The map of patches takes up another mean and deviation of the pictures.
+        # The map of patches takes up another mean and deviation of the images.
         body = [
             name
             for name in after
@@ -202,18 +202,18 @@ def test_it_starts_from_a_vision_language_model_whatever_the_size_of_the_picture
     ],
 )
 def test_senseless_options_are_refused(run: Run, options: list[str], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(MagnetoError, match=message):
         run(*options)
 
 
 def test_a_senseless_prediction_is_refused(run: Run, vqa: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = run("name=one", "trainer.max_steps=2")["folder"]
     predict = partial(run, "mode=predict", f"checkpoint={folder}/export", f"input={vqa / 'val2014'}")
-    with pytest.raises(UserError, match="Say what is asked about the picture"):
+    with pytest.raises(MagnetoError, match="Say what is asked about the image"):
         predict()
-    with pytest.raises(UserError, match="predict.top_k=0"):
+    with pytest.raises(MagnetoError, match="predict.top_k=0"):
         predict("predict.question=why", "predict.top_k=0")
-    with pytest.raises(UserError, match="this model answers questions about one picture"):
+    with pytest.raises(MagnetoError, match="this model answers questions about one image"):
         predict("predict.question=why", "predict.second=a.png")
     assert len(predict("predict.question=why")["results"]) == 12
     assert "longer than" not in caplog.text

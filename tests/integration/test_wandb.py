@@ -13,7 +13,7 @@ import pytest
 import soundfile
 from wandb.proto.wandb_internal_pb2 import Record
 
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from magneto.training import loggers
 
 
@@ -84,7 +84,7 @@ def test_without_a_key_the_run_is_offline_and_holds_the_metrics(run, offline) ->
 
 @pytest.mark.slow
 def test_online_without_a_key_asks_no_question(run, offline) -> None:
-    with pytest.raises(UserError, match=r"logger\.wandb=online: there is no API key"):
+    with pytest.raises(MagnetoError, match=r"logger\.wandb=online: there is no API key"):
         run("logger.wandb=online")
 
 
@@ -198,7 +198,7 @@ def test_wrong_wandb_settings(offline, monkeypatch, settings, variables, message
     """What W&B would refuse at the start is known before, by its key."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(MagnetoError, match=message) as caught:
         loggers.check(loggers.Settings(**settings))
     assert "\n" not in str(caught.value)
     loggers.check(loggers.Settings(wandb="disabled"))
@@ -206,7 +206,7 @@ def test_wrong_wandb_settings(offline, monkeypatch, settings, variables, message
 
 def test_wrong_settings_come_before_data(run, offline, tmp_path) -> None:
     """They leave no run folder and no prepared data."""
-    with pytest.raises(UserError, match=r"logger\.project"):
+    with pytest.raises(MagnetoError, match=r"logger\.project"):
         run("logger.wandb=offline", "logger.project=a/b", f"data_dir={tmp_path / 'data'}")
     assert not (tmp_path / "runs").exists() and not (tmp_path / "data").exists()
 

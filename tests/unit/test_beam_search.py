@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from magneto.inference.beam_search import Hypothesis, beam_search, check_search
 from magneto.nn import PLACEMENTS, BackboneConfig, Decoder, EncoderDecoder, KVCache, TokenStem, build_backbone
 
@@ -298,5 +298,5 @@ def test_decoder_only_with_prompts_of_unequal_length() -> None:
     ],
 )
 def test_options_that_cannot_be_meant(options, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(MagnetoError, match=message):
         check_search(**options, where="predict")

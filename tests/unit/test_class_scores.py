@@ -1,11 +1,11 @@
-"""Accuracies and confusion matrix of pictures against scikit-learn, torchmetrics and counting."""
+"""Accuracies and confusion matrix of images against scikit-learn, torchmetrics and counting."""
 
 import numpy as np
 import pytest
 import torch
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from magneto.metrics.image_classification import DRAWN, NAMED, ClassScores
 from magneto.tasks.image_classification import among
 from magneto.visualize.confusion_matrix import draw_confusion
@@ -68,7 +68,7 @@ def test_examples_without_a_class_are_passed_over_and_a_reset_forgets() -> None:
     assert scores.compute() == known.compute()
     scores.reset()
     scores.update(logits[:5], torch.full((5,), -1))
-    with pytest.raises(UserError, match="None of the evaluated pictures has a class"):
+    with pytest.raises(MagnetoError, match="None of the evaluated images has a class"):
         scores.compute()
 
 

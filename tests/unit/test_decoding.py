@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from magneto.inference.ctc import ctc_beam_search, ctc_blank_ratio, ctc_greedy
 
 
@@ -155,5 +155,5 @@ def test_default_pruning_hardly_changes_a_trained_models_scores():
     [({"beam_width": 0}, "beam_width=0"), ({"beam_width": 4, "n_best": 5}, "n_best=5 .* beam_width=4")],
 )
 def test_impossible_options_are_refused(options, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(MagnetoError, match=message):
         ctc_beam_search(scores(1, 3, 3), torch.tensor([3]), **options)

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from magneto.commands.build import build_data
 from magneto.config.validate import check_types, from_mapping
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def test_values_of_the_right_type_are_kept(values: dict[str, Any]) -> None:
     ],
 )
 def test_values_of_a_wrong_type_are_refused(values: Any, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(MagnetoError, match=message):
         from_mapping(Options, values, "task")
 
 
@@ -90,5 +90,5 @@ def test_arguments_of_data_are_told_by_their_key(key: str, value: Any, message: 
         }
     )
     OmegaConf.update(node, key, value)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(MagnetoError, match=message):
         build_data(OmegaConf.to_container(node))  # type: ignore[arg-type]

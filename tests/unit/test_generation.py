@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from magneto.data.tokenizers.text import TextTokenizer
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from magneto.inference.sampling import Continuation, Decoding, choose, generate, next_tokens, stream
 from magneto.nn import KVCache
 from magneto.nn.config import SEQUENCE_POSITIONS
@@ -270,5 +270,5 @@ def test_rows_end_by_themselves() -> None:
     ],
 )
 def test_impossible_settings_are_refused(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(MagnetoError, match=message):
         Decoding(**values)

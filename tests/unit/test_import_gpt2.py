@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from magneto.data.tokenizers.text import TextTokenizer
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from magneto.inference.sampling import Decoding, next_tokens
 from magneto.pretrained.gpt2 import import_weights
 from magneto.pretrained.init_from import initialize_from, read_pretrained
@@ -130,5 +130,5 @@ def test_what_cannot_be_expressed_is_refused(
     config = json.loads((saved[0] / "config.json").read_text()) | change
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").write_bytes((saved[0] / "model.safetensors").read_bytes())
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(MagnetoError, match=message):
         import_weights(str(tmp_path))

@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from magneto.metrics import error_rate
 from magneto.metrics.error_rate import Edit, ErrorRate, align, mark_errors
 
@@ -103,7 +103,7 @@ def test_scores_per_group():
 
 
 def test_unknown_group_names_the_nearest():
-    with pytest.raises(UserError, match=r"'spanisch'.*spanish, romanian\. Did you mean 'spanish'\?"):
+    with pytest.raises(MagnetoError, match=r"'spanisch'.*spanish, romanian\. Did you mean 'spanish'\?"):
         score([("a", "a")], groups=["spanisch"], names=("spanish", "romanian"))
 
 

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from magneto.config.validate import from_mapping
-from magneto.errors import UserError, nearest
+from magneto.errors import MagnetoError, nearest
 from magneto.nn.config import BackboneConfig
 from magneto.nn.transformer import build_backbone
 from magneto.training.optim import (
@@ -119,7 +119,7 @@ def test_layer_decay_by_depth():
 
 
 def test_layer_decay_without_layers_is_refused():
-    with pytest.raises(UserError, match=r"optimizer.layer_decay=0.5 .* Linear"):
+    with pytest.raises(MagnetoError, match=r"optimizer.layer_decay=0.5 .* Linear"):
         build_optimizer(nn.Linear(2, 2), OptimizerConfig(lr=0.1, layer_decay=0.5))
 
 
@@ -264,7 +264,7 @@ def test_durations():
     ],
 )
 def test_impossible_schedules_are_refused(config, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(MagnetoError, match=message):
         factor(**{"name": "linear", **config})
 
 
@@ -287,7 +287,7 @@ def test_impossible_schedules_are_refused(config, message):
     ],
 )
 def test_impossible_optimizers_are_refused(config, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(MagnetoError, match=message):
         OptimizerConfig(**{"lr": 1e-3, **config})
 
 

@@ -1,4 +1,4 @@
-"""Pictures side by side."""
+"""Images side by side."""
 
 import numpy as np
 import torch
@@ -6,7 +6,7 @@ import torch
 from magneto.visualize.image_grid import HIDDEN, hide, side_by_side, tile
 
 
-def test_small_pictures_are_enlarged_and_grey_ones_get_three_channels() -> None:
+def test_small_images_are_enlarged_and_grey_ones_get_three_channels() -> None:
     pixels = torch.arange(4, dtype=torch.uint8).view(1, 2, 2)
     shown = tile(pixels)
     assert shown.shape == (112, 112, 3)
@@ -15,7 +15,7 @@ def test_small_pictures_are_enlarged_and_grey_ones_get_three_channels() -> None:
     assert tile(large).shape == (224, 224, 3)
 
 
-def test_pictures_stand_apart() -> None:
+def test_images_stand_apart() -> None:
     black = np.zeros((5, 5, 3), np.uint8)
     row = side_by_side([black, black])
     assert row.shape == (5, 14, 3) and (row[:, 5:9] == 255).all() and not row[:, 9:].any()

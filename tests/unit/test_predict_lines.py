@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from magneto.data.tokenizers.text import TextTokenizer
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from magneto.inference.inputs import PredictInput
 from magneto.tasks.base import TaskModule
 from magneto.tasks.causal_lm import CausalLM
@@ -71,7 +71,9 @@ def test_a_byte_order_mark_is_dropped(file: Path, line: bytes) -> None:
 def test_text_in_another_encoding(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The first line tells that the file is not UTF-8; a later one keeps its place, empty."""
     file.write_bytes("déjà\nvu\n".encode("latin-1"))
-    with pytest.raises(UserError, match=r"input=.*lines\.txt, line 1: not UTF-8.*Convert the file to UTF-8"):
+    with pytest.raises(
+        MagnetoError, match=r"input=.*lines\.txt, line 1: not UTF-8.*Convert the file to UTF-8"
+    ):
         list(PredictInput(path=str(file)).lines())
     file.write_bytes(b"one\n" + "déjà\n".encode("latin-1") + b"three\n")
     with caplog.at_level(logging.WARNING, "magneto"):
@@ -124,7 +126,7 @@ def test_a_bad_line_has_an_empty_answer(
 @pytest.mark.parametrize("make", [partial(build, MLM), partial(classifier, True)], ids=["mlm", "pairs"])
 def test_a_single_bad_prompt_is_an_error(make: Callable[[], Any]) -> None:
     task = make()
-    with pytest.raises(UserError, match="the cat"):
+    with pytest.raises(MagnetoError, match="the cat"):
         list(task.predict(PredictInput(prompts=("the cat",)), {}))
 
 

@@ -10,7 +10,7 @@ import torch
 from magneto.commands import build, preflight, trainer
 from magneto.data.corpora.speech.librispeech import LibriSpeechSource
 from magneto.data.module import DataModule
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from magneto.training import devices
 from tests.small_runs import drive
 
@@ -36,7 +36,7 @@ def settings(text_overrides: list[str], tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def refusal(settings: list[str], *overrides: str) -> str:
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(MagnetoError) as caught:
         drive(settings, *overrides)
     return str(caught.value)
 

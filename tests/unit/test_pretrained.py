@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from magneto.data.tokenizers.text import TextTokenizer
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from magneto.pretrained.bert import import_weights
 from magneto.pretrained.hub import fetch
 from magneto.pretrained.init_from import adopt, initialize_from, read_pretrained
@@ -96,7 +96,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_copied(
     source = export(mlm(tokenizer), tmp_path / "export")
     task = classifier(tokenizer, **change)
     before = {name: tensor.clone() for name, tensor in task.state_dict().items()}
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(MagnetoError, match=message):
         initialize_from(task, str(source))
     assert all(torch.equal(before[name], tensor) for name, tensor in task.state_dict().items())
 
@@ -109,7 +109,7 @@ def test_two_ways_of_saying_one_shape_agree(tokenizer: str, tmp_path: Path) -> N
 def test_another_tokenizer_is_refused(tokenizer: str, tmp_path: Path) -> None:
     source = export(mlm(tokenizer), tmp_path / "export")
     other = TextTokenizer.train(TEXTS, kind="bpe", vocab_size=50).to_json()
-    with pytest.raises(UserError, match="its tokenizer"):
+    with pytest.raises(MagnetoError, match="its tokenizer"):
         initialize_from(mlm(other), str(source))
 
 
@@ -117,7 +117,7 @@ def test_another_tokenizer_is_refused(tokenizer: str, tmp_path: Path) -> None:
 def test_a_source_that_is_not_there(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="nowhere"):
+    with pytest.raises(MagnetoError, match="nowhere"):
         read_pretrained(source)
 
 
@@ -147,7 +147,7 @@ def test_the_older_weights_are_downloaded_where_there_are_no_others(
 
 def test_a_family_without_importer_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "t5"}')
-    with pytest.raises(UserError, match="'t5'.*bert"):
+    with pytest.raises(MagnetoError, match="'t5'.*bert"):
         read_pretrained(f"hf:{tmp_path}")
 
 
@@ -187,7 +187,7 @@ def test_nothing_changes_without_a_source(tmp_path: Path) -> None:
 @pytest.mark.parametrize("override", ["backbone.d_model=256", "size=tiny", "backbone.num_layers=6"])
 def test_a_shape_that_the_command_names_must_agree(tokenizer: str, tmp_path: Path, override: str) -> None:
     source = str(export(mlm(tokenizer), tmp_path / "export"))
-    with pytest.raises(UserError, match=rf"{override}.*\n.*Leave {override} out|\({override}\)"):
+    with pytest.raises(MagnetoError, match=rf"{override}.*\n.*Leave {override} out|\({override}\)"):
         adopt(config(tmp_path, source), [override])
     adopt(config(tmp_path, source), ["backbone=magneto"])  # that is what it is
 
@@ -299,7 +299,7 @@ def test_a_bert_that_cannot_be_expressed_is_refused(
     source = saved(transformers.BertForMaskedLM(bert_config()), tmp_path, tokenizer).removeprefix("hf:")
     file = tmp_path / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(MagnetoError, match=message):
         import_weights(source)
 
 
@@ -309,23 +309,23 @@ def test_embeddings_of_unknown_tokens_are_refused(tokenizer: str, tmp_path: Path
     adopt(config(tmp_path, source), [])
     file.rename(tmp_path / "mine.json")
     for overrides in ([], ["data.tokenizer.vocab_size=60"]):
-        with pytest.raises(UserError, match=r"no tokenizer\.json.*data\.tokenizer\.file"):
+        with pytest.raises(MagnetoError, match=r"no tokenizer\.json.*data\.tokenizer\.file"):
             adopt(config(tmp_path, source), overrides)
     given = config(tmp_path, source)
     given["data"]["tokenizer"]["file"] = str(tmp_path / "mine.json")
     adopted = adopt(given, [f"data.tokenizer.file={tmp_path / 'mine.json'}"])
     assert adopted["data"] == given["data"] and adopted["backbone"]["d_model"] == 32
-    pictures = config(tmp_path, source)
-    pictures["data"] = {"image_size": 32}
-    assert adopt(pictures, [])["data"] == {"image_size": 32}, "no text, no tokens"
+    images = config(tmp_path, source)
+    images["data"] = {"image_size": 32}
+    assert adopt(images, [])["data"] == {"image_size": 32}, "no text, no tokens"
 
 
 def test_damaged_weights_are_named(tokenizer: str, tmp_path: Path) -> None:
     source = saved(transformers.BertModel(bert_config()), tmp_path, tokenizer).removeprefix("hf:")
     file = tmp_path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:500])
-    with pytest.raises(UserError, match=r"model\.safetensors: damaged"):
+    with pytest.raises(MagnetoError, match=r"model\.safetensors: damaged"):
         import_weights(source)
     file.unlink()
-    with pytest.raises(UserError, match="no weights"):
+    with pytest.raises(MagnetoError, match="no weights"):
         import_weights(source)

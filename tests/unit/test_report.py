@@ -18,7 +18,7 @@ import yaml
 from matplotlib.figure import Figure
 from PIL import Image
 
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from magneto.report import figures as report_figures
 from magneto.report import folder_name, write_report
 from magneto.report.__main__ import main
@@ -216,9 +216,9 @@ def test_runs_are_found_once_and_not_inside_runs(tmp_path: Path) -> None:
 
 
 def test_no_runs_is_one_clear_message(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no run to report on"):
+    with pytest.raises(MagnetoError, match="no run to report on"):
         load_runs([tmp_path])
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(MagnetoError, match="no such folder"):
         load_runs([tmp_path / "nowhere"])
 
 
@@ -267,13 +267,13 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_damaged_values_end_no_report(tmp_path: Path) -> None:
-    """Steps and values beyond all numbers, a stray quotation mark, half a character, a picture that cannot be."""
+    """Steps and values beyond all numbers, a stray quotation mark, half a character, an image that cannot be."""
     folder = make_run(
         tmp_path / "runs",
         overrides=("name=caf\udce9",),
         metrics={"test/cer": 0.5, "test/wer": 1e300},
         curves={"train/loss": [(1, 2.0), (2, 1e300)]},
-        samples=[{"id": "\ud800", "kind": ["x"], "picture": "a\0b", "hypothesis": "\udcff"}],
+        samples=[{"id": "\ud800", "kind": ["x"], "image": "a\0b", "hypothesis": "\udcff"}],
     )
     with (folder / "metrics.csv").open("a") as file:
         file.write(
@@ -440,7 +440,7 @@ def test_runs_that_never_trained_do_not_count(tmp_path: Path) -> None:
     make_run(tmp_path, "pre_ln")
     make_run(tmp_path)
     for number, error in enumerate(("optimizer.name=muon", "no GPU")):
-        options: dict[str, Any] = {"status": "failed", "message": f"UserError: {error}", "metrics": {}}
+        options: dict[str, Any] = {"status": "failed", "message": f"MagnetoError: {error}", "metrics": {}}
         make_run(tmp_path, name=f"refused{number}", **options, steps=None)
     crashed = make_run(
         tmp_path, seed=2, status="failed", metrics={}, steps=None, curves={"train/loss": [(40, 1.0)]}
@@ -454,7 +454,9 @@ def test_runs_that_never_trained_do_not_count(tmp_path: Path) -> None:
     table = runs_table(comparison, tmp_path)
     assert column(table, "status")[-2:] == ["**failed (never trained)**"] * 2
     assert column(table, "steps") == ["300", "300", "40 of 300", "–", "–"]
-    with pytest.raises(UserError, match="no run to compare.*\n.*refused0: UserError: optimizer.name=muon"):
+    with pytest.raises(
+        MagnetoError, match="no run to compare.*\n.*refused0: MagnetoError: optimizer.name=muon"
+    ):
         compare(*load_runs([tmp_path / "asr" / "refused0"]))
 
 
@@ -473,7 +475,7 @@ def test_debug_runs_compete_only_if_named(tmp_path: Path) -> None:
         compare(*load_runs([tmp_path]), include_debug=True),
     ):
         assert "debug" in {run.name for run in named.runs} and not named.problems
-    with pytest.raises(UserError, match="Use --include-debug"):
+    with pytest.raises(MagnetoError, match="Use --include-debug"):
         compare([run for run in load_runs([tmp_path])[0] if run.debug])
 
 
@@ -689,7 +691,7 @@ def test_a_finished_run_without_the_metric_is_marked(tmp_path: Path) -> None:
 def test_headline_can_be_chosen(tmp_path: Path) -> None:
     make_run(tmp_path)
     assert section_of(tmp_path, "test/wer").headline == "test/wer"
-    with pytest.raises(UserError, match=r"--metric test/bleu: no run has it; known metrics: .*test/cer"):
+    with pytest.raises(MagnetoError, match=r"--metric test/bleu: no run has it; known metrics: .*test/cer"):
         section_of(tmp_path, "test/bleu")
 
 
@@ -735,17 +737,17 @@ def test_a_backbone_has_its_colour_and_rows_can_be_told_apart(tmp_path: Path) ->
 
 def test_every_figure_is_drawn(tmp_path: Path) -> None:
     three_by_two(tmp_path)
-    pictures = draw(section_of(tmp_path), tmp_path)
-    assert [picture.path.name for picture in pictures] == [
+    images = draw(section_of(tmp_path), tmp_path)
+    assert [image.path.name for image in images] == [
         "asr-stamps_result.png",
         "asr-stamps_learning_curves.png",
         "asr-stamps_stability.png",
         "asr-stamps_activation_rms.png",
     ]
-    for picture in pictures:
-        header = picture.path.read_bytes()[:24]
+    for image in images:
+        header = image.path.read_bytes()[:24]
         assert header.startswith(b"\x89PNG") and int.from_bytes(header[16:20], "big") == 1440
-        assert "magneto" in picture.alt
+        assert "magneto" in image.alt
 
 
 def test_a_swept_number_has_a_figure_of_its_own(tmp_path: Path) -> None:
@@ -773,8 +775,8 @@ def test_a_swept_number_has_a_figure_of_its_own(tmp_path: Path) -> None:
     assert {rate: row.values("test/cer") for rate, row in rows["magneto"].items()} == {
         1e-3: {1: 0.1}, 2e-3: {1: 0.2}, 4e-3: {1: 0.3}
     }  # fmt: skip
-    picture = next(p for p in draw(section, tmp_path) if p.path.name == "asr-stamps_by_optimizer_lr.png")
-    assert picture.title == "test/cer by optimizer.lr" and "pre_ln, magneto" in picture.alt
+    image = next(p for p in draw(section, tmp_path) if p.path.name == "asr-stamps_by_optimizer_lr.png")
+    assert image.title == "test/cer by optimizer.lr" and "pre_ln, magneto" in image.alt
     make_run(tmp_path, config={"optimizer.lr": 8e-3, "optimizer.eps": 9}, name="another key")
     assert section_of(tmp_path).sweep is None
 
@@ -875,7 +877,7 @@ def test_report_files(tmp_path: Path) -> None:
         [tmp_path / "runs"], tmp_path / "out", title="Placements", command="python run.py -m seed=1,2"
     )
     page = parse(files.html.read_text())
-    assert len(page.loads) == len(files.pictures) == 4
+    assert len(page.loads) == len(files.images) == 4
     assert all(source.startswith("data:image/png;base64,") for source in page.loads)
     assert not page.images_without_text and "script" not in page.tags
     assert "../runs/asr/post_ln-tiny-seed2" in page.links
@@ -1066,9 +1068,9 @@ def test_every_kind_of_sample_shows_what_went_in_and_what_came_out(tmp_path: Pat
 
 
 def test_every_kind_of_sample_is_seen(tmp_path: Path) -> None:
-    """The picture of a whole evaluation comes last, after as many examples as a page shows."""
+    """The image of a whole evaluation comes last, after as many examples as a page shows."""
     samples = [{"id": f"{i:08d}", "kind": "classified", "predicted": "a", "reference": "b"} for i in range(8)]
-    confusion = {"id": "confusion", "kind": "confusion matrix", "picture": "samples/test-confusion.png"}
+    confusion = {"id": "confusion", "kind": "confusion matrix", "image": "samples/test-confusion.png"}
     folder = make_run(tmp_path / "runs", samples=[*samples, confusion])
     (folder / "samples").mkdir()
     Image.fromarray(np.full((2, 3), 200, np.uint8)).save(folder / "samples/test-confusion.png")
@@ -1077,13 +1079,13 @@ def test_every_kind_of_sample_is_seen(tmp_path: Path) -> None:
     assert re.search(r"<article class=\"sample\"><header>confusion.*?<img .*?</article>", html)
 
 
-def test_pictures_stand_side_by_side(tmp_path: Path) -> None:
+def test_images_stand_side_by_side(tmp_path: Path) -> None:
     """Within the page, which opens alone; as links in the text, which lies beside the runs."""
     for backbone in ("pre_ln", "magneto"):
         folder = make_run(
             tmp_path / "runs",
             backbone,
-            samples=[{"id": "7", "kind": "reconstruction", "picture": "samples/test-7.png"}],
+            samples=[{"id": "7", "kind": "reconstruction", "image": "samples/test-7.png"}],
         )
         if backbone == "magneto":  # the other one's was deleted: it is left out
             (folder / "samples").mkdir()
@@ -1137,9 +1139,9 @@ def test_tasks_stand_in_one_table(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert "<h2>Overview</h2>" in files.html.read_text()
     assert files.latex.read_text().count(r"\caption{Overview.") == 1
-    assert files.pictures[0].path.name == "overview.png"
-    assert "asr on stamps, mt on help" in files.pictures[0].alt
-    assert "](overview.png)" in files.markdown.read_text() and files.pictures[0].alt in files.html.read_text()
+    assert files.images[0].path.name == "overview.png"
+    assert "asr on stamps, mt on help" in files.images[0].alt
+    assert "](overview.png)" in files.markdown.read_text() and files.images[0].alt in files.html.read_text()
 
 
 def test_corpora_of_one_task_are_told_apart(tmp_path: Path) -> None:

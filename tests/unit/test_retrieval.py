@@ -22,7 +22,7 @@ from magneto.visualize.retrieval_grid import (
     Answer,
     _font,
     above,
-    pictures_for,
+    images_for,
     texts_for,
     wrapped,
 )
@@ -31,34 +31,34 @@ WIDTH_OF_VECTORS = 8
 
 
 def pairs(seed: int = 0, count: int = 60) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Pictures (some with several captions), captions (some of several pictures), languages, and vectors of both."""
+    """Images (some with several captions), captions (some of several images), languages, and vectors of both."""
     random = np.random.default_rng(seed)
-    picture = torch.from_numpy(random.integers(0, 40, count)) * 7
+    image = torch.from_numpy(random.integers(0, 40, count)) * 7
     caption = torch.from_numpy(random.integers(0, 45, count)) + 1000
     language = caption % 2
     torch.manual_seed(seed)
-    of_picture = {int(number): torch.randn(WIDTH_OF_VECTORS) for number in picture}
-    vision = torch.stack([of_picture[int(number)] for number in picture])
+    of_image = {int(number): torch.randn(WIDTH_OF_VECTORS) for number in image}
+    vision = torch.stack([of_image[int(number)] for number in image])
     of_text = {int(number): torch.randn(WIDTH_OF_VECTORS) for number in caption}
-    for number, text in zip(picture, caption, strict=True):  # some are found
-        of_text[int(text)] = of_text[int(text)] + of_picture[int(number)]
+    for number, text in zip(image, caption, strict=True):  # some are found
+        of_text[int(text)] = of_text[int(text)] + of_image[int(number)]
     text = torch.stack([of_text[int(number)] for number in caption])
-    return picture, caption, language, F.normalize(vision, dim=-1), F.normalize(text, dim=-1)
+    return image, caption, language, F.normalize(vision, dim=-1), F.normalize(text, dim=-1)
 
 
 def brute_force(
-    picture: Tensor, caption: Tensor, vision: Tensor, text: Tensor, cut: int
+    image: Tensor, caption: Tensor, vision: Tensor, text: Tensor, cut: int
 ) -> tuple[float, float]:
-    """R@cut of pictures and of texts, by sorting lists of names."""
-    pictures = dict(zip(picture.tolist(), vision, strict=True))
+    """R@cut of images and of texts, by sorting lists of names."""
+    images = dict(zip(image.tolist(), vision, strict=True))
     texts = dict(zip(caption.tolist(), text, strict=True))
-    right = set(zip(picture.tolist(), caption.tolist(), strict=True))
+    right = set(zip(image.tolist(), caption.tolist(), strict=True))
     hits: tuple[list[bool], list[bool]] = [], []
-    for number, vector in pictures.items():
+    for number, vector in images.items():
         order = sorted(texts, key=lambda name: -float(texts[name] @ vector))
         hits[0].append(any((number, name) in right for name in order[:cut]))
     for name, vector in texts.items():
-        order = sorted(pictures, key=lambda number: -float(pictures[number] @ vector))
+        order = sorted(images, key=lambda number: -float(images[number] @ vector))
         hits[1].append(any((number, name) in right for number in order[:cut]))
     return float(np.mean(hits[0])), float(np.mean(hits[1]))
 
@@ -71,41 +71,41 @@ def score(*names: str, parts: int = 1) -> dict[str, float]:
 
 
 def test_scores_are_those_of_brute_force() -> None:
-    picture, caption, _, vision, text = pairs()
+    image, caption, _, vision, text = pairs()
     scores = score("en")
     for cut in (1, 5, 10):
-        of_pictures, of_texts = brute_force(picture, caption, vision, text, cut)
-        assert scores[f"image_to_text/r{cut}"] == pytest.approx(of_pictures)
+        of_images, of_texts = brute_force(image, caption, vision, text, cut)
+        assert scores[f"image_to_text/r{cut}"] == pytest.approx(of_images)
         assert scores[f"text_to_image/r{cut}"] == pytest.approx(of_texts)
     assert 0 < scores["r1"] < 1
     assert scores["r1"] == pytest.approx((scores["image_to_text/r1"] + scores["text_to_image/r1"]) / 2)
-    assert scores["facts/images"] == len(set(picture.tolist()))
+    assert scores["facts/images"] == len(set(image.tolist()))
     assert scores["facts/captions"] == len(set(caption.tolist()))
     assert not any(name.endswith("/en") for name in scores)
 
 
 def test_chance_is_what_a_lot_gives() -> None:
-    picture, caption, *_ = pairs()
+    image, caption, *_ = pairs()
     torch.manual_seed(1)
     drawn = []
     for _ in range(300):  # vectors that have nothing to do with one another
         metric = RetrievalScores(("en",), 3)
-        of = [F.normalize(torch.randn(2000, 3), dim=-1)[numbers] for numbers in (picture, caption)]
-        metric.update(picture, caption, torch.zeros_like(picture), *of)
+        of = [F.normalize(torch.randn(2000, 3), dim=-1)[numbers] for numbers in (image, caption)]
+        metric.update(image, caption, torch.zeros_like(image), *of)
         drawn.append(metric.compute()["r1"])
     assert np.mean(drawn) == pytest.approx(score("en")["facts/chance"], rel=0.15)
 
 
 def test_each_language_is_scored_for_itself() -> None:
-    picture, caption, language, vision, text = pairs()
+    image, caption, language, vision, text = pairs()
     scores = score("en", "fr", "de")
     for place, name in enumerate(("en", "fr")):
         keys = set(caption[language == place].tolist())
-        pictures = dict(zip(picture.tolist(), vision, strict=True))
-        right = set(zip(picture.tolist(), caption.tolist(), strict=True))
+        images = dict(zip(image.tolist(), vision, strict=True))
+        right = set(zip(image.tolist(), caption.tolist(), strict=True))
         texts = dict(zip(caption.tolist(), text, strict=True))
         hits = [
-            (max(pictures, key=lambda number, key=key: float(pictures[number] @ texts[key])), key) in right
+            (max(images, key=lambda number, key=key: float(images[number] @ texts[key])), key) in right
             for key in keys
         ]
         assert scores[f"text_to_image/r1/{name}"] == pytest.approx(np.mean(hits))
@@ -115,18 +115,18 @@ def test_each_language_is_scored_for_itself() -> None:
 def test_a_text_of_two_languages_counts_in_both() -> None:
     vectors = torch.eye(3)
     metric = RetrievalScores(("en", "fr"), 3)
-    pictures = torch.tensor([0, 1, 0, 1, 2])
+    images = torch.tensor([0, 1, 0, 1, 2])
     text = vectors[[1, 0, 1, 0, 2]]  # the first two are found wrongly, in both languages
-    metric.update(pictures, 5 + pictures, torch.tensor([0, 0, 1, 1, 1]), vectors[pictures], text)
+    metric.update(images, 5 + images, torch.tensor([0, 0, 1, 1, 1]), vectors[images], text)
     scores = metric.compute()
     assert scores["text_to_image/r1/en"] == 0
     assert scores["text_to_image/r1/fr"] == pytest.approx(1 / 3)
 
 
 def test_vectors_that_are_no_numbers_find_nothing() -> None:
-    picture, caption, language, vision, text = pairs()
+    image, caption, language, vision, text = pairs()
     metric = RetrievalScores(("en",), WIDTH_OF_VECTORS)
-    metric.update(picture, caption, language, vision * torch.nan, text)
+    metric.update(image, caption, language, vision * torch.nan, text)
     scores = metric.compute()
     assert scores["r1"] == scores["image_to_text/r10"] == scores["text_to_image/r10"] == 0
 
@@ -179,7 +179,7 @@ def test_the_nearest_come_first() -> None:
 
 
 def filled() -> Gallery:
-    """Three pictures; the first two share a caption, the third has two. Vectors are turned by 10 degrees or more."""
+    """Three images; the first two share a caption, the third has two. Vectors are turned by 10 degrees or more."""
     shown = Gallery()
     angles = torch.deg2rad(torch.tensor([0.0, 10.0, 90.0, 90.0]))
     vision = torch.stack((angles.cos(), angles.sin()), dim=1)
@@ -196,16 +196,16 @@ def test_a_gallery_shows_what_is_found_and_where_the_right_ones_stand() -> None:
     assert [one["id"] for one in (first, second, third)] == ["00000005", "00000006", "00000007"]
     assert (first["text"], third["text"]) == ("same", "own")
     assert first["found"] == ["far", "same", "own"]  # at 1, 4 and 80 degrees
-    assert (first["place_of_picture"], first["place_of_text"]) == (1, 2)
-    assert (second["place_of_picture"], second["place_of_text"]) == (1, 1), (
-        "a picture of the caption stands first"
+    assert (first["place_of_image"], first["place_of_text"]) == (1, 2)
+    assert (second["place_of_image"], second["place_of_text"]) == (1, 1), (
+        "an image of the caption stands first"
     )
     assert third["found"] == ["own", "same", "far"] and third["place_of_text"] == 1
     assert all(one["gallery"] == 3 for one in (first, second, third))
-    assert first["picture"].shape[1:] == (WIDTH, 3)
+    assert first["image"].shape[1:] == (WIDTH, 3)
 
 
-def test_a_gallery_keeps_some_pictures_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gallery_keeps_some_images_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gallery_module, "LIMIT", 2)
     assert [one["gallery"] for one in filled().samples(10)] == [2, 2]
     assert Gallery().samples(3) == []
@@ -218,13 +218,13 @@ def plain(value: int, side: int = 8, channels: int = 3) -> np.ndarray:
     return np.full((channels, side, side), value, np.uint8)
 
 
-def test_pictures_stand_in_a_row_with_frames() -> None:
+def test_images_stand_in_a_row_with_frames() -> None:
     answers = [
         Answer(plain(70), 0.9, True),
         Answer(plain(80, channels=1), 0.5, False),
         Answer(plain(90, 300), 0.1),
     ]
-    panel = pictures_for("a sentence", answers)
+    panel = images_for("a sentence", answers)
     assert panel.shape[1] == WIDTH and panel.dtype == np.uint8
     middle = panel.shape[0] // 2
     for place, (value, frame) in enumerate(zip((70, 80, 90), (RIGHT, WRONG, (255,) * 3), strict=True)):
@@ -233,7 +233,7 @@ def test_pictures_stand_in_a_row_with_frames() -> None:
         assert tuple(panel[middle, left - 2]) == frame
 
 
-def test_texts_stand_beside_their_picture_right_ones_in_green() -> None:
+def test_texts_stand_beside_their_image_right_ones_in_green() -> None:
     panel = texts_for(plain(70), [Answer("right", 0.9, True), Answer("wrong", 0.5, False)])
     green = (panel == RIGHT).all(-1).any(1).nonzero()[0]
     assert len(green) and green.max() < panel.shape[0] / 3, "the first line alone"

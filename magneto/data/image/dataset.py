@@ -1,4 +1,4 @@
-"""A prepared folder of pictures and its splits as data sets that give whole batches (see data/image.py)."""
+"""A prepared folder of images and its splits as data sets that give whole batches (see data/image.py)."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from magneto.data.collate import IGNORE as IGNORE  # part of the batches
-from magneto.data.io.image import WHITE, BadPicture, Slice, read_picture, square
+from magneto.data.io.image import WHITE, BadImage, Slice, read_image, square
 from magneto.data.transforms.image import Augment, Draws, cut, middle
 from magneto.data.transforms.mask_patches import BlockMasking
-from magneto.errors import UserError
+from magneto.errors import DataError
 
 WHOLE = -1  # size of a slice that is a whole file
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSpec:
-    """The facts of prepared pictures: all that a task, and a checkpoint alone, needs to know. Plain values only."""
+    """The facts of prepared images: all that a task, and a checkpoint alone, needs to know. Plain values only."""
 
     image_size: int  # pixels a side
     channels: int  # 1 or 3
-    mean: list[float]  # of each channel over the training pictures, in units of full brightness
+    mean: list[float]  # of each channel over the training images, in units of full brightness
     std: list[float]
     labels: list[str]  # in the order of their numbers; empty: no classes
     patch_size: int | None
-    fit: str  # how a picture becomes a square: see `pictures.square`
+    fit: str  # how an image becomes a square: see `images.square`
     eval_crop: float  # share of the shorter side that evaluation sees
     examples: dict[str, int]  # per split
-    label_counts: dict[str, dict[str, int]]  # split -> label -> pictures
+    label_counts: dict[str, dict[str, int]]  # split -> label -> images
     corpus: dict[str, dict[str, Any]]  # by source, what was read: version, digest, how it was got
     key: str  # of the prepared folder
 
@@ -52,7 +52,7 @@ class ImageSpec:
         return cls(**{field.name: values[field.name] for field in fields(cls)})
 
     def normalise(self, images: Tensor) -> Tensor:
-        """(B, channels, S, S), 0 to 255 -> float32 of mean 0 and deviation 1 over the training pictures."""
+        """(B, channels, S, S), 0 to 255 -> float32 of mean 0 and deviation 1 over the training images."""
         mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
         return (images.float() / 255 - mean) / std
 
@@ -65,11 +65,11 @@ class ImageSpec:
 
     @property
     def svg_side(self) -> int:
-        """Pixels of the longer side that SVG pictures are drawn with: twice what is kept, for smooth lines."""
+        """Pixels of the longer side that SVG images are drawn with: twice what is kept, for smooth lines."""
         return 2 * self.image_size
 
-    def evaluation_picture(self, image: Image.Image) -> np.ndarray:
-        """A decoded picture as evaluation sees it: (channels, S, S) uint8."""
+    def evaluation_image(self, image: Image.Image) -> np.ndarray:
+        """A decoded image as evaluation sees it: (channels, S, S) uint8."""
         if self.fit == "pad" or self.eval_crop == 1:
             return channels_first(square(image, self.image_size, self.fit))
         return _cut_out(image, middle(*_size(image), self.eval_crop)[0], self.image_size)
@@ -92,7 +92,7 @@ class Prepared:
 
     @cached_property
     def index(self) -> dict[str, np.ndarray]:
-        """Per picture: its split, -1 where it is left out; its label, -1 where it has none; the first with its bytes."""
+        """Per image: its split, -1 where it is left out; its label, -1 where it has none; the first with its bytes."""
         with np.load(self.folder / "index.npz") as arrays:
             return dict(arrays)
 
@@ -106,7 +106,7 @@ class Prepared:
         """(N, C, S, S) uint8, memory-mapped."""
         if self._pixels is None:
             shape = tuple(self.facts["shape"])
-            self._pixels = np.memmap(self.folder / "pictures.u8", np.uint8, "r", shape=shape)
+            self._pixels = np.memmap(self.folder / "images.u8", np.uint8, "r", shape=shape)
         return self._pixels
 
     @cached_property
@@ -120,7 +120,7 @@ class Prepared:
         return slices
 
     def image(self, row: int) -> Path | Slice:
-        """Where the encoded picture is."""
+        """Where the encoded image is."""
         name, start, size = self._slices[row].tolist()
         path = self.folder / os.fsdecode(bytes(self._names[name]))  # an absolute one replaces the folder
         return path if size == WHOLE else Slice(path, start, size)
@@ -128,7 +128,7 @@ class Prepared:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How pictures of a split become batches."""
+    """How images of a split become batches."""
 
     split: str
     spec: ImageSpec
@@ -138,7 +138,7 @@ class Reading:
 
 
 class ImageDataset(Dataset[dict[str, Any]]):
-    """Pictures of a prepared folder. Batches are asked for as lists of (epoch, position), all of one epoch.
+    """Images of a prepared folder. Batches are asked for as lists of (epoch, position), all of one epoch.
 
     rows: (n,) of the folder; labels: (n,) their numbers in the model's list; classes: those that are to be told apart
     where they are fewer than the model's.
@@ -155,7 +155,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         self.prepared, self.rows, self.labels, self.reading = prepared, rows, labels, reading
         self.classes = None if classes is None else torch.tensor(classes)
         self.lengths = np.ones(len(rows), np.int64)
-        """(n,): batches are counted in pictures."""
+        """(n,): batches are counted in images."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -205,25 +205,25 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
     def _decoded(self, rows: np.ndarray, draws: Draws) -> Tensor:
         augment, spec = self.reading.augment, self.reading.spec
-        pictures = []
+        decoded = []
         for row in rows.tolist():
             image = self.prepared.image(row)
             try:
-                pictures.append(read_picture(image, spec.channels, svg_side=spec.svg_side))
-            except BadPicture as bad:
+                decoded.append(read_image(image, spec.channels, svg_side=spec.svg_side))
+            except BadImage as bad:
                 path = image.path if isinstance(image, Slice) else image
-                raise UserError(
+                raise DataError(
                     f"{path}: {bad}. It could be read when the data was prepared: restore it, or remove "
                     f"{self.prepared.folder} to prepare the data anew."
                 ) from bad
         if augment is None:
-            return torch.from_numpy(np.stack([spec.evaluation_picture(picture) for picture in pictures]))
+            return torch.from_numpy(np.stack([spec.evaluation_image(one) for one in decoded]))
         if spec.fit == "pad":
-            pictures = [_padded(picture) for picture in pictures]
-        width, height = np.concatenate([_size(picture) for picture in pictures], axis=1)
+            decoded = [_padded(one) for one in decoded]
+        width, height = np.concatenate([_size(one) for one in decoded], axis=1)
         boxes = augment.boxes(width, height, draws)
         return torch.from_numpy(
-            np.stack([_cut_out(*pair, spec.image_size) for pair in zip(pictures, boxes, strict=True)])
+            np.stack([_cut_out(*pair, spec.image_size) for pair in zip(decoded, boxes, strict=True)])
         )
 
 
@@ -240,7 +240,7 @@ def _padded(image: Image.Image) -> Image.Image:
 
 
 def _cut_out(image: Image.Image, box: np.ndarray, size: int) -> np.ndarray:
-    """A box (left, top, width, height) of a picture in another size, smoothed: (C, size, size) uint8."""
+    """A box (left, top, width, height) of an image in another size, smoothed: (C, size, size) uint8."""
     left, top, width, height = box.tolist()
     right, bottom = min(left + width, image.width), min(top + height, image.height)
     resized = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, right, bottom))
@@ -253,7 +253,7 @@ def channels_first(image: Image.Image) -> np.ndarray:
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def picture_lines(folder: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a prepared folder's pictures.jsonl."""
-    with (folder / "pictures.jsonl").open(encoding="utf-8") as file:
+def image_lines(folder: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a prepared folder's images.jsonl."""
+    with (folder / "images.jsonl").open(encoding="utf-8") as file:
         yield from map(json.loads, file)

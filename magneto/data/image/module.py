@@ -1,10 +1,10 @@
-"""Pictures: corpora -> decoded pixels on disk, or files where they lie -> batches for tasks on pictures.
+"""Images: corpora -> decoded pixels on disk, or files where they lie -> batches for tasks on images.
 
     sources --decoded, checked, all cores--> (N, C, S, S) uint8, memory-mapped; or a list of files --sampler-->
     augmentation of the whole batch --> block-wise masks, if any --> batch
 
-A batch is a dict: `id` (B,) int64, the row in the prepared folder's pictures.jsonl; `image` (B, C, S, S) float32,
-normalised by `spec.mean` and `spec.std`; `label` (B,) int64, -1 where a picture has no class; with masking `masked` (B,
+A batch is a dict: `id` (B,) int64, the row in the prepared folder's images.jsonl; `image` (B, C, S, S) float32,
+normalised by `spec.mean` and `spec.std`; `label` (B,) int64, -1 where an image has no class; with masking `masked` (B,
 N) bool, True = this patch is hidden, N = (S / patch_size)^2 patches in rows; and where a test set has only some of a
 model's classes `classes` (K,) int64, those among which the model is to choose.
 """
@@ -30,7 +30,7 @@ from magneto.data.messages import counts, skipped
 from magneto.data.module import Batching, BucketedDataModule
 from magneto.data.transforms.image import Augment
 from magneto.data.transforms.mask_patches import BlockMasking
-from magneto.errors import UserError
+from magneto.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
@@ -38,14 +38,14 @@ FORMAT = 2  # of the prepared folder: raise it when the code makes other files f
 
 
 class ImageDataModule(BucketedDataModule):
-    """Pictures from one or more corpora.
+    """Images from one or more corpora.
 
-    sources: name -> corpus. image_size: pixels a side. channels: 1 (grey) or 3. fit: "crop" or "pad", how a picture
-    becomes a square. eval_crop: share of the shorter side that evaluation sees of a cropped picture. augment: Augment
-    as a dict; None: training pictures are as those of evaluation. masking: BlockMasking as a dict, with patch_size:
-    pixels a side of a patch. batch_size: pictures of a training batch on one rank; eval_batch_size: None: the same.
+    sources: name -> corpus. image_size: pixels a side. channels: 1 (grey) or 3. fit: "crop" or "pad", how an image
+    becomes a square. eval_crop: share of the shorter side that evaluation sees of a cropped image. augment: Augment
+    as a dict; None: training images are as those of evaluation. masking: BlockMasking as a dict, with patch_size:
+    pixels a side of a patch. batch_size: images of a training batch on one rank; eval_batch_size: None: the same.
     store: "shards" (decoded once, in the prepared folder), "files" (decoded each time, cut out of the original), or
-    "auto" (shards up to 4 GB). val_fraction, test_fraction: share of the pictures that are held out, by a hash, where
+    "auto" (shards up to 4 GB). val_fraction, test_fraction: share of the images that are held out, by a hash, where
     a corpus states no split. prepare_workers: threads that decode in prepare; None: all cores.
     """
 
@@ -75,26 +75,26 @@ class ImageDataModule(BucketedDataModule):
     ) -> None:
         super().__init__(data_dir=data_dir, num_workers=num_workers, seed=seed)
         if not sources:
-            raise UserError("data.sources is empty: name at least one corpus.")
+            raise ConfigError("data.sources is empty: name at least one corpus.")
         for key, value, allowed in (
             ("channels", channels, (1, 3)),
             ("fit", fit, ("crop", "pad")),
             ("store", store, ("auto", "shards", "files")),
         ):
             if value not in allowed:
-                raise UserError(f"data.{key}={value} must be one of {', '.join(map(str, allowed))}.")
+                raise ConfigError(f"data.{key}={value} must be one of {', '.join(map(str, allowed))}.")
         sizes = {"image_size": image_size, "patch_size": patch_size, "batch_size": batch_size}
         sizes |= {"eval_batch_size": eval_batch_size, "prepare_workers": prepare_workers}
         for key, size in sizes.items():
             if size is not None and size < 1:
-                raise UserError(f"data.{key}={size} must be at least 1.")
+                raise ConfigError(f"data.{key}={size} must be at least 1.")
         if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
-            raise UserError(
+            raise ConfigError(
                 f"data.val_fraction={val_fraction} and data.test_fraction={test_fraction} must be 0 or more, and "
                 "leave something to train on."
             )
         if not 0 < eval_crop <= 1:
-            raise UserError(f"data.eval_crop={eval_crop} must be above 0 and at most 1: 0.875.")
+            raise ConfigError(f"data.eval_crop={eval_crop} must be above 0 and at most 1: 0.875.")
         self.sources = dict(sources)
         self.image_size, self.channels, self.fit, self.store = image_size, channels, fit, store
         self.eval_crop = float(eval_crop)
@@ -110,13 +110,13 @@ class ImageDataModule(BucketedDataModule):
     def _check_patches(self) -> None:
         if self.patch_size is not None and self.image_size % self.patch_size:
             better = -(-self.image_size // self.patch_size) * self.patch_size
-            raise UserError(
+            raise ConfigError(
                 f"data.image_size={self.image_size} does not divide by data.patch_size={self.patch_size}: take "
                 f"image_size={better} or another patch_size."
             )
         if self.masking is not None and (self.patch_size is None or self.patch_size == self.image_size):
-            raise UserError(
-                f"data.masking hides patches, and data.patch_size={self.patch_size} makes none of a picture of "
+            raise ConfigError(
+                f"data.masking hides patches, and data.patch_size={self.patch_size} makes none of an image of "
                 f"{self.image_size} pixels: set patch_size, or masking=null."
             )
 
@@ -142,7 +142,7 @@ class ImageDataModule(BucketedDataModule):
         return self.data_dir / "prepared" / f"image-{'-'.join(self.sources)}-{fingerprint(self._identity)}"
 
     def prepare(self) -> None:
-        """Fetch and read the pictures, unless that is done. Says what was skipped."""
+        """Fetch and read the images, unless that is done. Says what was skipped."""
         builder = ImageBuilder(
             sources=self.sources,
             data_dir=self.data_dir,
@@ -170,10 +170,10 @@ class ImageDataModule(BucketedDataModule):
 
     @cached_property
     def prepared(self) -> Prepared:
-        """The prepared folder. Raises `UserError` when `prepare` has not been run."""
+        """The prepared folder. Raises `DataError` when `prepare` has not been run."""
         if not (self.folder / "facts.json").is_file():
-            raise UserError(
-                f"The pictures are not prepared ({self.folder} is not there): run with mode=prepare first."
+            raise DataError(
+                f"The images are not prepared ({self.folder} is not there): run with mode=prepare first."
             )
         return Prepared(self.folder)
 
@@ -194,9 +194,9 @@ class ImageDataModule(BucketedDataModule):
         )
 
     def prepare_for(self, spec: Mapping[str, Any]) -> None:
-        """Pictures in the size and with the class numbers of a checkpoint's model. Labels are found by their names.
+        """Images in the size and with the class numbers of a checkpoint's model. Labels are found by their names.
 
-        Raises `UserError` when this data has classes that the model does not know.
+        Raises `DataError` when this data has classes that the model does not know.
         """
         model = ImageSpec.from_dict(spec)
         for name in ("image_size", "channels", "fit", "patch_size"):
@@ -208,7 +208,7 @@ class ImageDataModule(BucketedDataModule):
         known = set(map(_composed, model.labels))
         unknown = [label for label in self.spec.labels if _composed(label) not in known]
         if unknown and model.labels:
-            raise UserError(
+            raise DataError(
                 f"This data has classes that the checkpoint's model does not know: {', '.join(unknown[:5])}"
                 f"{', ...' if len(unknown) > 5 else ''}; the model has {', '.join(model.labels[:5])}"
                 f"{', ...' if len(model.labels) > 5 else ''}. Choose data with its classes, or give its names to the "
@@ -230,7 +230,7 @@ class ImageDataModule(BucketedDataModule):
         place = {_composed(label): number for number, label in enumerate(known)}
         numbers = np.array(
             [place[_composed(label)] for label in own.labels] + [-1]
-        )  # the last for pictures without a class
+        )  # the last for images without a class
         subset = own.labels and len(own.labels) < len(known)
         reading = Reading(
             split=split,
@@ -244,7 +244,7 @@ class ImageDataModule(BucketedDataModule):
 
     @property
     def batching(self) -> Batching:
-        """By pictures."""
+        """By images."""
         return Batching(budget=self.batch_size, eval_budget=self.eval_batch_size, pad_to_multiple=1)
 
     def _train_sampler(self, total: int, rank: int, world_size: int) -> TokenBudgetSampler:
@@ -252,9 +252,9 @@ class ImageDataModule(BucketedDataModule):
         return super()._train_sampler(total, rank, world_size)
 
     def require_training(self) -> None:
-        """Raise `UserError` for data that is for evaluation only."""
+        """Raise `ConfigError` for data that is for evaluation only."""
         if self.prepared.facts["evaluation_only"]:
-            raise UserError(
+            raise ConfigError(
                 f"data: {', '.join(self.sources)} is for evaluation only: use it with mode=test checkpoint=RUN."
             )
 

@@ -1,4 +1,4 @@
-"""Prepared captions beside prepared pictures, and batches of both (see data/image_text.py)."""
+"""Prepared captions beside prepared images, and batches of both (see data/image_text.py)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from magneto.data.collate import IGNORE as IGNORE  # part of the batches
 from magneto.data.collate import pad_texts
 from magneto.data.corpora.image.base import caption_key, each_caption
-from magneto.data.image.dataset import ImageDataset, ImageSpec, picture_lines
+from magneto.data.image.dataset import ImageDataset, ImageSpec, image_lines
 from magneto.data.rng import random_stream, uniforms
 from magneto.data.text.prepared_texts import PreparedTexts
 from magneto.data.tokenizers.encode import encode
@@ -25,7 +25,7 @@ from magneto.data.transforms.mask_tokens import Masking
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTextSpec(ImageSpec):
-    """The facts of prepared pictures with captions: all that a task, and a checkpoint alone, needs to know."""
+    """The facts of prepared images with captions: all that a task, and a checkpoint alone, needs to know."""
 
     tokenizer: str  # content of tokenizer.json
     vocab_size: int
@@ -40,7 +40,7 @@ class ImageTextSpec(ImageSpec):
 class PreparedCaptions(PreparedTexts):
     """Facts: languages, captions for each split, truncated, key.
 
-    Arrays in the order of the pictures: `picture` (M,) their rows, `language` (M,), `key` (M,) equal for equal captions,
+    Arrays in the order of the images: `image` (M,) their rows, `language` (M,), `key` (M,) equal for equal captions,
     `start` (M + 1,) where each begins in `tokens`.
     """
 
@@ -53,12 +53,12 @@ class PreparedCaptions(PreparedTexts):
 
 
 def write_captions(
-    folder: Path, pictures: Path, tokenizer: TextTokenizer, max_tokens: int, languages: Sequence[str] | None
+    folder: Path, images: Path, tokenizer: TextTokenizer, max_tokens: int, languages: Sequence[str] | None
 ) -> None:
-    """Encode the captions of a prepared folder of pictures: captions.npz, captions.jsonl, tokenizer.json, facts.json."""
+    """Encode the captions of a prepared folder of images: captions.npz, captions.jsonl, tokenizer.json, facts.json."""
     found = [
         (row, line["split"], language, text)
-        for row, line in enumerate(picture_lines(pictures))
+        for row, line in enumerate(image_lines(images))
         for language, text in each_caption(line["captions"])
     ]
     rows, splits, spoken, texts = zip(*found, strict=True)
@@ -67,7 +67,7 @@ def write_captions(
     _, keys = np.unique(np.array([caption_key(text) for text in texts], object), return_inverse=True)
     np.savez(
         folder / "captions.npz",
-        picture=np.array(rows, np.int64),
+        image=np.array(rows, np.int64),
         language=np.array([names.index(language) for language in spoken], np.int64),
         key=keys.astype(np.int64),
         start=encoded.start,
@@ -75,7 +75,7 @@ def write_captions(
     )
     with (folder / "captions.jsonl").open("w", encoding="utf-8") as file:
         for row, split, language, text in found:
-            line = {"picture": row, "split": split, "language": language, "text": text}
+            line = {"image": row, "split": split, "language": language, "text": text}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
     (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
     facts = {
@@ -111,29 +111,29 @@ class TextReading:
 
 
 class ImageTextDataset(Dataset[dict[str, Any]]):
-    """Pictures of a split with their captions. Batches are asked for as lists of (epoch, position), all of one epoch.
+    """Images of a split with their captions. Batches are asked for as lists of (epoch, position), all of one epoch.
 
-    In training an example is a picture, with one of its captions, another one in every epoch; in evaluation it is a
-    caption, so that all of them are seen, with its picture.
+    In training an example is an image, with one of its captions, another one in every epoch; in evaluation it is a
+    caption, so that all of them are seen, with its image.
     """
 
     def __init__(self, images: ImageDataset, captions: PreparedCaptions, reading: TextReading) -> None:
         self.images, self.captions, self.reading = images, captions, reading
-        of = captions.arrays["picture"]
+        of = captions.arrays["image"]
         self._first, self._end = (np.searchsorted(of, images.rows, side) for side in ("left", "right"))
         self.training = reading.split == "train"
         if self.training:
-            self._picture = np.arange(len(images.rows))
+            self._image = np.arange(len(images.rows))
         else:
-            of_picture = [np.arange(*span) for span in zip(self._first, self._end, strict=True)]
+            of_image = [np.arange(*span) for span in zip(self._first, self._end, strict=True)]
             nothing = np.empty(0, np.int64)  # where a test set stands alone
-            self._caption = np.concatenate([*of_picture, nothing])
-            self._picture = np.repeat(np.arange(len(images.rows)), self._end - self._first)
-        self.lengths = np.ones(len(self._picture), np.int64)
+            self._caption = np.concatenate([*of_image, nothing])
+            self._image = np.repeat(np.arange(len(images.rows)), self._end - self._first)
+        self.lengths = np.ones(len(self._image), np.int64)
         """(n,): batches are counted in pairs."""
 
     def __len__(self) -> int:
-        return len(self._picture)
+        return len(self._image)
 
     def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
         """A batch of one."""
@@ -144,11 +144,11 @@ class ImageTextDataset(Dataset[dict[str, Any]]):
         epoch = places[0][0]
         positions = np.array([position for _, position in places])
         chosen = self._drawn(positions, epoch) if self.training else self._caption[positions]
-        batch = self.images.__getitems__([(epoch, int(place)) for place in self._picture[positions]])
+        batch = self.images.__getitems__([(epoch, int(place)) for place in self._image[positions]])
         del batch["label"]
         arrays, pad = self.captions.arrays, self.reading.pad_id
         texts = [self.captions.tokens(caption) for caption in chosen.tolist()]
-        batch["picture"] = torch.from_numpy(self.images.prepared.index["first"][batch["id"].numpy()])
+        batch["image"] = torch.from_numpy(self.images.prepared.index["first"][batch["id"].numpy()])
         batch["caption"] = torch.from_numpy(arrays["key"][chosen])
         batch["language"] = torch.from_numpy(self.reading.languages[arrays["language"][chosen]])
         batch["tokens"], batch["mask"] = pad_texts(texts, pad, self.reading.max_tokens)
@@ -166,7 +166,7 @@ class ImageTextDataset(Dataset[dict[str, Any]]):
         return batch
 
     def _drawn(self, positions: np.ndarray, epoch: int) -> np.ndarray:
-        """(B,) one caption of each picture."""
+        """(B,) one caption of each image."""
         first, end = self._first[positions], self._end[positions]
         random = uniforms(self.reading.seed, "caption", epoch, self.images.rows[positions], 1)[:, 0]
         drawn: np.ndarray = first + (random * (end - first)).astype(np.int64)

@@ -1,17 +1,17 @@
-"""Pictures with captions: corpora -> decoded pixels and token ids on disk -> batches for vision-language models.
+"""Images with captions: corpora -> decoded pixels and token ids on disk -> batches for vision-language models.
 
-    sources --those with a caption--> prepared pictures (data/image.py) --tokenizer, trained on the training captions-->
-    token ids --sampler--> augmented pictures, one caption each --> masks of both, if any --> batch
+    sources --those with a caption--> prepared images (data/image.py) --tokenizer, trained on the training captions-->
+    token ids --sampler--> augmented images, one caption each --> masks of both, if any --> batch
 
-A batch is a dict: `id` (B,) int64, the picture's row in the prepared folder's pictures.jsonl; `image` (B, C, S, S)
-float32, normalised; `picture` (B,) int64, equal for copies of a picture, the row of the first; `caption` (B,) int64, equal
+A batch is a dict: `id` (B,) int64, the image's row in the prepared folder's images.jsonl; `image` (B, C, S, S)
+float32, normalised; `image` (B,) int64, equal for copies of an image, the row of the first; `caption` (B,) int64, equal
 for equal captions; `language` (B,) int64, its place in the model's
 `spec.languages`, -1 where it has none; `tokens` (B, T) int64, `<s> ... </s>`; `mask` (B, T) bool, True = real token; in
 evaluation `text`, the captions.
 
 With masking also `masked` (B, N) bool, True = this patch is hidden; `masked_tokens` (B, T) int64, the caption as the model
 sees it alone, and `targets` (B, T) int64, the original tokens at chosen places and IGNORE elsewhere; `pair_tokens` and
-`pair_targets`, the same beside the picture, where more of it can be guessed and more is hidden.
+`pair_targets`, the same beside the image, where more of it can be guessed and more is hidden.
 """
 
 import logging
@@ -26,9 +26,9 @@ import numpy as np
 from magneto.config.validate import from_mapping
 from magneto.data.cache import fingerprint, prepare_once
 from magneto.data.corpora.image.base import ImageSource, each_caption
-from magneto.data.image.dataset import ImageDataset, picture_lines
+from magneto.data.image.dataset import ImageDataset, image_lines
 from magneto.data.image.module import ImageDataModule
-from magneto.data.image_text.captioned import CaptionedPictures, CaptionedSource
+from magneto.data.image_text.captioned import CaptionedImages, CaptionedSource
 from magneto.data.image_text.dataset import (
     ImageTextDataset,
     ImageTextSpec,
@@ -41,7 +41,7 @@ from magneto.data.module import Batching, BucketedDataModule
 from magneto.data.text_classification.dataset import TokenizerSettings
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.data.transforms.mask_tokens import Masking
-from magneto.errors import UserError
+from magneto.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
@@ -50,23 +50,23 @@ FORMAT = 1  # of the prepared folder: raise it when the code makes other files f
 
 @dataclass(frozen=True, kw_only=True)
 class PairMasking:
-    """What is hidden of pictures (`BlockMasking`), of captions alone and of captions beside their picture (`Masking`).
+    """What is hidden of images (`BlockMasking`), of captions alone and of captions beside their image (`Masking`).
 
     By default the shares of BEiT-3 (arXiv 2208.10442, 3): 40 % of the patches, 15 % of the words, 50 % of those of pairs.
     """
 
-    pictures: Mapping[str, Any] = field(default_factory=dict)
+    images: Mapping[str, Any] = field(default_factory=dict)
     texts: Mapping[str, Any] = field(default_factory=dict)
     pairs: Mapping[str, Any] = field(default_factory=lambda: {"probability": 0.5})
 
 
 class ImageTextDataModule(BucketedDataModule):
-    """Pictures with captions from one or more corpora.
+    """Images with captions from one or more corpora.
 
-    sources: name -> corpus of pictures; those without a usable caption are skipped. languages: of the captions; None: all
+    sources: name -> corpus of images; those without a usable caption are skipped. languages: of the captions; None: all
     that there are. lowercase: captions in small letters. tokenizer: `TokenizerSettings` as a dict. max_tokens: of a
     caption, `<s>` and `</s>` included; longer ones lose their end. masking: `PairMasking` as a dict; None: nothing is
-    hidden. The other settings: see `ImageDataModule`. Pictures with an equal caption, in any of the languages, stand on
+    hidden. The other settings: see `ImageDataModule`. Images with an equal caption, in any of the languages, stand on
     one side of the split, unless the corpus states it.
     """
 
@@ -82,13 +82,15 @@ class ImageTextDataModule(BucketedDataModule):
         data_dir: str = "data",
         num_workers: int = 0,
         seed: int = 0,
-        **pictures: Any,
+        **images: Any,
     ) -> None:
         super().__init__(data_dir=data_dir, num_workers=num_workers, seed=seed)
         if languages is not None and not languages:
-            raise UserError(f"data.languages={languages!r} must be a list such as [en, fr], or null for all.")
+            raise ConfigError(
+                f"data.languages={languages!r} must be a list such as [en, fr], or null for all."
+            )
         if max_tokens < 3:
-            raise UserError(
+            raise ConfigError(
                 f"data.max_tokens={max_tokens}: a caption needs 3 at least, <s>, a word and </s>."
             )
         self.languages = None if languages is None else tuple(languages)
@@ -105,23 +107,23 @@ class ImageTextDataModule(BucketedDataModule):
             }
         self._sources = dict(sources)
         self._settings: dict[str, Any] = {
-            **pictures,
-            "masking": None if self.masking is None else self.masking.pictures,
+            **images,
+            "masking": None if self.masking is None else self.masking.images,
             "data_dir": data_dir,
             "num_workers": num_workers,
             "seed": seed,
         }
-        self.pictures = self._pictures()
+        self.images = self._images()
 
-    def _pictures(self) -> ImageDataModule:
+    def _images(self) -> ImageDataModule:
         sources = {
             name: CaptionedSource(source, self.languages, self.lowercase)
             for name, source in self._sources.items()
         }
         try:
-            return CaptionedPictures(sources, **self._settings)
+            return CaptionedImages(sources, **self._settings)
         except TypeError as error:  # of an unknown key
-            raise UserError(f"data: {error}") from error
+            raise ConfigError(f"data: {error}") from error
 
     # ------------------------------------------------------------------ preparing
 
@@ -136,7 +138,7 @@ class ImageTextDataModule(BucketedDataModule):
         return fingerprint(
             {
                 "format": FORMAT,
-                "pictures": self.pictures.folder.name,
+                "images": self.images.folder.name,
                 "tokenizer": self.tokenizer_settings.identity() if given is None else given.to_json(),
                 "max_tokens": self.max_tokens,
             }
@@ -145,10 +147,10 @@ class ImageTextDataModule(BucketedDataModule):
     def prepare(self) -> None:
         """Fetch, read and encode, unless that is done. Says what was skipped.
 
-        Raises `UserError` for data that is for evaluation only.
+        Raises `MagnetoError` for data that is for evaluation only.
         """
-        self.pictures.prepare()
-        self.pictures.require_training()
+        self.images.prepare()
+        self.images.require_training()
         self._prepare_captions()
 
     def _prepare_captions(self) -> None:
@@ -163,24 +165,24 @@ class ImageTextDataModule(BucketedDataModule):
             self.tokenizer.require("mask")
 
     def _build(self, folder: Path) -> None:
-        pictures = self.pictures.folder
+        images = self.images.folder
         tokenizer = self._given or self.tokenizer_settings.make(
             [
                 text
-                for line in picture_lines(pictures)
+                for line in image_lines(images)
                 for _, text in each_caption(line["captions"])
                 if line["split"] == "train"
             ]
         )
-        write_captions(folder, pictures, tokenizer, self.max_tokens, self.languages)
+        write_captions(folder, images, tokenizer, self.max_tokens, self.languages)
 
     # ------------------------------------------------------------------ reading
 
     @cached_property
     def tokenizer(self) -> TextTokenizer:
-        """The tokenizer of the prepared folder. Raises `UserError` when `prepare` has not been run."""
+        """The tokenizer of the prepared folder. Raises `DataError` when `prepare` has not been run."""
         if not (self.folder / "tokenizer.json").is_file():
-            raise UserError(
+            raise DataError(
                 f"The captions are not prepared ({self.folder} is not there): run with mode=prepare first."
             )
         return TextTokenizer.from_file(self.folder / "tokenizer.json")
@@ -191,7 +193,7 @@ class ImageTextDataModule(BucketedDataModule):
         tokenizer = self.tokenizer
         facts = PreparedCaptions(self.folder).facts
         return ImageTextSpec(
-            **{**self.pictures.spec.to_dict(), "key": self._key},
+            **{**self.images.spec.to_dict(), "key": self._key},
             tokenizer=tokenizer.to_json(),
             vocab_size=tokenizer.vocab_size,
             max_tokens=self.max_tokens,
@@ -200,12 +202,12 @@ class ImageTextDataModule(BucketedDataModule):
         )
 
     def prepare_for(self, spec: Mapping[str, Any]) -> None:
-        """Pictures in the size, and captions by the tokenizer, of a checkpoint's model."""
+        """Images in the size, and captions by the tokenizer, of a checkpoint's model."""
         model = ImageTextSpec.from_dict(spec)
         if self.lowercase != model.lowercase:
             self.lowercase = model.lowercase
-            self.pictures = self._pictures()
-        self.pictures.prepare_for(spec)
+            self.images = self._images()
+        self.images.prepare_for(spec)
         self.max_tokens = model.max_tokens
         self._given = TextTokenizer.from_json(model.tokenizer)
         self._model = model
@@ -215,9 +217,9 @@ class ImageTextDataModule(BucketedDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Open the splits."""
-        self.pictures.setup(stage)
+        self.images.setup(stage)
         captions = PreparedCaptions(self.folder)
-        images = (self.pictures.train_set, self.pictures.val_set, self.pictures.test_set)
+        images = (self.images.train_set, self.images.val_set, self.images.test_set)
         self.train_set, self.val_set, self.test_set = (self._dataset(one, captions) for one in images)
 
     def _dataset(self, images: Any, captions: PreparedCaptions) -> ImageTextDataset:
@@ -242,7 +244,7 @@ class ImageTextDataModule(BucketedDataModule):
     @property
     def batching(self) -> Batching:
         """By pairs, whatever the length of their captions, which are short."""
-        return self.pictures.batching
+        return self.images.batching
 
     def collate(self, dataset: ImageTextDataset) -> Callable[[Any], dict[str, Any]]:
         """Nothing is left to do: the data set gives whole batches."""

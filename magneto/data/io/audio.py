@@ -18,7 +18,7 @@ import torch
 import torchaudio
 
 from magneto.data.io.audio_streams import is_stream, recordings
-from magneto.errors import UserError
+from magneto.errors import DataError
 
 LOG_FLOOR = 1e-10  # keeps digital silence finite
 DYNAMIC_RANGE = 12.0  # nats (52 dB): what lies further below the loudest place is room noise, not speech
@@ -45,24 +45,24 @@ class FeatureSettings:
 
     def __post_init__(self) -> None:
         if self.sample_rate < 4_000:
-            raise UserError(
+            raise DataError(
                 f"features.sample_rate={self.sample_rate} is below 4000 Hz; speech is usually at 16000."
             )
         if self.num_mels < 1:
-            raise UserError(f"features.num_mels={self.num_mels} must be at least 1; 80 is usual.")
+            raise DataError(f"features.num_mels={self.num_mels} must be at least 1; 80 is usual.")
         if not 0 < self.hop_ms <= self.window_ms:
-            raise UserError(
+            raise DataError(
                 f"features.hop_ms={self.hop_ms} must be above 0 and at most "
                 f"features.window_ms={self.window_ms}."
             )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "FeatureSettings":
-        """Raises `UserError` for a key that does not exist."""
+        """Raises `DataError` for a key that does not exist."""
         known = [field.name for field in fields(cls)]
         for key in values:
             if key not in known:
-                raise UserError(f"features.{key} is not a setting; the settings are {', '.join(known)}.")
+                raise DataError(f"features.{key} is not a setting; the settings are {', '.join(known)}.")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:

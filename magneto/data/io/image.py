@@ -1,4 +1,4 @@
-"""Reading pictures: whatever people keep as pictures -> 8 bits a channel, grey or RGB, upright, without transparency.
+"""Reading images: whatever people keep as images -> 8 bits a channel, grey or RGB, upright, without transparency.
 
 What cannot be used is refused with a reason that can be counted, and before it is decoded where its header tells.
 """
@@ -23,7 +23,7 @@ SUFFIXES = (
     ".pnm", ".svg",
 )  # fmt: skip
 SIDE_LIMIT = 20_000  # pixels
-SVG_SIDE = 256  # pixels of the longer side that an SVG picture is drawn with
+SVG_SIDE = 256  # pixels of the longer side that an SVG image is drawn with
 DECODER_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError, struct.error
 )  # fmt: skip
@@ -41,21 +41,21 @@ WHITE = 255
 SAMPLE_FORMAT, SIGNED = 339, 2  # a tag of TIFF, and its value for numbers with a sign
 
 
-class BadPicture(Exception):
-    """A picture that cannot be used; the message is a short reason, the same for all pictures with that fault."""
+class BadImage(Exception):
+    """An image that cannot be used; the message is a short reason, the same for all images with that fault."""
 
 
 @dataclass(frozen=True)
 class Slice:
-    """A picture's bytes within a larger file, such as a member of a tar archive."""
+    """An image's bytes within a larger file, such as a member of a tar archive."""
 
     path: Path
     start: int
     size: int
 
 
-PictureData = bytes | Path | Slice | np.ndarray
-"""An encoded picture, where one is, or decoded pixels: uint8 (H, W) or (H, W, 3)."""
+ImageData = bytes | Path | Slice | np.ndarray
+"""An encoded image, where one is, or decoded pixels: uint8 (H, W) or (H, W, 3)."""
 
 
 def printable(name: str) -> str:
@@ -63,8 +63,8 @@ def printable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def read_bytes(image: PictureData) -> bytes:
-    """The encoded bytes, or those of the pixels. Raises `BadPicture` when the file cannot be read."""
+def read_bytes(image: ImageData) -> bytes:
+    """The encoded bytes, or those of the pixels. Raises `BadImage` when the file cannot be read."""
     if isinstance(image, bytes):
         return image
     if isinstance(image, np.ndarray):
@@ -76,28 +76,28 @@ def read_bytes(image: PictureData) -> bytes:
             file.seek(image.start)
             return file.read(image.size)
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        raise BadPicture("file cannot be read") from error
+        raise BadImage("file cannot be read") from error
 
 
-def read_picture(
-    image: PictureData, channels: int = 3, limit: int = SIDE_LIMIT, svg_side: int = SVG_SIDE
+def read_image(
+    image: ImageData, channels: int = 3, limit: int = SIDE_LIMIT, svg_side: int = SVG_SIDE
 ) -> Image.Image:
-    """Decode a picture.
+    """Decode an image.
 
     CMYK, palettes and 16 bits a channel are converted, transparent places become white, the camera's rotation (EXIF)
     is applied, an animation gives its first frame. The content decides what it is, not the file's name.
 
     Args:
-        image: see `PictureData`.
+        image: see `ImageData`.
         channels: 1 for grey, 3 for colour.
         limit: longest side in pixels. An area above Pillow's own limit (89 megapixels) is refused too.
-        svg_side: longer side in pixels with which an SVG picture is drawn.
+        svg_side: longer side in pixels with which an SVG image is drawn.
 
     Returns:
         an image of mode "L" or "RGB".
 
     Raises:
-        BadPicture: it is empty, truncated, damaged, no picture, of a single row or column, or too large.
+        BadImage: it is empty, truncated, damaged, no image, of a single row or column, or too large.
     """
     mode = {1: "L", 3: "RGB"}[channels]
     if isinstance(image, np.ndarray):
@@ -105,7 +105,7 @@ def read_picture(
         return Image.fromarray(image).convert(mode)
     data = read_bytes(image)
     if not data:
-        raise BadPicture("empty file")
+        raise BadImage("empty file")
     data = _rasterise(data, svg_side) or data
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # damaged EXIF, palettes with odd transparency
@@ -116,16 +116,16 @@ def read_picture(
                 opened.load()
                 return _flatten(_upright(opened), *_grey_scale(opened)).convert(mode)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise BadPicture("too many pixels") from error
+            raise BadImage("too many pixels") from error
         except UnidentifiedImageError as error:
-            raise BadPicture("not a picture") from error
+            raise BadImage("not an image") from error
         # Pillow's decoders raise whatever a damaged file leads them to.
         except DECODER_ERRORS as error:
-            raise BadPicture("truncated or damaged") from error
+            raise BadImage("truncated or damaged") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The picture turned as its camera says (EXIF); as it is stored where that cannot be read.
+    """The image turned as its camera says (EXIF); as it is stored where that cannot be read.
 
     Not `ImageOps.exif_transpose`, which writes the other EXIF fields anew and fails for one of an odd type.
     """
@@ -138,9 +138,9 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _check_size(width: int, height: int, limit: int) -> None:
     if min(width, height) < 2:
-        raise BadPicture("a single row or column of pixels")
+        raise BadImage("a single row or column of pixels")
     if max(width, height) > limit:
-        raise BadPicture("too many pixels")
+        raise BadImage("too many pixels")
 
 
 def _grey_scale(image: Image.Image) -> tuple[int, bool]:
@@ -156,7 +156,7 @@ def _flatten(image: Image.Image, bits: int, inverted: bool) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image)
         if image.mode == "F" or values.min() < 0 or values.max() >= 1 << bits:
-            raise BadPicture("more than 16 bits a channel")
+            raise BadImage("more than 16 bits a channel")
         grey = (values >> (bits - 8)).astype(np.uint8)
         return Image.fromarray(WHITE - grey if inverted else grey)
     if not image.has_transparency_data:
@@ -176,13 +176,13 @@ def _rasterise(data: bytes, side: int) -> bytes | None:
     try:
         text = svg_text(data)
     except (ValueError, LookupError) as error:
-        raise BadPicture("damaged SVG") from error
+        raise BadImage("damaged SVG") from error
     if text is None:
         return None
     try:
         text = self_contained(text)
     except ValueError as error:
-        raise BadPicture(str(error)) from error
+        raise BadImage(str(error)) from error
     import resvg_py
 
     try:
@@ -190,10 +190,10 @@ def _rasterise(data: bytes, side: int) -> bytes | None:
             resvg_py.svg_to_bytes(svg_string=text, width=side, height=side, dpi=DPI, skip_system_fonts=True)
         )
     except ValueError as error:
-        raise BadPicture("damaged SVG") from error
+        raise BadImage("damaged SVG") from error
     with Image.open(io.BytesIO(png)) as drawn:
         if len(drawn.getcolors(maxcolors=2) or ()) == 1:
-            raise BadPicture("SVG of one colour")
+            raise BadImage("SVG of one colour")
     return png
 
 
@@ -201,9 +201,9 @@ def _rasterise(data: bytes, side: int) -> bytes | None:
 
 
 def square(image: Image.Image, size: int, fit: str) -> Image.Image:
-    """A square picture of `size` pixels a side.
+    """A square image of `size` pixels a side.
 
-    fit: "crop" keeps the middle of a longer picture, as for photographs; "pad" keeps all of it on white, as for
+    fit: "crop" keeps the middle of a longer image, as for photographs; "pad" keeps all of it on white, as for
     drawings.
     """
     if fit == "crop":
@@ -212,8 +212,8 @@ def square(image: Image.Image, size: int, fit: str) -> Image.Image:
     return ImageOps.pad(image, (size, size), Image.Resampling.BICUBIC, color=white)
 
 
-def find_pictures(folder: Path, others: list[Path] | None = None) -> list[Path]:
-    """Return the files below `folder` whose names end as pictures' do, sorted; see `walk`.
+def find_images(folder: Path, others: list[Path] | None = None) -> list[Path]:
+    """Return the files below `folder` whose names end as images' do, sorted; see `walk`.
 
     others: takes the remaining files.
     """

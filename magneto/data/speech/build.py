@@ -28,7 +28,7 @@ from magneto.data.io.audio import Audio, FeatureSettings, Outcome, extract_shard
 from magneto.data.speech.dataset import Example, SpeechSpec, shard_name
 from magneto.data.tokenizers.ctc import CTCTokenizer, repeats
 from magneto.data.transforms.text import normalize_text
-from magneto.errors import UserError
+from magneto.errors import DataError
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ LEAST_SHARD, MOST_SHARDS = 64, 400  # recordings in a shard at least; shards at 
 class SpeechBuilder:
     """Settings of `SpeechDataModule` under which `builder(folder)` fills a folder.
 
-    Writes features-*.npy, index.npz, utterances.jsonl, spec.json and prepare_report.json. Raises `UserError` when a
+    Writes features-*.npy, index.npz, utterances.jsonl, spec.json and prepare_report.json. Raises `DataError` when a
     split is left empty. model: of a checkpoint that is to be tested: the test split alone is prepared, with the
     model's tokenizer.
     """
@@ -151,7 +151,7 @@ class SpeechBuilder:
     def _require_splits(
         self, utterances: Sequence[Utterance], total: int, skipped: Sequence[Skipped], advice: str
     ) -> None:
-        """Raise `UserError` with the reasons, counted, and the advice when a split is empty."""
+        """Raise `DataError` with the reasons, counted, and the advice when a split is empty."""
         present = {utterance.split for utterance in utterances}
         empty = [split for split in self._splits if split not in present]
         if not empty:
@@ -161,7 +161,7 @@ class SpeechBuilder:
         first = f"; the first: {skipped[0].file}" if skipped else ""
         if any(item.reason == DIGITS for item in skipped):
             advice += " Set data.digits to keep."
-        raise UserError(
+        raise DataError(
             f"No usable utterance is left for the {' and '.join(empty)} {'split' if len(empty) == 1 else 'splits'} "
             f"({total} were looked at; skipped: {listed}{first}). {advice}"
         )
@@ -238,7 +238,7 @@ class SpeechBuilder:
                         yield futures[future], future.result()
                         progress.advance(bar, len(jobs[futures[future]]))
                 except BrokenProcessPool as error:
-                    raise UserError(
+                    raise DataError(
                         "A process that computes features was killed, most likely for want of memory: set "
                         f"data.prepare_workers below {workers}. (In a script of your own, call prepare() "
                         "under `if __name__ == '__main__':`.)"

@@ -17,7 +17,7 @@ from magneto.data.io.audio import Audio
 from magneto.data.rng import random_stream
 from magneto.data.tokenizers.ctc import BLANK, CTCTokenizer, repeats
 from magneto.data.transforms.speech import SpecAugment
-from magneto.errors import UserError
+from magneto.errors import DataError
 
 TEMPO_KNOTS = 64  # frames from one drawn tempo to the next; lengths between them interpolate
 
@@ -59,9 +59,9 @@ class SpeechSpec:
         return CTCTokenizer.from_dict(self.tokenizer).vocab_size
 
     def require_languages(self, languages: Iterable[str]) -> None:
-        """Raise `UserError` for a language that the model of this spec does not know."""
+        """Raise `DataError` for a language that the model of this spec does not know."""
         if unknown := sorted(set(languages) - set(self.languages)):
-            raise UserError(
+            raise DataError(
                 f"This data has utterances in {', '.join(unknown)}; the checkpoint's model knows "
                 f"{', '.join(self.languages)}. Choose those languages, or name them as the model does."
             )

@@ -25,7 +25,7 @@ from magneto.data.module import Batching, BucketedDataModule
 from magneto.data.speech.build import SpeechBuilder
 from magneto.data.speech.dataset import Collate, Prepared, SpeechDataset, SpeechSpec
 from magneto.data.transforms.speech import SpecAugment
-from magneto.errors import UserError
+from magneto.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
@@ -68,11 +68,11 @@ class SpeechDataModule(BucketedDataModule):
     ) -> None:
         super().__init__(data_dir=data_dir, num_workers=num_workers, seed=seed)
         if not sources:
-            raise UserError("data.sources is empty: name at least one corpus.")
+            raise ConfigError("data.sources is empty: name at least one corpus.")
         if digits not in ("keep", "drop"):
-            raise UserError(f"data.digits={digits!r} must be keep or drop.")
+            raise ConfigError(f"data.digits={digits!r} must be keep or drop.")
         if not 0 < min_seconds < max_seconds:
-            raise UserError(
+            raise ConfigError(
                 f"data.min_seconds={min_seconds} must be above 0 and below data.max_seconds={max_seconds}."
             )
         counts = {
@@ -85,7 +85,7 @@ class SpeechDataModule(BucketedDataModule):
         }
         for name, value in counts.items():
             if value is not None and value < 1:
-                raise UserError(f"data.{name}={value} must be at least 1.")
+                raise ConfigError(f"data.{name}={value} must be at least 1.")
         self.sources = dict(sources)
         self.feature_settings = FeatureSettings.from_dict(dict(features or {}))
         self.tokenizer_settings = _strict(tokenizer or {}, ("kind", "vocab_size"), "tokenizer")
@@ -161,10 +161,10 @@ class SpeechDataModule(BucketedDataModule):
 
     @property
     def prepared(self) -> Prepared:
-        """The prepared folder. Raises `UserError` when `prepare` has not been run."""
+        """The prepared folder. Raises `DataError` when `prepare` has not been run."""
         if self._prepared is None:
             if not (self.folder / "spec.json").is_file():
-                raise UserError(
+                raise DataError(
                     f"The speech data is not prepared ({self.folder} is not there): run with mode=prepare "
                     "first."
                 )
@@ -183,7 +183,7 @@ class SpeechDataModule(BucketedDataModule):
         """
         model, features = SpeechSpec.from_dict(spec), self.feature_settings.to_dict()
         if model.features != features:
-            raise UserError(
+            raise DataError(
                 f"The checkpoint's model takes features {model.features}, this data has {features}: "
                 "give data.features the checkpoint's values."
             )
@@ -220,5 +220,5 @@ class SpeechDataModule(BucketedDataModule):
 def _strict(values: Mapping[str, Any], known: Sequence[str], name: str) -> dict[str, Any]:
     for key in values:
         if key not in known:
-            raise UserError(f"data.{name}.{key} is not a setting; the settings are {', '.join(known)}.")
+            raise ConfigError(f"data.{name}.{key} is not a setting; the settings are {', '.join(known)}.")
     return dict(values)

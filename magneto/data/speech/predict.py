@@ -10,7 +10,7 @@ import torch
 from magneto.data.io.audio import AUDIO_SUFFIXES, BadAudio, FeatureSettings, load_audio, log_mel
 from magneto.data.io.folders import walk
 from magneto.data.speech.dataset import SpeechSpec
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -19,18 +19,18 @@ def user_recordings(path: str | Path, spec: SpeechSpec) -> Iterator[tuple[Path, 
     """Yield a file and its features (frames, num_mels), or all recordings below a folder in the order of their names.
 
     Raises:
-        UserError: there is no such file or folder; the named file, or every one of the folder, cannot be read. Single
+        ConfigError: there is no such file or folder; the named file, or every one of the folder, cannot be read. Single
             bad recordings of a folder are skipped with a warning, and files with other endings are counted.
     """
     path = Path(path).expanduser()
     settings = FeatureSettings.from_dict(spec.features)
     if not path.is_dir():
         if not path.is_file():
-            raise UserError(f"input={path}: there is no such file or folder.")
+            raise ConfigError(f"input={path}: there is no such file or folder.")
         try:
             yield path, log_mel(load_audio(path, settings.sample_rate), settings)
         except BadAudio as bad:
-            raise UserError(
+            raise ConfigError(
                 f"input={path}: {bad}. Give a readable {', '.join(AUDIO_SUFFIXES)} file."
             ) from bad
         return
@@ -45,7 +45,7 @@ def user_recordings(path: str | Path, spec: SpeechSpec) -> Iterator[tuple[Path, 
         listed = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(8))
         log.warning("%s: left out for their endings: %s", path, listed)
     if not found:
-        raise UserError(f"input={path}: no audio file in this folder ({', '.join(AUDIO_SUFFIXES)}).")
+        raise ConfigError(f"input={path}: no audio file in this folder ({', '.join(AUDIO_SUFFIXES)}).")
     bad_ones: list[str] = []
     for file in found:
         try:
@@ -56,6 +56,6 @@ def user_recordings(path: str | Path, spec: SpeechSpec) -> Iterator[tuple[Path, 
             continue
         yield file, log_mel(waveform, settings)
     if len(bad_ones) == len(found):
-        raise UserError(
+        raise ConfigError(
             f"input={path}: none of the {len(found)} audio files can be read; the first: {bad_ones[0]}."
         )

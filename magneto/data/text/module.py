@@ -42,7 +42,7 @@ from magneto.data.text.packing import (
 )
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.data.transforms.mask_tokens import Masking
-from magneto.errors import UserError
+from magneto.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class TokenizerSettings:
 
     def __post_init__(self) -> None:
         if self.sample_mb <= 0:
-            raise UserError(f"data.tokenizer.sample_mb={self.sample_mb} must be above 0 (megabytes).")
+            raise ConfigError(f"data.tokenizer.sample_mb={self.sample_mb} must be above 0 (megabytes).")
         object.__setattr__(self, "sample_mb", float(self.sample_mb))  # 100 and 100.0 are one setting
 
 
@@ -124,20 +124,20 @@ class TextDataModule(BucketedDataModule):
     ) -> None:
         super().__init__(data_dir=data_dir, num_workers=num_workers, seed=seed)
         if not sources:
-            raise UserError("data.sources is empty: name at least one corpus.")
+            raise ConfigError("data.sources is empty: name at least one corpus.")
         if documents not in ("pack", "separate"):
-            raise UserError(f"data.documents={documents!r} must be pack or separate.")
+            raise ConfigError(f"data.documents={documents!r} must be pack or separate.")
         if block_size < 2 or batch_size < 1:
-            raise UserError(
+            raise ConfigError(
                 f"data.block_size={block_size} must be at least 2 and data.batch_size={batch_size} at least 1."
             )
         if eval_stride is not None and not 1 <= eval_stride <= block_size:
-            raise UserError(
+            raise ConfigError(
                 f"data.eval_stride={eval_stride} must lie between 1 and data.block_size={block_size}; null is the "
                 "latter."
             )
         if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
-            raise UserError(
+            raise ConfigError(
                 f"data.val_fraction={val_fraction} and data.test_fraction={test_fraction} must be 0 or more, and "
                 "leave something to train on."
             )
@@ -199,7 +199,7 @@ class TextDataModule(BucketedDataModule):
         self._require_documents(self.spec.documents)
         training = "train" in self._splits
         if training and not self.separate and self.spec.tokens["train"] < self.block_size:
-            raise UserError(
+            raise DataError(
                 f"The training text has {self.spec.tokens['train']} tokens, fewer than data.block_size="
                 f"{self.block_size}: lower it, give more text, or set data.documents=separate."
             )
@@ -272,7 +272,7 @@ class TextDataModule(BucketedDataModule):
             (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
 
     def _require_documents(self, counts: Mapping[str, int], skipped: Sequence[Skipped] = ()) -> None:
-        """Raise `UserError` unless each split has a document, with the reasons of those skipped and what can be done."""
+        """Raise `DataError` unless each split has a document, with the reasons of those skipped and what can be done."""
         missing = [split for split in self._splits if not counts[split]]
         if not missing:
             return
@@ -300,7 +300,7 @@ class TextDataModule(BucketedDataModule):
                 "Check the corpus and its splits; raise data.val_fraction and data.test_fraction, or name the files of "
                 "each split."
             )
-        raise UserError(
+        raise DataError(
             f"No document is left for the {missing[0]} split ({total} are in the others; skipped: {listed}). {remedy}"
         )
 
@@ -308,9 +308,9 @@ class TextDataModule(BucketedDataModule):
 
     @cached_property
     def tokenizer(self) -> TextTokenizer:
-        """The tokenizer of the prepared folder. Raises `UserError` when `prepare` has not been run."""
+        """The tokenizer of the prepared folder. Raises `DataError` when `prepare` has not been run."""
         if not (self.folder / "tokenizer.json").is_file():
-            raise UserError(
+            raise DataError(
                 f"The text data is not prepared ({self.folder} is not there): run with mode=prepare first."
             )
         return TextTokenizer.from_file(self.folder / "tokenizer.json")

@@ -15,7 +15,7 @@ from magneto.data.collate import IGNORE as IGNORE  # part of the batches
 
 @dataclass
 class PreparedTexts:
-    """A prepared folder of texts about pictures, read lazily so that it is cheap to send to a worker.
+    """A prepared folder of texts about images, read lazily so that it is cheap to send to a worker.
 
     kind: stem of the files that hold their arrays and the texts themselves.
     """

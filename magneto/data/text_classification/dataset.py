@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from magneto.data.corpora.download import file_digest
 from magneto.data.tokenizers.encode import Encoded
 from magneto.data.tokenizers.text import TextTokenizer
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 
 PAD_TO_MULTIPLE = 8  # tokens; equal lengths reuse kernels and compiled graphs
 
@@ -60,7 +60,7 @@ class TokenizerSettings:
 
     def __post_init__(self) -> None:
         if self.file is None and (self.kind is None or self.vocab_size is None):
-            raise UserError(
+            raise ConfigError(
                 "data.tokenizer needs a file (init_from= gives the one of the pretrained model), or kind and "
                 "vocab_size to train one."
             )
@@ -71,7 +71,7 @@ class TokenizerSettings:
             return {"kind": self.kind, "vocab_size": self.vocab_size}
         path = Path(self.file).expanduser()
         if not path.is_file():
-            raise UserError(f"data.tokenizer.file={path}: there is no such file. Name a tokenizer.json.")
+            raise ConfigError(f"data.tokenizer.file={path}: there is no such file. Name a tokenizer.json.")
         return {"sha256": file_digest(path)}
 
     def make(self, texts: Sequence[str]) -> TextTokenizer:

@@ -36,7 +36,7 @@ from magneto.data.text_classification.dataset import (
 )
 from magneto.data.tokenizers.encode import Encoded, encode
 from magneto.data.tokenizers.text import TextTokenizer
-from magneto.errors import UserError
+from magneto.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class ClassificationDataModule(BucketedDataModule):
             ("eval_batch_size", eval_batch_size, 1),
         ):
             if value is not None and value < least:
-                raise UserError(f"data.{key}={value} must be at least {least}.")
+                raise ConfigError(f"data.{key}={value} must be at least {least}.")
         self.source = source
         self.tokenizer = from_mapping(TokenizerSettings, tokenizer or {}, "data.tokenizer")
         self.max_tokens, self.batch_size = max_tokens, batch_size
@@ -124,7 +124,7 @@ class ClassificationDataModule(BucketedDataModule):
                     if by_split["test"] and not (by_split["train"] or by_split["val"])
                     else "Check data.source and its files."
                 )
-                raise UserError(
+                raise DataError(
                     f"No usable example is left for the {split} split ({len(corpus.skipped)} were skipped: {listed}). "
                     f"{remedy}"
                 )
@@ -187,7 +187,7 @@ class ClassificationDataModule(BucketedDataModule):
         """The facts of the prepared data."""
         file = self.folder / "spec.json"
         if not file.is_file():
-            raise UserError(
+            raise DataError(
                 f"The labelled text is not prepared ({self.folder} is not there): run with mode=prepare first."
             )
         return ClassificationSpec.from_dict(json.loads(file.read_text(encoding="utf-8")))
@@ -195,7 +195,7 @@ class ClassificationDataModule(BucketedDataModule):
     def prepare_for(self, spec: Mapping[str, Any]) -> None:
         """Tokens and labels as a checkpoint's model has them; a test split is enough, and it may lack classes.
 
-        Raises `UserError` for labels, pairs or evaluation sets that the model does not know.
+        Raises `DataError` for labels, pairs or evaluation sets that the model does not know.
         """
         model = self._model = ClassificationSpec.from_dict(spec)
         self.max_tokens = model.max_tokens
@@ -210,18 +210,18 @@ class ClassificationDataModule(BucketedDataModule):
         own = self.spec
         if bool(own.labels) != bool(model.labels) or not set(own.labels) <= set(model.labels):
             theirs, ours = (", ".join(labels) or "numbers" for labels in (model.labels, own.labels))
-            raise UserError(
+            raise DataError(
                 f"The checkpoint's model tells apart {theirs}; this data has the labels {ours}. Choose the data that "
                 "the model was trained for."
             )
         if own.pairs != model.pairs:
             theirs, ours = ("pairs of texts" if one.pairs else "single texts" for one in (model, own))
-            raise UserError(
+            raise DataError(
                 f"The checkpoint's model reads {theirs}; this data has {ours}. Choose the data that the model was trained "
                 "for, or set data.source.pair."
             )
         if own.subsets != [""] and not set(own.subsets) <= set(model.subsets):
-            raise UserError(
+            raise DataError(
                 f"This data has the evaluation sets {', '.join(own.subsets)}; the checkpoint's model knows "
                 f"{', '.join(model.subsets)}. Choose the data that the model was trained for."
             )

@@ -10,7 +10,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from magneto.errors import UserError
+from magneto.errors import ConfigError, DataError
 
 BLANK = 0
 BLANK_TOKEN = "<blank>"
@@ -28,12 +28,12 @@ def train_subwords(
 ) -> Tokenizer:
     """Train a BPE or unigram vocabulary of exactly `vocab_size` entries, the special tokens first.
 
-    Raises `UserError` when the text does not support that many entries.
+    Raises `ConfigError` when the text does not support that many entries.
     """
     texts = list(texts)
     least = len(alphabet) + len(special_tokens) + 1  # one more for the word boundary that Metaspace adds
     if vocab_size < least:
-        raise UserError(
+        raise ConfigError(
             f"data.tokenizer.vocab_size={vocab_size} is too small: this text has {len(alphabet)} distinct "
             f"characters, so a {kind} vocabulary needs at least {least} entries. Raise data.tokenizer.vocab_size "
             "or use data.tokenizer.kind=characters."
@@ -55,7 +55,7 @@ def train_subwords(
     tokenizer.train_from_iterator(texts, trainer)
     reached = tokenizer.get_vocab_size()
     if reached < vocab_size:
-        raise UserError(
+        raise ConfigError(
             f"data.tokenizer.vocab_size={vocab_size} is more than the training text supports: {len(texts)} "
             f"transcripts give only {reached} {kind} entries. Set data.tokenizer.vocab_size to {reached} or less."
         )
@@ -72,7 +72,7 @@ class CTCTokenizer:
 
     def __init__(self, kind: str, alphabet: Sequence[str], subwords: Tokenizer | None = None) -> None:
         if kind not in KINDS:
-            raise UserError(f"data.tokenizer.kind={kind!r} is not known. Choose from {', '.join(KINDS)}.")
+            raise ConfigError(f"data.tokenizer.kind={kind!r} is not known. Choose from {', '.join(KINDS)}.")
         assert (subwords is None) == (kind == "characters")
         self.kind = kind
         self.alphabet = list(alphabet)
@@ -86,26 +86,26 @@ class CTCTokenizer:
         """Learn the vocabulary from normalised training transcripts.
 
         `vocab_size` counts the blank; it is for subwords only, since characters follow from the text. Raises
-        `UserError` for an unknown kind, no text at all, or a size that the text does not support.
+        `MagnetoError` for an unknown kind, no text at all, or a size that the text does not support.
         """
         if kind not in KINDS:
-            raise UserError(f"data.tokenizer.kind={kind!r} is not known. Choose from {', '.join(KINDS)}.")
+            raise ConfigError(f"data.tokenizer.kind={kind!r} is not known. Choose from {', '.join(KINDS)}.")
         texts = list(texts)
         alphabet = sorted(set().union(*texts)) if texts else []
         if not alphabet:
-            raise UserError(
+            raise DataError(
                 "The training split has no text to learn a tokenizer from: check the corpus and its splits."
             )
         if kind == "characters":
             if vocab_size is not None:
-                raise UserError(
+                raise ConfigError(
                     f"data.tokenizer.vocab_size={vocab_size} has no meaning for data.tokenizer.kind=characters (the "
                     f"text has {len(alphabet)} characters). Leave vocab_size unset (null), or use kind=bpe "
                     "or unigram."
                 )
             return cls(kind, alphabet)
         if vocab_size is None:
-            raise UserError(f"data.tokenizer.kind={kind} needs data.tokenizer.vocab_size, for example 256.")
+            raise ConfigError(f"data.tokenizer.kind={kind} needs data.tokenizer.vocab_size, for example 256.")
         letters = [char for char in alphabet if char != " "]
         subwords = train_subwords(
             texts, kind=kind, vocab_size=vocab_size, special_tokens=[BLANK_TOKEN], alphabet=letters

@@ -31,7 +31,7 @@ def encode(
     its texts.
 
     Raises:
-        UserError: the tokenizer has no `<s>` or `</s>`.
+        MagnetoError: the tokenizer has no `<s>` or `</s>`.
     """
     bos, eos = tokenizer.require("bos"), tokenizer.require("eos")
     firsts = tokenizer.encode_batch([" ".join(text.split()) for text in texts])

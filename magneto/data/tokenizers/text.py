@@ -29,7 +29,7 @@ from tokenizers import (
     trainers,
 )
 
-from magneto.errors import UserError, nearest
+from magneto.errors import ConfigError, DataError, MagnetoError, nearest
 
 KINDS = ("byte_bpe", "bpe", "unigram")
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>", "[MASK]")
@@ -89,19 +89,19 @@ class TextTokenizer:
         the most frequent characters, up to half of the vocabulary; the others become `<unk>`.
 
         Raises:
-            UserError: an unknown kind, no text, or a size that is too small for the characters or larger than the
+            MagnetoError: an unknown kind, no text, or a size that is too small for the characters or larger than the
                 text supports (the message says how many entries it gives).
         """
         if kind not in KINDS:
-            raise UserError(f"data.tokenizer.kind={kind!r} is not known. Choose from {', '.join(KINDS)}.")
+            raise ConfigError(f"data.tokenizer.kind={kind!r} is not known. Choose from {', '.join(KINDS)}.")
         specials = [*SPECIALS, *extra]
         if len(set(specials)) < len(specials):
-            raise UserError(
+            raise DataError(
                 f"The extra tokens {list(extra)} repeat one another or one of {', '.join(SPECIALS)}."
             )
         texts = [_without_endless_words(text) for text in texts]
         if not any(texts):
-            raise UserError(
+            raise DataError(
                 "There is no training text to learn a tokenizer from: check the corpus and its splits."
             )
         tokenizer, trainer, texts = (_byte_level if kind == "byte_bpe" else _words)(
@@ -110,7 +110,7 @@ class TextTokenizer:
         tokenizer.train_from_iterator(texts, trainer, length=len(texts))
         reached = tokenizer.get_vocab_size()
         if reached < vocab_size:
-            raise UserError(
+            raise ConfigError(
                 f"data.tokenizer.vocab_size={vocab_size} is more than the training text supports: {len(texts)} texts of "
                 f"{sum(map(len, texts))} characters give only {reached} {kind} entries. Set data.tokenizer.vocab_size to "
                 f"{reached} or less, or give more text."
@@ -119,27 +119,27 @@ class TextTokenizer:
 
     @classmethod
     def from_file(cls, path: str | Path) -> TextTokenizer:
-        """A `tokenizer.json` of the tokenizers library: GPT-2's, BERT's, anyone's. Raises `UserError`."""
+        """A `tokenizer.json` of the tokenizers library: GPT-2's, BERT's, anyone's. Raises `DataError`."""
         path = Path(path).expanduser()
         if not path.is_file():
-            raise UserError(f"tokenizer.file={path}: there is no such file. Name a tokenizer.json.")
+            raise DataError(f"tokenizer.file={path}: there is no such file. Name a tokenizer.json.")
         try:
             return cls.from_json(path.read_text(encoding="utf-8"))
         except UnicodeDecodeError as error:
-            raise UserError(
+            raise DataError(
                 f"tokenizer.file={path}: is no text, so no tokenizer.json of the tokenizers library (.model and .spm are "
                 "SentencePiece's). Convert it: docs/data.md shows how for one of them."
             ) from error
-        except UserError as error:
-            raise UserError(f"tokenizer.file={path}: {error}") from error
+        except MagnetoError as error:
+            raise DataError(f"tokenizer.file={path}: {error}") from error
 
     @classmethod
     def from_json(cls, text: str) -> TextTokenizer:
-        """The tokenizer that `to_json` described. Raises `UserError` for anything else."""
+        """The tokenizer that `to_json` described. Raises `DataError` for anything else."""
         try:
             return cls(Tokenizer.from_str(text))
         except Exception as error:  # the library raises plain Exception
-            raise UserError(f"this is not a tokenizer.json of the tokenizers library ({error}).") from error
+            raise DataError(f"this is not a tokenizer.json of the tokenizers library ({error}).") from error
 
     def to_json(self) -> str:
         """All of it, as the text of a `tokenizer.json`; equal tokenizers give equal texts."""
@@ -190,25 +190,25 @@ class TextTokenizer:
         """The token as the vocabulary writes it."""
         token = self._tokenizer.id_to_token(int(index))
         if token is None:
-            raise UserError(f"Token {index} is not in the vocabulary of {self.vocab_size}.")
+            raise DataError(f"Token {index} is not in the vocabulary of {self.vocab_size}.")
         return str(token)
 
     def id(self, token: str) -> int:
-        """The id of a token of the vocabulary. Raises `UserError` for any other."""
+        """The id of a token of the vocabulary. Raises `DataError` for any other."""
         index = self._tokenizer.token_to_id(token)
         if index is None:
             names = (self.token(special) for special in sorted(self.special_ids))
-            raise UserError(f"The vocabulary has no token {token!r}.{nearest(token, names)}")
+            raise DataError(f"The vocabulary has no token {token!r}.{nearest(token, names)}")
         return int(index)
 
     def __contains__(self, token: str) -> bool:
         return self._tokenizer.token_to_id(token) is not None
 
     def require(self, role: str) -> int:
-        """The id of `pad`, `bos`, `eos`, `unk` or `mask`. Raises `UserError` where the vocabulary has none."""
+        """The id of `pad`, `bos`, `eos`, `unk` or `mask`. Raises `DataError` where the vocabulary has none."""
         index = self._roles[role]
         if index is None:
-            raise UserError(
+            raise DataError(
                 f"The tokenizer has no {role} token, which is needed here: none of {', '.join(NAMES[role])} is in its "
                 "vocabulary. Give another tokenizer.file, or leave it null to train one."
             )
@@ -286,7 +286,7 @@ def _words(
 def _require_room(kind: str, vocab_size: int, alphabet: int, specials: int) -> None:
     least = alphabet + specials
     if vocab_size < least:
-        raise UserError(
+        raise ConfigError(
             f"data.tokenizer.vocab_size={vocab_size} is too small: a {kind} vocabulary needs at least {least} entries here "
             f"({alphabet} characters or bytes and {specials} special tokens)."
         )

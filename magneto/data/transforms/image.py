@@ -1,6 +1,6 @@
-"""Augmentation of pictures in training, for a whole batch at once.
+"""Augmentation of images in training, for a whole batch at once.
 
-What is drawn for a picture follows from (seed, epoch, its number) alone: see `rng.uniforms`.
+What is drawn for an image follows from (seed, epoch, its number) alone: see `rng.uniforms`.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from magneto.config.validate import from_mapping
 from magneto.data.rng import uniforms
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 
 ERASED_AREA, ERASED_RATIO = (0.02, 1 / 3), (0.3, 1 / 0.3)  # Zhong et al., "Random Erasing", arXiv 1708.04896
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow converts to grey
@@ -22,7 +22,7 @@ GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow converts to grey
 
 @dataclass(frozen=True)
 class Draws:
-    """Random numbers for the pictures of a batch: `draws("flip", 1)` gives (B, 1) float64 in [0, 1)."""
+    """Random numbers for the images of a batch: `draws("flip", 1)` gives (B, 1) float64 in [0, 1)."""
 
     seed: int
     epoch: int
@@ -41,13 +41,13 @@ class RandAugment:
 
     def __post_init__(self) -> None:
         if self.num_ops < 1 or not 0 <= self.magnitude <= 30:
-            raise UserError(
+            raise ConfigError(
                 f"data.augment.randaugment: num_ops={self.num_ops} must be at least 1 and magnitude="
                 f"{self.magnitude} between 0 and 30."
             )
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        """(B, C, S, S) uint8 -> the same, picture by picture: each has operations of its own."""
+        """(B, C, S, S) uint8 -> the same, image by image: each has operations of its own."""
         from torchvision.transforms import v2
 
         transform = v2.RandAugment(self.num_ops, self.magnitude)
@@ -62,12 +62,12 @@ class RandAugment:
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """What is changed in training pictures.
+    """What is changed in training images.
 
     crop_scale: bounds of the share of the area that is cut out and enlarged (random resized crop), crop_ratio of its
-    width / height; None: no crop. flip: mirror every other picture. color_jitter: bound of the change of brightness,
+    width / height; None: no crop. flip: mirror every other image. color_jitter: bound of the change of brightness,
     contrast and saturation (0.4 for 0.6 to 1.4). randaugment: see `RandAugment`, as a dict. erase: share of the
-    pictures in which a rectangle is hidden.
+    images in which a rectangle is hidden.
     """
 
     crop_scale: tuple[float, float] | None = None
@@ -85,12 +85,12 @@ class Augment:
                 continue
             if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] or (name == "crop_scale" and bounds[1] > 1):
                 limit = " and at most 1" if name == "crop_scale" else ""
-                raise UserError(
+                raise ConfigError(
                     f"data.augment.{name}={list(bounds)} must be two numbers above 0{limit}, the smaller first."
                 )
             object.__setattr__(self, name, tuple(bounds))
         if not 0 <= self.erase <= 1 or not 0 <= self.color_jitter <= 1:
-            raise UserError(
+            raise ConfigError(
                 f"data.augment.erase={self.erase} and color_jitter={self.color_jitter} must lie between 0 and 1."
             )
         if self.randaugment is not None:
@@ -98,7 +98,7 @@ class Augment:
             object.__setattr__(self, "_operations", operations)
 
     def boxes(self, width: np.ndarray, height: np.ndarray, draws: Draws) -> np.ndarray:
-        """Where to cut pictures of these sizes (B,): (B, 4) left, top, width, height in pixels."""
+        """Where to cut images of these sizes (B,): (B, 4) left, top, width, height in pixels."""
         if self.crop_scale is None:
             return middle(width, height, 1.0)
         scale, ratio, left, top = draws("crop", 4).T
@@ -112,7 +112,7 @@ class Augment:
         )
 
     def recolour(self, images: Tensor, draws: Draws) -> Tensor:
-        """What is done to pictures that have been cut: (B, C, S, S) float32, 0 to 255, to the same."""
+        """What is done to images that have been cut: (B, C, S, S) float32, 0 to 255, to the same."""
         if self.flip:
             images = torch.where(_flags(draws("flip", 1) < 0.5), images.flip(-1), images)
         if self._operations is not None:
@@ -129,7 +129,7 @@ class Augment:
         return images
 
     def hide(self, images: Tensor, draws: Draws) -> Tensor:
-        """Random erasing of normalised pictures (B, C, S, S): the mean, 0, in a rectangle of some of them."""
+        """Random erasing of normalised images (B, C, S, S): the mean, 0, in a rectangle of some of them."""
         if not self.erase:
             return images
         size = images.shape[-1]
@@ -148,15 +148,15 @@ class Augment:
 
 
 def middle(width: np.ndarray, height: np.ndarray, share: float) -> np.ndarray:
-    """The square in the middle of pictures, of `share` of their shorter side: see `Augment.boxes`."""
+    """The square in the middle of images, of `share` of their shorter side: see `Augment.boxes`."""
     side = share * np.minimum(width, height)
     return np.stack(((width - side) / 2, (height - side) / 2, side, side), axis=1)
 
 
 def cut(images: Tensor, boxes: np.ndarray) -> Tensor:
-    """Enlarge a box of each picture to the picture's size, bilinear: (B, C, S, S) float32 -> the same.
+    """Enlarge a box of each image to the image's size, bilinear: (B, C, S, S) float32 -> the same.
 
-    boxes: (B, 4) left, top, width, height in pixels; none is larger than the picture, so that nothing is to be
+    boxes: (B, 4) left, top, width, height in pixels; none is larger than the image, so that nothing is to be
     smoothed.
     """
     size = images.shape[-1]

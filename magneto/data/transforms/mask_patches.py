@@ -1,13 +1,13 @@
-"""Which patches of a picture a masked image model has to guess: blocks, for a whole batch at once."""
+"""Which patches of an image a masked image model has to guess: blocks, for a whole batch at once."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 from magneto.data.rng import uniforms
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 
-ATTEMPTS = 32  # blocks that are tried for a picture
+ATTEMPTS = 32  # blocks that are tried for an image
 LEAST_SHARE = 16 / 196  # of the patches: BEiT's smallest block, 16 of 14 x 14
 
 
@@ -16,7 +16,7 @@ class BlockMasking:
     """Block-wise masking of BEiT (Bao et al., arXiv 2106.08254, algorithm 1).
 
     Blocks of random size and aspect are hidden until there is no room for another; single patches make up what is
-    missing then, so that every picture has the same number of hidden patches (as the authors' code for BEiT v2 does).
+    missing then, so that every image has the same number of hidden patches (as the authors' code for BEiT v2 does).
 
     ratio: share of the patches that are hidden. min_patches: of a block; None: as large a share as BEiT's 16 of 196.
     max_patches: of a block; None: as many as there is room for. aspect: bounds of height / width, drawn uniformly in
@@ -30,16 +30,16 @@ class BlockMasking:
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:
-            raise UserError(f"data.masking.ratio={self.ratio} must lie between 0 and 1: 0.4.")
+            raise ConfigError(f"data.masking.ratio={self.ratio} must lie between 0 and 1: 0.4.")
         least = 1 if self.min_patches is None else self.min_patches
         if least < 1 or (self.max_patches is not None and self.max_patches < least):
-            raise UserError(
+            raise ConfigError(
                 f"data.masking: min_patches={self.min_patches} must be at least 1 and at most "
                 f"max_patches={self.max_patches}."
             )
         object.__setattr__(self, "aspect", tuple(self.aspect))
         if len(self.aspect) != 2 or not 0 < self.aspect[0] <= self.aspect[1]:
-            raise UserError(
+            raise ConfigError(
                 f"data.masking.aspect={list(self.aspect)} must be two numbers above 0, the smaller first: [0.3, 3.33]."
             )
 
@@ -69,7 +69,7 @@ class BlockMasking:
         hidden = np.zeros((len(examples), grid, grid), bool)
         room = np.full(len(examples), wanted)
         for attempt in range(ATTEMPTS):
-            open_ = np.flatnonzero(room)  # pictures that want more blocks
+            open_ = np.flatnonzero(room)  # images that want more blocks
             if not len(open_):
                 break
             area, aspect, top, left = random[open_, 4 * attempt : 4 * attempt + 4].T

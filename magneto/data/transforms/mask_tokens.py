@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from magneto.errors import UserError
+from magneto.errors import DataError
 
 LONGEST_SPAN = 10  # as in SpanBERT
 
@@ -30,14 +30,14 @@ class Masking:
         for key in ("probability", "eval_probability"):
             value = getattr(self, key)
             if value is not None and not 0 < value < 1:
-                raise UserError(f"masking.{key}={value} must lie between 0 and 1: 0.15.")
+                raise DataError(f"masking.{key}={value} must lie between 0 and 1: 0.15.")
         if min(self.mask, self.random) < 0 or self.mask + self.random > 1:
-            raise UserError(
+            raise DataError(
                 f"masking.mask={self.mask} and masking.random={self.random} are shares of the chosen tokens: neither "
                 "below 0, together at most 1."
             )
         if not 1 <= self.span <= LONGEST_SPAN:
-            raise UserError(
+            raise DataError(
                 f"masking.span={self.span} must lie between 1 (single tokens) and {LONGEST_SPAN}."
             )
 

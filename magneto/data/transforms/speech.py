@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from magneto.errors import UserError
+from magneto.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +27,13 @@ class SpecAugment:
     def __post_init__(self) -> None:
         for name in ("freq_masks", "freq_width", "time_masks"):
             if getattr(self, name) < 0:
-                raise UserError(f"augment.{name}={getattr(self, name)} must be 0 or more.")
+                raise DataError(f"augment.{name}={getattr(self, name)} must be 0 or more.")
         if not 0 <= self.time_ratio < 1:
-            raise UserError(f"augment.time_ratio={self.time_ratio} must be at least 0 and below 1.")
+            raise DataError(f"augment.time_ratio={self.time_ratio} must be at least 0 and below 1.")
         if self.speed is not None and not (
             len(self.speed) == 2 and 0.5 <= self.speed[0] <= self.speed[1] <= 2
         ):
-            raise UserError(
+            raise DataError(
                 f"augment.speed={self.speed} must be two tempi within 0.5 and 2, slowest first: [0.9, 1.1]."
             )
 

@@ -4,7 +4,7 @@ import unicodedata
 
 from magneto.data.corpora.text.base import why_unusable
 from magneto.data.tokenizers.ctc import WORD_BREAK
-from magneto.errors import UserError
+from magneto.errors import DataError
 
 
 def clean_caption(text: str, lowercase: bool) -> str:
@@ -14,9 +14,9 @@ def clean_caption(text: str, lowercase: bool) -> str:
 
 
 def readable_caption(text: str, lowercase: bool, key: str) -> str:
-    """A user's text, cleaned as captions are. Raises `UserError`, naming `key`, for one that cannot be read."""
+    """A user's text, cleaned as captions are. Raises `DataError`, naming `key`, for one that cannot be read."""
     if reason := why_unusable(text):
-        raise UserError(f"{key}={text!r}: {reason}. Give words, in UTF-8.")
+        raise DataError(f"{key}={text!r}: {reason}. Give words, in UTF-8.")
     return clean_caption(text, lowercase)
 
 

@@ -26,7 +26,7 @@ from magneto.data.translation.cleaning import (
     unusable,
 )
 from magneto.data.translation.dataset import ParallelSpec, tag_token, token_dtype
-from magneto.errors import UserError
+from magneto.errors import ConfigError, DataError
 
 TOKENIZER_PAIRS = 1_000_000  # training pairs at most that a tokenizer is learnt from, evenly spread
 CHUNK = 20_000  # pairs that are tokenised at a time
@@ -51,7 +51,7 @@ class TokenizerSettings:
     def __post_init__(self) -> None:
         wanted = "one tokenizer.json" if self.shared else "two tokenizer.json files, [source, target]"
         if self.file is not None and len(self.files) != (1 if self.shared else 2):
-            raise UserError(
+            raise ConfigError(
                 f"data.tokenizer.file={self.file}: with tokenizer.shared={str(self.shared).lower()} name {wanted}."
             )
 
@@ -124,7 +124,7 @@ class Gathered:
 def build(recipe: Recipe, data_dir: Path, folder: Path) -> None:
     """Write spec.json, prepare_report.json, pairs.jsonl, index.npz and tokens.bin into `folder`.
 
-    data_dir: where sources keep what they fetch. Raises `UserError` when a split stays empty.
+    data_dir: where sources keep what they fetch. Raises `MagnetoError` when a split stays empty.
     """
     gathered = _gather(recipe, data_dir, folder / "all.jsonl")
     verdict = decide(gathered.columns, recipe.clean, recipe.max_ratio)
@@ -316,7 +316,7 @@ def _require_one_target(directions: Sequence[str]) -> None:
     sources = Counter(name.split("-")[0] for name in directions)
     for source, count in sources.items():
         if count > 1:
-            raise UserError(
+            raise DataError(
                 f"The pairs from {source!r} go to {count} languages ({', '.join(directions)}), and nothing tells the "
                 "model which is wanted: set data.tag=true."
             )
@@ -325,7 +325,7 @@ def _require_one_target(directions: Sequence[str]) -> None:
 def _require_splits(
     required: Sequence[str], splits: np.ndarray, gathered: Gathered, verdict: np.ndarray | None = None
 ) -> None:
-    """Raise `UserError` unless each split has a pair; verdict: on the pairs, where not yet in the log of skips."""
+    """Raise `DataError` unless each split has a pair; verdict: on the pairs, where not yet in the log of skips."""
     missing = [name for name in required if not (splits == SPLITS.index(name)).any()]
     if not missing:
         return
@@ -337,7 +337,7 @@ def _require_splits(
         reasons.update(
             {VERDICTS[n]: int((verdict == n).sum()) for n in range(1, len(VERDICTS)) if n in verdict}
         )
-    raise UserError(
+    raise DataError(
         f"No usable pair is left for the {missing[0]} split ({looked_at} were looked at; skipped: "
         f"{'; '.join(f'{count} {reason}' for reason, count in reasons.most_common(5)) or 'none'}). "
         + _remedy(gathered)

@@ -26,7 +26,7 @@ from magneto.data.tokenizers.text import TextTokenizer
 from magneto.data.translation.build import Recipe, TokenizerSettings, build
 from magneto.data.translation.cleaning import Cleaning
 from magneto.data.translation.dataset import Collate, ParallelDataset, ParallelSpec, Prepared
-from magneto.errors import UserError
+from magneto.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class ParallelDataModule(BucketedDataModule):
     ) -> None:
         super().__init__(data_dir=data_dir, num_workers=num_workers, seed=seed)
         if not sources:
-            raise UserError("data.sources is empty: name at least one corpus.")
+            raise ConfigError("data.sources is empty: name at least one corpus.")
         counts = {
             "max_tokens": max_tokens,
             "batch_tokens": batch_tokens,
@@ -85,11 +85,11 @@ class ParallelDataModule(BucketedDataModule):
         }
         for name, value in counts.items():
             if value is not None and value < 1:
-                raise UserError(f"data.{name}={value} must be at least 1.")
+                raise ConfigError(f"data.{name}={value} must be at least 1.")
         if max_ratio <= 1:
-            raise UserError(f"data.max_ratio={max_ratio} must be above 1.")
+            raise ConfigError(f"data.max_ratio={max_ratio} must be above 1.")
         if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
-            raise UserError(
+            raise ConfigError(
                 f"data.val_fraction={val_fraction} and data.test_fraction={test_fraction} must be above 0 and together "
                 "below 1."
             )
@@ -163,10 +163,10 @@ class ParallelDataModule(BucketedDataModule):
 
     @property
     def prepared(self) -> Prepared:
-        """The prepared folder. Raises `UserError` when `prepare` has not been run."""
+        """The prepared folder. Raises `DataError` when `prepare` has not been run."""
         if self._prepared is None:
             if not (self.folder / "spec.json").is_file():
-                raise UserError(
+                raise DataError(
                     f"The parallel text is not prepared ({self.folder} is not there): run with mode=prepare first."
                 )
             self._prepared = Prepared(self.folder)
@@ -180,7 +180,7 @@ class ParallelDataModule(BucketedDataModule):
     def prepare_for(self, spec: Mapping[str, Any]) -> None:
         """Tokenizers, tags, longest text and directions of a checkpoint; a test split is enough.
 
-        Raises `UserError` for a direction that the checkpoint does not know.
+        Raises `DataError` for a direction that the checkpoint does not know.
         """
         model = self._model_spec = ParallelSpec.from_dict(spec)
         self.tag, self.max_tokens = model.tag, model.max_tokens
@@ -191,7 +191,7 @@ class ParallelDataModule(BucketedDataModule):
             self._forget()
         self.prepare()
         if unknown := sorted(set(self.spec.directions) - set(model.directions)):
-            raise UserError(
+            raise DataError(
                 f"This data has pairs {', '.join(unknown)}; the checkpoint's model translates "
                 f"{', '.join(model.directions)}. Choose data in those directions."
             )

@@ -1,4 +1,4 @@
-"""Prepared questions beside prepared pictures, and batches of both (see data/image_question.py)."""
+"""Prepared questions beside prepared images, and batches of both (see data/image_question.py)."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from magneto.data.collate import pad_texts
 from magneto.data.corpora.base import SPLITS, Skipped
 from magneto.data.corpora.text.base import why_unusable
 from magneto.data.corpora.vqa.base import Question, QuestionSource
-from magneto.data.image.dataset import ImageDataset, ImageSpec, Prepared, picture_lines
-from magneto.data.io.image import read_picture
+from magneto.data.image.dataset import ImageDataset, ImageSpec, Prepared, image_lines
+from magneto.data.io.image import read_image
 from magneto.data.text.prepared_texts import PreparedTexts
 from magneto.data.text_classification.dataset import TokenizerSettings
 from magneto.data.tokenizers.encode import encode
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.data.transforms.text import clean_caption
 from magneto.data.vqa.answers import normalize_answer
-from magneto.errors import UserError
+from magneto.errors import ConfigError, DataError
 
 LISTED = 1000  # skipped questions in the report; all are counted
 ALONE = -1  # group of a question that is in none
@@ -42,7 +42,7 @@ class ImageQuestionSpec(ImageSpec):
     vocab_size: int
     max_tokens: int  # of a question, <s> and </s> included
     lowercase: bool
-    pictures: int  # of each question: 1, or 2 where statements are judged
+    images: int  # of each question: 1, or 2 where statements are judged
     kinds: list[str]  # of questions
     usual: list[int]  # of each kind the most frequent answer in training, then that of all questions
     questions: dict[str, int]  # per split
@@ -50,15 +50,15 @@ class ImageQuestionSpec(ImageSpec):
     truncated: int  # questions that were longer
 
 
-class SourcePictures:
-    """The usable pictures of a source: see `UsablePictures`."""
+class SourceImages:
+    """The usable images of a source: see `UsableImages`."""
 
     def __init__(self, folder: Path, name: str, spec: ImageSpec) -> None:
         self._prepared, self._spec = Prepared(folder), spec
         self.rows: dict[str, int] = {}
         """Id -> row of the prepared folder."""
         self.splits: dict[str, str] = {}
-        for row, line in enumerate(picture_lines(folder)):
+        for row, line in enumerate(image_lines(folder)):
             source, _, id = line["id"].partition("/")
             if source == name and line["split"] is not None:
                 self.rows[id], self.splits[id] = row, line["split"]
@@ -70,8 +70,8 @@ class SourcePictures:
             pixels = self._prepared.pixels[row]
         else:
             spec = self._spec
-            image = read_picture(self._prepared.image(row), spec.channels, svg_side=spec.svg_side)
-            pixels = spec.evaluation_picture(image)
+            image = read_image(self._prepared.image(row), spec.channels, svg_side=spec.svg_side)
+            pixels = spec.evaluation_image(image)
         return np.asarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
 
 
@@ -84,7 +84,7 @@ class QuestionBuilder:
 
     sources: Mapping[str, QuestionSource]
     data_dir: Path
-    pictures: Path  # their prepared folder
+    images: Path  # their prepared folder
     spec: ImageSpec  # of them
     tokenizer: TokenizerSettings
     given: TextTokenizer | None
@@ -97,16 +97,16 @@ class QuestionBuilder:
         skipped: list[Skipped] = []
         origin: dict[str, Any] = {}
         found = list(self._usable(skipped, origin))
-        each = {len(pictures) for _, _, pictures in found}
+        each = {len(images) for _, _, images in found}
         if len(each) > 1:
-            raise UserError(
-                "data.sources: some questions are about one picture and others about two: choose one sort."
+            raise ConfigError(
+                "data.sources: some questions are about one image and others about two: choose one sort."
             )
         for split in ("train", "val"):
             if not any(of == split for _, of, _ in found):
                 reasons = Counter(item.reason for item in skipped).most_common(5)
                 listed = "; ".join(f"{count} {reason}" for reason, count in reasons) or "none was skipped"
-                raise UserError(
+                raise DataError(
                     f"No usable question is left for the {split} split (skipped: {listed}). Check data.sources."
                 )
         labels = self._labels([question for question, split, _ in found if split == "train"])
@@ -129,7 +129,7 @@ class QuestionBuilder:
         np.savez(
             folder / "questions.npz",
             split=np.array([SPLITS.index(split) for split in splits], np.int8),
-            pictures=np.array([pictures for _, _, pictures in found], np.int64),
+            images=np.array([images for _, _, images in found], np.int64),
             start=encoded.start,
             tokens=encoded.tokens,
             kind=np.array([kinds.index(question.kind) for question, _, _ in found], np.int64),
@@ -146,7 +146,7 @@ class QuestionBuilder:
         facts = {
             "labels": labels,
             "kinds": kinds,
-            "pictures": each.pop(),
+            "images": each.pop(),
             "usual": _usual(found, counts, kinds),
             "questions": {split: splits.count(split) for split in SPLITS},
             "unanswerable": {
@@ -167,43 +167,43 @@ class QuestionBuilder:
     def _usable(
         self, skipped: list[Skipped], origin: dict[str, Any]
     ) -> Iterator[tuple[Question, str, list[int]]]:
-        """Questions with clean texts and answers, their split, and the rows of their pictures; notes the others."""
+        """Questions with clean texts and answers, their split, and the rows of their images; notes the others."""
         for name, source in self.sources.items():
-            pictures = SourcePictures(self.pictures, name, self.spec)
-            corpus = source.questions(self.data_dir, pictures)
+            images = SourceImages(self.images, name, self.spec)
+            corpus = source.questions(self.data_dir, images)
             origin[name] = corpus.origin
             for question in corpus.questions:
                 # An answer that cannot be chosen still is that of a person who was asked.
                 answers = tuple(
                     "" if why_unusable(answer) else normalize_answer(answer) for answer in question.answers
                 )
-                reason = self._why_unusable(question, pictures)
+                reason = self._why_unusable(question, images)
                 if reason is not None:
                     skipped.append(Skipped(f"{name}/{question.id}", "", reason))
                     continue
                 clean = Question(
                     id=f"{name}/{question.id}",
                     text=clean_caption(question.text, self.lowercase),
-                    pictures=question.pictures,
+                    images=question.images,
                     answers=answers,
                     kind=question.kind,
                     group=question.group and f"{name}/{question.group}",
                 )
-                rows = [pictures.rows[id] for id in question.pictures]
-                yield clean, pictures.splits[question.pictures[0]], rows
+                rows = [images.rows[id] for id in question.images]
+                yield clean, images.splits[question.images[0]], rows
             skipped += [Skipped(f"{name}/{item.id}", item.file, item.reason) for item in corpus.skipped]
 
     @staticmethod
-    def _why_unusable(question: Question, pictures: SourcePictures) -> str | None:
+    def _why_unusable(question: Question, images: SourceImages) -> str | None:
         reason = why_unusable(question.text)
         if reason is not None:
             return f"question: {reason}"
         if all(map(why_unusable, question.answers)):
             return "no answer"
-        sides = {pictures.splits.get(id) for id in question.pictures}
+        sides = {images.splits.get(id) for id in question.images}
         if None in sides:
-            return "its picture is missing or was left out"
-        return "its pictures stand on two sides of the split" if len(sides) > 1 else None
+            return "its image is missing or was left out"
+        return "its images stand on two sides of the split" if len(sides) > 1 else None
 
     def _labels(self, training: Sequence[Question]) -> list[str]:
         """The answers that most people gave to the most questions; among equals by the alphabet."""
@@ -234,9 +234,9 @@ def _usual(
 
 @dataclass
 class PreparedQuestions(PreparedTexts):
-    """Facts: labels, kinds, pictures, usual, questions, unanswerable, truncated.
+    """Facts: labels, kinds, images, usual, questions, unanswerable, truncated.
 
-    Arrays for M questions: split (M,), pictures (M, P) rows, start (M + 1,) in tokens, kind, group and people (M,), and
+    Arrays for M questions: split (M,), images (M, P) rows, start (M + 1,) in tokens, kind, group and people (M,), and
     answer_start (M + 1,) in answer and count, the labels that people gave and how many did.
     """
 
@@ -255,9 +255,9 @@ class QuestionReading:
 
 
 class ImageQuestionDataset(Dataset[dict[str, Any]]):
-    """Questions with their pictures. Batches are asked for as lists of (epoch, position), all of one epoch.
+    """Questions with their images. Batches are asked for as lists of (epoch, position), all of one epoch.
 
-    images: all pictures of the prepared folder, in its order. rows: (n,) of the questions' folder.
+    images: all images of the prepared folder, in its order. rows: (n,) of the questions' folder.
     """
 
     def __init__(
@@ -278,8 +278,8 @@ class ImageQuestionDataset(Dataset[dict[str, Any]]):
         """The batch: see data/image_question.py."""
         epoch, reading, arrays = places[0][0], self.reading, self.questions.arrays
         rows = self.rows[[position for _, position in places]]
-        pictures = arrays["pictures"][rows]
-        images = self.images.__getitems__([(epoch, row) for row in pictures.flatten().tolist()])["image"]
+        image_rows = arrays["images"][rows]
+        images = self.images.__getitems__([(epoch, row) for row in image_rows.flatten().tolist()])["image"]
         texts = [
             arrays["tokens"][arrays["start"][row] : arrays["start"][row + 1]].astype(np.int64) for row in rows
         ]
@@ -290,7 +290,7 @@ class ImageQuestionDataset(Dataset[dict[str, Any]]):
             counts[line, arrays["answer"][given]] = arrays["count"][given]
         batch: dict[str, Any] = {
             "id": torch.from_numpy(rows.astype(np.int64)),
-            "image": images.unflatten(0, pictures.shape),
+            "image": images.unflatten(0, image_rows.shape),
             "tokens": tokens,
             "mask": mask,
             "counts": torch.from_numpy(counts),

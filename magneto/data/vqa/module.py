@@ -1,14 +1,14 @@
-"""Questions about pictures: corpora -> decoded pixels and token ids on disk -> batches for `task=vl_classification`.
+"""Questions about images: corpora -> decoded pixels and token ids on disk -> batches for `task=vl_classification`.
 
-    sources --their pictures--> prepared pictures (data/image.py)
-            --their questions, those about a usable picture--> token ids by a tokenizer that is trained on the training
+    sources --their images--> prepared images (data/image.py)
+            --their questions, those about a usable image--> token ids by a tokenizer that is trained on the training
               questions, and how many people gave each of the most frequent answers --sampler--> batch
 
-A batch is a dict of B questions, each about P pictures: `id` (B,) int64, the line of the prepared folder's questions.jsonl;
+A batch is a dict of B questions, each about P images: `id` (B,) int64, the line of the prepared folder's questions.jsonl;
 `image` (B, P, C, S, S) float32, normalised; `tokens` (B, T) int64, `<s> ... </s>`; `mask` (B, T) bool, True = real token;
 `counts` (B, A) float32, how many people gave each of the answers `spec.labels`; `people` (B,) float32, how many were asked;
 `kind` (B,) int64, the question's place in `spec.kinds`, -1 where it has none; `group` (B,) int64, equal where one statement
-is made of several pairs of pictures, -1 where it stands alone; in evaluation `text`, the questions.
+is made of several pairs of images, -1 where it stands alone; in evaluation `text`, the questions.
 """
 
 import json
@@ -37,7 +37,7 @@ from magneto.data.vqa.dataset import (
     QuestionBuilder,
     QuestionReading,
 )
-from magneto.errors import UserError
+from magneto.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +45,12 @@ FORMAT = 2  # of the prepared folder: raise it when the code makes other files f
 
 
 class ImageQuestionDataModule(BucketedDataModule):
-    """Questions about pictures from one or more corpora.
+    """Questions about images from one or more corpora.
 
     sources: name -> corpus. num_answers: how many answers there are to choose from, the most frequent of the training
     questions; None: all. lowercase: questions in small letters. tokenizer: `TokenizerSettings` as a dict. max_tokens: of a
     question, `<s>` and `</s>` included; longer ones lose their end. The other settings: see `ImageDataModule`. Questions
-    stand on the side of their picture. Training passes over those none of whose answers can be chosen; evaluation counts
+    stand on the side of their image. Training passes over those none of whose answers can be chosen; evaluation counts
     them as wrong.
     """
 
@@ -65,15 +65,15 @@ class ImageQuestionDataModule(BucketedDataModule):
         data_dir: str = "data",
         num_workers: int = 0,
         seed: int = 0,
-        **pictures: Any,
+        **images: Any,
     ) -> None:
         super().__init__(data_dir=data_dir, num_workers=num_workers, seed=seed)
         if max_tokens < 3:
-            raise UserError(
+            raise ConfigError(
                 f"data.max_tokens={max_tokens}: a question needs 3 at least, <s>, a word and </s>."
             )
         if num_answers is not None and num_answers < 2:
-            raise UserError(
+            raise ConfigError(
                 f"data.num_answers={num_answers}: there must be 2 at least to choose from, or null for all."
             )
         self.sources, self.num_answers = dict(sources), num_answers
@@ -81,11 +81,11 @@ class ImageQuestionDataModule(BucketedDataModule):
         self.tokenizer_settings = from_mapping(TokenizerSettings, tokenizer, "data.tokenizer")
         self._model: ImageQuestionSpec | None = None  # of a checkpoint
         try:
-            self.pictures = ImageDataModule(
-                sources, data_dir=data_dir, num_workers=num_workers, seed=seed, **pictures
+            self.images = ImageDataModule(
+                sources, data_dir=data_dir, num_workers=num_workers, seed=seed, **images
             )
         except TypeError as error:  # of an unknown key
-            raise UserError(f"data: {error}") from error
+            raise ConfigError(f"data: {error}") from error
 
     # ------------------------------------------------------------------ preparing
 
@@ -100,7 +100,7 @@ class ImageQuestionDataModule(BucketedDataModule):
         return fingerprint(
             {
                 "format": FORMAT,
-                "pictures": self.pictures.folder.name,
+                "images": self.images.folder.name,
                 "tokenizer": self.tokenizer_settings.identity() if model is None else model.tokenizer,
                 "answers": self.num_answers if model is None else model.labels,
                 "lowercase": self.lowercase,
@@ -110,7 +110,7 @@ class ImageQuestionDataModule(BucketedDataModule):
 
     def prepare(self) -> None:
         """Fetch, read and encode, unless that is done. Says what was skipped."""
-        self.pictures.prepare()
+        self.images.prepare()
         self._prepare_questions()
 
     def _prepare_questions(self) -> None:
@@ -118,8 +118,8 @@ class ImageQuestionDataModule(BucketedDataModule):
         builder = QuestionBuilder(
             sources=self.sources,
             data_dir=self.data_dir,
-            pictures=self.pictures.folder,
-            spec=self.pictures.spec,
+            images=self.images.folder,
+            spec=self.images.spec,
             tokenizer=self.tokenizer_settings,
             given=None if model is None else TextTokenizer.from_json(model.tokenizer),
             labels=None if model is None else model.labels,
@@ -146,9 +146,9 @@ class ImageQuestionDataModule(BucketedDataModule):
 
     @cached_property
     def prepared(self) -> PreparedQuestions:
-        """The prepared folder. Raises `UserError` when `prepare` has not been run."""
+        """The prepared folder. Raises `DataError` when `prepare` has not been run."""
         if not (self.folder / "facts.json").is_file():
-            raise UserError(
+            raise DataError(
                 f"The questions are not prepared ({self.folder} is not there): run with mode=prepare first."
             )
         return PreparedQuestions(self.folder)
@@ -158,7 +158,7 @@ class ImageQuestionDataModule(BucketedDataModule):
         """The facts of the prepared data."""
         tokenizer = TextTokenizer.from_file(self.prepared.folder / "tokenizer.json")
         return ImageQuestionSpec(
-            **{**self.pictures.spec.to_dict(), "key": self._key, **self.prepared.facts},
+            **{**self.images.spec.to_dict(), "key": self._key, **self.prepared.facts},
             tokenizer=tokenizer.to_json(),
             vocab_size=tokenizer.vocab_size,
             max_tokens=self.max_tokens,
@@ -166,27 +166,27 @@ class ImageQuestionDataModule(BucketedDataModule):
         )
 
     def prepare_for(self, spec: Mapping[str, Any]) -> None:
-        """Pictures in the size, and questions and answers as the model of a checkpoint knows them.
+        """Images in the size, and questions and answers as the model of a checkpoint knows them.
 
-        Raises `UserError` when the one takes one picture and the other two.
+        Raises `DataError` when the one takes one image and the other two.
         """
         model = ImageQuestionSpec.from_dict(spec)
-        self.pictures.prepare_for(spec)
+        self.images.prepare_for(spec)
         self.lowercase, self.max_tokens = model.lowercase, model.max_tokens
         self._model = model
         for name in ("folder", "prepared", "spec", "train_set"):
             self.__dict__.pop(name, None)  # what was read with other settings
         self._prepare_questions()
-        if self.spec.pictures != model.pictures:
-            raise UserError(
-                f"This data has {self.spec.pictures} pictures for each question, and the checkpoint's model takes "
-                f"{model.pictures}."
+        if self.spec.images != model.images:
+            raise DataError(
+                f"This data has {self.spec.images} images for each question, and the checkpoint's model takes "
+                f"{model.images}."
             )
 
     def setup(self, stage: str | None = None) -> None:
         """Open the splits."""
-        self.pictures.setup(stage)
-        images = (self.pictures.train_set, self.pictures.val_set, self.pictures.test_set)
+        self.images.setup(stage)
+        images = (self.images.train_set, self.images.val_set, self.images.test_set)
         self.train_set, self.val_set, self.test_set = (
             self._dataset(split, one) for split, one in zip(SPLITS, images, strict=True)
         )
@@ -209,13 +209,13 @@ class ImageQuestionDataModule(BucketedDataModule):
             kinds=np.array(kinds, np.int64),
         )
         every = np.arange(len(images.prepared.index["split"]))
-        pictures = ImageDataset(images.prepared, every, np.full(len(every), -1), images.reading)
-        return ImageQuestionDataset(pictures, self.prepared, rows, reading)
+        whole = ImageDataset(images.prepared, every, np.full(len(every), -1), images.reading)
+        return ImageQuestionDataset(whole, self.prepared, rows, reading)
 
     @property
     def batching(self) -> Batching:
         """By questions, whatever their length: they are short."""
-        return self.pictures.batching
+        return self.images.batching
 
     def collate(self, dataset: ImageQuestionDataset) -> Callable[[Any], dict[str, Any]]:
         """Nothing is left to do: the data set gives whole batches."""

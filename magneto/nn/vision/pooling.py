@@ -1,9 +1,9 @@
-"""From the tokens of a picture to one vector."""
+"""From the tokens of an image to one vector."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from magneto.errors import UserError, nearest
+from magneto.errors import ConfigError, nearest
 
 POOLINGS = ("mean", "class_token")
 
@@ -14,22 +14,24 @@ class PatchPooling(nn.Module):
     Args:
         kind: mean: of the patches; class_token: the vector of [CLS].
         grid: patches on a side.
-        cells: the mean is taken in each of cells x cells parts of the picture, and these are joined. Where they do not
+        cells: the mean is taken in each of cells x cells parts of the image, and these are joined. Where they do not
             divide the grid, neighbouring parts share a row or a column of patches.
 
     Raises:
-        UserError: a kind that is not known, or cells outside of 1 to grid.
+        ConfigError: a kind that is not known, or cells outside of 1 to grid.
     """
 
     def __init__(self, kind: str, grid: int, cells: int = 1) -> None:
         super().__init__()
         if kind not in POOLINGS:
-            raise UserError(f"pooling={kind}: must be one of {', '.join(POOLINGS)}.{nearest(kind, POOLINGS)}")
+            raise ConfigError(
+                f"pooling={kind}: must be one of {', '.join(POOLINGS)}.{nearest(kind, POOLINGS)}"
+            )
         if cells < 1 or (cells > 1 and kind != "mean"):
-            raise UserError(f"cells={cells}: must be 1 or more, and 1 unless pooling=mean.")
+            raise ConfigError(f"cells={cells}: must be 1 or more, and 1 unless pooling=mean.")
         if cells > grid:
-            raise UserError(
-                f"cells={cells}: the picture has {grid} patches on a side, so choose from 1 to {grid}."
+            raise ConfigError(
+                f"cells={cells}: the image has {grid} patches on a side, so choose from 1 to {grid}."
             )
         self.kind, self.grid, self.cells = kind, grid, cells
         self.parts = cells**2

@@ -15,7 +15,7 @@ class RandomProjection(nn.Module):
 
     Args:
         patch_size: pixels a side.
-        channels: of the pictures.
+        channels: of the images.
         codes: size of the codebook.
         width: dimensions of a code.
     """

@@ -1,4 +1,4 @@
-"""Weights that were trained on pictures normalised in one way, for pictures normalised in another: the same function."""
+"""Weights that were trained on images normalised in one way, for images normalised in another: the same function."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 Moments = tuple[Sequence[float], Sequence[float]]
-"""Mean and deviation of each channel, in units of full brightness: a picture x is given as (x - mean) / deviation."""
+"""Mean and deviation of each channel, in units of full brightness: an image x is given as (x - mean) / deviation."""
 
 
 @dataclass(frozen=True)
 class Renormalisation:
-    """theirs = scale * ours + shift, for each channel: between two ways to give the same picture.
+    """theirs = scale * ours + shift, for each channel: between two ways to give the same image.
 
     A linear map of whole patches takes the change up exactly, so that nothing else of a model need know of it.
     """
@@ -22,7 +22,7 @@ class Renormalisation:
 
     @classmethod
     def between(cls, theirs: Moments, ours: Moments) -> "Renormalisation | None":
-        """From the moments that a model was trained with to those of its new pictures; None where they are equal."""
+        """From the moments that a model was trained with to those of its new images; None where they are equal."""
         mean, std = (torch.tensor(list(values), dtype=torch.float64) for values in theirs)
         own_mean, own_std = (torch.tensor(list(values), dtype=torch.float64) for values in ours)
         if torch.equal(mean, own_mean) and torch.equal(std, own_std):
@@ -37,6 +37,6 @@ class Renormalisation:
         return scaled.to(weight.dtype), moved.to(bias.dtype)
 
     def writes(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """A transposed convolution that makes pictures, weight (width, C, p, p) and bias (C,), so that it makes ours."""
+        """A transposed convolution that makes images, weight (width, C, p, p) and bias (C,), so that it makes ours."""
         scaled = weight.double() / self.scale[:, None, None]
         return scaled.to(weight.dtype), ((bias.double() - self.shift) / self.scale).to(bias.dtype)

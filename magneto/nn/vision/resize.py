@@ -1,4 +1,4 @@
-"""Positions that were learned on pictures of one size, for pictures of another: more or fewer patches of equal size."""
+"""Positions that were learned on images of one size, for images of another: more or fewer patches of equal size."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""Pictures as discrete codes, one for each patch: the targets of BEiT (arXiv 2106.08254).
+"""Images as discrete codes, one for each patch: the targets of BEiT (arXiv 2106.08254).
 
 Two kinds, by what is made of the codes:
 
@@ -6,7 +6,7 @@ Two kinds, by what is made of the codes:
 - features of a teacher (VQ-KD, BEiT v2, arXiv 2208.06366, 2.2): our Transformer encodes, a shallow one predicts what the
   teacher says of each patch.
 
-Shapes: B pictures (B, channels, image_size, image_size), normalised; N = (image_size / patch_size) ** 2 patches in rows,
+Shapes: B images (B, channels, image_size, image_size), normalised; N = (image_size / patch_size) ** 2 patches in rows,
 the grid of `PatchStem`; [CLS] has no code.
 """
 
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from magneto.config.validate import from_mapping
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 from magneto.nn.config import BackboneConfig
 from magneto.nn.embeddings import PatchStem
 from magneto.nn.init import Linear
@@ -29,7 +29,7 @@ from magneto.nn.vision.vector_quantizer import Quantized, VectorQuantizer
 
 @dataclass(frozen=True, kw_only=True)
 class VisualTokenizerConfig:
-    """A tokenizer in plain values. Raises `UserError` on values that cannot be meant."""
+    """A tokenizer in plain values. Raises `ConfigError` on values that cannot be meant."""
 
     image_size: int = 28
     patch_size: int = 4
@@ -56,28 +56,28 @@ class VisualTokenizerConfig:
     def __post_init__(self) -> None:
         for name in ("image_size", "patch_size", "channels", "code_width", "width", "decoder_layers"):
             if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: must be at least 1.")
+                raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1.")
         if self.codes < 2:
-            raise UserError(f"codes={self.codes}: a codebook needs at least 2.")
+            raise ConfigError(f"codes={self.codes}: a codebook needs at least 2.")
         if self.blocks < 0:
-            raise UserError(f"blocks={self.blocks}: must be at least 0.")
+            raise ConfigError(f"blocks={self.blocks}: must be at least 0.")
         if self.image_size % self.patch_size:
-            raise UserError(
+            raise ConfigError(
                 f"image_size={self.image_size} does not divide by patch_size={self.patch_size}: take another patch_size."
             )
         for name in ("decay", "revive_below"):
             if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: must be at least 0 and below 1.")
+                raise ConfigError(f"{name}={getattr(self, name)}: must be at least 0 and below 1.")
         if (self.teacher_width is None) != (self.backbone is None):
-            raise UserError(
+            raise ConfigError(
                 "teacher_width and backbone go together: both for VQ-KD, whose Transformer learns a teacher's features, "
                 "neither for a tokenizer of pixels."
             )
         if self.backbone is not None and (
             self.backbone.architecture != "encoder" or self.backbone.multiway != "none"
         ):
-            raise UserError(
-                "the backbone of VQ-KD must be an encoder of pictures alone: architecture=encoder and multiway=none."
+            raise ConfigError(
+                "the backbone of VQ-KD must be an encoder of images alone: architecture=encoder and multiway=none."
             )
 
     @property
@@ -121,7 +121,7 @@ class VisualTokenizer(nn.Module):
         )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Quantized]:
-        """From pictures to what `decode` makes of their codes, and the codes; in training mode the codebook learns."""
+        """From images to what `decode` makes of their codes, and the codes; in training mode the codebook learns."""
         quantized = self.quantizer(self.encode(images))
         output: Tensor = self.decoder(quantized.vectors)
         return output, quantized
@@ -132,18 +132,18 @@ class VisualTokenizer(nn.Module):
         return z
 
     def codes(self, images: Tensor) -> Tensor:
-        """Codes of pictures, (B, N) int64. Changes no state, in training mode too."""
+        """Codes of images, (B, N) int64. Changes no state, in training mode too."""
         with torch.no_grad():
             return self.quantizer.nearest(self.encode(images))
 
     def decode(self, codes: Tensor) -> Tensor:
-        """From codes (B, N) int64 to pictures, or for VQ-KD to features (B, N, teacher_width)."""
+        """From codes (B, N) int64 to images, or for VQ-KD to features (B, N, teacher_width)."""
         output: Tensor = self.decoder(self.quantizer.lookup(codes))
         return output
 
     @torch.no_grad()
     def renormalise(self, change: Renormalisation) -> None:
-        """Go on with pictures that are normalised in another way: the same codes of them, the same pictures of codes."""
+        """Go on with images that are normalised in another way: the same codes of them, the same images of codes."""
         encoder = self.encoder
         first = encoder.patches if isinstance(encoder, ConvolutionalEncoder) else encoder.stem.projection
         pairs: list[tuple[nn.Conv2d | nn.ConvTranspose2d | nn.Linear, Any]] = [(first, change.reads)]
@@ -160,7 +160,7 @@ class VisualTokenizer(nn.Module):
 
         Args:
             output: what `forward` or `decode` gave.
-            target: the pictures, or for VQ-KD the teacher's features (B, N, teacher_width).
+            target: the images, or for VQ-KD the teacher's features (B, N, teacher_width).
         """
         if self.config.teacher_width is None:
             return F.mse_loss(output.float(), target.float())
@@ -181,7 +181,7 @@ class ResidualBlock(nn.Module):
 
 
 class ConvolutionalEncoder(nn.Module):
-    """Pictures -> (B, N, code_width): one linear map for each patch, then convolutions over the grid."""
+    """Images -> (B, N, code_width): one linear map for each patch, then convolutions over the grid."""
 
     def __init__(self, config: VisualTokenizerConfig) -> None:
         super().__init__()
@@ -195,7 +195,7 @@ class ConvolutionalEncoder(nn.Module):
 
 
 class ConvolutionalDecoder(nn.Module):
-    """(B, N, code_width) -> pictures: the encoder turned round."""
+    """(B, N, code_width) -> images: the encoder turned round."""
 
     def __init__(self, config: VisualTokenizerConfig) -> None:
         super().__init__()
@@ -213,7 +213,7 @@ class ConvolutionalDecoder(nn.Module):
 
 
 class TransformerEncoder(nn.Module):
-    """Pictures -> (B, N, code_width): patches, our encoder, and two maps with a tanh between them, as in BEiT v2.
+    """Images -> (B, N, code_width): patches, our encoder, and two maps with a tanh between them, as in BEiT v2.
 
     [CLS] goes along, so that every position of the backbone is possible, and is dropped.
     """

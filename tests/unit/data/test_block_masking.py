@@ -1,17 +1,17 @@
-"""Block-wise masking: how much, in blocks, the same for a picture whatever its batch; the numbers that it draws."""
+"""Block-wise masking: how much, in blocks, the same for an image whatever its batch; the numbers that it draws."""
 
 import numpy as np
 import pytest
 
 from magneto.data.rng import uniforms
 from magneto.data.transforms.mask_patches import BlockMasking
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 
 SEED = {"seed": 1, "purpose": "masks", "epoch": 0}
 
 
 @pytest.mark.parametrize(("grid", "hidden"), [(7, 20), (8, 26), (14, 78), (2, 2), (1, 0)])
-def test_every_picture_has_the_share_of_hidden_patches(grid, hidden):
+def test_every_image_has_the_share_of_hidden_patches(grid, hidden):
     masks = BlockMasking().draw(grid, np.arange(300), **SEED)
     assert masks.shape == (300, grid**2) and masks.dtype == bool
     assert (masks.sum(1) == hidden).all()
@@ -60,7 +60,7 @@ def test_a_mask_depends_on_seed_epoch_and_example_alone():
     ],
 )
 def test_impossible_settings_are_refused(settings, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(MagnetoError, match=message):
         BlockMasking(**settings)
 
 

@@ -18,7 +18,7 @@ from magneto.data.text_classification.dataset import ClassificationSpec, collate
 from magneto.data.text_classification.module import ClassificationDataModule
 from magneto.data.tokenizers.encode import encode
 from magneto.data.tokenizers.text import TextTokenizer
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from magneto.metrics.glue import GlueScores
 
 TEXT = "the cat sat on a mat while it rained and nobody came to see what the dog had done all day long"
@@ -166,18 +166,18 @@ def test_a_score_that_is_no_number_is_skipped(tmp_path: Path) -> None:
 )
 def test_a_folder_that_is_not_the_task_is_refused(damage: Any, message: str, tmp_path: Path) -> None:
     damage(make("RTE", tmp_path) / "RTE")
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(MagnetoError, match=message):
         GlueSource("RTE", str(tmp_path)).load(tmp_path)
 
 
 def test_names_and_settings_are_checked() -> None:
-    with pytest.raises(UserError, match="CoLA"):
+    with pytest.raises(MagnetoError, match="CoLA"):
         GlueSource("COLA", "x")
-    with pytest.raises(UserError, match="folder"):
+    with pytest.raises(MagnetoError, match="folder"):
         GlueSource("CoLA")
-    with pytest.raises(UserError, match="val and test"):
+    with pytest.raises(MagnetoError, match="val and test"):
         TsvSource(train="a.tsv")
-    with pytest.raises(UserError, match="years"):
+    with pytest.raises(MagnetoError, match="years"):
         SotuEraSource(years=10)
 
 
@@ -185,10 +185,10 @@ def test_a_test_file_is_read_whole_or_refused(tmp_path: Path) -> None:
     file = tmp_path / "test.tsv"
     write(file, [["index", "sentence"], ["0", 'so "it goes'], ["1", "b"]])
     assert list(read_test_file(file, "CoLA")) == [("0", 'so "it goes', None), ("1", "b", None)]
-    with pytest.raises(UserError, match="'id'"):
+    with pytest.raises(MagnetoError, match="'id'"):
         list(read_test_file(file, "QQP"))
     write(file, [["index", "sentence"], ["0"], ["1", "b"]])
-    with pytest.raises(UserError, match="test:2"):
+    with pytest.raises(MagnetoError, match="test:2"):
         list(read_test_file(file, "SST-2"))
 
 
@@ -205,7 +205,7 @@ def test_tables_of_ones_own(tmp_path: Path) -> None:
     files = tables(tmp_path, ["mood", "words"], [["sad", "no sun"], ["glad", "the sun"], ["sad", "rain"]])
     corpus = TsvSource(**files, text="words", label="mood").load(tmp_path)
     assert corpus.labels == ("glad", "sad") and corpus.metrics == ("accuracy",)
-    with pytest.raises(UserError, match="'mod'.*mood"):
+    with pytest.raises(MagnetoError, match="'mod'.*mood"):
         TsvSource(**files, text="words", label="mod").load(tmp_path)
 
 
@@ -318,9 +318,9 @@ def test_a_given_tokenizer_is_used_and_known_by_its_content(tmp_path: Path, toke
     moved.write_text(tokenizer.to_json())
     assert module(source, tmp_path, tokenizer={"file": str(moved)}).folder == data.folder
     assert module(source, tmp_path).folder != data.folder
-    with pytest.raises(UserError, match=r"nowhere\.json"):
+    with pytest.raises(MagnetoError, match=r"nowhere\.json"):
         module(source, tmp_path, tokenizer={"file": str(tmp_path / "nowhere.json")}).prepare()
-    with pytest.raises(UserError, match="vocab_size"):
+    with pytest.raises(MagnetoError, match="vocab_size"):
         module(source, tmp_path, tokenizer={})
 
 
@@ -336,7 +336,7 @@ def test_evaluation_takes_the_tokens_of_a_checkpoint(tmp_path: Path, tokenizer: 
     for left, right in zip(own.test_dataloader(), other.test_dataloader(), strict=True):
         assert torch.equal(left["tokens"], right["tokens"]) and torch.equal(left["subset"], right["subset"])
     wrong = other.spec.to_dict() | {"labels": ["0", "1"]}
-    with pytest.raises(UserError, match="contradiction"):
+    with pytest.raises(MagnetoError, match="contradiction"):
         own.prepare_for(wrong)
 
 
@@ -377,14 +377,14 @@ def test_a_table_alone_is_read_as_the_model_reads(tmp_path: Path) -> None:
     same = module(source, tmp_path)
     same.prepare_for(model.spec.to_dict())
     assert same.folder == model.folder, "what the model was trained on is not prepared a second time"
-    with pytest.raises(UserError, match=r"train split.*A test set alone is .*mode=test checkpoint=RUN"):
+    with pytest.raises(MagnetoError, match=r"train split.*A test set alone is .*mode=test checkpoint=RUN"):
         data = module(small, tmp_path)
         data.prepare()
     strange = TsvSource(test=table(tmp_path / "strange.tsv", [("a text", "fire")]))
-    with pytest.raises(UserError, match=r"tells apart air, land, water; this data has the labels fire"):
+    with pytest.raises(MagnetoError, match=r"tells apart air, land, water; this data has the labels fire"):
         module(strange, tmp_path).prepare_for(model.spec.to_dict())
     pairs = table(tmp_path / "pairs.tsv", [("a", "b", "air")], "sentence\tother\tlabel")
-    with pytest.raises(UserError, match="reads single texts; this data has pairs of texts"):
+    with pytest.raises(MagnetoError, match="reads single texts; this data has pairs of texts"):
         module(TsvSource(test=pairs, pair="other"), tmp_path).prepare_for(model.spec.to_dict())
 
 
@@ -413,7 +413,7 @@ def test_tables_of_other_programs_are_explained(tmp_path: Path) -> None:
         (b"sentence\tlabel\tlabel\na\tb\tc\n", "two columns are called 'label'"),
     ):
         file.write_bytes(content)
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(MagnetoError, match=message):
             list(read_table(file, None, []))
     file.write_bytes(b"sentence\tlabel\rone\tx\rtwo\ty\r")
     plain = [row for _, row in read_table(file, None, [])]
@@ -422,7 +422,7 @@ def test_tables_of_other_programs_are_explained(tmp_path: Path) -> None:
     packed.write_bytes(gzip.compress(file.read_bytes()))
     assert [row for _, row in read_table(packed, None, [])] == plain
     packed.write_bytes(packed.read_bytes()[:-9])
-    with pytest.raises(UserError, match=r"a\.tsv\.gz: damaged \(.*end-of-stream"):
+    with pytest.raises(MagnetoError, match=r"a\.tsv\.gz: damaged \(.*end-of-stream"):
         list(read_table(packed, None, []))
 
 
@@ -441,7 +441,7 @@ def test_f1_is_of_the_positive_label(tmp_path: Path, caplog: pytest.LogCaptureFi
 
 @pytest.mark.parametrize(("key", "value"), [("max_tokens", 3), ("batch_size", 0), ("eval_batch_size", 0)])
 def test_impossible_settings_are_refused(tmp_path: Path, key: str, value: int) -> None:
-    with pytest.raises(UserError, match=f"data.{key}={value}"):
+    with pytest.raises(MagnetoError, match=f"data.{key}={value}"):
         module(GlueSource("RTE", str(tmp_path)), tmp_path, **{key: value})
 
 
@@ -563,5 +563,5 @@ def test_constant_numbers_correlate_with_nothing(value: float) -> None:
     ],
 )
 def test_metrics_that_do_not_fit_are_refused(metrics: tuple[str, ...], classes: int, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(MagnetoError, match=message):
         GlueScores(metrics, classes, ("dev",))

@@ -11,7 +11,7 @@ from magneto.data.corpora.base import hash_split
 from magneto.data.corpora.translation.base import Pair
 from magneto.data.corpora.translation.documentation_pairs import ManPagesSource
 from magneto.data.corpora.translation.roff import Unreadable, blocks
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 
 HEAD = '.\\" Copyright (C) 1992\n.TH dup 2 2023-02-05 "Linux man-pages 6.03"\n'
 
@@ -278,7 +278,7 @@ def test_other_directions_keep_to_what_is_translated_and_a_page_keeps_its_side(
     between = [pair for pair in pairs if pair.source_language == "fr"]
     assert texts(between) == [("Positionne l'attribut.", "Setzt den Schalter.")], "the rest is no German"
     assert {pair.group for pair in pairs} == {"man2/dup.2"} and not skipped
-    with pytest.raises(UserError, match="has no language 'es'; it has de, en, fr"):
+    with pytest.raises(MagnetoError, match="has no language 'es'; it has de, en, fr"):
         ManPagesSource(["en-es"])
 
 
@@ -349,8 +349,8 @@ def test_the_folder_may_be_a_manual_or_hold_unpacked_packages(
     page = tmp_path / "usr/share/man/fr/man2/dup.2.gz"
     page.write_bytes(page.read_bytes() + b"\0")
     assert source.identity() != unchanged, "a changed page is prepared anew"
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(MagnetoError, match="no such folder"):
         read(ManPagesSource(folder=str(tmp_path / "missing")), tmp_path)
     (tmp_path / "usr/share/man/fr").rename(tmp_path / "gone")
-    with pytest.raises(UserError, match="holds none of the files of manpages-fr"):
+    with pytest.raises(MagnetoError, match="holds none of the files of manpages-fr"):
         read(ManPagesSource(folder=str(tmp_path)), tmp_path)

@@ -11,7 +11,7 @@ import torchaudio
 
 from magneto.data.io import audio
 from magneto.data.io.audio import Audio, BadAudio, FeatureSettings, extract_shard, load_audio, log_mel
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from tests.unit.data.recordings import tone
 
 SETTINGS = FeatureSettings()
@@ -292,5 +292,5 @@ def test_a_shard_holds_the_good_ones_and_names_the_bad_ones(tmp_path):
     "values", [{"sample_rate": 100}, {"num_mels": 0}, {"hop_ms": 30.0}, {"hop_ms": 0.0}, {"bands": 40}]
 )
 def test_impossible_feature_settings(values):
-    with pytest.raises(UserError, match="features"):
+    with pytest.raises(MagnetoError, match="features"):
         FeatureSettings.from_dict(values)

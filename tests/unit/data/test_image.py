@@ -1,4 +1,4 @@
-"""Pictures from corpora to batches: what is prepared, what is left out, what a batch holds, and that it is repeatable."""
+"""Images from corpora to batches: what is prepared, what is left out, what a batch holds, and that it is repeatable."""
 
 import io
 import json
@@ -15,22 +15,22 @@ from PIL import Image
 
 from magneto.commands.build import build_data
 from magneto.config.groups import CONF
-from magneto.data.corpora.image.base import ImageCorpus, Lazily, Picture
+from magneto.data.corpora.image.base import ImageCorpus, ImageExample, Lazily
 from magneto.data.corpora.image.image_folder import ImageFolderSource
 from magneto.data.image import build
 from magneto.data.image.dataset import ImageSpec
 from magneto.data.image.module import ImageDataModule
-from magneto.data.image.predict import evaluation_batch, user_pictures
-from magneto.data.io.image import Slice, read_picture
+from magneto.data.image.predict import evaluation_batch, user_images
+from magneto.data.io.image import Slice, read_image
 from magneto.data.transforms.image import Augment, Draws, cut
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 
 SIZE = 8
 COLOURS = {"blue": (20, 40, 220), "red": (220, 30, 10)}
 
 
-def picture(label: str, number: int, width: int = 12, height: int = 10) -> Image.Image:
-    """A picture of its class's colour with noise, different for each number."""
+def example(label: str, number: int, width: int = 12, height: int = 10) -> Image.Image:
+    """An image of its class's colour with noise, different for each number."""
     noise = np.random.default_rng(number).integers(-20, 20, (height, width, 3))
     return Image.fromarray((np.array(COLOURS[label]) + noise).clip(0, 255).astype(np.uint8))
 
@@ -43,20 +43,20 @@ def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Class-per-folder, 20 training pictures, 6 to validate, 6 to test."""
-    root = tmp_path / "pictures"
+    """Class-per-folder, 20 training images, 6 to validate, 6 to test."""
+    root = tmp_path / "images"
     for start, (side, count) in enumerate({"train": 10, "val": 3, "test": 3}.items()):
         for label in COLOURS:
             for number in range(count):
                 path = root / side / label / f"{number}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                picture(label, 100 * start + number + 50 * (label == "red")).save(path)
+                example(label, 100 * start + number + 50 * (label == "red")).save(path)
     return root
 
 
 @pytest.fixture
 def module(folder, tmp_path):
-    """`module(store="files", ...)`: prepared pictures of that folder."""
+    """`module(store="files", ...)`: prepared images of that folder."""
 
     def make(root: Path = folder, setup: bool = True, source: dict[str, Any] | None = None, **options: Any):
         values = {
@@ -92,7 +92,7 @@ def by_id(found: list[dict[str, Any]], key: str = "image") -> dict[int, torch.Te
 
 
 @pytest.mark.parametrize("store", ["shards", "files"])
-def test_batches_hold_normalised_pictures_with_their_labels(module, store):
+def test_batches_hold_normalised_images_with_their_labels(module, store):
     data = module(store=store)
     assert data.prepared.stored == (store == "shards")
     spec = data.spec
@@ -113,15 +113,15 @@ def test_batches_hold_normalised_pictures_with_their_labels(module, store):
     assert torch.equal(reddish, torch.stack(list(by_id(first, "label").values())))
 
 
-def test_stored_pixels_are_the_pictures_and_the_specs_inverse_shows_them(module):
+def test_stored_pixels_are_the_images_and_the_specs_inverse_shows_them(module):
     data = module()
-    lines = [json.loads(line) for line in (data.folder / "pictures.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (data.folder / "images.jsonl").read_text().splitlines()]
     batch = next(iter(data.val_dataloader()))
     shown = data.spec.pixels(batch["image"]).numpy()
     for number, pixels in zip(batch["id"].tolist(), shown, strict=True):
         path = data.sources["own"].folder / lines[number]["id"].removeprefix("own/")
         assert lines[number]["split"] == "val"
-        assert np.array_equal(pixels, data.spec.evaluation_picture(read_picture(path)))
+        assert np.array_equal(pixels, data.spec.evaluation_image(read_image(path)))
 
 
 def test_both_stores_evaluate_alike_and_measure_alike(module):
@@ -132,7 +132,7 @@ def test_both_stores_evaluate_alike_and_measure_alike(module):
     assert np.allclose(shards.spec.mean, files.spec.mean, atol=0.01)
 
 
-def test_grey_pictures(module):
+def test_grey_images(module):
     data = module(channels=1)
     assert len(data.spec.mean) == 1 and next(iter(data.val_dataloader()))["image"].shape[1:] == (
         1,
@@ -141,8 +141,8 @@ def test_grey_pictures(module):
     )
 
 
-def test_bad_pictures_are_counted_listed_and_skipped(module, folder, caplog):
-    good = encoded(picture("red", 900), "PNG")
+def test_bad_images_are_counted_listed_and_skipped(module, folder, caplog):
+    good = encoded(example("red", 900), "PNG")
     train = folder / "train/red"
     broken = {"truncated.png": good[:200], "zero.png": b"", "text.jpg": b"hello",
               "one.png": encoded(Image.new("RGB", (1, 1)))}  # fmt: skip
@@ -159,10 +159,10 @@ def test_bad_pictures_are_counted_listed_and_skipped(module, folder, caplog):
         assert report["skipped_by_reason"] == {
             "truncated or damaged": 1,
             "empty file": 1,
-            "not a picture": 1,
+            "not an image": 1,
             "a single row or column of pixels": 1,
             "file cannot be read": 1,
-            "class folder without pictures": 1,
+            "class folder without images": 1,
         }
         listed = {Path(item["file"]).name for item in report["skipped"]}
         assert listed == {*broken, "nowhere.png", "empty"}
@@ -170,13 +170,13 @@ def test_bad_pictures_are_counted_listed_and_skipped(module, folder, caplog):
     assert "listed in" in caplog.text
 
 
-def test_a_class_whose_pictures_are_all_bad_is_none(module, folder):
+def test_a_class_whose_images_are_all_bad_is_none(module, folder):
     for side in ("train", "val"):
         (folder / side / "violet").mkdir(exist_ok=True)
         (folder / side / "violet/a.png").write_bytes(b"hello")
     data = module()
     report = json.loads((data.folder / "prepare_report.json").read_text())
-    assert report["skipped_by_reason"] == {"not a picture": 2, "class without a usable picture": 1}
+    assert report["skipped_by_reason"] == {"not an image": 2, "class without a usable image": 1}
     assert "violet" not in data.spec.labels and "violet" not in data.spec.label_counts["train"]
 
 
@@ -187,7 +187,7 @@ def test_copies_do_not_stand_on_both_sides(module, folder):
     data = module()
     assert data.spec.examples == {"train": 21, "val": 6, "test": 6}
     report = json.loads((data.folder / "prepare_report.json").read_text())
-    assert report["skipped_by_reason"] == {"copy of a picture on another side of the split": 2}
+    assert report["skipped_by_reason"] == {"copy of an image on another side of the split": 2}
     assert len(by_id(batches(data))) == 21
 
 
@@ -195,7 +195,7 @@ def test_splits_by_hash_where_the_corpus_states_none(module, folder):
     data = module(root=folder / "train", val_fraction=0.3, test_fraction=0.3)
     counts = data.spec.examples
     assert sum(counts.values()) == 20 and min(counts.values()) > 0
-    with pytest.raises(UserError, match="No usable picture is left for the val split"):
+    with pytest.raises(MagnetoError, match="No usable image is left for the val split"):
         module(root=folder / "train", val_fraction=0.0)
 
 
@@ -210,7 +210,7 @@ def test_without_a_test_split_validation_serves_for_both(module, folder, caplog)
 
 
 class InMemory:
-    """A corpus that gives bytes and pixels, as data sets of the hub and fonts do; one picture has no class."""
+    """A corpus that gives bytes and pixels, as data sets of the hub and fonts do; one image has no class."""
 
     def __init__(self, encode: bool) -> None:
         self.encode = encode
@@ -219,18 +219,18 @@ class InMemory:
         return {"encode": self.encode}
 
     def load(self, data_dir: Path) -> ImageCorpus:
-        def pictures():
+        def images():
             for number in range(30):
-                image = picture("red", number)
+                image = example("red", number)
                 split = "val" if number < 5 else "test" if number < 10 else "train"
                 data = encoded(image) if self.encode else np.asarray(image)
-                yield Picture(id=str(number), image=data, label="red" if number else None, split=split)
+                yield ImageExample(id=str(number), image=data, label="red" if number else None, split=split)
 
-        return ImageCorpus(examples=Lazily(pictures, 30), labels=("red",))
+        return ImageCorpus(examples=Lazily(images, 30), labels=("red",))
 
 
 @pytest.mark.parametrize("encode", [True, False])
-def test_pictures_in_memory_are_kept_with_the_prepared_data(tmp_path, encode):
+def test_images_in_memory_are_kept_with_the_prepared_data(tmp_path, encode):
     shown = []
     for store in ("files", "shards"):
         data = ImageDataModule(
@@ -266,13 +266,13 @@ def test_a_prepared_folder_is_reused_and_other_settings_make_another(module):
 def test_a_file_that_is_gone_since_prepare_is_named(module, folder):
     data = module(store="files")
     (folder / "val/red/0.png").unlink()
-    with pytest.raises(UserError, match=r"0\.png: file cannot be read"):
+    with pytest.raises(MagnetoError, match=r"0\.png: file cannot be read"):
         list(data.val_dataloader())
 
 
-def test_unprepared_pictures_are_told(folder, tmp_path):
+def test_unprepared_images_are_told(folder, tmp_path):
     data = ImageDataModule({"own": ImageFolderSource(str(folder))}, image_size=8, data_dir=str(tmp_path))
-    with pytest.raises(UserError, match="mode=prepare"):
+    with pytest.raises(MagnetoError, match="mode=prepare"):
         _ = data.spec
 
 
@@ -282,7 +282,7 @@ AUGMENT = {"crop_scale": [0.3, 0.9], "flip": True, "erase": 0.5, "color_jitter":
 
 
 @pytest.mark.parametrize("store", ["shards", "files"])
-def test_what_a_picture_becomes_depends_on_seed_epoch_and_picture_alone(module, store):
+def test_what_a_image_becomes_depends_on_seed_epoch_and_image_alone(module, store):
     options = {"augment": AUGMENT, "store": store, "patch_size": 2, "masking": {"ratio": 0.4}}
     data = module(**options)
     run = batches(data, epochs=2)
@@ -308,7 +308,7 @@ def test_evaluation_is_not_augmented_and_its_masks_are_those_of_every_run(module
 
 
 def ramp(count: int = 500, size: int = 32) -> torch.Tensor:
-    """Pictures whose two first channels tell the place of each pixel, 0 to 1."""
+    """Images whose two first channels tell the place of each pixel, 0 to 1."""
     line = (torch.arange(size) + 0.5) / size
     x, y = line.expand(size, size), line[:, None].expand(size, size)
     return torch.stack((x, y, x)).expand(count, -1, -1, -1)
@@ -324,15 +324,15 @@ def test_crops_have_the_asked_areas_and_shapes_everywhere():
     assert 0.5 <= ratio.min() < 0.55 and 1.8 < ratio.max() <= 2.0
     assert left.min() >= 0 and (left + width).max() <= 32 and (top + height).max() <= 32
     assert np.corrcoef(left, top)[0, 1] < 0.2
-    pictures = cut(ramp(), boxes)
+    images = cut(ramp(), boxes)
     # A crop of a ramp is a ramp: its mean is the middle of the box.
-    assert np.allclose(pictures[:, 0].mean((1, 2)).numpy(), (left + width / 2) / 32, atol=0.01)
-    assert np.allclose(pictures[:, 1].mean((1, 2)).numpy(), (top + height / 2) / 32, atol=0.01)
+    assert np.allclose(images[:, 0].mean((1, 2)).numpy(), (left + width / 2) / 32, atol=0.01)
+    assert np.allclose(images[:, 1].mean((1, 2)).numpy(), (top + height / 2) / 32, atol=0.01)
     whole = cut(ramp(3), np.array([[0.0, 0, 32, 32]] * 3))
     assert torch.allclose(whole, ramp(3), atol=1e-5)
 
 
-def test_flips_mirror_every_other_picture():
+def test_flips_mirror_every_other_image():
     draws = Draws(1, 0, np.arange(500))
     flipped = Augment(flip=True).recolour(ramp(), draws)
     turned = (flipped[:, 0, 0, 0] > 0.5).float().mean()
@@ -340,7 +340,7 @@ def test_flips_mirror_every_other_picture():
     assert torch.equal(flipped[:, 1], ramp()[:, 1])
 
 
-def test_erasing_hides_one_rectangle_of_some_pictures():
+def test_erasing_hides_one_rectangle_of_some_images():
     images = torch.ones(500, 3, 32, 32)
     hidden = Augment(erase=0.3).hide(images, Draws(1, 0, np.arange(500))) == 0
     chosen = hidden.any(1).flatten(1).any(1)
@@ -363,7 +363,7 @@ def test_colour_jitter_changes_brightness_contrast_and_saturation_within_bounds(
     assert augment.recolour(torch.full((2, 1, 4, 4), 100.0), Draws(1, 0, np.arange(2))).shape == (2, 1, 4, 4)
 
 
-def test_randaugment_is_drawn_per_picture_and_leaves_the_global_state_alone():
+def test_randaugment_is_drawn_per_image_and_leaves_the_global_state_alone():
     draws = Draws(1, 0, np.arange(40))
     augment = Augment(randaugment={"num_ops": 2, "magnitude": 9})
     images = (ramp(40) * 255).round()
@@ -399,12 +399,12 @@ def test_randaugment_is_drawn_per_picture_and_leaves_the_global_state_alone():
     ],
 )
 def test_impossible_settings_are_refused(folder, options, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(MagnetoError, match=message):
         ImageDataModule({"own": ImageFolderSource(str(folder))}, **{"image_size": 8, **options})
 
 
 @pytest.mark.parametrize("store", ["shards", "files"])
-def test_the_middle_of_a_picture_is_evaluated(tmp_path, module, store):
+def test_the_middle_of_a_image_is_evaluated(tmp_path, module, store):
     image = Image.new("RGB", (40, 40), (200, 0, 0))
     image.paste((0, 200, 0), (8, 8, 32, 32))
     for side in ("train", "val", "test"):
@@ -457,10 +457,10 @@ def test_labels_and_sizes_follow_a_checkpoints_model(module, folder):
         model["std"]
     ).view(3, 1, 1)
     assert torch.allclose(batch["image"][0], expected, atol=1e-5)
-    with pytest.raises(UserError, match="does not know: blue, red; the model has green"):
+    with pytest.raises(MagnetoError, match="does not know: blue, red; the model has green"):
         module(setup=False).prepare_for(model | {"labels": ["green"]})
     unlabelled = module(setup=False)
-    unlabelled.prepare_for(model | {"labels": []})  # a model without classes takes any picture
+    unlabelled.prepare_for(model | {"labels": []})  # a model without classes takes any image
     unlabelled.setup()
     assert "classes" not in next(iter(unlabelled.val_dataloader()))
 
@@ -471,15 +471,15 @@ def test_an_evaluation_set_is_not_trained_on(module, folder):
     assert len(by_id(list(data.test_dataloader()))) == 6 and list(data.val_dataloader()) == []
     data.total_batches = 4
     for use in (data.batches_per_epoch, data.train_dataloader):
-        with pytest.raises(UserError, match="for evaluation only"):
+        with pytest.raises(MagnetoError, match="for evaluation only"):
             use()
 
 
 def test_settings_of_a_folder_that_do_nothing_are_refused(module, folder, tmp_path):
     module()
-    with pytest.raises(UserError, match="none.txt: cannot be read"):
+    with pytest.raises(MagnetoError, match="none.txt: cannot be read"):
         module(source={"names": str(tmp_path / "none.txt")})
-    with pytest.raises(UserError, match="share of the folder `train`, and there is none"):
+    with pytest.raises(MagnetoError, match="share of the folder `train`, and there is none"):
         module(root=folder / "train", source={"validation": 0.5})
 
 
@@ -505,9 +505,9 @@ def test_a_data_set_is_cheap_to_send_to_a_worker(module):
 # ------------------------------------------------------------------------------------------------ predict
 
 
-def test_a_users_pictures_become_what_evaluation_sees(module, folder):
+def test_a_users_images_become_what_evaluation_sees(module, folder):
     data = module()
-    files, images = zip(*user_pictures(folder / "val"), strict=True)
+    files, images = zip(*user_images(folder / "val"), strict=True)
     assert [file.parent.name for file in files] == ["blue"] * 3 + ["red"] * 3
     expected = torch.cat([batch["image"] for batch in data.val_dataloader()])
     given = evaluation_batch(list(images), data.spec)
@@ -532,7 +532,7 @@ def test_a_users_drawing_becomes_what_the_model_was_trained_on(module, tmp_path,
     data = module(root=tmp_path / "drawn", store=store, fit="pad", image_size=20)
     stored = module(root=tmp_path / "drawn", store="shards", fit="pad", image_size=20)
     spec = data.spec
-    given = user_pictures(tmp_path / "drawn/val", spec.channels, spec.svg_side)
+    given = user_images(tmp_path / "drawn/val", spec.channels, spec.svg_side)
     pixels = spec.pixels(evaluation_batch([image for _, image in given], spec))
     for one in (data, stored):
         (batch,) = one.val_dataloader()
@@ -544,30 +544,30 @@ def test_a_users_linked_folders(tmp_path, caplog):
     (tmp_path / "elsewhere/deep").mkdir(parents=True)
     (tmp_path / "given").mkdir()
     for number, name in enumerate(("a.png", "deep/b.jfif")):
-        (tmp_path / "elsewhere" / name).write_bytes(encoded(picture("red", number)))
+        (tmp_path / "elsewhere" / name).write_bytes(encoded(example("red", number)))
     (tmp_path / "elsewhere/c.heic").write_bytes(b"x")
     (tmp_path / "given/link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere/loop").symlink_to(tmp_path / "given")
-    files = [path for path, _ in user_pictures(tmp_path / "given")]
+    files = [path for path, _ in user_images(tmp_path / "given")]
     assert files == [tmp_path / "given/link/a.png", tmp_path / "given/link/deep/b.jfif"]
     assert "1 files with other endings were skipped (.heic)" in caplog.text
 
 
-def test_a_users_bad_pictures(tmp_path, caplog):
+def test_a_users_bad_images(tmp_path, caplog):
     (tmp_path / "bad.png").write_bytes(b"")
-    with pytest.raises(UserError, match="empty file"):
-        list(user_pictures(tmp_path / "bad.png"))
-    with pytest.raises(UserError, match="none can be read; the first: .*bad.png: empty file"):
-        list(user_pictures(tmp_path))
-    with pytest.raises(UserError, match="^input=.*no such file"):
-        list(user_pictures(tmp_path / "none"))
-    with pytest.raises(UserError, match="^predict.second=.*no such file"):
-        list(user_pictures(tmp_path / "none", key="predict.second"))
+    with pytest.raises(MagnetoError, match="empty file"):
+        list(user_images(tmp_path / "bad.png"))
+    with pytest.raises(MagnetoError, match="none can be read; the first: .*bad.png: empty file"):
+        list(user_images(tmp_path))
+    with pytest.raises(MagnetoError, match="^input=.*no such file"):
+        list(user_images(tmp_path / "none"))
+    with pytest.raises(MagnetoError, match="^predict.second=.*no such file"):
+        list(user_images(tmp_path / "none", key="predict.second"))
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match="no picture in this folder"):
-        list(user_pictures(tmp_path / "folder"))
-    picture("red", 1).save(tmp_path / "good.png")
-    assert [path.name for path, _ in user_pictures(tmp_path)] == ["good.png"]
+    with pytest.raises(MagnetoError, match="no image in this folder"):
+        list(user_images(tmp_path / "folder"))
+    example("red", 1).save(tmp_path / "good.png")
+    assert [path.name for path, _ in user_images(tmp_path)] == ["good.png"]
     assert "passed over" in caplog.text
 
 
@@ -577,13 +577,13 @@ def test_a_users_bad_pictures(tmp_path, caplog):
 CONFIGS = {
     "fashion_mnist": [],
     "cifar10": [],
-    "stamp_pictures": [],
+    "stamp_images": [],
     "emoji": [],
     "openclipart": [],
     "image_folder": ["data.sources.image_folder.folder=x"],
     "imagenet": ["data.sources.imagenet.folder=x"],
     "webdataset": ["data.sources.webdataset.shards=x/*.tar"],
-    "hub_images": ["data.sources.hub_images.name=someone/pictures"],
+    "hub_images": ["data.sources.hub_images.name=someone/images"],
 }
 
 
@@ -598,12 +598,12 @@ def test_every_configuration_builds_and_its_sources_know_themselves(name):
 
 
 def test_slices_of_shards_are_read_when_they_are_needed(tmp_path):
-    content = encoded(picture("red", 1))
+    content = encoded(example("red", 1))
     (tmp_path / "x").write_bytes(b"0123" + content)
     seen = build.look(
-        Picture(id="1", image=Slice(tmp_path / "x", 4, len(content))), size=None, channels=3, fit="crop"
+        ImageExample(id="1", image=Slice(tmp_path / "x", 4, len(content))), size=None, channels=3, fit="crop"
     )
     assert seen.pixels is None and seen.moments is not None
-    pixels = np.asarray(picture("red", 1)).reshape(-1, 3) / 255
+    pixels = np.asarray(example("red", 1)).reshape(-1, 3) / 255
     assert np.allclose(seen.moments[0], pixels.mean(0), atol=1e-5)
     assert np.allclose(seen.moments[1], (pixels**2).mean(0), atol=1e-5)

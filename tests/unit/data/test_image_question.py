@@ -1,4 +1,4 @@
-"""Questions about pictures: the official file formats, good and broken, and the batches that come of them."""
+"""Questions about images: the official file formats, good and broken, and the batches that come of them."""
 
 import itertools
 import json
@@ -17,15 +17,15 @@ from magneto.data.corpora.vqa.stamp_questions import StampQuestionsSource, Stamp
 from magneto.data.corpora.vqa.vqa import VqaSource
 from magneto.data.vqa.answers import vqa_accuracy
 from magneto.data.vqa.module import ImageQuestionDataModule
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from tests.toy_questions import (
     COLOURS,
     NAMES,
     SIZE,
     nlvr2_files,
     vqa_files,
+    write_image,
     write_nlvr2,
-    write_picture,
     write_vqa,
 )
 
@@ -71,7 +71,7 @@ def edit(file: Path, key: str, change: Callable[[list[Any]], None]) -> None:
 def test_vqa_questions_become_batches_with_the_answers_of_ten_people(vqa: Path, tmp_path: Path) -> None:
     data = module(vqa_source(vqa), tmp_path)
     spec = data.spec
-    assert spec.pictures == 1 and spec.kinds == ["other", "yes/no"]
+    assert spec.images == 1 and spec.kinds == ["other", "yes/no"]
     assert spec.questions == {"train": 80, "val": 24, "test": 0}
     assert set(spec.labels) == {*NAMES, "yes", "no"} and spec.labels[0] == "no"
     assert [spec.labels[usual] for usual in spec.usual][1] == "no"
@@ -118,7 +118,7 @@ def test_broken_and_missing_parts_of_vqa_are_counted_listed_and_skipped(vqa: Pat
     edit(vqa / "v2_train_annotations.json", "annotations", break_annotations)
     data = module(vqa_source(vqa), tmp_path)
     assert report(data)["skipped_by_reason"] == {
-        "its picture is missing or was left out": 4,
+        "its image is missing or was left out": 4,
         "question: empty": 2,
         "question without question_id, image_id or question": 4,
         # One of another number, one whose annotation is broken.
@@ -128,8 +128,8 @@ def test_broken_and_missing_parts_of_vqa_are_counted_listed_and_skipped(vqa: Pat
         "no answer": 3,
     }
     assert data.spec.questions["train"] == 80 - 4 - 1 - 1 - 2 - 1 - 5
-    pictures = json.loads((data.pictures.folder / "prepare_report.json").read_text())
-    assert pictures["skipped_by_reason"] == {"file cannot be read": 1, "empty file": 1}
+    images = json.loads((data.images.folder / "prepare_report.json").read_text())
+    assert images["skipped_by_reason"] == {"file cannot be read": 1, "empty file": 1}
 
 
 def official(answers: list[str], given: str) -> float:
@@ -188,7 +188,7 @@ def test_people_count_whatever_they_answered(vqa: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("corpus", ["vqa", "nlvr2"])
-def test_a_picture_that_changes_is_noticed(corpus: str, tmp_path: Path) -> None:
+def test_a_image_that_changes_is_noticed(corpus: str, tmp_path: Path) -> None:
     """One that is missing and arrives, one that is replaced, one that vanishes."""
     folder = (write_vqa if corpus == "vqa" else write_nlvr2)(tmp_path / corpus)
     source = vqa_source(folder) if corpus == "vqa" else Nlvr2Source(**nlvr2_files(folder))
@@ -212,24 +212,24 @@ def test_a_picture_that_changes_is_noticed(corpus: str, tmp_path: Path) -> None:
 )
 def test_files_of_another_form_are_refused(vqa: Path, tmp_path: Path, content: str, message: str) -> None:
     (vqa / "v2_val_questions.json").write_text(content)
-    with pytest.raises(UserError, match=f"v2_val_questions.json.*{message}"):
+    with pytest.raises(MagnetoError, match=f"v2_val_questions.json.*{message}"):
         module(vqa_source(vqa), tmp_path)
 
 
 def test_questions_without_annotations_are_refused(vqa: Path) -> None:
     files = vqa_files(vqa)
-    with pytest.raises(UserError, match="split val has questions or annotations alone"):
+    with pytest.raises(MagnetoError, match="split val has questions or annotations alone"):
         VqaSource(files["questions"], {"train": files["annotations"]["train"]}, str(vqa))
-    with pytest.raises(UserError, match="Did you mean 'val'"):
+    with pytest.raises(MagnetoError, match="Did you mean 'val'"):
         VqaSource({"vall": "a"}, {"vall": "b"}, "c")
-    with pytest.raises(UserError, match="data.sources.vqa.questions"):
+    with pytest.raises(MagnetoError, match="data.sources.vqa.questions"):
         VqaSource()
 
 
-def test_nlvr2_statements_have_two_pictures_and_groups(nlvr2: Path, tmp_path: Path) -> None:
+def test_nlvr2_statements_have_two_images_and_groups(nlvr2: Path, tmp_path: Path) -> None:
     data = module(Nlvr2Source(**nlvr2_files(nlvr2)), tmp_path)
     spec = data.spec
-    assert spec.pictures == 2 and set(spec.labels) == {"true", "false"}
+    assert spec.images == 2 and set(spec.labels) == {"true", "false"}
     assert spec.questions == {"train": 160, "val": 48, "test": 0}
     batch = data.val_set.__getitems__([(0, place) for place in range(8)])
     assert batch["image"].shape == (8, 2, 3, SIZE, SIZE)
@@ -251,15 +251,15 @@ def test_broken_lines_of_nlvr2_are_counted_listed_and_skipped(nlvr2: Path, tmp_p
     lines[2] = lines[2].replace(b'"label": ', b'"labels": ')
     lines[3] = b"\xff\xfe"
     file.write_bytes(b"\n".join([*lines, b""]))
-    (nlvr2 / "images/train/1/train-1-0-img1.png").write_bytes(b"no picture")
+    (nlvr2 / "images/train/1/train-1-0-img1.png").write_bytes(b"no image")
     data = module(Nlvr2Source(**nlvr2_files(nlvr2)), tmp_path)
     assert report(data)["skipped_by_reason"] == {
         "no JSON object with an identifier and a sentence": 3,
-        "its picture is missing or was left out": 2,
+        "its image is missing or was left out": 2,
         "no label True or False": 1,
     }
     file.write_text("{}\n")
-    with pytest.raises(UserError, match="train.json: no line is of NLVR2's form"):
+    with pytest.raises(MagnetoError, match="train.json: no line is of NLVR2's form"):
         module(Nlvr2Source(**nlvr2_files(nlvr2)), tmp_path)
 
 
@@ -276,7 +276,7 @@ def test_a_model_gets_its_own_answers_and_tokens(vqa: Path, tmp_path: Path) -> N
 
 def test_a_model_of_statements_takes_no_questions(vqa: Path, nlvr2: Path, tmp_path: Path) -> None:
     statements = module(Nlvr2Source(**nlvr2_files(nlvr2)), tmp_path)
-    with pytest.raises(UserError, match="This data has 1 pictures for each question"):
+    with pytest.raises(MagnetoError, match="This data has 1 images for each question"):
         module(vqa_source(vqa), tmp_path).prepare_for(statements.spec.to_dict())
 
 
@@ -286,7 +286,7 @@ def stamps(tmp_path: Path) -> Path:
     for number in range(60):
         kind = ("animals/birds", "food/fruit", "vehicles")[number % 3]
         file = folder / kind / f"{number}.png"
-        write_picture(file, NAMES[number % 4], number)
+        write_image(file, NAMES[number % 4], number)
         file.with_suffix(".txt").write_text(f"Stamp {number}.\n")
     return folder
 
@@ -299,13 +299,13 @@ def test_synthetic_questions_follow_from_folder_and_colour(stamps: Path, tmp_pat
     lines = [json.loads(line) for line in (data.folder / "questions.jsonl").read_text().splitlines()]
     assert len(lines) == 60 * 4 and data.spec.kinds == ["colour", "what", "yes/no"]
     for line in lines:
-        (picture,), (answer,) = line["pictures"], line["answers"]
+        (image,), (answer,) = line["images"], line["answers"]
         if line["kind"] == "colour":
-            assert answer == NAMES[int(Path(picture).name) % 4]
+            assert answer == NAMES[int(Path(image).name) % 4]
         elif line["kind"] == "what":
-            assert answer in shown(picture)[-1]
+            assert answer in shown(image)[-1]
         else:
-            assert any(thing in line["text"] for thing in shown(picture)) == (answer == "yes"), line
+            assert any(thing in line["text"] for thing in shown(image)) == (answer == "yes"), line
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -318,7 +318,7 @@ def test_synthetic_statements_are_as_often_true_as_false(stamps: Path, tmp_path:
     by_group: dict[str, list[str]] = {}
     for line in lines:
         by_group.setdefault(line["group"], []).append(line["answers"][0])
-        left, right = ("vehicles" in picture for picture in line["pictures"])
+        left, right = ("vehicles" in image for image in line["images"])
         if "vehicle" in line["text"]:
             pattern = line["text"].removesuffix(" a vehicle")
             truth = {

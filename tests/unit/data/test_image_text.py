@@ -1,4 +1,4 @@
-"""Pictures with captions: from files in their formats, good and broken, to batches; and that these are repeatable."""
+"""Images with captions: from files in their formats, good and broken, to batches; and that these are repeatable."""
 
 import json
 import pickle
@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from magneto.data.collate import pad_texts
-from magneto.data.corpora.image.base import ImageCorpus, Picture
+from magneto.data.corpora.image.base import ImageCorpus, ImageExample
 from magneto.data.corpora.image.caption_file import CaptionFileSource
 from magneto.data.corpora.image.coco_captions import CocoCaptionsSource
 from magneto.data.corpora.image.emoji import LANGUAGES, EmojiSource
@@ -23,7 +23,7 @@ from magneto.data.image_text.captioned import CaptionedSource
 from magneto.data.image_text.dataset import IGNORE
 from magneto.data.image_text.module import ImageTextDataModule
 from magneto.data.transforms.text import clean_caption
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 
 SIZE = 8
 
@@ -75,11 +75,11 @@ def test_bad_lines_of_a_file_of_captions_are_listed(tmp_path: Path) -> None:
     ]  # fmt: skip
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
     corpus = CaptionFileSource(str(tmp_path / "a.jsonl")).load(tmp_path)
-    assert [picture.id for picture in corpus.examples] == ["1.png"]
+    assert [image.id for image in corpus.examples] == ["1.png"]
     assert [(item.id, item.reason) for item in corpus.skipped] == [
         ("line 2", "no JSON object"), ("line 3", "no JSON object"), ("line 4", "not UTF-8"), ("line 5", "no caption"),
         ("line 6", "no image"), ("line 7", "no caption"), ("line 8", "split 'dev' is none of train, val, test"),
-        ("line 9", "another split than the picture's first line"), ("line 10", "caption is no text"),
+        ("line 9", "another split than the image's first line"), ("line 10", "caption is no text"),
     ]  # fmt: skip
 
 
@@ -89,14 +89,14 @@ def test_files_of_captions_that_cannot_be_used_are_refused(tmp_path: Path) -> No
         ({"file": "a.csv"}, "must be .jsonl or .tsv"),
         ({"file": str(tmp_path / "none.jsonl")}, "cannot be read"),
     ):
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(MagnetoError, match=message):
             CaptionFileSource(**source).load(tmp_path)
     (tmp_path / "a.tsv").write_text("image\tcaptions\n1.png\ta\n")
-    with pytest.raises(UserError, match="no column 'caption'. Did you mean 'captions'"):
+    with pytest.raises(MagnetoError, match="no column 'caption'. Did you mean 'captions'"):
         CaptionFileSource(str(tmp_path / "a.tsv")).load(tmp_path)
     (tmp_path / "a.jsonl").write_text("{}\n")
     with pytest.raises(
-        UserError, match=r"no line can be used, the first for this reason: no image. Each needs image and"
+        MagnetoError, match=r"no line can be used, the first for this reason: no image. Each needs image and"
     ):
         CaptionFileSource(str(tmp_path / "a.jsonl")).load(tmp_path)
 
@@ -105,14 +105,14 @@ def test_files_of_captions_that_cannot_be_used_are_refused(tmp_path: Path) -> No
 
 
 def coco(tmp_path: Path) -> dict[str, str]:
-    """COCO's own files, with two pictures to train on and one to validate."""
+    """COCO's own files, with two images to train on and one to validate."""
     for split, numbers in {"train": (1, 2), "val": (3,)}.items():
         content = {
             "info": {},
             "images": [{"id": n, "file_name": f"{n:012d}.jpg", "width": 8, "height": 8} for n in numbers],
             "annotations": [
                 {"id": 10 * n + k, "image_id": n, "caption": f"Number {n}, {k}."} for n in numbers if n != 2 for k in (0, 1)
-            ] + [{"id": 99, "image_id": 77, "caption": "Of a picture that is not listed."}],
+            ] + [{"id": 99, "image_id": 77, "caption": "Of an image that is not listed."}],
         }  # fmt: skip
         (tmp_path / f"captions_{split}2017.json").write_text(json.dumps(content))
     return {split: str(tmp_path / f"captions_{split}2017.json") for split in ("train", "val")}
@@ -121,18 +121,18 @@ def coco(tmp_path: Path) -> dict[str, str]:
 def test_the_files_of_coco(tmp_path: Path) -> None:
     annotations = coco(tmp_path)
     corpus = CocoCaptionsSource(annotations, str(tmp_path)).load(tmp_path)
-    pictures = list(corpus.examples)
-    assert [picture.split for picture in pictures] == ["train", "train", "val"]
-    assert pictures[0].image == tmp_path / "train2017/000000000001.jpg"
-    assert pictures[0].captions == {"en": ("Number 1, 0.", "Number 1, 1.")} and pictures[1].captions == {}
-    assert [item.reason for item in corpus.skipped] == ["caption without its picture"] * 2
+    images = list(corpus.examples)
+    assert [image.split for image in images] == ["train", "train", "val"]
+    assert images[0].image == tmp_path / "train2017/000000000001.jpg"
+    assert images[0].captions == {"en": ("Number 1, 0.", "Number 1, 1.")} and images[1].captions == {}
+    assert [item.reason for item in corpus.skipped] == ["caption without its image"] * 2
     beside = tmp_path / "000000000001.jpg"
     beside.touch()
     assert next(iter(CocoCaptionsSource(annotations, str(tmp_path)).load(tmp_path).examples)).image == beside
 
 
 def changes_of(source: Any, present: Path, missing: Path, bad: Path) -> None:
-    """Check that a picture that arrives, is replaced or vanishes is noticed, and another file is not."""
+    """Check that an image that arrives, is replaced or vanishes is noticed, and another file is not."""
     seen = [source.identity()]
     save(bad, 0)
     assert source.identity() == seen[0] == json.loads(json.dumps(seen[0]))
@@ -143,7 +143,7 @@ def changes_of(source: Any, present: Path, missing: Path, bad: Path) -> None:
 
 
 def test_a_listed_image_that_changes_is_noticed(tmp_path: Path) -> None:
-    """The prepared folder must not stay as it is when a missing picture arrives."""
+    """The prepared folder must not stay as it is when a missing image arrives."""
     lines = [
         {"image": name, "caption": "a thing"} for name in ("here.png", "gone.png", "odd\0.png", "\ud800.png")
     ]
@@ -179,8 +179,8 @@ def test_listed_names_may_have_their_accents_apart(tmp_path: Path) -> None:
         folder = tmp_path / f"{len(listed)}"
         save(folder / there, 1)
         file = write_lines(folder / "captions.jsonl", {"image": listed, "caption": "a thing"})
-        (picture,) = CaptionFileSource(str(file)).load(tmp_path).examples
-        assert picture.image == folder / there and picture.id == listed
+        (image,) = CaptionFileSource(str(file)).load(tmp_path).examples
+        assert image.image == folder / there and image.id == listed
 
 
 def test_the_splits_of_karpathy(tmp_path: Path) -> None:
@@ -192,10 +192,10 @@ def test_the_splits_of_karpathy(tmp_path: Path) -> None:
     images[3]["sentences"] = []
     file = tmp_path / "dataset_coco.json"
     file.write_text(json.dumps({"images": images, "dataset": "coco"}))
-    pictures = list(CocoCaptionsSource(str(file), "coco").load(tmp_path).examples)
-    assert [picture.split for picture in pictures] == ["train", "train", "val", "test"]
-    assert pictures[0].image == Path("coco/val2014/0.jpg") and pictures[0].captions == {"en": ("A dog.",)}
-    assert pictures[2].captions == {"en": ("",)} and pictures[3].captions == {}
+    examples = list(CocoCaptionsSource(str(file), "coco").load(tmp_path).examples)
+    assert [example.split for example in examples] == ["train", "train", "val", "test"]
+    assert examples[0].image == Path("coco/val2014/0.jpg") and examples[0].captions == {"en": ("A dog.",)}
+    assert examples[2].captions == {"en": ("",)} and examples[3].captions == {}
     for image in images:
         del image["filepath"]  # as in Flickr30k's
     file.write_text(json.dumps({"images": images}))
@@ -216,14 +216,14 @@ def test_broken_files_of_coco_are_explained(tmp_path: Path, content: bytes | Non
     for annotations in (str(file), {"train": str(file)}):
         source = CocoCaptionsSource(annotations, "coco")
         source.identity()
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(MagnetoError, match=message):
             source.load(tmp_path)
 
 
 def test_coco_needs_its_folder_and_known_splits() -> None:
-    with pytest.raises(UserError, match="name COCO's captions and pictures"):
+    with pytest.raises(MagnetoError, match="name COCO's captions and images"):
         CocoCaptionsSource("a.json")
-    with pytest.raises(UserError, match="not of dev"):
+    with pytest.raises(MagnetoError, match="not of dev"):
         CocoCaptionsSource({"dev": "a.json"}, "coco")
 
 
@@ -250,9 +250,9 @@ def test_captions_of_the_hub_in_several_columns_and_lists(
         "parquet", data_files={"train": str(tmp_path / "x.parquet")}, splits={"train": "train"}, label=None,
         caption={"en": "caption", "de": "de"},
     )  # fmt: skip
-    captions = [picture.captions for picture in source.load(tmp_path).examples]
+    captions = [image.captions for image in source.load(tmp_path).examples]
     assert captions == [{"en": ["a dog", "an animal"], "de": ["ein Hund"]}, {"en": ["a cat"]}, {}]
-    with pytest.raises(UserError, match="no column 'fr'"):
+    with pytest.raises(MagnetoError, match="no column 'fr'"):
         HubImagesSource(
             "parquet", data_files={"train": str(tmp_path / "x.parquet")}, splits={"train": "train"}, label=None,
             caption={"fr": "fr"},
@@ -268,12 +268,12 @@ def test_captions_of_shards(tmp_path: Path) -> None:
             (tmp_path / f"{key}.{kind}").write_text(text)
             tar.add(tmp_path / f"{key}.{kind}", f"{key}.{kind}")
     corpus = WebDatasetSource(str(tmp_path / "*.tar")).load(tmp_path)
-    assert [picture.captions for picture in corpus.examples] == [{"en": "a dog"}, {"en": "a cat"}]
+    assert [image.captions for image in corpus.examples] == [{"en": "a dog"}, {"en": "a cat"}]
 
 
 def test_emoji_take_all_their_languages_for_none() -> None:
     assert EmojiSource(languages=None).languages == LANGUAGES
-    with pytest.raises(UserError, match="has 'nl'"):
+    with pytest.raises(MagnetoError, match="has 'nl'"):
         EmojiSource(languages=["en", "nl"])
 
 
@@ -290,11 +290,11 @@ class Corpus:
         return {"captions": self.captions, "splits": self.splits}
 
     def load(self, data_dir: Path) -> ImageCorpus:
-        pictures = [
-            Picture(id=str(n), image=pixels(n), captions=captions, split=split, label="x")
+        images = [
+            ImageExample(id=str(n), image=pixels(n), captions=captions, split=split, label="x")
             for n, (captions, split) in enumerate(zip(self.captions, self.splits, strict=True))
         ]
-        return ImageCorpus(examples=pictures, labels=("x",))
+        return ImageCorpus(examples=images, labels=("x",))
 
 
 def test_captions_are_cleaned_and_what_is_left_out_is_listed(tmp_path: Path) -> None:
@@ -306,9 +306,9 @@ def test_captions_are_cleaned_and_what_is_left_out_is_listed(tmp_path: Path) -> 
         lowercase=True,
     ).load(tmp_path)  # fmt: skip
     for _ in range(2):  # gone through a second time, it is the same
-        pictures = list(corpus.examples)
-        assert [picture.captions for picture in pictures] == [{"en": ["\u00e1 dog"]}, {"en": ["a dog"]}]
-        assert [picture.label for picture in pictures] == [None, None]
+        images = list(corpus.examples)
+        assert [image.captions for image in images] == [{"en": ["\u00e1 dog"]}, {"en": ["a dog"]}]
+        assert [image.label for image in images] == [None, None]
         assert [(item.id, item.reason) for item in corpus.skipped] == [
             ("1", "caption: NUL characters: binary, or text of another encoding"),
             ("1", "caption: half a character (an unpaired surrogate)"),
@@ -326,7 +326,7 @@ COLOURS = ("red", "green", "blue")
 
 
 def captions(count: int) -> list[dict[str, Any]]:
-    """Each picture with an English and two French captions, of which every third picture has the same."""
+    """Each image with an English and two French captions, of which every third image has the same."""
     return [
         {"en": f"number {n} {COLOURS[n % 3]}", "fr": [f"nombre {n // 3 * 3}", f"le {n} {COLOURS[n % 3]}"]}
         for n in range(count)
@@ -335,7 +335,7 @@ def captions(count: int) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def module(tmp_path: Path) -> Any:
-    """`module(languages=["en"], ...)`: prepared pictures with captions."""
+    """`module(languages=["en"], ...)`: prepared images with captions."""
 
     def make(source: Any = None, **more: Any) -> ImageTextDataModule:
         settings: dict[str, Any] = {
@@ -371,12 +371,12 @@ def test_a_batch(module: Any) -> None:
     count = len(batch["id"])
     assert batch["image"].shape == (count, 3, SIZE, SIZE) and batch["image"].dtype == torch.float32
     assert batch["tokens"].shape == batch["mask"].shape and batch["tokens"].shape[1] in (16, 24)
-    assert batch.keys() == {"id", "image", "picture", "caption", "language", "tokens", "mask"}
+    assert batch.keys() == {"id", "image", "image", "caption", "language", "tokens", "mask"}
     known = {
         n: {t for v in c.values() for t in ([v] if isinstance(v, str) else v)}
         for n, c in enumerate(captions(60))
     }
-    lines = [json.loads(line) for line in (data.pictures.folder / "pictures.jsonl").open()]
+    lines = [json.loads(line) for line in (data.images.folder / "images.jsonl").open()]
     for row in range(count):
         tokens, real = batch["tokens"][row], batch["mask"][row]
         assert tokens[0] == data.tokenizer.id("<s>") and tokens[real][-1] == data.tokenizer.id("</s>")
@@ -390,7 +390,7 @@ def test_a_batch(module: Any) -> None:
         assert np.array_equal(shown, pixels(number))
 
 
-def test_evaluation_sees_every_caption_and_training_one_of_each_picture(module: Any) -> None:
+def test_evaluation_sees_every_caption_and_training_one_of_each_image(module: Any) -> None:
     data = module(languages=["en", "fr"])
     assert len(data.val_set) == data.spec.captions["val"] == 3 * data.spec.examples["val"]
     assert len(data.train_set) == data.spec.examples["train"]
@@ -406,9 +406,9 @@ def test_evaluation_sees_every_caption_and_training_one_of_each_picture(module: 
 
 
 def test_equal_captions_stand_on_one_side_and_share_their_key(module: Any) -> None:
-    """In any of the languages: "nombre 6" is a caption of pictures 6, 7 and 8."""
+    """In any of the languages: "nombre 6" is a caption of images 6, 7 and 8."""
     data = module(languages=["fr"], val_fraction=0.3, test_fraction=0.3)
-    lines = [json.loads(line) for line in (data.pictures.folder / "pictures.jsonl").open()]
+    lines = [json.loads(line) for line in (data.images.folder / "images.jsonl").open()]
     sides: dict[str, set[str]] = {}
     for line in lines:
         for text in line["captions"]["fr"]:
@@ -422,22 +422,22 @@ def test_equal_captions_stand_on_one_side_and_share_their_key(module: Any) -> No
 
 
 MASKING = {
-    "pictures": {"ratio": 0.5, "min_patches": 1},
+    "images": {"ratio": 0.5, "min_patches": 1},
     "texts": {"probability": 0.2},
     "pairs": {"probability": 0.6},
 }
 
 
-def test_copies_of_a_picture_share_their_key(module: Any) -> None:
+def test_copies_of_a_image_share_their_key(module: Any) -> None:
     """So that each is right for the captions of the other, in training and in the gallery."""
     texts = captions(40)
     source = Corpus(*texts, splits=["train"] * 20 + ["val"] * 10 + ["test"] * 10)
     apart = module(source)
     for batch in [*train_batches(apart, 3), *apart.val_dataloader(), *apart.test_dataloader()]:
-        assert torch.equal(batch["picture"], batch["id"])
+        assert torch.equal(batch["image"], batch["id"])
 
     class Copies(Corpus):
-        """Every second picture is the one before it."""
+        """Every second image is the one before it."""
 
         def load(self, data_dir: Path) -> ImageCorpus:
             corpus = super().load(data_dir)
@@ -449,7 +449,7 @@ def test_copies_of_a_picture_share_their_key(module: Any) -> None:
 
     alike = module(Copies(*texts, splits=source.splits))
     for batch in [*train_batches(alike, 3), *alike.val_dataloader(), *alike.test_dataloader()]:
-        assert torch.equal(batch["picture"], batch["id"] // 2 * 2)
+        assert torch.equal(batch["image"], batch["id"] // 2 * 2)
 
 
 def test_what_is_hidden(module: Any) -> None:
@@ -495,7 +495,7 @@ def test_the_facts_and_their_reuse(module: Any, tmp_path: Path) -> None:
         module(languages=None, max_tokens=9),
     ]
     assert len({data.folder, *(other.folder for other in others)}) == 4
-    assert others[2].pictures.folder == others[1].pictures.folder, "decoded once"
+    assert others[2].images.folder == others[1].images.folder, "decoded once"
     assert others[2].spec.truncated > 0
     assert all(batch["tokens"].shape[1] <= 9 for batch in others[2].val_dataloader())
 
@@ -520,7 +520,7 @@ def test_a_checkpoint_brings_tokenizer_sizes_and_languages(module: Any) -> None:
     assert (next(iter(other.test_dataloader()))["language"] == -1).all()
 
 
-def test_bad_pictures_are_left_out_with_their_captions(module: Any, tmp_path: Path) -> None:
+def test_bad_images_are_left_out_with_their_captions(module: Any, tmp_path: Path) -> None:
     for number in range(12):
         save(tmp_path / f"{number}.png", number)
     (tmp_path / "0.png").write_bytes(b"")
@@ -531,7 +531,7 @@ def test_bad_pictures_are_left_out_with_their_captions(module: Any, tmp_path: Pa
     ]
     data = module(CaptionFileSource(str(write_lines(tmp_path / "a.jsonl", *rows))))
     assert data.spec.captions == {"train": 5, "val": 4, "test": 0}
-    report = json.loads((data.pictures.folder / "prepare_report.json").read_text())
+    report = json.loads((data.images.folder / "prepare_report.json").read_text())
     assert {item["id"] for item in report["skipped"]} == {
         f"captions/{n}.png".replace("captions", "toy") for n in (0, 1, 3, 12)
     }
@@ -543,7 +543,7 @@ def test_bad_pictures_are_left_out_with_their_captions(module: Any, tmp_path: Pa
     ("settings", "message"),
     [
         ({"languages": []}, "must be a list"),
-        ({"languages": ["nl"]}, "No usable picture is left for the train split.*60 no caption in nl"),
+        ({"languages": ["nl"]}, "No usable image is left for the train split.*60 no caption in nl"),
         ({"max_tokens": 2}, "max_tokens=2"),
         ({"imagesize": 9}, "imagesize"),
         ({"masking": {"words": {}}}, "data.masking.words"),
@@ -552,7 +552,7 @@ def test_bad_pictures_are_left_out_with_their_captions(module: Any, tmp_path: Pa
     ],
 )
 def test_mistakes_are_told(module: Any, settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(MagnetoError, match=message):
         module(**settings)
 
 

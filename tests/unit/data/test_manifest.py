@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from magneto.data.corpora.speech.manifest import ManifestSource
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from tests.unit.data.recordings import read_manifest, write_manifest
 
 
@@ -149,7 +149,7 @@ def test_missing_audio_is_listed(corpus, tmp_path):
 def test_a_line_that_breaks_the_convention_is_named_with_its_number(tmp_path, line, message):
     good = b'{"audio_filepath": "a.wav", "text": "hello"}\n'
     (tmp_path / "m.jsonl").write_bytes(good + (line if isinstance(line, bytes) else line.encode()) + b"\n")
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(MagnetoError, match=message):
         ManifestSource(manifest=str(tmp_path / "m.jsonl")).load(tmp_path)
 
 
@@ -164,12 +164,12 @@ def test_a_line_that_breaks_the_convention_is_named_with_its_number(tmp_path, li
     ],
 )
 def test_arguments_that_contradict_each_other(arguments, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(MagnetoError, match=message):
         ManifestSource(**arguments)
 
 
 def test_a_manifest_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match=r"nope\.jsonl is not there"):
+    with pytest.raises(MagnetoError, match=r"nope\.jsonl is not there"):
         ManifestSource(manifest=str(tmp_path / "nope.jsonl")).load(tmp_path)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from magneto.data.transforms.mask_tokens import LONGEST_SPAN, Masking
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 
 MASK, ORDINARY = 4, np.arange(5, 1000)
 
@@ -70,5 +70,5 @@ def test_the_stream_decides():
     ],
 )
 def test_impossible_settings(settings, key):
-    with pytest.raises(UserError, match=key):
+    with pytest.raises(MagnetoError, match=key):
         Masking(**settings)

@@ -17,7 +17,7 @@ def test_counts() -> None:
 @pytest.mark.parametrize(
     ("reasons", "text"),
     [
-        ({"no picture in the font": 174}, "174 skipped: no picture in the font; listed in r.json"),
+        ({"no image in the font": 174}, "174 skipped: no image in the font; listed in r.json"),
         (
             {"missing file (named in a.jsonl)": 1},
             "1 skipped: missing file (named in a.jsonl); listed in r.json",

@@ -16,7 +16,7 @@ from magneto.data.tokenizers.text import TextTokenizer
 from magneto.data.translation.cleaning import VERDICTS, Cleaning, Columns, decide, template, tidy, unusable
 from magneto.data.translation.dataset import Collate, Marks
 from magneto.data.translation.module import IGNORE, Pair, ParallelCorpus, ParallelDataModule, ParallelSpec
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 
 NOUNS = (
     "file",
@@ -200,13 +200,13 @@ def test_lengths_are_judged_by_what_is_usual_in_the_direction() -> None:
     "bad", [[], ["en"], ["en-fr-de"], ["en-en"], ["EN-fr"], ["en-fr", "en-fr"], ["en-xx"]]
 )
 def test_directions_are_checked(bad: list[str]) -> None:
-    with pytest.raises(UserError):
+    with pytest.raises(MagnetoError):
         parse_directions(bad, ["en", "fr", "pt_BR"])
 
 
 def test_an_unknown_language_is_named_with_the_known_ones() -> None:
     assert parse_directions(["en-pt_BR"], ["en", "pt_BR"]) == [("en", "pt_BR")]
-    with pytest.raises(UserError, match="no language 'de'; it has en, fr"):
+    with pytest.raises(MagnetoError, match="no language 'de'; it has en, fr"):
         parse_directions(["en-de"], ["fr", "en"])
 
 
@@ -310,7 +310,7 @@ def test_tags_ask_for_the_language_and_are_needed_for_one_to_many(tmp_path: Path
         pair(1000 + int(one.id), one.source, f"Es {one.target.upper()}", one.split, target_language="de")
         for one in french
     ]
-    with pytest.raises(UserError, match="set data.tag=true"):
+    with pytest.raises(MagnetoError, match="set data.tag=true"):
         module([*french, *german], tmp_path).prepare()
     data = ready([*french, *german], tmp_path, tag=True)
     tokenizer = data.spec.source_text_tokenizer
@@ -339,9 +339,9 @@ def test_separate_vocabularies_and_given_tokenizers(tmp_path: Path) -> None:
     given = ready(corpus(), tmp_path, tokenizer={"shared": False, "file": files})
     assert given.spec.target_tokenizer == separate.spec.target_tokenizer and given.folder != separate.folder
     np.testing.assert_array_equal(given.prepared.tokens, separate.prepared.tokens)
-    with pytest.raises(UserError, match="two tokenizer.json files"):
+    with pytest.raises(MagnetoError, match="two tokenizer.json files"):
         module(corpus(), tmp_path, tokenizer={"shared": False, "file": files[0]})
-    with pytest.raises(UserError, match=r"tokenizer\.file=.*no such file"):
+    with pytest.raises(MagnetoError, match=r"tokenizer\.file=.*no such file"):
         module(corpus(), tmp_path, tokenizer={"file": "missing.json"}).prepare()
 
 
@@ -358,7 +358,7 @@ def test_batches_for_the_model_of_a_checkpoint_with_another_tokenizer(tmp_path: 
     german = [pair(int(one.id), one.source, one.target, one.split, target_language="de") for one in corpus()]
     other_language = module(german, tmp_path)
     other_language.prepare()
-    with pytest.raises(UserError, match=r"pairs en-de; the checkpoint's model translates en-fr"):
+    with pytest.raises(MagnetoError, match=r"pairs en-de; the checkpoint's model translates en-fr"):
         other_language.prepare_for(model.spec.to_dict())
 
 
@@ -402,27 +402,29 @@ def test_lines_to_translate_become_batches_without_targets(tmp_path: Path) -> No
     ],
 )
 def test_wrong_settings_are_named(options: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(MagnetoError, match=message):
         module(corpus(), tmp_path, **options)
 
 
 def test_an_empty_split_a_missing_preparation_and_a_vocabulary_too_large_are_explained(
     tmp_path: Path,
 ) -> None:
-    with pytest.raises(UserError, match=r"No usable pair is left for the val split \(360 were looked at"):
+    with pytest.raises(MagnetoError, match=r"No usable pair is left for the val split \(360 were looked at"):
         module(corpus(lambda number: "train"), tmp_path).prepare()
     with pytest.raises(
-        UserError, match=r"for the test split.*360 longer than 2 tokens|for the train split.*longer than 2"
+        MagnetoError, match=r"for the test split.*360 longer than 2 tokens|for the train split.*longer than 2"
     ):
         module(corpus(), tmp_path, max_tokens=2).prepare()
     few = [pair(n, *texts, group="one block") for n, texts in enumerate(phrases())]
-    with pytest.raises(UserError, match=r"split \(360 .*has 1 group of pairs .*name the files of train, val"):
+    with pytest.raises(
+        MagnetoError, match=r"split \(360 .*has 1 group of pairs .*name the files of train, val"
+    ):
         module(few, tmp_path).prepare()
-    with pytest.raises(UserError, match=r"train split \(9 .*skipped: 9 empty target\). Check the corpus"):
+    with pytest.raises(MagnetoError, match=r"train split \(9 .*skipped: 9 empty target\). Check the corpus"):
         module([pair(n, "One", "") for n in range(9)], tmp_path).prepare()
-    with pytest.raises(UserError, match="mode=prepare"):
+    with pytest.raises(MagnetoError, match="mode=prepare"):
         _ = module(corpus(), tmp_path).spec
-    with pytest.raises(UserError, match="more than the training text supports"):
+    with pytest.raises(MagnetoError, match="more than the training text supports"):
         module(corpus(), tmp_path, tokenizer={"kind": "bpe", "vocab_size": 50_000}).prepare()
     assert not list(tmp_path.glob("prepared/parallel-*")), "a preparation that fails leaves nothing"
 

@@ -21,7 +21,7 @@ from magneto.data.corpora.translation.hub_pairs import HubPairsSource
 from magneto.data.corpora.translation.libreoffice import LibreOfficeSource
 from magneto.data.corpora.translation.parallel_files import ParallelFilesSource
 from magneto.data.translation.module import ParallelDataModule
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from tests.unit.data.recordings import copy_by_macos
 
 
@@ -92,11 +92,11 @@ def test_help_pages_that_are_broken_or_missing_cost_only_themselves(pages: Path,
     (pages / "en-US/text/empty.html").write_bytes(b"\0\xff<p id=")
     pairs, _ = read(LibreOfficeSource(["fr-en"], folder=str(pages)), tmp_path)
     assert len(pairs) == 4 and pairs[0].source_language == "fr"
-    with pytest.raises(UserError, match="has no language 'xx'"):
+    with pytest.raises(MagnetoError, match="has no language 'xx'"):
         LibreOfficeSource(["en-xx"])
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(MagnetoError, match="no such folder"):
         read(LibreOfficeSource(folder=str(tmp_path / "missing")), tmp_path)
-    with pytest.raises(UserError, match="holds none of the files of libreoffice-help-de"):
+    with pytest.raises(MagnetoError, match="holds none of the files of libreoffice-help-de"):
         read(LibreOfficeSource(["en-de"], folder=str(pages)), tmp_path)
 
 
@@ -170,18 +170,18 @@ def test_items_end_where_the_indentation_does() -> None:
 
 
 def test_a_language_without_index_and_a_damaged_index_are_explained(indexes: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no file ending in Translation-it"):
+    with pytest.raises(MagnetoError, match="no file ending in Translation-it"):
         DDTPSource(["en-it"], folder=str(indexes)).identity()
-    with pytest.raises(UserError, match="has no language 'tlh'"):
+    with pytest.raises(MagnetoError, match="has no language 'tlh'"):
         DDTPSource(["en-tlh"])
     file = indexes / "mirror_main_i18n_Translation-fr.bz2"
     file.write_bytes(file.read_bytes()[:-20])
-    with pytest.raises(UserError, match=r"Translation-fr\.bz2: the index cannot be read"):
+    with pytest.raises(MagnetoError, match=r"Translation-fr\.bz2: the index cannot be read"):
         read(DDTPSource(["en-fr"], folder=str(indexes)), tmp_path)
     packed = gzip.compress(EDITOR.encode())
     for content in (packed[:-10], packed[:20] + b"\xff" * 20 + packed[40:]):  # cut off, overwritten
         (indexes / "updates_main_i18n_Translation-de.gz").write_bytes(content)
-        with pytest.raises(UserError, match=r"Translation-de\.gz: the index cannot be read"):
+        with pytest.raises(MagnetoError, match=r"Translation-de\.gz: the index cannot be read"):
             read(DDTPSource(["en-de"], folder=str(indexes)), tmp_path)
 
 
@@ -377,16 +377,16 @@ def test_broken_catalogs_unknown_languages_and_empty_folders(catalogs: Path, tmp
     (compiled.with_name("empty.mo")).write_bytes(b"")
     pairs, skipped = read(GettextSource(["en-fr"], [], [str(catalogs)]), tmp_path)
     assert texts(pairs) == FRENCH_PAIRS and sum("unreadable catalog" in reason for reason in skipped) >= 6
-    with pytest.raises(UserError, match="no language 'de'; it has en, fr, pl"):
+    with pytest.raises(MagnetoError, match="no language 'de'; it has en, fr, pl"):
         read(GettextSource(["en-de"], [], [str(catalogs)]), tmp_path)
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(UserError, match="holds no gettext catalog"):
+    with pytest.raises(MagnetoError, match="holds no gettext catalog"):
         read(GettextSource(["en-fr"], [], [str(tmp_path / "nothing")]), tmp_path)
-    with pytest.raises(UserError, match="no such file or folder"):
+    with pytest.raises(MagnetoError, match="no such file or folder"):
         GettextSource(["en-fr"], [], [str(tmp_path / "missing")]).identity()
-    with pytest.raises(UserError, match="'flask' is not known"):
+    with pytest.raises(MagnetoError, match="'flask' is not known"):
         GettextSource(["en-fr"], ["flask"])
-    with pytest.raises(UserError, match="name catalogs"):
+    with pytest.raises(MagnetoError, match="name catalogs"):
         GettextSource(["en-fr"], [])
 
 
@@ -412,7 +412,7 @@ def test_files_with_unequal_numbers_of_lines_are_refused_with_both_numbers(tmp_p
         write(tmp_path / "a.en", "one\ntwo\nthree\nfour\n"),
         write(tmp_path / "a.fr", "un\ndeux\n"),
     )
-    with pytest.raises(UserError, match=r"a\.fr has 2 lines, .*a\.en has 4:"):
+    with pytest.raises(MagnetoError, match=r"a\.fr has 2 lines, .*a\.en has 4:"):
         read(ParallelFilesSource("en-fr", source=source, target=target), tmp_path)
 
 
@@ -438,7 +438,9 @@ def test_tmx(tmp_path: Path) -> None:
     pairs, skipped = read(ParallelFilesSource("en-fr", tmx=write(tmp_path / "a.tmx", TMX)), tmp_path)
     assert texts(pairs) == [("Click OK & wait.", "Cliquez sur OK."), ("Empty", "")]
     assert skipped == ["a language is missing in the unit"]
-    with pytest.raises(UserError, match=r"no unit has both en and de; its languages: EN-US, en, fr, fr-CA"):
+    with pytest.raises(
+        MagnetoError, match=r"no unit has both en and de; its languages: EN-US, en, fr, fr-CA"
+    ):
         read(ParallelFilesSource("en-de", tmx=write(tmp_path / "a.tmx", TMX)), tmp_path)
 
 
@@ -449,7 +451,7 @@ def test_entities_of_html_in_a_tmx(tmp_path: Path) -> None:
     doctype = '<!DOCTYPE tmx SYSTEM "tmx14.dtd">'
     pairs, _ = read(ParallelFilesSource("en-fr", tmx=write(tmp_path / "c.tmx", doctype + body)), tmp_path)
     assert texts(pairs) == [("a\u00a0b", "cé")]
-    with pytest.raises(UserError, match="Entity 'nbsp' not defined"):
+    with pytest.raises(MagnetoError, match="Entity 'nbsp' not defined"):
         read(ParallelFilesSource("en-fr", tmx=write(tmp_path / "d.tmx", body)), tmp_path)
 
 
@@ -468,7 +470,7 @@ def test_compressed_parallel_files(suffix: str, pack: Any, tmp_path: Path) -> No
         found, _ = read(ParallelFilesSource("en-fr", **packed), tmp_path)
         assert plain and texts(plain) == texts(found)
         cut = {kind: tmp_path / f"cut-{name}{suffix}" for kind, name in files.items()}
-        with pytest.raises(UserError, match=r"cut-a.*: damaged \(.+\)"):
+        with pytest.raises(MagnetoError, match=r"cut-a.*: damaged \(.+\)"):
             read(ParallelFilesSource("en-fr", **cut), tmp_path)
 
 
@@ -481,7 +483,7 @@ def test_neighbouring_units_of_a_tmx_stand_on_one_side(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("broken", ["", "no xml", TMX[:-30], TMX.replace("</tuv>", "", 1), "<tmx>\0</tmx>"])
 def test_broken_tmx_is_refused(broken: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"a\.tmx: no well-formed XML"):
+    with pytest.raises(MagnetoError, match=r"a\.tmx: no well-formed XML"):
         read(ParallelFilesSource("en-fr", tmx=write(tmp_path / "a.tmx", broken)), tmp_path)
 
 
@@ -491,7 +493,7 @@ def test_entities_of_tmx_are_not_expanded_and_no_other_file_is_read(tmp_path: Pa
     secret = write(tmp_path / "secret", "secret words")
     for entities in (lines, [f'<!ENTITY a11 SYSTEM "file://{secret}">']):
         bomb = TMX.replace('SYSTEM "tmx14.dtd"', "[" + "".join(entities) + "]").replace("Only", "&a11;")
-        with pytest.raises(UserError, match="declares XML entities"):
+        with pytest.raises(MagnetoError, match="declares XML entities"):
             read(ParallelFilesSource("en-fr", tmx=write(tmp_path / "a.tmx", bomb)), tmp_path)
 
 
@@ -510,11 +512,11 @@ def test_files_of_stated_splits_and_wrong_combinations(tmp_path: Path) -> None:
         {"train": parts["train"]},
         {**parts, "val": {"csv": "x"}},
     ):
-        with pytest.raises(UserError, match="name"):
+        with pytest.raises(MagnetoError, match="name"):
             ParallelFilesSource("en-fr", **wrong)
-    with pytest.raises(UserError, match=r"missing\.tsv: there is no such file"):
+    with pytest.raises(MagnetoError, match=r"missing\.tsv: there is no such file"):
         ParallelFilesSource("en-fr", tsv=str(tmp_path / "missing.tsv")).identity()
-    with pytest.raises(UserError, match="is not a direction"):
+    with pytest.raises(MagnetoError, match="is not a direction"):
         ParallelFilesSource("english-french", tsv="a.tsv")
 
 
@@ -527,7 +529,7 @@ def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path, monkeypatch: pyte
         raise PermissionError(13, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(UserError, match=r"tsv: .*pairs\.tsv: cannot be read \(Permission denied\)"):
+    with pytest.raises(MagnetoError, match=r"tsv: .*pairs\.tsv: cannot be read \(Permission denied\)"):
         ParallelFilesSource("en-fr", tsv=str(file)).identity()
 
 
@@ -644,7 +646,7 @@ def test_a_split_that_no_direction_has_and_a_missing_train_split_are_errors(
         (["en-xx"], {"train": "train"}, "en-xx"),
     ):
         source = HubPairsSource(str(published), directions, splits=splits, streaming=streaming)
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(MagnetoError, match=message):
             read(source, tmp_path)
 
 
@@ -679,18 +681,18 @@ def test_parquet_as_opus_100_is_published(tmp_path: Path) -> None:
 def test_other_languages_other_forms_and_wrong_arguments_are_explained(
     splits: dict[str, str], tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=r"no pairs en-de.*the first has the languages en, fr"):
+    with pytest.raises(MagnetoError, match=r"no pairs en-de.*the first has the languages en, fr"):
         read(HubPairsSource("json", ["en-de"], data_files=splits), tmp_path)
     other = write(tmp_path / "o.jsonl", '{"en": "a", "fr": "b"}\n')
-    with pytest.raises(UserError, match=r"a row is to hold .*the first has en, fr"):
+    with pytest.raises(MagnetoError, match=r"a row is to hold .*the first has en, fr"):
         read(HubPairsSource("json", ["en-fr"], data_files=other, splits={"train": "train"}), tmp_path)
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(MagnetoError, match="cannot be read"):
         read(HubPairsSource("json", ["en-fr"], data_files={"train": splits["train"]}), tmp_path)
-    with pytest.raises(UserError, match="name them with data_files"):
+    with pytest.raises(MagnetoError, match="name them with data_files"):
         HubPairsSource("json", ["en-fr"])
-    with pytest.raises(UserError, match="none of the directions"):
+    with pytest.raises(MagnetoError, match="none of the directions"):
         HubPairsSource("wmt/wmt14", ["en-de"], configs={"en-fr": "fr-en"})
-    with pytest.raises(UserError, match="or train alone, or for mode=test test alone"):
+    with pytest.raises(MagnetoError, match="or train alone, or for mode=test test alone"):
         HubPairsSource("wmt/wmt14", ["en-de"], splits={"train": "train", "test": "test"})
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from magneto.data.cache import fingerprint, is_complete, prepare_once
 from magneto.data.rng import random_stream
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 
 
 def build(folder: Path) -> None:
@@ -43,7 +43,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path):
         build(folder)
         raise OSError(errno.ENOSPC, "No space left on device", str(folder))
 
-    with pytest.raises(UserError, match=r"No space left.*make room"):
+    with pytest.raises(MagnetoError, match=r"No space left.*make room"):
         prepare_once(tmp_path / "x", fill)
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
@@ -57,7 +57,7 @@ def test_a_file_without_permission_is_told_by_what_was_tried(tmp_path, place, wh
     def refuse(folder: Path) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / place))
 
-    with pytest.raises(UserError, match=rf"{tmp_path / place} cannot be {what} \(Permission denied\)"):
+    with pytest.raises(MagnetoError, match=rf"{tmp_path / place} cannot be {what} \(Permission denied\)"):
         prepare_once(tmp_path / "data/prepared/x", refuse)
 
 

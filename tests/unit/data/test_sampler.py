@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from magneto.data.batching import EvaluationSampler, TokenBudgetSampler, cut
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 
 lengths = st.lists(st.integers(1, 400), min_size=8, max_size=120).map(np.array)
 common = {
@@ -103,9 +103,9 @@ def test_no_tiny_batch_is_left_over():
 
 
 def test_a_budget_below_one_and_more_ranks_than_examples_are_the_users_mistakes():
-    with pytest.raises(UserError, match="budget"):
+    with pytest.raises(MagnetoError, match="budget"):
         TokenBudgetSampler(np.array([3]), budget=0, total_batches=1)
-    with pytest.raises(UserError, match="fewer processes"):
+    with pytest.raises(MagnetoError, match="fewer processes"):
         TokenBudgetSampler(np.array([3]), budget=9, total_batches=1, world_size=2)
 
 

@@ -18,7 +18,7 @@ from magneto.data.corpora.speech.fotaq import FotaqSource, read_container
 from magneto.data.corpora.speech.librispeech import LibriSpeechSource
 from magneto.data.corpora.speech.stamps import StampsSource
 from magneto.data.io.audio import Audio, load_audio
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from tests.unit.data.recordings import copy_by_macos, tone
 
 # ------------------------------------------------------------------------------------------------ splits
@@ -121,11 +121,11 @@ def test_a_choice_of_languages_does_not_move_a_split(stamp_tree, tmp_path):
 
 
 def test_languages_whose_text_does_not_fit_are_refused_and_doubtful_ones_warned_of(caplog):
-    with pytest.raises(UserError, match="not what is said"):
+    with pytest.raises(MagnetoError, match="not what is said"):
         StampsSource(languages=["es", "ca"])
-    with pytest.raises(UserError, match="no usable recordings in 'xx'"):
+    with pytest.raises(MagnetoError, match="no usable recordings in 'xx'"):
         StampsSource(languages=["xx"])
-    with pytest.raises(UserError, match="empty"):
+    with pytest.raises(MagnetoError, match="empty"):
         StampsSource(languages=[])
     StampsSource(languages=["da"])
     assert "0.74" in caplog.text
@@ -221,9 +221,7 @@ def game(tmp_path) -> Path:
         "99SSSS",
     ]
     sounds = {f"{key}.SB": mp3(number) for number, key in enumerate(keys)}
-    return container(
-        tmp_path / "queen.1c", {"BUD2.DOG": dog, "INTRO.CUT": cut, "X.PCX": b"picture", **sounds}
-    )
+    return container(tmp_path / "queen.1c", {"BUD2.DOG": dog, "INTRO.CUT": cut, "X.PCX": b"image", **sounds})
 
 
 def test_the_games_lines_find_their_recordings(game):
@@ -272,7 +270,7 @@ def test_the_game_is_split_by_scene_and_a_text_stands_on_one_side(tmp_path):
 )
 def test_a_wrong_or_damaged_container_is_an_error_that_names_it(game, change, message):
     game.write_bytes(change(game.read_bytes()))
-    with pytest.raises(UserError, match=message) as error:
+    with pytest.raises(MagnetoError, match=message) as error:
         read_container(game)
     assert "queen.1c" in str(error.value)
 
@@ -321,7 +319,7 @@ def test_librispeech_copied_by_macos(tmp_path):
     corpus = source.load(tmp_path)
     assert len(corpus.utterances) == 18 and not corpus.skipped
     (chapter / "84-0.trans.txt").write_bytes(b"84-0-0000 CAF\xc9\n")
-    with pytest.raises(UserError, match=r"84-0\.trans\.txt is damaged"):
+    with pytest.raises(MagnetoError, match=r"84-0\.trans\.txt is damaged"):
         source.load(tmp_path)
 
 
@@ -364,17 +362,17 @@ def test_librispeech_downloads_checks_and_unpacks_what_is_missing(tmp_path, monk
     assert not (tmp_path / "data/raw/.dev-clean.partial").exists()
 
     monkeypatch.setitem(torchaudio_librispeech._CHECKSUMS, address, "0" * 64)
-    with pytest.raises(UserError, match=r"damaged.*openslr"):
+    with pytest.raises(MagnetoError, match=r"damaged.*openslr"):
         source.load(tmp_path / "elsewhere")
 
 
 def test_librispeech_refuses_unknown_and_repeated_subsets_and_a_folder_without_transcripts(tmp_path):
-    with pytest.raises(UserError, match="train-clean-360"):
+    with pytest.raises(MagnetoError, match="train-clean-360"):
         LibriSpeechSource(train=["train-clean"])
-    with pytest.raises(UserError, match="two sides"):
+    with pytest.raises(MagnetoError, match="two sides"):
         LibriSpeechSource(train=["dev-clean"])
     (tmp_path / "LibriSpeech/train-clean-100").mkdir(parents=True)
-    with pytest.raises(UserError, match="no transcripts"):
+    with pytest.raises(MagnetoError, match="no transcripts"):
         LibriSpeechSource(folder=str(tmp_path)).load(tmp_path)
 
 

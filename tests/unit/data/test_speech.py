@@ -20,7 +20,7 @@ from magneto.data.speech.module import SpeechDataModule
 from magneto.data.speech.predict import user_recordings
 from magneto.data.tokenizers.ctc import CTCTokenizer, repeats
 from magneto.data.transforms.speech import SpecAugment
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from tests.unit.data.recordings import read_manifest, tone, write_manifest
 
 
@@ -200,10 +200,10 @@ def test_ctc_must_be_feasible_repeats_included(corpus):
 
 def test_a_split_without_a_usable_utterance_is_an_error_with_the_reasons(corpus):
     folder = corpus(6, sides=("train", "test"))
-    with pytest.raises(UserError, match="left for the val split"):
+    with pytest.raises(MagnetoError, match="left for the val split"):
         module(folder).prepare()
     whole = corpus(6, name="whole", sides=("train", "val", "test"))
-    with pytest.raises(UserError, match=r"6 shorter than 9 s.*data\.min_seconds"):
+    with pytest.raises(MagnetoError, match=r"6 shorter than 9 s.*data\.min_seconds"):
         module(whole, min_seconds=9.0).prepare()
     for one in (folder, whole):
         assert not [p for p in (one / "data" / "prepared").iterdir() if p.is_dir()]
@@ -221,7 +221,7 @@ def test_manifest_without_a_usable_line(corpus, spoil, reason, workers):
     folder = corpus(6, sides=("train", "val", "test"))
     lines = read_manifest(folder / "manifest.jsonl")
     write_manifest(folder / "manifest.jsonl", [] if spoil is None else [spoil(line) for line in lines])
-    with pytest.raises(UserError, match=f"train and val and test splits.*{reason}"):
+    with pytest.raises(MagnetoError, match=f"train and val and test splits.*{reason}"):
         module(folder, digits="drop", prepare_workers=workers).prepare()
 
 
@@ -231,7 +231,9 @@ def test_empty_split_is_refused_before_features(corpus, monkeypatch):
     lines = [{"audio_filepath": f"clips/00{n}.wav", "text": f"word {n // 4}"} for n in (0, 4)]
     write_manifest(folder / "manifest.jsonl", lines)
     monkeypatch.setattr(SpeechBuilder, "_extract", None)
-    with pytest.raises(UserError, match=r"`split`, or raise data\.sources\.manifest\.val_fraction.*2 groups"):
+    with pytest.raises(
+        MagnetoError, match=r"`split`, or raise data\.sources\.manifest\.val_fraction.*2 groups"
+    ):
         module(folder).prepare()
 
 
@@ -248,7 +250,7 @@ def test_small_splits_and_shared_files_warn(corpus, caplog):
 
 
 def test_reading_before_prepare_says_so(corpus):
-    with pytest.raises(UserError, match="mode=prepare"):
+    with pytest.raises(MagnetoError, match="mode=prepare"):
         _ = module(corpus(4)).spec
 
 
@@ -268,14 +270,14 @@ def test_reading_before_prepare_says_so(corpus):
     ],
 )
 def test_impossible_options_name_their_key(options, tmp_path):
-    with pytest.raises(UserError) as error:
+    with pytest.raises(MagnetoError) as error:
         SpeechDataModule({"own": None}, data_dir=str(tmp_path), **options)
     key, value = next(iter(options.items()))
     assert (next(iter(value)) if isinstance(value, dict) else key) in str(error.value)
 
 
 def test_no_source_at_all():
-    with pytest.raises(UserError, match="sources is empty"):
+    with pytest.raises(MagnetoError, match="sources is empty"):
         SpeechDataModule({})
 
 
@@ -332,7 +334,7 @@ def test_evaluation_over_ranks_repeats_nothing(corpus):
 
 def test_a_run_that_is_shorter_than_what_is_done_is_refused(corpus):
     data = ready(corpus(20))
-    with pytest.raises(UserError, match="batch 7"):
+    with pytest.raises(MagnetoError, match="batch 7"):
         data.configure_run(5, 7)
 
 
@@ -415,9 +417,9 @@ def test_a_checkpoints_tokenizer_and_languages_are_used_on_other_data(corpus):
         for row, text in enumerate(batch["text"]):
             assert tokenizer.decode(batch["targets"][row, : batch["target_lengths"][row]]) == text
             assert batch["language"][row] in (1, 2)
-    with pytest.raises(UserError, match="utterances in en, fr"):
+    with pytest.raises(MagnetoError, match="utterances in en, fr"):
         data.prepare_for({**values, "languages": ["xx"]})
-    with pytest.raises(UserError, match=r"data\.features"):
+    with pytest.raises(MagnetoError, match=r"data\.features"):
         data.prepare_for({**values, "features": FeatureSettings(num_mels=40).to_dict()})
 
 
@@ -442,7 +444,7 @@ def test_checkpoint_is_tested_on_test_lines_alone(corpus, caplog, alone):
     texts = [text for batch in data.test_dataloader() for text in batch["text"]]
     assert sorted(texts) == sorted(line["text"] for line in lines)
     assert len([p for p in (folder / "data/prepared").iterdir() if p.is_dir()]) == 1
-    with pytest.raises(UserError, match="train and val splits"):
+    with pytest.raises(MagnetoError, match="train and val splits"):
         SpeechDataModule({"own": source}, data_dir=str(folder / "more")).prepare()
 
 
@@ -458,7 +460,7 @@ def test_unknown_language_refused_before_features(corpus, monkeypatch):
     model = ready(corpus(20)).spec
     data = module(corpus(6, name="other", sides=("test",)))
     monkeypatch.setattr(SpeechBuilder, "_extract", None)
-    with pytest.raises(UserError, match="utterances in fr; .*knows en"):
+    with pytest.raises(MagnetoError, match="utterances in fr; .*knows en"):
         data.prepare_for({**model.to_dict(), "languages": ["en"]})
 
 
@@ -492,7 +494,7 @@ def test_unreadable_files_are_errors_or_skipped(corpus, spec, caplog):
     """A file that cannot be read is an error when it is named, and skipped when it is found in a folder."""
     folder = corpus(8) / "clips"
     (folder / "004.wav").write_bytes(b"no audio")
-    with pytest.raises(UserError, match=r"004\.wav: not decodable"):
+    with pytest.raises(MagnetoError, match=r"004\.wav: not decodable"):
         list(user_recordings(folder / "004.wav", spec))
     assert len(list(user_recordings(folder, spec))) == 7
     assert f"skipped: {folder / '004.wav'}: not decodable" in caplog.text
@@ -517,11 +519,11 @@ def test_endings_links_and_hidden_files(corpus, spec, tmp_path, caplog):
 
 
 def test_nothing_to_transcribe(spec, tmp_path):
-    with pytest.raises(UserError, match="no such file or folder"):
+    with pytest.raises(MagnetoError, match="no such file or folder"):
         list(user_recordings(tmp_path / "nope.wav", spec))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no audio file"):
+    with pytest.raises(MagnetoError, match="no audio file"):
         list(user_recordings(tmp_path / "empty", spec))
     (tmp_path / "empty" / "a.wav").write_bytes(b"x")
-    with pytest.raises(UserError, match="none of the 1 audio files"):
+    with pytest.raises(MagnetoError, match="none of the 1 audio files"):
         list(user_recordings(tmp_path / "empty", spec))

@@ -14,7 +14,7 @@ from magneto.data.corpora.text.base import Document, TextCorpus
 from magneto.data.corpora.text.text_files import TextFilesSource
 from magneto.data.text.module import IGNORE, TextDataModule, TextSpec
 from magneto.data.tokenizers.text import TextTokenizer
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 
 TEXTS = [f"speech {number}: the war and the naïve peace of {number * 37} people, at length. " * 6
          for number in range(60)]  # fmt: skip
@@ -267,7 +267,7 @@ def test_a_test_set_alone_for_a_checkpoint(tmp_path, documents):
     tokenizer = TextTokenizer.from_json(model["tokenizer"])
     assert tokenizer.decode(batch["targets"][0].tolist()) == TEXTS[0]
     assert int(batch["bytes"].sum()) == len(TEXTS[0].encode())
-    with pytest.raises(UserError, match=r"train split.*A test set alone is .*mode=test checkpoint=RUN"):
+    with pytest.raises(MagnetoError, match=r"train split.*A test set alone is .*mode=test checkpoint=RUN"):
         TextDataModule({"speeches": own}, **settings).prepare()
 
 
@@ -288,7 +288,7 @@ def test_reasons_of_an_unusable_corpus(tmp_path):
         data = TextDataModule(
             {"mine": source}, data_dir=str(tmp_path / "data"), tokenizer={"vocab_size": 262}
         )
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(MagnetoError, match=message):
             data.prepare()
 
 
@@ -354,14 +354,14 @@ def test_documents_without_a_stated_side_are_divided_by_group(tmp_path):
     ],
 )
 def test_impossible_settings(tmp_path, settings, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(MagnetoError, match=message):
         module(tmp_path, **settings)
 
 
 def test_a_split_without_documents_is_an_error(tmp_path):
-    with pytest.raises(UserError, match="No document is left for the test split"):
+    with pytest.raises(MagnetoError, match="No document is left for the test split"):
         module(tmp_path, Speeches(sides=("train", "val")))
-    with pytest.raises(UserError, match=r"data\.sources is empty"):
+    with pytest.raises(MagnetoError, match=r"data\.sources is empty"):
         TextDataModule({})
 
 
@@ -372,10 +372,10 @@ def test_masking_needs_a_mask(tmp_path):
     (tmp_path / "plain.json").write_text(json.dumps(plain))
     settings = {"file": str(tmp_path / "plain.json")}
     assert module(tmp_path, tokenizer=settings).tokenizer.mask_id is None
-    with pytest.raises(UserError, match="no mask token"):
+    with pytest.raises(MagnetoError, match="no mask token"):
         module(tmp_path, tokenizer=settings, masking={})
 
 
 def test_unprepared_data_says_so(tmp_path):
-    with pytest.raises(UserError, match="mode=prepare"):
+    with pytest.raises(MagnetoError, match="mode=prepare"):
         _ = TextDataModule({"speeches": Speeches()}, data_dir=str(tmp_path)).spec

@@ -26,7 +26,7 @@ from magneto.data.corpora.text.hub import HubSource, file_identity, hub_rows
 from magneto.data.corpora.text.state_of_the_union import SotuSource
 from magneto.data.corpora.text.text_files import TextFilesSource
 from magneto.data.text.module import TextDataModule
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 
 
 def read(source: Any, data_dir: Path) -> tuple[dict[str, Document], Counter[str]]:
@@ -122,7 +122,7 @@ def folder(tmp_path) -> Path:
     pyarrow.parquet.write_table(table, root / "g.parquet")
     (root / "latin.txt").write_bytes(b"caf\xe9")
     (root / "empty.txt").touch()
-    (root / "picture.png").write_bytes(b"\x89PNG")
+    (root / "image.png").write_bytes(b"\x89PNG")
     return root
 
 
@@ -297,10 +297,10 @@ def test_another_key(tmp_path, folder):
     documents, _ = read(TextFilesSource(str(path), key="content"), tmp_path)
     assert [document.text for document in documents.values()] == ["mine"]
     with pytest.raises(
-        UserError, match="no line has text under the key 'text'; the first has the keys content"
+        MagnetoError, match="no line has text under the key 'text'; the first has the keys content"
     ):
         read(TextFilesSource(str(path)), tmp_path)
-    with pytest.raises(UserError, match="there is no column 'content'; it has text, id"):
+    with pytest.raises(MagnetoError, match="there is no column 'content'; it has text, id"):
         read(TextFilesSource(str(folder / "g.parquet"), key="content"), tmp_path)
 
 
@@ -311,19 +311,19 @@ def test_paths_that_hold_nothing(tmp_path, folder):
         ({"train": "x", "val": "y"}, "all of train, val and test"),
         ({"val": "x", "test": "y"}, "for mode=test by test alone"),
     ):
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(MagnetoError, match=message):
             TextFilesSource(**arguments)
-    for path, message in ((tmp_path / "no", "no such file or folder"), (folder / "picture.png", "kind of file"),
+    for path, message in ((tmp_path / "no", "no such file or folder"), (folder / "image.png", "kind of file"),
                           (tmp_path / "bare", "no such file in this folder")):  # fmt: skip
         (tmp_path / "bare").mkdir(exist_ok=True)
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(MagnetoError, match=message):
             TextFilesSource(str(path)).load(tmp_path)
 
 
 @pytest.mark.parametrize(("name", "library"), [("g.parquet", "pyarrow"), ("c.txt.zst", "zstandard")])
 def test_an_optional_library_that_is_missing_is_named(tmp_path, folder, monkeypatch, name, library):
     monkeypatch.setitem(sys.modules, library, None)  # as if it were not installed
-    with pytest.raises(UserError, match=rf"{library} is needed: pip install {library}"):
+    with pytest.raises(MagnetoError, match=rf"{library} is needed: pip install {library}"):
         read(TextFilesSource(str(folder / name)), tmp_path)
 
 
@@ -403,7 +403,7 @@ def test_rows_of_json_lines_with_a_limit_and_missing_texts(tmp_path, monkeypatch
     assert all(document.split is None for document in documents.values())
     limited = HubSource("json", data_files=str(path), splits={"train": "train"}, streaming=True, limit=2)
     assert len(read(limited, tmp_path)[0]) == 2
-    with pytest.raises(UserError, match="no column 'content'; it has text, url"):
+    with pytest.raises(MagnetoError, match="no column 'content'; it has text, url"):
         read(HubSource("json", data_files=str(path), splits={"train": "train"}, key="content"), tmp_path)
 
 
@@ -419,17 +419,17 @@ def test_a_data_set_that_cannot_be_read(tmp_path, articles, monkeypatch):
         ({"name": "parquet", "split": "dev", "data_files": articles}, "split 'dev'"),
         ({"name": "json", "split": "train", "data_files": str(tmp_path / "no.jsonl")}, "no.jsonl"),
     ):
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(MagnetoError, match=message):
             list(hub_rows(**arguments))
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{broken')
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(MagnetoError, match="cannot be read"):
         list(hub_rows("json", split="train", data_files=str(tmp_path / "bad.jsonl")))
     for arguments, message in (
         ({"name": "x", "splits": {"train": "train", "dev": "dev"}}, "splits of x names train, dev"),
         ({"name": "parquet"}, "name them with data_files"),
         ({"name": "x", "start": "("}, "not a regular expression"),
     ):
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(MagnetoError, match=message):
             HubSource(**arguments)
 
 
@@ -454,7 +454,7 @@ def test_identity_of_local_files_follows_them(tmp_path, articles):
 
 def test_a_pattern_that_fits_no_file(tmp_path):
     """The library's StopIteration is explained."""
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(MagnetoError, match="cannot be read"):
         list(hub_rows("json", split="train", data_files={"train": str(tmp_path / "x[1].jsonl")}))
 
 
@@ -528,7 +528,7 @@ def test_manuals_without_copies_and_with_similar_ones_together(tmp_path, manuals
 
 
 def test_manuals_by_name(tmp_path, manuals):
-    with pytest.raises(UserError, match="names 'perl-docs'.*Did you mean 'perl-doc'"):
+    with pytest.raises(MagnetoError, match="names 'perl-docs'.*Did you mean 'perl-doc'"):
         DocumentationSource(["perl-docs"])
     one, two = (
         DocumentationSource(names, str(manuals)).identity() for names in (["perl-doc"], ["linux-doc-6.1"])

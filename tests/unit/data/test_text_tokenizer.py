@@ -10,7 +10,7 @@ from tokenizers import processors
 from tokenizers.implementations import BertWordPieceTokenizer, ByteLevelBPETokenizer
 
 from magneto.data.tokenizers.text import LONGEST_WORD, SPECIALS, TextTokenizer
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 
 WORDS = ("the nation", "Congress", "président", "naïve", "people.", "union,", "state's", "war", "peace", "treasury",
          "constitution", "government", "日本", "foreign relations;", "commerce", "1945", "(laws)")  # fmt: skip
@@ -143,7 +143,7 @@ def test_text_without_spaces_is_learnt_whole():
 
 def test_a_sentencepiece_model_is_named(tmp_path):
     (tmp_path / "x.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\xdb\xff")
-    with pytest.raises(UserError, match=r"x\.model: is no text.*SentencePiece's.*docs/data\.md"):
+    with pytest.raises(MagnetoError, match=r"x\.model: is no text.*SentencePiece's.*docs/data\.md"):
         TextTokenizer.from_file(tmp_path / "x.model")
 
 
@@ -167,12 +167,12 @@ def test_an_endless_word_does_not_hold_training_up():
     ],
 )
 def test_impossible_settings_say_what_is_possible(settings, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(MagnetoError, match=message):
         TextTokenizer.train(sample(3), **settings)
 
 
 def test_no_text_is_an_error():
-    with pytest.raises(UserError, match="no training text"):
+    with pytest.raises(MagnetoError, match="no training text"):
         TextTokenizer.train(iter(["", ""]), kind="bpe", vocab_size=100)
 
 
@@ -188,7 +188,7 @@ def test_gpt2s_form(tmp_path):
     assert tokenizer.pad_id is None and tokenizer.mask_id is None
     assert tokenizer.decode(tokenizer.encode("the <|endoftext|> war")) == "the <|endoftext|> war"
     assert 0 in tokenizer.encode("the <|endoftext|> war", specials=True)
-    with pytest.raises(UserError, match="no mask token"):
+    with pytest.raises(MagnetoError, match="no mask token"):
         tokenizer.require("mask")
 
 
@@ -211,18 +211,18 @@ def test_berts_form(tmp_path):
 
 
 def test_files_that_are_no_tokenizer(tmp_path):
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(MagnetoError, match="no such file"):
         TextTokenizer.from_file(tmp_path / "none.json")
     for content in (b"{}", b"not json", b"\xff\xfe"):
         (tmp_path / "bad.json").write_bytes(content)
-        with pytest.raises(UserError, match=r"bad\.json"):
+        with pytest.raises(MagnetoError, match=r"bad\.json"):
             TextTokenizer.from_file(tmp_path / "bad.json")
 
 
 def test_unknown_tokens_and_ids(tokenizers):
-    with pytest.raises(UserError, match="no token '<2dx>'. Did you mean '<2de>'"):
+    with pytest.raises(MagnetoError, match="no token '<2dx>'. Did you mean '<2de>'"):
         tokenizers["bpe"].id("<2dx>")
-    with pytest.raises(UserError, match="not in the vocabulary"):
+    with pytest.raises(MagnetoError, match="not in the vocabulary"):
         tokenizers["bpe"].token(10_000)
 
 

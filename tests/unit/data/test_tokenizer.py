@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from magneto.data.tokenizers.ctc import BLANK, CTCTokenizer, repeats
 from magneto.data.transforms.text import normalize_text
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 
 TEXTS = [
     f"{article} {noun} {adjective}"
@@ -85,12 +85,12 @@ def test_subwords_are_shorter_than_characters():
     ],
 )
 def test_impossible_vocabularies_say_what_to_do(settings, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(MagnetoError, match=message):
         CTCTokenizer.train(TEXTS, **settings)
 
 
 def test_no_text_at_all():
-    with pytest.raises(UserError, match="no text"):
+    with pytest.raises(MagnetoError, match="no text"):
         CTCTokenizer.train([])
 
 

@@ -1,4 +1,4 @@
-"""The contrastive loss: against a computation by hand, with captions that fit several pictures, over two processes."""
+"""The contrastive loss: against a computation by hand, with captions that fit several images, over two processes."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def pairs(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def labels_of(*captions: int) -> Tensor:
-    """Each picture for itself, captions as given."""
+    """Each image for itself, captions as given."""
     return torch.stack((torch.arange(len(captions)), 100 + torch.tensor(captions)), dim=1)
 
 
@@ -42,7 +42,7 @@ def test_it_is_the_mean_cross_entropy_of_both_directions(captions: list[int]) ->
 
 
 def test_a_column_is_enough_to_be_alike() -> None:
-    """Two captions of one picture: each is right for it."""
+    """Two captions of one image: each is right for it."""
     vision, text = pairs(3)
     labels = torch.tensor([[0, 10], [0, 11], [1, 12]])
     loss = contrastive_loss(vision, text, torch.tensor(5.0), labels)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from magneto.nn import PLACEMENTS, BackboneConfig, Encoder, Linear, build_backbone
 from magneto.nn.config import MULTIWAY
 from magneto.nn.residual import Residual
@@ -117,7 +117,7 @@ def test_what_is_shared_and_what_is_not(way: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_modalities_meet_in_attention(way: str) -> None:
-    """A change of the text reaches the picture of its pair and no other one."""
+    """A change of the text reaches the image of its pair and no other one."""
     model, x = build(multiway=way), tokens()
     changed = x.clone()
     changed[1, SPLIT:] = 0
@@ -189,10 +189,10 @@ def test_features_of_intermediate_layers() -> None:
 
 
 def test_split_goes_with_multiway_only() -> None:
-    with pytest.raises(UserError, match="multiway=feed_forward: the encoder needs split"):
+    with pytest.raises(MagnetoError, match="multiway=feed_forward: the encoder needs split"):
         build()(tokens())
-    with pytest.raises(UserError, match="multiway=none: the encoder knows no modalities.*split=5"):
+    with pytest.raises(MagnetoError, match="multiway=none: the encoder knows no modalities.*split=5"):
         build(multiway="none")(tokens(), split=5)
     for split in (-1, T + 1):
-        with pytest.raises(UserError, match=f"split={split}: must be between 0 and .* 9"):
+        with pytest.raises(MagnetoError, match=f"split={split}: must be between 0 and .* 9"):
             build()(tokens(), split=split)

@@ -1,16 +1,16 @@
-"""From the tokens of a picture to one vector: which patches make which part."""
+"""From the tokens of an image to one vector: which patches make which part."""
 
 import pytest
 import torch
 
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from magneto.nn.vision.pooling import PatchPooling
 
 WIDTH = 3
 
 
 def tokens(grid: int) -> torch.Tensor:
-    """[CLS] and the patches of two pictures, all different."""
+    """[CLS] and the patches of two images, all different."""
     return torch.randn(2, 1 + grid**2, WIDTH, generator=torch.Generator().manual_seed(0))
 
 
@@ -24,8 +24,8 @@ def test_each_part_is_the_mean_of_its_patches(grid: int, cells: int) -> None:
     pool, hidden = PatchPooling("mean", grid, cells), tokens(grid)
     rows = spans(grid, cells)
     assert {i for span in rows for i in range(grid)[span]} == set(range(grid))  # every patch is read
-    picture = hidden[:, 1:].view(2, grid, grid, WIDTH)
-    parts = torch.stack([picture[:, a, b].mean((1, 2)) for a in rows for b in rows], -1)  # (B, width, parts)
+    image = hidden[:, 1:].view(2, grid, grid, WIDTH)
+    parts = torch.stack([image[:, a, b].mean((1, 2)) for a in rows for b in rows], -1)  # (B, width, parts)
     assert pool.parts == cells**2
     torch.testing.assert_close(pool(hidden), parts.flatten(1))
 
@@ -45,5 +45,5 @@ def test_the_class_token_is_the_first() -> None:
     ],
 )
 def test_impossible_parts_are_refused(kind: str, cells: int, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(MagnetoError, match=message):
         PatchPooling(kind, 4, cells)

@@ -5,7 +5,7 @@ from math import cos, log, sin
 import pytest
 import torch
 
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from magneto.nn import BackboneConfig, Encoder
 from magneto.nn.positions import (
     ConvolutionalPosition,
@@ -138,7 +138,7 @@ def test_bias_of_patches_in_a_stack() -> None:
     assert encoder.relative.table.grad.any(dim=1).all()
     with torch.autocast("cpu", torch.bfloat16):
         assert encoder(x, mask).isfinite().all()  # type: ignore[union-attr]
-    with pytest.raises(UserError, match="grid=3 is for 10 tokens, .CLS. and 3 x 3 patches, not for 9"):
+    with pytest.raises(MagnetoError, match="grid=3 is for 10 tokens, .CLS. and 3 x 3 patches, not for 9"):
         encoder(x[:, :9])
 
 

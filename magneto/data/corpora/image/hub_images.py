@@ -1,19 +1,19 @@
-"""Pictures of data sets of the Hugging Face hub, by name, or local files through the same library (docs/data.md)."""
+"""Images of data sets of the Hugging Face hub, by name, or local files through the same library (docs/data.md)."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from magneto.data.corpora.base import SPLITS, Skipped
-from magneto.data.corpora.image.base import ImageCorpus, Lazily, Picture
+from magneto.data.corpora.image.base import ImageCorpus, ImageExample, Lazily
 from magneto.data.corpora.text.hub import FILE_BUILDERS, file_identity, hub_dataset, plain
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 
 BUILDERS = (*FILE_BUILDERS, "imagefolder", "webdataset")  # of the library, for local files
 
 
 class HubImagesSource:
-    """Rows with a column of pictures, and columns of classes or captions.
+    """Rows with a column of images, and columns of classes or captions.
 
     name, config, revision, data_files: see `hub_rows`. splits: ours -> the data set's; with `train` alone, the others
     are held out from it by a hash; with train and one other, that one serves for validation and test. image, label,
@@ -36,16 +36,16 @@ class HubImagesSource:
         limit: int | None = None,
     ) -> None:
         if name is None:
-            raise UserError(
+            raise ConfigError(
                 "data: name a data set of the hub (data.sources.hub_images.name=uoft-cs/cifar10)."
             )
         self.splits = dict(splits or {"train": "train", "val": "validation", "test": "test"})
         if "train" not in self.splits or self.splits.keys() - set(SPLITS):
-            raise UserError(
+            raise ConfigError(
                 f"data: splits of {name} names {', '.join(self.splits)}; name train, and val and test where there are."
             )
         if name in FILE_BUILDERS and not data_files:
-            raise UserError(f"data: name={name} reads local files: name them with data_files.")
+            raise ConfigError(f"data: name={name} reads local files: name them with data_files.")
         self.columns = {"image": image, "label": label}
         self.captions = {language: caption} if isinstance(caption, str) else dict(caption or {})
         self.limit = limit
@@ -68,7 +68,7 @@ class HubImagesSource:
         return {"corpus": "hub_images", "recipe": 1, **settings, **more}
 
     def load(self, data_dir: Path) -> ImageCorpus:
-        """The rows of all splits, pictures not decoded."""
+        """The rows of all splits, images not decoded."""
         sides = {side: self._open(split) for side, split in self.splits.items()}
         skipped: list[Skipped] = []
         label = self.columns["label"]
@@ -80,7 +80,7 @@ class HubImagesSource:
         else:
             number = names
 
-        def pictures() -> Iterator[Picture]:
+        def examples() -> Iterator[ImageExample]:
             skipped.clear()
             for side, rows in sides.items():
                 stated = self._stated(side)
@@ -88,13 +88,13 @@ class HubImagesSource:
                     own = f"{self.splits[side]}:{place}"
                     image = _image(row[self.columns["image"]])
                     if image is None:
-                        skipped.append(Skipped(own, own, "row without a picture"))
+                        skipped.append(Skipped(own, own, "row without an image"))
                         continue
                     value = None if label is None else row[label]
                     unlabelled = value is None or (
                         number is not None and value == -1
                     )  # -1: the library's convention
-                    yield Picture(
+                    yield ImageExample(
                         id=own,
                         image=image,
                         label=None if unlabelled else str(value) if number is None else number[value],
@@ -107,7 +107,7 @@ class HubImagesSource:
                     )
 
         return ImageCorpus(
-            examples=Lazily(pictures, sum(len(rows) for rows in sides.values())),
+            examples=Lazily(examples, sum(len(rows) for rows in sides.values())),
             labels=tuple(names or ()),
             skipped=skipped,
             origin={"dataset": self.arguments["name"], "revision": self.arguments["revision"]},
@@ -124,7 +124,7 @@ class HubImagesSource:
         rows = hub_dataset(split=split, **self.arguments)
         for name in (*self.columns.values(), *self.captions.values()):
             if name is not None and name not in rows.column_names:
-                raise UserError(
+                raise ConfigError(
                     f"data: {self.arguments['name']} has no column {name!r}; it has {', '.join(rows.column_names)}. Name "
                     "the right one (data.sources...image, label, caption)."
                 )
@@ -132,7 +132,7 @@ class HubImagesSource:
         image, label = self.columns["image"], self.columns["label"]
         assert image is not None
         if label is not None and not isinstance(rows.features[label], (datasets.ClassLabel, datasets.Value)):
-            raise UserError(
+            raise ConfigError(
                 f"data: column {label!r} of {self.arguments['name']} has several values in a row, or a structure: name a "
                 "column of one class each (data.sources...label), or label=null."
             )
@@ -148,7 +148,7 @@ def _texts(value: Any) -> list[str]:
 
 
 def _image(value: Any) -> bytes | Path | None:
-    """What is in a column of pictures: bytes, a path, or both."""
+    """What is in a column of images: bytes, a path, or both."""
     if isinstance(value, bytes):
         return value
     if isinstance(value, dict) and value.get("bytes"):

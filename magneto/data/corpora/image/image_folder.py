@@ -1,4 +1,4 @@
-"""Pictures in a folder for each class, as ImageNet lies on disk and torchvision's `ImageFolder` reads it (docs/data.md).
+"""Images in a folder for each class, as ImageNet lies on disk and torchvision's `ImageFolder` reads it (docs/data.md).
 
 root/train/CLASS/*.jpg  root/val/CLASS/*.jpg  [root/test/CLASS/*.jpg]      or      root/CLASS/*.jpg
 """
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from magneto.data.corpora.base import Skipped
-from magneto.data.corpora.image.base import ImageCorpus, Picture, held_out
+from magneto.data.corpora.image.base import ImageCorpus, ImageExample, held_out
 from magneto.data.io.folders import walk
-from magneto.data.io.image import SUFFIXES, find_pictures, printable
-from magneto.errors import UserError
+from magneto.data.io.image import SUFFIXES, find_images, printable
+from magneto.errors import ConfigError, DataError
 
 SIDES = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
@@ -26,9 +26,9 @@ class ImageFolderSource:
     """Any tree with a folder for each class.
 
     folder: its root. Folders `train`, `val` and `test` in it are the splits; without them the classes are divided by a
-    hash (`data.val_fraction`, `data.test_fraction`). validation: share of the training pictures that is held out by a
+    hash (`data.val_fraction`, `data.test_fraction`). validation: share of the training images that is held out by a
     hash for validation; the folder `val` is then the test, as ImageNet's is reported. None: `val` is the validation,
-    and the test too where there is no folder `test`. evaluation: all pictures are a test set, for models that were
+    and the test too where there is no folder `test`. evaluation: all images are a test set, for models that were
     trained on another corpus (ImageNet-A, -R, -Sketch). names: a table FOLDER<tab>LABEL, one line a class: what the
     model calls the classes, where the folders are called otherwise. classes_only: `train`, `val` and `test` are classes.
     Links to folders are followed.
@@ -43,17 +43,17 @@ class ImageFolderSource:
         classes_only: bool = False,
     ) -> None:
         if folder is None:
-            raise UserError(
+            raise ConfigError(
                 "data: name the folder that holds a folder for each class, or train/ and val/: folder=..."
             )
         if validation is not None and not 0 < validation < 1:
-            raise UserError(f"data: validation={validation} must lie between 0 and 1: 0.01.")
+            raise ConfigError(f"data: validation={validation} must lie between 0 and 1: 0.01.")
         self.folder = Path(folder).expanduser()
         self.validation, self.evaluation, self.classes_only = validation, evaluation, classes_only
         self.names = None if names is None else Path(names).expanduser()
 
     def identity(self) -> dict[str, Any]:
-        """Settings, and names, sizes and times of all files (the pictures may be read where they lie)."""
+        """Settings, and names, sizes and times of all files (the images may be read where they lie)."""
         return {
             "corpus": "image_folder",
             "recipe": 2,
@@ -66,9 +66,9 @@ class ImageFolderSource:
         }
 
     def load(self, data_dir: Path) -> ImageCorpus:
-        """All pictures; the classes are those of the training folder, in the order of their folders' names."""
+        """All images; the classes are those of the training folder, in the order of their folders' names."""
         if not self.folder.is_dir():
-            raise UserError(f"folder={self.folder}: there is no such folder.")
+            raise DataError(f"folder={self.folder}: there is no such folder.")
         skipped: list[Skipped] = []
         found: dict[str, dict[str, list[Path]]] = {}  # side -> class's folder -> files
         for side, root in self._roots(skipped).items():
@@ -77,15 +77,15 @@ class ImageFolderSource:
         folders = sorted({name for classes in found.values() for name in classes})
         for side in ("val", "test"):
             if "train" in found and (strange := sorted(found.get(side, {}).keys() - found["train"].keys())):
-                raise UserError(
+                raise DataError(
                     f"{self.folder}: {side} has classes that train has not: {', '.join(strange[:5])}. Name folders of "
                     "one class alike."
                 )
         if missing := [name for name in folders if names and name not in names]:
-            raise UserError(f"{self.names}: there is no line for the folder {missing[0]}.")
+            raise DataError(f"{self.names}: there is no line for the folder {missing[0]}.")
         labels = tuple(dict.fromkeys(names.get(name, name) for name in folders))
         return ImageCorpus(
-            examples=list(self._pictures(found, names)),
+            examples=list(self._images(found, names)),
             labels=labels,
             skipped=skipped,
             origin={"folder": self.folder.name},
@@ -101,7 +101,7 @@ class ImageFolderSource:
             if side is None:
                 beside.append(path)
             elif side in sides:
-                raise UserError(
+                raise DataError(
                     f"{self.folder}: {sides[side].name} and {path.name} are both the {side} split. Rename or remove one, or "
                     "put their classes together; if they are classes, set data.sources...classes_only=true."
                 )
@@ -117,18 +117,18 @@ class ImageFolderSource:
             return {"test": sides.get("test") or sides.get("val") or self.folder}
         if not sides:
             if self.validation is not None:
-                raise UserError(
+                raise DataError(
                     f"{self.folder}: validation={self.validation} is a share of the folder `train`, and there is none. Use "
                     "data.val_fraction instead."
                 )
             return {"": self.folder}
         if "train" not in sides:
-            raise UserError(
-                f"{self.folder}: there is {' and '.join(sides)}, but no folder `train`. Add it, or use the pictures for "
+            raise DataError(
+                f"{self.folder}: there is {' and '.join(sides)}, but no folder `train`. Add it, or use the images for "
                 "evaluation only (data.sources...evaluation=true)" + self._or_classes(skipped)
             )
         if "val" not in sides and self.validation is None:
-            raise UserError(
+            raise DataError(
                 f"{self.folder}: there is no folder `val`. Add it, or hold out a share of train "
                 "(data.sources...validation=0.05)" + self._or_classes(skipped)
             )
@@ -140,7 +140,9 @@ class ImageFolderSource:
             "; if train, val and test are classes, set data.sources...classes_only=true." if beside else "."
         )
 
-    def _pictures(self, found: dict[str, dict[str, list[Path]]], names: dict[str, str]) -> Iterator[Picture]:
+    def _images(
+        self, found: dict[str, dict[str, list[Path]]], names: dict[str, str]
+    ) -> Iterator[ImageExample]:
         held: set[str] = set()
         if "train" in found and self.validation is not None:
             paths = [self._name(path) for files in found["train"].values() for path in files]
@@ -149,14 +151,14 @@ class ImageFolderSource:
             # ImageNet's way: its folder `val` is what is reported.
             stated = "test" if side == "val" and held and "test" not in found else side
             if side == "val" and held and "test" in found:
-                raise UserError(
+                raise DataError(
                     f"{self.folder}: with val and test folders nothing is to be held out: leave out `validation`."
                 )
             for name, files in classes.items():
                 for path in files:
                     own = self._name(path)
                     split = "val" if own in held else stated or None
-                    yield Picture(id=own, image=path, label=names.get(name, name), split=split)
+                    yield ImageExample(id=own, image=path, label=names.get(name, name), split=split)
 
     def _name(self, path: Path) -> str:
         return printable(path.relative_to(self.folder).as_posix())
@@ -167,19 +169,19 @@ class ImageFolderSource:
         try:
             lines = self.names.read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"names={self.names}: cannot be read ({error}).") from error
+            raise DataError(f"names={self.names}: cannot be read ({error}).") from error
         pairs = {}
         for number, line in enumerate(lines, 1):
             name, tab, label = line.partition("\t")
             if line.strip() and not (tab and name.strip() and label.strip()):
-                raise UserError(f"{self.names}, line {number}: {line[:40]!r} is not FOLDER<tab>LABEL.")
+                raise DataError(f"{self.names}, line {number}: {line[:40]!r} is not FOLDER<tab>LABEL.")
             if line.strip():
                 pairs[unicodedata.normalize("NFC", name.strip())] = label.strip()
         return pairs
 
 
 def _classes(root: Path, skipped: list[Skipped]) -> dict[str, list[Path]]:
-    """Class's folder -> its pictures, however deep. Raises `UserError` when there is none."""
+    """Class's folder -> its images, however deep. Raises `DataError` when there is none."""
     found: dict[str, list[Path]] = {}
     others: list[Path] = []
     for path in sorted(root.iterdir()):
@@ -188,18 +190,18 @@ def _classes(root: Path, skipped: list[Skipped]) -> dict[str, list[Path]]:
         if path.is_dir():
             # One class however its accents are written: macOS writes them apart.
             name = unicodedata.normalize("NFC", printable(path.name))
-            found[name] = found.get(name, []) + find_pictures(path, others)
+            found[name] = found.get(name, []) + find_images(path, others)
         elif path.name.lower().endswith(SUFFIXES):
             skipped.append(Skipped(path.name, str(path), "in no class's folder"))
     for path in others:
         ending = f"names that end in {path.suffix.lower()}" if path.suffix else "names without an ending"
         skipped.append(Skipped(printable(path.name), str(path), f"{ending} are not read"))
     for name in [name for name, files in found.items() if not files]:
-        skipped.append(Skipped(name, str(root / name), "class folder without pictures"))
+        skipped.append(Skipped(name, str(root / name), "class folder without images"))
         del found[name]
     if not found:
-        raise UserError(
-            f"{root}: there is no folder with pictures in it ({', '.join(SUFFIXES)}); a folder for each class is wanted."
+        raise DataError(
+            f"{root}: there is no folder with images in it ({', '.join(SUFFIXES)}); a folder for each class is wanted."
         )
     return found
 
@@ -213,7 +215,7 @@ def _listing(root: Path) -> str:
         for name in names:
             try:
                 stat = entries[name].stat()
-            except OSError:  # a link to nowhere: a bad picture, reported when it is read
+            except OSError:  # a link to nowhere: a bad image, reported when it is read
                 stat = entries[name].stat(follow_symlinks=False)
             total.update(os.fsencode(name) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
     return total.hexdigest()

@@ -9,9 +9,9 @@ from typing import Any
 
 from magneto.data.corpora.base import Skipped
 from magneto.data.corpora.download import Package, listing_digest, locate
-from magneto.data.corpora.image.base import ImageCorpus, Picture
+from magneto.data.corpora.image.base import ImageCorpus, ImageExample
 from magneto.data.transforms.text import normalize_text
-from magneto.errors import UserError
+from magneto.errors import DataError
 
 PACKAGE = Package(
     name="openclipart-svg",
@@ -25,7 +25,7 @@ PACKAGE = Package(
     homepage="https://packages.debian.org/openclipart-svg",
 )
 RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
-COLLECTION = 5  # a title of more pictures than that names a collection
+COLLECTION = 5  # a title of more images than that names a collection
 TEMPLATE = re.compile(r"^clipart by ", re.IGNORECASE)  # left in by an author who began with an older drawing
 ADMINISTRATIVE = {"hash", "unsorted", "theme", "icons", "clip art", "openclipart", "signs and symbols"}
 
@@ -73,13 +73,13 @@ class OpenClipartSource:
                 skipped.append(Skipped(name, str(path), str(error)))
         titles = Counter(metadata.title for _, metadata in found.values())
         if not found:
-            raise UserError(f"{located.root}: no drawing is left; check data.sources.openclipart.exclude.")
-        pictures = []
+            raise DataError(f"{located.root}: no drawing is left; check data.sources.openclipart.exclude.")
+        examples = []
         for name, (path, metadata) in found.items():
             own_title = titles[metadata.title] <= COLLECTION and not TEMPLATE.match(metadata.title)
             caption = describe(metadata) if metadata.title and own_title else ""
-            pictures.append(
-                Picture(
+            examples.append(
+                ImageExample(
                     id=name,
                     image=path,
                     label=name.partition("/")[0],
@@ -87,8 +87,8 @@ class OpenClipartSource:
                     captions={"en": caption} if caption else {},
                 )
             )
-        labels = tuple(sorted({picture.label for picture in pictures if picture.label is not None}))
-        return ImageCorpus(examples=pictures, labels=labels, skipped=skipped, origin=located.facts())
+        labels = tuple(sorted({example.label for example in examples if example.label is not None}))
+        return ImageCorpus(examples=examples, labels=labels, skipped=skipped, origin=located.facts())
 
 
 def describe(metadata: Metadata) -> str:

@@ -1,4 +1,4 @@
-"""Pictures of the Tux Paint stamps, with captions in many languages (docs/data.md); stamps.py has their recordings."""
+"""Images of the Tux Paint stamps, with captions in many languages (docs/data.md); stamps.py has their recordings."""
 
 import re
 from collections.abc import Sequence
@@ -8,21 +8,21 @@ from typing import Any
 
 from magneto.data.corpora.base import Groups, Skipped
 from magneto.data.corpora.download import listing_digest, locate
-from magneto.data.corpora.image.base import ImageCorpus, Picture
+from magneto.data.corpora.image.base import ImageCorpus, ImageExample
 from magneto.data.corpora.speech.stamps import PACKAGE as RECORDINGS
 from magneto.data.corpora.text.base import BadText, decode_text
 from magneto.data.transforms.text import normalize_text
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 
 PACKAGE = replace(
     RECORDINGS,
     patterns=("**/*.txt", "**/*.png", "**/*.svg"),
     content_sha256="723c8838a90909b54636355b72bd44e4c41cf671f01b45fa9f8867a9a56cca9a",
 )
-VARIANT = re.compile(r"_(mirror|flip)(_flip)?$")  # a picture that the program shows when the stamp is turned
+VARIANT = re.compile(r"_(mirror|flip)(_flip)?$")  # an image that the program shows when the stamp is turned
 
 
-class StampPicturesSource:
+class StampImagesSource:
     """All stamps; the class is the topmost folder (animals, food...).
 
     languages: of the captions that are kept, as in the files ("en", "fr", "pt_BR"); None: all 78. folder: where the
@@ -32,7 +32,7 @@ class StampPicturesSource:
 
     def __init__(self, languages: Sequence[str] | None = None, folder: str | None = None) -> None:
         if languages is not None and not languages:
-            raise UserError(
+            raise ConfigError(
                 "data: languages is empty; leave it out for all languages, or name some: [en, fr]."
             )
         self.languages = None if languages is None else tuple(languages)
@@ -40,14 +40,14 @@ class StampPicturesSource:
 
     def identity(self) -> dict[str, Any]:
         """Settings and version."""
-        identity: dict[str, Any] = {"corpus": "stamp_pictures", "version": PACKAGE.version, "recipe": 1}
+        identity: dict[str, Any] = {"corpus": "stamp_images", "version": PACKAGE.version, "recipe": 1}
         identity["languages"] = None if self.languages is None else list(self.languages)
         if self.folder is not None:
             identity["files"] = listing_digest(Path(self.folder).expanduser(), PACKAGE.patterns)
         return identity
 
     def load(self, data_dir: Path) -> ImageCorpus:
-        """All pictures."""
+        """All images."""
         located = locate(PACKAGE, data_dir, self.folder)
         root = located.root
         skipped: list[Skipped] = []
@@ -63,12 +63,12 @@ class StampPicturesSource:
                 captions = read_captions(stem.with_name(stem.name + ".txt"))
             except BadText as bad:
                 captions = {}
-                skipped.append(Skipped(name, f"{stem}.txt", f"captions {bad} (the picture is used)"))
+                skipped.append(Skipped(name, f"{stem}.txt", f"captions {bad} (the image is used)"))
             groups.union(name, ("caption", normalize_text(captions.get("en", "")) or name))
             found.append((name, path, captions))
         names = groups.names()
-        pictures = [
-            Picture(
+        examples = [
+            ImageExample(
                 id=name,
                 image=path,
                 label=name.partition("/")[0],
@@ -81,8 +81,8 @@ class StampPicturesSource:
             )
             for name, path, captions in found
         ]
-        labels = tuple(sorted({picture.label for picture in pictures if picture.label is not None}))
-        return ImageCorpus(examples=pictures, labels=labels, skipped=skipped, origin=located.facts())
+        labels = tuple(sorted({example.label for example in examples if example.label is not None}))
+        return ImageCorpus(examples=examples, labels=labels, skipped=skipped, origin=located.facts())
 
 
 def read_captions(file: Path) -> dict[str, str]:

@@ -1,7 +1,7 @@
-"""Pictures in WebDataset's tar shards: members KEY.jpg with KEY.cls or KEY.json (docs/data.md).
+"""Images in WebDataset's tar shards: members KEY.jpg with KEY.cls or KEY.json (docs/data.md).
 
 Shards are read in place by the standard library: their headers once, in `prepare`, and then single members, wherever
-they are. So any order of the pictures is a matter of seeking, training resumes exactly, and nothing is unpacked.
+they are. So any order of the images is a matter of seeking, training resumes exactly, and nothing is unpacked.
 """
 
 import json
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from magneto.data.corpora.base import SPLITS, Skipped
-from magneto.data.corpora.image.base import ImageCorpus, Picture
+from magneto.data.corpora.image.base import ImageCorpus, ImageExample
 from magneto.data.io.image import SUFFIXES, Slice
-from magneto.errors import UserError
+from magneto.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +42,12 @@ class WebDatasetSource:
         labels: str | None = None,
     ) -> None:
         if not shards:
-            raise UserError(
+            raise ConfigError(
                 "data: name the tar files: shards=folder/*.tar, or shards={train: ..., val: ..., test: ...}."
             )
         sides = shards if isinstance(shards, Mapping) else {"": shards}
         if unknown := sides.keys() - {"", *SPLITS}:
-            raise UserError(
+            raise ConfigError(
                 f"data: shards has {', '.join(sorted(unknown))}; its splits are train, val and test."
             )
         self.shards = {
@@ -75,25 +75,25 @@ class WebDatasetSource:
         """The headers of all shards. The classes are sorted, numbers as numbers."""
         skipped: list[Skipped] = []
         names = self._names()
-        pictures: list[Picture] = []
+        examples: list[ImageExample] = []
         for side, patterns in self.shards.items():
             for pattern in patterns:
                 if not _find(pattern):
-                    raise UserError(
+                    raise ConfigError(
                         f"data: no file fits shards={pattern}. Name tar files, by a glob (folder/*.tar) or a range "
                         "(folder/{00000..00099}.tar)."
                     )
             # A lone training set is divided as one without any stated split.
             split = None if side == "" or set(self.shards) == {"train"} else side
             for path in [path for pattern in patterns for path in _find(pattern)]:
-                pictures += self._read(path, split, names, skipped)
-        found = {picture.label for picture in pictures if picture.label is not None}
+                examples += self._read(path, split, names, skipped)
+        found = {example.label for example in examples if example.label is not None}
         labels = tuple(names) if names else tuple(sorted(found, key=_by_number))
         return ImageCorpus(
-            examples=pictures,
+            examples=examples,
             labels=labels,
             skipped=skipped,
-            origin={"shards": len({p.image.path for p in pictures if isinstance(p.image, Slice)})},
+            origin={"shards": len({p.image.path for p in examples if isinstance(p.image, Slice)})},
         )
 
     def _names(self) -> list[str]:
@@ -102,12 +102,12 @@ class WebDatasetSource:
         try:
             return [line.strip() for line in self.labels.read_text("utf-8-sig").split("\n") if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"labels={self.labels}: cannot be read ({error}).") from error
+            raise DataError(f"labels={self.labels}: cannot be read ({error}).") from error
 
     def _read(
         self, path: Path, split: str | None, names: Sequence[str], skipped: list[Skipped]
-    ) -> Iterator[Picture]:
-        """The pictures of a shard. Members of one sample need not stand side by side."""
+    ) -> Iterator[ImageExample]:
+        """The images of a shard. Members of one sample need not stand side by side."""
         samples: dict[str, dict[str, bytes | Slice]] = {}
         key = ""
         try:
@@ -135,9 +135,9 @@ class WebDatasetSource:
             skipped.append(Skipped(path.name, str(path), "shard breaks off"))
             samples.pop(key, None)  # what it had more is not known
         for key, members in samples.items():
-            yield from self._picture(path, key, members, split, names, skipped)
+            yield from self._image(path, key, members, split, names, skipped)
 
-    def _picture(
+    def _image(
         self,
         path: Path,
         key: str,
@@ -145,13 +145,13 @@ class WebDatasetSource:
         split: str | None,
         names: Sequence[str],
         skipped: list[Skipped],
-    ) -> Iterator[Picture]:
+    ) -> Iterator[ImageExample]:
         own = f"{path.name}/{key}"
         images = [extension for extension in members if f".{extension}".endswith(SUFFIXES)]
         images.sort(key=lambda extension: "." in extension)  # KEY.jpg before KEY.depth.png
         texts = {kind: data for kind, data in members.items() if isinstance(data, bytes)}
         if not images:
-            skipped.append(Skipped(own, str(path), "sample without a picture"))
+            skipped.append(Skipped(own, str(path), "sample without an image"))
             return
         try:
             facts = json.loads(texts.get("json", b"{}").decode("utf-8-sig"))
@@ -173,10 +173,10 @@ class WebDatasetSource:
                 skipped.append(Skipped(own, str(path), f"unknown class {label[:20]!r}"))
                 return
             label = label if label in names else names[number]
-        further = "further picture of a sample (a key ends at its first dot)"
+        further = "further image of a sample (a key ends at its first dot)"
         skipped += [Skipped(f"{own}.{extension}", str(path), further) for extension in images[1:]]
         image = members[images[0]]
-        yield Picture(
+        yield ImageExample(
             id=own,
             image=image,
             label=label,

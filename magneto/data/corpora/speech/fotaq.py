@@ -21,7 +21,7 @@ from magneto.data.corpora.base import Corpus, Skipped, Utterance, hash_split
 from magneto.data.corpora.download import Package, listing_digest, locate
 from magneto.data.io.audio import Audio
 from magneto.data.transforms.text import normalize_text
-from magneto.errors import UserError
+from magneto.errors import DataError
 
 PACKAGE = Package(
     name="flight-of-the-amazon-queen",
@@ -89,7 +89,7 @@ class Line:
 
 
 def read_container(path: Path) -> tuple[list[Utterance], list[Skipped]]:
-    """Recordings with their texts out of `queen.1c`. Raises `UserError` for a file of another kind or a
+    """Recordings with their texts out of `queen.1c`. Raises `DataError` for a file of another kind or a
     damaged one.
     """
     data = path.read_bytes()
@@ -97,7 +97,7 @@ def read_container(path: Path) -> tuple[list[Utterance], list[Skipped]]:
         entries = _entries(data, path)
         lines = dict(_script(data, entries))
     except (struct.error, IndexError) as error:
-        raise UserError(
+        raise DataError(
             f"{path} is damaged or cut off: its tables point outside of the file. Get it again."
         ) from error
     recordings = {
@@ -116,12 +116,12 @@ def read_container(path: Path) -> tuple[list[Utterance], list[Skipped]]:
 def _entries(data: bytes, path: Path) -> dict[str, tuple[int, int]]:
     """The container's table: name -> (offset, size)."""
     if data[:4] != b"QTBL":
-        raise UserError(
+        raise DataError(
             f"{path} is not a container of Flight of the Amazon Queen (it does not begin with QTBL)."
         )
     kind, count = struct.unpack_from(">BH", data, 12)
     if kind != MP3:
-        raise UserError(
+        raise DataError(
             f"{path} holds sound of kind {kind}, not MP3 ({MP3}): use the talkie version that "
             f"{PACKAGE.name} {PACKAGE.version} holds."
         )

@@ -16,7 +16,7 @@ from filelock import FileLock
 from magneto.data.corpora.base import Corpus, Skipped, Utterance
 from magneto.data.corpora.download import Unavailable, download
 from magneto.data.io.audio import Audio
-from magneto.errors import UserError
+from magneto.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
@@ -65,9 +65,9 @@ class LibriSpeechSource:
         chosen = self._chosen()
         for subset in chosen:
             if subset not in SUBSETS:
-                raise UserError(f"data: LibriSpeech has no subset {subset!r}; it has {', '.join(SUBSETS)}.")
+                raise ConfigError(f"data: LibriSpeech has no subset {subset!r}; it has {', '.join(SUBSETS)}.")
             if chosen.count(subset) > 1:
-                raise UserError(
+                raise ConfigError(
                     f"data: LibriSpeech's {subset} stands on two sides of the split; name it once."
                 )
         self.folder = folder
@@ -112,7 +112,7 @@ class LibriSpeechSource:
         return root.parent if root.name == ARCHIVE_ROOT else root
 
     def load(self, data_dir: Path) -> Corpus:
-        """All utterances of the chosen subsets; what is missing is downloaded. Raises `UserError` when that
+        """All utterances of the chosen subsets; what is missing is downloaded. Raises `MagnetoError` when that
         fails.
         """
         root = self._root(data_dir)
@@ -144,7 +144,7 @@ def _fetch(root: Path, subset: str) -> None:
         try:
             download(ADDRESS + name, work / name, checksums[name], MEGABYTES.get(subset, 330))
         except Unavailable as reason:
-            raise UserError(
+            raise DataError(
                 f"LibriSpeech {subset} could not be downloaded ({reason}). With a network try again (it "
                 f"goes on where it stopped); or unpack {name} from https://www.openslr.org/12 in {root}, or "
                 "name with `folder=...` where it is."
@@ -160,7 +160,7 @@ def _read(folder: Path, split: str, utterances: list[Utterance], skipped: list[S
     # macOS puts a hidden file `._NAME` beside each that it copies to other disks.
     transcripts = sorted(folder.glob("[!.]*/[!.]*/[!.]*.trans.txt"))
     if not transcripts:
-        raise UserError(
+        raise DataError(
             f"{folder} has no transcripts (SPEAKER/CHAPTER/*.trans.txt): remove it, so that it is fetched "
             "again."
         )
@@ -169,7 +169,7 @@ def _read(folder: Path, split: str, utterances: list[Utterance], skipped: list[S
         try:
             lines = transcript.read_text(encoding="utf-8").split("\n")
         except UnicodeDecodeError as error:
-            raise UserError(f"{transcript} is damaged: it is not UTF-8. Unpack the archive again.") from error
+            raise DataError(f"{transcript} is damaged: it is not UTF-8. Unpack the archive again.") from error
         for line in filter(None, lines):
             name, _, text = line.partition(" ")
             audio = transcript.parent / f"{name}.flac"

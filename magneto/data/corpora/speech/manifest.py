@@ -16,7 +16,7 @@ from typing import Any
 from magneto.data.corpora.base import SPLITS, Corpus, Groups, Skipped, Utterance, hash_split
 from magneto.data.io.audio import Audio
 from magneto.data.transforms.text import normalize_text
-from magneto.errors import UserError
+from magneto.errors import DataError
 
 KEYS = "data.sources.manifest."  # as conf/data/manifest.yaml has them
 EXAMPLE = '{"audio_filepath": "clips/a.wav", "duration": 2.5, "text": "hello there"}'
@@ -43,18 +43,18 @@ class ManifestSource:
     ) -> None:
         separate = {"train": train, "val": val, "test": test}
         if (manifest is None) == all(path is None for path in separate.values()):
-            raise UserError(
+            raise DataError(
                 f"{'No' if manifest is None else 'More than one'} manifest is named. Set either {KEYS}manifest (one "
                 f"file, divided here) or {KEYS}train, {KEYS}val and {KEYS}test (three files)."
             )
         missing = [side for side, path in separate.items() if path is None]
         if manifest is None and missing and missing != ["train", "val"]:
-            raise UserError(
+            raise DataError(
                 f"The manifest of {' and '.join(missing)} is missing. Set "
                 f"{' and '.join(KEYS + side for side in missing)}, or {KEYS}manifest to have one file divided."
             )
         if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
-            raise UserError(
+            raise DataError(
                 f"{KEYS}val_fraction={val_fraction} and test_fraction={test_fraction} must be above 0 and "
                 "together below 1."
             )
@@ -87,7 +87,7 @@ class ManifestSource:
         }
 
     def load(self, data_dir: Path) -> Corpus:
-        """All lines. Raises `UserError` for a missing manifest and a line that breaks the convention."""
+        """All lines. Raises `MagnetoError` for a missing manifest and a line that breaks the convention."""
         utterances, skipped = [], []
         advice = (
             f"Set {KEYS}train and {KEYS}val to train."
@@ -126,7 +126,7 @@ class ManifestSource:
     def _files(self) -> Iterator[tuple[str, Path]]:
         for side, path in self.files.items():
             if not path.is_file():
-                raise UserError(f"The manifest {path} is not there. Check {KEYS}{side or 'manifest'}.")
+                raise DataError(f"The manifest {path} is not there. Check {KEYS}{side or 'manifest'}.")
             yield side, path
 
     def _divide(self, lines: list["Line"]) -> tuple[list[str], int]:
@@ -179,7 +179,7 @@ def _lines(manifest: Path) -> Iterator[Line]:
             try:
                 text = raw.decode("utf-8-sig")
             except UnicodeDecodeError as error:
-                raise UserError(
+                raise DataError(
                     f"{where}: not UTF-8 ({error.reason} at byte {error.start}). Save the manifest as UTF-8."
                 ) from error
             if text.strip():
@@ -190,32 +190,32 @@ def _line(raw: str, number: int, where: str, folder: Path) -> Line:
     try:
         values = json.loads(raw)
     except json.JSONDecodeError as error:
-        raise UserError(
+        raise DataError(
             f"{where}: not valid JSON ({error.msg} at column {error.colno}). A line looks like {EXAMPLE}"
         ) from error
     if not isinstance(values, dict):
-        raise UserError(f"{where}: a line must be a JSON object, such as {EXAMPLE}")
+        raise DataError(f"{where}: a line must be a JSON object, such as {EXAMPLE}")
     for key in ("audio_filepath", "text"):
         if key not in values:
-            raise UserError(f"{where}: the key {key!r} is missing. A line looks like {EXAMPLE}")
+            raise DataError(f"{where}: the key {key!r} is missing. A line looks like {EXAMPLE}")
     for key in ("audio_filepath", "text", "lang", "speaker", "group", "split"):
         if not isinstance(values.get(key, ""), str | int):
-            raise UserError(
+            raise DataError(
                 f"{where}: {key!r} must be text, not {values[key]!r}. A line looks like {EXAMPLE}"
             )
     duration = values.get("duration")
     if duration is not None and (
         isinstance(duration, bool) or not isinstance(duration, int | float) or duration < 0
     ):
-        raise UserError(f"{where}: 'duration' must be a number of seconds, not {duration!r}.")
+        raise DataError(f"{where}: 'duration' must be a number of seconds, not {duration!r}.")
     if values.get("offset"):
-        raise UserError(
+        raise DataError(
             f"{where}: 'offset' (a part of a longer recording) is not supported: cut the recording into one "
             "file a line."
         )
     split = str(values.get("split", ""))
     if split and split not in SPLITS:
-        raise UserError(f"{where}: 'split' is {split!r}; it must be one of {', '.join(SPLITS)}.")
+        raise DataError(f"{where}: 'split' is {split!r}; it must be one of {', '.join(SPLITS)}.")
     relative = str(values["audio_filepath"])
     return Line(
         number=number,

@@ -1,6 +1,6 @@
-"""Tux Paint stamps: home recordings of picture captions in several languages (see docs/data.md).
+"""Tux Paint stamps: home recordings of image captions in several languages (see docs/data.md).
 
-A stamp is a picture `NAME.png` or `NAME.svg` with captions `NAME.txt` (first line English, then `xx.utf8=...`
+A stamp is an image `NAME.png` or `NAME.svg` with captions `NAME.txt` (first line English, then `xx.utf8=...`
 lines) and recordings `NAME_desc_xx.ogg`.
 """
 
@@ -14,7 +14,7 @@ from magneto.data.corpora.base import Corpus, Groups, Skipped, Utterance, hash_s
 from magneto.data.corpora.download import Package, listing_digest, locate
 from magneto.data.io.audio import Audio
 from magneto.data.transforms.text import normalize_text
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -55,16 +55,16 @@ class StampsSource:
     def __init__(self, languages: Sequence[str] = FITTING, folder: str | None = None) -> None:
         fitting = ", ".join(FITTING)
         if not languages:
-            raise UserError(f"data: languages is empty; the Tux Paint stamps have {fitting}.")
+            raise ConfigError(f"data: languages is empty; the Tux Paint stamps have {fitting}.")
         for language in languages:
             if language in UNFIT:
-                raise UserError(
+                raise ConfigError(
                     f"data: language {language!r} of the Tux Paint stamps is refused: its captions are not "
                     "what is said in the recordings (correlation of length and duration "
                     f"{UNFIT[language]}). Use {fitting}."
                 )
             if language not in FITTING and language not in DOUBTFUL:
-                raise UserError(
+                raise ConfigError(
                     f"data: the Tux Paint stamps have no usable recordings in {language!r}. Use {fitting}, "
                     f"or with care {', '.join(DOUBTFUL)}."
                 )

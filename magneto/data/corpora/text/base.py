@@ -44,7 +44,7 @@ class TextSource(Protocol):
         ...
 
     def load(self, data_dir: Path) -> TextCorpus:
-        """Find or fetch the corpus. May be called again. Raises `UserError` when it cannot be had."""
+        """Find or fetch the corpus. May be called again. Raises `MagnetoError` when it cannot be had."""
         ...
 
 

@@ -19,7 +19,7 @@ from magneto.data.corpora.base import Groups, Skipped, hash_split
 from magneto.data.corpora.download import Package, listing_digest, locate, needed_files
 from magneto.data.corpora.text.base import BadText, Document, TextCorpus, content_group, decode_text
 from magneto.data.corpora.text.html_text import html_text
-from magneto.errors import UserError, nearest
+from magneto.errors import DataError, nearest
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ class DocumentationSource:
         self.packages = list(packages or PACKAGES)
         for name in self.packages:
             if name not in PACKAGES:
-                raise UserError(
+                raise DataError(
                     f"data: packages names {name!r}; the documentation union has {', '.join(PACKAGES)}."
                     + nearest(name, PACKAGES)
                 )

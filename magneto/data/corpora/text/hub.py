@@ -11,12 +11,12 @@ from typing import Any
 from magneto.data.corpora.base import SPLITS, Skipped
 from magneto.data.corpora.download import listing_digest, path_digest
 from magneto.data.corpora.text.base import Document, Lazily, TextCorpus, content_group
-from magneto.errors import UserError
+from magneto.errors import ConfigError, MagnetoError
 
 FILE_BUILDERS = ("json", "parquet", "csv", "text")  # of the library, for local files
 
 
-class MissingSplit(UserError):
+class MissingSplit(MagnetoError):
     """The data set can be read, and has no split of that name."""
 
 
@@ -42,7 +42,7 @@ def hub_rows(
         limit: only so many rows.
 
     Raises:
-        UserError: the library is not installed, or the data set or the config cannot be had; `MissingSplit` where the
+        MagnetoError: the library is not installed, or the data set or the config cannot be had; `MissingSplit` where the
             split alone is lacking.
     """
     rows = hub_dataset(
@@ -65,12 +65,12 @@ def hub_dataset(
     try:
         import datasets
     except ImportError as error:
-        raise UserError(f"data: {name} needs the `datasets` library: pip install datasets.") from error
+        raise ConfigError(f"data: {name} needs the `datasets` library: pip install datasets.") from error
     where = {"revision": revision, "data_files": _patterns(plain(data_files))}
     try:
         with _explained(name, split, config):
             return datasets.load_dataset(name, config, split=split, streaming=streaming, **where)
-    except UserError as error:
+    except MagnetoError as error:
         if isinstance(error.__cause__, ValueError) and _lacks(name, config, split, where):
             raise MissingSplit(str(error)) from error.__cause__
         raise
@@ -89,7 +89,7 @@ def _lacks(name: str, config: str | None, split: str, where: Mapping[str, Any]) 
 
 @contextlib.contextmanager
 def _explained(name: str, split: str, config: str | None) -> Iterator[None]:
-    """Errors of the library as `UserError`."""
+    """Errors of the library as `ConfigError`."""
     import datasets
 
     what = f"the data set {name}" + (f" ({config})" if config else "")
@@ -98,7 +98,7 @@ def _explained(name: str, split: str, config: str | None) -> Iterator[None]:
     # StopIteration is what the library gives for a pattern that fits no file.
     except (ValueError, OSError, RuntimeError, StopIteration, datasets.exceptions.DatasetsError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
+        raise ConfigError(
             f"data: split {split!r} of {what} cannot be read: {reason}. Check the name, config and split, and the "
             "network; or download its files and name them (data.sources...data_files with name=parquet, json, csv or "
             "text, or data=text_files)."
@@ -165,16 +165,16 @@ class HubSource:
     ) -> None:
         self.splits = dict(splits or {"train": "train", "val": "validation", "test": "test"})
         if set(self.splits) not in ({"train"}, {"test"}, set(SPLITS)):
-            raise UserError(
+            raise ConfigError(
                 f"data: splits of {name} names {', '.join(self.splits)}; name train, val and test, or train alone (the "
                 "others are then held out from it), or for mode=test test alone."
             )
         if name in FILE_BUILDERS and not data_files:
-            raise UserError(f"data: name={name} reads local files: name them with data_files.")
+            raise ConfigError(f"data: name={name} reads local files: name them with data_files.")
         try:
             self._start = None if start is None else re.compile(start)
         except re.error as error:
-            raise UserError(f"data: start={start!r} is not a regular expression ({error}).") from error
+            raise ConfigError(f"data: start={start!r} is not a regular expression ({error}).") from error
         self.key = key
         self.arguments: dict[str, Any] = {
             "name": name,
@@ -224,7 +224,7 @@ class HubSource:
         first = 0
         for number, row in enumerate(hub_rows(split=split, **self.arguments)):
             if self.key not in row:
-                raise UserError(
+                raise ConfigError(
                     f"data: {self.arguments['name']} has no column {self.key!r}; it has {', '.join(row)}. Name the "
                     "right one (data.sources...key)."
                 )

@@ -21,7 +21,7 @@ from magneto.data.corpora.text.base import (
     content_group,
     decode_text,
 )
-from magneto.errors import UserError
+from magneto.errors import DataError
 
 KINDS = (".txt", ".jsonl", ".ndjson", ".parquet")
 CHUNK = 1 << 16  # compressed bytes read at a time
@@ -56,7 +56,7 @@ class TextFilesSource:
         elif path is None and (all(named.values()) or (test and not (train or val))):
             self.paths = {split: Path(place).expanduser() for split, place in named.items() if place}
         else:
-            raise UserError(
+            raise DataError(
                 "data: text files are given either by one path (sources.text_files.path=..., divided by a hash), or by "
                 "all of train, val and test, or for mode=test by test alone; "
                 f"here path={path}, " + ", ".join(f"{split}={place}" for split, place in named.items()) + "."
@@ -78,7 +78,7 @@ class TextFilesSource:
         }
 
     def load(self, data_dir: Path) -> TextCorpus:
-        """All documents, read one by one. Raises `UserError` for a path that holds no such files."""
+        """All documents, read one by one. Raises `MagnetoError` for a path that holds no such files."""
         others: list[Skipped] = []
         files = [
             (split, path, file) for split, path in self.paths.items() for file in _readable(path, others)
@@ -156,7 +156,7 @@ class TextFilesSource:
                 keys = keys or (", ".join(map(str, row)) if isinstance(row, dict) else "")
                 yield number, found
         if keys and not usable:
-            raise UserError(
+            raise DataError(
                 f"{file}: no line has text under the key {self.key!r}; the first has the keys {keys}. Name the right "
                 "one (data.sources...key)."
             )
@@ -169,7 +169,7 @@ class TextFilesSource:
             raise _Damaged(str(error)) from error
         names = table.schema_arrow.names
         if self.key not in names:
-            raise UserError(
+            raise DataError(
                 f"{file}: there is no column {self.key!r}; it has {', '.join(names)}. Name the right one "
                 "(data.sources...key)."
             )
@@ -258,7 +258,7 @@ def _library(name: str, file: Path) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise UserError(f"{file}: to read it, {name} is needed: pip install {name}.") from error
+        raise DataError(f"{file}: to read it, {name} is needed: pip install {name}.") from error
 
 
 def _kind(file: Path) -> str:
@@ -297,13 +297,13 @@ def _files(path: Path, others: list[Skipped]) -> list[Path]:
 
 
 def _readable(path: Path, others: list[Skipped]) -> list[Path]:
-    """The files of a path. Raises `UserError` where there are none."""
+    """The files of a path. Raises `DataError` where there are none."""
     if path.is_file():
         if not path.name.lower().endswith(SUFFIXES):
-            raise UserError(f"{path}: this kind of file is not read; the kinds are {', '.join(SUFFIXES)}.")
+            raise DataError(f"{path}: this kind of file is not read; the kinds are {', '.join(SUFFIXES)}.")
         return [path]
     found = _files(path, others) if path.is_dir() else []
     if not found:
         reason = "no such file in this folder" if path.is_dir() else "there is no such file or folder"
-        raise UserError(f"{path}: {reason}. Name a file or a folder with {', '.join(SUFFIXES)} files.")
+        raise DataError(f"{path}: {reason}. Name a file or a folder with {', '.join(SUFFIXES)} files.")
     return found

@@ -20,7 +20,7 @@ from magneto.data.corpora.text_classification.labelled import (
     read_examples,
     read_table,
 )
-from magneto.errors import UserError, nearest
+from magneto.errors import ConfigError, DataError, nearest
 
 BINARY = ("0", "1")
 ENTAILMENT = ("entailment", "not_entailment")
@@ -73,9 +73,9 @@ TASKS = {
 
 
 def glue_task(name: str) -> GlueTask:
-    """The task of that name. Raises `UserError` for any other."""
+    """The task of that name. Raises `DataError` for any other."""
     if name not in TASKS:
-        raise UserError(f"{name!r} is no task of GLUE.{nearest(name, TASKS)} Choose from {', '.join(TASKS)}.")
+        raise DataError(f"{name!r} is no task of GLUE.{nearest(name, TASKS)} Choose from {', '.join(TASKS)}.")
     return TASKS[name]
 
 
@@ -90,12 +90,12 @@ class GlueSource:
     def __init__(self, task: str, folder: str | None = None, val_fraction: float = 0.0) -> None:
         self.name, self.task = task, glue_task(task)
         if folder is None:
-            raise UserError(
+            raise ConfigError(
                 f"data.source.folder is missing: name the folder with {task}'s train.tsv, or the GLUE folder above it "
                 "(https://gluebenchmark.com/tasks)."
             )
         if not 0 <= val_fraction < 1:
-            raise UserError(f"data.source.val_fraction={val_fraction} must be at least 0 and below 1.")
+            raise ConfigError(f"data.source.val_fraction={val_fraction} must be at least 0 and below 1.")
         above = Path(folder).expanduser()
         self.folder = above if (above / "train.tsv").is_file() else above / task
         self.val_fraction = val_fraction
@@ -110,10 +110,10 @@ class GlueSource:
         }
 
     def load(self, data_dir: Path) -> LabelledCorpus:
-        """Training and dev sets. Raises `UserError` when a file is missing."""
+        """Training and dev sets. Raises `DataError` when a file is missing."""
         for file in ("train.tsv", *(file for _, file in self.task.dev)):
             if not (self.folder / file).is_file():
-                raise UserError(
+                raise DataError(
                     f"{self.folder}: {file} of GLUE's {self.name} is not there. Name its folder with data.source.folder "
                     "(the data: https://gluebenchmark.com/tasks)."
                 )
@@ -150,7 +150,7 @@ def read_test_file(file: Path, name: str) -> Iterator[tuple[str, str, str | None
     """The examples of an unlabelled GLUE test file: index, text, second text or None.
 
     Raises:
-        UserError: the file is not laid out as that task's, or a line is broken: the server wants every index.
+        DataError: the file is not laid out as that task's, or a line is broken: the server wants every index.
     """
     task = glue_task(name)
     wanted: Sequence[str] = [
@@ -159,9 +159,9 @@ def read_test_file(file: Path, name: str) -> Iterator[tuple[str, str, str | None
     broken: list[Skipped] = []
     rows = [row for _, row in read_table(file, None, broken)]
     if broken:
-        raise UserError(f"{file}: damaged, {broken[0].reason} at {broken[0].id} ({len(broken)} such lines).")
+        raise DataError(f"{file}: damaged, {broken[0].reason} at {broken[0].id} ({len(broken)} such lines).")
     if missing := [column for column in wanted if column not in rows[0]]:
-        raise UserError(
+        raise DataError(
             f"{file}: not the test file of GLUE's {name}, it has no column {missing[0]!r} but {', '.join(rows[0])}."
         )
     for row in rows:

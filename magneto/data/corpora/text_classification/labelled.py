@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from magneto.data.corpora.base import SPLITS, Skipped
 from magneto.data.corpora.download import path_digest
 from magneto.data.corpora.text.text_files import DAMAGES, open_text
-from magneto.errors import UserError, nearest
+from magneto.errors import ConfigError, DataError, nearest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class LabelledSource(Protocol):
         ...
 
     def load(self, data_dir: Path) -> LabelledCorpus:
-        """Find or fetch the corpus and list its examples. Raises `UserError` when it cannot be had."""
+        """Find or fetch the corpus and list its examples. Raises `MagnetoError` when it cannot be had."""
         ...
 
 
@@ -81,19 +81,19 @@ def read_table(
         skipped: takes what cannot be used.
 
     Raises:
-        UserError: the file is missing, empty or damaged, is no UTF-8, or its first line names no columns.
+        DataError: the file is missing, empty or damaged, is no UTF-8, or its first line names no columns.
     """
     try:
         with open_text(file) as stream:
             content = stream.read().removeprefix(b"\xef\xbb\xbf")
     except DAMAGES as error:
-        raise UserError(
+        raise DataError(
             f"{file}: damaged ({error or type(error).__name__}). Fetch or compress it anew."
         ) from error
     except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}).") from error
+        raise DataError(f"{file}: cannot be read ({error.strerror}).") from error
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise UserError(f"{file}: is UTF-16, not UTF-8. Save the table as UTF-8.")
+        raise DataError(f"{file}: is UTF-16, not UTF-8. Save the table as UTF-8.")
     # Not splitlines(), nor the csv module: texts hold form feeds, single quotation marks, U+2028.
     lines = content.split(b"\n" if b"\n" in content else b"\r")
     start = 0
@@ -101,14 +101,14 @@ def read_table(
         columns = lines[0].decode("utf-8", "replace").rstrip("\r").split("\t")
         start = 1
         if len(columns) == 1 and columns[0]:
-            raise UserError(
+            raise DataError(
                 f"{file}: there is no tab in its first line, {columns[0][:60]!r}. Save the table with tabs between the "
                 "columns, and the names of the columns in the first line."
             )
         if twice := [name for name in dict.fromkeys(columns) if columns.count(name) > 1]:
-            raise UserError(f"{file}: two columns are called {twice[0]!r}. Rename one of them.")
+            raise DataError(f"{file}: two columns are called {twice[0]!r}. Rename one of them.")
     if not any(line.strip() for line in lines[start:]):
-        raise UserError(f"{file}: there is no example in it.")
+        raise DataError(f"{file}: there is no example in it.")
     for number, line in enumerate(lines[start:], start + 1):
         if not line.strip():
             continue
@@ -156,13 +156,13 @@ def read_examples(
         more: further fields of every example.
 
     Raises:
-        UserError: the file is missing, or lacks one of the columns.
+        DataError: the file is missing, or lacks one of the columns.
     """
     wanted = [name for name in (columns.text, columns.pair, columns.label) if name is not None]
     for number, row in read_table(file, columns.names, skipped):
         for name in wanted:
             if name not in row:
-                raise UserError(
+                raise DataError(
                     f"{file}: there is no column {name!r} in it, only {', '.join(row)}.{nearest(name, row)}"
                 )
         where = f"{file.stem}:{number}"
@@ -212,7 +212,7 @@ class TsvSource:
         files: Mapping[str, str | None] = {"train": train, "val": val, "test": test}
         missing = [split for split, file in files.items() if file is None]
         if missing and missing != ["train", "val"]:
-            raise UserError(
+            raise ConfigError(
                 f"data.source.{missing[0]} is missing: name the {' and '.join(missing)} table (tab-separated, its first "
                 "line names the columns)."
             )

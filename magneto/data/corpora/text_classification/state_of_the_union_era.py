@@ -10,7 +10,7 @@ from typing import Any
 
 from magneto.data.corpora.text.state_of_the_union import SotuSource
 from magneto.data.corpora.text_classification.labelled import LabelledCorpus, LabelledText, zero_digits
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 
 FIRST, LAST = 1790, 2026  # years of the corpus
 _PARAGRAPH = re.compile(r"\n\s*\n")
@@ -28,12 +28,12 @@ class SotuEraSource:
 
     def __init__(self, years: int = 40, min_words: int = 20, folder: str | None = None) -> None:
         if not 20 <= years <= (LAST - FIRST) // 2:
-            raise UserError(
+            raise ConfigError(
                 f"data.source.years={years} must lie between 20 (each period then has a held-out year) and "
                 f"{(LAST - FIRST) // 2} (two periods)."
             )
         if min_words < 1:
-            raise UserError(f"data.source.min_words={min_words} must be at least 1.")
+            raise ConfigError(f"data.source.min_words={min_words} must be at least 1.")
         self.years, self.min_words = years, min_words
         self.speeches = SotuSource(folder)
 

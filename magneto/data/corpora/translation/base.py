@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from magneto.data.corpora.base import Skipped
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 
 LANGUAGE = re.compile(r"[a-z]{2,3}(_[A-Za-z]{2,4}|_[0-9]{3})*(@[a-z]+)?")
 
@@ -42,34 +42,34 @@ class ParallelSource(Protocol):
         ...
 
     def load(self, data_dir: Path) -> ParallelCorpus:
-        """Find or fetch the corpus and read its pairs. Raises `UserError` when it cannot be had."""
+        """Find or fetch the corpus and read its pairs. Raises `MagnetoError` when it cannot be had."""
         ...
 
 
 def parse_directions(directions: Sequence[str], known: Iterable[str] | None = None) -> list[tuple[str, str]]:
     """["en-fr", "en-pt_BR"] -> [("en", "fr"), ("en", "pt_BR")].
 
-    known: the language codes that the corpus has; None: any code of the right form. Raises `UserError` for a
+    known: the language codes that the corpus has; None: any code of the right form. Raises `ConfigError` for a
     direction of another form, twice the same, an unknown language, or none at all.
     """
     if isinstance(directions, str):
         directions = [directions]
     if not directions:
-        raise UserError("data: directions is empty; name at least one, such as [en-fr].")
+        raise ConfigError("data: directions is empty; name at least one, such as [en-fr].")
     parsed = []
     for direction in directions:
         sides = tuple(str(direction).split("-"))
         if len(sides) != 2 or not all(LANGUAGE.fullmatch(side) for side in sides) or sides[0] == sides[1]:
-            raise UserError(
+            raise ConfigError(
                 f"data: {direction!r} is not a direction. Write two different language codes and one hyphen, such "
                 "as en-fr or en-pt_BR (the country after an underscore)."
             )
         for side in sides:
             if known is not None and side not in (names := sorted(known)):
-                raise UserError(
+                raise ConfigError(
                     f"data: direction {direction!r}: this corpus has no language {side!r}; it has {', '.join(names)}."
                 )
         if sides in parsed:
-            raise UserError(f"data: the direction {direction!r} is named twice.")
+            raise ConfigError(f"data: the direction {direction!r} is named twice.")
         parsed.append((sides[0], sides[1]))
     return parsed

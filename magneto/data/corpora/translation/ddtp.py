@@ -21,7 +21,7 @@ from filelock import FileLock
 from magneto.data.corpora.base import Skipped
 from magneto.data.corpora.download import Unavailable, apt_lists
 from magneto.data.corpora.translation.base import Pair, ParallelCorpus, parse_directions
-from magneto.errors import UserError
+from magneto.errors import DataError
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class DDTPSource:
                 try:
                     apt_lists(home, self.languages)
                 except Unavailable as reason:
-                    raise UserError(
+                    raise DataError(
                         f"APT's indexes of descriptions in {', '.join(self.languages)} could not be had: {reason}. Get "
                         "the files main/i18n/Translation-XX of a Debian mirror on any machine and name their folder "
                         "with `folder=...` in the data config."
@@ -100,7 +100,7 @@ class DDTPSource:
     def _files(self, folder: Path) -> dict[str, list[Path]]:
         """Language -> its indexes (a distribution has several: main, updates, security)."""
         if not folder.is_dir():
-            raise UserError(
+            raise DataError(
                 f"folder={folder}: there is no such folder. Name the one that holds the Translation-XX files."
             )
         files = {}
@@ -110,7 +110,7 @@ class DDTPSource:
                 path for path in folder.glob("[!.]*") if path.name.endswith(tuple(names))
             )
             if not files[language]:
-                raise UserError(
+                raise DataError(
                     f"folder={folder} holds no file ending in Translation-{language} ({', '.join(OPENERS)} may follow). "
                     "APT fetches only the languages that Acquire::Languages names."
                 )
@@ -152,7 +152,7 @@ def _read(paths: Sequence[Path]) -> dict[str, tuple[str, str]]:
             with opener(path, "rb") as file:
                 text = file.read().decode("utf-8", errors="replace")
         except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-            raise UserError(f"{path}: the index cannot be read ({error}). Fetch it anew.") from error
+            raise DataError(f"{path}: the index cannot be read ({error}). Fetch it anew.") from error
         for match in STANZA.finditer(text):
             found.setdefault(match[2], (match[1], match[4]))
     return found

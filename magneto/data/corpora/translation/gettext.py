@@ -20,7 +20,7 @@ import regex
 from magneto.data.corpora.base import Skipped
 from magneto.data.corpora.download import Package, listing_digest, locate
 from magneto.data.corpora.translation.base import LANGUAGE, Pair, ParallelCorpus, parse_directions
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 
 PATTERNS = ("**/*.po", "**/*.mo")
 # `&File`, `_File`, and where letters are no keys `(&F)` or `(_F)`; no entity, no quoted name, and after `_` no small
@@ -79,11 +79,11 @@ class GettextSource:
         self.original = original
         for name in self.packages:
             if name not in PACKAGES:
-                raise UserError(
+                raise ConfigError(
                     f"data: packages: {name!r} is not known ({', '.join(PACKAGES)}); give its folder in paths."
                 )
         if not self.packages and not self.paths:
-            raise UserError(
+            raise ConfigError(
                 "data: name catalogs: `packages`, or `paths` of folders, wheels or .po and .mo files."
             )
 
@@ -103,7 +103,7 @@ class GettextSource:
         if path.is_dir():
             return listing_digest(path, PATTERNS)
         if not path.is_file():
-            raise UserError(f"data: paths: {path}: there is no such file or folder.")
+            raise ConfigError(f"data: paths: {path}: there is no such file or folder.")
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
     def load(self, data_dir: Path) -> ParallelCorpus:
@@ -173,7 +173,7 @@ class GettextSource:
 def _find(root: Path, patterns: Sequence[str]) -> list[Path]:
     found = sorted({path for pattern in patterns for path in root.glob(pattern) if path.name[0] != "."})
     if not found:
-        raise UserError(f"data: {root} holds no gettext catalog ({', '.join(patterns)}).")
+        raise ConfigError(f"data: {root} holds no gettext catalog ({', '.join(patterns)}).")
     return found
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from magneto.data.corpora.base import SPLITS, Skipped
 from magneto.data.corpora.text.hub import FILE_BUILDERS, MissingSplit, file_identity, hub_rows, plain
 from magneto.data.corpora.translation.base import Pair, ParallelCorpus, parse_directions
-from magneto.errors import UserError
+from magneto.errors import ConfigError
 
 
 class HubPairsSource:
@@ -39,15 +39,15 @@ class HubPairsSource:
         self.directions = parse_directions(directions)
         self.splits = dict(splits or {"train": "train", "val": "validation", "test": "test"})
         if set(self.splits) not in ({"train"}, {"test"}, set(SPLITS)):
-            raise UserError(
+            raise ConfigError(
                 f"data: splits of {name} names {', '.join(self.splits)}; name train, val and test, or train alone, or for "
                 "mode=test test alone."
             )
         local = name in FILE_BUILDERS
         if local and not data_files:
-            raise UserError(f"data: name={name} reads local files: name them with data_files.")
+            raise ConfigError(f"data: name={name} reads local files: name them with data_files.")
         if unknown := sorted(set(configs or {}) - {"-".join(direction) for direction in self.directions}):
-            raise UserError(f"data: configs names {', '.join(unknown)}, which is none of the directions.")
+            raise ConfigError(f"data: configs names {', '.join(unknown)}, which is none of the directions.")
         self.configs = {
             direction: None
             if local
@@ -113,7 +113,7 @@ class HubPairsSource:
                 split=None if set(self.splits) == {"train"} else side,
             )
         if found and not usable:
-            raise UserError(
+            raise ConfigError(
                 f"data: {self.arguments['name']} has no pairs {source}-{target}: a row is to hold `translation: "
                 f"{{{source}: ..., {target}: ...}}`; the first has {found}. Check the directions and configs."
             )

@@ -12,7 +12,7 @@ from magneto.data.corpora.download import file_digest
 from magneto.data.corpora.text.base import LINES, BadText, decode_text
 from magneto.data.corpora.text.text_files import DAMAGES, open_text
 from magneto.data.corpora.translation.base import Pair, ParallelCorpus, parse_directions
-from magneto.errors import UserError
+from magneto.errors import ConfigError, DataError
 
 LANGUAGE_ATTRIBUTES = ("{http://www.w3.org/XML/1998/namespace}lang", "lang")
 INLINE = ("bpt", "ept", "it", "ph", "ut")  # TMX: codes of the format that the text came from
@@ -43,7 +43,7 @@ class ParallelFilesSource:
         splits = {"train": train, "val": val, "test": test}
         given = {name: value for name, value in whole.items() if value is not None}
         if given and any(splits.values()):
-            raise UserError(
+            raise ConfigError(
                 "data: name files for the whole corpus, or for each of train, val and test, not both."
             )
         self.parts: dict[str | None, dict[str, Path]] = {}
@@ -51,7 +51,7 @@ class ParallelFilesSource:
             splits = {"test": test}
         for side, files in splits.items() if any(splits.values()) else ((None, given),):
             if sorted(files or ()) not in (["source", "target"], ["tmx"], ["tsv"]):
-                raise UserError(
+                raise ConfigError(
                     f"data: {f'the files of {side}' if side else 'the files'}: name `source` and `target` (line by "
                     "line), or `tsv`, or `tmx`."
                 )
@@ -66,13 +66,13 @@ class ParallelFilesSource:
         }
         for name, path in files.items():
             if not path.is_file():
-                raise UserError(f"data: {name}: {path}: there is no such file.")
+                raise ConfigError(f"data: {name}: {path}: there is no such file.")
         digests = {}
         for name, path in files.items():
             try:
                 digests[name] = file_digest(path)
             except OSError as error:
-                raise UserError(
+                raise ConfigError(
                     f"data: {name}: {path}: cannot be read ({error.strerror}). Check its permissions."
                 ) from error
         return {
@@ -83,7 +83,7 @@ class ParallelFilesSource:
         }
 
     def load(self, data_dir: Path) -> ParallelCorpus:
-        """All pairs. Raises `UserError`, also while they are read, for files that do not fit together."""
+        """All pairs. Raises `MagnetoError`, also while they are read, for files that do not fit together."""
         skipped: list[Skipped] = []
         return ParallelCorpus(self._pairs(skipped), skipped, self.identity())
 
@@ -108,7 +108,7 @@ class ParallelFilesSource:
                         split=split,
                     )
             except DAMAGES as error:
-                raise UserError(
+                raise DataError(
                     f"{' or '.join(map(str, part.values()))}: damaged ({error or type(error).__name__}). Fetch or "
                     "compress the file anew."
                 ) from error
@@ -124,7 +124,7 @@ def _lines(source: Path, target: Path, skipped: list[Skipped]) -> Found:
             if one is None or other is None:
                 short, long, file = (source, target, right) if one is None else (target, source, left)
                 more = 1 + sum(1 for _ in file)
-                raise UserError(
+                raise DataError(
                     f"{short} has {number - 1} lines, {long} has {number - 1 + more}: line n of one must be the "
                     "translation of line n of the other. Find the missing line, or align them anew."
                 )
@@ -175,7 +175,7 @@ def _tmx(path: Path, direction: tuple[str, str], skipped: list[Skipped]) -> Foun
         try:
             for number, (_, unit) in enumerate(units, start=1):
                 if number == 1 and _declares_entities(unit.getroottree()):
-                    raise UserError(
+                    raise DataError(
                         f"{path}: the file declares XML entities, which are not read: save it without a DTD."
                     )
                 texts = _variants(unit)
@@ -191,13 +191,13 @@ def _tmx(path: Path, direction: tuple[str, str], skipped: list[Skipped]) -> Foun
                 yield str(number), _block(path.name, number), str(sides[0]), str(sides[1])
         except etree.XMLSyntaxError as error:
             known = units.error_log.last_error  # lxml's own is "no element found" for an unknown entity
-            raise UserError(
+            raise DataError(
                 f"{path}: no well-formed XML ({known.message.strip() if known else error.msg}). Export the translation "
                 "memory anew; characters such as &nbsp; are written as themselves or as numbers (&#160;)."
             ) from error
     if not found:
         named = ", ".join(sorted(languages)) or "none"
-        raise UserError(f"{path}: no unit has both {' and '.join(direction)}; its languages: {named}.")
+        raise DataError(f"{path}: no unit has both {' and '.join(direction)}; its languages: {named}.")
 
 
 def _declares_entities(tree: Any) -> bool:

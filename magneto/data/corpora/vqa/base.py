@@ -1,4 +1,4 @@
-"""Questions and statements about pictures: the example, the corpus, and the protocol of its sources."""
+"""Questions and statements about images: the example, the corpus, and the protocol of its sources."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,14 +16,14 @@ TRUTH = ("false", "true")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
-    """A question about one picture, or a statement about two, with what people answered. It is on its pictures' side."""
+    """A question about one image, or a statement about two, with what people answered. It is on its images' side."""
 
     id: str  # unique in its corpus
     text: str
-    pictures: tuple[str, ...]  # their ids
+    images: tuple[str, ...]  # their ids
     answers: tuple[str, ...]  # one of each person who was asked; "" for one that cannot be chosen
     kind: str = ""  # accuracy is told of each kind
-    group: str | None = None  # a statement that is made of several pairs of pictures; None: of this one only
+    group: str | None = None  # a statement that is made of several pairs of images; None: of this one only
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class QuestionCorpus:
     origin: dict[str, Any] = field(default_factory=dict)
 
 
-class UsablePictures(Protocol):
-    """The pictures of a source that are prepared and stand on a side of the split."""
+class UsableImages(Protocol):
+    """The images of a source that are prepared and stand on a side of the split."""
 
     @property
     def splits(self) -> Mapping[str, str]:
@@ -49,8 +49,8 @@ class UsablePictures(Protocol):
 
 
 class QuestionSource(ImageSource, Protocol):
-    """Pictures with questions. The constructor takes plain values; `load` lists the pictures, without classes."""
+    """Images with questions. The constructor takes plain values; `load` lists the images, without classes."""
 
-    def questions(self, data_dir: Path, pictures: UsablePictures) -> QuestionCorpus:
-        """All questions; those about a picture that is not usable may be among them, and are skipped later."""
+    def questions(self, data_dir: Path, images: UsableImages) -> QuestionCorpus:
+        """All questions; those about an image that is not usable may be among them, and are skipped later."""
         ...

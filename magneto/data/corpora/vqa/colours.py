@@ -5,7 +5,7 @@ from PIL import Image
 
 COLOURS = ("black", "grey", "red", "orange", "brown", "yellow", "green", "blue", "purple", "pink")
 _PAPER = 235  # brightness from which on all channels make a pixel part of the white ground
-_LEAST, _CLEAR = 0.05, 0.6  # share of the picture that is no ground, and of that which has the colour
+_LEAST, _CLEAR = 0.05, 0.6  # share of the image that is no ground, and of that which has the colour
 _HUES = (10, 28, 48, 115, 178, 208, 245)  # where red, orange, yellow... end on Pillow's circle of 256
 _OF_HUE = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "red")
 

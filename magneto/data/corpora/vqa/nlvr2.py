@@ -12,19 +12,19 @@ from typing import Any
 
 from magneto.data.corpora.base import SPLITS, Skipped
 from magneto.data.corpora.download import file_digest
-from magneto.data.corpora.image.base import ImageCorpus, Picture, image_files_digest
+from magneto.data.corpora.image.base import ImageCorpus, ImageExample, image_files_digest
 from magneto.data.corpora.text.base import BadText, decode_text, text_of
-from magneto.data.corpora.vqa.base import TRUTH, Question, QuestionCorpus, UsablePictures
-from magneto.errors import UserError, nearest
+from magneto.data.corpora.vqa.base import TRUTH, Question, QuestionCorpus, UsableImages
+from magneto.errors import ConfigError, DataError, nearest
 
 _PARTS = 4  # of an identifier
 
 
 class Nlvr2Source:
-    """Statements with two pictures each.
+    """Statements with two images each.
 
     files: split -> file: {train: train.json, val: dev.json, test: test1.json}; validation may serve as the test.
-    folders: split -> folder of its pictures, in which they lie directly or in the numbered folders of the training set
+    folders: split -> folder of its images, in which they lie directly or in the numbered folders of the training set
     (`directory` of a line).
     """
 
@@ -32,23 +32,23 @@ class Nlvr2Source:
         self, files: Mapping[str, str] | None = None, folders: Mapping[str, str] | None = None
     ) -> None:
         if not files or not folders:
-            raise UserError(
-                "data: name NLVR2's files and pictures (data.sources.nlvr2.files={train: train.json, val: dev.json, test: "
+            raise ConfigError(
+                "data: name NLVR2's files and images (data.sources.nlvr2.files={train: train.json, val: dev.json, test: "
                 "test1.json} data.sources.nlvr2.folders={train: images/train, val: dev, test: test1})."
             )
         for key, named in (("files", files), ("folders", folders)):
             for split in named:
                 if split not in SPLITS:
-                    raise UserError(
+                    raise ConfigError(
                         f"data: {key} are of {', '.join(SPLITS)}, not of {split!r}.{nearest(split, SPLITS)}"
                     )
         if alone := files.keys() ^ folders.keys():
-            raise UserError(f"data: split {sorted(alone)[0]} has a file or a folder alone. Name both.")
+            raise ConfigError(f"data: split {sorted(alone)[0]} has a file or a folder alone. Name both.")
         self.files = {split: Path(files[split]).expanduser() for split in SPLITS if split in files}
         self.folders = {split: Path(folder).expanduser() for split, folder in folders.items()}
 
     def identity(self) -> dict[str, Any]:
-        """Content of the files, where the pictures are, and their sizes and times."""
+        """Content of the files, where the images are, and their sizes and times."""
         files = {split: file_digest(file) if file.is_file() else None for split, file in self.files.items()}
         return {
             "corpus": "nlvr2",
@@ -59,20 +59,20 @@ class Nlvr2Source:
         }
 
     def load(self, data_dir: Path) -> ImageCorpus:
-        """The pictures that statements are about."""
-        pictures: dict[str, Picture] = {}
+        """The images that statements are about."""
+        images: dict[str, ImageExample] = {}
         for split, line in self._lines([]):
-            for name in _pictures(line["identifier"]):
-                if name not in pictures:
+            for name in _images(line["identifier"]):
+                if name not in images:
                     place = self._find(split, line.get("directory"), name)
-                    pictures[name] = Picture(id=name, image=place, split=split)
-        return ImageCorpus(examples=list(pictures.values()), origin=self._origin())
+                    images[name] = ImageExample(id=name, image=place, split=split)
+        return ImageCorpus(examples=list(images.values()), origin=self._origin())
 
     def _find(self, split: str, directory: Any, name: str) -> Path:
         direct = self.folders[split] / name
         return direct if directory is None or direct.exists() else self.folders[split] / str(directory) / name
 
-    def questions(self, data_dir: Path, pictures: UsablePictures) -> QuestionCorpus:
+    def questions(self, data_dir: Path, images: UsableImages) -> QuestionCorpus:
         """All statements."""
         skipped: list[Skipped] = []
         found = []
@@ -85,7 +85,7 @@ class Nlvr2Source:
                 Question(
                     id=name,
                     text=text_of(line["sentence"]),
-                    pictures=_pictures(name),
+                    images=_images(name),
                     answers=(label,),
                     group=_sentence(name),
                 )
@@ -98,7 +98,7 @@ class Nlvr2Source:
             try:
                 lines = file.read_bytes().split(b"\n")
             except OSError as error:
-                raise UserError(f"files={file}: cannot be read ({error.strerror}).") from error
+                raise DataError(f"files={file}: cannot be read ({error.strerror}).") from error
             good = 0
             for number, raw in enumerate(lines, start=1):
                 if not raw.strip():
@@ -114,7 +114,7 @@ class Nlvr2Source:
                 good += 1
                 yield split, line
             if not good:
-                raise UserError(
+                raise DataError(
                     f"files={file}: no line is of NLVR2's form, a JSON object with identifier, sentence and label."
                 )
 
@@ -122,7 +122,7 @@ class Nlvr2Source:
         return {"files": {split: file.name for split, file in self.files.items()}}
 
 
-def _pictures(identifier: str) -> tuple[str, str]:
+def _images(identifier: str) -> tuple[str, str]:
     pair = identifier.rpartition("-")[0]
     return f"{pair}-img0.png", f"{pair}-img1.png"
 

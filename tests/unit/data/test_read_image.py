@@ -1,4 +1,4 @@
-"""Reading pictures of every kind and every fault, each a real file made here."""
+"""Reading images of every kind and every fault, each a real file made here."""
 
 import base64
 import io
@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from magneto.data.io.image import BadPicture, Slice, find_pictures, read_picture, square
+from magneto.data.io.image import BadImage, Slice, find_images, read_image, square
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="{w}" height="{h}"><rect width="50%" height="100%" fill="red"/></svg>'
 
 
 def gradient(width: int = 40, height: int = 30) -> Image.Image:
-    """A colour picture in which each place tells where it is."""
+    """A colour image in which each place tells where it is."""
     x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     return Image.fromarray(np.stack((x, y, 255 - x), axis=2).astype(np.uint8))
 
@@ -38,62 +38,60 @@ def png_header(width: int, height: int) -> bytes:
 def test_every_format_gives_its_pixels(kind):
     image = gradient()
     options = {"lossless": True} if kind == "WEBP" else {"quality": 95} if kind == "JPEG" else {}
-    read = read_picture(encoded(image, kind, **options))
+    read = read_image(encoded(image, kind, **options))
     assert (read.mode, read.size) == ("RGB", (40, 30))
     error = np.abs(np.asarray(read).astype(int) - np.asarray(image)).max()
     assert error <= (40 if kind in ("GIF", "JPEG") else 0)
 
 
-def test_channels_and_the_places_where_a_picture_may_be(tmp_path):
+def test_channels_and_the_places_where_a_image_may_be(tmp_path):
     image = gradient()
     data = encoded(image, "PNG")
     (tmp_path / "a.jpg").write_bytes(data)  # a wrong extension: the content decides
     (tmp_path / "shard").write_bytes(b"before" + data + b"after")
     pixels = np.asarray(image)
-    for picture in (data, tmp_path / "a.jpg", Slice(tmp_path / "shard", 6, len(data)), pixels):
-        assert np.array_equal(np.asarray(read_picture(picture)), pixels)
-    grey = np.asarray(read_picture(data, channels=1))
+    for one in (data, tmp_path / "a.jpg", Slice(tmp_path / "shard", 6, len(data)), pixels):
+        assert np.array_equal(np.asarray(read_image(one)), pixels)
+    grey = np.asarray(read_image(data, channels=1))
     assert np.array_equal(grey, np.asarray(image.convert("L")))
-    assert np.array_equal(np.asarray(read_picture(grey, channels=3)), np.stack([grey] * 3, axis=2))
+    assert np.array_equal(np.asarray(read_image(grey, channels=3)), np.stack([grey] * 3, axis=2))
 
 
 def test_transparent_places_become_white():
     image = gradient().convert("RGBA")
     image.paste((10, 20, 30, 0), (0, 0, 20, 30))
     for kind in ("PNG", "WEBP"):
-        read = np.asarray(
-            read_picture(encoded(image, kind, **({"lossless": True} if kind == "WEBP" else {})))
-        )
+        read = np.asarray(read_image(encoded(image, kind, **({"lossless": True} if kind == "WEBP" else {}))))
         assert (read[:, :20] == 255).all()
         assert np.array_equal(read[:, 20:], np.asarray(gradient())[:, 20:])
     half = Image.new("RGBA", (4, 4), (0, 0, 0, 128))
-    assert abs(int(np.asarray(read_picture(encoded(half, "PNG")))[0, 0, 0]) - 127) <= 1
+    assert abs(int(np.asarray(read_image(encoded(half, "PNG")))[0, 0, 0]) - 127) <= 1
     shade = Image.new("LA", (4, 4), (0, 0))
-    assert (np.asarray(read_picture(encoded(shade, "PNG"), channels=1)) == 255).all()
+    assert (np.asarray(read_image(encoded(shade, "PNG"), channels=1)) == 255).all()
 
 
 def test_palettes_with_and_without_transparency():
     palette = Image.new("P", (8, 8), 1)
     palette.putpalette([0, 0, 0, 200, 10, 60])
-    assert (np.asarray(read_picture(encoded(palette, "PNG"))) == (200, 10, 60)).all()
-    assert (np.asarray(read_picture(encoded(palette, "PNG", transparency=1))) == 255).all()
+    assert (np.asarray(read_image(encoded(palette, "PNG"))) == (200, 10, 60)).all()
+    assert (np.asarray(read_image(encoded(palette, "PNG", transparency=1))) == 255).all()
 
 
 def test_cmyk_and_black_and_white():
-    read = np.asarray(read_picture(encoded(gradient().convert("CMYK"), "JPEG", quality=95)))
+    read = np.asarray(read_image(encoded(gradient().convert("CMYK"), "JPEG", quality=95)))
     assert np.abs(read.astype(int) - np.asarray(gradient())).mean() < 6  # not inverted
     two = Image.new("1", (8, 8), 1)
-    assert (np.asarray(read_picture(encoded(two, "PNG"))) == 255).all()
+    assert (np.asarray(read_image(encoded(two, "PNG"))) == 255).all()
 
 
 def test_sixteen_bits_keep_their_upper_eight():
     values = (np.arange(64, dtype=np.uint16) * 1000).reshape(8, 8)
     for kind in ("PNG", "TIFF"):
-        read = np.asarray(read_picture(encoded(Image.fromarray(values), kind), channels=1))
+        read = np.asarray(read_image(encoded(Image.fromarray(values), kind), channels=1))
         assert np.array_equal(read, values >> 8)
     wide = Image.fromarray(np.full((4, 4), 0.5, np.float32))
-    with pytest.raises(BadPicture, match="more than 16 bits"):
-        read_picture(encoded(wide, "TIFF"))
+    with pytest.raises(BadImage, match="more than 16 bits"):
+        read_image(encoded(wide, "TIFF"))
 
 
 def tiff(values: np.ndarray, bits: int, photometric: int, sample_format: int) -> bytes:
@@ -130,14 +128,14 @@ def test_tiff_grey_values_fill_their_range(bits, photometric, sample_format):
     values = shades * (highest + 1) // 256
     if photometric == 0:
         values = highest - values
-    read = np.asarray(read_picture(tiff(values, bits, photometric, sample_format), channels=1))
+    read = np.asarray(read_image(tiff(values, bits, photometric, sample_format), channels=1))
     assert np.array_equal(read, shades)
 
 
 def test_the_cameras_rotation_is_applied():
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: the top is at the right of the stored pixels
-    read = read_picture(encoded(gradient(), "PNG", exif=exif))
+    read = read_image(encoded(gradient(), "PNG", exif=exif))
     assert read.size == (30, 40)
     assert np.array_equal(np.asarray(read), np.rot90(np.asarray(gradient()), -1))
 
@@ -160,9 +158,9 @@ def exif_block(*odd: tuple[int, int, int, bytes]) -> bytes:
     ],
 )
 def test_odd_exif_fields_do_no_harm(kind, odd):
-    """The picture is used, and turned as its orientation says, whatever else is in its EXIF."""
-    read = read_picture(encoded(gradient(), kind, exif=exif_block(odd)))
-    plain = read_picture(encoded(gradient(), kind))
+    """The image is used, and turned as its orientation says, whatever else is in its EXIF."""
+    read = read_image(encoded(gradient(), kind, exif=exif_block(odd)))
+    plain = read_image(encoded(gradient(), kind))
     assert np.array_equal(np.asarray(read), np.rot90(np.asarray(plain), -1))
 
 
@@ -177,7 +175,7 @@ def test_damaged_exif_spoils_the_turn_alone(kind):
     data = encoded(gradient(), kind, exif=block)
     start = data.index(block) if block in data else data.index(block[6:])
     stop = start + len(block) - (block not in data) * 6
-    plain = np.asarray(read_picture(encoded(gradient(), kind)))
+    plain = np.asarray(read_image(encoded(gradient(), kind)))
     turned = [np.rot90(plain, turns) for turns in range(4)]
     turned += [image.swapaxes(0, 1) for image in turned] + [plain[::-1], plain[:, ::-1]]
     random = np.random.default_rng(0)
@@ -185,7 +183,7 @@ def test_damaged_exif_spoils_the_turn_alone(kind):
         bytes_ = bytearray(data)
         for place in random.integers(start + (block in data) * 6, stop, 3):
             bytes_[place] = random.integers(256)
-        read = np.asarray(read_picture(bytes(bytes_)))
+        read = np.asarray(read_image(bytes(bytes_)))
         assert any(read.shape == image.shape and (read == image).all() for image in turned)
 
 
@@ -193,7 +191,7 @@ def test_an_animation_gives_its_first_frame():
     frames = [Image.new("RGB", (10, 10), colour) for colour in ("red", "blue", "lime")]
     for kind in ("GIF", "WEBP"):
         data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
-        red, green, blue = np.asarray(read_picture(data))[5, 5].tolist()
+        red, green, blue = np.asarray(read_image(data))[5, 5].tolist()
         assert red > 240 and green < 15 and blue < 15
 
 
@@ -201,9 +199,9 @@ def test_an_animation_gives_its_first_frame():
     ("data", "reason"),
     [
         (b"", "empty file"),
-        (b"no picture at all", "not a picture"),
-        (b"<html><body>Not found</body></html>", "not a picture"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),  # no program is run for it
+        (b"no image at all", "not an image"),
+        (b"<html><body>Not found</body></html>", "not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),  # no program is run for it
         (encoded(gradient(), "PNG")[:90], "truncated or damaged"),
         (encoded(gradient(), "JPEG")[:-200], "truncated or damaged"),
         (encoded(gradient(), "BMP")[:500], "truncated or damaged"),
@@ -221,34 +219,34 @@ def test_an_animation_gives_its_first_frame():
     ],
 )
 def test_what_cannot_be_used_is_refused_with_a_reason(data, reason):
-    with pytest.raises(BadPicture, match=reason):
-        read_picture(data)
+    with pytest.raises(BadImage, match=reason):
+        read_image(data)
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(BadPicture, match="cannot be read"):
-        read_picture(tmp_path / "none.png")
+    with pytest.raises(BadImage, match="cannot be read"):
+        read_image(tmp_path / "none.png")
 
 
 def test_svg_is_drawn_in_its_proportions_with_lengths_in_any_unit():
     for lengths in ({"w": "40", "h": "20"}, {"w": "40mm", "h": "20mm"}, {"w": "40pt", "h": "20.0pt"}):
-        read = read_picture(SVG.format(**lengths).encode(), svg_side=64)
+        read = read_image(SVG.format(**lengths).encode(), svg_side=64)
         assert read.width == 64 and read.height in (32, 33)  # 20mm are 75.6 pixels
         pixels = np.asarray(read)
         assert (pixels[16, 10] == (255, 0, 0)).all() and (pixels[16, 50] == 255).all()
-    assert read_picture(SVG.format(w=1, h=3).encode(), svg_side=60).size == (20, 60)
-    with pytest.raises(BadPicture, match="of one colour|single row|one colour"):  # however long it says to be
-        read_picture(SVG.format(w=1, h=10_000_000).encode())
+    assert read_image(SVG.format(w=1, h=3).encode(), svg_side=60).size == (20, 60)
+    with pytest.raises(BadImage, match="of one colour|single row|one colour"):  # however long it says to be
+        read_image(SVG.format(w=1, h=10_000_000).encode())
 
 
 def test_svg_of_another_encoding_and_hostile_svg():
     latin = "<?xml version='1.0' encoding='ISO-8859-1'?><!-- é -->" + SVG.format(w=20, h=20)
-    assert read_picture(latin.encode("latin-1")).size == (256, 256)
+    assert read_image(latin.encode("latin-1")).size == (256, 256)
     bomb = '<!DOCTYPE svg [<!ENTITY a "aaaaaaaaaa">' + "".join(
         f'<!ENTITY {chr(98 + level)} "{f"&{chr(97 + level)};" * 10}">' for level in range(9)
     )
-    with pytest.raises(BadPicture, match="damaged SVG"):
-        read_picture(f"{bomb}]><svg xmlns='http://www.w3.org/2000/svg'><text>&j;</text></svg>".encode())
+    with pytest.raises(BadImage, match="damaged SVG"):
+        read_image(f"{bomb}]><svg xmlns='http://www.w3.org/2000/svg'><text>&j;</text></svg>".encode())
 
 
 def test_square_crops_the_middle_or_pads_with_white():
@@ -261,11 +259,11 @@ def test_square_crops_the_middle_or_pads_with_white():
     assert (np.asarray(square(image.convert("L"), 30, "pad"))[0] == 255).all()
 
 
-def test_find_pictures_goes_deep_and_passes_over_hidden_and_other_files(tmp_path: Path):
+def test_find_images_goes_deep_and_passes_over_hidden_and_other_files(tmp_path: Path):
     for name in ("b/c/2.JPEG", "a/1.png", "a/notes.txt", ".trash/3.png", "a/._1.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert [path.relative_to(tmp_path).as_posix() for path in find_pictures(tmp_path)] == [
+    assert [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)] == [
         "a/1.png",
         "b/c/2.JPEG",
     ]
@@ -300,24 +298,24 @@ def nested(before: str, after: str, depth: int) -> bytes:
 @pytest.mark.parametrize("kind", LINKS)
 def test_nesting_too_deep_is_refused(kind):
     """The renderer would overflow its stack, and the process would end."""
-    plain = np.asarray(read_picture(f"{HEAD}{RED}</svg>".encode()))
+    plain = np.asarray(read_image(f"{HEAD}{RED}</svg>".encode()))
     if kind in ("group", "unknown"):  # what is drawn is not changed by groups
         shown = "" if kind == "group" else RED
         data = nested(*LINKS[kind], 100).replace(b"</svg>", f"{shown}</svg>".encode())
-        assert np.array_equal(np.asarray(read_picture(data)), plain)
+        assert np.array_equal(np.asarray(read_image(data)), plain)
     for depth in (150, 250, 5000):
-        with pytest.raises(BadPicture, match="SVG is nested too deep"):
-            read_picture(nested(*LINKS[kind], depth))
+        with pytest.raises(BadImage, match="SVG is nested too deep"):
+            read_image(nested(*LINKS[kind], depth))
 
 
 def test_an_svg_that_refers_to_itself_ends():
     """A loop is drawn without it; loops that branch are refused, and soon."""
     once = f'{HEAD}<linearGradient id="a" href="#a"/>{RED}<g id="b">{RED}<path fill="url(#a)"/></g></svg>'
-    assert read_picture(once.encode()).size == (256, 256)
+    assert read_image(once.encode()).size == (256, 256)
     uses = "".join(f'<use href="#l{i}"/>' for i in range(16))
     many = "".join(f'<g id="l{i}">{uses}</g>' for i in range(16))
-    with pytest.raises(BadPicture, match="SVG is nested too deep"):
-        read_picture(f"{HEAD}{many}</svg>".encode())
+    with pytest.raises(BadImage, match="SVG is nested too deep"):
+        read_image(f"{HEAD}{many}</svg>".encode())
 
 
 @pytest.mark.parametrize(
@@ -339,9 +337,9 @@ def test_svg_reads_no_other_file(tmp_path, part, form):
     inside = "data:image/svg+xml;base64," + base64.b64encode(named.encode()).decode()
     href = 'href="' + form.format(file=file, inside=inside) + '"'
     data = f"<!DOCTYPE svg [<!ENTITY file '{file}'>]>{HEAD}{RED}{part.format(href=href)}</svg>".encode()
-    without = np.asarray(read_picture(data))
+    without = np.asarray(read_image(data))
     Image.new("RGB", (64, 64), "blue").save(file)
-    assert np.array_equal(np.asarray(read_picture(data)), without)
+    assert np.array_equal(np.asarray(read_image(data)), without)
 
 
 def test_svg_keeps_what_is_inside_it():
@@ -349,7 +347,7 @@ def test_svg_keeps_what_is_inside_it():
     photo = base64.b64encode(encoded(Image.new("RGB", (9, 9), "blue"), "PNG")).decode()
     part = f'<image href="data:image/png;base64,{photo}" x="30" width="34" height="64" preserveAspectRatio="none"/>'
     for more in ("", '<image href="/none.png" width="9" height="9"/>'):
-        read = np.asarray(read_picture(f"{HEAD}{RED}{part}{more}</svg>".encode()))
+        read = np.asarray(read_image(f"{HEAD}{RED}{part}{more}</svg>".encode()))
         assert read[128, 60].tolist() == [255, 0, 0] and read[128, 200].tolist() == [0, 0, 255]
 
 
@@ -358,5 +356,5 @@ def test_svg_in_any_encoding(encoding):
     """Also those with two bytes a character, with a byte order mark or without."""
     stated = "utf-8" if encoding.startswith("utf-8") else encoding.upper()
     text = f'<?xml version="1.0" encoding="{stated}"?>{HEAD}<title>é</title>{RED}</svg>'
-    plain = np.asarray(read_picture(f"{HEAD}{RED}</svg>".encode()))
-    assert np.array_equal(np.asarray(read_picture(text.encode(encoding))), plain)
+    plain = np.asarray(read_image(f"{HEAD}{RED}</svg>".encode()))
+    assert np.array_equal(np.asarray(read_image(text.encode(encoding))), plain)

@@ -1,4 +1,4 @@
-"""init_from with pictures: patches come with the weights, other sizes are resized, other kinds refused."""
+"""init_from with images: patches come with the weights, other sizes are resized, other kinds refused."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from magneto.errors import UserError
+from magneto.errors import MagnetoError
 from magneto.nn.config import BackboneConfig
 from magneto.nn.vision.renormalise import Renormalisation
 from magneto.nn.vision.resize import resized_positions, resized_relative_grid
@@ -45,7 +45,7 @@ def classifier(**more: Any) -> ImageClassification:
 
 @pytest.mark.parametrize("position", ["relative_2d", "learned", "sinusoidal", "rotary", "none"])
 @pytest.mark.parametrize("size", [16, 24, 12])
-def test_a_classifier_takes_beit_on_pictures_of_any_size(tmp_path: Path, position: str, size: int) -> None:
+def test_a_classifier_takes_beit_on_images_of_any_size(tmp_path: Path, position: str, size: int) -> None:
     shape = {"position": position}
     source = build(BEiT, target="pixels", backbone=shape)
     task = classifier(size=size, backbone=shape)
@@ -66,7 +66,7 @@ def test_a_classifier_takes_beit_on_pictures_of_any_size(tmp_path: Path, positio
 def test_other_patches_or_channels_do_not_fit_the_stem(tmp_path: Path) -> None:
     source = str(export(build(BEiT, target="pixels"), tmp_path / "export"))
     for other in ({"patch_size": 8}, {"channels": 3, "mean": [0.5] * 3, "std": [0.2] * 3}):
-        with pytest.raises(UserError, match=r"stem.projection.weight: 16 x 16 \(pretrained\)"):
+        with pytest.raises(MagnetoError, match=r"stem.projection.weight: 16 x 16 \(pretrained\)"):
             initialize_from(classifier(**other), source)
 
 
@@ -97,7 +97,7 @@ def test_the_command_may_name_the_backbone_before_the_grid_is_known(tmp_path: Pa
     adopted = adopt(given, ["task=image_classification", "backbone=magneto"])
     assert adopted["backbone"]["num_layers"] == source.config.num_layers
     given["backbone"]["placement"] = "pre_ln"
-    with pytest.raises(UserError, match="placement: magneto .pretrained., pre_ln .backbone=pre_ln"):
+    with pytest.raises(MagnetoError, match="placement: magneto .pretrained., pre_ln .backbone=pre_ln"):
         adopt(given, ["backbone=pre_ln"])
 
 
@@ -108,11 +108,11 @@ def test_the_command_may_name_the_backbone_before_the_grid_is_known(tmp_path: Pa
         ({"channels": 3}, "data=cifar10", "are grey, and data=cifar10 gives them in colour. Say data.channels=1"),
     ],
 )  # fmt: skip
-def test_other_pictures_are_refused_with_the_remedy(
+def test_other_images_are_refused_with_the_remedy(
     tmp_path: Path, data: dict[str, Any], override: str, message: str
 ) -> None:
     source = str(export(build(BEiT, target="pixels"), tmp_path / "export"))
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(MagnetoError, match=message):
         adopt(config(source, **data), [override])
 
 
@@ -134,7 +134,7 @@ def test_the_model_of_the_targets_is_the_runs_own(tmp_path: Path) -> None:
     assert {"head.weight", "head.bias"} <= set(initialize_from(same, source).taken)
 
 
-def test_pictures_of_another_mean_and_deviation_are_seen_as_before(tmp_path: Path) -> None:
+def test_images_of_another_mean_and_deviation_are_seen_as_before(tmp_path: Path) -> None:
     first = build(BEiT, target="pixels", mean=[0.5], std=[0.2])
     source = str(export(first, tmp_path / "export"))
     second = build(BEiT, seed=1, target="pixels", mean=[0.1], std=[0.4])
@@ -152,7 +152,7 @@ def test_pictures_of_another_mean_and_deviation_are_seen_as_before(tmp_path: Pat
     assert torch.equal(same.stem.projection.weight, first.stem.projection.weight)
 
 
-def test_a_tokenizer_of_another_corpus_reads_this_ones_pictures(tmp_path: Path) -> None:
+def test_a_tokenizer_of_another_corpus_reads_this_ones_images(tmp_path: Path) -> None:
     given = build(VisualTokenization, codes=16, width=8, mean=[0.5], std=[0.2]).eval()
     source = str(export(given, tmp_path / "tokenizer"))
     sizes = given.tokenizer.config.to_dict()
@@ -164,7 +164,7 @@ def test_a_tokenizer_of_another_corpus_reads_this_ones_pictures(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("kind", ["pixels", "features"])
-def test_a_tokenizer_gives_the_same_codes_of_pictures_normalised_otherwise(kind: str) -> None:
+def test_a_tokenizer_gives_the_same_codes_of_images_normalised_otherwise(kind: str) -> None:
     torch.manual_seed(0)
     backbone = BackboneConfig.from_dict(BACKBONE | {"position": "relative_2d", "grid": 4})
     of_features: dict[str, Any] = {"teacher_width": 6, "backbone": backbone}
