@@ -1,7 +1,7 @@
 """What a classifier of texts must beat: the most frequent class, naive Bayes and logistic regression on words.
 
     python benchmarks/classification_baselines.py                     # periods of the State of the Union
-    python benchmarks/classification_baselines.py data=tsv data.source.train=...
+    python benchmarks/classification_baselines.py data=tsv data.corpus.train=...
 
 Prepares the corpus as `task=text_classification` does with these overrides, unless that is done, and prints the accuracy on
 validation and test of
@@ -27,7 +27,7 @@ from sklearn.naive_bayes import MultinomialNB
 from sklearn.pipeline import Pipeline, make_pipeline
 
 from magneto.commands.build import prepared_data
-from magneto.data.text_classification.module import ClassificationDataModule
+from magneto.data.text_classification.module import TextClassificationDataModule
 
 STRENGTHS = (1.0, 10.0, 100.0)
 """Of the data beside the penalty (scikit-learn's C)."""
@@ -36,7 +36,7 @@ Split = tuple[list[str], list[str]]
 """Texts and labels."""
 
 
-def read(data: ClassificationDataModule, split: str) -> Split:
+def read(data: TextClassificationDataModule, split: str) -> Split:
     """The table of a split as `prepare` wrote it."""
     with (data.folder / f"{split}.tsv").open(encoding="utf-8", newline="") as table:
         rows = list(csv.DictReader(table, delimiter="\t", quoting=csv.QUOTE_NONE))
@@ -70,7 +70,7 @@ def main() -> None:
     )
     parser.add_argument("overrides", nargs="*", help="of the configuration, such as data=glue")
     data = prepared_data(["task=text_classification", *parser.parse_args().overrides])
-    if not data.spec.labels:
+    if not data.info.labels:
         parser.error("the labels of this data are numbers: these baselines tell classes apart.")
     train, val, test = (read(data, split) for split in ("train", "val", "test"))
     regression = logistic_regression(train, val)

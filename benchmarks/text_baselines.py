@@ -212,7 +212,7 @@ def masked_accuracy(
     masking, mask = data.masking, data.tokenizer.require("mask")
     assert isinstance(masking, Masking)
     ordinary = dataset.reading.ordinary
-    text = np.full(data.spec.vocab_size, -np.inf)  # log: only tokens that stand for text are asked for
+    text = np.full(data.info.vocab_size, -np.inf)  # log: only tokens that stand for text are asked for
     text[ordinary] = 0
     kept = 1 - masking.mask - masking.random
     names = ("unigram", "trigram", "trigram, two-sided")
@@ -260,8 +260,8 @@ def bits_per_byte(data: TextDataModule, split: str) -> dict[str, float]:
         -2, len(dataset.row) + 2
     )  # with two tokens of context, as if the split were a circle
     row[:2] = UNKNOWN, data.tokenizer.require("eos")
-    model = Trigram(training_row(data), data.spec.vocab_size)
-    size = data.spec.bytes[split]
+    model = Trigram(training_row(data), data.info.vocab_size)
+    size = data.info.bytes[split]
     found["unigram"] = -np.log2(model.unigram[row[2:]]).sum() / size
     found["trigram"] = -np.log2(model.probability(row[:-2], row[1:-1], row[2:])).sum() / size
     return found
@@ -278,12 +278,12 @@ def main() -> None:
     causal, masked = (prepared_data([f"task={task}", *arguments.overrides]) for task in ("causal_lm", "mlm"))
     bits = bits_per_byte(causal, arguments.split)
     dataset = {"val": masked.val_set, "test": masked.test_set}[arguments.split]
-    accuracy = masked_accuracy(masked, dataset, Trigram(training_row(masked), masked.spec.vocab_size))
-    spec = causal.spec
+    accuracy = masked_accuracy(masked, dataset, Trigram(training_row(masked), masked.info.vocab_size))
+    info = causal.info
     table = Table(
         box=box.SIMPLE,
-        title=f"{causal.folder.name}: {spec.documents[arguments.split]} documents of {arguments.split}, "
-        f"{spec.bytes[arguments.split]} bytes",
+        title=f"{causal.folder.name}: {info.documents[arguments.split]} documents of {arguments.split}, "
+        f"{info.bytes[arguments.split]} bytes",
     )
     columns = ("", "bits per byte", "masked accuracy", "told how masks are made")
     for column in columns:
@@ -294,8 +294,8 @@ def main() -> None:
     console = Console()
     console.print(table)
     console.print(
-        f"bits per byte: {spec.vocab_size} {causal.tokenizer_settings.kind} tokens; accuracy: "
-        f"{masked.spec.vocab_size} {masked.tokenizer_settings.kind} tokens, {masked.masking.for_evaluation()}",
+        f"bits per byte: {info.vocab_size} {causal.tokenizer_settings.kind} tokens; accuracy: "
+        f"{masked.info.vocab_size} {masked.tokenizer_settings.kind} tokens, {masked.masking.for_evaluation()}",
         soft_wrap=True,
     )
 

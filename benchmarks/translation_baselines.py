@@ -1,7 +1,7 @@
 """What a translation model must beat: copying the source, and looking up the most similar training sentence.
 
     python benchmarks/translation_baselines.py                                      # LibreOffice help, en-fr
-    python benchmarks/translation_baselines.py data=ddtp data.sources.ddtp.directions=[en-de]
+    python benchmarks/translation_baselines.py data=ddtp data.corpora.ddtp.directions=[en-de]
     python benchmarks/translation_baselines.py --hypotheses model.txt               # one line a test pair, in order
 
 Prepares the corpus of `task=mt` with these overrides unless that is done, and scores its test split with sacrebleu: BLEU
@@ -35,14 +35,14 @@ FEATURES = {
 
 
 def look_up(
-    sources: Sequence[str], targets: Sequence[str], queries: Sequence[str], features: Sequence[str]
+    corpora: Sequence[str], targets: Sequence[str], queries: Sequence[str], features: Sequence[str]
 ) -> list[str]:
     """For each query the target of the most similar source; of equally similar ones the first."""
     parts = [
-        TfidfVectorizer(sublinear_tf=True, dtype=np.float32, **FEATURES[name]).fit(sources)
+        TfidfVectorizer(sublinear_tf=True, dtype=np.float32, **FEATURES[name]).fit(corpora)
         for name in features
     ]
-    memory = sparse.hstack([part.transform(sources) for part in parts]).tocsr().T.tocsr()
+    memory = sparse.hstack([part.transform(corpora) for part in parts]).tocsr().T.tocsr()
     wanted = sparse.hstack([part.transform(queries) for part in parts]).tocsr()
     found: list[int] = []
     for start in range(0, len(queries), ROWS):
@@ -66,7 +66,7 @@ def main() -> None:
     data = prepared_data(["task=mt", *arguments.overrides])
     train, test = (list(data.prepared.rows(split)) for split in ("train", "test"))
     found = {}
-    for direction in data.spec.directions:
+    for direction in data.info.directions:
         memory = [row for row in train if row["direction"] == direction]
         queries = [row for row in test if row["direction"] == direction]
         if memory and queries:
@@ -87,7 +87,7 @@ def main() -> None:
             parser.error(f"{arguments.hypotheses} has {len(lines)} lines, the test split {len(test)} pairs")
         systems[arguments.hypotheses.name] = lines
     references = [[row["target"] for row in test]]
-    tokenize = arguments.tokenize or bleu_tokenizer(data.spec.directions[0].split("-")[1])[0]
+    tokenize = arguments.tokenize or bleu_tokenizer(data.info.directions[0].split("-")[1])[0]
     bleu, chrf = BLEU(tokenize=tokenize), CHRF()
     table = Table(
         box=box.SIMPLE, title=f"{data.folder.name}: {len(test)} test pairs, {len(train)} to look up in"

@@ -28,6 +28,7 @@ from omegaconf.errors import ValidationError
 from magneto.commands import summary, sweeps
 from magneto.config import schema
 from magneto.config.groups import CONF, check_choices
+from magneto.config.renamed import OPTIONS, hint
 from magneto.errors import MagnetoError, nearest
 from magneto.training import run_folder
 
@@ -39,8 +40,6 @@ log = logging.getLogger("magneto")
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")  # read by torch at its first product
 
 _TEXTS = ("prompt", "predict.query", "predict.question", "predict.stop")
-
-schema.register()
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -129,6 +128,7 @@ class _Configuration:
         inner = [
             f"{sub}/{name}"
             for sub in self.names(group, ObjectType.GROUP)
+            if sub != "_base"
             for name in self.options(f"{group}/{sub}")
         ]
         return sorted([*self.names(group), *inner])
@@ -156,7 +156,7 @@ class _Configuration:
             if adds:
                 known.add(key)
             elif key not in known:
-                return f"{override.input_line}: there is no key {key!r}.{nearest(key, known)} See all keys with --cfg job."
+                return f"{override.input_line}: there is no key {key!r}.{hint(key, known)} See all keys with --cfg job."
             for value in _values(override):
                 try:
                     OmegaConf.update(config, key, value, force_add=adds)
@@ -170,6 +170,8 @@ class _Configuration:
         parent, _, name = f"{group}/{choice}".rpartition("/")
         if choice is not None and name.removesuffix(".yaml") in self.names(parent):
             return None
+        if now := OPTIONS.get(f"{group}={choice}"):
+            return f"{group}={choice}: it is now {now}."
         available = self.options(group)
         if choice is None:
             return f"{group}=null: leave it out, or choose from {', '.join(available)}."

@@ -73,7 +73,7 @@ def overrides(tones: Path, prepared_dir: Path, tmp_path: Path) -> list[str]:
     return [
         "task=asr",
         "data=manifest",
-        f"data.sources.manifest.manifest={tones}",
+        f"data.corpora.manifest.manifest={tones}",
         *folders(prepared_dir, tmp_path),
         "data.batch_frames=1500",
         "data.prepare_workers=1",
@@ -84,7 +84,7 @@ def overrides(tones: Path, prepared_dir: Path, tmp_path: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def toy_parallel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def toy_translation_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Line-aligned files `train.en`, `train.fr`...: 600 sentences to train on, 30 to validate, 40 to test, all different."""
     folder = tmp_path_factory.mktemp("parallel")
     random = np.random.default_rng(0)
@@ -100,9 +100,9 @@ def toy_parallel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def parallel_overrides(toy_parallel: Path, prepared_dir: Path, tmp_path: Path) -> list[str]:
+def translation_overrides(toy_translation_files: Path, prepared_dir: Path, tmp_path: Path) -> list[str]:
     """See `toy_translation`."""
-    return toy_translation(toy_parallel, prepared_dir, tmp_path / "runs")
+    return toy_translation(toy_translation_files, prepared_dir, tmp_path / "runs")
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def text_overrides(babble: Path, prepared_dir: Path, tmp_path: Path) -> list[str
     """A small, deterministic run on that language, for any task whose data are texts (`task=` is still to be said)."""
     return [
         "data=text_files",
-        f"data.sources.text_files.path={babble}",
+        f"data.corpora.text_files.path={babble}",
         *folders(prepared_dir, tmp_path),
         "data.tokenizer={kind: byte_bpe, vocab_size: 280}",
         "data.block_size=32",

@@ -54,7 +54,7 @@ def caption_settings(folder: Path) -> list[str]:
     """Overrides that name these images, without augmentation."""
     return [
         "data=caption_file",
-        f"data.sources.captions.file={folder}/captions.jsonl",
+        f"data.corpora.captions.file={folder}/captions.jsonl",
         f"data.image_size={SIZE}",
         "data.patch_size=4",
         "data.max_tokens=16",

@@ -31,7 +31,7 @@ def image_settings(folder: Path) -> list[str]:
     """Overrides that name these images, without augmentation."""
     return [
         "data=image_folder",
-        f"data.sources.image_folder.folder={folder}",
+        f"data.corpora.image_folder.folder={folder}",
         f"data.image_size={SIZE}",
         "data.channels=1",
         "data.augment=null",

@@ -47,7 +47,7 @@ def write_vqa(folder: Path) -> Path:
 
 
 def vqa_files(folder: Path) -> dict[str, dict[str, str]]:
-    """The arguments of `VqaSource` but for the folder."""
+    """The arguments of `VqaReader` but for the folder."""
     return {
         name: {split: str(folder / f"v2_{split}_{name}.json") for split in SUBSETS}
         for name in ("questions", "annotations")
@@ -89,7 +89,7 @@ def write_nlvr2(folder: Path) -> Path:
 
 
 def nlvr2_files(folder: Path) -> dict[str, dict[str, str]]:
-    """The arguments of `Nlvr2Source`."""
+    """The arguments of `Nlvr2Reader`."""
     return {
         "files": {"train": str(folder / "train.json"), "val": str(folder / "dev.json")},
         "folders": {"train": str(folder / "images/train"), "val": str(folder / "dev")},
@@ -113,9 +113,9 @@ def write_captions(folder: Path) -> Path:
 
 
 def overrides_of(source: str, arguments: dict[str, dict[str, str]]) -> list[str]:
-    """Arguments of a source as overrides: `data.sources.vqa.questions={train: ..., val: ...}`."""
+    """Arguments of a source as overrides: `data.corpora.vqa.questions={train: ..., val: ...}`."""
     return [
-        f"data.sources.{source}.{key}={{{', '.join(f'{split}: {file}' for split, file in files.items())}}}"
+        f"data.corpora.{source}.{key}={{{', '.join(f'{split}: {file}' for split, file in files.items())}}}"
         for key, files in arguments.items()
     ]
 

@@ -34,20 +34,20 @@ def toy_sentence(random: np.random.Generator) -> tuple[str, str]:
     return f"the {sides[0]} {verb} the {sides[1]}", f"le {turned[0]} {VERBS[verb]} le {turned[1]}"
 
 
-def parallel_files(folder: Path, source: str = "en", target: str = "fr", name: str = "files") -> list[str]:
-    """Overrides that name the files of `toy_parallel`."""
+def translation_files(folder: Path, source: str = "en", target: str = "fr", name: str = "files") -> list[str]:
+    """Overrides that name the files of `toy_translation_files`."""
     return [
-        f"data.sources.{name}.{split}={{source:{folder / split}.{source},target:{folder / split}.{target}}}"
+        f"data.corpora.{name}.{split}={{source:{folder / split}.{source},target:{folder / split}.{target}}}"
         for split in ("train", "val", "test")
     ]
 
 
 def toy_translation(folder: Path, data_dir: Path, runs_dir: Path) -> list[str]:
-    """A small, deterministic translation run on `toy_parallel`, as overrides of the real configuration."""
+    """A small, deterministic translation run on `toy_translation_files`, as overrides of the real configuration."""
     return [
         "task=mt",
-        "data=parallel_files",
-        *parallel_files(folder),
+        "data=translation_files",
+        *translation_files(folder),
         f"data_dir={data_dir}",
         f"runs_dir={runs_dir}",
         "data.tokenizer.kind=bpe",

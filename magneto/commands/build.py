@@ -15,9 +15,10 @@ from omegaconf import OmegaConf
 
 from magneto.commands.resolve import check_task
 from magneto.config.groups import CONF
+from magneto.config.renamed import hint
 from magneto.config.validate import check_types
 from magneto.data.module import DataModule
-from magneto.errors import ConfigError, MagnetoError, nearest
+from magneto.errors import ConfigError, MagnetoError
 from magneto.tasks.base import TaskModule
 from magneto.tasks.registry import task_class
 
@@ -36,10 +37,10 @@ def build_data(node: Mapping[str, Any]) -> DataModule:
             raise cause from None
         raise ConfigError(f"data: {cause or error}") from error
     assert isinstance(module, DataModule), module
-    for name, source in getattr(module, "sources", {}).items():
-        if not hasattr(source, "identity"):
+    for name, source in getattr(module, "corpora", {}).items():
+        if not hasattr(source, "fingerprint"):
             raise ConfigError(
-                f"data.sources.{name}={source}: this is no source. Give it a _target_, or leave it out."
+                f"data.corpora.{name}={source}: this is no source. Give it a _target_, or leave it out."
             )
     return module
 
@@ -61,8 +62,11 @@ def _check_arguments(node: Mapping[str, Any], where: str) -> None:
         if all(one.kind is not one.VAR_KEYWORD for one in parameters.values()):
             for key in plain:
                 if key not in parameters and key != "_target_":
-                    hint = nearest(key, parameters) or f" There are: {', '.join(sorted(parameters))}."
-                    raise ConfigError(f"{where}.{key}: there is no such key.{hint}")
+                    near = (
+                        hint(f"{where}.{key}", (f"{where}.{name}" for name in parameters))
+                        or f" There are: {', '.join(sorted(parameters))}."
+                    )
+                    raise ConfigError(f"{where}.{key}: there is no such key.{near}")
         check_types(owner, plain, where)
 
 
@@ -86,7 +90,7 @@ def build_task(config: Mapping[str, Any], data: DataModule) -> TaskModule:
     options = {key: value for key, value in config["task"].items() if key not in ("_target_", "name")}
     return task_class(config["task"]["_target_"])(
         backbone=config["backbone"],
-        spec=data.spec.to_dict(),
+        info=data.info.to_dict(),
         optimizer=config["optimizer"],
         scheduler=config["scheduler"],
         total_steps=config["trainer"]["max_steps"],

@@ -129,7 +129,7 @@ def _check_space(data: DataModule) -> None:
     """Raise `ConfigError` if the corpora, where they know their size, need more than the free space of the disk."""
     needed = sum(
         source.missing_bytes(data.data_dir)
-        for source in getattr(data, "sources", {}).values()
+        for source in getattr(data, "corpora", {}).values()
         if hasattr(source, "missing_bytes")
     )
     there = data.data_dir.absolute()

@@ -31,10 +31,10 @@ def summarize(result: Mapping[str, Any], folder: Path, status: str, full: bool =
         full: with every metric.
     """
     place = _near(folder)
-    metrics, headline = result.get("metrics") or {}, result.get("headline", "")
+    metrics, primary_metric = result.get("metrics") or {}, result.get("primary_metric", "")
     rows: list[tuple[str, str]] = []
-    if headline in metrics:
-        rows.append((headline, f"{number(metrics[headline]):10} primary metric"))
+    if primary_metric in metrics:
+        rows.append((primary_metric, f"{number(metrics[primary_metric]):10} primary metric"))
     monitor = result.get("monitor") or {}
     if monitor.get("best") is not None:
         step = f"best, at step {monitor['best_step']} of {result['steps']}"
@@ -67,10 +67,10 @@ def summarize(result: Mapping[str, Any], folder: Path, status: str, full: bool =
     return "\n".join(lines)
 
 
-def metric_lines(metrics: Mapping[str, float], headline: str | None = None) -> str:
-    """Return metrics by their names, a line each, `headline` first."""
+def metric_lines(metrics: Mapping[str, float], primary_metric: str | None = None) -> str:
+    """Return metrics by their names, a line each, `primary_metric` first."""
     width = max(map(len, metrics), default=0)
-    names = sorted(metrics, key=lambda name: (name != headline, name))
+    names = sorted(metrics, key=lambda name: (name != primary_metric, name))
     return "\n".join(f"  {name:{width}}  {number(metrics[name])}" for name in names)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from magneto.commands import build, console, summary
-from magneto.commands.train import headline_of
+from magneto.commands.train import primary_metric_of
 from magneto.commands.trainer import build_tester, lightning_errors
 from magneto.errors import ConfigError, MagnetoError
 from magneto.tasks import registry
@@ -31,7 +31,8 @@ def test(config: dict[str, Any]) -> dict[str, Any]:
             f"Say task={task.name}."
         )
     data = build.build_data(config["data"])
-    data.prepare_for(task.spec if task.uses_labels else {**task.spec, "labels": []})
+    info = task.hparams["info"]
+    data.for_model(info if task.uses_labels else {**info, "labels": []})
     with console.quiet_libraries():
         trainer = build_tester(config, target.parent)
         with lightning_errors():
@@ -49,7 +50,7 @@ def test(config: dict[str, Any]) -> dict[str, Any]:
     }
     if trainer.is_global_zero:
         print(f"{config['checkpoint']} on {config['data']['name']}:")
-        print(summary.metric_lines(task.evaluated, headline=headline_of(task)))
+        print(summary.metric_lines(task.evaluated, primary_metric=primary_metric_of(task)))
         try:
             write_atomically(target, json.dumps(finite(record), indent=2, ensure_ascii=False) + "\n")
             log.info("written to %s", target)

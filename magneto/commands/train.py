@@ -1,6 +1,6 @@
 """From a composed configuration to a finished run: `run(cfg)` is all that the command line and the tests call.
 
-    compose -> data.prepare() -> data.spec -> task(backbone, spec, optimizer) -> Trainer.fit -> test -> export -> result.json
+    compose -> data.prepare() -> data.info -> task(backbone, info, optimizer) -> Trainer.fit -> test -> export -> result.json
 
 A run lives in its folder (magneto/training/run_folder.py). The same command resumes it, or says that it has finished.
 """
@@ -19,7 +19,7 @@ import torch
 
 from magneto.commands import build, console, summary
 from magneto.commands.trainer import build_loggers, build_trainer, close, lightning_errors
-from magneto.data.cache import UNWRITABLE, fingerprint
+from magneto.data.cache import UNWRITABLE, short_hash
 from magneto.data.module import DataModule
 from magneto.errors import ConfigError, MagnetoError
 from magneto.pretrained import init_from
@@ -52,7 +52,7 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     start = folder.look(config, config["resume"]) if is_main_process() else follow(folder, config["resume"])
     if start.result is not None:
         return _already_ended(folder, start.result, config)
-    identity = run_identity(config, folder, overrides)
+    fingerprint = run_identity(config, folder, overrides)
     reset_peak_memory()
     usage = monitor.Usage(peak_memory)
     with contextlib.ExitStack() as held, StopSignals() as signals:
@@ -65,7 +65,7 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
             task = build.build_task(config, data)
             if is_main_process():
                 held.enter_context(folder.lock())
-                start = folder.begin(identity["config"], config["resume"])
+                start = folder.begin(fingerprint["config"], config["resume"])
                 if start.result is not None:
                     return _already_ended(folder, start.result, config)
                 opened = True
@@ -90,13 +90,13 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
                 with contextlib.suppress(
                     MagnetoError
                 ):  # that it cannot be noted matters less than what happened
-                    folder.write_result(identity | failure)
+                    folder.write_result(fingerprint | failure)
             told = _told(error, folder)
             if told is None:
                 raise
             raise told from error
         signals.defer()  # what is done is written down
-        result = identity | outcome | memory_of_run(peak)
+        result = fingerprint | outcome | memory_of_run(peak)
         if opened:
             folder.write_result(result)
             text = summary.summarize(result, folder.path, result["status"], full=config["summary"] == "full")
@@ -180,7 +180,7 @@ def _fit_and_test(
     content = read_start(task, start, folder) if start.checkpoint else None
     step = content["global_step"] if content else 0
     agreed = reproducibility.SameStart(
-        {"folder": folder.path.name, "step": step, "configuration": fingerprint(compared(config))}
+        {"folder": folder.path.name, "step": step, "configuration": short_hash(compared(config))}
     )
     trainer, monitor, saver = build_trainer(config, folder, task, [], signals, [agreed, usage])
     if content:
@@ -246,7 +246,7 @@ def _fit_and_test(
             "best": saver.best,
             "best_step": saver.best_step,
         },
-        "headline": headline_of(task),
+        "primary_metric": primary_metric_of(task),
         "example_input": task.example_input,
         "metrics": metrics,
         "steps": trainer.global_step,
@@ -265,15 +265,15 @@ def _fit_and_test(
         },
         "data_facts": {
             key: value
-            for key, value in task.spec.items()
+            for key, value in task.info.to_dict().items()
             if key != "features" and not key.endswith("tokenizer")
         }
         | ({"evaluation": task.evaluation_facts} if task.evaluation_facts else {}),
     }
 
 
-def headline_of(task: TaskModule) -> str:
-    return f"test/{task.headline or task.monitor.split('/', 1)[-1]}"
+def primary_metric_of(task: TaskModule) -> str:
+    return f"test/{task.primary_metric or task.monitor.split('/', 1)[-1]}"
 
 
 # ---------------------------------------------------------------------- resuming and results

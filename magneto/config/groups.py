@@ -4,19 +4,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from magneto.config import schema
 from magneto.errors import ConfigError
 
+schema.register()  # conf/config.yaml names it
+
 _PACKAGE = Path(__file__).parents[1]
-
-
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 """The configuration folder: inside the package when installed from a wheel, beside it in a checkout."""
 
 
 def options(group: str) -> list[str]:
-    """The names that `group=` takes, from the files of the configuration folder."""
+    """Return the names that `group=` takes, from the files of the configuration folder; those in `_base/` are none."""
     folder = CONF / group
-    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+    names = (path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+    return sorted(name for name in names if not name.startswith("_base/"))
 
 
 def check_choices(config: Mapping[str, Any]) -> None:

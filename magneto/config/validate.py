@@ -6,7 +6,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from magneto.errors import ConfigError, MagnetoError, nearest
+from magneto.config.renamed import hint
+from magneto.errors import ConfigError, MagnetoError
 
 T = TypeVar("T")
 
@@ -29,7 +30,10 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     fields = {field.name for field in dataclasses.fields(cls) if field.init}
     for key in values:
         if key not in fields:
-            known = nearest(key, fields) or f" Choose from {', '.join(sorted(fields))}."
+            known = (
+                hint(f"{where}.{key}", (f"{where}.{field}" for field in fields))
+                or f" Choose from {', '.join(sorted(fields))}."
+            )
             raise ConfigError(f"{where}.{key}: there is no such key.{known}")
     for field in dataclasses.fields(cls):
         if field.name not in values and field.default is field.default_factory is dataclasses.MISSING:

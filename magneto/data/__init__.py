@@ -1,4 +1,4 @@
-"""Data: corpora (`sources`), preparation, sampling and batches. One kind of data, one module.
+"""Data: corpora (`corpora`), preparation, sampling and batches. One kind of data, one module.
 
 Importing this package imports nothing else, so that the workers of `prepare` start fast.
 """

@@ -28,7 +28,7 @@ FORBIDDEN = (errno.EACCES, errno.EPERM)
 UNWRITABLE = (*FORBIDDEN, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
-def fingerprint(values: Any) -> str:
+def short_hash(values: Any) -> str:
     """A short hash of plain values; equal values give equal hashes on every machine."""
     text = json.dumps(values, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -91,7 +91,7 @@ def prepare_once(folder: Path, build: Callable[[Path], None]) -> bool:
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
-        data_dir = folder.parent.parent  # sources keep there what they fetch
+        data_dir = folder.parent.parent  # corpora keep there what they fetch
         if error.errno in FORBIDDEN and not _within(error.filename, data_dir):
             raise DataError(
                 f"{error.filename} cannot be read ({error.strerror}). Mend its permissions or leave it out."

@@ -5,7 +5,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import lightning as L
 import numpy as np
@@ -13,18 +13,22 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from magneto.data.batching import EvaluationSampler, RunLoader, TokenBudgetSampler, ignore_signals
+from magneto.data.info import DatasetInfo
 from magneto.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
 
 class DataModule(L.LightningDataModule):
-    """One kind of data. Constructors take plain values (and sources made of plain values).
+    """One kind of data. Constructors take plain values (and corpora made of plain values).
 
-    The engine calls, in this order: `prepare()`, or `prepare_for(spec)`, in one process or in all; `spec`; `setup(stage)`;
+    The engine calls, in this order: `prepare()`, or `for_model(info)`, in one process or in all; `info`; `setup(stage)`;
     `configure_run(...)`, once it knows how long the run is and where it goes on; then Lightning asks for the
     loaders.
     """
+
+    Info: ClassVar[type[DatasetInfo]]
+    """The facts that `info` holds, and that a model of this data is built from."""
 
     def __init__(self, *, data_dir: str = "data", num_workers: int = 0, seed: int = 0) -> None:
         super().__init__()
@@ -45,7 +49,7 @@ class DataModule(L.LightningDataModule):
 
     @property
     @abstractmethod
-    def spec(self) -> Any:
+    def info(self) -> DatasetInfo:
         """The frozen facts of the prepared data (plain values). Raises `MagnetoError` before `prepare`."""
 
     @abstractmethod
@@ -53,8 +57,8 @@ class DataModule(L.LightningDataModule):
         """Training batches that one rank sees in an epoch."""
 
     @abstractmethod
-    def prepare_for(self, spec: Mapping[str, Any]) -> None:
-        """`prepare`, for the model of a checkpoint with this spec: evaluation batches as it expects them (its
+    def for_model(self, info: Mapping[str, Any]) -> None:
+        """`prepare`, for the model of a checkpoint with this info: evaluation batches as it expects them (its
         tokenizer...).
 
         Raises `MagnetoError` when this data does not fit that model.

@@ -22,20 +22,20 @@ _KINDS = {1: "grey", 3: "in colour"}
 
 
 def patch_size(
-    source: str, spec: Mapping[str, Any], data: Mapping[str, Any], overrides: Sequence[str]
+    source: str, info: Mapping[str, Any], data: Mapping[str, Any], overrides: Sequence[str]
 ) -> int | None:
     """Pixels on a side of the patches that a pretrained stem reads; None where it, or the data, has no images.
 
     Args:
         source: of the pretrained model, for messages.
-        spec: facts of the data that it was trained on.
+        info: facts of the data that it was trained on.
         data: configuration of the data that it is to go on with.
         overrides: of the command line.
 
     Raises:
         ConfigError: the command says another patch size, or the images have another number of channels.
     """
-    patch, channels = spec.get("patch_size"), spec.get("channels")
+    patch, channels = info.get("patch_size"), info.get("channels")
     if patch is None or channels is None or not {"patch_size", "channels"} <= data.keys():
         return None
     named = [override for override in overrides if override.lstrip("+").startswith("data.patch_size=")]
@@ -44,7 +44,7 @@ def patch_size(
             f"init_from={source} reads patches of {patch} pixels, and the command says {named[-1]}. Leave it out: the "
             "patches come with the weights."
         )
-    size, own = spec["image_size"], data.get("image_size")
+    size, own = info["image_size"], data.get("image_size")
     said = any(override.lstrip("+").startswith(("data.image_size=", "experiment=")) for override in overrides)
     if isinstance(own, int) and own > 2 * size and not said:
         log.warning(
@@ -60,18 +60,18 @@ def patch_size(
 
 
 def resized(
-    backbone: BackboneConfig, weights: Mapping[str, Tensor], spec: Mapping[str, Any]
+    backbone: BackboneConfig, weights: Mapping[str, Tensor], info: Mapping[str, Any]
 ) -> dict[str, Tensor]:
     """What a pretrained model learned of the places in an image, for images of another size; empty for equal sizes.
 
     Args:
         backbone: its shape.
         weights: its tensors by name.
-        spec: facts of the data that it is to go on with.
+        info: facts of the data that it is to go on with.
     """
-    if not spec.get("image_size") or not spec.get("patch_size"):
+    if not info.get("image_size") or not info.get("patch_size"):
         return {}
-    grid = spec["image_size"] // spec["patch_size"]
+    grid = info["image_size"] // info["patch_size"]
     found = {}
     for name, table in weights.items():
         if name == "backbone.relative.table" and backbone.position == "relative_2d":
@@ -83,22 +83,22 @@ def resized(
 
 
 def renormalised(
-    spec: Mapping[str, Any], weights: Mapping[str, Tensor], own: Mapping[str, Any]
+    info: Mapping[str, Any], weights: Mapping[str, Tensor], own: Mapping[str, Any]
 ) -> dict[str, Tensor]:
     """The pretrained map of patches, for images of another mean and deviation; empty for the same ones.
 
     A model sees an image as it did in its pre-training, whatever the corpus that is now normalised by its own moments.
 
     Args:
-        spec: facts of the data that it was trained on.
+        info: facts of the data that it was trained on.
         weights: its tensors by name.
         own: facts of the data that it is to go on with.
     """
-    if not all(facts.get(key) for facts in (spec, own) for key in ("mean", "std")) or "image_size" not in own:
+    if not all(facts.get(key) for facts in (info, own) for key in ("mean", "std")) or "image_size" not in own:
         return {}
-    if len(spec["mean"]) != len(own["mean"]):
+    if len(info["mean"]) != len(own["mean"]):
         return {}  # grey and in colour: told where the tensors do not fit
-    change = Renormalisation.between((spec["mean"], spec["std"]), (own["mean"], own["std"]))
+    change = Renormalisation.between((info["mean"], info["std"]), (own["mean"], own["std"]))
     found = {}
     for stem in _STEMS:
         weight, bias = (weights.get(f"{stem}.{kind}") for kind in ("weight", "bias"))

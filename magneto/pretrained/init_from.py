@@ -58,14 +58,14 @@ class Pretrained:
     Attributes:
         source: as the user gave it.
         backbone: its configuration.
-        spec: facts of the data that it was trained on; of an import those that its importer knows.
+        info: facts of the data that it was trained on; of an import those that its importer knows.
         weights: tensors under our names.
         tokenizer: content of its tokenizer.json; None where it has none.
     """
 
     source: str
     backbone: BackboneConfig
-    spec: dict[str, Any]
+    info: dict[str, Any]
     weights: dict[str, Tensor]
     tokenizer: str | None
 
@@ -130,12 +130,12 @@ def read_pretrained(source: str) -> Pretrained:
             f"in its format, is named {HUB}{source}."
         )
     hyper_parameters, weights = read_model(Path(source).expanduser())
-    spec = hyper_parameters["spec"]
-    tokenizer = spec.get("tokenizer")
+    info = hyper_parameters["info"]
+    tokenizer = info.get("tokenizer")
     return Pretrained(
         source,
         BackboneConfig.from_dict(hyper_parameters["backbone"]),
-        spec,
+        info,
         weights,
         tokenizer if isinstance(tokenizer, str) else None,
     )
@@ -180,7 +180,7 @@ def adopt(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]
     if own_size != {key: shape[key] for key in own_size}:
         adopted["size_name"] = f"{shape['num_layers']}x{shape['d_model']}"
     data = config.get("data") or {}
-    if patch_size := images.patch_size(source, pretrained.spec, data, overrides):
+    if patch_size := images.patch_size(source, pretrained.info, data, overrides):
         adopted["data"] = data = {**data, "patch_size": patch_size}
     chosen = any(override.lstrip("+").startswith("data.tokenizer") for override in overrides)
     own = data.get("tokenizer") or {}
@@ -217,11 +217,11 @@ def _given_tokenizer(pretrained: Pretrained, own: Mapping[str, Any], data_dir: P
     """Keys of `data.tokenizer` that make the data use the pretrained tokenizer; none where it has none that fits."""
     if pretrained.tokenizer is not None:
         return {"file": str(_keep_tokenizer(pretrained.tokenizer, data_dir))}
-    if "source_tokenizer" not in pretrained.spec or "shared" not in own:
+    if "source_tokenizer" not in pretrained.info or "shared" not in own:
         return {}
-    shared = pretrained.spec["shared"]
+    shared = pretrained.info["shared"]
     sides = ("source",) if shared else ("source", "target")
-    files = [str(_keep_tokenizer(pretrained.spec[f"{side}_tokenizer"], data_dir)) for side in sides]
+    files = [str(_keep_tokenizer(pretrained.info[f"{side}_tokenizer"], data_dir)) for side in sides]
     return {"shared": shared, "file": files[0] if shared else files}
 
 
@@ -291,11 +291,11 @@ def initialize_from(task: TaskModule, source: str) -> Report:
     own, weights = task.state_dict(), pretrained.weights
     same_outputs = (
         same_tokens
-        and pretrained.spec.get("labels") == task.spec.get("labels")
+        and pretrained.info.get("labels") == task.hparams["info"].get("labels")
         and all(_same(weights.get(name), tensor) for name, tensor in own.items() if name.startswith(_TARGET))
     )
-    resized = images.resized(pretrained.backbone, weights, task.spec)
-    renormalised = images.renormalised(pretrained.spec, weights, task.spec)
+    resized = images.resized(pretrained.backbone, weights, task.hparams["info"])
+    renormalised = images.renormalised(pretrained.info, weights, task.hparams["info"])
     changed = resized | renormalised
     taken, unfit, cut = {}, [], []
     for name, tensor in own.items():
@@ -307,7 +307,7 @@ def initialize_from(task: TaskModule, source: str) -> Report:
             same_tokens
             and table
             and theirs is not None
-            and _padded(theirs, tensor, task.spec.get("vocab_size"))
+            and _padded(theirs, tensor, task.hparams["info"].get("vocab_size"))
         ):
             theirs = theirs[: len(tensor)]
             cut.append(name)
@@ -351,7 +351,7 @@ def _shape(tensor: Tensor | None) -> str:
 def _same_tokenizer(pretrained: Pretrained, task: TaskModule) -> bool:
     """Whether both read and write the same tokens; raises where the embeddings would mean other ones."""
     for key in ("tokenizer", "source_tokenizer", "target_tokenizer"):
-        ours, theirs = task.spec.get(key), pretrained.spec.get(key)
+        ours, theirs = task.hparams["info"].get(key), pretrained.info.get(key)
         if key == "tokenizer" and pretrained.tokenizer is not None:
             theirs = pretrained.tokenizer
         if ours == theirs:

@@ -64,7 +64,7 @@ def write_report(
         out_dir: made if missing.
         title: of the page; None names the tasks.
         command: shown as the command that made the runs or the report.
-        metric: the headline metric (`test/cer`); None takes the task's own, else the monitored one on the test split.
+        metric: the primary_metric metric (`test/cer`); None takes the task's own, else the monitored one on the test split.
         include_debug: compare debug runs too, not only those whose own folder is one of `paths`.
 
     Raises:

@@ -21,7 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("paths", nargs="+", metavar="PATH", help="run folders, or folders that contain runs")
     parser.add_argument("--out", metavar="DIR", help="where to write (default: report/ where the runs lie)")
     parser.add_argument("--title", help="title of the page")
-    parser.add_argument("--metric", help="headline metric, such as test/cer (default: the one of the task)")
+    parser.add_argument(
+        "--metric", help="primary_metric metric, such as test/cer (default: the one of the task)"
+    )
     parser.add_argument("--include-debug", action="store_true", help="compare runs of debug= too")
     parser.add_argument(
         "--wandb",

@@ -102,7 +102,7 @@ class Section:
     data: str
     conditions: tuple[str, ...]
     rows: tuple[Row, ...]
-    headline: str
+    primary_metric: str
     monitor: str | None
     monitor_mode: str | None
 
@@ -125,7 +125,7 @@ class Section:
     @cached_property
     def reference(self) -> Row | None:
         """What the others are compared with: the only Pre-LN, else the first with a result; None if alone."""
-        measured = [row for row in self.rows if row.values(self.headline)]
+        measured = [row for row in self.rows if row.values(self.primary_metric)]
         if len(measured) < 2:
             return None
         pre_ln = [row for row in measured if row.backbone == "pre_ln"]
@@ -133,8 +133,8 @@ class Section:
 
     @cached_property
     def metrics(self) -> tuple[str, ...]:
-        """The headline metric, then the other metrics of the same split over the whole of it, losses last."""
-        split = self.headline.split("/")[0]
+        """The primary_metric metric, then the other metrics of the same split over the whole of it, losses last."""
+        split = self.primary_metric.split("/")[0]
         names = {
             name: None
             for run in self.runs
@@ -142,9 +142,9 @@ class Section:
             if re.fullmatch(rf"{re.escape(split)}/[^/]+", name)
         }
         others = sorted(
-            (name for name in names if name != self.headline), key=lambda name: name.endswith("loss")
+            (name for name in names if name != self.primary_metric), key=lambda name: name.endswith("loss")
         )
-        return (self.headline, *others)
+        return (self.primary_metric, *others)
 
     @cached_property
     def breakdowns(self) -> dict[str, tuple[str, ...]]:
@@ -229,7 +229,7 @@ def compare(
     Args:
         runs: at least one.
         problems: what was left out while reading, handed on to the report.
-        metric: the headline metric; None takes the task's own, or else the monitored one on the test split.
+        metric: the primary_metric metric; None takes the task's own, or else the monitored one on the test split.
         include_debug: compare debug runs too, not only those whose own folder was given.
 
     Raises:
@@ -272,7 +272,7 @@ def compare(
                 data=data,
                 conditions=conditions.told(others),
                 rows=_rows(members, left_out, problems),
-                headline=_headline(members, metric, monitored),
+                primary_metric=_primary_metric(members, metric, monitored),
                 monitor=monitored.monitor,
                 monitor_mode=monitored.mode,
             )
@@ -316,7 +316,7 @@ class Conditions:
 
 
 def _conditions(run: Run) -> Conditions:
-    sources = {key: value for key, value in leaves(run.config).items() if key.startswith("data.sources.")}
+    sources = {key: value for key, value in leaves(run.config).items() if key.startswith("data.corpora.")}
     limit = setting(run.config, "trainer.limit_test_batches")
     return Conditions(
         tuple(sorted(sources.items())),
@@ -405,12 +405,12 @@ def differing_keys(rows: Sequence[Row]) -> list[str]:
     return sorted(key for key in keys if len({row.config.get(key) for row in rows}) > 1)
 
 
-def _headline(runs: Sequence[Run], metric: str | None, monitored: Run) -> str:
+def _primary_metric(runs: Sequence[Run], metric: str | None, monitored: Run) -> str:
     """The first that some run has: `metric`, the task's own, the monitored one on test, as validated, any on test."""
     have = sorted({name for run in runs for name in run.metrics})
     monitor = monitored.monitor
     on_test = f"test/{monitor.split('/', 1)[-1]}" if monitor else "test/loss"
-    for name in (metric, monitored.headline, on_test, monitor):
+    for name in (metric, monitored.primary_metric, on_test, monitor):
         if name in have:
             return str(name)
     tested = [name for name in have if re.fullmatch(r"test/[^/]+", name)]

@@ -19,7 +19,7 @@ OUTPUTS = ("hypothesis", "continuation", "filled", "predicted")
 MOST = 8
 LONGEST = 600  # characters of one text that are shown
 _PARTS = ("language", "direction")
-_ABOUT = {"id", "kind", "split", "marked", "image", "reference", *_PARTS, *OUTPUTS}
+_ABOUT = {"id", "kind", "split", "marked", "image", "picture", "reference", *_PARTS, *OUTPUTS}
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,8 @@ def _example(name: str, samples: Sequence[tuple[Row, Run, dict[str, Any]]]) -> E
         images=tuple(
             (row, file)
             for row, run, sample in samples
-            if "image" in sample and (file := run.folder / str(sample["image"])).is_file()
+            if (image := sample.get("image", sample.get("picture")))  # the key of earlier versions
+            and (file := run.folder / str(image)).is_file()
         ),
     )
 

@@ -107,7 +107,7 @@ def thin(curve: Curve, points: int = _POINTS) -> Curve:
 def draw(section: Section, folder: Path) -> list[SavedFigure]:
     """Draw every figure that the section's runs have numbers for, as `<section>_<figure>.png` in `folder`.
 
-    Of many rows those are drawn that are best in the headline metric; the title says so.
+    Of many rows those are drawn that are best in the primary_metric metric; the title says so.
     """
     styles = row_styles(section.rows)
     saved_figures = []
@@ -125,16 +125,16 @@ def draw(section: Section, folder: Path) -> list[SavedFigure]:
     save(
         _result(replace(section, rows=drawn), styles),
         "result",
-        f"{section.headline}, each seed",
-        f"Dot plot of {section.headline} for {rows}: a dot a seed, a bar at the mean, as in the table.",
+        f"{section.primary_metric}, each seed",
+        f"Dot plot of {section.primary_metric} for {rows}: a dot a seed, a bar at the mean, as in the table.",
     )
     if section.sweep is not None:
         key, swept = section.sweep
         save(
             _by_value(section, styles),
             by_value,
-            f"{section.headline} by {key}",
-            f"{section.headline} over {key}, for each backbone ({', '.join(swept)}) a line through its means, a dot a seed.",
+            f"{section.primary_metric} by {key}",
+            f"{section.primary_metric} over {key}, for each backbone ({', '.join(swept)}) a line through its means, a dot a seed.",
         )
     logged = {name: None for run in section.runs for name in run.curves}
     save(
@@ -165,8 +165,10 @@ def _best_rows(section: Section) -> tuple[Row, ...]:
     """All rows, or the `_MOST` with the best mean, in their order."""
     if len(section.rows) <= _MOST:
         return section.rows
-    sign = -1 if section.better(section.headline) == "max" else 1
-    means = {row.label: sign * stat.mean for row in section.rows if (stat := row.stat(section.headline))}
+    sign = -1 if section.better(section.primary_metric) == "max" else 1
+    means = {
+        row.label: sign * stat.mean for row in section.rows if (stat := row.stat(section.primary_metric))
+    }
     best = sorted(section.rows, key=lambda row: means.get(row.label, math.inf))[:_MOST]
     return tuple(row for row in section.rows if row in best)
 
@@ -251,20 +253,20 @@ def _words(metric: str) -> str:
 
 
 def _result(section: Section, styles: dict[str, Style]) -> Figure | None:
-    if not any(row.values(section.headline) for row in section.rows):
+    if not any(row.values(section.primary_metric) for row in section.rows):
         return None
     names = [_wrap(row.label, 3.4) for row in section.rows]
     lines = max(name.count("\n") for name in names)
     figure, (ax,) = _figure(1, 1, (0.42 + 0.16 * lines) * len(section.rows) + 0.5)
     _dots(ax, section, styles, names)
     better = {"min": "  (lower is better)", "max": "  (higher is better)", None: ""}
-    _title(ax, f"{section.headline}{better[section.better(section.headline)]}")
+    _title(ax, f"{section.primary_metric}{better[section.better(section.primary_metric)]}")
     return figure
 
 
 def _by_value(section: Section, styles: dict[str, Style]) -> Figure | None:
-    """The headline metric over the key that was swept; what did not finish stands above the frame."""
-    if section.sweep is None or not any(row.values(section.headline) for row in section.rows):
+    """The primary_metric metric over the key that was swept; what did not finish stands above the frame."""
+    if section.sweep is None or not any(row.values(section.primary_metric) for row in section.rows):
         return None
     key, swept = section.sweep
     figure, (ax,) = _figure(1, 1, 3.4)
@@ -272,7 +274,9 @@ def _by_value(section: Section, styles: dict[str, Style]) -> Figure | None:
     handles = []
     for backbone, rows in swept.items():
         colour = styles[next(iter(rows.values())).label].colour
-        seeds = {value: list(row.values(section.headline).values()) for value, row in sorted(rows.items())}
+        seeds = {
+            value: list(row.values(section.primary_metric).values()) for value, row in sorted(rows.items())
+        }
         measured = {value: found for value, found in seeds.items() if found}
         ax.plot(
             list(measured),
@@ -305,19 +309,19 @@ def _by_value(section: Section, styles: dict[str, Style]) -> Figure | None:
         ax.set_xticks(values, [f"{value:g}" for value in values], rotation=45 if len(values) > 6 else 0)
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlabel(key, fontsize=9, color=_INK, parse_math=False)
-    ax.set_ylabel(section.headline, fontsize=9, color=_INK, parse_math=False)
+    ax.set_ylabel(section.primary_metric, fontsize=9, color=_INK, parse_math=False)
     _legend(figure, handles + _end_markers(section.rows))
     return figure
 
 
 def draw_overview(sections: Sequence[Section], folder: Path) -> SavedFigure:
-    """Small multiples, a panel a section under its title: the headline metric of every seed, as `overview.png`."""
+    """Small multiples, a panel a section under its title: the primary_metric metric of every seed, as `overview.png`."""
     rows = max(len(section.rows) for section in sections)
     width = _column_width(len(sections), 3)
     titles = []
     for section in sections:
-        arrow = {"min": " ↓", "max": " ↑", None: ""}[section.better(section.headline)]
-        titles.append(f"{_wrap(section.title, width)}\n{_wrap(section.headline + arrow, width)}")
+        arrow = {"min": " ↓", "max": " ↑", None: ""}[section.better(section.primary_metric)]
+        titles.append(f"{_wrap(section.title, width)}\n{_wrap(section.primary_metric + arrow, width)}")
     lines = max(title.count("\n") for title in titles)
     figure, axes = _figure(len(sections), 3, 0.36 * rows + 0.65 + 0.2 * lines)
     for ax, section, title in zip(axes, sections, titles, strict=True):
@@ -342,9 +346,9 @@ def _dots(
     ticks: int = 6,
     reasons: bool = True,
 ) -> None:
-    """The headline metric: a line of dots a row, the mean as a bar, and what did not finish at the right."""
+    """The primary_metric metric: a line of dots a row, the mean as a bar, and what did not finish at the right."""
     for index, row in enumerate(section.rows):
-        colour, values = styles[row.label].colour, list(row.values(section.headline).values())
+        colour, values = styles[row.label].colour, list(row.values(section.primary_metric).values())
         if values:
             ax.plot([float(np.mean(values))] * 2, [index - 0.28, index + 0.28], color=colour, linewidth=3)
             ax.scatter(

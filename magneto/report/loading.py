@@ -72,7 +72,7 @@ class Run:
     mode: str | None
     best: float | None
     best_step: int | None
-    headline: str | None
+    primary_metric: str | None
     metrics: dict[str, float]
     steps: int | None
     parameters: int | None
@@ -287,7 +287,7 @@ def _parse(folder: Path, raw: Any, named: bool) -> Run:
         mode=_get(monitor, "mode", str, "monitor."),
         best=_get(monitor, "best", float, "monitor."),
         best_step=_get(monitor, "best_step", int, "monitor."),
-        headline=_get(raw, "headline", str),
+        primary_metric=_get(raw, "primary_metric", str) or _get(raw, "headline", str),
         metrics=_numbers(_get(raw, "metrics", dict), "metrics"),
         steps=_last_step(folder) if (steps := _get(raw, "steps", int)) is None else steps,
         parameters=_get(raw, "parameters", int),
@@ -327,8 +327,15 @@ def _get(raw: dict[str, Any], key: str, kind: type, prefix: str = "", *, require
 def _numbers(raw: dict[str, Any] | None, where: str) -> dict[str, float]:
     """The entries of a name -> number object that are finite; null, NaN and absurd ones mean that there is no value."""
     entries = raw or {}
-    numbers = {str(key): _get(entries, key, float, f"{where}.") for key in entries}
+    numbers = {_present(str(key)): _get(entries, key, float, f"{where}.") for key in entries}
     return {key: value for key, value in numbers.items() if value is not None and abs(value) < _HUGE}
+
+
+def _present(metric: str) -> str:
+    """Return the name that this version gives a metric of an earlier one."""
+    return (
+        metric.removesuffix("pictures") + "images" if metric.endswith(("/pictures", "_pictures")) else metric
+    )
 
 
 def read_curves(path: Path) -> dict[str, Curve]:
@@ -351,7 +358,7 @@ def read_curves(path: Path) -> dict[str, Curve]:
             step, metric, value = next(csv.reader([line]))
             number = int(step)
             if 0 <= number < 2**63:
-                points.setdefault(metric, {})[number] = float(value)
+                points.setdefault(_present(metric), {})[number] = float(value)
         except (ValueError, csv.Error):  # the header, or a line that was cut
             continue
     curves = {}

@@ -25,7 +25,7 @@ class Overview:
 
 
 def overview_of(sections: Sequence[Section], folder: Path) -> Overview | None:
-    """The headline metric of every section by backbone, its figure in `folder`; None of fewer than two with a result.
+    """The primary_metric metric of every section by backbone, its figure in `folder`; None of fewer than two with a result.
 
     Where a backbone has several configurations, the one stands here that was best in validation.
     """
@@ -34,7 +34,9 @@ def overview_of(sections: Sequence[Section], folder: Path) -> Overview | None:
         return None
     picked = [replace(section, rows=_one_a_backbone(section)) for section in sections]
     several = [len(part.rows) < len(section.rows) for part, section in zip(picked, sections, strict=True)]
-    measured = [section for section in picked if any(row.values(section.headline) for row in section.rows)]
+    measured = [
+        section for section in picked if any(row.values(section.primary_metric) for row in section.rows)
+    ]
     figure = draw_overview(measured, folder) if measured else None
     return Overview(_table(picked, several), figure)
 
@@ -63,7 +65,7 @@ def _table(sections: Sequence[Section], several: Sequence[bool]) -> Table:
     for section, is_picked in zip(sections, several, strict=True):
         # The cells of the section's own table, so that the two never disagree.
         own = main_table(section)
-        metric = f"{section.headline}{_ARROWS[section.better(section.headline)]}"
+        metric = f"{section.primary_metric}{_ARROWS[section.better(section.primary_metric)]}"
         place = own.header.index(metric)
         cells = {row.backbone: line[place] for row, line in zip(section.rows, own.rows, strict=True)}
         finished = [run for row in section.rows for run in row.finished]

@@ -56,11 +56,11 @@ def main_table(section: Section) -> Table:
         ("seeds", lambda row: Cell(seeds_text(row))),
     ]
     for metric in section.metrics:
-        if metric != section.headline and section.better(metric) is None:
+        if metric != section.primary_metric and section.better(metric) is None:
             continue
         arrow = {"min": " ↓", "max": " ↑", None: ""}[section.better(metric)]
         columns.append((metric + arrow, _metric_column(section, metric)))
-        if metric == section.headline and any(section.difference(row, metric) for row in section.rows):
+        if metric == section.primary_metric and any(section.difference(row, metric) for row in section.rows):
             assert section.reference is not None
             name = f"Δ to {section.reference.label} [95% interval]"
             columns.append((name, _difference_column(section, metric)))
@@ -69,7 +69,9 @@ def main_table(section: Section) -> Table:
 
 def diagnostics_table(section: Section) -> Table | None:
     """The test metrics that tell what happens but not what is better, such as a share of blanks."""
-    names = [name for name in section.metrics if name != section.headline and section.better(name) is None]
+    names = [
+        name for name in section.metrics if name != section.primary_metric and section.better(name) is None
+    ]
     columns = [
         ("configuration", _label_column(section)),
         *((name, _metric_column(section, name)) for name in names),
@@ -136,12 +138,12 @@ def runs_table(comparison: Comparison, folder: Path) -> Table:
     rows = []
     for section in comparison.sections:
         label = _label_column(section)
-        places = decimals([run.metrics.get(section.headline) for run in section.runs])
+        places = decimals([run.metrics.get(section.primary_metric) for run in section.runs])
         best_places = decimals([run.best for run in section.runs])
         for row in section.rows:
             for run in row.runs:
                 task = [Cell(section.title)] if several else []
-                result, best = run.metrics.get(section.headline), NONE
+                result, best = run.metrics.get(section.primary_metric), NONE
                 if run.best is not None:
                     best = f"{run.monitor} {number(run.best, best_places)}"
                     best += f" (step {run.best_step:,})" if run.best_step is not None else ""
@@ -151,7 +153,9 @@ def runs_table(comparison: Comparison, folder: Path) -> Table:
                         *task,
                         label(row),
                         Cell(str(run.seed)),
-                        Cell(NONE if result is None else f"{section.headline} {number(result, places)}"),
+                        Cell(
+                            NONE if result is None else f"{section.primary_metric} {number(result, places)}"
+                        ),
                         Cell(best),
                         *_time_cells(run),
                     )
@@ -220,24 +224,24 @@ def unfinished(section: Section) -> list[str]:
 
 def verdict(section: Section) -> str | None:
     """The result in one sentence, with what its interval allows to say; None when nothing can be compared."""
-    best = section.best(section.headline)
+    best = section.best(section.primary_metric)
     if best is None:
         return None
-    column = _metric_column(section, section.headline)
+    column = _metric_column(section, section.primary_metric)
     winners = [row for row in section.rows if column(row).bold]
     among = (
         " among rows without a diverged seed" if any(row.count("diverged") for row in section.rows) else ""
     )
-    extreme = "Lowest" if section.better(section.headline) == "min" else "Highest"
-    text = f"{extreme} {section.headline}{among}: {' and '.join(row.label for row in winners)}"
+    extreme = "Lowest" if section.better(section.primary_metric) == "min" else "Highest"
+    text = f"{extreme} {section.primary_metric}{among}: {' and '.join(row.label for row in winners)}"
     if len(winners) > 1:
         return f"{text}, equal in the digits shown."
     (winner,) = winners
-    count = len(winner.values(section.headline))
+    count = len(winner.values(section.primary_metric))
     text += f", {column(winner).text} ({count} seed{'s' if count > 1 else ''})."
-    gap = section.difference(winner, section.headline)
+    gap = section.difference(winner, section.primary_metric)
     if gap is not None and section.reference is not None:
-        interval = _difference_column(section, section.headline)(winner).text
+        interval = _difference_column(section, section.primary_metric)(winner).text
         zero = "excludes" if gap.low > 0 or gap.high < 0 else "includes"
         text += f" Difference to {section.reference.label}: {interval}, a 95% interval that {zero} zero."
     return text
@@ -365,13 +369,13 @@ def _notes(section: Section) -> tuple[str, ...]:
     notes = []
     if several:
         notes.append("Mean ± sample standard deviation over seeds.")
-    if section.best(section.headline) is not None:
+    if section.best(section.primary_metric) is not None:
         notes.append("Bold: the best mean of its column.")
     if any(0 < len(row.values(name)) < len(row.runs) for row in section.rows for name in section.metrics):
         notes.append(f"{DAGGER} mean over the finished seeds only.")
     if any(row.finished and row.count("diverged") for row in section.rows) and len(section.rows) > 1:
         notes.append("A row with a diverged seed does not compete for the best.")
-    gaps = [gap for row in section.rows if (gap := section.difference(row, section.headline))]
+    gaps = [gap for row in section.rows if (gap := section.difference(row, section.primary_metric))]
     if gaps and section.reference is not None:
         ways = [
             way

@@ -19,7 +19,6 @@ from torchmetrics import MeanMetric
 
 from magneto.config.validate import from_mapping
 from magneto.data.io.audio import BadAudio, load_audio
-from magneto.data.speech.dataset import SpeechSpec
 from magneto.data.speech.module import SpeechDataModule
 from magneto.data.speech.predict import user_recordings
 from magneto.data.tokenizers.ctc import CTCTokenizer
@@ -29,7 +28,8 @@ from magneto.inference.inputs import PredictInput
 from magneto.metrics.error_rate import ErrorRate, align, mark_errors
 from magneto.nn import AudioStem, Encoder, Linear, training_flops_per_token
 from magneto.tasks.base import TaskModule
-from magneto.training.module import Batch, Sample, StepOutput
+from magneto.training.module import Batch, StepOutput
+from magneto.training.samples import Sample
 
 DECODERS = ("greedy", "beam")
 WINDOW, CONTEXT = 60, 5  # seconds: of what `mode=predict` computes at once, and of what a window's edges lack
@@ -76,7 +76,7 @@ MAX_PLAYED_S = 30.0
 
 
 class ASR(TaskModule):
-    """CTC over the tokens of `spec["tokenizer"]`; class 0 is the blank.
+    """CTC over the tokens of `info["tokenizer"]`; class 0 is the blank.
 
     Batches hold `features` (B, T, mels), `feature_lengths` (B,), `targets` (B, U) with their `target_lengths` (B,), and for
     evaluation the reference `text` and `language` of each utterance.
@@ -96,11 +96,11 @@ class ASR(TaskModule):
             raise ConfigError(
                 f"backbone.architecture={self.config.architecture}: task=asr needs architecture=encoder."
             )
-        self.tokenizer = CTCTokenizer.from_dict(self.spec["tokenizer"])
-        self.stem = AudioStem(self.spec["features"]["num_mels"], self.config)
+        self.tokenizer = CTCTokenizer.from_dict(self.info.tokenizer)
+        self.stem = AudioStem(self.info.features["num_mels"], self.config)
         self.backbone = Encoder(self.config)
         self.head = Linear(self.config.d_model, self.tokenizer.vocab_size, roles=("head",))
-        self.scores["errors"] = ErrorRate(groups=self.spec["languages"])
+        self.scores["errors"] = ErrorRate(groups=self.info.languages)
         self.scores["probe/blank_ratio"] = MeanMetric()
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,7 +186,7 @@ class ASR(TaskModule):
         if file.exists():
             return file
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        rate = int(self.spec["features"]["sample_rate"])
+        rate = int(self.info.features["sample_rate"])
         try:
             audio = data.prepared.audio(int(sample["id"]))
             if audio is None:
@@ -199,11 +199,11 @@ class ASR(TaskModule):
         return file
 
     def _languages(self, batch: Batch) -> list[str]:
-        return [self.spec["languages"][index] for index in batch["language"].tolist()]
+        return [self.info.languages[index] for index in batch["language"].tolist()]
 
-    def units(self, batch: Batch) -> dict[str, float]:
+    def throughput_counts(self, batch: Batch) -> dict[str, float]:
         """Utterances and seconds of sound."""
-        seconds = float(batch["feature_lengths"].sum()) * self.spec["features"]["hop_ms"] / 1000
+        seconds = float(batch["feature_lengths"].sum()) * self.info.features["hop_ms"] / 1000
         return {"examples": float(len(batch["id"])), "audio_seconds": seconds}
 
     def flops(self, batch: Batch) -> float:
@@ -219,7 +219,7 @@ class ASR(TaskModule):
             raise ConfigError("task asr: mode=predict needs input=, an audio file or a folder of them.")
         decoding = {"decoder": self.options.decoder, "beam_width": self.options.beam_width} | dict(options)
         self.options = replace(self.options, **vars(from_mapping(PredictOptions, decoding, "predict")))
-        for path, features in user_recordings(inputs.path, SpeechSpec.from_dict(self.spec)):
+        for path, features in user_recordings(inputs.path, self.info):
             transcript = self.decode(*self._recognise(features[None].to(self.device), path.name))[0]
             yield {"text": f"{path}\t{transcript}", "path": str(path), "transcript": transcript}
 
@@ -230,8 +230,8 @@ class ASR(TaskModule):
         next by two times `CONTEXT` seconds, and its outermost `CONTEXT` seconds, which lack their context, are left to
         its neighbour.
         """
-        subsampling = self.spec["subsampling"]
-        second = subsampling * round(1000 / (self.spec["features"]["hop_ms"] * subsampling))
+        subsampling = self.info.subsampling
+        second = subsampling * round(1000 / (self.info.features["hop_ms"] * subsampling))
         frames, window, context = features.shape[1], WINDOW * second, CONTEXT * second
         if frames <= window:
             return self.forward(features, torch.tensor([frames], device=self.device))
@@ -249,5 +249,5 @@ class ASR(TaskModule):
 
     def tokenizer_json(self) -> str | None:
         """The subwords as the `tokenizers` library reads them; characters stand in config.json alone."""
-        subwords = self.spec["tokenizer"]["subwords"]
+        subwords = self.info.tokenizer["subwords"]
         return None if subwords is None else str(subwords)

@@ -30,7 +30,7 @@ class TaskModule(TrainingModule):
 
     Args:
         backbone: fields of `BackboneConfig`.
-        spec: the frozen facts of the prepared data (vocabulary, feature width), as plain values.
+        info: the frozen facts of the prepared data (vocabulary, feature width), as plain values.
         optimizer: fields of `OptimizerConfig`.
         scheduler: fields of `SchedulerConfig`.
         total_steps: optimizer steps of the whole run: the length of the schedule.
@@ -45,7 +45,7 @@ class TaskModule(TrainingModule):
     Options: ClassVar[type]
     Data: ClassVar[type[DataModule]]
     """The kind of data that it learns from."""
-    headline: ClassVar[str | None] = None
+    primary_metric: ClassVar[str | None] = None
     """The metric that runs are compared by, without its split, where it is not the monitored one."""
     example_input: str | None = None
     """What `mode=predict` takes, for the command at the end of a run; None: nothing."""
@@ -56,7 +56,7 @@ class TaskModule(TrainingModule):
         self,
         *,
         backbone: Mapping[str, Any],
-        spec: Mapping[str, Any],
+        info: Mapping[str, Any],
         optimizer: Mapping[str, Any],
         scheduler: Mapping[str, Any],
         total_steps: int,
@@ -66,15 +66,15 @@ class TaskModule(TrainingModule):
         super().__init__(
             optimizer=optimizer, scheduler=scheduler, total_steps=total_steps, num_samples=num_samples
         )
-        backbone = {**backbone, **self.shape_from(backbone, spec)}
+        backbone = {**backbone, **self.shape_from(backbone, info)}
         self.config = BackboneConfig.from_dict(backbone)
-        self.spec = dict(spec)
+        self.info: Any = self.Data.Info.from_dict(info)
         self.options: Any = from_mapping(self.Options, options, "task")
         self.save_hyperparameters(
             {
                 "task": f"{type(self).__module__}.{type(self).__qualname__}",
                 "backbone": backbone,
-                "spec": self.spec,
+                "info": dict(info),
                 "optimizer": dict(optimizer),
                 "scheduler": dict(scheduler),
                 "total_steps": total_steps,
@@ -114,7 +114,7 @@ class TaskModule(TrainingModule):
         raise NotImplementedError
 
     @classmethod
-    def shape_from(cls, backbone: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
+    def shape_from(cls, backbone: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str, Any]:
         """Fields of the backbone that follow from the data, such as the patches on a side of an image."""
         return {}
 

@@ -17,7 +17,6 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from magneto.config.validate import from_mapping
-from magneto.data.image.dataset import ImageSpec
 from magneto.data.image.module import ImageDataModule
 from magneto.data.image.predict import evaluation_batch, user_images
 from magneto.data.module import DataModule
@@ -28,7 +27,8 @@ from magneto.nn import Linear, PatchStem, build_backbone, training_flops_per_tok
 from magneto.nn.vision.visual_tokenizer import VisualTokenizer
 from magneto.tasks.masked_image import EPS, MaskedImages, TargetOptions
 from magneto.tasks.visual_tokenizer import require_patches, shape_of_patches
-from magneto.training.module import Batch, Sample, StepOutput
+from magneto.training.module import Batch, StepOutput
+from magneto.training.samples import Sample
 from magneto.visualize.image_grid import hide, side_by_side, tile
 
 
@@ -48,19 +48,19 @@ class BEiT(MaskedImages):
     monitor = "val/loss"
     Options = BEiTOptions
     Data = ImageDataModule
-    headline = "accuracy"
+    primary_metric = "accuracy"
     options: BEiTOptions
 
     @classmethod
-    def shape_from(cls, backbone: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
+    def shape_from(cls, backbone: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str, Any]:
         """Positions for the patches of an image."""
-        return shape_of_patches(backbone, spec)
+        return shape_of_patches(backbone, info)
 
     @classmethod
     def prepare(cls, config: Mapping[str, Any], data: DataModule) -> dict[str, Any]:
         """The tokenizer: the given one, or the default one of this data."""
         assert isinstance(data, ImageDataModule)
-        require_patches(cls.name, data.spec.to_dict())
+        require_patches(cls.name, data.info)
         if data.masking is None:
             raise ConfigError(
                 "data.masking is missing: task=beit hides patches. Say data.masking={ratio: 0.4}."
@@ -75,9 +75,8 @@ class BEiT(MaskedImages):
             raise ConfigError(
                 f"backbone.architecture={self.config.architecture}: task={self.name} needs architecture=encoder."
             )
-        require_patches(self.name, self.spec)
-        self.images = ImageSpec.from_dict(self.spec)
-        size, patch, channels = (self.spec[key] for key in ("image_size", "patch_size", "channels"))
+        require_patches(self.name, self.info)
+        size, patch, channels = self.info.image_size, self.info.patch_size, self.info.channels
         self.stem = PatchStem(size, patch, channels, self.config.d_model, mask_token=True)
         self.backbone = build_backbone(self.config)
         outputs = self.build_target()
@@ -117,10 +116,10 @@ class BEiT(MaskedImages):
         Codes become pixels through their decoder, visible patches by their own codes; codes that stand for no pixels have
         no third image.
         """
-        pixels = self.images.pixels(image).cpu()
-        shown = [pixels, hide(pixels, masked.cpu(), self.spec["patch_size"])]
+        pixels = self.info.pixels(image).cpu()
+        shown = [pixels, hide(pixels, masked.cpu(), self.info.patch_size)]
         if (filled := self._filled(image, masked, made)) is not None:
-            shown.append(self.images.pixels(filled).cpu())
+            shown.append(self.info.pixels(filled).cpu())
         return side_by_side([tile(part[0]) for part in shown])
 
     def _filled(self, image: Tensor, masked: Tensor, made: Tensor) -> Tensor | None:
@@ -132,15 +131,13 @@ class BEiT(MaskedImages):
             deviation = (hidden.var(-1, keepdim=True) + EPS).sqrt()
             patches[masked] = made * deviation + hidden.mean(-1, keepdim=True)
             grid = self.stem.grid
-            return F.pixel_shuffle(
-                patches.transpose(1, 2).reshape(1, -1, grid, grid), self.spec["patch_size"]
-            )
+            return F.pixel_shuffle(patches.transpose(1, 2).reshape(1, -1, grid, grid), self.info.patch_size)
         if not isinstance(self.target, VisualTokenizer) or self.target.config.teacher_width is not None:
             return None
         codes = self.target.codes(image).masked_scatter(masked, made.argmax(-1))
         return self.target.decode(codes).float()
 
-    def units(self, batch: Batch) -> dict[str, float]:
+    def throughput_counts(self, batch: Batch) -> dict[str, float]:
         """Images and the tokens that the encoder reads."""
         return {"examples": float(len(batch["id"])), "tokens": float(len(batch["id"]) * self.stem.num_tokens)}
 
@@ -159,9 +156,9 @@ class BEiT(MaskedImages):
                 "prompt=: this model reads images. Say input= with an image or a folder of them."
             )
         for number, (file, image) in enumerate(
-            user_images(inputs.path, self.images.channels, self.images.svg_side)
+            user_images(inputs.path, self.info.channels, self.info.svg_side)
         ):
-            images = evaluation_batch([image], self.images).to(self.device)
+            images = evaluation_batch([image], self.info).to(self.device)
             masks = BlockMasking().draw(
                 self.stem.grid, np.array([number]), seed=0, purpose="masks of predict", epoch=0
             )

@@ -27,7 +27,8 @@ from magneto.nn import (
     training_flops_per_token,
 )
 from magneto.tasks.base import TaskModule
-from magneto.training.module import Batch, Sample, StepOutput
+from magneto.training.module import Batch, StepOutput
+from magneto.training.samples import Sample
 
 HELD_OUT_PROMPT = 32  # tokens of a held-out block, half of it at most, that a sample goes on from
 
@@ -122,14 +123,14 @@ class CausalLM(TaskModule):
             raise ConfigError(
                 f"backbone.architecture={self.config.architecture}: task=causal_lm needs architecture=decoder."
             )
-        block_size = self.spec["block_size"]
+        block_size = self.info.block_size
         self.require_positions(block_size, f"data.block_size={block_size}", "lower data.block_size")
-        self.tokenizer = TextTokenizer.from_json(self.spec["tokenizer"])
-        self.stem = TokenStem(self.spec["vocab_size"], self.config)
+        self.tokenizer = TextTokenizer.from_json(self.info.tokenizer)
+        self.stem = TokenStem(self.info.vocab_size, self.config)
         self.backbone = build_backbone(self.config)
         self.head = None
         if not self.options.tie_embeddings:
-            self.head = Linear(self.config.d_model, self.spec["vocab_size"], roles=("head",), bias=False)
+            self.head = Linear(self.config.d_model, self.info.vocab_size, roles=("head",), bias=False)
         self.scores["text"] = TextScores()
         self._sampled = False
 
@@ -170,7 +171,7 @@ class CausalLM(TaskModule):
         """Sums of the batch."""
         self.scores["text"].update(output.outputs.double().sum(), output.weight, batch["bytes"].sum())
 
-    def units(self, batch: Batch) -> dict[str, float]:
+    def throughput_counts(self, batch: Batch) -> dict[str, float]:
         """Blocks and their scored tokens."""
         return {"examples": float(len(batch["id"])), "tokens": float((batch["targets"] != IGNORE).sum())}
 
@@ -303,4 +304,4 @@ class CausalLM(TaskModule):
 
     def tokenizer_json(self) -> str | None:
         """The tokenizer as a `tokenizer.json`."""
-        return str(self.spec["tokenizer"])
+        return str(self.info.tokenizer)

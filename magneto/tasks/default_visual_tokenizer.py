@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from rich.progress import track
 
-from magneto.data.cache import fingerprint, prepare_once
+from magneto.data.cache import prepare_once, short_hash
 from magneto.data.image.module import ImageDataModule
 from magneto.errors import ConfigError
 from magneto.tasks.visual_tokenizer import VisualTokenization
@@ -46,15 +46,15 @@ def default_tokenizer(data: ImageDataModule, settings: DefaultTokenizer) -> Path
     Its images are augmented as those of the model that will predict its codes. It takes the first device at hand; the
     other processes of a run wait.
     """
-    spec = data.spec.to_dict()
-    facts = {key: spec[key] for key in ("key", "image_size", "channels", "patch_size", "mean", "std")}
+    info = data.info.to_dict()
+    facts = {key: info[key] for key in ("key", "image_size", "channels", "patch_size", "mean", "std")}
     augment = None if data.augment is None else asdict(data.augment)
-    identity = {"format": FORMAT, "data": facts, "augment": augment, "settings": asdict(settings)}
-    folder = data.data_dir / "prepared" / f"visual-tokenizer-{fingerprint(identity)}"
+    fingerprint = {"format": FORMAT, "data": facts, "augment": augment, "settings": asdict(settings)}
+    folder = data.data_dir / "prepared" / f"visual-tokenizer-{short_hash(fingerprint)}"
 
     def build(target: Path) -> None:
         log.info("training the visual tokenizer, %d steps", settings.steps)
-        task = _train(data, spec, settings)
+        task = _train(data, info, settings)
         checkpoint_io.export(task, target)
 
     if prepare_once(folder, build):
@@ -62,7 +62,7 @@ def default_tokenizer(data: ImageDataModule, settings: DefaultTokenizer) -> Path
     return folder
 
 
-def _train(data: ImageDataModule, spec: Mapping[str, Any], settings: DefaultTokenizer) -> VisualTokenization:
+def _train(data: ImageDataModule, info: Mapping[str, Any], settings: DefaultTokenizer) -> VisualTokenization:
     """A plain loop: the task's own step, optimizer and schedule."""
     plain = copy.copy(data)
     plain.masking, plain.batch_size, plain.seed = None, settings.batch_size, SEED
@@ -73,7 +73,7 @@ def _train(data: ImageDataModule, spec: Mapping[str, Any], settings: DefaultToke
         torch.manual_seed(SEED)
         task = VisualTokenization(
             backbone={},
-            spec=spec,
+            info=info,
             optimizer={"name": "adamw", "lr": settings.lr, "betas": [0.9, 0.99], "weight_decay": 0.01},
             scheduler={"name": "linear", "warmup": 0.05},
             total_steps=settings.steps,

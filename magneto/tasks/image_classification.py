@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from magneto.config.validate import from_mapping
-from magneto.data.image.dataset import ImageDataset, ImageSpec
+from magneto.data.image.dataset import ImageDataset
 from magneto.data.image.module import ImageDataModule
 from magneto.data.image.predict import user_images
 from magneto.data.module import DataModule
@@ -37,7 +37,8 @@ from magneto.nn import (
 from magneto.nn.vision.pooling import PatchPooling
 from magneto.tasks.base import TaskModule
 from magneto.tasks.visual_tokenizer import require_patches, shape_of_patches
-from magneto.training.module import Batch, Sample, StepOutput
+from magneto.training.module import Batch, StepOutput
+from magneto.training.samples import Sample
 from magneto.visualize.confusion_matrix import draw_confusion
 from magneto.visualize.image_grid import tile
 
@@ -53,8 +54,8 @@ class ImageClassificationOptions:
 
     pooling: str = "mean"
     """mean: of the patches, as BEiT is fine-tuned; class_token: the vector of [CLS], as ViT."""
-    cells: int = 1
-    """The mean is taken in each of cells x cells parts of the image, and these are joined: where classes show in the
+    pool_grid: int = 1
+    """The mean is taken in each of pool_grid x pool_grid parts of the image, and these are joined: where classes show in the
     place of things, as probes of feature maps do (Zhang et al., arXiv 1611.09842). From 1 to the patches on a side."""
     linear_probe: bool = False
     """Stem and backbone are frozen, without dropout; features are normalised by a BatchNorm without weights of its own
@@ -133,7 +134,7 @@ class Head(nn.Module):
 
 
 class ImageClassification(TaskModule):
-    """Cross-entropy over `spec["labels"]`. Batches are those of `magneto.data.image.module`; masks in them are passed over.
+    """Cross-entropy over `info["labels"]`. Batches are those of `magneto.data.image.module`; masks in them are passed over.
 
     Images without a class (label -1) do not count. Where a batch names `classes`, the answer is one of these: sets such
     as ImageNet-R have only some of a model's classes.
@@ -147,9 +148,9 @@ class ImageClassification(TaskModule):
     options: ImageClassificationOptions
 
     @classmethod
-    def shape_from(cls, backbone: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
+    def shape_from(cls, backbone: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str, Any]:
         """Positions for the patches of an image."""
-        return shape_of_patches(backbone, spec)
+        return shape_of_patches(backbone, info)
 
     @classmethod
     def prepare(cls, config: Mapping[str, Any], data: DataModule) -> dict[str, Any]:
@@ -174,19 +175,18 @@ class ImageClassification(TaskModule):
                 raise ConfigError(
                     f"backbone.{key}={getattr(self.config, key)}: task={self.name} needs {key}={wanted}."
                 )
-        require_patches(self.name, self.spec)
-        self.labels: list[str] = self.spec["labels"]
+        require_patches(self.name, self.info)
+        self.labels: list[str] = self.info.labels
         if len(self.labels) < 2:
             raise ConfigError(
                 f"task={self.name} needs images of two classes at least, and the data has {len(self.labels)}: choose "
                 "data with classes, such as data=image_folder with a folder for each."
             )
-        self.images = ImageSpec.from_dict(self.spec)
-        size, patch, channels = (self.spec[key] for key in ("image_size", "patch_size", "channels"))
+        size, patch, channels = self.info.image_size, self.info.patch_size, self.info.channels
         self.stem = PatchStem(size, patch, channels, self.config.d_model)
         self.backbone = build_backbone(self.config)
         self.layers = self._layers()
-        self.pool = PatchPooling(self.options.pooling, self.stem.grid, self.options.cells)
+        self.pool = PatchPooling(self.options.pooling, self.stem.grid, self.options.pool_grid)
         width = self.config.d_model * self.pool.parts * max(1, len(self.layers))
         self.head = Head(self.config, self.options, width, len(self.labels))
         if self.options.linear_probe:
@@ -291,10 +291,10 @@ class ImageClassification(TaskModule):
     def samples(self, batch: Batch, output: StepOutput) -> list[Sample]:
         """A few images of each batch, with label and answer: over all batches about as many as are asked for."""
         rows = len(batch["id"])
-        batches = max(1, self.spec["examples"]["val"] // rows)
+        batches = max(1, self.info.examples["val"] // rows)
         chosen = range(0, rows, max(1, rows // ceil(self.num_samples / batches)))
         places = torch.tensor(chosen, device=batch["id"].device)
-        pixels = self.images.pixels(batch["image"][places]).cpu()
+        pixels = self.info.pixels(batch["image"][places]).cpu()
         answers = self.describe(output.outputs[places], 1)
         found = zip(
             batch["id"][places].tolist(), batch["label"][places].tolist(), pixels, answers, strict=True
@@ -329,7 +329,7 @@ class ImageClassification(TaskModule):
             for places, shares in zip(top.indices.tolist(), top.values.tolist(), strict=True)
         ]
 
-    def units(self, batch: Batch) -> dict[str, float]:
+    def throughput_counts(self, batch: Batch) -> dict[str, float]:
         """Images and the tokens that the encoder reads."""
         rows = len(batch["id"])
         return {"examples": float(rows), "tokens": float(rows * self.stem.num_tokens)}
@@ -354,15 +354,15 @@ class ImageClassification(TaskModule):
             )
         prepared = self._prepared(inputs.path)
         while found := list(islice(prepared, PREDICT_BATCH)):
-            images = self.images.normalise(torch.stack([pixels for _, pixels in found])).to(self.device)
+            images = self.info.normalise(torch.stack([pixels for _, pixels in found])).to(self.device)
             for (file, _), answers in zip(found, self.describe(self(images), chosen.top_k), strict=True):
                 told = "\t".join(f"{answer['label']}\t{answer['probability']}" for answer in answers)
                 yield {"text": f"{file}\t{told}", "input": str(file), **answers[0], "top": answers}
 
     def _prepared(self, path: str) -> Iterator[tuple[Path, Tensor]]:
         """Files and their images as evaluation sees them, (C, S, S) uint8, so that large originals do not pile up."""
-        for file, image in user_images(path, self.images.channels, self.images.svg_side):
-            yield file, torch.tensor(self.images.evaluation_image(image))
+        for file, image in user_images(path, self.info.channels, self.info.svg_side):
+            yield file, torch.tensor(self.info.evaluation_image(image))
 
 
 def among(logits: Tensor, classes: Tensor) -> Tensor:

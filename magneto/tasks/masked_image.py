@@ -73,7 +73,7 @@ class MaskedImages(TaskModule):
         source = options.tokenizer or str(default_tokenizer(data, default))
         tokenizer = read_tokenizer(source).tokenizer.config
         for key in ("image_size", "patch_size", "channels"):
-            ours, theirs = getattr(data.spec, key), getattr(tokenizer, key)
+            ours, theirs = getattr(data.info, key), getattr(tokenizer, key)
             if ours != theirs:
                 raise ConfigError(f"task.tokenizer={source}: is for {key}={theirs}, and the data has {ours}.")
         return {"tokenizer": source, "visual_tokenizer": tokenizer.to_dict()}
@@ -81,7 +81,7 @@ class MaskedImages(TaskModule):
     def build_target(self) -> int:
         """Make `self.target`, which is not trained; returns how many outputs the head of a patch needs."""
         options: TargetOptions = self.options
-        patch, channels = self.spec["patch_size"], self.spec["channels"]
+        patch, channels = self.info.patch_size, self.info.channels
         if options.target != "codes" and channels * patch**2 < 2:
             raise ConfigError(
                 f"task.target={options.target}: nothing is left of a patch of one grey pixel less its mean. Set "
@@ -106,7 +106,7 @@ class MaskedImages(TaskModule):
             assert self.options.tokenizer is not None
             given = read_tokenizer(self.options.tokenizer)
             self.target.load_state_dict(given.tokenizer.state_dict())
-            theirs, ours = ((spec["mean"], spec["std"]) for spec in (given.spec, self.spec))
+            theirs, ours = ((info.mean, info.std) for info in (given.info, self.info))
             if (change := Renormalisation.between(theirs, ours)) is not None:
                 self.target.renormalise(change)
 
@@ -136,7 +136,7 @@ class MaskedImages(TaskModule):
 
     def patches(self, images: Tensor) -> Tensor:
         """(B, C, S, S) -> (B, N, C * patch * patch), in the order of the stem."""
-        return F.pixel_unshuffle(images.float(), self.spec["patch_size"]).flatten(2).transpose(1, 2)
+        return F.pixel_unshuffle(images.float(), self.info.patch_size).flatten(2).transpose(1, 2)
 
     def patch_loss(self, made: Tensor, wanted: Tensor) -> Tensor:
         """Scalar, summed over the hidden patches: cross-entropy of codes, or squared error of pixels."""

@@ -25,7 +25,8 @@ from magneto.inference.inputs import PredictInput
 from magneto.nn import BackboneConfig, Linear, TokenStem, build_backbone, build_norm, training_flops_per_token
 from magneto.nn.loss import chunked_cross_entropy
 from magneto.tasks.base import TaskModule
-from magneto.training.module import Batch, Sample, StepOutput
+from magneto.training.module import Batch, StepOutput
+from magneto.training.samples import Sample
 
 MASK = "[MASK]"
 SAMPLE_TOKENS = 64
@@ -97,7 +98,7 @@ class MLM(TaskModule):
     monitor = "val/loss"
     Options = MLMOptions
     Data = TextDataModule
-    headline = "accuracy"
+    primary_metric = "accuracy"
     options: MLMOptions
 
     def build(self) -> None:
@@ -106,13 +107,13 @@ class MLM(TaskModule):
             raise ConfigError(
                 f"backbone.architecture={self.config.architecture}: task=mlm needs architecture=encoder."
             )
-        block_size = self.spec["block_size"]
+        block_size = self.info.block_size
         self.require_positions(block_size, f"data.block_size={block_size}", "lower data.block_size")
-        self.tokenizer = TextTokenizer.from_json(self.spec["tokenizer"])
+        self.tokenizer = TextTokenizer.from_json(self.info.tokenizer)
         self.tokenizer.require("mask")
-        self.stem = TokenStem(self.spec["vocab_size"], self.config)
+        self.stem = TokenStem(self.info.vocab_size, self.config)
         self.backbone = build_backbone(self.config)
-        self.head = MaskedLMHead(self.spec["vocab_size"], self.config)
+        self.head = MaskedLMHead(self.info.vocab_size, self.config)
         self.scores["accuracy"] = MeanMetric()
         self.scores["perplexity"] = Perplexity()
 
@@ -172,7 +173,7 @@ class MLM(TaskModule):
             }
         ]
 
-    def units(self, batch: Batch) -> dict[str, float]:
+    def throughput_counts(self, batch: Batch) -> dict[str, float]:
         """Blocks and the tokens that the encoder reads."""
         mask = batch.get("mask")
         tokens = batch["tokens"].numel() if mask is None else int(mask.sum())
@@ -187,7 +188,7 @@ class MLM(TaskModule):
 
     def tokenizer_json(self) -> str | None:
         """As the data has it."""
-        return str(self.spec["tokenizer"])
+        return str(self.info.tokenizer)
 
     # ------------------------------------------------------------------ use
 
@@ -286,7 +287,7 @@ class MLM(TaskModule):
         """(T,) ids between `<s>` and `</s>`, as the blocks of training begin and documents end."""
         bos, eos = self.tokenizer.bos_id, self.tokenizer.eos_id
         framed = [*([] if bos is None else [bos]), *ids, *([] if eos is None else [eos])]
-        longest = self.spec["block_size"]
+        longest = self.info.block_size
         if len(framed) > longest:
             raise ConfigError(
                 f"{len(framed)} tokens with <s> and </s>; the model was trained on blocks of {longest}. Shorten the line."

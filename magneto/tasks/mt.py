@@ -12,8 +12,8 @@ from torch import Tensor
 
 from magneto.config.validate import from_mapping
 from magneto.data.translation.cleaning import tidy
-from magneto.data.translation.dataset import IGNORE, Collate, Marks, ParallelSpec
-from magneto.data.translation.module import ParallelDataModule
+from magneto.data.translation.dataset import IGNORE, Collate, Marks
+from magneto.data.translation.module import TranslationDataModule
 from magneto.errors import ConfigError, nearest
 from magneto.inference.beam_search import Hypothesis, beam_search, check_search
 from magneto.inference.inputs import PredictInput
@@ -36,7 +36,8 @@ from magneto.nn import (
     training_flops_per_token,
 )
 from magneto.tasks.base import TaskModule
-from magneto.training.module import Batch, Sample, StepOutput
+from magneto.training.module import Batch, StepOutput
+from magneto.training.samples import Sample
 
 log = logging.getLogger("magneto")
 
@@ -108,18 +109,18 @@ class DecoderState:
 
 
 class MT(TaskModule):
-    """Encoder-decoder over the token ids of `spec`.
+    """Encoder-decoder over the token ids of `info`.
 
     Batches hold `source` (B, S) with `source_mask`, `target_in` and `target_out` (B, T), and for evaluation the texts
-    `source_text` and `target_text` and the `direction` (B,), an index into `spec["directions"]`.
+    `source_text` and `target_text` and the `direction` (B,), an index into `info["directions"]`.
     """
 
     name = "mt"
     example_input = "input=lines.txt"
     monitor = "val/loss"
     Options = MTOptions
-    Data = ParallelDataModule
-    headline = "bleu"
+    Data = TranslationDataModule
+    primary_metric = "bleu"
     options: MTOptions
     barred: Tensor
 
@@ -129,24 +130,23 @@ class MT(TaskModule):
             raise ConfigError(
                 f"backbone.architecture={self.config.architecture}: task=mt needs architecture=encoder_decoder."
             )
-        self.facts = ParallelSpec.from_dict(self.spec)
-        most = self.facts.longest_text(self.config.max_positions)
+        most = self.info.longest_text(self.config.max_positions)
         self.require_positions(
-            self.facts.longest,
-            f"data.max_tokens={self.facts.max_tokens}, {self.facts.longest} with special tokens and padding,",
+            self.info.longest,
+            f"data.max_tokens={self.info.max_tokens}, {self.info.longest} with special tokens and padding,",
             f"set data.max_tokens to at most {most}",
         )
-        self.target_tokenizer = self.facts.target_text_tokenizer
+        self.target_tokenizer = self.info.target_text_tokenizer
         self.bos, self.eos = self.target_tokenizer.require("bos"), self.target_tokenizer.require("eos")
         self.source_stem = TokenStem(
-            self.facts.source_vocab_size, self.config, padding_id=self.facts.source_text_tokenizer.pad_id
+            self.info.source_vocab_size, self.config, padding_id=self.info.source_text_tokenizer.pad_id
         )
-        if self.facts.shared:
+        if self.info.shared:
             # Not registered under a second name: the state dict and an export hold every tensor once.
             self.__dict__["target_stem"] = self.source_stem
         else:
             self.target_stem = TokenStem(
-                self.facts.target_vocab_size, self.config, padding_id=self.target_tokenizer.pad_id
+                self.info.target_vocab_size, self.config, padding_id=self.target_tokenizer.pad_id
             )
         backbone = build_backbone(self.config)
         assert isinstance(backbone, EncoderDecoder)
@@ -154,12 +154,12 @@ class MT(TaskModule):
         self.head = (
             None
             if self.options.tie_output
-            else Linear(self.config.d_model, self.facts.target_vocab_size, roles=("head",), bias=False)
+            else Linear(self.config.d_model, self.info.target_vocab_size, roles=("head",), bias=False)
         )
-        barred = torch.zeros(self.facts.target_vocab_size)
+        barred = torch.zeros(self.info.target_vocab_size)
         barred[sorted(self.target_tokenizer.special_ids - {self.eos})] = -torch.inf
         self.register_buffer("barred", barred, persistent=False)
-        self.scores["translation"] = TranslationScores(self.facts.directions, self.options.bleu_tokenize)
+        self.scores["translation"] = TranslationScores(self.info.directions, self.options.bleu_tokenize)
         self._hypotheses: dict[int, str] = {}
         self._test_lines: list[TranslatedLine] = []
 
@@ -250,7 +250,7 @@ class MT(TaskModule):
             return list(range(len(ids)))
         if not self.options.val_sentences:
             return []
-        stride = max(1, round(self.facts.pairs["val"] / self.options.val_sentences))
+        stride = max(1, round(self.info.pairs["val"] / self.options.val_sentences))
         return [row for row, number in enumerate(ids.tolist()) if number % stride == 0]
 
     def samples(self, batch: Batch, output: StepOutput) -> list[Sample]:
@@ -260,7 +260,7 @@ class MT(TaskModule):
             {
                 "id": f"{ids[row]:08d}",
                 "kind": "translation",
-                "direction": self.facts.directions[directions[row]],
+                "direction": self.info.directions[directions[row]],
                 "source": batch["source_text"][row],
                 "reference": batch["target_text"][row],
                 "hypothesis": hypothesis,
@@ -293,7 +293,7 @@ class MT(TaskModule):
         if self.samples_file is None:  # a run has its main process write; mode=test has no folder
             return
         folder = self.samples_file.parent
-        write_translations(folder, lines, self.facts.directions)
+        write_translations(folder, lines, self.info.directions)
         tested = {name.removeprefix("test/"): value for name, value in self.evaluated.items()}
         write_scores(folder / "test.scores.json", tested, signatures)
 
@@ -304,7 +304,7 @@ class MT(TaskModule):
         torch.distributed.all_gather_object(parts, lines)
         return [line for part in parts for line in part]
 
-    def units(self, batch: Batch) -> dict[str, float]:
+    def throughput_counts(self, batch: Batch) -> dict[str, float]:
         """Pairs, and target tokens."""
         return {"examples": float(len(batch["id"])), "tokens": float((batch["target_out"] != IGNORE).sum())}
 
@@ -333,20 +333,20 @@ class MT(TaskModule):
         penalty = self.options.length_penalty if settings.length_penalty is None else settings.length_penalty
         check_search(beam, settings.n_best, penalty, "predict")
         direction = self._direction(settings.target)
-        marks, tokenizer = Marks(self.facts), self.facts.source_text_tokenizer
+        marks, tokenizer = Marks(self.info), self.info.source_text_tokenizer
         collate = Collate(marks)
         lines = enumerate(inputs.lines(), start=1)
         window = settings.batch * (16 if settings.batch > 1 else 1)
         while chunk := list(islice(lines, window)):
             items: list[dict[str, Any]] = []
             for row, ids in enumerate(tokenizer.encode_batch([tidy(text) for _, text in chunk])):
-                if len(ids) > self.facts.max_tokens:
+                if len(ids) > self.info.max_tokens:
                     log.warning(
                         "line %d has %d tokens, the model was trained on at most %d: the rest is cut off",
-                        chunk[row][0], len(ids), self.facts.max_tokens,
+                        chunk[row][0], len(ids), self.info.max_tokens,
                     )  # fmt: skip
                 if ids:
-                    source = marks.source(ids[: self.facts.max_tokens], direction)
+                    source = marks.source(ids[: self.info.max_tokens], direction)
                     items.append({"id": row, "source": source, "direction": direction})
             items.sort(key=lambda item: -len(item["source"]))
             found: dict[int, list[Hypothesis]] = {}
@@ -360,9 +360,9 @@ class MT(TaskModule):
 
     def _direction(self, target: str | None) -> int:
         """A direction into the language that the user wants."""
-        targets = [direction.split("-")[1] for direction in self.facts.directions]
+        targets = [direction.split("-")[1] for direction in self.info.directions]
         known = sorted(set(targets))
-        if target is None and (len(known) == 1 or not self.facts.tag):
+        if target is None and (len(known) == 1 or not self.info.tag):
             return 0
         if target is None:
             raise ConfigError(
@@ -373,7 +373,7 @@ class MT(TaskModule):
                 f"predict.target={target}: this model does not translate into that language; it knows "
                 f"{', '.join(known)}.{nearest(target, known)}"
             )
-        if len(known) > 1 and not self.facts.tag:
+        if len(known) > 1 and not self.info.tag:
             raise ConfigError(
                 f"predict.target={target}: this model was trained without language tags (data.tag=false) and chooses "
                 "the language by itself. Leave predict.target out."
@@ -392,4 +392,4 @@ class MT(TaskModule):
 
     def tokenizer_json(self) -> str | None:
         """The shared tokenizer as a `tokenizer.json`; two of them stand in config.json alone."""
-        return self.facts.source_tokenizer if self.facts.shared else None
+        return self.info.source_tokenizer if self.info.shared else None

@@ -19,7 +19,7 @@ from magneto.config.validate import from_mapping
 from magneto.data.corpora.text_classification.glue import read_test_file
 from magneto.data.corpora.text_classification.labelled import zero_digits
 from magneto.data.text_classification.dataset import PAD_TO_MULTIPLE, collate
-from magneto.data.text_classification.module import ClassificationDataModule
+from magneto.data.text_classification.module import TextClassificationDataModule
 from magneto.data.tokenizers.encode import encode
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import ConfigError, MagnetoError, nearest
@@ -27,7 +27,8 @@ from magneto.inference.inputs import PredictInput
 from magneto.metrics.glue import GlueScores
 from magneto.nn import Linear, TokenStem, build_backbone, training_flops_per_token
 from magneto.tasks.base import TaskModule
-from magneto.training.module import Batch, Sample, StepOutput
+from magneto.training.module import Batch, StepOutput
+from magneto.training.samples import Sample
 
 POOLINGS = ("first", "mean")
 PREDICT_BATCH = 32
@@ -79,7 +80,7 @@ class Pooler(nn.Module):
 
 
 class TextClassification(TaskModule):
-    """Cross-entropy over `spec["labels"]`; without labels, squared error of a number.
+    """Cross-entropy over `info["labels"]`; without labels, squared error of a number.
 
     Batches are those of `magneto.data.text_classification.module`. Numbers are learnt as a share of the training labels' range, and
     measured and predicted in their own unit, within that range.
@@ -89,7 +90,7 @@ class TextClassification(TaskModule):
     example_input = "input=lines.txt"
     mode = "max"
     Options = TextClassificationOptions
-    Data = ClassificationDataModule
+    Data = TextClassificationDataModule
     options: TextClassificationOptions
 
     def build(self) -> None:
@@ -98,23 +99,23 @@ class TextClassification(TaskModule):
             raise ConfigError(
                 f"backbone.architecture={self.config.architecture}: task={self.name} needs architecture=encoder."
             )
-        longest = -(-self.spec["max_tokens"] // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE
+        longest = -(-self.info.max_tokens // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE
         bounded = self.config.position in ("learned", "sinusoidal", "rotary")
         if bounded and longest > self.config.max_positions:
             raise ConfigError(
-                f"data.max_tokens={self.spec['max_tokens']}: the backbone has max_positions={self.config.max_positions}. "
+                f"data.max_tokens={self.info.max_tokens}: the backbone has max_positions={self.config.max_positions}. "
                 f"Set data.max_tokens to {self.config.max_positions // PAD_TO_MULTIPLE * PAD_TO_MULTIPLE} or less."
             )
-        self.tokenizer = TextTokenizer.from_json(self.spec["tokenizer"])
-        self.labels: list[str] = self.spec["labels"]
-        self.stem = TokenStem(self.spec["vocab_size"], self.config)
+        self.tokenizer = TextTokenizer.from_json(self.info.tokenizer)
+        self.labels: list[str] = self.info.labels
+        self.stem = TokenStem(self.info.vocab_size, self.config)
         # What the tokens of the second text add to their embeddings: BERT's difference of segment embeddings.
-        self.segment = nn.Parameter(torch.zeros(self.config.d_model)) if self.spec["pairs"] else None
+        self.segment = nn.Parameter(torch.zeros(self.config.d_model)) if self.info.pairs else None
         self.backbone = build_backbone(self.config)
         self.pooler = Pooler(self.config.d_model, self.options.pooling)
         self.head = Linear(self.config.d_model, max(len(self.labels), 1), roles=("head",))
-        metrics = self.spec["metrics"]
-        self.scores["glue"] = GlueScores(metrics, len(self.labels), self.spec["subsets"])
+        metrics = self.info.metrics
+        self.scores["glue"] = GlueScores(metrics, len(self.labels), self.info.subsets)
         self.monitor = f"val/{metrics[0] if len(metrics) == 1 else 'score'}"
 
     def forward(self, tokens: Tensor, mask: Tensor, second: Tensor) -> Tensor:
@@ -138,12 +139,12 @@ class TextClassification(TaskModule):
 
     @property
     def _lowest(self) -> float:
-        return float(self.spec["range"][0])
+        return float(self.info.range[0])
 
     @property
     def _width(self) -> float:
         """Of the labels' range; 1 where all of them are equal."""
-        low, high = self.spec["range"]
+        low, high = self.info.range
         return float(high - low) or 1.0
 
     def answers(self, logits: Tensor) -> Tensor:
@@ -164,7 +165,7 @@ class TextClassification(TaskModule):
                 "id": f"{int(number):08d}",
                 "kind": "classified",
                 "text": text,
-                **({"pair": pair} if self.spec["pairs"] else {}),
+                **({"pair": pair} if self.info.pairs else {}),
                 "reference": self.labels[int(label)] if self.labels else f"{float(label):g}",
                 "predicted": answer["label"],
                 **({"probability": answer["probability"]} if self.labels else {}),
@@ -185,7 +186,7 @@ class TextClassification(TaskModule):
             for answer, row in zip(answers, probabilities, strict=True)
         ]
 
-    def units(self, batch: Batch) -> dict[str, float]:
+    def throughput_counts(self, batch: Batch) -> dict[str, float]:
         """Examples and tokens."""
         return {"examples": float(len(batch["id"])), "tokens": float(batch["mask"].sum())}
 
@@ -229,7 +230,7 @@ class TextClassification(TaskModule):
         head = "index\tprediction\n"
         examples = read_test_file(Path(inputs.path), task)
         while rows := list(islice(examples, PREDICT_BATCH)):
-            if (rows[0][2] is not None) != self.spec["pairs"]:
+            if (rows[0][2] is not None) != self.info.pairs:
                 raise ConfigError(
                     f"predict.glue={task}: the model was not trained on that task (texts or pairs)."
                 )
@@ -239,7 +240,7 @@ class TextClassification(TaskModule):
 
     def _split(self, line: str) -> tuple[str, str | None]:
         texts = line.split("\t")
-        wanted = 2 if self.spec["pairs"] else 1
+        wanted = 2 if self.info.pairs else 1
         if len(texts) != wanted or not all(text.strip() for text in texts):
             what = "two texts with a tab between them" if wanted == 2 else "one text without a tab"
             raise ConfigError(f"the model takes {what}, not {line[:60]!r}. Give that in each line.")
@@ -247,10 +248,10 @@ class TextClassification(TaskModule):
 
     def _label(self, texts: Sequence[tuple[str, str | None]]) -> list[dict[str, Any]]:
         """Answers of one batch."""
-        if self.spec.get("zero_digits"):
+        if self.info.zero_digits:
             texts = [(zero_digits(text), pair and zero_digits(pair)) for text, pair in texts]
         encoded = encode(
-            self.tokenizer, [text for text, _ in texts], [pair for _, pair in texts], self.spec["max_tokens"]
+            self.tokenizer, [text for text, _ in texts], [pair for _, pair in texts], self.info.max_tokens
         )
         items = [
             {"tokens": encoded.tokens[start:stop], "second": int(second)}
@@ -261,4 +262,4 @@ class TextClassification(TaskModule):
 
     def tokenizer_json(self) -> str | None:
         """As the data has it."""
-        return str(self.spec["tokenizer"])
+        return str(self.info.tokenizer)

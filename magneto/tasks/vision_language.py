@@ -25,7 +25,7 @@ from magneto.config.validate import from_mapping
 from magneto.data.collate import pad_texts
 from magneto.data.corpora.text.base import why_unusable
 from magneto.data.image.predict import evaluation_batch, user_images
-from magneto.data.image_text.dataset import IGNORE, ImageTextSpec
+from magneto.data.image_text.dataset import IGNORE
 from magneto.data.image_text.module import ImageTextDataModule
 from magneto.data.module import DataModule
 from magneto.data.tokenizers.encode import encode
@@ -48,7 +48,8 @@ from magneto.nn.multiway import Experts
 from magneto.tasks.masked_image import MaskedImages, TargetOptions
 from magneto.tasks.mlm import MaskedLMHead
 from magneto.tasks.visual_tokenizer import require_patches
-from magneto.training.module import Batch, Sample, StepOutput
+from magneto.training.module import Batch, StepOutput
+from magneto.training.samples import Sample
 from magneto.visualize.retrieval_examples import Gallery, nearest
 from magneto.visualize.retrieval_grid import FOUND, Answer, images_for, texts_for
 
@@ -148,7 +149,7 @@ class VisionLanguage(MaskedImages):
             )
         if not losses.masked:
             return {}
-        require_patches(cls.name, data.spec.to_dict())
+        require_patches(cls.name, data.info)
         if data.masking is None:
             raise ConfigError(
                 "data.masking is missing: task.losses.masked hides patches and words. Say data.masking={} for BEiT-3's "
@@ -164,23 +165,22 @@ class VisionLanguage(MaskedImages):
     def build(self) -> None:
         """Stem, encoder, the heads that the losses need; retrieval over the whole gallery, accuracy of what is hidden."""
         self._check()
-        self.images = ImageTextSpec.from_dict(self.spec)
-        self.tokenizer = TextTokenizer.from_json(self.spec["tokenizer"])
+        self.tokenizer = TextTokenizer.from_json(self.info.tokenizer)
         self.losses = from_mapping(Losses, self.options.losses, "task.losses")
         if self.losses.contrastive:
             self.example_input = 'input=images/ predict.query="a red apple"'
         config, width = self.config, self.options.embedding_width or self.config.d_model
-        size, patch, channels = (self.spec[key] for key in ("image_size", "patch_size", "channels"))
+        size, patch, channels = self.info.image_size, self.info.patch_size, self.info.channels
         self.stem = VisionLanguageStem(
             PatchStem(size, patch, channels, config.d_model, mask_token=True),
-            TokenStem(self.spec["vocab_size"], config),
+            TokenStem(self.info.vocab_size, config),
             config,
         )
         self.backbone = build_backbone(config)
         self.gallery = Gallery()
         if self.losses.masked:
             self.image_head = Linear(config.d_model, self.build_target(), roles=("head",))
-            self.text_head = MaskedLMHead(self.spec["vocab_size"], config)
+            self.text_head = MaskedLMHead(self.info.vocab_size, config)
             for kind in KINDS:
                 if self.target is not None or kind.endswith("texts"):
                     self.scores[f"accuracy/{kind}"] = MeanMetric()
@@ -192,7 +192,7 @@ class VisionLanguage(MaskedImages):
             self.vision_head = Linear(config.d_model, width, bias=False, roles=("head",))
             self.language_head = Linear(config.d_model, width, bias=False, roles=("head",))
             self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / self.options.temperature)))
-            self.scores["retrieval"] = RetrievalScores(self.spec["languages"], width)
+            self.scores["retrieval"] = RetrievalScores(self.info.languages, width)
         else:
             self.monitor, self.mode = "val/loss", "min"
 
@@ -201,12 +201,12 @@ class VisionLanguage(MaskedImages):
             if (value := getattr(self.config, key)) != wanted:
                 why = "" if key == "architecture" else ": each modality has learnt positions of its own"
                 raise ConfigError(f"backbone.{key}={value}: task={self.name} needs {key}={wanted}{why}.")
-        if self.spec["max_tokens"] > self.config.max_positions:
+        if self.info.max_tokens > self.config.max_positions:
             raise ConfigError(
-                f"data.max_tokens={self.spec['max_tokens']}: the backbone has max_positions={self.config.max_positions}. "
+                f"data.max_tokens={self.info.max_tokens}: the backbone has max_positions={self.config.max_positions}. "
                 "Lower the one or raise the other."
             )
-        require_patches(self.name, self.spec)
+        require_patches(self.name, self.info)
 
     def _leave_out_pairs(self) -> None:
         """Without pairs and masks, what only these use is not trained: processes would wait for its gradients."""
@@ -252,7 +252,7 @@ class VisionLanguage(MaskedImages):
             vision = self.image_vectors(batch["image"])
             text = self.text_vectors(batch["tokens"], batch["mask"])
             vectors = vision.detach(), text.detach()
-            labels = torch.stack((batch["image"], batch["caption"]), dim=1)
+            labels = torch.stack((batch["image_id"], batch["caption"]), dim=1)
             # Evaluation batches differ in number from process to process, and are compared in themselves.
             loss = contrastive_loss(vision, text, self._scale(), labels, gather=self.training)
             parts["contrastive"] = loss / weight
@@ -328,7 +328,7 @@ class VisionLanguage(MaskedImages):
         """Keep the batch's vectors, and count what was right of the hidden."""
         vectors, hits = output.outputs
         if vectors is not None:
-            self.scores["retrieval"].update(batch["image"], batch["caption"], batch["language"], *vectors)
+            self.scores["retrieval"].update(batch["image_id"], batch["caption"], batch["language"], *vectors)
         for kind, right in hits.items():
             if len(right):
                 self.scores[f"accuracy/{kind}"].update(right.float().mean(), len(right))
@@ -337,8 +337,10 @@ class VisionLanguage(MaskedImages):
         """Nothing yet: what is found is known when the whole gallery was seen."""
         vectors, _ = output.outputs
         if vectors is not None:
-            pixels = self.images.pixels(batch["image"])
-            self.gallery.add(batch["image"], pixels, vectors[0], batch["caption"], batch["text"], vectors[1])
+            pixels = self.info.pixels(batch["image"])
+            self.gallery.add(
+                batch["image_id"], pixels, vectors[0], batch["caption"], batch["text"], vectors[1]
+            )
         return []
 
     def overview(self) -> list[Sample]:
@@ -346,7 +348,7 @@ class VisionLanguage(MaskedImages):
         gallery, self.gallery = self.gallery, Gallery()
         return gallery.samples(self.num_samples) if self.losses.contrastive else []
 
-    def units(self, batch: Batch) -> dict[str, float]:
+    def throughput_counts(self, batch: Batch) -> dict[str, float]:
         """Pairs, and their patches and words, however often the encoder reads them."""
         patches = len(batch["id"]) * self.stem.vision.num_tokens
         return {"examples": float(len(batch["id"])), "tokens": float(patches + int(batch["mask"].sum()))}
@@ -374,7 +376,7 @@ class VisionLanguage(MaskedImages):
 
     def tokenizer_json(self) -> str | None:
         """As the data has it."""
-        return str(self.spec["tokenizer"])
+        return str(self.info.tokenizer)
 
     # ------------------------------------------------------------------ use
 
@@ -450,8 +452,8 @@ class VisionLanguage(MaskedImages):
         """(texts, E) on the CPU. Raises `ConfigError`, naming `key`, for a text that cannot be read."""
         if not texts:
             raise ConfigError(f"{key}: is empty. Say what the image is to show.")
-        clean = [readable_caption(text, self.spec["lowercase"], key) for text in texts]
-        longest, pad = self.spec["max_tokens"], self.tokenizer.pad_id
+        clean = [readable_caption(text, self.info.lowercase, key) for text in texts]
+        longest, pad = self.info.max_tokens, self.tokenizer.pad_id
         encoded = encode(self.tokenizer, clean, [None] * len(clean), longest)
         if encoded.truncated:
             log.warning(
@@ -466,8 +468,8 @@ class VisionLanguage(MaskedImages):
 
     def _vectors_of_images(self, path: str) -> Iterator[tuple[list[str], list[np.ndarray], Tensor]]:
         """Batches of files, their pixels (C, S, S) uint8 as the model sees them, and their vectors (n, E) on the CPU."""
-        given = user_images(path, self.images.channels, self.images.svg_side)
+        given = user_images(path, self.info.channels, self.info.svg_side)
         while batch := list(islice(given, PREDICT_BATCH)):
-            images = evaluation_batch([image for _, image in batch], self.images)
+            images = evaluation_batch([image for _, image in batch], self.info)
             vectors = self.image_vectors(images.to(self.device)).cpu()
-            yield [str(file) for file, _ in batch], list(self.images.pixels(images).numpy()), vectors
+            yield [str(file) for file, _ in batch], list(self.info.pixels(images).numpy()), vectors

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchmetrics import MeanMetric, Metric
 
-from magneto.data.image.dataset import ImageSpec
+from magneto.data.image.dataset import ImageInfo
 from magneto.data.image.module import ImageDataModule
 from magneto.data.image.predict import evaluation_batch, user_images
 from magneto.data.module import DataModule
@@ -27,7 +27,8 @@ from magneto.inference.inputs import PredictInput
 from magneto.nn.vision.vector_quantizer import perplexity, usage
 from magneto.nn.vision.visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
 from magneto.tasks.base import TaskModule
-from magneto.training.module import Batch, Sample, StepOutput
+from magneto.training.module import Batch, StepOutput
+from magneto.training.samples import Sample
 from magneto.visualize.image_grid import side_by_side, tile
 
 PREDICT_BATCH = 32
@@ -96,9 +97,9 @@ class VisualTokenization(TaskModule):
     options: VisualTokenizerOptions
 
     @classmethod
-    def shape_from(cls, backbone: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
+    def shape_from(cls, backbone: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str, Any]:
         """Positions for the patches of an image."""
-        return shape_of_patches(backbone, spec)
+        return shape_of_patches(backbone, info)
 
     @classmethod
     def prepare(cls, config: Mapping[str, Any], data: DataModule) -> dict[str, Any]:
@@ -110,18 +111,17 @@ class VisualTokenization(TaskModule):
 
     def build(self) -> None:
         """Encoder, codebook, decoder; reconstruction and use of the codes."""
-        require_patches(self.name, self.spec)
+        require_patches(self.name, self.info)
         options = self.options
         self.tokenizer = VisualTokenizer(
             VisualTokenizerConfig(
-                image_size=self.spec["image_size"], patch_size=self.spec["patch_size"], channels=self.spec["channels"],
+                image_size=self.info.image_size, patch_size=self.info.patch_size, channels=self.info.channels,
                 codes=options.codes, code_width=options.code_width, width=options.width, blocks=options.blocks,
                 decay=options.decay, normalize=options.normalize, revive_below=options.revive_below,
                 teacher_width=options.teacher_width, decoder_layers=options.decoder_layers,
                 backbone=None if options.teacher is None else self.config,
             )
         )  # fmt: skip
-        self.images = ImageSpec.from_dict(self.spec)
         self.scores["reconstruction"] = MeanMetric()
         self.scores["codes"] = CodeScores(options.codes)
         # A given model, and no part of this one: neither trained nor saved with it.
@@ -136,13 +136,13 @@ class VisualTokenization(TaskModule):
             self._given.append(_teacher(self.options.teacher, self.options.teacher_file).to(images.device))
         teacher: Any = self._given[0]
         with torch.no_grad():
-            seen = teacher.forward_features(_as_it_likes(teacher, images, self.images))
+            seen = teacher.forward_features(_as_it_likes(teacher, images, self.info))
         features = _of_patches(teacher, seen)
         patches = self.tokenizer.config.grid**2
         if features.shape[1] != patches:
             raise ConfigError(
                 f"task.teacher={self.options.teacher}: sees {features.shape[1]} patches in an image, and data.patch_size="
-                f"{self.spec['patch_size']} makes {patches} of it. Choose a teacher with as many, or another patch_size."
+                f"{self.info.patch_size} makes {patches} of it. Choose a teacher with as many, or another patch_size."
             )
         return features
 
@@ -183,7 +183,7 @@ class VisualTokenization(TaskModule):
     def _panels(self, images: Tensor, made: Tensor, codes: Tensor) -> Iterator[np.ndarray]:
         """(H, W, 3) uint8 of each image: itself, the reconstruction where there is one, the codes as colours."""
         shown = [images] if self.options.teacher else [images, made]
-        pixels = [self.images.pixels(part).cpu() for part in shown]
+        pixels = [self.info.pixels(part).cpu() for part in shown]
         grid, patch = self.tokenizer.config.grid, self.tokenizer.config.patch_size
         colours = np.random.default_rng(0).integers(0, 256, (self.options.codes, 3), np.uint8)
         for row in zip(*pixels, codes.cpu(), strict=True):
@@ -207,8 +207,8 @@ class VisualTokenization(TaskModule):
             raise ConfigError(
                 "prompt=: this model reads images. Say input= with an image or a folder of them."
             )
-        for file, image in user_images(inputs.path, self.images.channels, self.images.svg_side):
-            images = evaluation_batch([image], self.images).to(self.device)
+        for file, image in user_images(inputs.path, self.info.channels, self.info.svg_side):
+            images = evaluation_batch([image], self.info).to(self.device)
             codes = self.tokenizer.codes(images)
             (panel,) = self._panels(images, self.tokenizer.decode(codes), codes)
             listed = codes[0].tolist()
@@ -220,22 +220,22 @@ class VisualTokenization(TaskModule):
             }
 
 
-def require_patches(task: str, spec: Mapping[str, Any]) -> None:
+def require_patches(task: str, info: ImageInfo) -> None:
     """Raise `ConfigError` unless the data says how large a patch is."""
-    if spec["patch_size"] is None:
+    if info.patch_size is None:
         raise ConfigError(
             f"data.patch_size is missing: task={task} reads an image in patches, such as patch_size=4 of 28 pixels or "
             "patch_size=16 of 224."
         )
 
 
-def shape_of_patches(backbone: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
+def shape_of_patches(backbone: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str, Any]:
     """What the patches on a side of an image say of a backbone's positions: `grid` where these have two dimensions,
     else the rows of a table, one for each patch and one for [CLS].
     """
-    if not spec["patch_size"]:
+    if not info["patch_size"]:
         return {}
-    grid = spec["image_size"] // spec["patch_size"]
+    grid = info["image_size"] // info["patch_size"]
     if backbone.get("position") == "relative_2d":
         return {"grid": grid}
     return {"max_positions": 1 + grid**2} if backbone.get("position") in TABLES else {}
@@ -294,11 +294,11 @@ def _of_patches(teacher: Any, features: Any) -> Tensor:
     return features[:, getattr(teacher, "num_prefix_tokens", 0) :]
 
 
-def _as_it_likes(teacher: Any, images: Tensor, spec: ImageSpec) -> Tensor:
+def _as_it_likes(teacher: Any, images: Tensor, info: ImageInfo) -> Tensor:
     """Images normalised as we do, (B, C, S, S) -> (B, 3, T, T) as the teacher was trained on."""
     wanted = teacher.pretrained_cfg
     mean, std = (torch.tensor(wanted[key], device=images.device).view(1, 3, 1, 1) for key in ("mean", "std"))
-    ours = [torch.tensor(values, device=images.device).view(1, -1, 1, 1) for values in (spec.mean, spec.std)]
+    ours = [torch.tensor(values, device=images.device).view(1, -1, 1, 1) for values in (info.mean, info.std)]
     pixels = (images * ours[1] + ours[0]).expand(-1, 3, -1, -1)
     size = wanted["input_size"][-2:]
     if pixels.shape[2:] != tuple(size):

@@ -5,7 +5,7 @@
                                         +--4 x d_model--> norm, MLP --> false or true
     image, statement --> [CLS], <s> --+
 
-Which of the two it is, the data tells (`spec.images`). The heads are those of BEiT-3's fine-tuning. With `init_from=` the
+Which of the two it is, the data tells (`info.images`). The heads are those of BEiT-3's fine-tuning. With `init_from=` the
 encoder comes from `task=vl` or from published weights (magneto/pretrained/init_from.py).
 """
 
@@ -28,8 +28,7 @@ from magneto.data.tokenizers.encode import encode
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.data.transforms.text import readable_caption
 from magneto.data.vqa.answers import shared, vqa_accuracy
-from magneto.data.vqa.dataset import ImageQuestionSpec
-from magneto.data.vqa.module import ImageQuestionDataModule
+from magneto.data.vqa.module import VqaDataModule
 from magneto.errors import ConfigError, nearest
 from magneto.inference.inputs import PredictInput
 from magneto.metrics.vqa import AnswerScores
@@ -46,7 +45,8 @@ from magneto.nn import (
 from magneto.nn.multiway import Experts
 from magneto.tasks.base import TaskModule
 from magneto.tasks.visual_tokenizer import require_patches
-from magneto.training.module import Batch, Sample, StepOutput
+from magneto.training.module import Batch, StepOutput
+from magneto.training.samples import Sample
 from magneto.visualize.image_grid import side_by_side, tile
 
 log = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ class VisionLanguageClassification(TaskModule):
     name = "vl_classification"
     monitor, mode = "val/accuracy", "max"
     Options = VLClassificationOptions
-    Data = ImageQuestionDataModule
+    Data = VqaDataModule
     options: VLClassificationOptions
 
     def build(self) -> None:
@@ -124,24 +124,23 @@ class VisionLanguageClassification(TaskModule):
             if (value := getattr(self.config, key)) != wanted:
                 why = "" if key == "architecture" else ": each modality has learnt positions of its own"
                 raise ConfigError(f"backbone.{key}={value}: task={self.name} needs {key}={wanted}{why}.")
-        if self.spec["max_tokens"] > self.config.max_positions:
+        if self.info.max_tokens > self.config.max_positions:
             raise ConfigError(
-                f"data.max_tokens={self.spec['max_tokens']}: the backbone has max_positions={self.config.max_positions}. "
+                f"data.max_tokens={self.info.max_tokens}: the backbone has max_positions={self.config.max_positions}. "
                 f"Set data.max_tokens to {self.config.max_positions} or less."
             )
-        require_patches(self.name, self.spec)
-        self.labels: list[str] = self.spec["labels"]
+        require_patches(self.name, self.info)
+        self.labels: list[str] = self.info.labels
         if len(self.labels) < 2:
             raise ConfigError(
                 f"task={self.name}: all training questions have one answer, {', '.join(self.labels)}: there is nothing to "
                 "learn from this data."
             )
-        self.images = ImageQuestionSpec.from_dict(self.spec)
-        self.tokenizer = TextTokenizer.from_json(self.spec["tokenizer"])
+        self.tokenizer = TextTokenizer.from_json(self.info.tokenizer)
         config, width = self.config, self.config.d_model
-        size, patch, channels = (self.spec[key] for key in ("image_size", "patch_size", "channels"))
+        size, patch, channels = self.info.image_size, self.info.patch_size, self.info.channels
         self.stem = VisionLanguageStem(
-            PatchStem(size, patch, channels, width), TokenStem(self.spec["vocab_size"], config), config
+            PatchStem(size, patch, channels, width), TokenStem(self.info.vocab_size, config), config
         )
         self.backbone = build_backbone(config)
         for module in self.backbone.modules():
@@ -149,13 +148,13 @@ class VisionLanguageClassification(TaskModule):
                 # Pairs alone never use these: processes would wait for their gradients.
                 module.vision.requires_grad_(False)
                 module.text.requires_grad_(False)
-        self.statements = self.spec["images"] > 1
+        self.statements = self.info.images > 1
         self.example_input = (
             'input=left.png predict.second=right.png predict.question="Both are red."'
             if self.statements
             else 'input=image.png predict.question="What is this?"'
         )
-        inputs = 2 * self.spec["images"] * width
+        inputs = 2 * self.info.images * width
         self.pooler = build_norm(config, inputs) if self.statements else Pooler(config)
         last = Linear(2 * width, len(self.labels), roles=("head",))
         nn.init.normal_(last.weight, std=self.options.head_std)
@@ -165,7 +164,7 @@ class VisionLanguageClassification(TaskModule):
             nn.GELU(),
             last,
         )
-        self.scores["answers"] = AnswerScores(self.spec["kinds"], self.spec["usual"], self.statements)
+        self.scores["answers"] = AnswerScores(self.info.kinds, self.info.usual, self.statements)
 
     def forward(self, images: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """(B, P, C, S, S), (B, T) int64 and its mask -> fp32 logits (B, answers)."""
@@ -200,12 +199,12 @@ class VisionLanguageClassification(TaskModule):
     def samples(self, batch: Batch, output: StepOutput) -> list[Sample]:
         """A few questions of each batch with their images: over all batches about as many as are asked for."""
         rows = len(batch["id"])
-        batches = max(1, self.spec["questions"]["val"] // rows)
+        batches = max(1, self.info.questions["val"] // rows)
         chosen = range(0, rows, max(1, rows // ceil(self.num_samples / batches)))
         answers = self.describe(output.outputs[list(chosen)], 1)
         shown = []
         for row, answer in zip(chosen, answers, strict=True):
-            pixels = self.images.pixels(batch["image"][row]).cpu().numpy()
+            pixels = self.info.pixels(batch["image"][row]).cpu().numpy()
             given = batch["counts"][row]
             shown.append(
                 {
@@ -235,7 +234,7 @@ class VisionLanguageClassification(TaskModule):
             for places, shares in zip(top.indices.tolist(), top.values.tolist(), strict=True)
         ]
 
-    def units(self, batch: Batch) -> dict[str, float]:
+    def throughput_counts(self, batch: Batch) -> dict[str, float]:
         """Questions, and the patches and words that the encoder reads."""
         rows, each = batch["image"].shape[:2]
         words = int(batch["mask"].sum())
@@ -253,7 +252,7 @@ class VisionLanguageClassification(TaskModule):
 
     def tokenizer_json(self) -> str | None:
         """As the data has it."""
-        return str(self.spec["tokenizer"])
+        return str(self.info.tokenizer)
 
     # ------------------------------------------------------------------ use
 
@@ -288,8 +287,8 @@ class VisionLanguageClassification(TaskModule):
 
     def _question(self, text: str) -> tuple[Tensor, Tensor]:
         """(1, T) int64 and its mask."""
-        longest = self.spec["max_tokens"]
-        plain = readable_caption(text, self.spec["lowercase"], "predict.question")
+        longest = self.info.max_tokens
+        plain = readable_caption(text, self.info.lowercase, "predict.question")
         encoded = encode(self.tokenizer, [plain], [None], longest)
         if encoded.truncated:
             log.warning("predict.question: it is longer than %d tokens and loses its end", longest)
@@ -298,9 +297,9 @@ class VisionLanguageClassification(TaskModule):
 
     def _batches(self, path: str, key: str = "input") -> Iterator[list[tuple[str, Tensor]]]:
         """Files, and their images (C, S, S) as evaluation sees them."""
-        given = user_images(path, self.images.channels, self.images.svg_side, key)
+        given = user_images(path, self.info.channels, self.info.svg_side, key)
         while batch := list(islice(given, PREDICT_BATCH)):
-            images = evaluation_batch([image for _, image in batch], self.images)
+            images = evaluation_batch([image for _, image in batch], self.info)
             yield [(str(file), image) for (file, _), image in zip(batch, images, strict=True)]
 
     def _seen(self, path: str) -> list[tuple[str, Tensor]]:

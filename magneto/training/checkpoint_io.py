@@ -18,17 +18,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from magneto.errors import ConfigError, DataError
+from magneto.training import migrate
 from magneto.training.run_folder import write_atomically
 
 if TYPE_CHECKING:
     from magneto.training.module import TrainingModule
 
 EXPORT_FORMAT = "magneto-export-1"
-_MOVED = {
-    "magneto.tasks.vl.VisionLanguage": "magneto.tasks.vision_language.VisionLanguage",
-    "magneto.tasks.vl_classification.VisionLanguageClassification": "magneto.tasks.vqa.VisionLanguageClassification",
-}
-"""Tasks by the class paths that checkpoints and exports of earlier versions hold."""
 REMEDY = "Use the other checkpoint of the run (best.ckpt or last.ckpt), or start anew with resume=never."
 
 
@@ -83,10 +79,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"checkpoint {path}: not written by magneto (it names no task). Use a checkpoint of a run."
         )
     _require(f"checkpoint {path}", content, {"state_dict": dict, "global_step": int}, REMEDY)
-    parts = {"task": str, "backbone": dict, "spec": dict, "total_steps": int}
+    named = migrate.hyper_parameters(named)
+    parts = {"task": str, "backbone": dict, "info": dict, "total_steps": int}
     _require(f"checkpoint {path}", named, parts, REMEDY)
-    named["task"] = _MOVED.get(named["task"], named["task"])
-    return dict(content)
+    kept = {
+        key: migrate.weights(content[key])
+        for key in ("state_dict", "averaged_state_dict")
+        if content.get(key)
+    }
+    return {**content, **kept, "hyper_parameters": named}
 
 
 def _require(where: str, values: dict[str, Any], kinds: dict[str, type], remedy: str) -> None:
@@ -150,10 +151,9 @@ def _read_export(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]
         raise DataError(f"{config_file}: format {form!r}, expected {EXPORT_FORMAT!r}.")
     again = "Write it again with mode=export checkpoint=..."
     _require(str(config_file), config, {"hyper_parameters": dict}, again)
-    hyper_parameters = config["hyper_parameters"]
-    _require(str(config_file), hyper_parameters, {"task": str, "backbone": dict, "spec": dict}, again)
-    hyper_parameters["task"] = _MOVED.get(hyper_parameters["task"], hyper_parameters["task"])
-    return hyper_parameters, weights
+    hyper_parameters = migrate.hyper_parameters(config["hyper_parameters"])
+    _require(str(config_file), hyper_parameters, {"task": str, "backbone": dict, "info": dict}, again)
+    return hyper_parameters, migrate.weights(weights)
 
 
 def export(task: "TrainingModule", folder: str | Path) -> Path:

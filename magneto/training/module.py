@@ -16,11 +16,11 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torchmetrics import MeanMetric, Metric
 
 from magneto.config.validate import from_mapping
+from magneto.training import migrate
 from magneto.training.optim import OptimizerConfig, SchedulerConfig, build_optimizer, build_scheduler
-from magneto.training.samples import log_samples, save_image
+from magneto.training.samples import Sample, log_samples, save_image
 
 Batch = dict[str, Any]
-Sample = dict[str, Any]
 
 
 @dataclass
@@ -117,7 +117,7 @@ class TrainingModule(L.LightningModule):
         """As `samples`, of a whole evaluation, once its metrics are known."""
         return []
 
-    def units(self, batch: Batch) -> dict[str, float]:
+    def throughput_counts(self, batch: Batch) -> dict[str, float]:
         """What throughput is counted in: `examples`, and `tokens` or `audio_seconds`."""
         return {"examples": float(len(batch["id"]))}
 
@@ -280,7 +280,8 @@ class TrainingModule(L.LightningModule):
         ]  # one of each process
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore them."""
+        """Restore them, whatever version wrote them."""
+        checkpoint["state_dict"] = migrate.weights(checkpoint["state_dict"])
         self.evaluated = dict(checkpoint.get("evaluated", {}))
         windows = checkpoint.get("window", {})
         if isinstance(windows, Mapping):  # of an older version: that of the first process alone

@@ -97,7 +97,7 @@ class Monitor(Callback):
     ) -> None:
         """Count the work; log and judge every `every` optimizer steps and at the end."""
         assert isinstance(pl_module, TrainingModule)
-        work = pl_module.units(batch)
+        work = pl_module.throughput_counts(batch)
         work["model_flops"] = pl_module.flops(batch)
         work["seconds"] = time.perf_counter() - self._started
         work["batches"] = 1

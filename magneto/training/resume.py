@@ -39,9 +39,9 @@ def read_start(task: TrainingModule, start: Start, folder: RunFolder) -> dict[st
         )
     # Where the same files came from may differ, what was made of them may not.
     told = ("corpus", "corpora")
-    spec = task.hparams["spec"]
-    both = spec.keys() & stored["spec"].keys()  # a newer version may have added one
-    changed = sorted(key for key in both.difference(told) if stored["spec"][key] != spec[key])
+    info = task.hparams["info"]
+    both = info.keys() & stored["info"].keys()  # a newer version may have added one
+    changed = sorted(key for key in both.difference(told) if stored["info"][key] != info[key])
     if changed:
         raise ConfigError(
             f"checkpoint {start.checkpoint} was trained on other data than what is prepared now: {', '.join(changed)} "

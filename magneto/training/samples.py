@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from magneto.training.module import Sample
+Sample = dict[str, Any]
 
 
 def log_samples(logger: Any, key: str, rows: Sequence[Mapping[str, Any]], step: int) -> None:

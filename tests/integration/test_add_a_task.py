@@ -40,7 +40,7 @@ def test_the_task_of_the_page_trains_compares_and_predicts(
     )
     results = [run(f"backbone={name}", f"name={name}") for name in ("post_ln", "pre_ln", "magneto")]
     for result in results:
-        assert result["status"] == "finished" and result["headline"] == "test/accuracy"
+        assert result["status"] == "finished" and result["primary_metric"] == "test/accuracy"
         # In a language where a word of four letters is followed by one of two, a fifth is learnt at once.
         assert result["metrics"]["test/accuracy"] > 0.2
         assert "guesses" in Path(result["folder"], "samples.jsonl").read_text()

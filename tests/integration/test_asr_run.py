@@ -222,7 +222,7 @@ def test_odd_recordings_are_transcribed(run, tones: Path, tmp_path: Path) -> Non
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in own))
     expected = run("mode=test", f"checkpoint={folder}")["metrics"]
     found = run(
-        "mode=test", f"checkpoint={folder}", f"data.sources.manifest.manifest={tmp_path / 'test.jsonl'}",
+        "mode=test", f"checkpoint={folder}", f"data.corpora.manifest.manifest={tmp_path / 'test.jsonl'}",
         f"data_dir={tmp_path / 'data'}",
     )["metrics"]  # fmt: skip
     assert found == pytest.approx(expected)
@@ -328,7 +328,7 @@ def test_data_that_have_changed_since_are_refused(run, kill_after_save, tones: P
     for line in lines:
         line["audio_filepath"] = str(tones.parent / line["audio_filepath"])
     manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    mine = f"data.sources.manifest.manifest={manifest}"
+    mine = f"data.corpora.manifest.manifest={manifest}"
     with kill_after_save():
         run(mine, "name=one")
     manifest.write_text("".join(json.dumps(line) + "\n" for line in lines[1:]))
@@ -400,7 +400,7 @@ def test_compiled_layers_train_as_others_and_leave_the_same_names(run, values) -
         ("task.beam_width=0", "beam_width"),
         ("trainer.limit_val_batches=0", "limit_val_batches"),
         ("checkpoint=nowhere.ckpt", None),
-        ("data.sources.manifest.manifest=nowhere.jsonl", "nowhere.jsonl"),
+        ("data.corpora.manifest.manifest=nowhere.jsonl", "nowhere.jsonl"),
         ("backbone.architecture=decoder", "architecture=encoder"),
         ("+task.widht=3", "task.widht"),
         ("+data.batch_frame=3", "batch_frame"),

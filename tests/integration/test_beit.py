@@ -302,7 +302,7 @@ def test_what_uses_no_classes_is_tested_on_other_ones(
     for split in ("train", "val", "test"):
         for name, other in (("across", "plaid"), ("down", "dots"), ("checks", "checks")):
             shutil.copytree(patterns / split / name, tmp_path / "others" / split / other)
-    others = f"data.sources.image_folder.folder={tmp_path / 'others'}"
+    others = f"data.corpora.image_folder.folder={tmp_path / 'others'}"
     assert drive(settings, *test, others)["metrics"].keys() == own.keys()
     if task == "beit":
         with pytest.raises(MagnetoError, match="data.masking is missing: task=beit hides patches"):

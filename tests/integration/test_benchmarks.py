@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from magneto.errors import MagnetoError
-from tests.toy_translation import parallel_files
+from tests.toy_translation import translation_files
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 Script = Callable[..., Any]
@@ -115,14 +115,14 @@ def test_the_memory_of_one_contestant(
 
 
 def test_translation_baselines(
-    script: Script, toy_parallel: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    script: Script, toy_translation_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Beside the two baselines, the references themselves as a system's output."""
     pytest.importorskip("sklearn")
     overrides = [
-        "data=parallel_files", *parallel_files(toy_parallel), f"data_dir={tmp_path}", "data.tokenizer.vocab_size=90",
+        "data=translation_files", *translation_files(toy_translation_files), f"data_dir={tmp_path}", "data.tokenizer.vocab_size=90",
     ]  # fmt: skip
-    script("translation_baselines", *overrides, "--hypotheses", toy_parallel / "test.fr").main()
+    script("translation_baselines", *overrides, "--hypotheses", toy_translation_files / "test.fr").main()
     printed = capsys.readouterr().out
     assert "40 test pairs, 600 to look up in" in " ".join(printed.split())
     assert "BLEU: nrefs:1" in printed and "chrF: nrefs:1" in printed
@@ -135,5 +135,5 @@ def test_translation_baselines(
 
 
 def test_data_that_does_not_fit_the_task_is_refused(script: Script) -> None:
-    with pytest.raises(MagnetoError, match="needs data of the kind ParallelDataModule"):
+    with pytest.raises(MagnetoError, match="needs data of the kind TranslationDataModule"):
         script("translation_baselines", "data=fashion_mnist").main()

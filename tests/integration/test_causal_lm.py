@@ -62,7 +62,7 @@ def test_perplexity_is_that_of_an_independent_computation(run_lm) -> None:
     data = instantiate({k: v for k, v in settings.items() if k != "name"}, _convert_="all")
     assert isinstance(data, TextDataModule)
     documents = [document for document in data._documents("text_files") if document.split == "test"]
-    tokenizer = TextTokenizer.from_json(task.spec["tokenizer"])
+    tokenizer = TextTokenizer.from_json(task.info["tokenizer"])
     row = [2]
     for document in documents:
         row += [*tokenizer.encode(document.text), 2]
@@ -155,8 +155,8 @@ def test_every_backbone_overfits_one_batch(run_lm, backbone: str, tmp_path: Path
             text = "".join(random.choice(list("abcdefgh"), 31))
             (tmp_path / split / f"{number}.txt").write_text(text)
     result = run_lm(
-        f"backbone={backbone}", "data.sources.text_files.path=null",
-        *(f"data.sources.text_files.{split}={tmp_path / split}" for split in ("train", "val", "test")),
+        f"backbone={backbone}", "data.corpora.text_files.path=null",
+        *(f"data.corpora.text_files.{split}={tmp_path / split}" for split in ("train", "val", "test")),
         "data.documents=separate", "data.tokenizer.vocab_size=261", "trainer.max_steps=150", "scheduler=constant",
         "scheduler.warmup=30", "trainer.val_check_interval=150", "optimizer.lr=4e-3", "backbone.d_model=64",
     )  # fmt: skip
@@ -180,7 +180,7 @@ def test_a_test_set_alone_gives_the_same_scores(run_lm, tmp_path: Path) -> None:
     rows = [json.dumps({"text": document.text}) for document in data.documents("test")]
     (tmp_path / "test.jsonl").write_text("".join(f"{row}\n" for row in rows))
     command = [
-        "task=causal_lm", "data=text_files", f"data.sources.text_files.test={tmp_path / 'test.jsonl'}",
+        "task=causal_lm", "data=text_files", f"data.corpora.text_files.test={tmp_path / 'test.jsonl'}",
         "data.eval_stride=16", *folders(tmp_path / "data", tmp_path), *SHORT,
     ]  # fmt: skip
     tested = drive(command, "mode=test", f"checkpoint={first['folder']}/export")["metrics"]

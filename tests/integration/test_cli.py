@@ -90,7 +90,7 @@ def test_finished_run_is_told_without_torch(tmp_path: Path) -> None:
     folder = run_folder.run_folder(config, arguments)
     folder.path.mkdir(parents=True)
     folder.config.write_text(yaml.safe_dump(config))
-    folder.write_result({"status": "finished", "headline": "test/cer", "metrics": {"test/cer": 0.125}})
+    folder.write_result({"status": "finished", "primary_metric": "test/cer", "metrics": {"test/cer": 0.125}})
     done = without_torch(*arguments)
     assert done.returncode == 0 and "already" in done.stdout and "0.125" in done.stdout, done.stderr
 

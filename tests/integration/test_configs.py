@@ -18,11 +18,6 @@ from magneto.tasks.registry import task_class
 from magneto.training import checkpointing, loggers
 from magneto.training.optim import OptimizerConfig, SchedulerConfig
 
-ALONE = {
-    ("data", kind)
-    for kind in ("speech", "parallel", "text", "labelled", "image", "image_text", "image_question")
-}  # shared bases, not to be chosen
-
 
 def plain(*overrides: str) -> dict:
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -30,9 +25,7 @@ def plain(*overrides: str) -> dict:
 
 
 def choices(*groups: str) -> list[str]:
-    return [
-        f"{group}={option}" for group in groups for option in options(group) if (group, option) not in ALONE
-    ]
+    return [f"{group}={option}" for group in groups for option in options(group)]
 
 
 def make(config: dict) -> None:
@@ -52,28 +45,28 @@ EVERYTHING = choices("backbone", "size", "optimizer", "scheduler", "trainer", "c
 
 
 NEEDED = {
-    "manifest": ["data.sources.manifest.manifest=m.jsonl"],
-    "parallel_files": ["data.sources.files.tsv=pairs.tsv"],
-    "text_files": ["data.sources.text_files.path=texts"],
-    "glue": ["data.source.folder=glue"],
-    "hub_images": ["data.sources.hub_images.name=images"],
-    "image_folder": ["data.sources.image_folder.folder=texts"],
+    "manifest": ["data.corpora.manifest.manifest=m.jsonl"],
+    "translation_files": ["data.corpora.files.tsv=pairs.tsv"],
+    "text_files": ["data.corpora.text_files.path=texts"],
+    "glue": ["data.corpus.folder=glue"],
+    "hub_images": ["data.corpora.hub_images.name=images"],
+    "image_folder": ["data.corpora.image_folder.folder=texts"],
     "vqa": [
-        "data.sources.vqa.questions={train: a.json, val: a.json}",
-        "data.sources.vqa.annotations={train: a.json, val: a.json}",
-        "data.sources.vqa.folder=texts",
+        "data.corpora.vqa.questions={train: a.json, val: a.json}",
+        "data.corpora.vqa.annotations={train: a.json, val: a.json}",
+        "data.corpora.vqa.folder=texts",
     ],
     "nlvr2": [
-        "data.sources.nlvr2.files={train: a.json, val: a.json}",
-        "data.sources.nlvr2.folders={train: texts, val: texts}",
+        "data.corpora.nlvr2.files={train: a.json, val: a.json}",
+        "data.corpora.nlvr2.folders={train: texts, val: texts}",
     ],
-    "imagenet": ["data.sources.imagenet.folder=texts"],
-    "webdataset": ["data.sources.webdataset.shards=texts/*.tar"],
-    "caption_file": ["data.sources.captions.file=m.jsonl"],
-    "coco_captions": ["data.sources.coco.annotations=m.jsonl", "data.sources.coco.folder=texts"],
-    "hub_captions": ["data.sources.hub.name=images"],
-    "webdataset_captions": ["data.sources.webdataset.shards=texts/*.tar"],
-    "tsv": ["data.source.train=a.tsv", "data.source.val=a.tsv", "data.source.test=a.tsv"],
+    "imagenet": ["data.corpora.imagenet.folder=texts"],
+    "webdataset": ["data.corpora.webdataset.shards=texts/*.tar"],
+    "caption_file": ["data.corpora.captions.file=m.jsonl"],
+    "coco_captions": ["data.corpora.coco.annotations=m.jsonl", "data.corpora.coco.folder=texts"],
+    "hub_captions": ["data.corpora.hub.name=images"],
+    "webdataset_captions": ["data.corpora.webdataset.shards=texts/*.tar"],
+    "tsv": ["data.corpus.train=a.tsv", "data.corpus.val=a.tsv", "data.corpus.test=a.tsv"],
 }
 
 
@@ -94,7 +87,7 @@ def own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         Path(folder, "train.tsv").write_text("")
 
 
-DATA = [option for option in options("data") if ("data", option) not in ALONE]
+DATA = [option for option in options("data")]
 TARGETS = {option: plain(f"data={option}")["data"]["_target_"] for option in DATA}
 
 
@@ -169,10 +162,10 @@ def test_each_size_of_each_backbone_builds(size: str, backbone: str) -> None:
 
 
 def test_the_documentation_pairs_take_their_directions_from_one_place() -> None:
-    override = "data.sources.manpages.directions=[en-fr,en-de]"
-    sources = plain("task=mt", "data=documentation_pairs", override)["data"]["sources"]
-    assert list(sources) == ["manpages", "libreoffice", "ddtp"]
-    assert all(source["directions"] == ["en-fr", "en-de"] for source in sources.values())
+    override = "data.corpora.manpages.directions=[en-fr,en-de]"
+    corpora = plain("task=mt", "data=documentation_pairs", override)["data"]["corpora"]
+    assert list(corpora) == ["manpages", "libreoffice", "ddtp"]
+    assert all(source["directions"] == ["en-fr", "en-de"] for source in corpora.values())
 
 
 def test_questions_about_the_stamps_hold_out_what_their_captions_do() -> None:

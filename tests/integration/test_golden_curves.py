@@ -43,7 +43,7 @@ def _mlm(request: pytest.FixtureRequest, folder: Path) -> list[str]:
 
 
 def _mt(request: pytest.FixtureRequest, folder: Path) -> list[str]:
-    return toy_translation(request.getfixturevalue("toy_parallel"), folder / "data", folder / "runs")
+    return toy_translation(request.getfixturevalue("toy_translation_files"), folder / "data", folder / "runs")
 
 
 def _text_classification(request: pytest.FixtureRequest, folder: Path) -> list[str]:
@@ -56,7 +56,7 @@ def _text_classification(request: pytest.FixtureRequest, folder: Path) -> list[s
         (folder / f"{split}.tsv").write_text("\n".join(rows) + "\n")
     return [
         "task=text_classification", "data=tsv",
-        *(f"data.source.{split}={folder}/{split}.tsv" for split in ("train", "val", "test")),
+        *(f"data.corpus.{split}={folder}/{split}.tsv" for split in ("train", "val", "test")),
         "data.max_tokens=32", "data.batch_size=16",
         "data.tokenizer.kind=bpe", "data.tokenizer.vocab_size=40", *folders(folder / "data", folder), *SMALL, *SHORT,
     ]  # fmt: skip
@@ -83,7 +83,7 @@ def _vl_masked(request: pytest.FixtureRequest, folder: Path) -> list[str]:
 def _vl_classification(request: pytest.FixtureRequest, folder: Path) -> list[str]:
     vqa = write_vqa(folder / "vqa")
     return [
-        "task=vl_classification", "data=vqa", f"data.sources.vqa.folder={vqa}", *overrides_of("vqa", vqa_files(vqa)),
+        "task=vl_classification", "data=vqa", f"data.corpora.vqa.folder={vqa}", *overrides_of("vqa", vqa_files(vqa)),
         *TOY_IMAGES, *folders(folder / "data", folder), *SHORT, *SMALL,
     ]  # fmt: skip
 

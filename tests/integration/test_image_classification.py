@@ -161,8 +161,8 @@ def test_an_evaluation_set_of_some_classes_asks_for_these_alone(
     names.write_text("n01\tdown\nn02\tacross\n")
     source = Path(run("name=one")["folder"]) / "export"
     tested = run(
-        "mode=test", f"checkpoint={source}", f"data.sources.image_folder.folder={root}",
-        "data.sources.image_folder.evaluation=true", f"data.sources.image_folder.names={names}",
+        "mode=test", f"checkpoint={source}", f"data.corpora.image_folder.folder={root}",
+        "data.corpora.image_folder.evaluation=true", f"data.corpora.image_folder.names={names}",
     )["metrics"]  # fmt: skip
     task = load_task(source)
     assert set(task.labels) == set(CLASSES)
@@ -178,8 +178,8 @@ def test_an_evaluation_set_of_some_classes_asks_for_these_alone(
     names.write_text("n01\tdown\nn02\tplaid\n")
     with pytest.raises(MagnetoError, match="classes that the checkpoint's model does not know: plaid"):
         run(
-            "mode=test", f"checkpoint={source}", f"data.sources.image_folder.folder={root}",
-            "data.sources.image_folder.evaluation=true", f"data.sources.image_folder.names={names}",
+            "mode=test", f"checkpoint={source}", f"data.corpora.image_folder.folder={root}",
+            "data.corpora.image_folder.evaluation=true", f"data.corpora.image_folder.names={names}",
         )  # fmt: skip
 
 
@@ -203,7 +203,7 @@ def test_a_probe_leaves_the_pretrained_model_as_it_is(settings: list[str]) -> No
     assert same and all(torch.equal(probed[name], before[name]) for name in same)
 
 
-PROBE = ("task.linear_probe=true", "task.layers=[0,1]", "task.cells=2", "optimizer.lr=0.02")
+PROBE = ("task.linear_probe=true", "task.layers=[0,1]", "task.pool_grid=2", "optimizer.lr=0.02")
 
 
 def test_kept_features_train_the_same_probe(run: Run) -> None:
@@ -221,12 +221,12 @@ def test_an_interrupted_probe_goes_on_bit_identically(run: Run, resumes_identica
 
 
 def test_features_of_cells_are_the_means_of_their_patches(run: Run) -> None:
-    folder = run("name=cells", "task.cells=2", "trainer.max_steps=2")["folder"]
+    folder = run("name=pool_grid", "task.pool_grid=2", "trainer.max_steps=2")["folder"]
     task = load_task(Path(folder) / "export").eval()
     images = torch.randn(3, 1, 16, 16)
     hidden = task.backbone(task.stem(images))[:, 1:].view(3, 4, 4, 32)
-    cells = hidden.view(3, 2, 2, 2, 2, 32).mean((2, 4))  # (B, cell's row, cell's column, width)
-    torch.testing.assert_close(task.features(images), cells.permute(0, 3, 1, 2).flatten(1))
+    pool_grid = hidden.view(3, 2, 2, 2, 2, 32).mean((2, 4))  # (B, cell's row, cell's column, width)
+    torch.testing.assert_close(task.features(images), pool_grid.permute(0, 3, 1, 2).flatten(1))
 
 
 @pytest.mark.parametrize(
@@ -237,8 +237,8 @@ def test_features_of_cells_are_the_means_of_their_patches(run: Run) -> None:
         (["task.linear_probe=true", "data.batch_size=1"], "Take 4 or more"),
         (["task.cache_features=true"], "for probes"),
         (["task.linear_probe=true", "task.layers=[2]"], "from 0 to 1"),
-        (["task.cells=5"], "the image has 4 patches on a side, so choose from 1 to 4"),
-        (["task.cells=2", "task.pooling=class_token"], "1 unless pooling=mean"),
+        (["task.pool_grid=5"], "the image has 4 patches on a side, so choose from 1 to 4"),
+        (["task.pool_grid=2", "task.pooling=class_token"], "1 unless pooling=mean"),
         (["task.linear_probe=true", "task.layers=[]"], "from 0 to 1"),
         (["task.linear_probe=true", "task.cache_features=true", "task.mixup=0.8"], "set both to 0"),
         (["task.linear_probe=true", "task.cache_features=true", "data.augment={flip: true}"], "augment=null"),
@@ -268,7 +268,7 @@ def test_classes_may_have_any_name(run: Run, tmp_path: Path) -> None:
                 Image.fromarray(pixels).save(folder / f"{number}.png")
     result = run(
         "name=strange",
-        f"data.sources.image_folder.folder={strange}",
+        f"data.corpora.image_folder.folder={strange}",
         "trainer.max_steps=2",
         "data.batch_size=4",
     )

@@ -39,7 +39,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "architecture": "decoder", "num_layers": 2, "d_model": 32, "num_heads": 4, "position": "rotary",
             "max_positions": 16,
         },
-        spec={"tokenizer": tokenizer.to_json(), "vocab_size": 275, "block_size": 16},
+        info={"tokenizer": tokenizer.to_json(), "vocab_size": 275, "block_size": 16},
         optimizer={"lr": 1e-3}, scheduler={"name": "constant"}, total_steps=1,
     )  # fmt: skip
     return export(task, tmp_path_factory.mktemp("model") / "export")

@@ -42,7 +42,7 @@ def run(counting: Path, prepared_dir: Path, tmp_path: Path) -> Run:
     overrides = [
         "task=mlm",
         "data=text_files",
-        *(f"data.sources.text_files.{split}={counting / split}" for split in ("train", "val", "test")),
+        *(f"data.corpora.text_files.{split}={counting / split}" for split in ("train", "val", "test")),
         "data.tokenizer.kind=bpe",
         "data.tokenizer.vocab_size=72",
         "data.block_size=32",
@@ -168,7 +168,7 @@ def test_loss_accuracy_and_pseudo_perplexity_from_whole_logits(run: Run) -> None
     """What the task says of a batch and of a sentence equals a computation that knows nothing of chosen places."""
     task = load_task(Path(run("name=one")["folder"]) / "export")
     assert isinstance(task, MLM)
-    tokens = torch.randint(5, task.spec["vocab_size"], (3, 12), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(5, task.info["vocab_size"], (3, 12), generator=torch.Generator().manual_seed(0))
     targets = torch.where(torch.rand(3, 12, generator=torch.Generator().manual_seed(1)) < 0.3, tokens, -100)
     batch = {"id": torch.arange(3), "tokens": tokens, "targets": targets}
     with torch.no_grad():

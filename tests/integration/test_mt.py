@@ -17,20 +17,20 @@ from safetensors.torch import load_file
 
 from magneto.commands import build, run, train
 from magneto.config.groups import CONF
-from magneto.data.translation.module import ParallelDataModule
+from magneto.data.translation.module import TranslationDataModule
 from magneto.errors import MagnetoError
 from magneto.metrics.translation import TranslationScores
 from magneto.nn import PLACEMENTS
 from magneto.tasks.mt import MT
 from magneto.tasks.registry import load_task
 from tests.small_runs import SHORT, drive, folders, training_losses
-from tests.toy_translation import parallel_files, toy_translation
+from tests.toy_translation import toy_translation, translation_files
 
 
-def plain_data(config: dict) -> ParallelDataModule:
+def plain_data(config: dict) -> TranslationDataModule:
     """The run's data, ready to give its test batches."""
     data = build.build_data(config["data"])
-    assert isinstance(data, ParallelDataModule)
+    assert isinstance(data, TranslationDataModule)
     data.setup()
     return data
 
@@ -42,18 +42,18 @@ LEARN = (
 
 
 @pytest.fixture
-def overrides(parallel_overrides: list[str]) -> list[str]:
-    return parallel_overrides
+def overrides(translation_overrides: list[str]) -> list[str]:
+    return translation_overrides
 
 
 @pytest.fixture(scope="module")
 def learnt(
-    toy_parallel: Path, prepared_dir: Path, tmp_path_factory: pytest.TempPathFactory
+    toy_translation_files: Path, prepared_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
     """The result of a run that has learnt the toy language."""
     runs_dir = tmp_path_factory.mktemp("learnt")
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        overrides = [*toy_translation(toy_parallel, prepared_dir, runs_dir), *LEARN, "name=learnt"]
+        overrides = [*toy_translation(toy_translation_files, prepared_dir, runs_dir), *LEARN, "name=learnt"]
         return run.run(compose("config", overrides))
 
 
@@ -61,14 +61,14 @@ def lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").splitlines()
 
 
-def test_it_learns_to_translate_sentences_it_never_saw(learnt, toy_parallel: Path) -> None:
+def test_it_learns_to_translate_sentences_it_never_saw(learnt, toy_translation_files: Path) -> None:
     folder, metrics = Path(learnt["folder"]), learnt["metrics"]
     assert metrics["test/bleu"] > 90, metrics
     assert metrics["test/chrf"] > 90 and metrics["test/ter"] < 10 and metrics["val/bleu"] > 90
     # What was translated lies in the run's folder, line by line with its source and its reference.
-    sources, references = (lines(toy_parallel / f"test.{language}") for language in ("en", "fr"))
+    corpora, references = (lines(toy_translation_files / f"test.{language}") for language in ("en", "fr"))
     assert dict(zip(lines(folder / "test.src"), lines(folder / "test.ref"), strict=True)) == dict(
-        zip(sources, references, strict=True)
+        zip(corpora, references, strict=True)
     )
     samples = [json.loads(line) for line in lines(folder / "samples.jsonl")]
     assert {sample["split"] for sample in samples} == {"val", "test"}
@@ -156,13 +156,13 @@ def test_the_average_of_the_last_validations_is_tested_and_exported(run) -> None
 
 
 def test_checkpoint_and_export_translate_alike_and_in_order(
-    run, learnt, toy_parallel: Path, tmp_path, capsys
+    run, learnt, toy_translation_files: Path, tmp_path, capsys
 ) -> None:
     folder = Path(learnt["folder"])
     moved = tmp_path / "elsewhere.ckpt"
     shutil.copy(folder / "checkpoints/best.ckpt", moved)
     source = tmp_path / "input.txt"
-    sentences = lines(toy_parallel / "test.en")
+    sentences = lines(toy_translation_files / "test.en")
     sentences[3] = "the cat"  # lengths differ, so that sorting by length would show
     sentences[7] = ""
     sentences.append("the old bird likes the red tree and the cat")
@@ -177,7 +177,8 @@ def test_checkpoint_and_export_translate_alike_and_in_order(
     assert printed[0] == printed[1] == printed[2] == printed[3]
     assert printed[0][7] == ""
     right = sum(
-        ours == theirs for ours, theirs in zip(printed[0], lines(toy_parallel / "test.fr"), strict=False)
+        ours == theirs
+        for ours, theirs in zip(printed[0], lines(toy_translation_files / "test.fr"), strict=False)
     )
     assert right > 30  # of 38
 
@@ -265,11 +266,11 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(run, tmp_pa
     assert not list(tmp_path.glob("none*")), "no result, no file"
 
 
-def test_two_directions_with_tags_have_scores_of_their_own(run, toy_parallel: Path) -> None:
-    back = parallel_files(toy_parallel, "fr", "en", "back")
+def test_two_directions_with_tags_have_scores_of_their_own(run, toy_translation_files: Path) -> None:
+    back = translation_files(toy_translation_files, "fr", "en", "back")
     result = run(
         "name=both", "data.tag=true", "trainer.max_steps=6",
-        "+data.sources.back={_target_:magneto.data.corpora.translation.parallel_files.ParallelFilesSource,direction:fr-en}",
+        "+data.corpora.back={_target_:magneto.data.corpora.translation.translation_files.TranslationFilesReader,direction:fr-en}",
         *(f"+{override}" for override in back),
     )  # fmt: skip
     assert set(result["metrics"]) >= {
@@ -279,7 +280,7 @@ def test_two_directions_with_tags_have_scores_of_their_own(run, toy_parallel: Pa
     assert sorted(path.name for path in (folder / "test").iterdir()) == [
         f"{direction}.{side}" for direction in ("en-fr", "fr-en") for side in ("hyp", "ref", "src")
     ]
-    assert sorted(lines(folder / "test/fr-en.ref")) == sorted(lines(toy_parallel / "test.en"))
+    assert sorted(lines(folder / "test/fr-en.ref")) == sorted(lines(toy_translation_files / "test.en"))
     assert sorted(lines(folder / "test.hyp")) == sorted(
         lines(folder / "test/fr-en.hyp") + lines(folder / "test/en-fr.hyp")
     )
@@ -310,28 +311,28 @@ def test_a_translator_goes_on_from_another_on_other_data(run, tmp_path: Path, sh
             for n in range(count)
         ]
         (tmp_path / f"{split}.tsv").write_text("".join(f"{row}\n" for row in rows))
-        corpus[split] = f"data.sources.files.{split}={{tsv:{tmp_path / split}.tsv}}"
+        corpus[split] = f"data.corpora.files.{split}={{tsv:{tmp_path / split}.tsv}}"
     again = drive(
         [
-            "task=mt", "data=parallel_files", *corpus.values(), "data.clean.templates=false",
+            "task=mt", "data=translation_files", *corpus.values(), "data.clean.templates=false",
             *folders(tmp_path / "data", tmp_path), *SHORT, "callbacks.average_last=null",
         ],
         f"init_from={source}", "name=two", "trainer.max_steps=2", "optimizer.lr=1e-12",
     )  # fmt: skip
     task, tuned = load_task(source), load_task(Path(again["folder"]) / "export")
     for key in ("source_tokenizer", "target_tokenizer", "shared"):
-        assert tuned.spec[key] == task.spec[key]
-    assert tuned.spec["corpora"] != task.spec["corpora"]
+        assert tuned.info[key] == task.info[key]
+    assert tuned.info["corpora"] != task.info["corpora"]
     for name, weight in task.state_dict().items():
         torch.testing.assert_close(tuned.state_dict()[name], weight)
     assert ": loaded " in (Path(again["folder"]) / "log.txt").read_text()
 
 
-def test_a_test_set_alone_gives_the_same_scores(run, toy_parallel: Path, tmp_path: Path) -> None:
+def test_a_test_set_alone_gives_the_same_scores(run, toy_translation_files: Path, tmp_path: Path) -> None:
     """Neither train and val files nor a vocabulary of its own are needed to test a trained model."""
     first = run("trainer.max_steps=6", "name=one")
-    files = f"data.sources.files.test={{source:{toy_parallel / 'test.en'},target:{toy_parallel / 'test.fr'}}}"
-    command = ["task=mt", "data=parallel_files", files, *folders(tmp_path / "data", tmp_path), *SHORT]
+    files = f"data.corpora.files.test={{source:{toy_translation_files / 'test.en'},target:{toy_translation_files / 'test.fr'}}}"
+    command = ["task=mt", "data=translation_files", files, *folders(tmp_path / "data", tmp_path), *SHORT]
     tested = drive(command, "mode=test", f"checkpoint={Path(first['folder']) / 'export'}")["metrics"]
     for name in ("test/loss", "test/bleu", "test/chrf", "test/ter"):
         assert tested[name] == pytest.approx(first["metrics"][name], rel=1e-5), name
@@ -352,7 +353,7 @@ def test_a_published_test_set_is_scored_whole(run, tmp_path: Path, caplog) -> No
     ]
     (tmp_path / "test.tsv").write_text("".join(f"{line}\n" for line in sides))
     command = [
-        "task=mt", "data=parallel_files", f"data.sources.files.test={{tsv:{tmp_path / 'test.tsv'}}}",
+        "task=mt", "data=translation_files", f"data.corpora.files.test={{tsv:{tmp_path / 'test.tsv'}}}",
         "data.max_tokens=200", *folders(tmp_path / "data", tmp_path), *SHORT,
     ]  # fmt: skip
     references: list[str] = []

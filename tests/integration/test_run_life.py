@@ -78,7 +78,7 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, number: signal.Signals, step: int
 
 def test_mistakes_leave_no_folder(run_lm: Run, tmp_path: Path) -> None:
     """What is found before training (a model, data, a trainer that cannot be) makes no run."""
-    for mistake in ("backbone.num_heads=3", "data.sources.text_files.path=/nowhere"):
+    for mistake in ("backbone.num_heads=3", "data.corpora.text_files.path=/nowhere"):
         with pytest.raises(MagnetoError):
             run_lm("name=one", mistake)
         assert not (tmp_path / "runs/causal_lm/one").exists()
@@ -400,7 +400,7 @@ def _replace(name: str, content: bytes | None) -> Callable[[Path], None]:
     [
         (_edit(lambda c: c["hyper_parameters"].pop("total_steps")), "last.ckpt"),
         (_edit(lambda c: c["hyper_parameters"].update(total_steps="many")), "last.ckpt"),
-        (_edit(lambda c: c["hyper_parameters"].pop("spec")), "last.ckpt"),
+        (_edit(lambda c: c["hyper_parameters"].pop("info")), "last.ckpt"),
         (_edit(lambda c: c.update(hyper_parameters=3)), "last.ckpt"),
         (_edit(lambda c: c.pop("global_step")), "last.ckpt"),
         (_edit(lambda c: c.pop("state_dict")), "last.ckpt"),
@@ -457,15 +457,15 @@ def test_folder_in_place_of_checkpoints(run_lm: Run, tmp_path: Path) -> None:
         ("config.json", "[]", "format None"),
         ("config.json", '{"format": "magneto-export-1"}', "hyper_parameters is missing"),
         ("config.json", '{"format": "magneto-export-1", "hyper_parameters": {}}', "task is missing"),
-        ("config.json", "spec={}", "the model cannot be built"),
+        ("config.json", "info={}", "the model cannot be built"),
         ("model.safetensors", "nothing", "damaged export"),
     ],
 )
 def test_damaged_exports_are_told(run_lm: Run, name: str, content: str, message: str) -> None:
     export = Path(run_lm("name=one", "trainer.max_steps=1")["folder"]) / "export"
-    if content == "spec={}":
+    if content == "info={}":
         config = json.loads((export / name).read_text())
-        config["hyper_parameters"]["spec"] = {}
+        config["hyper_parameters"]["info"] = {}
         content = json.dumps(config)
     (export / name).write_text(content)
     with pytest.raises(MagnetoError, match=message) as told:
@@ -504,11 +504,11 @@ def test_names_that_are_no_utf8(run_lm: Run, babble: Path, tmp_path: Path) -> No
     """A folder with a Latin-1 name, in the data's path and in the run's name: the run comes to its end."""
     folder = tmp_path / os.fsdecode(b"t\xe9xts")
     shutil.copytree(babble, folder)
-    path = literal(f"data.sources.text_files.path={folder}")
+    path = literal(f"data.corpora.text_files.path={folder}")
     result = run_lm(path)
     assert result["status"] == "finished"
     stored = json.loads((Path(result["folder"]) / "result.json").read_text())
-    assert stored["config"]["data"]["sources"]["text_files"]["path"] == str(folder)
+    assert stored["config"]["data"]["corpora"]["text_files"]["path"] == str(folder)
     assert run_lm(path)["metrics"] == result["metrics"]
 
 

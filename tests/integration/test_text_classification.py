@@ -67,7 +67,7 @@ def run(compose_and_run: Run, glue: Path) -> Run:
 
     def call(task: str, *more: str) -> dict[str, Any]:
         return compose_and_run(
-            "text_classification", "data=glue", f"data.source.folder={glue}", f"data.source.task={task}",
+            "text_classification", "data=glue", f"data.corpus.folder={glue}", f"data.corpus.task={task}",
             "data.max_tokens=48", "data.batch_size=16",
             *([] if any("init_from" in o for o in more) else
               ["data.tokenizer.kind=bpe", "data.tokenizer.vocab_size=70", *SMALL]),
@@ -159,7 +159,7 @@ def test_checkpoint_and_export_predict_alike(
 def test_a_table_alone_gives_the_same_scores(run: Run, glue: Path, tmp_path: Path) -> None:
     """Neither a training table nor a vocabulary of its own is needed to test a trained model."""
     first = run("SST-2", "trainer.max_steps=2", "name=one")
-    own = ["task=text_classification", "data=tsv", f"data.source.test={glue / 'SST-2/dev.tsv'}"]
+    own = ["task=text_classification", "data=tsv", f"data.corpus.test={glue / 'SST-2/dev.tsv'}"]
     tested = drive(
         [*own, *folders(tmp_path / "data", tmp_path), *SHORT],
         "mode=test",
@@ -201,7 +201,7 @@ def test_a_pretrained_model_brings_its_shape_and_tokenizer(
         lines = (glue / "SST-2/train.tsv").read_text().splitlines()[1:]
         (text / split / "all.txt").write_text(" ".join(line.split("\t")[0] for line in lines))
     pretrained = compose_and_run(
-        "mlm", "data=text_files", *(f"data.sources.text_files.{s}={text / s}" for s in ("train", "val", "test")),
+        "mlm", "data=text_files", *(f"data.corpora.text_files.{s}={text / s}" for s in ("train", "val", "test")),
         "data.tokenizer.kind=bpe", "data.tokenizer.vocab_size=60", "data.block_size=32", "data.batch_size=8",
         "name=pretrained", "backbone=pre_ln", *SMALL,
     )  # fmt: skip
@@ -214,7 +214,7 @@ def test_a_pretrained_model_brings_its_shape_and_tokenizer(
         config = json.loads((Path(result["folder"]) / "export/config.json").read_text())["hyper_parameters"]
         assert (config["backbone"]["placement"], config["backbone"]["num_layers"]) == ("pre_ln", 2)
         assert config["backbone"]["dropout"] == 0.1  # the task's own: dropout is no part of the shape
-        assert config["spec"]["tokenizer"] == (folder / "export/tokenizer.json").read_text()
+        assert config["info"]["tokenizer"] == (folder / "export/tokenizer.json").read_text()
         log = (Path(result["folder"]) / "log.txt").read_text()
         assert "tensors (stem.embedding.weight, backbone:" in log
         assert "newly initialised: pooler: 2, head: 2" in log
@@ -239,7 +239,7 @@ def test_a_pretrained_model_brings_its_shape_and_tokenizer(
         (("backbone.architecture=decoder",), "architecture=encoder"),
         (("backbone.max_positions=40",), "Set data.max_tokens to 40"),
         (("data.tokenizer.vocab_size=7000",), "7000"),
-        (("data.source.folder=nowhere",), "nowhere"),
+        (("data.corpus.folder=nowhere",), "nowhere"),
     ],
 )
 def test_a_mistake_gets_one_message(run: Run, overrides: tuple[str, ...], message: str) -> None:

@@ -313,7 +313,7 @@ def test_few_captions_of_a_test_set_alone_are_enough_to_be_tested_on(
     lines = (squares / "captions.jsonl").read_text().splitlines(keepends=True)
     file = tmp_path / "few.jsonl"
     file.write_text("".join(line for line in lines if '"test"' in line))
-    own = (f"data.sources.captions.file={file}", f"data.sources.captions.folder={squares}")
+    own = (f"data.corpora.captions.file={file}", f"data.corpora.captions.folder={squares}")
     many = ("data.tokenizer.vocab_size=4096", f"data.image_size={2 * SIZE}", "data.languages=[en,fr]")
     tested = run("mode=test", f"checkpoint={trained['folder']}/export", *own, *many)["metrics"]
     expected = {key: value for key, value in trained["metrics"].items() if key.startswith("test/")}
@@ -339,7 +339,7 @@ def test_copies_of_a_image_count_as_one(
         file.write_text(
             "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in listed), encoding="utf-8"
         )
-        own = (f"data.sources.captions.file={file}", "data.languages=[en,fr]")
+        own = (f"data.corpora.captions.file={file}", "data.languages=[en,fr]")
         result = run("mode=test", f"checkpoint={trained['folder']}/export", *own)
         scores.append(result["metrics"])
         assert result["evaluation"]["test"]["images"] == KINDS
@@ -354,7 +354,7 @@ def test_copies_are_no_mistakes_in_training(trained: dict[str, Any]) -> None:
     batch = {key: value[:4] for key, value in batch.items()}
     batch["image"][1] = batch["image"][0]
     batch["id"], batch["caption"] = torch.arange(4), torch.arange(4)
-    batch["image"] = torch.tensor([0, 0, 2, 3])
+    batch["image_id"] = torch.tensor([0, 0, 2, 3])
     task.train()
     vision = task.image_vectors(batch["image"])
     text = task.text_vectors(batch["tokens"], batch["mask"])

@@ -48,7 +48,7 @@ def questions(vqa: Path, shared: list[str]) -> list[str]:
     return [
         "task=vl_classification",
         "data=vqa",
-        f"data.sources.vqa.folder={vqa}",
+        f"data.corpora.vqa.folder={vqa}",
         *overrides_of("vqa", vqa_files(vqa)),
         *shared,
     ]
@@ -163,7 +163,7 @@ def test_an_interrupted_run_goes_on_bit_identically(run: Run, resumes_identicall
 def test_it_starts_from_a_vision_language_model_whatever_the_size_of_the_images(
     questions: list[str], shared: list[str], vqa: Path
 ) -> None:
-    captions = [f"data.sources.captions.file={write_captions(vqa)}", f"data.sources.captions.folder={vqa}"]
+    captions = [f"data.corpora.captions.file={write_captions(vqa)}", f"data.corpora.captions.folder={vqa}"]
     pretrained = drive(
         ["task=vl", "data=caption_file", *captions, *shared, *SMALL, "task.losses={masked: 0, contrastive: 1}"],
         "name=pretrained", "backbone.multiway=full",

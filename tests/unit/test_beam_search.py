@@ -193,7 +193,7 @@ SOURCES = [[5, 6, 7, 8, 9, 4], [4, 5], [9, 8, 7], [6, 6, 6, 6, 6, 6, 6, 6]]
 
 @dataclass
 class Sources:
-    """The rows' sources and, with a cache or without, their outputs so far."""
+    """The rows' corpora and, with a cache or without, their outputs so far."""
 
     memory: Tensor
     mask: Tensor
@@ -225,15 +225,15 @@ class Translator:
         return (3 * self.stem.logits(hidden[:, -1])).log_softmax(-1)
 
     @torch.no_grad()
-    def translate(self, sources: list[list[int]], cached: bool = True, **options) -> list[list[Hypothesis]]:
-        width = max(map(len, sources))
-        source = torch.tensor([row + [3] * (width - len(row)) for row in sources])
-        mask = torch.tensor([[place < len(row) for place in range(width)] for row in sources])
+    def translate(self, corpora: list[list[int]], cached: bool = True, **options) -> list[list[Hypothesis]]:
+        width = max(map(len, corpora))
+        source = torch.tensor([row + [3] * (width - len(row)) for row in corpora])
+        mask = torch.tensor([[place < len(row) for place in range(width)] for row in corpora])
         memory = self.backbone.encode(self.stem(source), mask)
-        empty = torch.zeros(len(sources), 0, dtype=torch.int64)
+        empty = torch.zeros(len(corpora), 0, dtype=torch.int64)
         state = Sources(memory, mask, KVCache() if cached else None, empty)
         limit = 2 * mask.sum(1) + 3
-        return search(self, state, starts(len(sources)), max_length=limit, **options)
+        return search(self, state, starts(len(corpora)), max_length=limit, **options)
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)

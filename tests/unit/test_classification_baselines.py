@@ -40,14 +40,14 @@ def test_words_tell_the_classes_and_shuffled_labels_do_not() -> None:
 def test_the_table_of_a_corpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sources = []
+    corpora = []
     for name, count in (("train", 200), ("val", 60), ("test", 60)):
         texts, labels = split(count, count)
         rows = "".join(f"{text}\t{label}\n" for text, label in zip(texts, labels, strict=True))
         (tmp_path / f"{name}.tsv").write_text("text\tlabel\n" + rows)
-        sources.append(f"data.source.{name}={tmp_path / name}.tsv")
-    options = ["data=tsv", "data.source.label=label", "data.source.text=text", "data.tokenizer.vocab_size=60"]
-    monkeypatch.setattr(sys, "argv", ["baselines", *options, *sources, f"data_dir={tmp_path}"])
+        corpora.append(f"data.corpus.{name}={tmp_path / name}.tsv")
+    options = ["data=tsv", "data.corpus.label=label", "data.corpus.text=text", "data.tokenizer.vocab_size=60"]
+    monkeypatch.setattr(sys, "argv", ["baselines", *options, *corpora, f"data_dir={tmp_path}"])
     baselines.main()
     printed = capsys.readouterr().out
     assert "accuracy on 60 and 60 texts" in " ".join(printed.split())

@@ -73,7 +73,7 @@ def test_what_has_no_annotation_is_left_to_its_owner() -> None:
         ("image_size", "abc", "data.image_size=abc: input should be a valid integer"),
         ("batch_size", 2.5, "data.batch_size=2.5: input should be a valid integer"),
         ("masking", 0.4, "data.masking=0.4: input should be"),
-        ("sources.image_folder.validation", "x", "data.sources.image_folder.validation=x: input should be"),
+        ("corpora.image_folder.validation", "x", "data.corpora.image_folder.validation=x: input should be"),
     ],
 )
 def test_arguments_of_data_are_told_by_their_key(key: str, value: Any, message: str) -> None:
@@ -81,9 +81,9 @@ def test_arguments_of_data_are_told_by_their_key(key: str, value: Any, message: 
         {
             "name": "image_folder",
             "_target_": "magneto.data.image.module.ImageDataModule",
-            "sources": {
+            "corpora": {
                 "image_folder": {
-                    "_target_": "magneto.data.corpora.image.image_folder.ImageFolderSource",
+                    "_target_": "magneto.data.corpora.image.image_folder.ImageFolderReader",
                     "folder": "x",
                 }
             },

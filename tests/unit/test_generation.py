@@ -32,7 +32,7 @@ def model(context: int = 64, **backbone: Any) -> CausalLM:
     }
     task = CausalLM(
         backbone=values | backbone,
-        spec={"tokenizer": TOKENIZER.to_json(), "vocab_size": VOCABULARY, "block_size": 8},
+        info={"tokenizer": TOKENIZER.to_json(), "vocab_size": VOCABULARY, "block_size": 8},
         optimizer={"lr": 1e-3}, scheduler={"name": "constant"}, total_steps=1,
     )  # fmt: skip
     with torch.no_grad():  # relative positions start at zero, norms at one

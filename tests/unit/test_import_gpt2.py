@@ -41,9 +41,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 def task(folder: Path) -> CausalLM:
     imported = import_weights(str(folder))
     assert imported.tokenizer_json is not None
-    spec = {"tokenizer": imported.tokenizer_json, "vocab_size": 263, "block_size": 48}
+    info = {"tokenizer": imported.tokenizer_json, "vocab_size": 263, "block_size": 48}
     ours = CausalLM(
-        backbone=imported.backbone, spec=spec, optimizer={"lr": 1e-3}, scheduler={"name": "constant"}, total_steps=1
+        backbone=imported.backbone, info=info, optimizer={"lr": 1e-3}, scheduler={"name": "constant"}, total_steps=1
     )  # fmt: skip
     report = initialize_from(ours, f"hf:{folder}")
     assert not report.new and not report.left

@@ -23,13 +23,13 @@ WORDS = TextTokenizer.train([TEXT], kind="bpe", vocab_size=40)
 BOM = b"\xef\xbb\xbf"
 
 
-def build(kind: type[TaskModule], tokenizer: TextTokenizer = BYTES, **spec: Any) -> Any:
+def build(kind: type[TaskModule], tokenizer: TextTokenizer = BYTES, **info: Any) -> Any:
     """A small model with random weights that reads 24 tokens."""
     torch.manual_seed(0)
     shape = {"num_layers": 2, "d_model": 32, "num_heads": 4, "position": "rotary", "max_positions": 24}
     task = kind(
         backbone=shape | {"architecture": "decoder" if kind is CausalLM else "encoder"},
-        spec={"tokenizer": tokenizer.to_json(), "vocab_size": tokenizer.vocab_size, "block_size": 24, **spec},
+        info={"tokenizer": tokenizer.to_json(), "vocab_size": tokenizer.vocab_size, "block_size": 24, **info},
         optimizer={"lr": 1e-3}, scheduler={"name": "constant"}, total_steps=1,
     )  # fmt: skip
     return task.eval()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from magneto.commands import build, preflight, trainer
-from magneto.data.corpora.speech.librispeech import LibriSpeechSource
+from magneto.data.corpora.speech.librispeech import LibriSpeechReader
 from magneto.data.module import DataModule
 from magneto.errors import MagnetoError
 from magneto.training import devices
@@ -98,8 +98,8 @@ def refusal(settings: list[str], *overrides: str) -> str:
         ("+task.foo=1", "task.foo: there is no such key"),
         ("task.name=foo", "task.name=foo: the task's name is causal_lm"),
         ("+data.foo=1", "data.foo: there is no such key"),
-        ("+data.sources.text_files.foo=1", "data.sources.text_files.foo: there is no such key"),
-        ("+data.sources.foo=1", "data.sources.foo=1: this is no source"),
+        ("+data.corpora.text_files.foo=1", "data.corpora.text_files.foo: there is no such key"),
+        ("+data.corpora.foo=1", "data.corpora.foo=1: this is no source"),
         ("data.block_size=abc", "data.block_size=abc: input should be a valid integer"),
         ("init_from=hf:", "init_from=hf:: there is nothing with this name"),
         ("init_from=/nowhere", "init_from=/nowhere: there is nothing with this name"),
@@ -219,7 +219,7 @@ def test_free_space_for_librispeech(
     """960 hours: archives of 6.3, 23, 30, 0.33 and 0.33 GB (59.96), and as much for the features."""
     usage = type("Usage", (), {"free": 40 * 10**9})
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage)
-    train = "data.sources.librispeech.train=[train-clean-100,train-clean-360,train-other-500]"
+    train = "data.corpora.librispeech.train=[train-clean-100,train-clean-360,train-other-500]"
     asr = ["task=asr", "data=librispeech", f"data_dir={tmp_path}/data", f"runs_dir={tmp_path}/runs"]
     assert "needs about 119.9 GB, and 40.0 GB are free" in refusal(asr, train)
     assert not list(tmp_path.iterdir())
@@ -227,11 +227,11 @@ def test_free_space_for_librispeech(
 
 def test_bytes_that_are_there_are_not_needed(tmp_path: Path) -> None:
     """100 hours: 6.3 + 2 x 0.33 GB, as much for features; the archive is removed before they are computed."""
-    source = LibriSpeechSource()
+    source = LibriSpeechReader()
     assert source.missing_bytes(tmp_path) == 2 * 6_960 * 10**6
     (tmp_path / "raw/LibriSpeech/train-clean-100").mkdir(parents=True)
     assert source.missing_bytes(tmp_path) == (2 * 330 + 6_960) * 10**6
-    assert LibriSpeechSource(folder=str(tmp_path)).missing_bytes(tmp_path) == 6_960 * 10**6
+    assert LibriSpeechReader(folder=str(tmp_path)).missing_bytes(tmp_path) == 6_960 * 10**6
 
 
 def test_gpu_that_torch_cannot_use_is_named(

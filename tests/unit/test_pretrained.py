@@ -30,21 +30,21 @@ def tokenizer() -> str:
 def mlm(tokenizer: str, seed: int = 0, **backbone: Any) -> MLM:
     torch.manual_seed(seed)
     size = TextTokenizer.from_json(tokenizer).vocab_size
-    spec = {"tokenizer": tokenizer, "vocab_size": size, "block_size": 16}
+    info = {"tokenizer": tokenizer, "vocab_size": size, "block_size": 16}
     return MLM(
-        backbone={**BACKBONE, **backbone}, spec=spec, optimizer=OPTIMIZER, scheduler=SCHEDULER, total_steps=1
+        backbone={**BACKBONE, **backbone}, info=info, optimizer=OPTIMIZER, scheduler=SCHEDULER, total_steps=1
     )
 
 
 def classifier(tokenizer: str, seed: int = 9, labels: tuple[str, ...] = ("0", "1"), **backbone: Any) -> Any:
     torch.manual_seed(seed)
     size = TextTokenizer.from_json(tokenizer).vocab_size
-    spec = {
+    info = {
         "tokenizer": tokenizer, "vocab_size": size, "max_tokens": 16, "labels": list(labels), "range": [],
         "metrics": ["accuracy"], "subsets": [""], "pairs": True,
     }  # fmt: skip
     return TextClassification(
-        backbone={**BACKBONE, **backbone}, spec=spec, optimizer=OPTIMIZER, scheduler=SCHEDULER, total_steps=1
+        backbone={**BACKBONE, **backbone}, info=info, optimizer=OPTIMIZER, scheduler=SCHEDULER, total_steps=1
     )
 
 

@@ -24,14 +24,14 @@ BACKBONE = {"placement": "magneto", "num_layers": 2, "d_model": 16, "num_heads":
 
 def build(task: type[TaskModule], seed: int = 0, size: int = 16, **more: Any) -> Any:
     torch.manual_seed(seed)
-    spec = {
+    info = {
         "image_size": size, "patch_size": 4, "channels": 1, "labels": ["a", "b", "c"], "mean": [0.5], "std": [0.2],
         "fit": "crop", "eval_crop": 1.0, "examples": {}, "label_counts": {}, "corpus": {}, "key": "",
     }  # fmt: skip
-    spec |= {key: more.pop(key) for key in tuple(more) if key in spec}
+    info |= {key: more.pop(key) for key in tuple(more) if key in info}
     shape = BACKBONE | {"position": "relative_2d"} | more.pop("backbone", {})
     arguments = {"optimizer": {"name": "adamw", "lr": 1.0}, "scheduler": {"name": "constant"}} | more
-    model = task(backbone=shape, spec=spec, total_steps=1, **arguments)
+    model = task(backbone=shape, info=info, total_steps=1, **arguments)
     with torch.no_grad():  # what starts at zero would hide mistakes
         for name, parameter in model.named_parameters():
             if name.endswith("table"):

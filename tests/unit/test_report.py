@@ -414,10 +414,10 @@ def test_a_repeated_seed_is_not_a_second_measurement(tmp_path: Path) -> None:
 
 
 def test_only_equal_budgets_compete(tmp_path: Path) -> None:
-    """Steps, sources of data and part of the test split are not told apart by the name of the corpus."""
+    """Steps, corpora of data and part of the test split are not told apart by the name of the corpus."""
     make_run(tmp_path, "pre_ln")
     make_run(tmp_path)
-    source = {"data.sources.manifest.manifest": "/home/me/other.jsonl"}
+    source = {"data.corpora.manifest.manifest": "/home/me/other.jsonl"}
     make_run(tmp_path, name="short", config={"trainer.max_steps": 3}, steps=3, metrics={"test/cer": 0.1})
     make_run(tmp_path, name="part", config={"trainer.limit_test_batches": 2}, metrics={"test/cer": 0.1})
     make_run(tmp_path, name="stopped", config={"trainer.max_steps": 900}, steps=2, metrics={"test/cer": 0.1})
@@ -546,7 +546,7 @@ def test_tasks_and_corpora_are_not_mixed(tmp_path: Path) -> None:
     make_run(tmp_path, data="librispeech", name="libri")
     sections = compare(*load_runs([tmp_path])).sections
     assert [section.title for section in sections] == ["asr on librispeech", "asr on stamps", "mt on help"]
-    assert [section.headline for section in sections] == ["test/cer", "test/cer", "test/bleu"]
+    assert [section.primary_metric for section in sections] == ["test/cer", "test/cer", "test/bleu"]
 
 
 # Statistics
@@ -690,7 +690,7 @@ def test_a_finished_run_without_the_metric_is_marked(tmp_path: Path) -> None:
 
 def test_headline_can_be_chosen(tmp_path: Path) -> None:
     make_run(tmp_path)
-    assert section_of(tmp_path, "test/wer").headline == "test/wer"
+    assert section_of(tmp_path, "test/wer").primary_metric == "test/wer"
     with pytest.raises(MagnetoError, match=r"--metric test/bleu: no run has it; known metrics: .*test/cer"):
         section_of(tmp_path, "test/bleu")
 
@@ -1101,15 +1101,17 @@ def test_images_stand_side_by_side(tmp_path: Path) -> None:
 
 def test_runs_are_compared_by_what_their_task_says(tmp_path: Path) -> None:
     metrics = {"test/loss": 2.0, "test/bleu": 14.26, "test/chrf": 40.0, "test/ter": 70.0}
-    options: dict[str, Any] = {"monitor": "val/loss", "headline": "test/bleu"}
+    options: dict[str, Any] = {"monitor": "val/loss", "primary_metric": "test/bleu"}
     make_run(tmp_path / "runs", "pre_ln", metrics=metrics, **options)
     make_run(tmp_path / "runs", "magneto", metrics=metrics | {"test/loss": 2.1, "test/bleu": 15.0}, **options)
     text = write_report([tmp_path / "runs"], tmp_path / "out").markdown.read_text()
     assert "Highest test/bleu: magneto, 15.00" in text and "| 14.26 |" in text
     assert "test/bleu ↑" in text and "test/chrf ↑" in text and "test/ter ↓" in text and "test/loss ↓" in text
     # A run that has no such metric (pixels have no accuracy) is compared by what was monitored.
-    make_run(tmp_path / "other", metrics={"test/loss": 2.0}, monitor="val/loss", headline="test/accuracy")
-    assert section_of(tmp_path / "other").headline == "test/loss"
+    make_run(
+        tmp_path / "other", metrics={"test/loss": 2.0}, monitor="val/loss", primary_metric="test/accuracy"
+    )
+    assert section_of(tmp_path / "other").primary_metric == "test/loss"
 
 
 # The command line
@@ -1124,7 +1126,12 @@ def overview_rows(report: Path) -> list[list[str]]:
 
 def test_tasks_stand_in_one_table(tmp_path: Path) -> None:
     three_by_two(tmp_path)
-    options: dict[str, Any] = {"task": "mt", "data": "help", "monitor": "val/loss", "headline": "test/bleu"}
+    options: dict[str, Any] = {
+        "task": "mt",
+        "data": "help",
+        "monitor": "val/loss",
+        "primary_metric": "test/bleu",
+    }
     for backbone, scores in (("pre_ln", (20.0, 22.0)), ("magneto", (24.0, 25.0))):
         for seed, bleu in enumerate(scores, 1):
             make_run(tmp_path, backbone, seed, metrics={"test/bleu": bleu}, **options)

@@ -27,10 +27,10 @@ CONFIG = {"name": None, "backbone": {"placement": "magneto"}, "size_name": "tiny
         (["optimizer.lr=1e-3"], "magneto-tiny-seed3-optimizer.lr=1e-3"),
         (["trainer.max_steps=5", "data=fotaq"], "magneto-tiny-seed3-data=fotaq-trainer.max_steps=5"),
         (["logger=csv", "trainer.threads=2", "data.num_workers=2"], "magneto-tiny-seed3"),
-        (["data.sources.stamps.folder=/a/b"], "magneto-tiny-seed3-data.sources.stamps.folder=_a_b"),
+        (["data.corpora.stamps.folder=/a/b"], "magneto-tiny-seed3-data.corpora.stamps.folder=_a_b"),
         (
-            ["data.sources.stamps.languages=[es,fr]"],
-            "magneto-tiny-seed3-data.sources.stamps.languages=_es,fr",
+            ["data.corpora.stamps.languages=[es,fr]"],
+            "magneto-tiny-seed3-data.corpora.stamps.languages=_es,fr",
         ),
     ],
 )

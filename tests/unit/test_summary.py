@@ -14,7 +14,7 @@ RESULT: dict[str, Any] = {
     "status": "finished",
     "message": None,
     "monitor": {"metric": "val/cer", "mode": "min", "best": 0.25, "best_step": 60},
-    "headline": "test/cer",
+    "primary_metric": "test/cer",
     "example_input": "input=recording.wav",
     "metrics": {"test/cer": 0.3, "test/wer": float("nan"), "val/cer": 0.5},
     "steps": 100,

@@ -1,7 +1,7 @@
 """Corpora: one file each, from raw files to plain examples.
 
 What all speech corpora share: the example (`Utterance`), what a corpus gives (`Corpus`), the protocol
-(`SpeechSource`), and splits that are fixed by a hash.
+(`SpeechReader`), and splits that are fixed by a hash.
 """
 
 import hashlib
@@ -51,10 +51,10 @@ class Corpus:
     advice: str = ""
 
 
-class SpeechSource(Protocol):
+class SpeechReader(Protocol):
     """A speech corpus. Its constructor takes plain values."""
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """All settings and versions that decide the examples, as plain values; cheap, without network."""
         ...
 

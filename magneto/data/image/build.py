@@ -24,12 +24,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from magneto.data.cache import fingerprint
+from magneto.data.cache import short_hash
 from magneto.data.corpora.base import SPLITS, Skipped
 from magneto.data.corpora.image.base import (
     ImageCorpus,
     ImageExample,
-    ImageSource,
+    ImageReader,
     assign_splits,
     caption_key,
     each_caption,
@@ -138,7 +138,7 @@ class ImageBuilder:
     names.npy and slices.npy that tell where the files are. Raises `MagnetoError` when a split is left empty.
     """
 
-    sources: Mapping[str, ImageSource]
+    corpora: Mapping[str, ImageReader]
     data_dir: Path
     image_size: int
     channels: int
@@ -146,14 +146,14 @@ class ImageBuilder:
     store: str
     fractions: tuple[float, float]
     workers: int
-    identity: Mapping[str, Any]
+    fingerprint: Mapping[str, Any]
     captioned: bool = False
     """Keep captions, and images with equal ones on one side of the split."""
 
     def __call__(self, folder: Path) -> None:
-        corpora = {name: source.load(self.data_dir) for name, source in self.sources.items()}
+        loaded = {name: source.load(self.data_dir) for name, source in self.corpora.items()}
         skipped: list[Skipped] = []
-        rows = self._collect(corpora, folder, skipped)
+        rows = self._collect(loaded, folder, skipped)
         val, test = self.fractions
         examples = rows.examples
         splits = assign_splits(
@@ -167,11 +167,11 @@ class ImageBuilder:
         for example, split in zip(examples, splits, strict=True):
             if split is None:
                 skipped.append(Skipped(example.id, "", "copy of an image on another side of the split"))
-        evaluation_only = all(corpus.evaluation_only for corpus in corpora.values())
+        evaluation_only = all(corpus.evaluation_only for corpus in loaded.values())
         _require_splits(splits, evaluation_only, skipped)
         lost = rows.lost - {example.label for example in examples}
         skipped += [Skipped(label, "", "class without a usable image") for label in sorted(lost)]
-        stated = dict.fromkeys(label for corpus in corpora.values() for label in corpus.labels)
+        stated = dict.fromkeys(label for corpus in loaded.values() for label in corpus.labels)
         labels = [label for label in stated if label not in lost]
         number = {label: place for place, label in enumerate(labels)}
         first: dict[bytes, int] = {}
@@ -189,11 +189,11 @@ class ImageBuilder:
                 if self.captioned:
                     line["captions"] = example.captions
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        self._write_facts(folder, rows, splits, labels, corpora, skipped, evaluation_only)
+        self._write_facts(folder, rows, splits, labels, loaded, skipped, evaluation_only)
 
-    def _collect(self, corpora: Mapping[str, ImageCorpus], folder: Path, skipped: list[Skipped]) -> Rows:
+    def _collect(self, loaded: Mapping[str, ImageCorpus], folder: Path, skipped: list[Skipped]) -> Rows:
         """Look at all images; ids carry the corpus's name."""
-        total = sum(len(corpus.examples) for corpus in corpora.values())
+        total = sum(len(corpus.examples) for corpus in loaded.values())
         size = total * self.channels * self.image_size**2
         stored = self.store == "shards" or (self.store == "auto" and size <= SHARD_LIMIT)
         rows = Rows(folder, stored)
@@ -203,7 +203,7 @@ class ImageBuilder:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, TimeRemainingColumn()) as progress, ThreadPoolExecutor(self.workers) as pool:
             bar = progress.add_task("reading images", total=total)
-            for name, corpus in corpora.items():
+            for name, corpus in loaded.items():
                 for chunk in _chunks(iter(corpus.examples)):
                     # Decoders let other threads run; what is decoded already would only be handed about.
                     plain = self.workers == 1 or isinstance(chunk[0].image, np.ndarray)
@@ -228,7 +228,7 @@ class ImageBuilder:
         rows: Rows,
         splits: Sequence[str | None],
         labels: Sequence[str],
-        corpora: Mapping[str, ImageCorpus],
+        loaded: Mapping[str, ImageCorpus],
         skipped: Sequence[Skipped],
         evaluation_only: bool,
     ) -> None:
@@ -249,14 +249,14 @@ class ImageBuilder:
             "std": [
                 round(value, 6) if value > 1e-3 else 1.0 for value in std.tolist()
             ],  # of one colour all over
-            "corpus": {name: corpus.origin for name, corpus in corpora.items()},
+            "corpus": {name: corpus.origin for name, corpus in loaded.items()},
             "shape": shape if rows.stored else None,
             "evaluation_only": evaluation_only,
-            "key": fingerprint(self.identity),
+            "key": short_hash(self.fingerprint),
         }
         report = {
             **facts,
-            "settings": self.identity,
+            "settings": self.fingerprint,
             "skipped_by_reason": dict(Counter(item.reason for item in skipped).most_common()),
             "skipped": [asdict(item) for item in skipped[:LISTED]],
         }
@@ -290,5 +290,5 @@ def _require_splits(splits: Sequence[str | None], evaluation_only: bool, skipped
             listed = "; ".join(f"{count} {reason}" for reason, count in reasons) or "none was skipped"
             raise DataError(
                 f"No usable image is left for the {split} split ({len(splits)} can be read; skipped: {listed}). Check "
-                "data.sources, and data.val_fraction and data.test_fraction if the corpus states no splits."
+                "data.corpora, and data.val_fraction and data.test_fraction if the corpus states no splits."
             )

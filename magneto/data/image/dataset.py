@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from magneto.data.collate import IGNORE as IGNORE  # part of the batches
+from magneto.data.info import DatasetInfo
 from magneto.data.io.image import WHITE, BadImage, Slice, read_image, square
 from magneto.data.transforms.image import Augment, Draws, cut, middle
 from magneto.data.transforms.mask_patches import BlockMasking
@@ -26,7 +27,7 @@ WHOLE = -1  # size of a slice that is a whole file
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageSpec:
+class ImageInfo(DatasetInfo):
     """The facts of prepared images: all that a task, and a checkpoint alone, needs to know. Plain values only."""
 
     image_size: int  # pixels a side
@@ -40,16 +41,6 @@ class ImageSpec:
     examples: dict[str, int]  # per split
     label_counts: dict[str, dict[str, int]]  # split -> label -> images
     corpus: dict[str, dict[str, Any]]  # by source, what was read: version, digest, how it was got
-    key: str  # of the prepared folder
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, fit for a checkpoint's hyper-parameters."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The spec that `to_dict` described."""
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
 
     def normalise(self, images: Tensor) -> Tensor:
         """(B, channels, S, S), 0 to 255 -> float32 of mean 0 and deviation 1 over the training images."""
@@ -131,7 +122,7 @@ class Reading:
     """How images of a split become batches."""
 
     split: str
-    spec: ImageSpec
+    info: ImageInfo
     augment: Augment | None
     masking: BlockMasking | None
     seed: int
@@ -175,11 +166,11 @@ class ImageDataset(Dataset[dict[str, Any]]):
             "image": self._images(rows, draws),
             "label": torch.from_numpy(self.labels[positions].astype(np.int64)),
         }
-        masking, spec = self.reading.masking, self.reading.spec
+        masking, info = self.reading.masking, self.reading.info
         if masking is not None:
-            assert spec.patch_size is not None
+            assert info.patch_size is not None
             purpose = f"masks of {self.reading.split}"
-            grid = spec.image_size // spec.patch_size
+            grid = info.image_size // info.patch_size
             masks = masking.draw(grid, rows, seed=self.reading.seed, purpose=purpose, epoch=epoch)
             batch["masked"] = torch.from_numpy(masks)
         if self.classes is not None:
@@ -187,29 +178,29 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return batch
 
     def _images(self, rows: np.ndarray, draws: Draws) -> Tensor:
-        augment, spec = self.reading.augment, self.reading.spec
+        augment, info = self.reading.augment, self.reading.info
         images = self._stored(rows, draws) if self.prepared.stored else self._decoded(rows, draws)
         if augment is None:
-            return spec.normalise(images)
-        return augment.hide(spec.normalise(augment.recolour(images.float(), draws)), draws)
+            return info.normalise(images)
+        return augment.hide(info.normalise(augment.recolour(images.float(), draws)), draws)
 
     def _stored(self, rows: np.ndarray, draws: Draws) -> Tensor:
-        augment, spec = self.reading.augment, self.reading.spec
+        augment, info = self.reading.augment, self.reading.info
         images = torch.from_numpy(self.prepared.pixels[rows])
-        size = np.full(len(rows), spec.image_size)
+        size = np.full(len(rows), info.image_size)
         if augment is not None and augment.crop_scale is not None:
             return cut(images.float(), augment.boxes(size, size, draws))
-        if augment is None and spec.fit == "crop" and spec.eval_crop < 1:
-            return cut(images.float(), middle(size, size, spec.eval_crop))
+        if augment is None and info.fit == "crop" and info.eval_crop < 1:
+            return cut(images.float(), middle(size, size, info.eval_crop))
         return images
 
     def _decoded(self, rows: np.ndarray, draws: Draws) -> Tensor:
-        augment, spec = self.reading.augment, self.reading.spec
+        augment, info = self.reading.augment, self.reading.info
         decoded = []
         for row in rows.tolist():
             image = self.prepared.image(row)
             try:
-                decoded.append(read_image(image, spec.channels, svg_side=spec.svg_side))
+                decoded.append(read_image(image, info.channels, svg_side=info.svg_side))
             except BadImage as bad:
                 path = image.path if isinstance(image, Slice) else image
                 raise DataError(
@@ -217,13 +208,13 @@ class ImageDataset(Dataset[dict[str, Any]]):
                     f"{self.prepared.folder} to prepare the data anew."
                 ) from bad
         if augment is None:
-            return torch.from_numpy(np.stack([spec.evaluation_image(one) for one in decoded]))
-        if spec.fit == "pad":
+            return torch.from_numpy(np.stack([info.evaluation_image(one) for one in decoded]))
+        if info.fit == "pad":
             decoded = [_padded(one) for one in decoded]
         width, height = np.concatenate([_size(one) for one in decoded], axis=1)
         boxes = augment.boxes(width, height, draws)
         return torch.from_numpy(
-            np.stack([_cut_out(*pair, spec.image_size) for pair in zip(decoded, boxes, strict=True)])
+            np.stack([_cut_out(*pair, info.image_size) for pair in zip(decoded, boxes, strict=True)])
         )
 
 

@@ -1,10 +1,10 @@
 """Images: corpora -> decoded pixels on disk, or files where they lie -> batches for tasks on images.
 
-    sources --decoded, checked, all cores--> (N, C, S, S) uint8, memory-mapped; or a list of files --sampler-->
+    corpora --decoded, checked, all cores--> (N, C, S, S) uint8, memory-mapped; or a list of files --sampler-->
     augmentation of the whole batch --> block-wise masks, if any --> batch
 
 A batch is a dict: `id` (B,) int64, the row in the prepared folder's images.jsonl; `image` (B, C, S, S) float32,
-normalised by `spec.mean` and `spec.std`; `label` (B,) int64, -1 where an image has no class; with masking `masked` (B,
+normalised by `info.mean` and `info.std`; `label` (B,) int64, -1 where an image has no class; with masking `masked` (B,
 N) bool, True = this patch is hidden, N = (S / patch_size)^2 patches in rows; and where a test set has only some of a
 model's classes `classes` (K,) int64, those among which the model is to choose.
 """
@@ -21,11 +21,11 @@ import numpy as np
 
 from magneto.config.validate import from_mapping
 from magneto.data.batching import TokenBudgetSampler
-from magneto.data.cache import cpu_count, fingerprint, prepare_once
+from magneto.data.cache import cpu_count, prepare_once, short_hash
 from magneto.data.corpora.base import SPLITS
-from magneto.data.corpora.image.base import ImageSource
+from magneto.data.corpora.image.base import ImageReader
 from magneto.data.image.build import ImageBuilder
-from magneto.data.image.dataset import ImageDataset, ImageSpec, Prepared, Reading
+from magneto.data.image.dataset import ImageDataset, ImageInfo, Prepared, Reading
 from magneto.data.messages import counts, skipped
 from magneto.data.module import Batching, BucketedDataModule
 from magneto.data.transforms.image import Augment
@@ -40,7 +40,7 @@ FORMAT = 2  # of the prepared folder: raise it when the code makes other files f
 class ImageDataModule(BucketedDataModule):
     """Images from one or more corpora.
 
-    sources: name -> corpus. image_size: pixels a side. channels: 1 (grey) or 3. fit: "crop" or "pad", how an image
+    corpora: name -> corpus. image_size: pixels a side. channels: 1 (grey) or 3. fit: "crop" or "pad", how an image
     becomes a square. eval_crop: share of the shorter side that evaluation sees of a cropped image. augment: Augment
     as a dict; None: training images are as those of evaluation. masking: BlockMasking as a dict, with patch_size:
     pixels a side of a patch. batch_size: images of a training batch on one rank; eval_batch_size: None: the same.
@@ -52,9 +52,11 @@ class ImageDataModule(BucketedDataModule):
     captioned: ClassVar[bool] = False
     """Whether captions are kept, and equal ones stand on one side of the split."""
 
+    Info = ImageInfo
+
     def __init__(
         self,
-        sources: Mapping[str, ImageSource],
+        corpora: Mapping[str, ImageReader],
         *,
         image_size: int,
         channels: int = 3,
@@ -74,8 +76,8 @@ class ImageDataModule(BucketedDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(data_dir=data_dir, num_workers=num_workers, seed=seed)
-        if not sources:
-            raise ConfigError("data.sources is empty: name at least one corpus.")
+        if not corpora:
+            raise ConfigError("data.corpora is empty: name at least one corpus.")
         for key, value, allowed in (
             ("channels", channels, (1, 3)),
             ("fit", fit, ("crop", "pad")),
@@ -95,7 +97,7 @@ class ImageDataModule(BucketedDataModule):
             )
         if not 0 < eval_crop <= 1:
             raise ConfigError(f"data.eval_crop={eval_crop} must be above 0 and at most 1: 0.875.")
-        self.sources = dict(sources)
+        self.corpora = dict(corpora)
         self.image_size, self.channels, self.fit, self.store = image_size, channels, fit, store
         self.eval_crop = float(eval_crop)
         self.augment = None if augment is None else from_mapping(Augment, augment, "data.augment")
@@ -105,7 +107,7 @@ class ImageDataModule(BucketedDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.fractions = (float(val_fraction), float(test_fraction))
         self.prepare_workers = prepare_workers or cpu_count()
-        self._model: ImageSpec | None = None  # of a checkpoint
+        self._model: ImageInfo | None = None  # of a checkpoint
 
     def _check_patches(self) -> None:
         if self.patch_size is not None and self.image_size % self.patch_size:
@@ -123,12 +125,12 @@ class ImageDataModule(BucketedDataModule):
     # ------------------------------------------------------------------ preparing
 
     @cached_property
-    def _identity(self) -> dict[str, Any]:
+    def _fingerprint(self) -> dict[str, Any]:
         """All that the prepared folder depends on."""
         square = {"image_size": self.image_size, "fit": self.fit}
         return {
             "format": FORMAT,
-            "sources": {name: source.identity() for name, source in self.sources.items()},
+            "corpora": {name: source.fingerprint() for name, source in self.corpora.items()},
             "channels": self.channels,
             "store": self.store,
             "fractions": list(self.fractions),
@@ -139,12 +141,12 @@ class ImageDataModule(BucketedDataModule):
     @cached_property
     def folder(self) -> Path:
         """The prepared folder; its name carries a hash of all that its contents depend on."""
-        return self.data_dir / "prepared" / f"image-{'-'.join(self.sources)}-{fingerprint(self._identity)}"
+        return self.data_dir / "prepared" / f"image-{'-'.join(self.corpora)}-{short_hash(self._fingerprint)}"
 
     def prepare(self) -> None:
         """Fetch and read the images, unless that is done. Says what was skipped."""
         builder = ImageBuilder(
-            sources=self.sources,
+            corpora=self.corpora,
             data_dir=self.data_dir,
             image_size=self.image_size,
             channels=self.channels,
@@ -152,7 +154,7 @@ class ImageDataModule(BucketedDataModule):
             store=self.store,
             fractions=self.fractions,
             workers=self.prepare_workers,
-            identity=self._identity,
+            fingerprint=self._fingerprint,
             captioned=self.captioned,
         )
         if prepare_once(self.folder, builder):
@@ -178,10 +180,10 @@ class ImageDataModule(BucketedDataModule):
         return Prepared(self.folder)
 
     @cached_property
-    def spec(self) -> ImageSpec:
+    def info(self) -> ImageInfo:
         """The facts of the prepared data."""
         facts = self.prepared.facts
-        return ImageSpec(
+        return ImageInfo(
             image_size=self.image_size,
             channels=self.channels,
             patch_size=self.patch_size,
@@ -193,26 +195,26 @@ class ImageDataModule(BucketedDataModule):
             },
         )
 
-    def prepare_for(self, spec: Mapping[str, Any]) -> None:
+    def for_model(self, info: Mapping[str, Any]) -> None:
         """Images in the size and with the class numbers of a checkpoint's model. Labels are found by their names.
 
         Raises `DataError` when this data has classes that the model does not know.
         """
-        model = ImageSpec.from_dict(spec)
+        model = ImageInfo.from_dict(info)
         for name in ("image_size", "channels", "fit", "patch_size"):
             setattr(self, name, getattr(model, name))
         self._check_patches()
-        for name in ("_identity", "folder", "prepared", "spec", "train_set"):
+        for name in ("_fingerprint", "folder", "prepared", "info", "train_set"):
             self.__dict__.pop(name, None)  # what was read with other settings
         self.prepare()
         known = set(map(_composed, model.labels))
-        unknown = [label for label in self.spec.labels if _composed(label) not in known]
+        unknown = [label for label in self.info.labels if _composed(label) not in known]
         if unknown and model.labels:
             raise DataError(
                 f"This data has classes that the checkpoint's model does not know: {', '.join(unknown[:5])}"
                 f"{', ...' if len(unknown) > 5 else ''}; the model has {', '.join(model.labels[:5])}"
                 f"{', ...' if len(model.labels) > 5 else ''}. Choose data with its classes, or give its names to the "
-                "folders (data.sources...names)."
+                "folders (data.corpora...names)."
             )
         self._model = model
 
@@ -221,7 +223,7 @@ class ImageDataModule(BucketedDataModule):
         self.train_set, self.val_set, self.test_set = (self._dataset(split) for split in SPLITS)
 
     def _dataset(self, split: str) -> ImageDataset:
-        own, model = self.spec, self._model or self.spec
+        own, model = self.info, self._model or self.info
         index, training = self.prepared.index, split == "train"
         rows = np.flatnonzero(index["split"] == SPLITS.index(split))
         if split == "test" and not len(rows):
@@ -234,7 +236,7 @@ class ImageDataModule(BucketedDataModule):
         subset = own.labels and len(own.labels) < len(known)
         reading = Reading(
             split=split,
-            spec=model,
+            info=model,
             augment=self.augment if training else None,
             masking=self.masking,
             seed=self.seed if training else 0,  # the masks of an evaluation are the same for all runs
@@ -255,7 +257,7 @@ class ImageDataModule(BucketedDataModule):
         """Raise `ConfigError` for data that is for evaluation only."""
         if self.prepared.facts["evaluation_only"]:
             raise ConfigError(
-                f"data: {', '.join(self.sources)} is for evaluation only: use it with mode=test checkpoint=RUN."
+                f"data: {', '.join(self.corpora)} is for evaluation only: use it with mode=test checkpoint=RUN."
             )
 
     def collate(self, dataset: ImageDataset) -> Callable[[Any], dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""A user's images for mode=predict, prepared from a checkpoint's spec alone."""
+"""A user's images for mode=predict, prepared from a checkpoint's info alone."""
 
 import logging
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from magneto.data.image.dataset import ImageSpec
+from magneto.data.image.dataset import ImageInfo
 from magneto.data.io.image import SUFFIXES, SVG_SIDE, BadImage, find_images, read_image
 from magneto.errors import DataError
 
@@ -23,7 +23,7 @@ def user_images(
     Args:
         path: the file or folder.
         channels: see `read_image`.
-        svg_side: see `read_image`; that of the model's spec makes of a drawing what it was trained on.
+        svg_side: see `read_image`; that of the model's info makes of a drawing what it was trained on.
         key: what the user called the path, for messages.
 
     Raises:
@@ -61,7 +61,7 @@ def user_images(
         raise DataError(f"{key}={path}: there is no image in this folder ({reason}).")
 
 
-def evaluation_batch(images: list[Image.Image], spec: ImageSpec) -> Tensor:
+def evaluation_batch(images: list[Image.Image], info: ImageInfo) -> Tensor:
     """Decoded images as a model expects them: (B, channels, S, S) float32, normalised."""
-    pixels = [torch.tensor(spec.evaluation_image(image)) for image in images]
-    return spec.normalise(torch.stack(pixels))
+    pixels = [torch.tensor(info.evaluation_image(image)) for image in images]
+    return info.normalise(torch.stack(pixels))

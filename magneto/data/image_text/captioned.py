@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from magneto.data.corpora.base import Skipped
-from magneto.data.corpora.image.base import ImageCorpus, ImageExample, ImageSource, Lazily, each_caption
+from magneto.data.corpora.image.base import ImageCorpus, ImageExample, ImageReader, Lazily, each_caption
 from magneto.data.corpora.text.base import why_unusable
 from magneto.data.image.module import ImageDataModule
 from magneto.data.transforms.text import clean_caption
@@ -19,17 +19,20 @@ class CaptionedImages(ImageDataModule):
 
 
 @dataclass(frozen=True)
-class CaptionedSource:
+class CaptionedReader:
     """The images of a source that have a caption in one of `languages` (None: in any), without their classes."""
 
-    source: ImageSource
+    source: ImageReader
     languages: Sequence[str] | None
     lowercase: bool
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """That of the source, and how captions are read."""
         languages = None if self.languages is None else list(self.languages)
-        return {**self.source.identity(), "captions": {"languages": languages, "lowercase": self.lowercase}}
+        return {
+            **self.source.fingerprint(),
+            "captions": {"languages": languages, "lowercase": self.lowercase},
+        }
 
     def load(self, data_dir: Path) -> ImageCorpus:
         """The source's images with clean captions. What is skipped is known once they were gone through."""

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from magneto.data.collate import IGNORE as IGNORE  # part of the batches
 from magneto.data.collate import pad_texts
 from magneto.data.corpora.image.base import caption_key, each_caption
-from magneto.data.image.dataset import ImageDataset, ImageSpec, image_lines
+from magneto.data.image.dataset import ImageDataset, ImageInfo, image_lines
 from magneto.data.rng import random_stream, uniforms
 from magneto.data.text.prepared_texts import PreparedTexts
 from magneto.data.tokenizers.encode import encode
@@ -24,7 +24,7 @@ from magneto.data.transforms.mask_tokens import Masking
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageTextSpec(ImageSpec):
+class ImageTextInfo(ImageInfo):
     """The facts of prepared images with captions: all that a task, and a checkpoint alone, needs to know."""
 
     tokenizer: str  # content of tokenizer.json
@@ -148,7 +148,7 @@ class ImageTextDataset(Dataset[dict[str, Any]]):
         del batch["label"]
         arrays, pad = self.captions.arrays, self.reading.pad_id
         texts = [self.captions.tokens(caption) for caption in chosen.tolist()]
-        batch["image"] = torch.from_numpy(self.images.prepared.index["first"][batch["id"].numpy()])
+        batch["image_id"] = torch.from_numpy(self.images.prepared.index["first"][batch["id"].numpy()])
         batch["caption"] = torch.from_numpy(arrays["key"][chosen])
         batch["language"] = torch.from_numpy(self.reading.languages[arrays["language"][chosen]])
         batch["tokens"], batch["mask"] = pad_texts(texts, pad, self.reading.max_tokens)

@@ -1,12 +1,12 @@
 """Images with captions: corpora -> decoded pixels and token ids on disk -> batches for vision-language models.
 
-    sources --those with a caption--> prepared images (data/image.py) --tokenizer, trained on the training captions-->
+    corpora --those with a caption--> prepared images (data/image.py) --tokenizer, trained on the training captions-->
     token ids --sampler--> augmented images, one caption each --> masks of both, if any --> batch
 
 A batch is a dict: `id` (B,) int64, the image's row in the prepared folder's images.jsonl; `image` (B, C, S, S)
-float32, normalised; `image` (B,) int64, equal for copies of an image, the row of the first; `caption` (B,) int64, equal
+float32, normalised; `image_id` (B,) int64, equal for copies of an image, the row of the first; `caption` (B,) int64, equal
 for equal captions; `language` (B,) int64, its place in the model's
-`spec.languages`, -1 where it has none; `tokens` (B, T) int64, `<s> ... </s>`; `mask` (B, T) bool, True = real token; in
+`info.languages`, -1 where it has none; `tokens` (B, T) int64, `<s> ... </s>`; `mask` (B, T) bool, True = real token; in
 evaluation `text`, the captions.
 
 With masking also `masked` (B, N) bool, True = this patch is hidden; `masked_tokens` (B, T) int64, the caption as the model
@@ -24,14 +24,14 @@ from typing import Any
 import numpy as np
 
 from magneto.config.validate import from_mapping
-from magneto.data.cache import fingerprint, prepare_once
-from magneto.data.corpora.image.base import ImageSource, each_caption
+from magneto.data.cache import prepare_once, short_hash
+from magneto.data.corpora.image.base import ImageReader, each_caption
 from magneto.data.image.dataset import ImageDataset, image_lines
 from magneto.data.image.module import ImageDataModule
-from magneto.data.image_text.captioned import CaptionedImages, CaptionedSource
+from magneto.data.image_text.captioned import CaptionedImages, CaptionedReader
 from magneto.data.image_text.dataset import (
     ImageTextDataset,
-    ImageTextSpec,
+    ImageTextInfo,
     PreparedCaptions,
     TextReading,
     write_captions,
@@ -63,16 +63,18 @@ class PairMasking:
 class ImageTextDataModule(BucketedDataModule):
     """Images with captions from one or more corpora.
 
-    sources: name -> corpus of images; those without a usable caption are skipped. languages: of the captions; None: all
+    corpora: name -> corpus of images; those without a usable caption are skipped. languages: of the captions; None: all
     that there are. lowercase: captions in small letters. tokenizer: `TokenizerSettings` as a dict. max_tokens: of a
     caption, `<s>` and `</s>` included; longer ones lose their end. masking: `PairMasking` as a dict; None: nothing is
     hidden. The other settings: see `ImageDataModule`. Images with an equal caption, in any of the languages, stand on
     one side of the split, unless the corpus states it.
     """
 
+    Info = ImageTextInfo
+
     def __init__(
         self,
-        sources: Mapping[str, ImageSource],
+        corpora: Mapping[str, ImageReader],
         *,
         tokenizer: Mapping[str, Any],
         languages: Sequence[str] | None = ("en",),
@@ -97,7 +99,7 @@ class ImageTextDataModule(BucketedDataModule):
         self.lowercase, self.max_tokens = lowercase, max_tokens
         self.tokenizer_settings = from_mapping(TokenizerSettings, tokenizer, "data.tokenizer")
         self._given: TextTokenizer | None = None  # of a checkpoint
-        self._model: ImageTextSpec | None = None  # of a checkpoint
+        self._model: ImageTextInfo | None = None  # of a checkpoint
         self.masking = None if masking is None else from_mapping(PairMasking, masking, "data.masking")
         self._masking: dict[str, Masking] = {}
         if self.masking is not None:
@@ -105,7 +107,7 @@ class ImageTextDataModule(BucketedDataModule):
                 key: from_mapping(Masking, getattr(self.masking, key), f"data.masking.{key}")
                 for key in ("texts", "pairs")
             }
-        self._sources = dict(sources)
+        self._corpora = dict(corpora)
         self._settings: dict[str, Any] = {
             **images,
             "masking": None if self.masking is None else self.masking.images,
@@ -116,12 +118,12 @@ class ImageTextDataModule(BucketedDataModule):
         self.images = self._images()
 
     def _images(self) -> ImageDataModule:
-        sources = {
-            name: CaptionedSource(source, self.languages, self.lowercase)
-            for name, source in self._sources.items()
+        corpora = {
+            name: CaptionedReader(source, self.languages, self.lowercase)
+            for name, source in self._corpora.items()
         }
         try:
-            return CaptionedImages(sources, **self._settings)
+            return CaptionedImages(corpora, **self._settings)
         except TypeError as error:  # of an unknown key
             raise ConfigError(f"data: {error}") from error
 
@@ -130,16 +132,16 @@ class ImageTextDataModule(BucketedDataModule):
     @cached_property
     def folder(self) -> Path:
         """The prepared folder of the captions; its name carries a hash of all that its contents depend on."""
-        return self.data_dir / "prepared" / f"captions-{'-'.join(self._sources)}-{self._key}"
+        return self.data_dir / "prepared" / f"captions-{'-'.join(self._corpora)}-{self._key}"
 
     @property
     def _key(self) -> str:
         given = self._given
-        return fingerprint(
+        return short_hash(
             {
                 "format": FORMAT,
                 "images": self.images.folder.name,
-                "tokenizer": self.tokenizer_settings.identity() if given is None else given.to_json(),
+                "tokenizer": self.tokenizer_settings.fingerprint() if given is None else given.to_json(),
                 "max_tokens": self.max_tokens,
             }
         )
@@ -188,12 +190,12 @@ class ImageTextDataModule(BucketedDataModule):
         return TextTokenizer.from_file(self.folder / "tokenizer.json")
 
     @cached_property
-    def spec(self) -> ImageTextSpec:
+    def info(self) -> ImageTextInfo:
         """The facts of the prepared data."""
         tokenizer = self.tokenizer
         facts = PreparedCaptions(self.folder).facts
-        return ImageTextSpec(
-            **{**self.images.spec.to_dict(), "key": self._key},
+        return ImageTextInfo(
+            **{**self.images.info.to_dict(), "key": self._key},
             tokenizer=tokenizer.to_json(),
             vocab_size=tokenizer.vocab_size,
             max_tokens=self.max_tokens,
@@ -201,17 +203,17 @@ class ImageTextDataModule(BucketedDataModule):
             **{name: facts[name] for name in ("languages", "captions", "truncated")},
         )
 
-    def prepare_for(self, spec: Mapping[str, Any]) -> None:
+    def for_model(self, info: Mapping[str, Any]) -> None:
         """Images in the size, and captions by the tokenizer, of a checkpoint's model."""
-        model = ImageTextSpec.from_dict(spec)
+        model = ImageTextInfo.from_dict(info)
         if self.lowercase != model.lowercase:
             self.lowercase = model.lowercase
             self.images = self._images()
-        self.images.prepare_for(spec)
+        self.images.for_model(info)
         self.max_tokens = model.max_tokens
         self._given = TextTokenizer.from_json(model.tokenizer)
         self._model = model
-        for name in ("folder", "tokenizer", "spec", "train_set"):
+        for name in ("folder", "tokenizer", "info", "train_set"):
             self.__dict__.pop(name, None)  # what was read with other settings
         self._prepare_captions()
 

@@ -22,10 +22,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from magneto.data.cache import fingerprint
-from magneto.data.corpora.base import SPLITS, Skipped, SpeechSource, Utterance
+from magneto.data.cache import short_hash
+from magneto.data.corpora.base import SPLITS, Skipped, SpeechReader, Utterance
 from magneto.data.io.audio import Audio, FeatureSettings, Outcome, extract_shard
-from magneto.data.speech.dataset import Example, SpeechSpec, shard_name
+from magneto.data.speech.dataset import Example, SpeechInfo, shard_name
 from magneto.data.tokenizers.ctc import CTCTokenizer, repeats
 from magneto.data.transforms.text import normalize_text
 from magneto.errors import DataError
@@ -40,12 +40,12 @@ LEAST_SHARD, MOST_SHARDS = 64, 400  # recordings in a shard at least; shards at 
 class SpeechBuilder:
     """Settings of `SpeechDataModule` under which `builder(folder)` fills a folder.
 
-    Writes features-*.npy, index.npz, utterances.jsonl, spec.json and prepare_report.json. Raises `DataError` when a
+    Writes features-*.npy, index.npz, utterances.jsonl, info.json and prepare_report.json. Raises `DataError` when a
     split is left empty. model: of a checkpoint that is to be tested: the test split alone is prepared, with the
     model's tokenizer.
     """
 
-    sources: Mapping[str, SpeechSource]
+    corpora: Mapping[str, SpeechReader]
     data_dir: Path
     feature_settings: FeatureSettings
     tokenizer_settings: Mapping[str, Any]
@@ -53,8 +53,8 @@ class SpeechBuilder:
     seconds: tuple[float, float]
     subsampling: int
     workers: int
-    identity: Mapping[str, Any]
-    model: SpeechSpec | None = None
+    fingerprint: Mapping[str, Any]
+    model: SpeechInfo | None = None
 
     def __call__(self, folder: Path) -> None:
         utterances, skipped, corpora, advice = self._collect()
@@ -85,7 +85,7 @@ class SpeechBuilder:
         for example in examples:
             seconds[example.utterance.split] += example.seconds
             counts[example.utterance.language, example.utterance.split] += 1
-        spec = SpeechSpec(
+        info = SpeechInfo(
             features=self.feature_settings.to_dict(),
             tokenizer=tokenizer.to_dict(),
             languages=languages,
@@ -96,18 +96,18 @@ class SpeechBuilder:
                 language: {split: counts[language, split] for split in SPLITS} for language in languages
             },
             corpora=corpora,
-            key=fingerprint(self.identity),
+            key=short_hash(self.fingerprint),
         )
         report = {
-            "used": spec.utterances,
-            "hours": spec.hours,
-            "per_language": spec.per_language,
+            "used": info.utterances,
+            "hours": info.hours,
+            "per_language": info.per_language,
             "corpora": corpora,
-            "settings": self.identity,
+            "settings": self.fingerprint,
             "skipped_by_reason": dict(Counter(item.reason for item in skipped).most_common()),
             "skipped": [asdict(item) for item in skipped],
         }
-        for name, values in (("spec.json", spec.to_dict()), ("prepare_report.json", report)):
+        for name, values in (("info.json", info.to_dict()), ("prepare_report.json", report)):
             text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
             (folder / name).write_text(text, encoding="utf-8")
 
@@ -117,7 +117,7 @@ class SpeechBuilder:
         """
         utterances, skipped, corpora, advice = [], [], {}, []
         sides: dict[Audio, set[str]] = defaultdict(set)
-        for name, source in self.sources.items():
+        for name, source in self.corpora.items():
             corpus = source.load(self.data_dir)
             corpora[name] = corpus.origin
             advice.append(corpus.advice)

@@ -2,8 +2,8 @@
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from magneto.data.corpora.base import SPLITS, Utterance
+from magneto.data.info import DatasetInfo
 from magneto.data.io.audio import Audio
 from magneto.data.rng import random_stream
 from magneto.data.tokenizers.ctc import BLANK, CTCTokenizer, repeats
@@ -23,7 +24,7 @@ TEMPO_KNOTS = 64  # frames from one drawn tempo to the next; lengths between the
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeechSpec:
+class SpeechInfo(DatasetInfo):
     """The facts of prepared speech: all that a task, and a checkpoint alone, needs to know. Plain values
     only.
     """
@@ -36,7 +37,6 @@ class SpeechSpec:
     hours: dict[str, float]  # per split
     per_language: dict[str, dict[str, int]]  # language -> split -> utterances
     corpora: dict[str, dict[str, Any]]  # what was read: version, digest, how it was got
-    key: str  # of the prepared folder
 
     @property
     def sample_rate(self) -> int:
@@ -59,21 +59,12 @@ class SpeechSpec:
         return CTCTokenizer.from_dict(self.tokenizer).vocab_size
 
     def require_languages(self, languages: Iterable[str]) -> None:
-        """Raise `DataError` for a language that the model of this spec does not know."""
+        """Raise `DataError` for a language that the model of this info does not know."""
         if unknown := sorted(set(languages) - set(self.languages)):
             raise DataError(
                 f"This data has utterances in {', '.join(unknown)}; the checkpoint's model knows "
                 f"{', '.join(self.languages)}. Choose those languages, or name them as the model does."
             )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, fit for a checkpoint's hyper-parameters."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "SpeechSpec":
-        """The spec that `to_dict` described."""
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
 
 
 @dataclass
@@ -87,8 +78,8 @@ class Prepared:
         return {"folder": self.folder, "_shards": {}}
 
     @cached_property
-    def spec(self) -> SpeechSpec:
-        return SpeechSpec.from_dict(json.loads((self.folder / "spec.json").read_text(encoding="utf-8")))
+    def info(self) -> SpeechInfo:
+        return SpeechInfo.from_dict(json.loads((self.folder / "info.json").read_text(encoding="utf-8")))
 
     @cached_property
     def index(self) -> dict[str, np.ndarray]:
@@ -156,7 +147,7 @@ def shard_name(shard: int) -> str:
 class SpeechDataset(Dataset[dict[str, Any]]):
     """One split of a prepared folder. Items are asked for as (epoch, position in the split).
 
-    spec: of the model that the items are for, where it is not the folder's own: its tokenizer and languages
+    info: of the model that the items are for, where it is not the folder's own: its tokenizer and languages
     are used.
     """
 
@@ -164,19 +155,19 @@ class SpeechDataset(Dataset[dict[str, Any]]):
         self,
         prepared: Prepared,
         split: str,
-        spec: SpeechSpec | None = None,
+        info: SpeechInfo | None = None,
         augment: SpecAugment | None = None,
         seed: int = 0,
     ) -> None:
         self.prepared, self.augment, self.seed = prepared, augment, seed
-        own, model = prepared.spec, spec or prepared.spec
+        own, model = prepared.info, info or prepared.info
         self._tokenizer = (
             None if model.tokenizer == own.tokenizer else CTCTokenizer.from_dict(model.tokenizer)
         )
         self._languages = [model.languages.index(language) for language in own.languages]
         self.rows = np.flatnonzero(prepared.index["split"] == SPLITS.index(split))
         self.lengths = prepared.index["frames"][self.rows]
-        self._subsampling = prepared.spec.subsampling
+        self._subsampling = prepared.info.subsampling
         _ = prepared.texts  # read here, once, not in every worker
 
     def __len__(self) -> int:

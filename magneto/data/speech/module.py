@@ -1,11 +1,11 @@
 """Speech with transcripts: corpora -> log-mel features on disk -> batches for CTC.
 
-    sources --text normalised--> recordings --all cores--> float16 shards, memory-mapped --> sampler -->
+    corpora --text normalised--> recordings --all cores--> float16 shards, memory-mapped --> sampler -->
     SpecAugment --> batch
 
 A batch is a dict: `id` (B,) int64, the row in the prepared folder's utterances.jsonl; `features` (B, T,
 num_mels) float32, zero where padded; `feature_lengths` (B,) int64; `targets` (B, U) int64, blank where
-padded; `target_lengths` (B,) int64; `language` (B,) int64, an index into `spec.languages`; `text` list of B
+padded; `target_lengths` (B,) int64; `language` (B,) int64, an index into `info.languages`; `text` list of B
 normalised transcripts.
 """
 
@@ -17,13 +17,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from magneto.data.cache import cpu_count, fingerprint, is_complete, prepare_once
-from magneto.data.corpora.base import SpeechSource
+from magneto.data.cache import cpu_count, is_complete, prepare_once, short_hash
+from magneto.data.corpora.base import SpeechReader
 from magneto.data.io.audio import FeatureSettings
 from magneto.data.messages import counts, skipped
 from magneto.data.module import Batching, BucketedDataModule
 from magneto.data.speech.build import SpeechBuilder
-from magneto.data.speech.dataset import Collate, Prepared, SpeechDataset, SpeechSpec
+from magneto.data.speech.dataset import Collate, Prepared, SpeechDataset, SpeechInfo
 from magneto.data.transforms.speech import SpecAugment
 from magneto.errors import ConfigError, DataError
 
@@ -36,7 +36,7 @@ FORMAT = 3  # of the prepared folder: raise it when the code makes other files f
 class SpeechDataModule(BucketedDataModule):
     """Transcribed speech from one or more corpora.
 
-    sources: name -> corpus. features: FeatureSettings as a dict. tokenizer: {"kind": characters | bpe |
+    corpora: name -> corpus. features: FeatureSettings as a dict. tokenizer: {"kind": characters | bpe |
     unigram, "vocab_size": int}. digits: "keep", or "drop" to leave out utterances whose transcript has digits
     (they are read out as words that the text does not show). min_seconds, max_seconds: durations outside are
     skipped. subsampling: feature frames per output frame of the model; an utterance whose transcript does not
@@ -46,9 +46,11 @@ class SpeechDataModule(BucketedDataModule):
     (None: all cores).
     """
 
+    Info = SpeechInfo
+
     def __init__(
         self,
-        sources: Mapping[str, SpeechSource],
+        corpora: Mapping[str, SpeechReader],
         *,
         data_dir: str = "data",
         features: Mapping[str, Any] | None = None,
@@ -67,8 +69,8 @@ class SpeechDataModule(BucketedDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(data_dir=data_dir, num_workers=num_workers, seed=seed)
-        if not sources:
-            raise ConfigError("data.sources is empty: name at least one corpus.")
+        if not corpora:
+            raise ConfigError("data.corpora is empty: name at least one corpus.")
         if digits not in ("keep", "drop"):
             raise ConfigError(f"data.digits={digits!r} must be keep or drop.")
         if not 0 < min_seconds < max_seconds:
@@ -86,7 +88,7 @@ class SpeechDataModule(BucketedDataModule):
         for name, value in counts.items():
             if value is not None and value < 1:
                 raise ConfigError(f"data.{name}={value} must be at least 1.")
-        self.sources = dict(sources)
+        self.corpora = dict(corpora)
         self.feature_settings = FeatureSettings.from_dict(dict(features or {}))
         self.tokenizer_settings = _strict(tokenizer or {}, ("kind", "vocab_size"), "tokenizer")
         self.digits = digits
@@ -100,17 +102,17 @@ class SpeechDataModule(BucketedDataModule):
         self.augment = None if augment is None else SpecAugment(**_strict(augment, names, "augment"))
         self.prepare_workers = prepare_workers or cpu_count()
         self._prepared: Prepared | None = None
-        self._spec: SpeechSpec | None = None  # of a checkpoint, where it differs
-        self._tested: SpeechSpec | None = None  # of a checkpoint: only what tests it is prepared
+        self._info: SpeechInfo | None = None  # of a checkpoint, where it differs
+        self._tested: SpeechInfo | None = None  # of a checkpoint: only what tests it is prepared
 
     # ------------------------------------------------------------------------------------------------- prepar
 
     @cached_property
-    def _identity(self) -> dict[str, Any]:
+    def _fingerprint(self) -> dict[str, Any]:
         """All that the prepared folder depends on."""
         return {
             "format": FORMAT,
-            "sources": {name: source.identity() for name, source in self.sources.items()},
+            "corpora": {name: source.fingerprint() for name, source in self.corpora.items()},
             "features": self.feature_settings.to_dict(),
             "tokenizer": self.tokenizer_settings,
             "digits": self.digits,
@@ -121,7 +123,7 @@ class SpeechDataModule(BucketedDataModule):
     @cached_property
     def folder(self) -> Path:
         """The prepared folder; its name carries a hash of all that its contents depend on."""
-        return self.data_dir / "prepared" / f"speech-{'-'.join(self.sources)}-{fingerprint(self._identity)}"
+        return self.data_dir / "prepared" / f"speech-{'-'.join(self.corpora)}-{short_hash(self._fingerprint)}"
 
     def prepare(self) -> None:
         """Fetch the corpora and compute features, tokenizer and index, unless that is done. Says what was
@@ -136,7 +138,7 @@ class SpeechDataModule(BucketedDataModule):
         if few := [f"{count} {split}" for split, count in used.items() if 0 < count < FEW]:
             log.warning(
                 "speech: only %s utterances: scores are coarse, and the one of val chooses the checkpoint. Use more "
-                "data, or raise data.sources.manifest.val_fraction and test_fraction.",
+                "data, or raise data.corpora.manifest.val_fraction and test_fraction.",
                 " and ".join(few),
             )
         if report["skipped_by_reason"]:
@@ -145,7 +147,7 @@ class SpeechDataModule(BucketedDataModule):
 
     def _builder(self) -> SpeechBuilder:
         return SpeechBuilder(
-            sources=self.sources,
+            corpora=self.corpora,
             data_dir=self.data_dir,
             feature_settings=self.feature_settings,
             tokenizer_settings=self.tokenizer_settings,
@@ -153,7 +155,7 @@ class SpeechDataModule(BucketedDataModule):
             seconds=self.seconds,
             subsampling=self.subsampling,
             workers=self.prepare_workers,
-            identity=self._identity,
+            fingerprint=self._fingerprint,
             model=self._tested,
         )
 
@@ -163,7 +165,7 @@ class SpeechDataModule(BucketedDataModule):
     def prepared(self) -> Prepared:
         """The prepared folder. Raises `DataError` when `prepare` has not been run."""
         if self._prepared is None:
-            if not (self.folder / "spec.json").is_file():
+            if not (self.folder / "info.json").is_file():
                 raise DataError(
                     f"The speech data is not prepared ({self.folder} is not there): run with mode=prepare "
                     "first."
@@ -172,16 +174,16 @@ class SpeechDataModule(BucketedDataModule):
         return self._prepared
 
     @property
-    def spec(self) -> SpeechSpec:
+    def info(self) -> SpeechInfo:
         """The facts of the prepared data."""
-        return self.prepared.spec
+        return self.prepared.info
 
-    def prepare_for(self, spec: Mapping[str, Any]) -> None:
+    def for_model(self, info: Mapping[str, Any]) -> None:
         """Targets by the tokenizer of a checkpoint, languages by its list; the features must be the same.
 
         Where the data is not prepared, the test split alone is.
         """
-        model, features = SpeechSpec.from_dict(spec), self.feature_settings.to_dict()
+        model, features = SpeechInfo.from_dict(info), self.feature_settings.to_dict()
         if model.features != features:
             raise DataError(
                 f"The checkpoint's model takes features {model.features}, this data has {features}: "
@@ -189,17 +191,17 @@ class SpeechDataModule(BucketedDataModule):
             )
         if not is_complete(self.folder):
             self._tested = model
-            self._identity |= {"tests": fingerprint(model.tokenizer)}
+            self._fingerprint |= {"tests": short_hash(model.tokenizer)}
             del self.folder  # its name is that of other contents
         self.prepare()
-        model.require_languages(self.spec.languages)
-        self._spec = model
+        model.require_languages(self.info.languages)
+        self._info = model
 
     def setup(self, stage: str | None = None) -> None:
         """Open the splits."""
-        self.train_set = SpeechDataset(self.prepared, "train", self._spec, self.augment, self.seed)
-        self.val_set = SpeechDataset(self.prepared, "val", self._spec)
-        self.test_set = SpeechDataset(self.prepared, "test", self._spec)
+        self.train_set = SpeechDataset(self.prepared, "train", self._info, self.augment, self.seed)
+        self.val_set = SpeechDataset(self.prepared, "val", self._info)
+        self.test_set = SpeechDataset(self.prepared, "test", self._info)
 
     @property
     def batching(self) -> Batching:

@@ -1,4 +1,4 @@
-"""Recordings to transcribe, prepared from a checkpoint's spec alone."""
+"""Recordings to transcribe, prepared from a checkpoint's info alone."""
 
 import logging
 from collections import Counter
@@ -9,13 +9,13 @@ import torch
 
 from magneto.data.io.audio import AUDIO_SUFFIXES, BadAudio, FeatureSettings, load_audio, log_mel
 from magneto.data.io.folders import walk
-from magneto.data.speech.dataset import SpeechSpec
+from magneto.data.speech.dataset import SpeechInfo
 from magneto.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
 
-def user_recordings(path: str | Path, spec: SpeechSpec) -> Iterator[tuple[Path, torch.Tensor]]:
+def user_recordings(path: str | Path, info: SpeechInfo) -> Iterator[tuple[Path, torch.Tensor]]:
     """Yield a file and its features (frames, num_mels), or all recordings below a folder in the order of their names.
 
     Raises:
@@ -23,7 +23,7 @@ def user_recordings(path: str | Path, spec: SpeechSpec) -> Iterator[tuple[Path, 
             bad recordings of a folder are skipped with a warning, and files with other endings are counted.
     """
     path = Path(path).expanduser()
-    settings = FeatureSettings.from_dict(spec.features)
+    settings = FeatureSettings.from_dict(info.features)
     if not path.is_dir():
         if not path.is_file():
             raise ConfigError(f"input={path}: there is no such file or folder.")

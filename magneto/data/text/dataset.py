@@ -11,8 +11,12 @@ import torch
 from torch.utils.data import Dataset
 
 from magneto.data.collate import IGNORE
+from magneto.data.info import DatasetInfo
 from magneto.data.rng import random_stream
-from magneto.data.text.packing import Pieces, TokenRow
+from magneto.data.text.packing import (
+    Pieces,
+    TokenRow,
+)
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.data.transforms.mask_tokens import Masking
 
@@ -102,3 +106,17 @@ class Collate:
         if "bytes" in items[0]:
             batch["bytes"] = torch.tensor([item["bytes"] for item in items])
         return batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextInfo(DatasetInfo):
+    """The facts of prepared text: all that a task, and a checkpoint alone, needs to know. Plain values only."""
+
+    tokenizer: str  # TextTokenizer.to_json()
+    vocab_size: int
+    block_size: int
+    documents: dict[str, int]  # per split
+    tokens: dict[str, int]  # per split, the `</s>` of each document included
+    bytes: dict[str, int]  # per split, UTF-8
+    unknown: dict[str, int]  # per split, tokens that are `<unk>`
+    corpus: dict[str, dict[str, Any]]  # by source, what was read: version, digest, how it was got

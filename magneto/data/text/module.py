@@ -1,6 +1,6 @@
 """Text for language models: corpora -> token ids on disk -> blocks for causal or masked models.
 
-    sources --tokenizer, trained on the training documents--> one row of tokens a split (packing.py) --sampler-->
+    corpora --tokenizer, trained on the training documents--> one row of tokens a split (packing.py) --sampler-->
     blocks --masking, if any--> batch
 
 A batch is a dict: `id` (B,) int64, the place of the block in its split; `tokens` (B, T) int64, what the model sees;
@@ -19,19 +19,19 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from magneto.config.validate import from_mapping
-from magneto.data.cache import fingerprint, prepare_once
+from magneto.data.cache import prepare_once, short_hash
 from magneto.data.collate import IGNORE as IGNORE  # part of the batches described here
 from magneto.data.corpora.base import SPLITS, Skipped, hash_split
-from magneto.data.corpora.text.base import LINES, Document, TextSource, why_unusable
+from magneto.data.corpora.text.base import LINES, Document, TextReader, why_unusable
 from magneto.data.messages import counts, skipped
 from magneto.data.module import Batching, BucketedDataModule
-from magneto.data.text.dataset import Collate, Reading, TextDataset
+from magneto.data.text.dataset import Collate, Reading, TextDataset, TextInfo
 from magneto.data.text.packing import (
     MEASURED,
     ShardWriter,
@@ -70,34 +70,10 @@ class TokenizerSettings:
         object.__setattr__(self, "sample_mb", float(self.sample_mb))  # 100 and 100.0 are one setting
 
 
-@dataclass(frozen=True, kw_only=True)
-class TextSpec:
-    """The facts of prepared text: all that a task, and a checkpoint alone, needs to know. Plain values only."""
-
-    tokenizer: str  # TextTokenizer.to_json()
-    vocab_size: int
-    block_size: int
-    documents: dict[str, int]  # per split
-    tokens: dict[str, int]  # per split, the `</s>` of each document included
-    bytes: dict[str, int]  # per split, UTF-8
-    unknown: dict[str, int]  # per split, tokens that are `<unk>`
-    corpus: dict[str, dict[str, Any]]  # by source, what was read: version, digest, how it was got
-    key: str  # of the prepared folder
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, fit for a checkpoint's hyper-parameters."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TextSpec:
-        """The spec that `to_dict` described."""
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
-
-
 class TextDataModule(BucketedDataModule):
     """Documents from one or more corpora.
 
-    sources: name -> corpus. tokenizer: TokenizerSettings as a dict. block_size: tokens of a block. documents: "pack"
+    corpora: name -> corpus. tokenizer: TokenizerSettings as a dict. block_size: tokens of a block. documents: "pack"
     (blocks run over the ends of documents; no padding; they begin elsewhere in every epoch) or "separate" (a block
     holds one document or a part of it). batch_size: blocks of a batch on one rank; as many padded tokens are the
     budget where documents are separate. eval_stride: causal evaluation slides its window by so many tokens, and each
@@ -106,9 +82,11 @@ class TextDataModule(BucketedDataModule):
     where a corpus states no split.
     """
 
+    Info = TextInfo
+
     def __init__(
         self,
-        sources: Mapping[str, TextSource],
+        corpora: Mapping[str, TextReader],
         *,
         data_dir: str = "data",
         tokenizer: Mapping[str, Any] | None = None,
@@ -123,8 +101,8 @@ class TextDataModule(BucketedDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(data_dir=data_dir, num_workers=num_workers, seed=seed)
-        if not sources:
-            raise ConfigError("data.sources is empty: name at least one corpus.")
+        if not corpora:
+            raise ConfigError("data.corpora is empty: name at least one corpus.")
         if documents not in ("pack", "separate"):
             raise ConfigError(f"data.documents={documents!r} must be pack or separate.")
         if block_size < 2 or batch_size < 1:
@@ -141,7 +119,7 @@ class TextDataModule(BucketedDataModule):
                 f"data.val_fraction={val_fraction} and data.test_fraction={test_fraction} must be 0 or more, and "
                 "leave something to train on."
             )
-        self.sources = dict(sources)
+        self.corpora = dict(corpora)
         self.tokenizer_settings = from_mapping(TokenizerSettings, tokenizer or {}, "data.tokenizer")
         self.block_size, self.batch_size = block_size, batch_size
         self.separate = documents == "separate"
@@ -155,14 +133,14 @@ class TextDataModule(BucketedDataModule):
     # ------------------------------------------------------------------ preparing
 
     @property
-    def _identity(self) -> dict[str, Any]:
+    def _fingerprint(self) -> dict[str, Any]:
         """All that the prepared folder depends on."""
         settings = {key: value for key, value in asdict(self.tokenizer_settings).items() if key != "file"}
         if self._given is not None:
             settings = {"given": hashlib.sha256(self._given.to_json().encode()).hexdigest()}
         return {
             "format": FORMAT,
-            "sources": {name: source.identity() for name, source in self.sources.items()},
+            "corpora": {name: source.fingerprint() for name, source in self.corpora.items()},
             "tokenizer": settings,
             "fractions": list(self.fractions),
         }
@@ -170,7 +148,7 @@ class TextDataModule(BucketedDataModule):
     @cached_property
     def folder(self) -> Path:
         """The prepared folder; its name carries a hash of all that its contents depend on."""
-        return self.data_dir / "prepared" / f"text-{'-'.join(self.sources)}-{fingerprint(self._identity)}"
+        return self.data_dir / "prepared" / f"text-{'-'.join(self.corpora)}-{short_hash(self._fingerprint)}"
 
     def prepare(self) -> None:
         """Fetch the corpora, train the tokenizer and write the tokens, unless that is done. Says what was skipped."""
@@ -196,11 +174,11 @@ class TextDataModule(BucketedDataModule):
     def _check(self) -> None:
         if self.masking is not None:
             self.tokenizer.require("mask")
-        self._require_documents(self.spec.documents)
+        self._require_documents(self.info.documents)
         training = "train" in self._splits
-        if training and not self.separate and self.spec.tokens["train"] < self.block_size:
+        if training and not self.separate and self.info.tokens["train"] < self.block_size:
             raise DataError(
-                f"The training text has {self.spec.tokens['train']} tokens, fewer than data.block_size="
+                f"The training text has {self.info.tokens['train']} tokens, fewer than data.block_size="
                 f"{self.block_size}: lower it, give more text, or set data.documents=separate."
             )
 
@@ -208,7 +186,7 @@ class TextDataModule(BucketedDataModule):
         self, name: str, origin: dict[str, Any] | None = None, skipped: list[Skipped] | None = None
     ) -> Iterator[Document]:
         """The usable documents of a source with their splits; notes the rest in `skipped`."""
-        corpus = self.sources[name].load(self.data_dir)
+        corpus = self.corpora[name].load(self.data_dir)
         unusable: list[Skipped] = []
         for document in corpus.documents:
             reason = why_unusable(document.text)
@@ -224,7 +202,7 @@ class TextDataModule(BucketedDataModule):
 
     def _sample(self) -> Iterator[str]:
         """Training text for the tokenizer."""
-        for name in self.sources:
+        for name in self.corpora:
             room = self.tokenizer_settings.sample_mb * 1e6
             for document in self._documents(name):
                 if document.split == "train":
@@ -242,12 +220,12 @@ class TextDataModule(BucketedDataModule):
             sample = list(self._sample())
             if not sample:
                 found = Counter(
-                    d.split for name in self.sources for d in self._documents(name, origin, skipped)
+                    d.split for name in self.corpora for d in self._documents(name, origin, skipped)
                 )
                 self._require_documents({split: found[split] for split in SPLITS}, skipped)
             tokenizer = TextTokenizer.train(sample, kind=settings.kind, vocab_size=settings.vocab_size)
         with ShardWriter(folder, tokenizer) as writer:
-            for name in self.sources:
+            for name in self.corpora:
                 for document in self._documents(name, origin, skipped):
                     writer.add(document)
         counts = writer.counts
@@ -260,12 +238,12 @@ class TextDataModule(BucketedDataModule):
         report = {
             **facts,
             "lossy": {split: counts[split].lossy for split in MEASURED},
-            "settings": self._identity,
+            "settings": self._fingerprint,
             "skipped_by_reason": dict(Counter(item.reason for item in skipped).most_common()),
             "skipped": [asdict(item) for item in skipped[:LISTED]],
         }
         (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
-        facts["key"] = fingerprint(self._identity)
+        facts["key"] = short_hash(self._fingerprint)
         for name, values in (("facts.json", facts), ("prepare_report.json", report)):
             text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
             # A file's name need not be UTF-8; what is not is escaped.
@@ -280,7 +258,7 @@ class TextDataModule(BucketedDataModule):
         listed = "; ".join(f"{count} {reason}" for reason, count in reasons) or "none was skipped"
         total = sum(counts.values())
         groups, sides = set(), set()
-        for document in (d for source in self.sources.values() for d in source.load(self.data_dir).documents):
+        for document in (d for source in self.corpora.values() for d in source.load(self.data_dir).documents):
             groups.add(document.group)
             sides.add(document.split)
             if len(groups) >= FEW:
@@ -293,7 +271,7 @@ class TextDataModule(BucketedDataModule):
             remedy = (
                 f"Their texts make {len(groups)} {'group' if len(groups) == 1 else 'groups'}, too few to divide: name the "
                 "files of train, val and test each, or, where each line is a text, set per_line=true "
-                f"(data.sources.text_files.per_line=true; blocks of {LINES} lines stay together)."
+                f"(data.corpora.text_files.per_line=true; blocks of {LINES} lines stay together)."
             )
         else:
             remedy = (
@@ -316,11 +294,11 @@ class TextDataModule(BucketedDataModule):
         return TextTokenizer.from_file(self.folder / "tokenizer.json")
 
     @cached_property
-    def spec(self) -> TextSpec:
+    def info(self) -> TextInfo:
         """The facts of the prepared data."""
         tokenizer = self.tokenizer
         facts = json.loads((self.folder / "facts.json").read_text(encoding="utf-8"))
-        return TextSpec(
+        return TextInfo(
             tokenizer=tokenizer.to_json(),
             vocab_size=tokenizer.vocab_size,
             block_size=self.block_size,
@@ -329,21 +307,21 @@ class TextDataModule(BucketedDataModule):
 
     def documents(self, split: str) -> Iterator[Document]:
         """The documents of a split in the order of its tokens, read from the corpora again."""
-        for name in self.sources:
+        for name in self.corpora:
             yield from (document for document in self._documents(name) if document.split == split)
 
-    def prepare_for(self, spec: Mapping[str, Any]) -> None:
+    def for_model(self, info: Mapping[str, Any]) -> None:
         """Blocks as long as those of a checkpoint, tokens by its tokenizer; a test split is enough."""
         self._splits = ("test",)
-        if spec["block_size"] != self.block_size:
-            log.info("text: blocks of %d tokens, as the checkpoint's model has them", spec["block_size"])
+        if info["block_size"] != self.block_size:
+            log.info("text: blocks of %d tokens, as the checkpoint's model has them", info["block_size"])
             whole = self.eval_stride == self.block_size
-            self.block_size = spec["block_size"]
+            self.block_size = info["block_size"]
             self.eval_stride = self.block_size if whole else min(self.eval_stride, self.block_size)
-        if not (self.folder / "tokenizer.json").is_file() or self.tokenizer.to_json() != spec["tokenizer"]:
+        if not (self.folder / "tokenizer.json").is_file() or self.tokenizer.to_json() != info["tokenizer"]:
             log.info("text: prepared with the tokenizer of the checkpoint's model")
-            self._given = TextTokenizer.from_json(spec["tokenizer"])
-        for name in ("folder", "tokenizer", "spec", "train_set"):
+            self._given = TextTokenizer.from_json(info["tokenizer"])
+        for name in ("folder", "tokenizer", "info", "train_set"):
             self.__dict__.pop(name, None)  # what was read with other settings
         self.prepare()
 
@@ -367,7 +345,7 @@ class TextDataModule(BucketedDataModule):
             masking=self.masking if training or self.masking is None else self.masking.for_evaluation(),
             shift=room if training and not self.separate else 0,
             seed=self.seed if training else 0,  # the masks of an evaluation are the same for all runs
-            bytes_per_token=self.spec.bytes["train"] / max(self.spec.tokens["train"], 1)
+            bytes_per_token=self.info.bytes["train"] / max(self.info.tokens["train"], 1)
             if training
             else None,
         )

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from magneto.data.corpora.download import file_digest
+from magneto.data.info import DatasetInfo
 from magneto.data.tokenizers.encode import Encoded
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import ConfigError
@@ -21,7 +22,7 @@ PAD_TO_MULTIPLE = 8  # tokens; equal lengths reuse kernels and compiled graphs
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassificationSpec:
+class TextClassificationInfo(DatasetInfo):
     """The facts of prepared labelled text: all that a task, and a checkpoint alone, needs to know."""
 
     tokenizer: str  # content of tokenizer.json
@@ -36,18 +37,7 @@ class ClassificationSpec:
     label_counts: dict[str, dict[str, int]]  # split -> label -> examples; empty for regression
     truncated: int  # examples longer than max_tokens
     corpus: dict[str, Any]
-    key: str  # of the prepared folder
     zero_digits: bool = False  # digits are read as zeros
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, fit for a checkpoint's hyper-parameters."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "ClassificationSpec":
-        """The spec that `to_dict` described."""
-        # Checkpoints of before say nothing of digits.
-        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +55,7 @@ class TokenizerSettings:
                 "vocab_size to train one."
             )
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """What decides the tokenizer: the content of the file, wherever it lies."""
         if self.file is None:
             return {"kind": self.kind, "vocab_size": self.vocab_size}
@@ -116,14 +106,14 @@ class ClassificationDataset(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        spec: ClassificationSpec,
+        info: TextClassificationInfo,
         encoded: Encoded,
         index: Mapping[str, np.ndarray],
         rows: np.ndarray,
         texts: Sequence[tuple[str, str]] | None = None,
     ) -> None:
         self.encoded, self.index, self.rows, self.texts = encoded, index, rows, texts
-        self.regression = not spec.labels
+        self.regression = not info.labels
         self.lengths = np.diff(encoded.start)[rows]
 
     def __len__(self) -> int:

@@ -1,7 +1,7 @@
 """Labelled texts and pairs of texts: corpus -> token ids on disk -> batches for text_classification.
 
 A batch is a dict: `id` (B,) int64; `tokens` (B, T) int64; `mask` (B, T) bool, True = real; `second` (B, T) bool, True in
-the second text; `label` (B,) int64, or float32 for regression; `subset` (B,) int64, an index into `spec.subsets`; and for
+the second text; `label` (B,) int64, or float32 for regression; `subset` (B,) int64, an index into `info.subsets`; and for
 evaluation `text` and `pair`, lists of B strings.
 """
 
@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from magneto.config.validate import from_mapping
-from magneto.data.cache import fingerprint, prepare_once
+from magneto.data.cache import prepare_once, short_hash
 from magneto.data.corpora.base import SPLITS
 from magneto.data.corpora.text_classification.labelled import (
     LabelledCorpus,
-    LabelledSource,
+    LabelledReader,
     LabelledText,
     zero_digits,
 )
@@ -30,8 +30,8 @@ from magneto.data.module import Batching, BucketedDataModule
 from magneto.data.text_classification.dataset import (
     PAD_TO_MULTIPLE,
     ClassificationDataset,
-    ClassificationSpec,
     Collate,
+    TextClassificationInfo,
     TokenizerSettings,
 )
 from magneto.data.tokenizers.encode import Encoded, encode
@@ -43,16 +43,18 @@ log = logging.getLogger(__name__)
 FORMAT = 2  # of the prepared folder: raise it when the code below makes other files from the same settings
 
 
-class ClassificationDataModule(BucketedDataModule):
+class TextClassificationDataModule(BucketedDataModule):
     """A labelled corpus.
 
-    source: the corpus. tokenizer: see `TokenizerSettings`. max_tokens: longer examples are truncated, and counted.
+    corpus: its reader. tokenizer: see `TokenizerSettings`. max_tokens: longer examples are truncated, and counted.
     batch_size: examples of a training batch on one rank, of about one length; eval_batch_size: None: the same.
     """
 
+    Info = TextClassificationInfo
+
     def __init__(
         self,
-        source: LabelledSource,
+        corpus: LabelledReader,
         *,
         data_dir: str = "data",
         tokenizer: Mapping[str, Any] | None = None,
@@ -70,22 +72,24 @@ class ClassificationDataModule(BucketedDataModule):
         ):
             if value is not None and value < least:
                 raise ConfigError(f"data.{key}={value} must be at least {least}.")
-        self.source = source
+        self.corpus = corpus
         self.tokenizer = from_mapping(TokenizerSettings, tokenizer or {}, "data.tokenizer")
         self.max_tokens, self.batch_size = max_tokens, batch_size
         self.eval_batch_size = eval_batch_size or batch_size
-        self._model: ClassificationSpec | None = None  # of a checkpoint, in evaluation
-        self._given: ClassificationSpec | None = None  # the same, where the data is not prepared as it reads
+        self._model: TextClassificationInfo | None = None  # of a checkpoint, in evaluation
+        self._given: TextClassificationInfo | None = (
+            None  # the same, where the data is not prepared as it reads
+        )
 
     # ------------------------------------------------------------------ preparing
 
     @cached_property
-    def _identity(self) -> dict[str, Any]:
+    def _fingerprint(self) -> dict[str, Any]:
         """All that the prepared folder depends on."""
         return {
             "format": FORMAT,
-            "source": self.source.identity(),
-            "tokenizer": self.tokenizer.identity()
+            "source": self.corpus.fingerprint(),
+            "tokenizer": self.tokenizer.fingerprint()
             if self._given is None
             else {"given": self._given.tokenizer, "zero_digits": self._given.zero_digits},
             "max_tokens": self.max_tokens,
@@ -94,26 +98,28 @@ class ClassificationDataModule(BucketedDataModule):
     @cached_property
     def folder(self) -> Path:
         """The prepared folder; its name carries a hash of all that its contents depend on."""
-        return self.data_dir / "prepared" / f"classification-{self.source.name}-{fingerprint(self._identity)}"
+        return (
+            self.data_dir / "prepared" / f"classification-{self.corpus.name}-{short_hash(self._fingerprint)}"
+        )
 
     def prepare(self) -> None:
         """Read the corpus, write it as GLUE-style tables and as token ids, unless that is done."""
         if prepare_once(self.folder, self._build):
             log.info("prepared %s", self.folder)
-        spec = self.spec
+        info = self.info
         report = json.loads((self.folder / "prepare_report.json").read_text(encoding="utf-8"))
-        labels = f"labels {', '.join(spec.labels)}" if spec.labels else f"scores {spec.range}"
-        log.info("classification: %s, %s", counts(spec.examples, "examples"), labels)
-        if "f1" in spec.metrics and len(spec.labels) == 2 and self._model is None:
-            log.info("classification: f1 is that of the label %s", spec.labels[1])
-        if spec.truncated:
-            log.warning("classification: %d examples truncated to %d tokens", spec.truncated, spec.max_tokens)
+        labels = f"labels {', '.join(info.labels)}" if info.labels else f"scores {info.range}"
+        log.info("classification: %s, %s", counts(info.examples, "examples"), labels)
+        if "f1" in info.metrics and len(info.labels) == 2 and self._model is None:
+            log.info("classification: f1 is that of the label %s", info.labels[1])
+        if info.truncated:
+            log.warning("classification: %d examples truncated to %d tokens", info.truncated, info.max_tokens)
         if reasons := report["skipped_by_reason"]:
             where = self.folder / "prepare_report.json"
             log.warning("classification: %s", skipped(reasons, where))
 
     def _build(self, folder: Path) -> None:
-        corpus = self.source.load(self.data_dir)
+        corpus = self.corpus.load(self.data_dir)
         by_split = {split: [e for e in corpus.examples if e.split == split] for split in SPLITS}
         for split in SPLITS if self._model is None else ("test",):
             if not by_split[split]:
@@ -122,7 +128,7 @@ class ClassificationDataModule(BucketedDataModule):
                 remedy = (
                     "A test set alone is for the evaluation of a trained model: mode=test checkpoint=RUN."
                     if by_split["test"] and not (by_split["train"] or by_split["val"])
-                    else "Check data.source and its files."
+                    else "Check data.corpus and its files."
                 )
                 raise DataError(
                     f"No usable example is left for the {split} split ({len(corpus.skipped)} were skipped: {listed}). "
@@ -153,7 +159,7 @@ class ClassificationDataModule(BucketedDataModule):
         )
         for split, members in by_split.items():
             _write_table(folder / f"{split}.tsv", members)
-        spec = ClassificationSpec(
+        info = TextClassificationInfo(
             tokenizer=tokenizer.to_json(),
             vocab_size=tokenizer.vocab_size,
             max_tokens=self.max_tokens,
@@ -166,48 +172,48 @@ class ClassificationDataModule(BucketedDataModule):
             label_counts=_count(corpus, by_split),
             truncated=encoded.truncated,
             corpus=corpus.origin,
-            key=fingerprint(self._identity),
+            key=short_hash(self._fingerprint),
             zero_digits=zeros,
         )
         report = {
-            "settings": self._identity,
-            "examples": spec.examples,
-            "label_counts": spec.label_counts,
+            "settings": self._fingerprint,
+            "examples": info.examples,
+            "label_counts": info.label_counts,
             "skipped_by_reason": dict(Counter(item.reason for item in corpus.skipped).most_common()),
             "skipped": [asdict(item) for item in corpus.skipped],
         }
-        for name, values in (("spec.json", spec.to_dict()), ("prepare_report.json", report)):
+        for name, values in (("info.json", info.to_dict()), ("prepare_report.json", report)):
             text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
             (folder / name).write_text(text, encoding="utf-8")
 
     # ------------------------------------------------------------------ reading
 
     @cached_property
-    def spec(self) -> ClassificationSpec:
+    def info(self) -> TextClassificationInfo:
         """The facts of the prepared data."""
-        file = self.folder / "spec.json"
+        file = self.folder / "info.json"
         if not file.is_file():
             raise DataError(
                 f"The labelled text is not prepared ({self.folder} is not there): run with mode=prepare first."
             )
-        return ClassificationSpec.from_dict(json.loads(file.read_text(encoding="utf-8")))
+        return TextClassificationInfo.from_dict(json.loads(file.read_text(encoding="utf-8")))
 
-    def prepare_for(self, spec: Mapping[str, Any]) -> None:
+    def for_model(self, info: Mapping[str, Any]) -> None:
         """Tokens and labels as a checkpoint's model has them; a test split is enough, and it may lack classes.
 
         Raises `DataError` for labels, pairs or evaluation sets that the model does not know.
         """
-        model = self._model = ClassificationSpec.from_dict(spec)
+        model = self._model = TextClassificationInfo.from_dict(info)
         self.max_tokens = model.max_tokens
         self._forget()
-        if not (self.folder / "spec.json").is_file() or (self.spec.tokenizer, self.spec.zero_digits) != (
+        if not (self.folder / "info.json").is_file() or (self.info.tokenizer, self.info.zero_digits) != (
             model.tokenizer,
             model.zero_digits,
         ):
             self._given = model
             self._forget()
         self.prepare()
-        own = self.spec
+        own = self.info
         if bool(own.labels) != bool(model.labels) or not set(own.labels) <= set(model.labels):
             theirs, ours = (", ".join(labels) or "numbers" for labels in (model.labels, own.labels))
             raise DataError(
@@ -218,7 +224,7 @@ class ClassificationDataModule(BucketedDataModule):
             theirs, ours = ("pairs of texts" if one.pairs else "single texts" for one in (model, own))
             raise DataError(
                 f"The checkpoint's model reads {theirs}; this data has {ours}. Choose the data that the model was trained "
-                "for, or set data.source.pair."
+                "for, or set data.corpus.pair."
             )
         if own.subsets != [""] and not set(own.subsets) <= set(model.subsets):
             raise DataError(
@@ -228,14 +234,14 @@ class ClassificationDataModule(BucketedDataModule):
 
     def _forget(self) -> None:
         """What was read with other settings."""
-        for name in ("_identity", "folder", "spec"):
+        for name in ("_fingerprint", "folder", "info"):
             self.__dict__.pop(name, None)
 
     def setup(self, stage: str | None = None) -> None:
         """Open the splits."""
         with np.load(self.folder / "index.npz") as arrays:
             index = dict(arrays)
-        own, model = self.spec, self._model or self.spec
+        own, model = self.info, self._model or self.info
         if own.labels:
             index["label"] = np.array([model.labels.index(name) for name in own.labels])[index["label"]]
         # Where an evaluation set has no name, it is the main one.

@@ -1,6 +1,6 @@
 """The tokenizer of the text tasks: byte-level BPE, BPE or unigram subwords, or any given `tokenizer.json`.
 
-All of it is one JSON text (`to_json`): a spec, a checkpoint and an export carry it, and nothing else is needed to
+All of it is one JSON text (`to_json`): a info, a checkpoint and an export carry it, and nothing else is needed to
 encode and decode. `byte_bpe` loses nothing: `decode(encode(text)) == text` for every text. `bpe` and `unigram` read
 text as a line: Unicode NFC, every run of white space one space, none at the ends; no subword joins letters with
 punctuation. Training `unigram` twice can give slightly different vocabularies (its trainer sums in no fixed order);

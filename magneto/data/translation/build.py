@@ -13,7 +13,7 @@ import numpy as np
 
 from magneto.data.corpora.base import SPLITS, Skipped, hash_split
 from magneto.data.corpora.text.base import LINES
-from magneto.data.corpora.translation.base import Pair, ParallelSource
+from magneto.data.corpora.translation.base import Pair, TranslationReader
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.data.translation.cleaning import (
     MAX_CHARACTERS,
@@ -25,7 +25,7 @@ from magneto.data.translation.cleaning import (
     tidy,
     unusable,
 )
-from magneto.data.translation.dataset import ParallelSpec, tag_token, token_dtype
+from magneto.data.translation.dataset import TranslationInfo, tag_token, token_dtype
 from magneto.errors import ConfigError, DataError
 
 TOKENIZER_PAIRS = 1_000_000  # training pairs at most that a tokenizer is learnt from, evenly spread
@@ -60,7 +60,7 @@ class TokenizerSettings:
         """The given files."""
         return [] if self.file is None else [self.file] if isinstance(self.file, str) else list(self.file)
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """What decides the tokens: of given files, their contents."""
         if self.file is None:
             return asdict(self)
@@ -70,12 +70,12 @@ class TokenizerSettings:
         }
 
     def tokenizers(self, pairs: Iterator[tuple[str, str]], tags: Sequence[str]) -> list[TextTokenizer]:
-        """For source and target (the same one when shared); tags: tokens that sources may begin with."""
+        """For source and target (the same one when shared); tags: tokens that corpora may begin with."""
         if self.file is not None:
             made = [TextTokenizer.from_file(file) for file in self.files]
         else:
-            sources, targets = map(list, zip(*pairs, strict=True))
-            texts = [sources + targets] if self.shared else [sources, targets]
+            corpora, targets = map(list, zip(*pairs, strict=True))
+            texts = [corpora + targets] if self.shared else [corpora, targets]
             made = [
                 TextTokenizer.train(
                     side, kind=self.kind, vocab_size=self.vocab_size, extra=() if place else tags
@@ -92,14 +92,14 @@ class Recipe:
     given: the tokenizers of a checkpoint's model, in place of those of `tokenizer`. splits: those that must not be empty.
     """
 
-    sources: Mapping[str, ParallelSource]
+    corpora: Mapping[str, TranslationReader]
     tokenizer: TokenizerSettings
     tag: bool
     clean: Cleaning
     max_tokens: int
     max_ratio: float
     fractions: tuple[float, float]  # of val and of test
-    identity: dict[str, Any]
+    fingerprint: dict[str, Any]
     key: str
     given: Sequence[TextTokenizer] | None = None
     splits: Sequence[str] = SPLITS
@@ -122,9 +122,9 @@ class Gathered:
 
 
 def build(recipe: Recipe, data_dir: Path, folder: Path) -> None:
-    """Write spec.json, prepare_report.json, pairs.jsonl, index.npz and tokens.bin into `folder`.
+    """Write info.json, prepare_report.json, pairs.jsonl, index.npz and tokens.bin into `folder`.
 
-    data_dir: where sources keep what they fetch. Raises `MagnetoError` when a split stays empty.
+    data_dir: where corpora keep what they fetch. Raises `MagnetoError` when a split stays empty.
     """
     gathered = _gather(recipe, data_dir, folder / "all.jsonl")
     verdict = decide(gathered.columns, recipe.clean, recipe.max_ratio)
@@ -146,7 +146,7 @@ def build(recipe: Recipe, data_dir: Path, folder: Path) -> None:
     per_direction = {
         name: {side: writer.counts[name, side] for side in SPLITS} for name in gathered.directions
     }
-    spec = ParallelSpec(
+    info = TranslationInfo(
         source_tokenizer=tokenizers[0].to_json(),
         target_tokenizer=tokenizers[1].to_json(),
         shared=recipe.tokenizer.shared,
@@ -161,16 +161,16 @@ def build(recipe: Recipe, data_dir: Path, folder: Path) -> None:
         key=recipe.key,
     )
     report = {
-        "used": spec.pairs,
-        "words": spec.words,
+        "used": info.pairs,
+        "words": info.words,
         "per_direction": per_direction,
         "shortened": writer.shortened,
         "corpora": gathered.corpora,
-        "settings": recipe.identity,
+        "settings": recipe.fingerprint,
         "skipped_by_reason": gathered.skips.by_reason(),
         "skipped": [asdict(item) for item in gathered.skips.listed],
     }
-    for name, values in (("spec.json", spec.to_dict()), ("prepare_report.json", report)):
+    for name, values in (("info.json", info.to_dict()), ("prepare_report.json", report)):
         text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
         (folder / name).write_text(text, encoding="utf-8")
 
@@ -191,13 +191,13 @@ def _gather(recipe: Recipe, data_dir: Path, path: Path) -> Gathered:
     numbers: dict[str, int] = {}
     val, test = recipe.fractions
     with path.open("w", encoding="utf-8") as file:
-        for name, corpus_source in recipe.sources.items():
+        for name, corpus_source in recipe.corpora.items():
             corpus = corpus_source.load(data_dir)
             for pair in corpus.pairs:
-                identity = f"{name}/{pair.id}"
+                fingerprint = f"{name}/{pair.id}"
                 source, target, reason = _read(pair, recipe.clean)
                 if reason:
-                    gathered.skips.add(Skipped(identity, pair.group, reason))
+                    gathered.skips.add(Skipped(fingerprint, pair.group, reason))
                     continue
                 languages = (pair.source_language, pair.target_language)
                 direction = "-".join(languages)
@@ -206,7 +206,7 @@ def _gather(recipe: Recipe, data_dir: Path, path: Path) -> Gathered:
                 gathered.columns.add(
                     source, target, languages, number, SPLITS.index(split), pair.split is not None
                 )
-                row = {"id": identity, "direction": direction, "split": split, "group": pair.group}
+                row = {"id": fingerprint, "direction": direction, "split": split, "group": pair.group}
                 file.write(json.dumps({**row, "source": source, "target": target}, ensure_ascii=False) + "\n")
             gathered.skips.extend(
                 Skipped(f"{name}/{item.id}", item.file, item.reason) for item in corpus.skipped
@@ -313,8 +313,8 @@ class Writer:
 
 
 def _require_one_target(directions: Sequence[str]) -> None:
-    sources = Counter(name.split("-")[0] for name in directions)
-    for source, count in sources.items():
+    corpora = Counter(name.split("-")[0] for name in directions)
+    for source, count in corpora.items():
         if count > 1:
             raise DataError(
                 f"The pairs from {source!r} go to {count} languages ({', '.join(directions)}), and nothing tells the "

@@ -3,13 +3,13 @@
 A batch is a dict: `id` (B,) int64, the line (from 0) in the prepared folder's pairs.jsonl; `source` (B, S) int64, the
 source's tokens and `</s>`, after the tag of the target language where there are tags; `source_mask` (B, S) bool, True =
 real; `target_in` (B, T) int64, `<s>` and the target's tokens; `target_out` (B, T) int64, the target's tokens and
-`</s>`, IGNORE where padded; `target_mask` (B, T) bool; `direction` (B,) int64, an index into the spec's `directions`;
+`</s>`, IGNORE where padded; `target_mask` (B, T) bool; `direction` (B,) int64, an index into the info's `directions`;
 in evaluation also `source_text` and `target_text`, lists of B strings.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,13 @@ import torch
 from torch.utils.data import Dataset
 
 from magneto.data.corpora.base import SPLITS
+from magneto.data.info import DatasetInfo
 from magneto.data.text.module import IGNORE as IGNORE  # part of the batches described here
 from magneto.data.tokenizers.text import TextTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParallelSpec:
+class TranslationInfo(DatasetInfo):
     """The facts of prepared parallel text: all that a task, and a checkpoint alone, needs to know. Plain values only."""
 
     source_tokenizer: str  # the JSON text of a TextTokenizer
@@ -38,7 +39,6 @@ class ParallelSpec:
     words: dict[str, list[int]]  # per split: of the sources, of the targets, between spaces
     tokens: dict[str, list[int]]  # per split: of the sources, of the targets
     corpora: dict[str, dict[str, Any]]  # name -> origin
-    key: str  # of the prepared folder
     pad_to_multiple: int = (
         1  # lengths in a batch are rounded up to it; no fact of the folder, set by the data module
     )
@@ -77,16 +77,6 @@ class ParallelSpec:
         """Rows of the target embedding and of the output."""
         return self.target_text_tokenizer.vocab_size
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, fit for a checkpoint's hyper-parameters."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "ParallelSpec":
-        """The spec that `to_dict` described."""
-        # Folders and checkpoints of before have no pad_to_multiple.
-        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
-
 
 def _rounded_up(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple
@@ -103,10 +93,10 @@ def tag_token(language: str) -> str:
 
 
 class Marks:
-    """The special tokens that a spec puts around texts."""
+    """The special tokens that a info puts around texts."""
 
-    def __init__(self, spec: ParallelSpec) -> None:
-        source, target = spec.source_text_tokenizer, spec.target_text_tokenizer
+    def __init__(self, info: TranslationInfo) -> None:
+        source, target = info.source_text_tokenizer, info.target_text_tokenizer
         self.source_end, self.target_start, self.target_end = (
             source.require("eos"),
             target.require("bos"),
@@ -114,8 +104,8 @@ class Marks:
         )
         self.source_pad = self.source_end if source.pad_id is None else source.pad_id
         self.target_pad = self.target_end if target.pad_id is None else target.pad_id
-        languages = [direction.split("-")[1] for direction in spec.directions]
-        self.tags = [[source.id(tag_token(language))] if spec.tag else [] for language in languages]
+        languages = [direction.split("-")[1] for direction in info.directions]
+        self.tags = [[source.id(tag_token(language))] if info.tag else [] for language in languages]
 
     def source(self, tokens: Sequence[int] | np.ndarray, direction: int) -> list[int]:
         """Tokens of a source as the model reads them."""
@@ -132,8 +122,8 @@ class Prepared:
         return {"folder": self.folder}
 
     @cached_property
-    def spec(self) -> ParallelSpec:
-        return ParallelSpec.from_dict(json.loads((self.folder / "spec.json").read_text(encoding="utf-8")))
+    def info(self) -> TranslationInfo:
+        return TranslationInfo.from_dict(json.loads((self.folder / "info.json").read_text(encoding="utf-8")))
 
     @cached_property
     def index(self) -> dict[str, np.ndarray]:
@@ -146,7 +136,7 @@ class Prepared:
     @cached_property
     def tokens(self) -> np.ndarray:
         """All tokens, memory-mapped."""
-        dtype = token_dtype(max(self.spec.source_vocab_size, self.spec.target_vocab_size))
+        dtype = token_dtype(max(self.info.source_vocab_size, self.info.target_vocab_size))
         return np.memmap(self.folder / "tokens.bin", dtype, mode="r")
 
     def sides(self, row: int) -> tuple[np.ndarray, np.ndarray]:
@@ -171,18 +161,18 @@ class Prepared:
                     yield values
 
 
-class ParallelDataset(Dataset[dict[str, Any]]):
+class TranslationDataset(Dataset[dict[str, Any]]):
     """One split of a prepared folder. Items are asked for as (epoch, position in the split).
 
-    spec: of the model that the items are for, where it is not the folder's own: its tags and the order of its directions
+    info: of the model that the items are for, where it is not the folder's own: its tags and the order of its directions
     are used. texts: whether the items carry their texts.
     """
 
     def __init__(
-        self, prepared: Prepared, split: str, spec: ParallelSpec | None = None, texts: bool = True
+        self, prepared: Prepared, split: str, info: TranslationInfo | None = None, texts: bool = True
     ) -> None:
         self.prepared, self.texts = prepared, texts
-        own, model = prepared.spec, spec or prepared.spec
+        own, model = prepared.info, info or prepared.info
         self.rows = np.flatnonzero(prepared.index["split"] == SPLITS.index(split))
         self.marks = Marks(model)
         self._directions = np.array([model.directions.index(name) for name in own.directions])

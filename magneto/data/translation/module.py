@@ -1,6 +1,6 @@
 """Parallel text: corpora -> cleaned, tokenised pairs on disk -> batches for an encoder-decoder.
 
-    sources --tidy, unusable out--> all pairs --ratio, duplicates, near-duplicates--> pairs that are used -->
+    corpora --tidy, unusable out--> all pairs --ratio, duplicates, near-duplicates--> pairs that are used -->
     tokenizer of the training pairs --> memory-mapped tokens --> token-budget buckets --> batch
 
 A corpus passes by three times and is never held in memory: the first pass judges each pair and writes it to disk, the
@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from magneto.config.validate import from_mapping
-from magneto.data.cache import fingerprint, prepare_once
+from magneto.data.cache import prepare_once, short_hash
 from magneto.data.corpora.base import SPLITS
-from magneto.data.corpora.translation.base import Pair, ParallelCorpus, ParallelSource
+from magneto.data.corpora.translation.base import Pair, TranslationCorpus, TranslationReader
 from magneto.data.messages import counts, skipped
 from magneto.data.module import Batching, BucketedDataModule
 from magneto.data.text.module import IGNORE
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.data.translation.build import Recipe, TokenizerSettings, build
 from magneto.data.translation.cleaning import Cleaning
-from magneto.data.translation.dataset import Collate, ParallelDataset, ParallelSpec, Prepared
+from magneto.data.translation.dataset import Collate, Prepared, TranslationDataset, TranslationInfo
 from magneto.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -33,19 +33,19 @@ log = logging.getLogger(__name__)
 __all__ = [
     "IGNORE",
     "Pair",
-    "ParallelCorpus",
-    "ParallelDataModule",
-    "ParallelSource",
-    "ParallelSpec",
+    "TranslationCorpus",
+    "TranslationDataModule",
+    "TranslationReader",
+    "TranslationInfo",
 ]
 
 FORMAT = 2  # of the prepared folder: raise it when other files are made from the same settings
 
 
-class ParallelDataModule(BucketedDataModule):
+class TranslationDataModule(BucketedDataModule):
     """Pairs of sentences from one or more corpora, in one or more directions.
 
-    sources: name -> corpus. tokenizer: TokenizerSettings as a dict. tag: put the tag of the target language (<2fr>)
+    corpora: name -> corpus. tokenizer: TokenizerSettings as a dict. tag: put the tag of the target language (<2fr>)
     before each source; needed as soon as a source language has two target languages. clean: Cleaning as a dict.
     max_tokens: pairs with more on a side are skipped; of val and test sides that a corpus states the beginning is read.
     max_ratio: pairs are skipped whose lengths differ by this factor
@@ -54,9 +54,11 @@ class ParallelDataModule(BucketedDataModule):
     batch (None: the same). max_batch_size: pairs.
     """
 
+    Info = TranslationInfo
+
     def __init__(
         self,
-        sources: Mapping[str, ParallelSource],
+        corpora: Mapping[str, TranslationReader],
         *,
         data_dir: str = "data",
         tokenizer: Mapping[str, Any] | None = None,
@@ -74,8 +76,8 @@ class ParallelDataModule(BucketedDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(data_dir=data_dir, num_workers=num_workers, seed=seed)
-        if not sources:
-            raise ConfigError("data.sources is empty: name at least one corpus.")
+        if not corpora:
+            raise ConfigError("data.corpora is empty: name at least one corpus.")
         counts = {
             "max_tokens": max_tokens,
             "batch_tokens": batch_tokens,
@@ -93,7 +95,7 @@ class ParallelDataModule(BucketedDataModule):
                 f"data.val_fraction={val_fraction} and data.test_fraction={test_fraction} must be above 0 and together "
                 "below 1."
             )
-        self.sources = dict(sources)
+        self.corpora = dict(corpora)
         self.tokenizer = from_mapping(TokenizerSettings, tokenizer or {}, "data.tokenizer")
         self.tag = tag
         self.clean = from_mapping(Cleaning, clean or {}, "data.clean")
@@ -104,18 +106,18 @@ class ParallelDataModule(BucketedDataModule):
         self.max_batch_size = max_batch_size
         self.pad_to_multiple = pad_to_multiple
         self._prepared: Prepared | None = None
-        self._model_spec: ParallelSpec | None = None  # of a checkpoint, in evaluation
+        self._model_info: TranslationInfo | None = None  # of a checkpoint, in evaluation
         self._given: list[str] | None = None  # its tokenizers, where the data has other ones
 
     # ------------------------------------------------------------------------------------------------- prepare
 
     @cached_property
-    def _identity(self) -> dict[str, Any]:
+    def _fingerprint(self) -> dict[str, Any]:
         """All that the prepared folder depends on."""
         return {
             "format": FORMAT,
-            "sources": {name: source.identity() for name, source in self.sources.items()},
-            "tokenizer": self.tokenizer.identity() if self._given is None else {"given": self._given},
+            "corpora": {name: source.fingerprint() for name, source in self.corpora.items()},
+            "tokenizer": self.tokenizer.fingerprint() if self._given is None else {"given": self._given},
             "tag": self.tag,
             "clean": asdict(self.clean),
             "max_tokens": self.max_tokens,
@@ -126,7 +128,9 @@ class ParallelDataModule(BucketedDataModule):
     @cached_property
     def folder(self) -> Path:
         """The prepared folder; its name carries a hash of all that its contents depend on."""
-        return self.data_dir / "prepared" / f"parallel-{'-'.join(self.sources)}-{fingerprint(self._identity)}"
+        return (
+            self.data_dir / "prepared" / f"parallel-{'-'.join(self.corpora)}-{short_hash(self._fingerprint)}"
+        )
 
     def prepare(self) -> None:
         """Fetch, clean, split and tokenise the corpora, unless that is done. Says what was skipped and shortened."""
@@ -145,17 +149,17 @@ class ParallelDataModule(BucketedDataModule):
 
     def _build(self, folder: Path) -> None:
         recipe = Recipe(
-            sources=self.sources,
+            corpora=self.corpora,
             tokenizer=self.tokenizer,
             tag=self.tag,
             clean=self.clean,
             max_tokens=self.max_tokens,
             max_ratio=self.max_ratio,
             fractions=self.fractions,
-            identity=self._identity,
-            key=fingerprint(self._identity),
+            fingerprint=self._fingerprint,
+            key=short_hash(self._fingerprint),
             given=None if self._given is None else [TextTokenizer.from_json(text) for text in self._given],
-            splits=SPLITS if self._model_spec is None else ("test",),
+            splits=SPLITS if self._model_info is None else ("test",),
         )
         build(recipe, self.data_dir, folder)
 
@@ -165,7 +169,7 @@ class ParallelDataModule(BucketedDataModule):
     def prepared(self) -> Prepared:
         """The prepared folder. Raises `DataError` when `prepare` has not been run."""
         if self._prepared is None:
-            if not (self.folder / "spec.json").is_file():
+            if not (self.folder / "info.json").is_file():
                 raise DataError(
                     f"The parallel text is not prepared ({self.folder} is not there): run with mode=prepare first."
                 )
@@ -173,24 +177,24 @@ class ParallelDataModule(BucketedDataModule):
         return self._prepared
 
     @cached_property
-    def spec(self) -> ParallelSpec:
+    def info(self) -> TranslationInfo:
         """The facts of the prepared data, and how its batches are padded."""
-        return replace(self.prepared.spec, pad_to_multiple=self.pad_to_multiple)
+        return replace(self.prepared.info, pad_to_multiple=self.pad_to_multiple)
 
-    def prepare_for(self, spec: Mapping[str, Any]) -> None:
+    def for_model(self, info: Mapping[str, Any]) -> None:
         """Tokenizers, tags, longest text and directions of a checkpoint; a test split is enough.
 
         Raises `DataError` for a direction that the checkpoint does not know.
         """
-        model = self._model_spec = ParallelSpec.from_dict(spec)
+        model = self._model_info = TranslationInfo.from_dict(info)
         self.tag, self.max_tokens = model.tag, model.max_tokens
         tokenizers = [model.source_tokenizer, model.target_tokenizer]
         self._forget()
-        if not (self.folder / "spec.json").is_file() or self.spec.tokenizers != tokenizers:
+        if not (self.folder / "info.json").is_file() or self.info.tokenizers != tokenizers:
             self._given = tokenizers
             self._forget()
         self.prepare()
-        if unknown := sorted(set(self.spec.directions) - set(model.directions)):
+        if unknown := sorted(set(self.info.directions) - set(model.directions)):
             raise DataError(
                 f"This data has pairs {', '.join(unknown)}; the checkpoint's model translates "
                 f"{', '.join(model.directions)}. Choose data in those directions."
@@ -199,14 +203,14 @@ class ParallelDataModule(BucketedDataModule):
     def _forget(self) -> None:
         """What was read with other settings."""
         self._prepared = None
-        for name in ("_identity", "folder", "spec"):
+        for name in ("_fingerprint", "folder", "info"):
             self.__dict__.pop(name, None)
 
     def setup(self, stage: str | None = None) -> None:
         """Open the splits."""
-        self.train_set = ParallelDataset(self.prepared, "train", self._model_spec, texts=False)
-        self.val_set = ParallelDataset(self.prepared, "val", self._model_spec)
-        self.test_set = ParallelDataset(self.prepared, "test", self._model_spec)
+        self.train_set = TranslationDataset(self.prepared, "train", self._model_info, texts=False)
+        self.val_set = TranslationDataset(self.prepared, "val", self._model_info)
+        self.test_set = TranslationDataset(self.prepared, "test", self._model_info)
 
     @property
     def batching(self) -> Batching:
@@ -219,6 +223,6 @@ class ParallelDataModule(BucketedDataModule):
             eval_max_batch_size=self.max_batch_size,
         )
 
-    def collate(self, dataset: ParallelDataset) -> Collate:
+    def collate(self, dataset: TranslationDataset) -> Collate:
         """Padded batches."""
         return Collate(dataset.marks, self.pad_to_multiple)

@@ -16,8 +16,8 @@ from torch.utils.data import Dataset
 from magneto.data.collate import pad_texts
 from magneto.data.corpora.base import SPLITS, Skipped
 from magneto.data.corpora.text.base import why_unusable
-from magneto.data.corpora.vqa.base import Question, QuestionSource
-from magneto.data.image.dataset import ImageDataset, ImageSpec, Prepared, image_lines
+from magneto.data.corpora.vqa.base import Question, QuestionReader
+from magneto.data.image.dataset import ImageDataset, ImageInfo, Prepared, image_lines
 from magneto.data.io.image import read_image
 from magneto.data.text.prepared_texts import PreparedTexts
 from magneto.data.text_classification.dataset import TokenizerSettings
@@ -32,7 +32,7 @@ ALONE = -1  # group of a question that is in none
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageQuestionSpec(ImageSpec):
+class VqaInfo(ImageInfo):
     """The facts of prepared questions: all that a task, and a checkpoint alone, needs to know.
 
     `labels` are the answers among which a model chooses, the most frequent first.
@@ -50,11 +50,11 @@ class ImageQuestionSpec(ImageSpec):
     truncated: int  # questions that were longer
 
 
-class SourceImages:
+class CorpusImages:
     """The usable images of a source: see `UsableImages`."""
 
-    def __init__(self, folder: Path, name: str, spec: ImageSpec) -> None:
-        self._prepared, self._spec = Prepared(folder), spec
+    def __init__(self, folder: Path, name: str, info: ImageInfo) -> None:
+        self._prepared, self._info = Prepared(folder), info
         self.rows: dict[str, int] = {}
         """Id -> row of the prepared folder."""
         self.splits: dict[str, str] = {}
@@ -69,23 +69,23 @@ class SourceImages:
         if self._prepared.stored:
             pixels = self._prepared.pixels[row]
         else:
-            spec = self._spec
-            image = read_image(self._prepared.image(row), spec.channels, svg_side=spec.svg_side)
-            pixels = spec.evaluation_image(image)
+            info = self._info
+            image = read_image(self._prepared.image(row), info.channels, svg_side=info.svg_side)
+            pixels = info.evaluation_image(image)
         return np.asarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionBuilder:
-    """Settings of `ImageQuestionDataModule` under which `builder(folder)` fills a folder.
+    """Settings of `VqaDataModule` under which `builder(folder)` fills a folder.
 
     Writes questions.npz, questions.jsonl, tokenizer.json, facts.json and prepare_report.json.
     """
 
-    sources: Mapping[str, QuestionSource]
+    corpora: Mapping[str, QuestionReader]
     data_dir: Path
     images: Path  # their prepared folder
-    spec: ImageSpec  # of them
+    info: ImageInfo  # of them
     tokenizer: TokenizerSettings
     given: TextTokenizer | None
     labels: Sequence[str] | None  # None: the most frequent ones
@@ -100,14 +100,14 @@ class QuestionBuilder:
         each = {len(images) for _, _, images in found}
         if len(each) > 1:
             raise ConfigError(
-                "data.sources: some questions are about one image and others about two: choose one sort."
+                "data.corpora: some questions are about one image and others about two: choose one sort."
             )
         for split in ("train", "val"):
             if not any(of == split for _, of, _ in found):
                 reasons = Counter(item.reason for item in skipped).most_common(5)
                 listed = "; ".join(f"{count} {reason}" for reason, count in reasons) or "none was skipped"
                 raise DataError(
-                    f"No usable question is left for the {split} split (skipped: {listed}). Check data.sources."
+                    f"No usable question is left for the {split} split (skipped: {listed}). Check data.corpora."
                 )
         labels = self._labels([question for question, split, _ in found if split == "train"])
         place = {label: number for number, label in enumerate(labels)}
@@ -168,8 +168,8 @@ class QuestionBuilder:
         self, skipped: list[Skipped], origin: dict[str, Any]
     ) -> Iterator[tuple[Question, str, list[int]]]:
         """Questions with clean texts and answers, their split, and the rows of their images; notes the others."""
-        for name, source in self.sources.items():
-            images = SourceImages(self.images, name, self.spec)
+        for name, source in self.corpora.items():
+            images = CorpusImages(self.images, name, self.info)
             corpus = source.questions(self.data_dir, images)
             origin[name] = corpus.origin
             for question in corpus.questions:
@@ -194,7 +194,7 @@ class QuestionBuilder:
             skipped += [Skipped(f"{name}/{item.id}", item.file, item.reason) for item in corpus.skipped]
 
     @staticmethod
-    def _why_unusable(question: Question, images: SourceImages) -> str | None:
+    def _why_unusable(question: Question, images: CorpusImages) -> str | None:
         reason = why_unusable(question.text)
         if reason is not None:
             return f"question: {reason}"
@@ -223,7 +223,7 @@ def _commonest(answers: Sequence[str]) -> str:
 def _usual(
     found: Sequence[tuple[Question, str, list[int]]], counts: Sequence[Counter[int]], kinds: Sequence[str]
 ) -> list[int]:
-    """See `ImageQuestionSpec.usual`."""
+    """See `VqaInfo.usual`."""
     given: dict[str | None, Counter[int]] = {kind: Counter() for kind in (*kinds, None)}
     for (question, split, _), one in zip(found, counts, strict=True):
         if split == "train":
@@ -254,7 +254,7 @@ class QuestionReading:
     kinds: np.ndarray = field(repr=False)
 
 
-class ImageQuestionDataset(Dataset[dict[str, Any]]):
+class VqaDataset(Dataset[dict[str, Any]]):
     """Questions with their images. Batches are asked for as lists of (epoch, position), all of one epoch.
 
     images: all images of the prepared folder, in its order. rows: (n,) of the questions' folder.

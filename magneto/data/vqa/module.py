@@ -1,13 +1,13 @@
 """Questions about images: corpora -> decoded pixels and token ids on disk -> batches for `task=vl_classification`.
 
-    sources --their images--> prepared images (data/image.py)
+    corpora --their images--> prepared images (data/image.py)
             --their questions, those about a usable image--> token ids by a tokenizer that is trained on the training
               questions, and how many people gave each of the most frequent answers --sampler--> batch
 
 A batch is a dict of B questions, each about P images: `id` (B,) int64, the line of the prepared folder's questions.jsonl;
 `image` (B, P, C, S, S) float32, normalised; `tokens` (B, T) int64, `<s> ... </s>`; `mask` (B, T) bool, True = real token;
-`counts` (B, A) float32, how many people gave each of the answers `spec.labels`; `people` (B,) float32, how many were asked;
-`kind` (B,) int64, the question's place in `spec.kinds`, -1 where it has none; `group` (B,) int64, equal where one statement
+`counts` (B, A) float32, how many people gave each of the answers `info.labels`; `people` (B,) float32, how many were asked;
+`kind` (B,) int64, the question's place in `info.kinds`, -1 where it has none; `group` (B,) int64, equal where one statement
 is made of several pairs of images, -1 where it stands alone; in evaluation `text`, the questions.
 """
 
@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from magneto.config.validate import from_mapping
-from magneto.data.cache import fingerprint, prepare_once
+from magneto.data.cache import prepare_once, short_hash
 from magneto.data.corpora.base import SPLITS
-from magneto.data.corpora.vqa.base import QuestionSource
+from magneto.data.corpora.vqa.base import QuestionReader
 from magneto.data.image.dataset import ImageDataset
 from magneto.data.image.module import ImageDataModule
 from magneto.data.messages import counts, skipped
@@ -31,11 +31,11 @@ from magneto.data.module import Batching, BucketedDataModule
 from magneto.data.text_classification.dataset import TokenizerSettings
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.data.vqa.dataset import (
-    ImageQuestionDataset,
-    ImageQuestionSpec,
     PreparedQuestions,
     QuestionBuilder,
     QuestionReading,
+    VqaDataset,
+    VqaInfo,
 )
 from magneto.errors import ConfigError, DataError
 
@@ -44,19 +44,21 @@ log = logging.getLogger(__name__)
 FORMAT = 2  # of the prepared folder: raise it when the code makes other files from the same settings
 
 
-class ImageQuestionDataModule(BucketedDataModule):
+class VqaDataModule(BucketedDataModule):
     """Questions about images from one or more corpora.
 
-    sources: name -> corpus. num_answers: how many answers there are to choose from, the most frequent of the training
+    corpora: name -> corpus. num_answers: how many answers there are to choose from, the most frequent of the training
     questions; None: all. lowercase: questions in small letters. tokenizer: `TokenizerSettings` as a dict. max_tokens: of a
     question, `<s>` and `</s>` included; longer ones lose their end. The other settings: see `ImageDataModule`. Questions
     stand on the side of their image. Training passes over those none of whose answers can be chosen; evaluation counts
     them as wrong.
     """
 
+    Info = VqaInfo
+
     def __init__(
         self,
-        sources: Mapping[str, QuestionSource],
+        corpora: Mapping[str, QuestionReader],
         *,
         tokenizer: Mapping[str, Any],
         num_answers: int | None = None,
@@ -76,13 +78,13 @@ class ImageQuestionDataModule(BucketedDataModule):
             raise ConfigError(
                 f"data.num_answers={num_answers}: there must be 2 at least to choose from, or null for all."
             )
-        self.sources, self.num_answers = dict(sources), num_answers
+        self.corpora, self.num_answers = dict(corpora), num_answers
         self.lowercase, self.max_tokens = lowercase, max_tokens
         self.tokenizer_settings = from_mapping(TokenizerSettings, tokenizer, "data.tokenizer")
-        self._model: ImageQuestionSpec | None = None  # of a checkpoint
+        self._model: VqaInfo | None = None  # of a checkpoint
         try:
             self.images = ImageDataModule(
-                sources, data_dir=data_dir, num_workers=num_workers, seed=seed, **images
+                corpora, data_dir=data_dir, num_workers=num_workers, seed=seed, **images
             )
         except TypeError as error:  # of an unknown key
             raise ConfigError(f"data: {error}") from error
@@ -92,16 +94,16 @@ class ImageQuestionDataModule(BucketedDataModule):
     @cached_property
     def folder(self) -> Path:
         """The prepared folder of the questions; its name carries a hash of all that its contents depend on."""
-        return self.data_dir / "prepared" / f"questions-{'-'.join(self.sources)}-{self._key}"
+        return self.data_dir / "prepared" / f"questions-{'-'.join(self.corpora)}-{self._key}"
 
     @property
     def _key(self) -> str:
         model = self._model
-        return fingerprint(
+        return short_hash(
             {
                 "format": FORMAT,
                 "images": self.images.folder.name,
-                "tokenizer": self.tokenizer_settings.identity() if model is None else model.tokenizer,
+                "tokenizer": self.tokenizer_settings.fingerprint() if model is None else model.tokenizer,
                 "answers": self.num_answers if model is None else model.labels,
                 "lowercase": self.lowercase,
                 "max_tokens": self.max_tokens,
@@ -116,10 +118,10 @@ class ImageQuestionDataModule(BucketedDataModule):
     def _prepare_questions(self) -> None:
         model = self._model
         builder = QuestionBuilder(
-            sources=self.sources,
+            corpora=self.corpora,
             data_dir=self.data_dir,
             images=self.images.folder,
-            spec=self.images.spec,
+            info=self.images.info,
             tokenizer=self.tokenizer_settings,
             given=None if model is None else TextTokenizer.from_json(model.tokenizer),
             labels=None if model is None else model.labels,
@@ -154,32 +156,32 @@ class ImageQuestionDataModule(BucketedDataModule):
         return PreparedQuestions(self.folder)
 
     @cached_property
-    def spec(self) -> ImageQuestionSpec:
+    def info(self) -> VqaInfo:
         """The facts of the prepared data."""
         tokenizer = TextTokenizer.from_file(self.prepared.folder / "tokenizer.json")
-        return ImageQuestionSpec(
-            **{**self.images.spec.to_dict(), "key": self._key, **self.prepared.facts},
+        return VqaInfo(
+            **{**self.images.info.to_dict(), "key": self._key, **self.prepared.facts},
             tokenizer=tokenizer.to_json(),
             vocab_size=tokenizer.vocab_size,
             max_tokens=self.max_tokens,
             lowercase=self.lowercase,
         )
 
-    def prepare_for(self, spec: Mapping[str, Any]) -> None:
+    def for_model(self, info: Mapping[str, Any]) -> None:
         """Images in the size, and questions and answers as the model of a checkpoint knows them.
 
         Raises `DataError` when the one takes one image and the other two.
         """
-        model = ImageQuestionSpec.from_dict(spec)
-        self.images.prepare_for(spec)
+        model = VqaInfo.from_dict(info)
+        self.images.for_model(info)
         self.lowercase, self.max_tokens = model.lowercase, model.max_tokens
         self._model = model
-        for name in ("folder", "prepared", "spec", "train_set"):
+        for name in ("folder", "prepared", "info", "train_set"):
             self.__dict__.pop(name, None)  # what was read with other settings
         self._prepare_questions()
-        if self.spec.images != model.images:
+        if self.info.images != model.images:
             raise DataError(
-                f"This data has {self.spec.images} images for each question, and the checkpoint's model takes "
+                f"This data has {self.info.images} images for each question, and the checkpoint's model takes "
                 f"{model.images}."
             )
 
@@ -191,16 +193,16 @@ class ImageQuestionDataModule(BucketedDataModule):
             self._dataset(split, one) for split, one in zip(SPLITS, images, strict=True)
         )
 
-    def _dataset(self, split: str, images: Any) -> ImageQuestionDataset:
+    def _dataset(self, split: str, images: Any) -> VqaDataset:
         assert isinstance(images, ImageDataset)
-        arrays, model = self.prepared.arrays, self._model or self.spec
+        arrays, model = self.prepared.arrays, self._model or self.info
         rows = np.flatnonzero(arrays["split"] == SPLITS.index(split))
         if split == "test" and not len(rows):
             rows = np.flatnonzero(arrays["split"] == SPLITS.index("val"))
         if split == "train":
             rows = rows[np.diff(arrays["answer_start"])[rows] > 0]
         tokenizer = TextTokenizer.from_json(model.tokenizer)
-        kinds = [model.kinds.index(kind) if kind in model.kinds else -1 for kind in self.spec.kinds]
+        kinds = [model.kinds.index(kind) if kind in model.kinds else -1 for kind in self.info.kinds]
         reading = QuestionReading(
             split=split,
             pad_id=tokenizer.require("eos") if tokenizer.pad_id is None else tokenizer.pad_id,
@@ -210,14 +212,14 @@ class ImageQuestionDataModule(BucketedDataModule):
         )
         every = np.arange(len(images.prepared.index["split"]))
         whole = ImageDataset(images.prepared, every, np.full(len(every), -1), images.reading)
-        return ImageQuestionDataset(whole, self.prepared, rows, reading)
+        return VqaDataset(whole, self.prepared, rows, reading)
 
     @property
     def batching(self) -> Batching:
         """By questions, whatever their length: they are short."""
         return self.images.batching
 
-    def collate(self, dataset: ImageQuestionDataset) -> Callable[[Any], dict[str, Any]]:
+    def collate(self, dataset: VqaDataset) -> Callable[[Any], dict[str, Any]]:
         """Nothing is left to do: the data set gives whole batches."""
         return _as_it_is
 

@@ -14,32 +14,32 @@ class PatchPooling(nn.Module):
     Args:
         kind: mean: of the patches; class_token: the vector of [CLS].
         grid: patches on a side.
-        cells: the mean is taken in each of cells x cells parts of the image, and these are joined. Where they do not
+        pool_grid: the mean is taken in each of pool_grid x pool_grid parts of the image, and these are joined. Where they do not
             divide the grid, neighbouring parts share a row or a column of patches.
 
     Raises:
-        ConfigError: a kind that is not known, or cells outside of 1 to grid.
+        ConfigError: a kind that is not known, or pool_grid outside of 1 to grid.
     """
 
-    def __init__(self, kind: str, grid: int, cells: int = 1) -> None:
+    def __init__(self, kind: str, grid: int, pool_grid: int = 1) -> None:
         super().__init__()
         if kind not in POOLINGS:
             raise ConfigError(
                 f"pooling={kind}: must be one of {', '.join(POOLINGS)}.{nearest(kind, POOLINGS)}"
             )
-        if cells < 1 or (cells > 1 and kind != "mean"):
-            raise ConfigError(f"cells={cells}: must be 1 or more, and 1 unless pooling=mean.")
-        if cells > grid:
+        if pool_grid < 1 or (pool_grid > 1 and kind != "mean"):
+            raise ConfigError(f"pool_grid={pool_grid}: must be 1 or more, and 1 unless pooling=mean.")
+        if pool_grid > grid:
             raise ConfigError(
-                f"cells={cells}: the image has {grid} patches on a side, so choose from 1 to {grid}."
+                f"pool_grid={pool_grid}: the image has {grid} patches on a side, so choose from 1 to {grid}."
             )
-        self.kind, self.grid, self.cells = kind, grid, cells
-        self.parts = cells**2
+        self.kind, self.grid, self.pool_grid = kind, grid, pool_grid
+        self.parts = pool_grid**2
 
     def forward(self, hidden: Tensor) -> Tensor:
         if self.kind == "class_token":
             return hidden[:, 0]
-        if self.cells == 1:
+        if self.pool_grid == 1:
             return hidden[:, 1:].mean(1)
         patches = hidden[:, 1:].transpose(1, 2).reshape(len(hidden), -1, self.grid, self.grid)
-        return F.adaptive_avg_pool2d(patches, self.cells).flatten(1)
+        return F.adaptive_avg_pool2d(patches, self.pool_grid).flatten(1)

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from magneto.data.corpora.text_classification.glue import TASKS, GlueSource, read_test_file
-from magneto.data.corpora.text_classification.labelled import TsvSource, read_table
-from magneto.data.corpora.text_classification.state_of_the_union_era import SotuEraSource
-from magneto.data.text_classification.dataset import ClassificationSpec, collate
-from magneto.data.text_classification.module import ClassificationDataModule
+from magneto.data.corpora.text_classification.glue import TASKS, GlueReader, read_test_file
+from magneto.data.corpora.text_classification.labelled import TsvReader, read_table
+from magneto.data.corpora.text_classification.state_of_the_union_era import StateOfTheUnionEraReader
+from magneto.data.text_classification.dataset import TextClassificationInfo, collate
+from magneto.data.text_classification.module import TextClassificationDataModule
 from magneto.data.tokenizers.encode import encode
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import MagnetoError
@@ -80,9 +80,9 @@ def make(task: str, folder: Path) -> Path:
     return folder
 
 
-def module(source: Any, tmp_path: Path, **more: Any) -> ClassificationDataModule:
+def module(source: Any, tmp_path: Path, **more: Any) -> TextClassificationDataModule:
     settings = {"tokenizer": {"kind": "bpe", "vocab_size": 90}, "max_tokens": 24, "batch_size": 4, **more}
-    return ClassificationDataModule(source, data_dir=str(tmp_path / "data"), **settings)
+    return TextClassificationDataModule(source, data_dir=str(tmp_path / "data"), **settings)
 
 
 # ------------------------------------------------------------------ GLUE
@@ -90,7 +90,7 @@ def module(source: Any, tmp_path: Path, **more: Any) -> ClassificationDataModule
 
 @pytest.mark.parametrize("task", TASKS)
 def test_each_task_of_glue_is_read_from_its_own_layout(task: str, tmp_path: Path) -> None:
-    corpus = GlueSource(task, str(make(task, tmp_path))).load(tmp_path)
+    corpus = GlueReader(task, str(make(task, tmp_path))).load(tmp_path)
     assert not corpus.skipped and corpus.labels == TASKS[task].labels
     train = [e for e in corpus.examples if e.split == "train"]
     assert len(train) == 20 and train[3].text == sentence(3)
@@ -107,7 +107,7 @@ def test_each_task_of_glue_is_read_from_its_own_layout(task: str, tmp_path: Path
 def test_validation_can_be_held_out_of_train(tmp_path: Path) -> None:
     folder = make("RTE", tmp_path)
     write(folder / "RTE/train.tsv", layout("RTE", 300, "train.tsv"))
-    corpus = GlueSource("RTE", str(folder / "RTE"), val_fraction=0.2).load(tmp_path)
+    corpus = GlueReader("RTE", str(folder / "RTE"), val_fraction=0.2).load(tmp_path)
     texts = {
         split: {e.text for e in corpus.examples if e.split == split} for split in ("train", "val", "test")
     }
@@ -131,12 +131,12 @@ def test_broken_lines_are_counted_and_named(tmp_path: Path) -> None:
         table.write(
             "\t".join([*row[:3], "a\u2028b\x0cc \0", "d", "1"]).encode() + b"\n"
         )  # no line ends, these
-    corpus = GlueSource("QQP", str(tmp_path)).load(tmp_path)
+    corpus = GlueReader("QQP", str(tmp_path)).load(tmp_path)
     assert [item.reason for item in corpus.skipped] == [*bad, "not UTF-8"]
     assert [item.id for item in corpus.skipped] == [f"train:{number}" for number in range(22, 27)]
     last = [e for e in corpus.examples if e.split == "train"][-1]
     assert (last.id, last.text, last.label) == ("train:28", "a\u2028b\x0cc", "1")
-    data = module(GlueSource("QQP", str(tmp_path)), tmp_path)
+    data = module(GlueReader("QQP", str(tmp_path)), tmp_path)
     data.prepare()
     report = json.loads((data.folder / "prepare_report.json").read_text())
     assert report["skipped_by_reason"]["not UTF-8"] == 1 and len(report["skipped"]) == 5
@@ -149,7 +149,7 @@ def test_a_score_that_is_no_number_is_skipped(tmp_path: Path) -> None:
     rows = [line.split("\t") for line in file.read_text().splitlines()]
     rows[4][-1], rows[5][-1] = "high", "inf"
     write(file, rows)
-    corpus = GlueSource("STS-B", str(tmp_path)).load(tmp_path)
+    corpus = GlueReader("STS-B", str(tmp_path)).load(tmp_path)
     assert [item.reason for item in corpus.skipped] == ["label is no number"] * 2
 
 
@@ -167,18 +167,18 @@ def test_a_score_that_is_no_number_is_skipped(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_the_task_is_refused(damage: Any, message: str, tmp_path: Path) -> None:
     damage(make("RTE", tmp_path) / "RTE")
     with pytest.raises(MagnetoError, match=message):
-        GlueSource("RTE", str(tmp_path)).load(tmp_path)
+        GlueReader("RTE", str(tmp_path)).load(tmp_path)
 
 
 def test_names_and_settings_are_checked() -> None:
     with pytest.raises(MagnetoError, match="CoLA"):
-        GlueSource("COLA", "x")
+        GlueReader("COLA", "x")
     with pytest.raises(MagnetoError, match="folder"):
-        GlueSource("CoLA")
+        GlueReader("CoLA")
     with pytest.raises(MagnetoError, match="val and test"):
-        TsvSource(train="a.tsv")
+        TsvReader(train="a.tsv")
     with pytest.raises(MagnetoError, match="years"):
-        SotuEraSource(years=10)
+        StateOfTheUnionEraReader(years=10)
 
 
 def test_a_test_file_is_read_whole_or_refused(tmp_path: Path) -> None:
@@ -203,10 +203,10 @@ def tables(folder: Path, header: list[str], rows: list[list[str]]) -> dict[str, 
 
 def test_tables_of_ones_own(tmp_path: Path) -> None:
     files = tables(tmp_path, ["mood", "words"], [["sad", "no sun"], ["glad", "the sun"], ["sad", "rain"]])
-    corpus = TsvSource(**files, text="words", label="mood").load(tmp_path)
+    corpus = TsvReader(**files, text="words", label="mood").load(tmp_path)
     assert corpus.labels == ("glad", "sad") and corpus.metrics == ("accuracy",)
     with pytest.raises(MagnetoError, match="'mod'.*mood"):
-        TsvSource(**files, text="words", label="mod").load(tmp_path)
+        TsvReader(**files, text="words", label="mod").load(tmp_path)
 
 
 # ------------------------------------------------------------------ State of the Union
@@ -219,7 +219,7 @@ def test_periods_split_by_year_and_numerals_hidden(tmp_path: Path) -> None:
     for year in range(1790, 2027):
         text = f"Fellow citizens:\n\n{long} The {year}th word.\n\n \n{long} {'So be it. ' * (year - 1789)}"
         (folder / f"{year}-Somebody-1.txt").write_text(text)
-    corpus = SotuEraSource(folder=str(folder.parent)).load(tmp_path)
+    corpus = StateOfTheUnionEraReader(folder=str(folder.parent)).load(tmp_path)
     assert corpus.labels == ("1790-1829", "1830-1869", "1870-1909", "1910-1949", "1950-1989", "1990-2029")
     assert not any("Fellow" in e.text or any(c in e.text for c in "123456789") for e in corpus.examples)
     assert "$0,000" in corpus.examples[0].text and len({e.text for e in corpus.examples}) == len(
@@ -230,7 +230,9 @@ def test_periods_split_by_year_and_numerals_hidden(tmp_path: Path) -> None:
     }
     assert not years["train"] & (years["val"] | years["test"]) and not years["val"] & years["test"]
     for split, members in years.items():
-        assert {SotuEraSource().period(int(year)) for year in members if year} == set(corpus.labels), split
+        assert {StateOfTheUnionEraReader().period(int(year)) for year in members if year} == set(
+            corpus.labels
+        ), split
 
 
 # ------------------------------------------------------------------ framing and batches
@@ -282,7 +284,7 @@ def test_batches_are_padded_and_marked() -> None:
 
 
 def test_every_example_is_seen_once_an_epoch_and_a_run_goes_on_exactly(tmp_path: Path) -> None:
-    source = GlueSource("MNLI", str(make("MNLI", tmp_path)))
+    source = GlueReader("MNLI", str(make("MNLI", tmp_path)))
     data = module(source, tmp_path)
     data.prepare()
     data.setup()
@@ -297,8 +299,8 @@ def test_every_example_is_seen_once_an_epoch_and_a_run_goes_on_exactly(tmp_path:
     assert [batch["id"].tolist() for batch in loader] == batches[3:]
     seen = [batch for batch in data.val_dataloader()]
     ids = torch.cat([batch["id"] for batch in seen])
-    assert len(ids) == len(set(ids.tolist())) == 12 == data.spec.examples["val"]
-    assert torch.cat([batch["subset"] for batch in seen]).sum() == 6 and data.spec.subsets == [
+    assert len(ids) == len(set(ids.tolist())) == 12 == data.info.examples["val"]
+    assert torch.cat([batch["subset"] for batch in seen]).sum() == 6 and data.info.subsets == [
         "matched",
         "mismatched",
     ]
@@ -306,13 +308,13 @@ def test_every_example_is_seen_once_an_epoch_and_a_run_goes_on_exactly(tmp_path:
 
 
 def test_a_given_tokenizer_is_used_and_known_by_its_content(tmp_path: Path, tokenizer: TextTokenizer) -> None:
-    source = GlueSource("STS-B", str(make("STS-B", tmp_path)))
+    source = GlueReader("STS-B", str(make("STS-B", tmp_path)))
     file = tmp_path / "tokenizer.json"
     file.write_text(tokenizer.to_json())
     data = module(source, tmp_path, tokenizer={"file": str(file), "kind": "unigram", "vocab_size": 8000})
     data.prepare()
     assert (
-        data.spec.tokenizer == tokenizer.to_json() and data.spec.range == [0.0, 5.0] and not data.spec.labels
+        data.info.tokenizer == tokenizer.to_json() and data.info.range == [0.0, 5.0] and not data.info.labels
     )
     moved = tmp_path / "elsewhere.json"
     moved.write_text(tokenizer.to_json())
@@ -325,19 +327,19 @@ def test_a_given_tokenizer_is_used_and_known_by_its_content(tmp_path: Path, toke
 
 
 def test_evaluation_takes_the_tokens_of_a_checkpoint(tmp_path: Path, tokenizer: TextTokenizer) -> None:
-    source = GlueSource("MNLI", str(make("MNLI", tmp_path)))
+    source = GlueReader("MNLI", str(make("MNLI", tmp_path)))
     own = module(source, tmp_path, tokenizer={"kind": "unigram", "vocab_size": 50})
     other = module(source, tmp_path, max_tokens=16)
     for data in (own, other):
         data.prepare()
     other.setup()
-    own.prepare_for(other.spec.to_dict())
+    own.for_model(other.info.to_dict())
     own.setup()
     for left, right in zip(own.test_dataloader(), other.test_dataloader(), strict=True):
         assert torch.equal(left["tokens"], right["tokens"]) and torch.equal(left["subset"], right["subset"])
-    wrong = other.spec.to_dict() | {"labels": ["0", "1"]}
+    wrong = other.info.to_dict() | {"labels": ["0", "1"]}
     with pytest.raises(MagnetoError, match="contradiction"):
-        own.prepare_for(wrong)
+        own.for_model(wrong)
 
 
 def table(file: Path, rows: list[tuple[str, str]], names: str = "sentence\tlabel") -> str:
@@ -345,11 +347,11 @@ def table(file: Path, rows: list[tuple[str, str]], names: str = "sentence\tlabel
     return str(file)
 
 
-def three_classes(folder: Path, **more: Any) -> TsvSource:
+def three_classes(folder: Path, **more: Any) -> TsvReader:
     """Three tables of three classes."""
     rows = [(sentence(number), ("air", "land", "water")[number % 3]) for number in range(60)]
     files = {split: table(folder / f"{split}.tsv", rows) for split in ("train", "val", "test")}
-    return TsvSource(**files, **more)
+    return TsvReader(**files, **more)
 
 
 def test_a_table_alone_is_read_as_the_model_reads(tmp_path: Path) -> None:
@@ -359,15 +361,15 @@ def test_a_table_alone_is_read_as_the_model_reads(tmp_path: Path) -> None:
     model.prepare()
     model.setup()
     rows = [(sentence(number), ("land", "water")[number % 2]) for number in range(10)]
-    small = TsvSource(test=table(tmp_path / "own.tsv", rows))
+    small = TsvReader(test=table(tmp_path / "own.tsv", rows))
     data = module(small, tmp_path, tokenizer={"kind": "bpe", "vocab_size": 8_000}, max_tokens=99)
-    data.prepare_for(json.loads(json.dumps(model.spec.to_dict())))
+    data.for_model(json.loads(json.dumps(model.info.to_dict())))
     data.setup()
     found = {}
     for batch in data.test_dataloader():
         found |= dict(zip(batch["text"], batch["label"].tolist(), strict=True))
         wanted = encode(
-            TextTokenizer.from_json(model.spec.tokenizer), batch["text"], [None] * len(batch["text"]), 24
+            TextTokenizer.from_json(model.info.tokenizer), batch["text"], [None] * len(batch["text"]), 24
         )
         for row, mask, start, stop in zip(
             batch["tokens"], batch["mask"], wanted.start, wanted.start[1:], strict=False
@@ -375,33 +377,35 @@ def test_a_table_alone_is_read_as_the_model_reads(tmp_path: Path) -> None:
             assert row[mask].tolist() == wanted.tokens[start:stop].tolist()
     assert found == {text: ("air", "land", "water").index(label) for text, label in rows}
     same = module(source, tmp_path)
-    same.prepare_for(model.spec.to_dict())
+    same.for_model(model.info.to_dict())
     assert same.folder == model.folder, "what the model was trained on is not prepared a second time"
     with pytest.raises(MagnetoError, match=r"train split.*A test set alone is .*mode=test checkpoint=RUN"):
         data = module(small, tmp_path)
         data.prepare()
-    strange = TsvSource(test=table(tmp_path / "strange.tsv", [("a text", "fire")]))
+    strange = TsvReader(test=table(tmp_path / "strange.tsv", [("a text", "fire")]))
     with pytest.raises(MagnetoError, match=r"tells apart air, land, water; this data has the labels fire"):
-        module(strange, tmp_path).prepare_for(model.spec.to_dict())
+        module(strange, tmp_path).for_model(model.info.to_dict())
     pairs = table(tmp_path / "pairs.tsv", [("a", "b", "air")], "sentence\tother\tlabel")
     with pytest.raises(MagnetoError, match="reads single texts; this data has pairs of texts"):
-        module(TsvSource(test=pairs, pair="other"), tmp_path).prepare_for(model.spec.to_dict())
+        module(TsvReader(test=pairs, pair="other"), tmp_path).for_model(model.info.to_dict())
 
 
 def test_digits_are_zeros_in_evaluation_too(tmp_path: Path) -> None:
     """Of a corpus whose digits are written as zeros its model reads all text so."""
     model = module(three_classes(tmp_path), tmp_path)
     model.prepare()
-    spec = model.spec.to_dict() | {"zero_digits": True}
+    info = model.info.to_dict() | {"zero_digits": True}
     rows = [[("in 1941 and 7", "air")], [("in 0000 and 0", "air")]]
     tokens = []
     for number, one in enumerate(rows):
-        data = module(TsvSource(test=table(tmp_path / f"{number}.tsv", one)), tmp_path)
-        data.prepare_for(spec)
+        data = module(TsvReader(test=table(tmp_path / f"{number}.tsv", one)), tmp_path)
+        data.for_model(info)
         data.setup()
         tokens.append(next(iter(data.test_dataloader()))["tokens"])
     assert torch.equal(*tokens)
-    assert not ClassificationSpec.from_dict({k: v for k, v in spec.items() if k != "zero_digits"}).zero_digits
+    assert not TextClassificationInfo.from_dict(
+        {k: v for k, v in info.items() if k != "zero_digits"}
+    ).zero_digits
 
 
 def test_tables_of_other_programs_are_explained(tmp_path: Path) -> None:
@@ -431,18 +435,18 @@ def test_f1_is_of_the_positive_label(tmp_path: Path, caplog: pytest.LogCaptureFi
     rows = [(sentence(number), ("abusive", "ok")[number % 2]) for number in range(20)]
     files = {split: table(tmp_path / f"{split}.tsv", rows) for split in ("train", "val", "test")}
     for positive, second in ((None, "ok"), ("ok", "ok"), ("abusive", "abusive")):
-        source = TsvSource(**files, metrics=["f1"], positive=positive)
+        source = TsvReader(**files, metrics=["f1"], positive=positive)
         data = module(source, tmp_path, tokenizer={"kind": "bpe", "vocab_size": 50})
         with caplog.at_level("INFO"):
             data.prepare()
-        assert data.spec.labels[1] == second and f"f1 is that of the label {second}" in caplog.text
+        assert data.info.labels[1] == second and f"f1 is that of the label {second}" in caplog.text
         caplog.clear()
 
 
 @pytest.mark.parametrize(("key", "value"), [("max_tokens", 3), ("batch_size", 0), ("eval_batch_size", 0)])
 def test_impossible_settings_are_refused(tmp_path: Path, key: str, value: int) -> None:
     with pytest.raises(MagnetoError, match=f"data.{key}={value}"):
-        module(GlueSource("RTE", str(tmp_path)), tmp_path, **{key: value})
+        module(GlueReader("RTE", str(tmp_path)), tmp_path, **{key: value})
 
 
 # ------------------------------------------------------------------ metrics

@@ -9,7 +9,7 @@ import pytest
 
 from magneto.data.corpora.base import hash_split
 from magneto.data.corpora.translation.base import Pair
-from magneto.data.corpora.translation.documentation_pairs import ManPagesSource
+from magneto.data.corpora.translation.documentation_pairs import ManPagesReader
 from magneto.data.corpora.translation.roff import Unreadable, blocks
 from magneto.errors import MagnetoError
 
@@ -151,12 +151,12 @@ def write(manual: Path) -> Write:
     return make
 
 
-def read(source: ManPagesSource, tmp_path: Path) -> tuple[list[Pair], list[tuple[str, str]]]:
+def read(source: ManPagesReader, tmp_path: Path) -> tuple[list[Pair], list[tuple[str, str]]]:
     """Its pairs, and what it skipped of whole pages with the reasons."""
     corpus = source.load(tmp_path / "data")
     pairs = list(corpus.pairs)
     assert len({pair.id for pair in pairs}) == len(pairs)
-    json.dumps([corpus.origin, source.identity()])
+    json.dumps([corpus.origin, source.fingerprint()])
     return pairs, [(item.id, item.reason) for item in corpus.skipped if "#" not in item.id]
 
 
@@ -258,7 +258,7 @@ def test_odd_bytes_and_long_lines_end_in_blocks_or_a_reason() -> None:
 def test_blocks_are_joined_by_their_place_and_the_last_section_is_cut(
     write: Write, manual: Path, tmp_path: Path
 ) -> None:
-    source = ManPagesSource(["en-fr"], str(manual))
+    source = ManPagesReader(["en-fr"], str(manual))
     corpus = source.load(tmp_path / "data")
     pairs = list(corpus.pairs)
     assert texts(pairs) == PAIRS
@@ -267,19 +267,19 @@ def test_blocks_are_joined_by_their_place_and_the_last_section_is_cut(
     assert reasons.count("single word") == 1, "NAME, NOM"
     assert reasons.count("synopsis") == 1 and "Needs a test macro" not in str(pairs)
     assert reasons.count("the same in two languages: a name, code, or not translated") == 6
-    assert texts(read(ManPagesSource(["fr-en"], str(manual)), tmp_path)[0]) == [(b, a) for a, b in PAIRS]
+    assert texts(read(ManPagesReader(["fr-en"], str(manual)), tmp_path)[0]) == [(b, a) for a, b in PAIRS]
 
 
 def test_other_directions_keep_to_what_is_translated_and_a_page_keeps_its_side(
     write: Write, manual: Path, tmp_path: Path
 ) -> None:
-    pairs, skipped = read(ManPagesSource(["en-de", "fr-de"], str(manual)), tmp_path)
+    pairs, skipped = read(ManPagesReader(["en-de", "fr-de"], str(manual)), tmp_path)
     assert len([pair for pair in pairs if pair.source_language == "en"]) == len(PAIRS)
     between = [pair for pair in pairs if pair.source_language == "fr"]
     assert texts(between) == [("Positionne l'attribut.", "Setzt den Schalter.")], "the rest is no German"
     assert {pair.group for pair in pairs} == {"man2/dup.2"} and not skipped
     with pytest.raises(MagnetoError, match="has no language 'es'; it has de, en, fr"):
-        ManPagesSource(["en-es"])
+        ManPagesReader(["en-es"])
 
 
 def test_pages_that_do_not_match_or_cannot_be_read_cost_only_themselves(
@@ -301,7 +301,7 @@ def test_pages_that_do_not_match_or_cannot_be_read_cost_only_themselves(
     (manual / "fr/man3/alias.3.gz").symlink_to("more.3.gz")
     (manual / "man3/dangling.3.gz").symlink_to("nowhere.3.gz")
     (manual / "man3/folder.3").mkdir()
-    pairs, skipped = read(ManPagesSource(["en-fr"], str(manual)), tmp_path)
+    pairs, skipped = read(ManPagesReader(["en-fr"], str(manual)), tmp_path)
     assert texts(pairs) == PAIRS
     unlike = "blocks of other kinds than its original's"
     assert dict(skipped) == {
@@ -328,7 +328,7 @@ def test_pages_that_share_their_paragraphs_stand_on_one_side(
     other = "The\n.BR other ()\nfunction computes something that is wholly different."
     start, end = ENGLISH.index("The\n"), ENGLISH.index(".PP\nSizes")
     write("man2/other.2", ENGLISH[:start] + other + "\n" + ENGLISH[end:])
-    pairs, _ = read(ManPagesSource(["en-fr"], str(manual)), tmp_path)
+    pairs, _ = read(ManPagesReader(["en-fr"], str(manual)), tmp_path)
     groups = {pair.id.split(":")[1].split("#")[0]: pair.group for pair in pairs}
     assert groups == {"man2/dup.2": "man2/dup.2", "man2/dup3.2": "man2/dup.2", "man2/other.2": "man2/other.2"}
     sides = {hash_split(pair.group, val=0.3, test=0.3) for pair in pairs if pair.group == "man2/dup.2"}
@@ -338,19 +338,19 @@ def test_pages_that_share_their_paragraphs_stand_on_one_side(
 def test_the_folder_may_be_a_manual_or_hold_unpacked_packages(
     write: Write, manual: Path, tmp_path: Path
 ) -> None:
-    before = ManPagesSource(["en-fr"], str(manual)).identity()
+    before = ManPagesReader(["en-fr"], str(manual)).fingerprint()
     (tmp_path / "usr/share").mkdir(parents=True)
     manual.rename(tmp_path / "usr/share/man")
     for folder in (tmp_path, tmp_path / "usr/share", tmp_path / "usr/share/man"):
-        source = ManPagesSource(["en-fr"], str(folder))
+        source = ManPagesReader(["en-fr"], str(folder))
         assert len(read(source, tmp_path)[0]) == len(PAIRS)
-        unchanged = source.identity()
+        unchanged = source.fingerprint()
         assert unchanged["files"] != before["files"] or folder.name == "man"
     page = tmp_path / "usr/share/man/fr/man2/dup.2.gz"
     page.write_bytes(page.read_bytes() + b"\0")
-    assert source.identity() != unchanged, "a changed page is prepared anew"
+    assert source.fingerprint() != unchanged, "a changed page is prepared anew"
     with pytest.raises(MagnetoError, match="no such folder"):
-        read(ManPagesSource(folder=str(tmp_path / "missing")), tmp_path)
+        read(ManPagesReader(folder=str(tmp_path / "missing")), tmp_path)
     (tmp_path / "usr/share/man/fr").rename(tmp_path / "gone")
     with pytest.raises(MagnetoError, match="holds none of the files of manpages-fr"):
-        read(ManPagesSource(folder=str(tmp_path)), tmp_path)
+        read(ManPagesReader(folder=str(tmp_path)), tmp_path)

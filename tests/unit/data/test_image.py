@@ -16,9 +16,9 @@ from PIL import Image
 from magneto.commands.build import build_data
 from magneto.config.groups import CONF
 from magneto.data.corpora.image.base import ImageCorpus, ImageExample, Lazily
-from magneto.data.corpora.image.image_folder import ImageFolderSource
+from magneto.data.corpora.image.image_folder import ImageFolderReader
 from magneto.data.image import build
-from magneto.data.image.dataset import ImageSpec
+from magneto.data.image.dataset import ImageInfo
 from magneto.data.image.module import ImageDataModule
 from magneto.data.image.predict import evaluation_batch, user_images
 from magneto.data.io.image import Slice, read_image
@@ -66,7 +66,7 @@ def module(folder, tmp_path):
             "seed": 1,
             **options,
         }
-        data = ImageDataModule({"own": ImageFolderSource(str(root), **(source or {}))}, **values)
+        data = ImageDataModule({"own": ImageFolderReader(str(root), **(source or {}))}, **values)
         data.prepare()
         if setup:
             data.setup()
@@ -95,10 +95,10 @@ def by_id(found: list[dict[str, Any]], key: str = "image") -> dict[int, torch.Te
 def test_batches_hold_normalised_images_with_their_labels(module, store):
     data = module(store=store)
     assert data.prepared.stored == (store == "shards")
-    spec = data.spec
-    assert spec.examples == {"train": 20, "val": 6, "test": 6}
-    assert spec.label_counts["train"] == {"blue": 10, "red": 10} and spec.labels == ["blue", "red"]
-    assert ImageSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    info = data.info
+    assert info.examples == {"train": 20, "val": 6, "test": 6}
+    assert info.label_counts["train"] == {"blue": 10, "red": 10} and info.labels == ["blue", "red"]
+    assert ImageInfo.from_dict(json.loads(json.dumps(info.to_dict()))) == info
     first = batches(data)
     assert [len(batch["id"]) for batch in first] == [4] * 5 and data.batches_per_epoch() == 5
     assert len(by_id(first)) == 20  # each once
@@ -117,24 +117,24 @@ def test_stored_pixels_are_the_images_and_the_specs_inverse_shows_them(module):
     data = module()
     lines = [json.loads(line) for line in (data.folder / "images.jsonl").read_text().splitlines()]
     batch = next(iter(data.val_dataloader()))
-    shown = data.spec.pixels(batch["image"]).numpy()
+    shown = data.info.pixels(batch["image"]).numpy()
     for number, pixels in zip(batch["id"].tolist(), shown, strict=True):
-        path = data.sources["own"].folder / lines[number]["id"].removeprefix("own/")
+        path = data.corpora["own"].folder / lines[number]["id"].removeprefix("own/")
         assert lines[number]["split"] == "val"
-        assert np.array_equal(pixels, data.spec.evaluation_image(read_image(path)))
+        assert np.array_equal(pixels, data.info.evaluation_image(read_image(path)))
 
 
 def test_both_stores_evaluate_alike_and_measure_alike(module):
     shards, files = module(store="shards"), module(store="files")
     one, other = (next(iter(data.test_dataloader())) for data in (shards, files))
-    pixels = [data.spec.pixels(batch["image"]) for data, batch in ((shards, one), (files, other))]
+    pixels = [data.info.pixels(batch["image"]) for data, batch in ((shards, one), (files, other))]
     assert torch.equal(*pixels)
-    assert np.allclose(shards.spec.mean, files.spec.mean, atol=0.01)
+    assert np.allclose(shards.info.mean, files.info.mean, atol=0.01)
 
 
 def test_grey_images(module):
     data = module(channels=1)
-    assert len(data.spec.mean) == 1 and next(iter(data.val_dataloader()))["image"].shape[1:] == (
+    assert len(data.info.mean) == 1 and next(iter(data.val_dataloader()))["image"].shape[1:] == (
         1,
         SIZE,
         SIZE,
@@ -155,7 +155,7 @@ def test_bad_images_are_counted_listed_and_skipped(module, folder, caplog):
     for store in ("shards", "files"):
         data = module(store=store)
         report = json.loads((data.folder / "prepare_report.json").read_text())
-        assert data.spec.examples["train"] == 22
+        assert data.info.examples["train"] == 22
         assert report["skipped_by_reason"] == {
             "truncated or damaged": 1,
             "empty file": 1,
@@ -177,7 +177,7 @@ def test_a_class_whose_images_are_all_bad_is_none(module, folder):
     data = module()
     report = json.loads((data.folder / "prepare_report.json").read_text())
     assert report["skipped_by_reason"] == {"not an image": 2, "class without a usable image": 1}
-    assert "violet" not in data.spec.labels and "violet" not in data.spec.label_counts["train"]
+    assert "violet" not in data.info.labels and "violet" not in data.info.label_counts["train"]
 
 
 def test_copies_do_not_stand_on_both_sides(module, folder):
@@ -185,7 +185,7 @@ def test_copies_do_not_stand_on_both_sides(module, folder):
     (folder / "val/red/copy.png").write_bytes((folder / "test/red/1.png").read_bytes())
     (folder / "train/red/twice.png").write_bytes((folder / "train/red/1.png").read_bytes())
     data = module()
-    assert data.spec.examples == {"train": 21, "val": 6, "test": 6}
+    assert data.info.examples == {"train": 21, "val": 6, "test": 6}
     report = json.loads((data.folder / "prepare_report.json").read_text())
     assert report["skipped_by_reason"] == {"copy of an image on another side of the split": 2}
     assert len(by_id(batches(data))) == 21
@@ -193,7 +193,7 @@ def test_copies_do_not_stand_on_both_sides(module, folder):
 
 def test_splits_by_hash_where_the_corpus_states_none(module, folder):
     data = module(root=folder / "train", val_fraction=0.3, test_fraction=0.3)
-    counts = data.spec.examples
+    counts = data.info.examples
     assert sum(counts.values()) == 20 and min(counts.values()) > 0
     with pytest.raises(MagnetoError, match="No usable image is left for the val split"):
         module(root=folder / "train", val_fraction=0.0)
@@ -215,7 +215,7 @@ class InMemory:
     def __init__(self, encode: bool) -> None:
         self.encode = encode
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         return {"encode": self.encode}
 
     def load(self, data_dir: Path) -> ImageCorpus:
@@ -240,7 +240,7 @@ def test_images_in_memory_are_kept_with_the_prepared_data(tmp_path, encode):
         data.setup()
         batch = next(iter(data.val_dataloader()))
         assert batch["label"].tolist() == [-1, 0, 0, 0, 0]
-        shown.append(data.spec.pixels(batch["image"]))
+        shown.append(data.info.pixels(batch["image"]))
         assert (data.folder / "encoded.bin").is_file() == (store == "files")
     assert torch.equal(*shown)
 
@@ -271,9 +271,9 @@ def test_a_file_that_is_gone_since_prepare_is_named(module, folder):
 
 
 def test_unprepared_images_are_told(folder, tmp_path):
-    data = ImageDataModule({"own": ImageFolderSource(str(folder))}, image_size=8, data_dir=str(tmp_path))
+    data = ImageDataModule({"own": ImageFolderReader(str(folder))}, image_size=8, data_dir=str(tmp_path))
     with pytest.raises(MagnetoError, match="mode=prepare"):
-        _ = data.spec
+        _ = data.info
 
 
 # ------------------------------------------------------------------------------------------------ augmentation
@@ -400,7 +400,7 @@ def test_randaugment_is_drawn_per_image_and_leaves_the_global_state_alone():
 )
 def test_impossible_settings_are_refused(folder, options, message):
     with pytest.raises(MagnetoError, match=message):
-        ImageDataModule({"own": ImageFolderSource(str(folder))}, **{"image_size": 8, **options})
+        ImageDataModule({"own": ImageFolderReader(str(folder))}, **{"image_size": 8, **options})
 
 
 @pytest.mark.parametrize("store", ["shards", "files"])
@@ -414,7 +414,7 @@ def test_the_middle_of_a_image_is_evaluated(tmp_path, module, store):
             image.putpixel((0, 0), (number, ord(side[0]), ord(side[1])))
             image.save(path)
     data = module(root=tmp_path / "frames", store=store, eval_crop=0.5, image_size=40, batch_size=2)
-    shown = data.spec.pixels(next(iter(data.val_dataloader()))["image"])
+    shown = data.info.pixels(next(iter(data.val_dataloader()))["image"])
     assert torch.equal(shown, torch.tensor([0, 200, 0], dtype=torch.uint8).view(1, 3, 1, 1).expand_as(shown))
 
 
@@ -426,12 +426,12 @@ def test_padding_keeps_all_of_a_drawing(module, tmp_path):
             Image.new("RGB", (40, 20), (number, ord(side[0]), 0)).save(path)
     for store in ("shards", "files"):
         data = module(root=tmp_path / "wide", store=store, fit="pad", image_size=20)
-        shown = data.spec.pixels(next(iter(data.val_dataloader()))["image"])
+        shown = data.info.pixels(next(iter(data.val_dataloader()))["image"])
         assert (shown[:, :, 0] == 255).all() and (shown[:, :, 10] < 200).all()
         augmented = module(
             root=tmp_path / "wide", store=store, fit="pad", image_size=20, augment={"flip": True}
         )
-        whole, mirrored = (d.spec.pixels(batches(d)[0]["image"]).float().mean() for d in (data, augmented))
+        whole, mirrored = (d.info.pixels(batches(d)[0]["image"]).float().mean() for d in (data, augmented))
         assert abs(whole - mirrored) < 2  # of 255: nothing is cut off
 
 
@@ -439,13 +439,13 @@ def test_padding_keeps_all_of_a_drawing(module, tmp_path):
 
 
 def test_labels_and_sizes_follow_a_checkpoints_model(module, folder):
-    model = module().spec.to_dict() | {
+    model = module().info.to_dict() | {
         "labels": ["green", "red", "blue"],
         "image_size": 12,
         "mean": [0.1] * 3,
     }
     data = module(setup=False)
-    data.prepare_for(model)
+    data.for_model(model)
     data.setup()
     batch = next(iter(data.test_dataloader()))
     assert batch["image"].shape[-1] == 12
@@ -458,16 +458,16 @@ def test_labels_and_sizes_follow_a_checkpoints_model(module, folder):
     ).view(3, 1, 1)
     assert torch.allclose(batch["image"][0], expected, atol=1e-5)
     with pytest.raises(MagnetoError, match="does not know: blue, red; the model has green"):
-        module(setup=False).prepare_for(model | {"labels": ["green"]})
+        module(setup=False).for_model(model | {"labels": ["green"]})
     unlabelled = module(setup=False)
-    unlabelled.prepare_for(model | {"labels": []})  # a model without classes takes any image
+    unlabelled.for_model(model | {"labels": []})  # a model without classes takes any image
     unlabelled.setup()
     assert "classes" not in next(iter(unlabelled.val_dataloader()))
 
 
 def test_an_evaluation_set_is_not_trained_on(module, folder):
     data = module(root=folder / "test", source={"evaluation": True})
-    assert data.spec.examples == {"train": 0, "val": 0, "test": 6}
+    assert data.info.examples == {"train": 0, "val": 0, "test": 6}
     assert len(by_id(list(data.test_dataloader()))) == 6 and list(data.val_dataloader()) == []
     data.total_batches = 4
     for use in (data.batches_per_epoch, data.train_dataloader):
@@ -510,7 +510,7 @@ def test_a_users_images_become_what_evaluation_sees(module, folder):
     files, images = zip(*user_images(folder / "val"), strict=True)
     assert [file.parent.name for file in files] == ["blue"] * 3 + ["red"] * 3
     expected = torch.cat([batch["image"] for batch in data.val_dataloader()])
-    given = evaluation_batch(list(images), data.spec)
+    given = evaluation_batch(list(images), data.info)
     assert given.shape == expected.shape
     assert torch.equal(given.sum((1, 2, 3)).sort()[0], expected.sum((1, 2, 3)).sort()[0])
 
@@ -531,12 +531,12 @@ def test_a_users_drawing_becomes_what_the_model_was_trained_on(module, tmp_path,
             path.write_text(SVG.format(4 + number, {"train": "red", "val": "teal"}[side]))
     data = module(root=tmp_path / "drawn", store=store, fit="pad", image_size=20)
     stored = module(root=tmp_path / "drawn", store="shards", fit="pad", image_size=20)
-    spec = data.spec
-    given = user_images(tmp_path / "drawn/val", spec.channels, spec.svg_side)
-    pixels = spec.pixels(evaluation_batch([image for _, image in given], spec))
+    info = data.info
+    given = user_images(tmp_path / "drawn/val", info.channels, info.svg_side)
+    pixels = info.pixels(evaluation_batch([image for _, image in given], info))
     for one in (data, stored):
         (batch,) = one.val_dataloader()
-        assert torch.equal(pixels, one.spec.pixels(batch["image"]))
+        assert torch.equal(pixels, one.info.pixels(batch["image"]))
 
 
 def test_a_users_linked_folders(tmp_path, caplog):
@@ -580,10 +580,10 @@ CONFIGS = {
     "stamp_images": [],
     "emoji": [],
     "openclipart": [],
-    "image_folder": ["data.sources.image_folder.folder=x"],
-    "imagenet": ["data.sources.imagenet.folder=x"],
-    "webdataset": ["data.sources.webdataset.shards=x/*.tar"],
-    "hub_images": ["data.sources.hub_images.name=someone/images"],
+    "image_folder": ["data.corpora.image_folder.folder=x"],
+    "imagenet": ["data.corpora.imagenet.folder=x"],
+    "webdataset": ["data.corpora.webdataset.shards=x/*.tar"],
+    "hub_images": ["data.corpora.hub_images.name=someone/images"],
 }
 
 
@@ -594,7 +594,7 @@ def test_every_configuration_builds_and_its_sources_know_themselves(name):
     data = build_data(config["data"])
     assert isinstance(data, ImageDataModule) and data.augment is not None
     assert name in data.folder.name
-    json.dumps(data._identity)
+    json.dumps(data._fingerprint)
 
 
 def test_slices_of_shards_are_read_when_they_are_needed(tmp_path):

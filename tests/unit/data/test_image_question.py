@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from magneto.data.corpora.vqa.base import QuestionSource
+from magneto.data.corpora.vqa.base import QuestionReader
 from magneto.data.corpora.vqa.colours import main_colour
-from magneto.data.corpora.vqa.nlvr2 import Nlvr2Source
-from magneto.data.corpora.vqa.stamp_questions import StampQuestionsSource, StampStatementsSource, shown
-from magneto.data.corpora.vqa.vqa import VqaSource
+from magneto.data.corpora.vqa.nlvr2 import Nlvr2Reader
+from magneto.data.corpora.vqa.stamp_questions import StampQuestionsReader, StampStatementsReader, shown
+from magneto.data.corpora.vqa.vqa import VqaReader
 from magneto.data.vqa.answers import vqa_accuracy
-from magneto.data.vqa.module import ImageQuestionDataModule
+from magneto.data.vqa.module import VqaDataModule
 from magneto.errors import MagnetoError
 from tests.toy_questions import (
     COLOURS,
@@ -40,8 +40,8 @@ def nlvr2(tmp_path: Path) -> Path:
     return write_nlvr2(tmp_path / "nlvr2")
 
 
-def module(source: QuestionSource, tmp_path: Path, **settings: Any) -> ImageQuestionDataModule:
-    data = ImageQuestionDataModule(
+def module(source: QuestionReader, tmp_path: Path, **settings: Any) -> VqaDataModule:
+    data = VqaDataModule(
         {"toy": source},
         data_dir=str(tmp_path / "data"),
         tokenizer={"kind": "byte_bpe", "vocab_size": 270},
@@ -52,11 +52,11 @@ def module(source: QuestionSource, tmp_path: Path, **settings: Any) -> ImageQues
     return data
 
 
-def vqa_source(folder: Path) -> VqaSource:
-    return VqaSource(**vqa_files(folder), folder=str(folder))
+def vqa_source(folder: Path) -> VqaReader:
+    return VqaReader(**vqa_files(folder), folder=str(folder))
 
 
-def report(data: ImageQuestionDataModule) -> dict[str, Any]:
+def report(data: VqaDataModule) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((data.folder / "prepare_report.json").read_text())
     return found
 
@@ -70,28 +70,28 @@ def edit(file: Path, key: str, change: Callable[[list[Any]], None]) -> None:
 
 def test_vqa_questions_become_batches_with_the_answers_of_ten_people(vqa: Path, tmp_path: Path) -> None:
     data = module(vqa_source(vqa), tmp_path)
-    spec = data.spec
-    assert spec.images == 1 and spec.kinds == ["other", "yes/no"]
-    assert spec.questions == {"train": 80, "val": 24, "test": 0}
-    assert set(spec.labels) == {*NAMES, "yes", "no"} and spec.labels[0] == "no"
-    assert [spec.labels[usual] for usual in spec.usual][1] == "no"
+    info = data.info
+    assert info.images == 1 and info.kinds == ["other", "yes/no"]
+    assert info.questions == {"train": 80, "val": 24, "test": 0}
+    assert set(info.labels) == {*NAMES, "yes", "no"} and info.labels[0] == "no"
+    assert [info.labels[usual] for usual in info.usual][1] == "no"
     batch = data.val_set.__getitems__([(0, 0), (0, 1)])
     assert batch["image"].shape == (2, 1, 3, SIZE, SIZE) and batch["people"].tolist() == [10, 10]
     assert batch["text"] == ["what colour is it?", "is it red?"]
-    counts = [dict(zip(spec.labels, row, strict=True)) for row in batch["counts"].tolist()]
+    counts = [dict(zip(info.labels, row, strict=True)) for row in batch["counts"].tolist()]
     # Green, green and 7 times more; "dark" is not among the most frequent answers.
     assert {k: v for k, v in counts[0].items() if v} == {"green": 8}
     assert {k: v for k, v in counts[1].items() if v} == {"no": 10}
-    shown_colour = spec.pixels(batch["image"][:, 0]).float().mean((2, 3))[0]
+    shown_colour = info.pixels(batch["image"][:, 0]).float().mean((2, 3))[0]
     assert torch.allclose(shown_colour, torch.tensor(COLOURS["green"]).float(), atol=12)
     assert data.test_set.rows.tolist() == data.val_set.rows.tolist()
 
 
 def test_rare_answers_cannot_be_chosen_and_are_told(vqa: Path, tmp_path: Path) -> None:
     data = module(vqa_source(vqa), tmp_path, num_answers=2)
-    assert data.spec.labels[0] == "no" and len(data.spec.labels) == 2
-    assert data.spec.unanswerable["train"] > 0
-    assert len(data.train_set) == 80 - data.spec.unanswerable["train"]
+    assert data.info.labels[0] == "no" and len(data.info.labels) == 2
+    assert data.info.unanswerable["train"] > 0
+    assert len(data.train_set) == 80 - data.info.unanswerable["train"]
     assert len(data.val_set) == 24
 
 
@@ -127,7 +127,7 @@ def test_broken_and_missing_parts_of_vqa_are_counted_listed_and_skipped(vqa: Pat
         "annotation without question_id or answers": 1,
         "no answer": 3,
     }
-    assert data.spec.questions["train"] == 80 - 4 - 1 - 1 - 2 - 1 - 5
+    assert data.info.questions["train"] == 80 - 4 - 1 - 1 - 2 - 1 - 5
     images = json.loads((data.images.folder / "prepare_report.json").read_text())
     assert images["skipped_by_reason"] == {"file cannot be read": 1, "empty file": 1}
 
@@ -171,34 +171,34 @@ def test_people_count_whatever_they_answered(vqa: Path, tmp_path: Path) -> None:
     for split in ("train", "val"):
         edit(vqa / f"v2_{split}_annotations.json", "annotations", answer)
     data = module(vqa_source(vqa), tmp_path)
-    assert set(data.spec.labels) == {"a", "cat", "dog"} and not report(data)["skipped_by_reason"]
+    assert set(data.info.labels) == {"a", "cat", "dog"} and not report(data)["skipped_by_reason"]
     seen = 0
     for batch in data.val_dataloader():
         assert batch["people"].tolist() == [10] * len(batch["id"])
         found = vqa_accuracy(batch["counts"], batch["people"][:, None])
         for row, number in enumerate(batch["id"].tolist()):
-            own = said[(number - data.spec.questions["train"]) % len(said)]
-            for label, accuracy in zip(data.spec.labels, found[row].tolist(), strict=True):
+            own = said[(number - data.info.questions["train"]) % len(said)]
+            for label, accuracy in zip(data.info.labels, found[row].tolist(), strict=True):
                 # For the tool "a" is an empty answer, and so the same as "?".
                 if label != "a" or not {"", "?", "..."} & set(own):
                     assert accuracy == pytest.approx(official(own, label), abs=1e-6)
             seen += 1
-    assert seen == data.spec.questions["val"] == 24
-    assert data.spec.unanswerable["val"] == sum(set(said[n % 20]) == {"?"} for n in range(24))
+    assert seen == data.info.questions["val"] == 24
+    assert data.info.unanswerable["val"] == sum(set(said[n % 20]) == {"?"} for n in range(24))
 
 
 @pytest.mark.parametrize("corpus", ["vqa", "nlvr2"])
 def test_a_image_that_changes_is_noticed(corpus: str, tmp_path: Path) -> None:
     """One that is missing and arrives, one that is replaced, one that vanishes."""
     folder = (write_vqa if corpus == "vqa" else write_nlvr2)(tmp_path / corpus)
-    source = vqa_source(folder) if corpus == "vqa" else Nlvr2Source(**nlvr2_files(folder))
+    source = vqa_source(folder) if corpus == "vqa" else Nlvr2Reader(**nlvr2_files(folder))
     file = sorted(folder.rglob("*.jpg" if corpus == "vqa" else "*.png"))[0]
-    content, seen = file.read_bytes(), [source.identity()]
-    assert source.identity() == seen[0]
+    content, seen = file.read_bytes(), [source.fingerprint()]
+    assert source.fingerprint() == seen[0]
     for change in (file.unlink, lambda: file.write_bytes(content + b"0")):
         change()
-        assert source.identity() not in seen
-        seen.append(source.identity())
+        assert source.fingerprint() not in seen
+        seen.append(source.fingerprint())
 
 
 @pytest.mark.parametrize(
@@ -219,26 +219,26 @@ def test_files_of_another_form_are_refused(vqa: Path, tmp_path: Path, content: s
 def test_questions_without_annotations_are_refused(vqa: Path) -> None:
     files = vqa_files(vqa)
     with pytest.raises(MagnetoError, match="split val has questions or annotations alone"):
-        VqaSource(files["questions"], {"train": files["annotations"]["train"]}, str(vqa))
+        VqaReader(files["questions"], {"train": files["annotations"]["train"]}, str(vqa))
     with pytest.raises(MagnetoError, match="Did you mean 'val'"):
-        VqaSource({"vall": "a"}, {"vall": "b"}, "c")
-    with pytest.raises(MagnetoError, match="data.sources.vqa.questions"):
-        VqaSource()
+        VqaReader({"vall": "a"}, {"vall": "b"}, "c")
+    with pytest.raises(MagnetoError, match="data.corpora.vqa.questions"):
+        VqaReader()
 
 
 def test_nlvr2_statements_have_two_images_and_groups(nlvr2: Path, tmp_path: Path) -> None:
-    data = module(Nlvr2Source(**nlvr2_files(nlvr2)), tmp_path)
-    spec = data.spec
-    assert spec.images == 2 and set(spec.labels) == {"true", "false"}
-    assert spec.questions == {"train": 160, "val": 48, "test": 0}
+    data = module(Nlvr2Reader(**nlvr2_files(nlvr2)), tmp_path)
+    info = data.info
+    assert info.images == 2 and set(info.labels) == {"true", "false"}
+    assert info.questions == {"train": 160, "val": 48, "test": 0}
     batch = data.val_set.__getitems__([(0, place) for place in range(8)])
     assert batch["image"].shape == (8, 2, 3, SIZE, SIZE)
     # Set 0, of red: four pairs in the order of `write_nlvr2`, two sentences each.
     groups = batch["group"].tolist()
     assert groups[::2] == [groups[0]] * 4 and groups[1::2] == [groups[1]] * 4 and groups[0] != groups[1]
-    true = batch["counts"][:, spec.labels.index("true")].tolist()
+    true = batch["counts"][:, info.labels.index("true")].tolist()
     assert true == [1, 1, 0, 1, 0, 0, 0, 0]
-    left = spec.pixels(batch["image"][:, 0]).float().mean((2, 3))
+    left = info.pixels(batch["image"][:, 0]).float().mean((2, 3))
     red = torch.tensor(COLOURS["red"]).float()
     assert [bool((row - red).abs().max() < 15) for row in left] == [True] * 4 + [False] * 4
 
@@ -252,7 +252,7 @@ def test_broken_lines_of_nlvr2_are_counted_listed_and_skipped(nlvr2: Path, tmp_p
     lines[3] = b"\xff\xfe"
     file.write_bytes(b"\n".join([*lines, b""]))
     (nlvr2 / "images/train/1/train-1-0-img1.png").write_bytes(b"no image")
-    data = module(Nlvr2Source(**nlvr2_files(nlvr2)), tmp_path)
+    data = module(Nlvr2Reader(**nlvr2_files(nlvr2)), tmp_path)
     assert report(data)["skipped_by_reason"] == {
         "no JSON object with an identifier and a sentence": 3,
         "its image is missing or was left out": 2,
@@ -260,24 +260,24 @@ def test_broken_lines_of_nlvr2_are_counted_listed_and_skipped(nlvr2: Path, tmp_p
     }
     file.write_text("{}\n")
     with pytest.raises(MagnetoError, match="train.json: no line is of NLVR2's form"):
-        module(Nlvr2Source(**nlvr2_files(nlvr2)), tmp_path)
+        module(Nlvr2Reader(**nlvr2_files(nlvr2)), tmp_path)
 
 
 def test_a_model_gets_its_own_answers_and_tokens(vqa: Path, tmp_path: Path) -> None:
     trained = module(vqa_source(vqa), tmp_path, num_answers=3)
     other = module(vqa_source(vqa), tmp_path, max_tokens=8, image_size=2 * SIZE)
-    other.prepare_for(trained.spec.to_dict())
+    other.for_model(trained.info.to_dict())
     other.setup()
-    assert other.spec.labels == trained.spec.labels and other.spec.max_tokens == trained.spec.max_tokens
+    assert other.info.labels == trained.info.labels and other.info.max_tokens == trained.info.max_tokens
     ours, theirs = (data.val_set.__getitems__([(0, 0), (0, 1)]) for data in (other, trained))
     for key in ("image", "tokens", "counts"):
         assert torch.equal(ours[key], theirs[key]), key
 
 
 def test_a_model_of_statements_takes_no_questions(vqa: Path, nlvr2: Path, tmp_path: Path) -> None:
-    statements = module(Nlvr2Source(**nlvr2_files(nlvr2)), tmp_path)
+    statements = module(Nlvr2Reader(**nlvr2_files(nlvr2)), tmp_path)
     with pytest.raises(MagnetoError, match="This data has 1 images for each question"):
-        module(vqa_source(vqa), tmp_path).prepare_for(statements.spec.to_dict())
+        module(vqa_source(vqa), tmp_path).for_model(statements.info.to_dict())
 
 
 @pytest.fixture
@@ -294,10 +294,10 @@ def stamps(tmp_path: Path) -> Path:
 @pytest.mark.filterwarnings("ignore")
 def test_synthetic_questions_follow_from_folder_and_colour(stamps: Path, tmp_path: Path) -> None:
     data = module(
-        StampQuestionsSource(folder=str(stamps)), tmp_path, val_fraction=0.2, test_fraction=0.2, fit="pad"
+        StampQuestionsReader(folder=str(stamps)), tmp_path, val_fraction=0.2, test_fraction=0.2, fit="pad"
     )
     lines = [json.loads(line) for line in (data.folder / "questions.jsonl").read_text().splitlines()]
-    assert len(lines) == 60 * 4 and data.spec.kinds == ["colour", "what", "yes/no"]
+    assert len(lines) == 60 * 4 and data.info.kinds == ["colour", "what", "yes/no"]
     for line in lines:
         (image,), (answer,) = line["images"], line["answers"]
         if line["kind"] == "colour":
@@ -311,7 +311,7 @@ def test_synthetic_questions_follow_from_folder_and_colour(stamps: Path, tmp_pat
 @pytest.mark.filterwarnings("ignore")
 def test_synthetic_statements_are_as_often_true_as_false(stamps: Path, tmp_path: Path) -> None:
     data = module(
-        StampStatementsSource(folder=str(stamps)), tmp_path, val_fraction=0.2, test_fraction=0.2, fit="pad"
+        StampStatementsReader(folder=str(stamps)), tmp_path, val_fraction=0.2, test_fraction=0.2, fit="pad"
     )
     lines = [json.loads(line) for line in (data.folder / "questions.jsonl").read_text().splitlines()]
     assert {line["split"] for line in lines} == {"train", "val", "test"}

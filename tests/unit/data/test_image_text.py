@@ -14,12 +14,12 @@ from PIL import Image
 
 from magneto.data.collate import pad_texts
 from magneto.data.corpora.image.base import ImageCorpus, ImageExample
-from magneto.data.corpora.image.caption_file import CaptionFileSource
-from magneto.data.corpora.image.coco_captions import CocoCaptionsSource
-from magneto.data.corpora.image.emoji import LANGUAGES, EmojiSource
-from magneto.data.corpora.image.hub_images import HubImagesSource
-from magneto.data.corpora.image.webdataset import WebDatasetSource
-from magneto.data.image_text.captioned import CaptionedSource
+from magneto.data.corpora.image.caption_file import CaptionFileReader
+from magneto.data.corpora.image.coco_captions import CocoCaptionsReader
+from magneto.data.corpora.image.emoji import LANGUAGES, EmojiReader
+from magneto.data.corpora.image.hub_images import HubImagesReader
+from magneto.data.corpora.image.webdataset import WebDatasetReader
+from magneto.data.image_text.captioned import CaptionedReader
 from magneto.data.image_text.dataset import IGNORE
 from magneto.data.image_text.module import ImageTextDataModule
 from magneto.data.transforms.text import clean_caption
@@ -53,7 +53,7 @@ def test_a_file_of_captions(tmp_path: Path) -> None:
         {"image": "2.png", "caption": "deux", "language": "fr", "split": "val"},
         {"image": "x/1.png", "caption": "another"},
     )
-    corpus = CaptionFileSource(str(file)).load(tmp_path)
+    corpus = CaptionFileReader(str(file)).load(tmp_path)
     first, second = corpus.examples
     assert (first.id, first.image, first.split) == ("x/1.png", tmp_path / "x/1.png", None)
     assert first.captions == {"en": ["one", "another"]}
@@ -62,7 +62,7 @@ def test_a_file_of_captions(tmp_path: Path) -> None:
     table.write_text(
         "caption\timage\tcredit\r\none\tx/1.png\tme\r\n\r\nanother\tx/1.png\n", encoding="utf-8-sig"
     )
-    (only,) = CaptionFileSource(str(table), language="de", folder=str(tmp_path / "p")).load(tmp_path).examples
+    (only,) = CaptionFileReader(str(table), language="de", folder=str(tmp_path / "p")).load(tmp_path).examples
     assert only.captions == {"de": ["one", "another"]} and only.image == tmp_path / "p/x/1.png"
 
 
@@ -74,7 +74,7 @@ def test_bad_lines_of_a_file_of_captions_are_listed(tmp_path: Path) -> None:
         b'{"image": "1.png", "caption": "a", "split": "test"}', b'{"image": "6.png", "caption": ["a", "b"]}',
     ]  # fmt: skip
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
-    corpus = CaptionFileSource(str(tmp_path / "a.jsonl")).load(tmp_path)
+    corpus = CaptionFileReader(str(tmp_path / "a.jsonl")).load(tmp_path)
     assert [image.id for image in corpus.examples] == ["1.png"]
     assert [(item.id, item.reason) for item in corpus.skipped] == [
         ("line 2", "no JSON object"), ("line 3", "no JSON object"), ("line 4", "not UTF-8"), ("line 5", "no caption"),
@@ -90,15 +90,15 @@ def test_files_of_captions_that_cannot_be_used_are_refused(tmp_path: Path) -> No
         ({"file": str(tmp_path / "none.jsonl")}, "cannot be read"),
     ):
         with pytest.raises(MagnetoError, match=message):
-            CaptionFileSource(**source).load(tmp_path)
+            CaptionFileReader(**source).load(tmp_path)
     (tmp_path / "a.tsv").write_text("image\tcaptions\n1.png\ta\n")
     with pytest.raises(MagnetoError, match="no column 'caption'. Did you mean 'captions'"):
-        CaptionFileSource(str(tmp_path / "a.tsv")).load(tmp_path)
+        CaptionFileReader(str(tmp_path / "a.tsv")).load(tmp_path)
     (tmp_path / "a.jsonl").write_text("{}\n")
     with pytest.raises(
         MagnetoError, match=r"no line can be used, the first for this reason: no image. Each needs image and"
     ):
-        CaptionFileSource(str(tmp_path / "a.jsonl")).load(tmp_path)
+        CaptionFileReader(str(tmp_path / "a.jsonl")).load(tmp_path)
 
 
 # ------------------------------------------------------------------ COCO
@@ -120,7 +120,7 @@ def coco(tmp_path: Path) -> dict[str, str]:
 
 def test_the_files_of_coco(tmp_path: Path) -> None:
     annotations = coco(tmp_path)
-    corpus = CocoCaptionsSource(annotations, str(tmp_path)).load(tmp_path)
+    corpus = CocoCaptionsReader(annotations, str(tmp_path)).load(tmp_path)
     images = list(corpus.examples)
     assert [image.split for image in images] == ["train", "train", "val"]
     assert images[0].image == tmp_path / "train2017/000000000001.jpg"
@@ -128,18 +128,18 @@ def test_the_files_of_coco(tmp_path: Path) -> None:
     assert [item.reason for item in corpus.skipped] == ["caption without its image"] * 2
     beside = tmp_path / "000000000001.jpg"
     beside.touch()
-    assert next(iter(CocoCaptionsSource(annotations, str(tmp_path)).load(tmp_path).examples)).image == beside
+    assert next(iter(CocoCaptionsReader(annotations, str(tmp_path)).load(tmp_path).examples)).image == beside
 
 
 def changes_of(source: Any, present: Path, missing: Path, bad: Path) -> None:
     """Check that an image that arrives, is replaced or vanishes is noticed, and another file is not."""
-    seen = [source.identity()]
+    seen = [source.fingerprint()]
     save(bad, 0)
-    assert source.identity() == seen[0] == json.loads(json.dumps(seen[0]))
+    assert source.fingerprint() == seen[0] == json.loads(json.dumps(seen[0]))
     for change in (lambda: save(missing, 4), lambda: save(present, 5), missing.unlink):
         change()
-        assert source.identity() not in seen[-1:]
-        seen.append(source.identity())
+        assert source.fingerprint() not in seen[-1:]
+        seen.append(source.fingerprint())
 
 
 def test_a_listed_image_that_changes_is_noticed(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_a_listed_image_that_changes_is_noticed(tmp_path: Path) -> None:
     file.write_text("\n".join(map(json.dumps, lines)))
     save(tmp_path / "here.png", 1)
     changes_of(
-        CaptionFileSource(str(file)), tmp_path / "here.png", tmp_path / "gone.png", tmp_path / "other.png"
+        CaptionFileReader(str(file)), tmp_path / "here.png", tmp_path / "gone.png", tmp_path / "other.png"
     )
 
 
@@ -169,7 +169,7 @@ def test_an_image_of_coco_that_changes_is_noticed(tmp_path: Path) -> None:
     present, missing = (tmp_path / f"train2017/{number}.jpg" for number in (1, 2))
     for annotations in ({"train": str(own)}, str(karpathy)):
         save(present, 1)
-        changes_of(CocoCaptionsSource(annotations, str(tmp_path)), present, missing, tmp_path / "other.jpg")
+        changes_of(CocoCaptionsReader(annotations, str(tmp_path)), present, missing, tmp_path / "other.jpg")
 
 
 def test_listed_names_may_have_their_accents_apart(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_listed_names_may_have_their_accents_apart(tmp_path: Path) -> None:
         folder = tmp_path / f"{len(listed)}"
         save(folder / there, 1)
         file = write_lines(folder / "captions.jsonl", {"image": listed, "caption": "a thing"})
-        (image,) = CaptionFileSource(str(file)).load(tmp_path).examples
+        (image,) = CaptionFileReader(str(file)).load(tmp_path).examples
         assert image.image == folder / there and image.id == listed
 
 
@@ -192,14 +192,14 @@ def test_the_splits_of_karpathy(tmp_path: Path) -> None:
     images[3]["sentences"] = []
     file = tmp_path / "dataset_coco.json"
     file.write_text(json.dumps({"images": images, "dataset": "coco"}))
-    examples = list(CocoCaptionsSource(str(file), "coco").load(tmp_path).examples)
+    examples = list(CocoCaptionsReader(str(file), "coco").load(tmp_path).examples)
     assert [example.split for example in examples] == ["train", "train", "val", "test"]
     assert examples[0].image == Path("coco/val2014/0.jpg") and examples[0].captions == {"en": ("A dog.",)}
     assert examples[2].captions == {"en": ("",)} and examples[3].captions == {}
     for image in images:
         del image["filepath"]  # as in Flickr30k's
     file.write_text(json.dumps({"images": images}))
-    assert next(iter(CocoCaptionsSource(str(file), "f").load(tmp_path).examples)).image == Path("f/0.jpg")
+    assert next(iter(CocoCaptionsReader(str(file), "f").load(tmp_path).examples)).image == Path("f/0.jpg")
 
 
 @pytest.mark.parametrize(
@@ -214,17 +214,17 @@ def test_broken_files_of_coco_are_explained(tmp_path: Path, content: bytes | Non
     if content is not None:
         file.write_bytes(content)
     for annotations in (str(file), {"train": str(file)}):
-        source = CocoCaptionsSource(annotations, "coco")
-        source.identity()
+        source = CocoCaptionsReader(annotations, "coco")
+        source.fingerprint()
         with pytest.raises(MagnetoError, match=message):
             source.load(tmp_path)
 
 
 def test_coco_needs_its_folder_and_known_splits() -> None:
     with pytest.raises(MagnetoError, match="name COCO's captions and images"):
-        CocoCaptionsSource("a.json")
+        CocoCaptionsReader("a.json")
     with pytest.raises(MagnetoError, match="not of dev"):
-        CocoCaptionsSource({"dev": "a.json"}, "coco")
+        CocoCaptionsReader({"dev": "a.json"}, "coco")
 
 
 # ------------------------------------------------------------------ the hub, shards, emoji
@@ -246,14 +246,14 @@ def test_captions_of_the_hub_in_several_columns_and_lists(
         {"image": datasets.Image(), "caption": datasets.Sequence(texts), "de": texts}
     )
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "x.parquet")
-    source = HubImagesSource(
+    source = HubImagesReader(
         "parquet", data_files={"train": str(tmp_path / "x.parquet")}, splits={"train": "train"}, label=None,
         caption={"en": "caption", "de": "de"},
     )  # fmt: skip
     captions = [image.captions for image in source.load(tmp_path).examples]
     assert captions == [{"en": ["a dog", "an animal"], "de": ["ein Hund"]}, {"en": ["a cat"]}, {}]
     with pytest.raises(MagnetoError, match="no column 'fr'"):
-        HubImagesSource(
+        HubImagesReader(
             "parquet", data_files={"train": str(tmp_path / "x.parquet")}, splits={"train": "train"}, label=None,
             caption={"fr": "fr"},
         ).load(tmp_path)  # fmt: skip
@@ -267,14 +267,14 @@ def test_captions_of_shards(tmp_path: Path) -> None:
             tar.add(save(tmp_path / f"{key}.png", int(key)), f"{key}.png")
             (tmp_path / f"{key}.{kind}").write_text(text)
             tar.add(tmp_path / f"{key}.{kind}", f"{key}.{kind}")
-    corpus = WebDatasetSource(str(tmp_path / "*.tar")).load(tmp_path)
+    corpus = WebDatasetReader(str(tmp_path / "*.tar")).load(tmp_path)
     assert [image.captions for image in corpus.examples] == [{"en": "a dog"}, {"en": "a cat"}]
 
 
 def test_emoji_take_all_their_languages_for_none() -> None:
-    assert EmojiSource(languages=None).languages == LANGUAGES
+    assert EmojiReader(languages=None).languages == LANGUAGES
     with pytest.raises(MagnetoError, match="has 'nl'"):
-        EmojiSource(languages=["en", "nl"])
+        EmojiReader(languages=["en", "nl"])
 
 
 # ------------------------------------------------------------------ from captions to batches
@@ -286,7 +286,7 @@ class Corpus:
     def __init__(self, *captions: dict[str, Any], splits: list[str | None] | None = None) -> None:
         self.captions, self.splits = captions, splits or [None] * len(captions)
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         return {"captions": self.captions, "splits": self.splits}
 
     def load(self, data_dir: Path) -> ImageCorpus:
@@ -298,7 +298,7 @@ class Corpus:
 
 
 def test_captions_are_cleaned_and_what_is_left_out_is_listed(tmp_path: Path) -> None:
-    corpus = CaptionedSource(
+    corpus = CaptionedReader(
         Corpus(
             {"en": " A\u0301  Dog\n"}, {"en": ["a dog", "A Dog", "\0", "half \ud800"]}, {"fr": "un chien"}, {"en": ""}, {}
         ),
@@ -317,7 +317,7 @@ def test_captions_are_cleaned_and_what_is_left_out_is_listed(tmp_path: Path) -> 
             ("3", "no caption in en"),
             ("4", "no caption in en"),
         ]
-    nameless = CaptionedSource(Corpus({"\udce9": "a dog"}), None, lowercase=True).load(tmp_path)
+    nameless = CaptionedReader(Corpus({"\udce9": "a dog"}), None, lowercase=True).load(tmp_path)
     assert not list(nameless.examples) and "half a character" in nameless.skipped[0].reason
     assert corpus.labels == () and clean_caption("A  B", lowercase=False) == "A B"
 
@@ -371,7 +371,7 @@ def test_a_batch(module: Any) -> None:
     count = len(batch["id"])
     assert batch["image"].shape == (count, 3, SIZE, SIZE) and batch["image"].dtype == torch.float32
     assert batch["tokens"].shape == batch["mask"].shape and batch["tokens"].shape[1] in (16, 24)
-    assert batch.keys() == {"id", "image", "image", "caption", "language", "tokens", "mask"}
+    assert batch.keys() == {"id", "image", "image_id", "caption", "language", "tokens", "mask"}
     known = {
         n: {t for v in c.values() for t in ([v] if isinstance(v, str) else v)}
         for n, c in enumerate(captions(60))
@@ -383,17 +383,17 @@ def test_a_batch(module: Any) -> None:
         text = data.tokenizer.decode(tokens[real].tolist())
         number = int(lines[int(batch["id"][row])]["id"].removeprefix("toy/"))
         assert text in known[number]
-        assert data.spec.languages[int(batch["language"][row])] == (
+        assert data.info.languages[int(batch["language"][row])] == (
             "en" if text.startswith("number") else "fr"
         )
-        shown = data.spec.pixels(batch["image"][row : row + 1])[0].permute(1, 2, 0).numpy()
+        shown = data.info.pixels(batch["image"][row : row + 1])[0].permute(1, 2, 0).numpy()
         assert np.array_equal(shown, pixels(number))
 
 
 def test_evaluation_sees_every_caption_and_training_one_of_each_image(module: Any) -> None:
     data = module(languages=["en", "fr"])
-    assert len(data.val_set) == data.spec.captions["val"] == 3 * data.spec.examples["val"]
-    assert len(data.train_set) == data.spec.examples["train"]
+    assert len(data.val_set) == data.info.captions["val"] == 3 * data.info.examples["val"]
+    assert len(data.train_set) == data.info.examples["train"]
     texts = [text for batch in data.val_dataloader() for text in batch["text"]]
     assert len(texts) == len(data.val_set)
     per_epoch = data.batches_per_epoch()
@@ -434,7 +434,7 @@ def test_copies_of_a_image_share_their_key(module: Any) -> None:
     source = Corpus(*texts, splits=["train"] * 20 + ["val"] * 10 + ["test"] * 10)
     apart = module(source)
     for batch in [*train_batches(apart, 3), *apart.val_dataloader(), *apart.test_dataloader()]:
-        assert torch.equal(batch["image"], batch["id"])
+        assert torch.equal(batch["image_id"], batch["id"])
 
     class Copies(Corpus):
         """Every second image is the one before it."""
@@ -444,12 +444,12 @@ def test_copies_of_a_image_share_their_key(module: Any) -> None:
             pairs = [replace(p, image=pixels(n // 2)) for n, p in enumerate(corpus.examples)]
             return replace(corpus, examples=pairs)
 
-        def identity(self) -> dict[str, Any]:
-            return {**super().identity(), "copies": True}
+        def fingerprint(self) -> dict[str, Any]:
+            return {**super().fingerprint(), "copies": True}
 
     alike = module(Copies(*texts, splits=source.splits))
     for batch in [*train_batches(alike, 3), *alike.val_dataloader(), *alike.test_dataloader()]:
-        assert torch.equal(batch["image"], batch["id"] // 2 * 2)
+        assert torch.equal(batch["image_id"], batch["id"] // 2 * 2)
 
 
 def test_what_is_hidden(module: Any) -> None:
@@ -485,9 +485,9 @@ def test_batches_follow_from_seed_and_place_alone(module: Any) -> None:
 
 def test_the_facts_and_their_reuse(module: Any, tmp_path: Path) -> None:
     data = module(languages=None, lowercase=True)
-    spec = data.spec
-    assert spec.languages == ["en", "fr"] and spec.vocab_size == 270 and spec.lowercase
-    assert type(spec).from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    info = data.info
+    assert info.languages == ["en", "fr"] and info.vocab_size == 270 and info.lowercase
+    assert type(info).from_dict(json.loads(json.dumps(info.to_dict()))) == info
     assert module(languages=None, lowercase=True).folder == data.folder
     others = [
         module(languages=["en"], lowercase=True),
@@ -496,7 +496,7 @@ def test_the_facts_and_their_reuse(module: Any, tmp_path: Path) -> None:
     ]
     assert len({data.folder, *(other.folder for other in others)}) == 4
     assert others[2].images.folder == others[1].images.folder, "decoded once"
-    assert others[2].spec.truncated > 0
+    assert others[2].info.truncated > 0
     assert all(batch["tokens"].shape[1] <= 9 for batch in others[2].val_dataloader())
 
 
@@ -508,14 +508,14 @@ def test_a_checkpoint_brings_tokenizer_sizes_and_languages(module: Any) -> None:
         lowercase=True,
     )
     data = module(languages=["fr"], image_size=16, max_tokens=10)
-    data.prepare_for(model.spec.to_dict())
+    data.for_model(model.info.to_dict())
     data.setup()
     assert data.tokenizer == model.tokenizer and data.lowercase and data.max_tokens == 20
     batch = next(iter(data.test_dataloader()))
     assert batch["image"].shape[2:] == (SIZE, SIZE)
     assert (batch["language"] == 1).all(), "French is the model's second language"
     other = module(Corpus(*({"de": f"nummer {n}"} for n in range(30))), languages=["de"])
-    other.prepare_for(model.spec.to_dict())
+    other.for_model(model.info.to_dict())
     other.setup()
     assert (next(iter(other.test_dataloader()))["language"] == -1).all()
 
@@ -529,8 +529,8 @@ def test_bad_images_are_left_out_with_their_captions(module: Any, tmp_path: Path
     rows = [
         {"image": f"{n}.png", "caption": f"number {n}", "split": ("train", "val")[n % 2]} for n in range(13)
     ]
-    data = module(CaptionFileSource(str(write_lines(tmp_path / "a.jsonl", *rows))))
-    assert data.spec.captions == {"train": 5, "val": 4, "test": 0}
+    data = module(CaptionFileReader(str(write_lines(tmp_path / "a.jsonl", *rows))))
+    assert data.info.captions == {"train": 5, "val": 4, "test": 0}
     report = json.loads((data.images.folder / "prepare_report.json").read_text())
     assert {item["id"] for item in report["skipped"]} == {
         f"captions/{n}.png".replace("captions", "toy") for n in (0, 1, 3, 12)

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from magneto.data.corpora.speech.manifest import ManifestSource
+from magneto.data.corpora.speech.manifest import ManifestReader
 from magneto.errors import MagnetoError
 from tests.unit.data.recordings import read_manifest, write_manifest
 
 
 def test_lines_become_utterances(corpus, tmp_path):
     folder = corpus(20)
-    found = ManifestSource(manifest=str(folder / "manifest.jsonl")).load(tmp_path).utterances
+    found = ManifestReader(manifest=str(folder / "manifest.jsonl")).load(tmp_path).utterances
     lines = read_manifest(folder / "manifest.jsonl")
     assert [u.text for u in found] == [line["text"] for line in lines]
     assert [u.split for u in found] == [line["split"] for line in lines]
@@ -28,7 +28,7 @@ def test_absolute_paths_a_byte_order_mark_blank_lines_and_defaults(corpus, tmp_p
         {"audio_filepath": str(folder / "clips/000.wav"), "text": "été", "split": "test"}, ensure_ascii=False
     )
     (tmp_path / "m.jsonl").write_bytes(b"\xef\xbb\xbf" + line.encode() + b"\n\n")
-    (only,) = ManifestSource(manifest=str(tmp_path / "m.jsonl"), language="de").load(tmp_path).utterances
+    (only,) = ManifestReader(manifest=str(tmp_path / "m.jsonl"), language="de").load(tmp_path).utterances
     assert (only.text, only.language, only.duration, only.split) == ("été", "de", None, "test")
 
 
@@ -45,7 +45,7 @@ def test_one_manifest_is_divided_by_hash_with_equal_texts_and_groups_on_one_side
         {"audio_filepath": f"gone/{n}.wav", "text": f"word {n}", "group": f"g{n // 2}"} for n in range(400)
     ]
     write_manifest(folder / "m.jsonl", lines)
-    source = ManifestSource(manifest=str(folder / "m.jsonl"), val_fraction=0.1, test_fraction=0.2)
+    source = ManifestReader(manifest=str(folder / "m.jsonl"), val_fraction=0.1, test_fraction=0.2)
     from magneto.data.corpora.speech import manifest
 
     parsed = list(manifest._lines(folder / "m.jsonl"))
@@ -68,12 +68,12 @@ def test_three_manifests(corpus, tmp_path):
         side: str(folder / f"{name}.jsonl")
         for side, name in zip(("train", "val", "test"), "abc", strict=True)
     }
-    found = ManifestSource(**files).load(tmp_path).utterances
+    found = ManifestReader(**files).load(tmp_path).utterances
     assert Counter(u.split for u in found) == {"train": 6, "val": 3, "test": 3}
     assert len({u.id for u in found}) == 12
 
 
-def word_list(folder: Path, words: int, recordings: int) -> ManifestSource:
+def word_list(folder: Path, words: int, recordings: int) -> ManifestReader:
     """A manifest without `split`: each of the recordings says one of the words, the first word most often."""
     lines = []
     for number in range(recordings):
@@ -82,7 +82,7 @@ def word_list(folder: Path, words: int, recordings: int) -> ManifestSource:
             {"audio_filepath": f"{number}.wav", "text": f"word {max(0, number - recordings + words)}"}
         )
     write_manifest(folder / "m.jsonl", lines)
-    return ManifestSource(manifest=str(folder / "m.jsonl"))
+    return ManifestReader(manifest=str(folder / "m.jsonl"))
 
 
 @pytest.mark.parametrize(("words", "recordings"), [(3, 12), (10, 200), (12, 12)])
@@ -109,14 +109,14 @@ def test_explicit_splits_are_not_touched(tmp_path):
     word_list(tmp_path, 4, 4)
     lines = [line | {"split": "test"} for line in read_manifest(tmp_path / "m.jsonl")]
     write_manifest(tmp_path / "m.jsonl", lines)
-    source = ManifestSource(manifest=str(tmp_path / "m.jsonl"))
+    source = ManifestReader(manifest=str(tmp_path / "m.jsonl"))
     assert [u.split for u in source.load(tmp_path).utterances] == ["test"] * 4
 
 
 def test_missing_audio_is_listed(corpus, tmp_path):
     folder = corpus(8)
     (folder / "clips/003.mp3").unlink()
-    loaded = ManifestSource(manifest=str(folder / "manifest.jsonl")).load(tmp_path)
+    loaded = ManifestReader(manifest=str(folder / "manifest.jsonl")).load(tmp_path)
     assert len(loaded.utterances) == 7
     assert [(item.id, item.file, item.reason) for item in loaded.skipped] == [
         ("4", str(folder / "clips/003.mp3"), "missing file (named in manifest.jsonl)")
@@ -150,33 +150,33 @@ def test_a_line_that_breaks_the_convention_is_named_with_its_number(tmp_path, li
     good = b'{"audio_filepath": "a.wav", "text": "hello"}\n'
     (tmp_path / "m.jsonl").write_bytes(good + (line if isinstance(line, bytes) else line.encode()) + b"\n")
     with pytest.raises(MagnetoError, match=message):
-        ManifestSource(manifest=str(tmp_path / "m.jsonl")).load(tmp_path)
+        ManifestReader(manifest=str(tmp_path / "m.jsonl")).load(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, r"No manifest is named.*data\.sources\.manifest\.manifest"),
+        ({}, r"No manifest is named.*data\.corpora\.manifest\.manifest"),
         ({"manifest": "a", "train": "b"}, "More than one manifest"),
-        ({"train": "a", "test": "b"}, r"manifest of val is missing. Set data\.sources\.manifest\.val"),
+        ({"train": "a", "test": "b"}, r"manifest of val is missing. Set data\.corpora\.manifest\.val"),
         ({"manifest": "a", "val_fraction": 0.0}, "above 0"),
         ({"manifest": "a", "val_fraction": 0.6, "test_fraction": 0.5}, "together below 1"),
     ],
 )
 def test_arguments_that_contradict_each_other(arguments, message):
     with pytest.raises(MagnetoError, match=message):
-        ManifestSource(**arguments)
+        ManifestReader(**arguments)
 
 
 def test_a_manifest_that_is_not_there(tmp_path):
     with pytest.raises(MagnetoError, match=r"nope\.jsonl is not there"):
-        ManifestSource(manifest=str(tmp_path / "nope.jsonl")).load(tmp_path)
+        ManifestReader(manifest=str(tmp_path / "nope.jsonl")).load(tmp_path)
 
 
 def test_identity_follows_the_manifest_and_the_audio(corpus):
     folder = corpus(4)
-    source = ManifestSource(manifest=str(folder / "manifest.jsonl"))
-    before = source.identity()
-    assert before == source.identity()
+    source = ManifestReader(manifest=str(folder / "manifest.jsonl"))
+    before = source.fingerprint()
+    assert before == source.fingerprint()
     (folder / "clips/000.wav").write_bytes(b"changed")
-    assert source.identity() != before
+    assert source.fingerprint() != before

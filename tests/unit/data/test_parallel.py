@@ -15,7 +15,13 @@ from magneto.data.corpora.translation.base import parse_directions
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.data.translation.cleaning import VERDICTS, Cleaning, Columns, decide, template, tidy, unusable
 from magneto.data.translation.dataset import Collate, Marks
-from magneto.data.translation.module import IGNORE, Pair, ParallelCorpus, ParallelDataModule, ParallelSpec
+from magneto.data.translation.module import (
+    IGNORE,
+    Pair,
+    TranslationCorpus,
+    TranslationDataModule,
+    TranslationInfo,
+)
 from magneto.errors import MagnetoError
 
 NOUNS = (
@@ -45,11 +51,11 @@ class Given:
     pairs: Sequence[Pair]
     skipped: Sequence[Skipped] = ()
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         return {"corpus": "given", "pairs": [repr(pair) for pair in self.pairs]}
 
-    def load(self, data_dir: Path) -> ParallelCorpus:
-        return ParallelCorpus(iter(self.pairs), self.skipped, {"corpus": "given"})
+    def load(self, data_dir: Path) -> TranslationCorpus:
+        return TranslationCorpus(iter(self.pairs), self.skipped, {"corpus": "given"})
 
 
 def pair(number: int, source: str, target: str, split: str | None = None, **more: str) -> Pair:
@@ -71,19 +77,19 @@ def corpus(split: Any = lambda number: SPLITS[0 if number % 5 < 3 else number % 
     return [pair(number, *texts, split(number)) for number, texts in enumerate(phrases())]
 
 
-def module(pairs: Sequence[Pair], data_dir: Path, **options: Any) -> ParallelDataModule:
+def module(pairs: Sequence[Pair], data_dir: Path, **options: Any) -> TranslationDataModule:
     options = {"tokenizer": {"kind": "bpe", "vocab_size": 140}, "batch_tokens": 400, **options}
-    return ParallelDataModule({"given": Given(pairs)}, data_dir=str(data_dir), **options)
+    return TranslationDataModule({"given": Given(pairs)}, data_dir=str(data_dir), **options)
 
 
-def ready(pairs: Sequence[Pair], data_dir: Path, **options: Any) -> ParallelDataModule:
+def ready(pairs: Sequence[Pair], data_dir: Path, **options: Any) -> TranslationDataModule:
     data = module(pairs, data_dir, **options)
     data.prepare()
     data.setup()
     return data
 
 
-def report(data: ParallelDataModule) -> dict[str, Any]:
+def report(data: TranslationDataModule) -> dict[str, Any]:
     return json.loads((data.folder / "prepare_report.json").read_text(encoding="utf-8"))
 
 
@@ -173,7 +179,7 @@ def test_a_stated_side_is_left_whole(tmp_path: Path) -> None:
     more = [pair(n, one.source, one.target, one.split) for n, one in enumerate(more, 1000)]
     data = ready([*corpus(), *more], tmp_path, max_tokens=60)
     plain = ready(corpus(), tmp_path, max_tokens=60)
-    kept = {split: data.spec.pairs[split] - plain.spec.pairs[split] for split in SPLITS}
+    kept = {split: data.info.pairs[split] - plain.info.pairs[split] for split in SPLITS}
     assert kept == {"train": 0, "val": 7, "test": 7}
     assert [row["source"] for row in data.prepared.rows("test")][-7:] == [tidy(source) for source, _ in odd]
     assert max(map(len, data.prepared.sides(len(data.prepared.index["split"]) - 1))) == 60
@@ -216,11 +222,11 @@ def test_an_unknown_language_is_named_with_the_known_ones() -> None:
 def test_batches_hold_every_pair_of_a_split_once_as_the_contract_says(tmp_path: Path) -> None:
     pairs = corpus()
     data = ready(pairs, tmp_path, pad_to_multiple=4)
-    spec = ParallelSpec.from_dict(json.loads(json.dumps(data.spec.to_dict())))
-    assert (spec.max_tokens, spec.longest, spec.longest_text(spec.longest)) == (128, 132, 131)
-    assert spec.directions == ["en-fr"] and spec.shared and spec.source_tokenizer == spec.target_tokenizer
-    assert spec.pairs == spec.per_direction["en-fr"]
-    tokenizer = TextTokenizer.from_json(spec.source_tokenizer)
+    info = TranslationInfo.from_dict(json.loads(json.dumps(data.info.to_dict())))
+    assert (info.max_tokens, info.longest, info.longest_text(info.longest)) == (128, 132, 131)
+    assert info.directions == ["en-fr"] and info.shared and info.source_tokenizer == info.target_tokenizer
+    assert info.pairs == info.per_direction["en-fr"]
+    tokenizer = TextTokenizer.from_json(info.source_tokenizer)
     seen = []
     for batch in data.test_dataloader():
         assert batch["source"].shape == batch["source_mask"].shape and batch["source"].shape[1] % 4 == 0
@@ -239,7 +245,7 @@ def test_batches_hold_every_pair_of_a_split_once_as_the_contract_says(tmp_path: 
             assert line["split"] == "test" and batch["direction"][row] == 0
             seen.append(line["id"])
     wanted = {f"given/{one.id}" for one in pairs if one.split == "test"}
-    assert len(seen) == len(set(seen)) == spec.pairs["test"] and set(seen) == wanted
+    assert len(seen) == len(set(seen)) == info.pairs["test"] and set(seen) == wanted
 
 
 def test_training_batches_keep_the_budget_and_go_on_where_a_run_stopped(tmp_path: Path) -> None:
@@ -262,12 +268,12 @@ def test_training_batches_keep_the_budget_and_go_on_where_a_run_stopped(tmp_path
 
 def test_preparing_twice_gives_the_same_files_and_happens_once(tmp_path: Path) -> None:
     one, other = (ready(corpus(), tmp_path / name) for name in "ab")
-    for file in ("pairs.jsonl", "tokens.bin", "spec.json", "prepare_report.json"):
+    for file in ("pairs.jsonl", "tokens.bin", "info.json", "prepare_report.json"):
         assert (one.folder / file).read_bytes() == (other.folder / file).read_bytes()
-    before = (one.folder / "spec.json").stat().st_mtime_ns
+    before = (one.folder / "info.json").stat().st_mtime_ns
     again = module(corpus(), tmp_path / "a")
     again.prepare()
-    assert (again.folder / "spec.json").stat().st_mtime_ns == before
+    assert (again.folder / "info.json").stat().st_mtime_ns == before
     assert module(corpus(), tmp_path / "a", max_tokens=50).folder != again.folder
 
 
@@ -284,7 +290,7 @@ def test_broken_pairs_are_counted_and_listed_and_the_rest_is_used(tmp_path: Path
     }
     more = [pair(1000 + number, *texts) for number, texts in enumerate(bad.values())]
     source = Given([*good, *more], [Skipped("x", "f", "broken line")])
-    data = ParallelDataModule(
+    data = TranslationDataModule(
         {"given": source}, data_dir=str(tmp_path), tokenizer={"kind": "bpe", "vocab_size": 140}, max_tokens=60
     )
     data.prepare()
@@ -313,8 +319,8 @@ def test_tags_ask_for_the_language_and_are_needed_for_one_to_many(tmp_path: Path
     with pytest.raises(MagnetoError, match="set data.tag=true"):
         module([*french, *german], tmp_path).prepare()
     data = ready([*french, *german], tmp_path, tag=True)
-    tokenizer = data.spec.source_text_tokenizer
-    assert data.spec.directions == ["en-fr", "en-de"]
+    tokenizer = data.info.source_text_tokenizer
+    assert data.info.directions == ["en-fr", "en-de"]
     for batch in data.val_dataloader():
         wanted = [tokenizer.id(("<2fr>", "<2de>")[number]) for number in batch["direction"].tolist()]
         assert batch["source"][:, 0].tolist() == wanted
@@ -325,19 +331,19 @@ def test_a_tag_as_text_is_text(tmp_path: Path) -> None:
     pairs = [*corpus(), pair(5000, "Write <2fr> or </s> here", "Mettre <2fr> ou </s> ici", "test")]
     data = ready(pairs, tmp_path, tag=True, tokenizer={"kind": "byte_bpe", "vocab_size": 300})
     tokens = data.prepared.tokens
-    assert not np.isin(tokens, sorted(data.spec.source_text_tokenizer.special_ids)).any()
+    assert not np.isin(tokens, sorted(data.info.source_text_tokenizer.special_ids)).any()
     assert any(row["source"] == "Write <2fr> or </s> here" for row in data.prepared.rows("test"))
 
 
 def test_separate_vocabularies_and_given_tokenizers(tmp_path: Path) -> None:
     separate = ready(corpus(), tmp_path, tokenizer={"kind": "bpe", "vocab_size": 80, "shared": False})
-    assert separate.spec.source_tokenizer != separate.spec.target_tokenizer
+    assert separate.info.source_tokenizer != separate.info.target_tokenizer
     files = []
     for name in ("source", "target"):
         files.append(str(tmp_path / f"{name}.json"))
-        Path(files[-1]).write_text(getattr(separate.spec, f"{name}_tokenizer"), encoding="utf-8")
+        Path(files[-1]).write_text(getattr(separate.info, f"{name}_tokenizer"), encoding="utf-8")
     given = ready(corpus(), tmp_path, tokenizer={"shared": False, "file": files})
-    assert given.spec.target_tokenizer == separate.spec.target_tokenizer and given.folder != separate.folder
+    assert given.info.target_tokenizer == separate.info.target_tokenizer and given.folder != separate.folder
     np.testing.assert_array_equal(given.prepared.tokens, separate.prepared.tokens)
     with pytest.raises(MagnetoError, match="two tokenizer.json files"):
         module(corpus(), tmp_path, tokenizer={"shared": False, "file": files[0]})
@@ -348,7 +354,7 @@ def test_separate_vocabularies_and_given_tokenizers(tmp_path: Path) -> None:
 def test_batches_for_the_model_of_a_checkpoint_with_another_tokenizer(tmp_path: Path) -> None:
     model = ready(corpus(), tmp_path, tokenizer={"kind": "byte_bpe", "vocab_size": 300}, tag=True)
     data = module(corpus(), tmp_path)
-    data.prepare_for(model.spec.to_dict())
+    data.for_model(model.info.to_dict())
     data.setup()
     assert not (tmp_path / "prepared" / module(corpus(), tmp_path).folder).exists(), (
         "no vocabulary of its own"
@@ -359,7 +365,7 @@ def test_batches_for_the_model_of_a_checkpoint_with_another_tokenizer(tmp_path: 
     other_language = module(german, tmp_path)
     other_language.prepare()
     with pytest.raises(MagnetoError, match=r"pairs en-de; the checkpoint's model translates en-fr"):
-        other_language.prepare_for(model.spec.to_dict())
+        other_language.for_model(model.info.to_dict())
 
 
 def test_a_test_set_is_read_as_the_model_reads(tmp_path: Path) -> None:
@@ -369,23 +375,23 @@ def test_a_test_set_is_read_as_the_model_reads(tmp_path: Path) -> None:
     model = ready([*more, *corpus()], tmp_path, **settings, max_tokens=50)
     tests = [one for one in corpus() if one.split == "test"]
     data = module(tests, tmp_path, tokenizer={"kind": "bpe", "vocab_size": 8_000})
-    data.prepare_for(json.loads(json.dumps(model.spec.to_dict())))
+    data.for_model(json.loads(json.dumps(model.info.to_dict())))
     data.setup()
-    assert data.max_tokens == 50 and data.spec.pairs == {"train": 0, "val": 0, "test": len(tests)}
+    assert data.max_tokens == 50 and data.info.pairs == {"train": 0, "val": 0, "test": len(tests)}
     for one, other in zip(model.test_dataloader(), data.test_dataloader(), strict=True):
         assert all(torch.equal(one[key], other[key]) for key in ("source", "target_out", "direction"))
     again = ready([*more, *corpus()], tmp_path, **settings, max_tokens=50)
-    again.prepare_for(model.spec.to_dict())
+    again.for_model(model.info.to_dict())
     assert again.folder == model.folder, "what the model was trained on is not prepared a second time"
 
 
 def test_lines_to_translate_become_batches_without_targets(tmp_path: Path) -> None:
-    spec = ready(corpus(), tmp_path).spec
-    marks = Marks(spec)
+    info = ready(corpus(), tmp_path).info
+    marks = Marks(info)
     items = [{"id": 0, "source": marks.source([5, 6, 7], 0), "direction": 0}]
     batch = Collate(marks)(items)
     assert (
-        batch["source"].tolist() == [[5, 6, 7, spec.source_text_tokenizer.eos_id]]
+        batch["source"].tolist() == [[5, 6, 7, info.source_text_tokenizer.eos_id]]
         and "target_in" not in batch
     )
 
@@ -423,7 +429,7 @@ def test_an_empty_split_a_missing_preparation_and_a_vocabulary_too_large_are_exp
     with pytest.raises(MagnetoError, match=r"train split \(9 .*skipped: 9 empty target\). Check the corpus"):
         module([pair(n, "One", "") for n in range(9)], tmp_path).prepare()
     with pytest.raises(MagnetoError, match="mode=prepare"):
-        _ = module(corpus(), tmp_path).spec
+        _ = module(corpus(), tmp_path).info
     with pytest.raises(MagnetoError, match="more than the training text supports"):
         module(corpus(), tmp_path, tokenizer={"kind": "bpe", "vocab_size": 50_000}).prepare()
     assert not list(tmp_path.glob("prepared/parallel-*")), "a preparation that fails leaves nothing"

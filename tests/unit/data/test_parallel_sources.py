@@ -14,23 +14,23 @@ import polib
 import pytest
 import zstandard
 
-from magneto.data.corpora.translation.base import Pair, ParallelSource
-from magneto.data.corpora.translation.ddtp import DDTPSource, paragraphs
-from magneto.data.corpora.translation.gettext import GettextSource
-from magneto.data.corpora.translation.hub_pairs import HubPairsSource
-from magneto.data.corpora.translation.libreoffice import LibreOfficeSource
-from magneto.data.corpora.translation.parallel_files import ParallelFilesSource
-from magneto.data.translation.module import ParallelDataModule
+from magneto.data.corpora.translation.base import Pair, TranslationReader
+from magneto.data.corpora.translation.ddtp import DDTPReader, paragraphs
+from magneto.data.corpora.translation.gettext import GettextReader
+from magneto.data.corpora.translation.hub_pairs import HubPairsReader
+from magneto.data.corpora.translation.libreoffice import LibreOfficeReader
+from magneto.data.corpora.translation.translation_files import TranslationFilesReader
+from magneto.data.translation.module import TranslationDataModule
 from magneto.errors import MagnetoError
 from tests.unit.data.recordings import copy_by_macos
 
 
-def read(source: ParallelSource, tmp_path: Path) -> tuple[list[Pair], list[str]]:
+def read(source: TranslationReader, tmp_path: Path) -> tuple[list[Pair], list[str]]:
     """Its pairs, and the reasons of what it skipped."""
     corpus = source.load(tmp_path / "data")
     pairs = list(corpus.pairs)
     assert len({pair.id for pair in pairs}) == len(pairs)
-    json.dumps([corpus.origin, source.identity()])
+    json.dumps([corpus.origin, source.fingerprint()])
     return pairs, [item.reason for item in corpus.skipped]
 
 
@@ -75,7 +75,7 @@ def pages(tmp_path: Path) -> Path:
 
 
 def test_help_pages_are_joined_by_file_and_paragraph(pages: Path, tmp_path: Path) -> None:
-    pairs, skipped = read(LibreOfficeSource(["en-fr"], folder=str(pages)), tmp_path)
+    pairs, skipped = read(LibreOfficeReader(["en-fr"], folder=str(pages)), tmp_path)
     assert texts(pairs) == [
         ("Turning off AutoCorrect", "Désactivation de l'AutoCorrection"),
         ("Press Ctrl+Z to undo.", "Appuyez sur Ctrl+Z pour annuler."),
@@ -90,14 +90,14 @@ def test_help_pages_that_are_broken_or_missing_cost_only_themselves(pages: Path,
     (pages / "en-US/text/swriter/guide/more.html").write_text('<p id="par_id1">A page of its own.</p>')
     (pages / "fr/text/empty.html").write_bytes(b"")
     (pages / "en-US/text/empty.html").write_bytes(b"\0\xff<p id=")
-    pairs, _ = read(LibreOfficeSource(["fr-en"], folder=str(pages)), tmp_path)
+    pairs, _ = read(LibreOfficeReader(["fr-en"], folder=str(pages)), tmp_path)
     assert len(pairs) == 4 and pairs[0].source_language == "fr"
     with pytest.raises(MagnetoError, match="has no language 'xx'"):
-        LibreOfficeSource(["en-xx"])
+        LibreOfficeReader(["en-xx"])
     with pytest.raises(MagnetoError, match="no such folder"):
-        read(LibreOfficeSource(folder=str(tmp_path / "missing")), tmp_path)
+        read(LibreOfficeReader(folder=str(tmp_path / "missing")), tmp_path)
     with pytest.raises(MagnetoError, match="holds none of the files of libreoffice-help-de"):
-        read(LibreOfficeSource(["en-de"], folder=str(pages)), tmp_path)
+        read(LibreOfficeReader(["en-de"], folder=str(pages)), tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------ DDTP
@@ -134,7 +134,7 @@ def indexes(tmp_path: Path) -> Path:
 
 
 def test_descriptions_are_joined_by_their_sum_and_cut_into_paragraphs(indexes: Path, tmp_path: Path) -> None:
-    pairs, skipped = read(DDTPSource(["en-fr"], folder=str(indexes)), tmp_path)
+    pairs, skipped = read(DDTPReader(["en-fr"], folder=str(indexes)), tmp_path)
     assert texts(pairs) == [
         ("text editor", "éditeur de texte"),
         ("It edits texts of any size.", "Il modifie des textes."),
@@ -150,16 +150,16 @@ def test_descriptions_are_joined_by_their_sum_and_cut_into_paragraphs(indexes: P
 @pytest.mark.parametrize("kind", ["indexes", "catalogs"])
 def test_hidden_files_are_not_read(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     folder = request.getfixturevalue(kind)
-    source: DDTPSource | GettextSource = DDTPSource(["en-fr"], folder=str(folder))
+    source: DDTPReader | GettextReader = DDTPReader(["en-fr"], folder=str(folder))
     if kind == "catalogs":
-        source = GettextSource(["en-fr"], [], [str(folder)])
-    before, identity = read(source, tmp_path), source.identity()
+        source = GettextReader(["en-fr"], [], [str(folder)])
+    before, fingerprint = read(source, tmp_path), source.fingerprint()
     copy_by_macos(folder)
-    assert read(source, tmp_path) == before and source.identity() == identity
+    assert read(source, tmp_path) == before and source.fingerprint() == fingerprint
 
 
 def test_two_translations_are_joined_through_the_original(indexes: Path, tmp_path: Path) -> None:
-    pairs, skipped = read(DDTPSource(["fr-de"], folder=str(indexes)), tmp_path)
+    pairs, skipped = read(DDTPReader(["fr-de"], folder=str(indexes)), tmp_path)
     assert texts(pairs) == [("éditeur de texte", "Texteditor"), ("un jeu", "Spiel")]
     assert "its original is not in the index" in skipped
 
@@ -171,24 +171,24 @@ def test_items_end_where_the_indentation_does() -> None:
 
 def test_a_language_without_index_and_a_damaged_index_are_explained(indexes: Path, tmp_path: Path) -> None:
     with pytest.raises(MagnetoError, match="no file ending in Translation-it"):
-        DDTPSource(["en-it"], folder=str(indexes)).identity()
+        DDTPReader(["en-it"], folder=str(indexes)).fingerprint()
     with pytest.raises(MagnetoError, match="has no language 'tlh'"):
-        DDTPSource(["en-tlh"])
+        DDTPReader(["en-tlh"])
     file = indexes / "mirror_main_i18n_Translation-fr.bz2"
     file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(MagnetoError, match=r"Translation-fr\.bz2: the index cannot be read"):
-        read(DDTPSource(["en-fr"], folder=str(indexes)), tmp_path)
+        read(DDTPReader(["en-fr"], folder=str(indexes)), tmp_path)
     packed = gzip.compress(EDITOR.encode())
     for content in (packed[:-10], packed[:20] + b"\xff" * 20 + packed[40:]):  # cut off, overwritten
         (indexes / "updates_main_i18n_Translation-de.gz").write_bytes(content)
         with pytest.raises(MagnetoError, match=r"Translation-de\.gz: the index cannot be read"):
-            read(DDTPSource(["en-de"], folder=str(indexes)), tmp_path)
+            read(DDTPReader(["en-de"], folder=str(indexes)), tmp_path)
 
 
 def test_invalid_bytes_in_an_index_cost_one_description(indexes: Path, tmp_path: Path) -> None:
     file = indexes / "mirror_main_i18n_Translation-fr.bz2"
     file.write_bytes(bz2.compress(bz2.decompress(file.read_bytes()).replace("é".encode(), b"\xe9")))
-    pairs, _ = read(DDTPSource(["en-fr"], folder=str(indexes)), tmp_path)
+    pairs, _ = read(DDTPReader(["en-fr"], folder=str(indexes)), tmp_path)
     assert "\ufffd" in pairs[0].target and pairs[1].target == "Il modifie des textes."
 
 
@@ -259,7 +259,7 @@ FRENCH_PAIRS = [
 
 
 def test_messages_of_catalogs_in_all_directions(catalogs: Path, tmp_path: Path) -> None:
-    pairs, skipped = read(GettextSource(["en-fr", "pl-fr", "fr-en"], [], [str(catalogs)]), tmp_path)
+    pairs, skipped = read(GettextReader(["en-fr", "pl-fr", "fr-en"], [], [str(catalogs)]), tmp_path)
     found = {direction: [] for direction in ("en-fr", "pl-fr", "fr-en")}
     for pair in pairs:
         found[f"{pair.source_language}-{pair.target_language}"].append((pair.source, pair.target))
@@ -302,7 +302,7 @@ def test_plural_forms_are_those_of_the_header(language: str, compiled: bool, tmp
         str(tmp_path / f"{language}.{'mo' if compiled else 'po'}")
     )
     pairs, skipped = read(
-        GettextSource([f"en-{language}"], [], [str(next(tmp_path.glob(f"{language}.*")))]), tmp_path
+        GettextReader([f"en-{language}"], [], [str(next(tmp_path.glob(f"{language}.*")))]), tmp_path
     )
     assert texts(pairs) == [("One file", f"form {one}"), ("%d files", f"form {many}")] and not skipped
 
@@ -332,7 +332,7 @@ def test_accelerators_go_and_entities_stay(text: str, plain: str, tmp_path: Path
     catalog.metadata = {"Content-Type": "text/plain; charset=UTF-8"}
     catalog.append(polib.POEntry(msgid="Something", msgstr=text))
     catalog.save(str(tmp_path / "fr.po"))
-    pairs, _ = read(GettextSource(["en-fr"], [], [str(tmp_path / "fr.po")]), tmp_path)
+    pairs, _ = read(GettextReader(["en-fr"], [], [str(tmp_path / "fr.po")]), tmp_path)
     assert [pair.target for pair in pairs] == [plain]
 
 
@@ -348,7 +348,7 @@ def test_wheels_and_compiled_catalogs_and_single_files(catalogs: Path, tmp_path:
     flat.parent.mkdir()
     flat.write_bytes(file.with_suffix(".mo").read_bytes())
     for path in (wheel, flat, catalogs):
-        pairs, _ = read(GettextSource(["en-fr"], [], [str(path)]), tmp_path)
+        pairs, _ = read(GettextReader(["en-fr"], [], [str(path)]), tmp_path)
         assert sorted(texts(pairs)) == sorted(FRENCH_PAIRS), path
 
 
@@ -359,7 +359,7 @@ def test_keys_that_are_no_text_are_replaced_by_the_catalog_of_the_original(tmp_p
         file.write_text(
             f'msgid ""\nmsgstr "Content-Type: text/plain; charset=UTF-8\\n"\n\nmsgid "label_t"\nmsgstr "{text}"\n'
         )
-    pairs, _ = read(GettextSource(["en-fr"], [], [str(tmp_path / "k")]), tmp_path)
+    pairs, _ = read(GettextReader(["en-fr"], [], [str(tmp_path / "k")]), tmp_path)
     assert texts(pairs) == [("A title", "Un titre")]
 
 
@@ -375,19 +375,19 @@ def test_broken_catalogs_unknown_languages_and_empty_folders(catalogs: Path, tmp
     polib.pofile(str(compiled.with_name("app.po"))).save_as_mofile(str(compiled))
     compiled.write_bytes(compiled.read_bytes()[:60])
     (compiled.with_name("empty.mo")).write_bytes(b"")
-    pairs, skipped = read(GettextSource(["en-fr"], [], [str(catalogs)]), tmp_path)
+    pairs, skipped = read(GettextReader(["en-fr"], [], [str(catalogs)]), tmp_path)
     assert texts(pairs) == FRENCH_PAIRS and sum("unreadable catalog" in reason for reason in skipped) >= 6
     with pytest.raises(MagnetoError, match="no language 'de'; it has en, fr, pl"):
-        read(GettextSource(["en-de"], [], [str(catalogs)]), tmp_path)
+        read(GettextReader(["en-de"], [], [str(catalogs)]), tmp_path)
     (tmp_path / "nothing").mkdir()
     with pytest.raises(MagnetoError, match="holds no gettext catalog"):
-        read(GettextSource(["en-fr"], [], [str(tmp_path / "nothing")]), tmp_path)
+        read(GettextReader(["en-fr"], [], [str(tmp_path / "nothing")]), tmp_path)
     with pytest.raises(MagnetoError, match="no such file or folder"):
-        GettextSource(["en-fr"], [], [str(tmp_path / "missing")]).identity()
+        GettextReader(["en-fr"], [], [str(tmp_path / "missing")]).fingerprint()
     with pytest.raises(MagnetoError, match="'flask' is not known"):
-        GettextSource(["en-fr"], ["flask"])
+        GettextReader(["en-fr"], ["flask"])
     with pytest.raises(MagnetoError, match="name catalogs"):
-        GettextSource(["en-fr"], [])
+        GettextReader(["en-fr"], [])
 
 
 # ------------------------------------------------------------------------------------------------ own files
@@ -401,7 +401,7 @@ def write(path: Path, text: str | bytes) -> str:
 def test_line_aligned_files(tmp_path: Path) -> None:
     source = write(tmp_path / "a.en", b"\xef\xbb\xbfone\ntwo\x0btwo\r\n\nfour\n\xff\xfe\n")
     target = write(tmp_path / "a.fr", "un\ndeux\u2028deux\ntrois\nquatre\ncinq")
-    pairs, skipped = read(ParallelFilesSource("en-fr", source=source, target=target), tmp_path)
+    pairs, skipped = read(TranslationFilesReader("en-fr", source=source, target=target), tmp_path)
     found = [(one.strip(), other.strip()) for one, other in texts(pairs)]
     assert found == [("one", "un"), ("two\x0btwo", "deux\u2028deux"), ("", "trois"), ("four", "quatre")]
     assert skipped == ["not UTF-8"]
@@ -413,12 +413,12 @@ def test_files_with_unequal_numbers_of_lines_are_refused_with_both_numbers(tmp_p
         write(tmp_path / "a.fr", "un\ndeux\n"),
     )
     with pytest.raises(MagnetoError, match=r"a\.fr has 2 lines, .*a\.en has 4:"):
-        read(ParallelFilesSource("en-fr", source=source, target=target), tmp_path)
+        read(TranslationFilesReader("en-fr", source=source, target=target), tmp_path)
 
 
 def test_tsv(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tsv", b"one\tun\tcomment\r\ntwo\n\nthree\t\n\xff\tx\nnul\0\tnul\n")
-    pairs, skipped = read(ParallelFilesSource("en-fr", tsv=path), tmp_path)
+    pairs, skipped = read(TranslationFilesReader("en-fr", tsv=path), tmp_path)
     assert texts(pairs) == [("one", "un"), ("three", ""), ("nul\0", "nul")]
     assert skipped == ["no tab in the line", "not UTF-8"]
 
@@ -435,13 +435,13 @@ TMX = """<?xml version="1.0" encoding="UTF-8"?>
 
 
 def test_tmx(tmp_path: Path) -> None:
-    pairs, skipped = read(ParallelFilesSource("en-fr", tmx=write(tmp_path / "a.tmx", TMX)), tmp_path)
+    pairs, skipped = read(TranslationFilesReader("en-fr", tmx=write(tmp_path / "a.tmx", TMX)), tmp_path)
     assert texts(pairs) == [("Click OK & wait.", "Cliquez sur OK."), ("Empty", "")]
     assert skipped == ["a language is missing in the unit"]
     with pytest.raises(
         MagnetoError, match=r"no unit has both en and de; its languages: EN-US, en, fr, fr-CA"
     ):
-        read(ParallelFilesSource("en-de", tmx=write(tmp_path / "a.tmx", TMX)), tmp_path)
+        read(TranslationFilesReader("en-de", tmx=write(tmp_path / "a.tmx", TMX)), tmp_path)
 
 
 def test_entities_of_html_in_a_tmx(tmp_path: Path) -> None:
@@ -449,10 +449,10 @@ def test_entities_of_html_in_a_tmx(tmp_path: Path) -> None:
     unit = '<tu><tuv lang="en"><seg>a&nbsp;b</seg></tuv><tuv lang="fr"><seg>c&eacute;</seg></tuv></tu>'
     body = f"<tmx><body>{unit}</body></tmx>"
     doctype = '<!DOCTYPE tmx SYSTEM "tmx14.dtd">'
-    pairs, _ = read(ParallelFilesSource("en-fr", tmx=write(tmp_path / "c.tmx", doctype + body)), tmp_path)
+    pairs, _ = read(TranslationFilesReader("en-fr", tmx=write(tmp_path / "c.tmx", doctype + body)), tmp_path)
     assert texts(pairs) == [("a\u00a0b", "cé")]
     with pytest.raises(MagnetoError, match="Entity 'nbsp' not defined"):
-        read(ParallelFilesSource("en-fr", tmx=write(tmp_path / "d.tmx", body)), tmp_path)
+        read(TranslationFilesReader("en-fr", tmx=write(tmp_path / "d.tmx", body)), tmp_path)
 
 
 @pytest.mark.parametrize(("suffix", "pack"), [(".gz", gzip.compress), (".ZST", zstandard.compress)])
@@ -465,26 +465,28 @@ def test_compressed_parallel_files(suffix: str, pack: Any, tmp_path: Path) -> No
         (tmp_path / f"{name}{suffix}").write_bytes(pack(content))
         (tmp_path / f"cut-{name}{suffix}").write_bytes(pack(content)[:-9])
     for files in ({"source": "a.en", "target": "a.fr"}, {"tsv": "a.tsv"}, {"tmx": "a.tmx"}):
-        plain, _ = read(ParallelFilesSource("en-fr", **{k: tmp_path / n for k, n in files.items()}), tmp_path)
+        plain, _ = read(
+            TranslationFilesReader("en-fr", **{k: tmp_path / n for k, n in files.items()}), tmp_path
+        )
         packed = {kind: tmp_path / f"{name}{suffix}" for kind, name in files.items()}
-        found, _ = read(ParallelFilesSource("en-fr", **packed), tmp_path)
+        found, _ = read(TranslationFilesReader("en-fr", **packed), tmp_path)
         assert plain and texts(plain) == texts(found)
         cut = {kind: tmp_path / f"cut-{name}{suffix}" for kind, name in files.items()}
         with pytest.raises(MagnetoError, match=r"cut-a.*: damaged \(.+\)"):
-            read(ParallelFilesSource("en-fr", **cut), tmp_path)
+            read(TranslationFilesReader("en-fr", **cut), tmp_path)
 
 
 def test_neighbouring_units_of_a_tmx_stand_on_one_side(tmp_path: Path) -> None:
     unit = '<tu><tuv xml:lang="en"><seg>one {0}</seg></tuv><tuv xml:lang="fr"><seg>un {0}</seg></tuv></tu>'
     text = f"<tmx><body>{''.join(unit.format(n) for n in range(150))}</body></tmx>"
-    pairs, _ = read(ParallelFilesSource("en-fr", tmx=write(tmp_path / "a.tmx", text)), tmp_path)
+    pairs, _ = read(TranslationFilesReader("en-fr", tmx=write(tmp_path / "a.tmx", text)), tmp_path)
     assert [pair.group for pair in pairs] == ["a.tmx:0"] * 100 + ["a.tmx:1"] * 50
 
 
 @pytest.mark.parametrize("broken", ["", "no xml", TMX[:-30], TMX.replace("</tuv>", "", 1), "<tmx>\0</tmx>"])
 def test_broken_tmx_is_refused(broken: str, tmp_path: Path) -> None:
     with pytest.raises(MagnetoError, match=r"a\.tmx: no well-formed XML"):
-        read(ParallelFilesSource("en-fr", tmx=write(tmp_path / "a.tmx", broken)), tmp_path)
+        read(TranslationFilesReader("en-fr", tmx=write(tmp_path / "a.tmx", broken)), tmp_path)
 
 
 @pytest.mark.timeout(10)
@@ -494,7 +496,7 @@ def test_entities_of_tmx_are_not_expanded_and_no_other_file_is_read(tmp_path: Pa
     for entities in (lines, [f'<!ENTITY a11 SYSTEM "file://{secret}">']):
         bomb = TMX.replace('SYSTEM "tmx14.dtd"', "[" + "".join(entities) + "]").replace("Only", "&a11;")
         with pytest.raises(MagnetoError, match="declares XML entities"):
-            read(ParallelFilesSource("en-fr", tmx=write(tmp_path / "a.tmx", bomb)), tmp_path)
+            read(TranslationFilesReader("en-fr", tmx=write(tmp_path / "a.tmx", bomb)), tmp_path)
 
 
 def test_files_of_stated_splits_and_wrong_combinations(tmp_path: Path) -> None:
@@ -502,7 +504,7 @@ def test_files_of_stated_splits_and_wrong_combinations(tmp_path: Path) -> None:
         side: {"tsv": write(tmp_path / f"{side}.tsv", f"{side} one\t{side} un\n")}
         for side in ("train", "val", "test")
     }
-    pairs, _ = read(ParallelFilesSource("en-fr", **parts), tmp_path)
+    pairs, _ = read(TranslationFilesReader("en-fr", **parts), tmp_path)
     assert [(pair.split, pair.source) for pair in pairs] == [(side, f"{side} one") for side in parts]
     for wrong in (
         {},
@@ -513,11 +515,11 @@ def test_files_of_stated_splits_and_wrong_combinations(tmp_path: Path) -> None:
         {**parts, "val": {"csv": "x"}},
     ):
         with pytest.raises(MagnetoError, match="name"):
-            ParallelFilesSource("en-fr", **wrong)
+            TranslationFilesReader("en-fr", **wrong)
     with pytest.raises(MagnetoError, match=r"missing\.tsv: there is no such file"):
-        ParallelFilesSource("en-fr", tsv=str(tmp_path / "missing.tsv")).identity()
+        TranslationFilesReader("en-fr", tsv=str(tmp_path / "missing.tsv")).fingerprint()
     with pytest.raises(MagnetoError, match="is not a direction"):
-        ParallelFilesSource("english-french", tsv="a.tsv")
+        TranslationFilesReader("english-french", tsv="a.tsv")
 
 
 def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -530,7 +532,7 @@ def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(MagnetoError, match=r"tsv: .*pairs\.tsv: cannot be read \(Permission denied\)"):
-        ParallelFilesSource("en-fr", tsv=str(file)).identity()
+        TranslationFilesReader("en-fr", tsv=str(file)).fingerprint()
 
 
 def test_own_files_from_the_source_to_batches(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -540,8 +542,8 @@ def test_own_files_from_the_source_to_batches(tmp_path: Path, caplog: pytest.Log
     ]
     lines[5:8] = ["Nul \0 here\tNul ici", "Empty\t", "word " * 5_000 + "\tmot"]
     path = write(tmp_path / "a.tsv", "\n".join(lines).encode() + b"\nbad \xff\tbytes\n")
-    data = ParallelDataModule(
-        {"files": ParallelFilesSource("en-fr", tsv=path)},
+    data = TranslationDataModule(
+        {"files": TranslationFilesReader("en-fr", tsv=path)},
         data_dir=str(tmp_path / "data"),
         tokenizer={"kind": "bpe", "vocab_size": 150},
         val_fraction=0.2,
@@ -550,10 +552,10 @@ def test_own_files_from_the_source_to_batches(tmp_path: Path, caplog: pytest.Log
     with caplog.at_level(logging.WARNING):
         data.prepare()
     data.setup()
-    assert sum(data.spec.pairs.values()) + 4 <= 2_001
+    assert sum(data.info.pairs.values()) + 4 <= 2_001
     for reason in ("broken Unicode", "empty target", "longer than 10000 characters", "not UTF-8"):
         assert f"{reason}: 1" in caplog.text
-    assert sum(len(batch["id"]) for batch in data.test_dataloader()) == data.spec.pairs["test"]
+    assert sum(len(batch["id"]) for batch in data.test_dataloader()) == data.info.pairs["test"]
 
 
 # ------------------------------------------------------------------------------------------------ Hugging Face
@@ -578,13 +580,13 @@ def splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_rows_with_translations(splits: dict[str, str], streaming: bool, tmp_path: Path) -> None:
-    source = HubPairsSource("json", ["en-fr", "fr-en"], data_files=splits, streaming=streaming)
+    source = HubPairsReader("json", ["en-fr", "fr-en"], data_files=splits, streaming=streaming)
     pairs, skipped = read(source, tmp_path)
     assert [pair.split for pair in pairs[:7]] == ["train"] * 4 + ["val"] * 2 + ["test"]
     assert texts(pairs[:1] + pairs[7:8]) == [("Row 0 of it", "Ligne 0"), ("Ligne 0", "Row 0 of it")]
     assert skipped == ["a language is missing in the row"] * 2
     few, _ = read(
-        HubPairsSource("json", ["en-fr"], data_files=splits, streaming=streaming, limit=1), tmp_path
+        HubPairsReader("json", ["en-fr"], data_files=splits, streaming=streaming, limit=1), tmp_path
     )
     assert len(few) == 3
 
@@ -616,7 +618,7 @@ def test_a_row_without_a_language_is_skipped(streaming: bool, tmp_path: Path) ->
     pytest.importorskip("datasets")
     rows = [{"translation": {"en": "One", "fr": "Un"}}, {"translation": {"en": "Two"}}, {"translation": None}]
     file = write(tmp_path / "rows[1].jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    source = HubPairsSource(
+    source = HubPairsReader(
         "json", ["en-fr"], data_files={"test": file}, splits={"test": "test"}, streaming=streaming
     )
     pairs, skipped = read(source, tmp_path)
@@ -628,7 +630,7 @@ def test_a_row_without_a_language_is_skipped(streaming: bool, tmp_path: Path) ->
 def test_a_direction_with_nothing_but_train_keeps_it_and_the_rest_is_listed(
     published: Path, streaming: bool, tmp_path: Path
 ) -> None:
-    source = HubPairsSource(str(published), ["en-fr", "yo-en"], streaming=streaming)
+    source = HubPairsReader(str(published), ["en-fr", "yo-en"], streaming=streaming)
     pairs, skipped = read(source, tmp_path)
     found = Counter((pair.source_language, pair.split) for pair in pairs)
     assert found == {("en", "train"): 3, ("en", "val"): 3, ("en", "test"): 3, ("yo", "train"): 3}
@@ -645,7 +647,7 @@ def test_a_split_that_no_direction_has_and_a_missing_train_split_are_errors(
         (["en-fr", "en-yo"], {"train": "test", "val": "train", "test": "train"}, "split 'test' of"),
         (["en-xx"], {"train": "train"}, "en-xx"),
     ):
-        source = HubPairsSource(str(published), directions, splits=splits, streaming=streaming)
+        source = HubPairsReader(str(published), directions, splits=splits, streaming=streaming)
         with pytest.raises(MagnetoError, match=message):
             read(source, tmp_path)
 
@@ -653,14 +655,14 @@ def test_a_split_that_no_direction_has_and_a_missing_train_split_are_errors(
 def test_missing_splits_are_counted_in_the_report(
     published: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    data = ParallelDataModule(
-        {"opus": HubPairsSource(str(published), ["en-fr", "en-yo"])}, data_dir=str(tmp_path / "data"), tag=True,
+    data = TranslationDataModule(
+        {"opus": HubPairsReader(str(published), ["en-fr", "en-yo"])}, data_dir=str(tmp_path / "data"), tag=True,
         tokenizer={"kind": "bpe", "vocab_size": 45}, clean={"templates": False},
     )  # fmt: skip
     with caplog.at_level(logging.WARNING):
         data.prepare()
     assert "no validation split in the direction: 1; no test split in the direction: 1" in caplog.text
-    assert data.spec.per_direction["en-yo"] == {"train": 3, "val": 0, "test": 0}
+    assert data.info.per_direction["en-yo"] == {"train": 3, "val": 0, "test": 0}
     report = json.loads((data.folder / "prepare_report.json").read_text())
     assert "opus/en-yo:test" in [item["id"] for item in report["skipped"]]
 
@@ -671,7 +673,7 @@ def test_parquet_as_opus_100_is_published(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "train-00000-of-00001.parquet")
-    source = HubPairsSource(
+    source = HubPairsReader(
         "parquet", ["en-fr"], data_files={"train": str(tmp_path / "*.parquet")}, splits={"train": "train"}
     )
     pairs, _ = read(source, tmp_path)
@@ -682,22 +684,22 @@ def test_other_languages_other_forms_and_wrong_arguments_are_explained(
     splits: dict[str, str], tmp_path: Path
 ) -> None:
     with pytest.raises(MagnetoError, match=r"no pairs en-de.*the first has the languages en, fr"):
-        read(HubPairsSource("json", ["en-de"], data_files=splits), tmp_path)
+        read(HubPairsReader("json", ["en-de"], data_files=splits), tmp_path)
     other = write(tmp_path / "o.jsonl", '{"en": "a", "fr": "b"}\n')
     with pytest.raises(MagnetoError, match=r"a row is to hold .*the first has en, fr"):
-        read(HubPairsSource("json", ["en-fr"], data_files=other, splits={"train": "train"}), tmp_path)
+        read(HubPairsReader("json", ["en-fr"], data_files=other, splits={"train": "train"}), tmp_path)
     with pytest.raises(MagnetoError, match="cannot be read"):
-        read(HubPairsSource("json", ["en-fr"], data_files={"train": splits["train"]}), tmp_path)
+        read(HubPairsReader("json", ["en-fr"], data_files={"train": splits["train"]}), tmp_path)
     with pytest.raises(MagnetoError, match="name them with data_files"):
-        HubPairsSource("json", ["en-fr"])
+        HubPairsReader("json", ["en-fr"])
     with pytest.raises(MagnetoError, match="none of the directions"):
-        HubPairsSource("wmt/wmt14", ["en-de"], configs={"en-fr": "fr-en"})
+        HubPairsReader("wmt/wmt14", ["en-de"], configs={"en-fr": "fr-en"})
     with pytest.raises(MagnetoError, match="or train alone, or for mode=test test alone"):
-        HubPairsSource("wmt/wmt14", ["en-de"], splits={"train": "train", "test": "test"})
+        HubPairsReader("wmt/wmt14", ["en-de"], splits={"train": "train", "test": "test"})
 
 
 def test_configurations_are_called_by_both_languages() -> None:
-    assert HubPairsSource("Helsinki-NLP/opus-100", ["fr-en"]).configs == {("fr", "en"): "en-fr"}
-    assert HubPairsSource("wmt/wmt14", ["en-de"], configs={"en-de": "de-en"}).configs == {
+    assert HubPairsReader("Helsinki-NLP/opus-100", ["fr-en"]).configs == {("fr", "en"): "en-fr"}
+    assert HubPairsReader("wmt/wmt14", ["en-de"], configs={"en-de": "de-en"}).configs == {
         ("en", "de"): "de-en"
     }

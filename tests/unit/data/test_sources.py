@@ -14,9 +14,9 @@ import soundfile
 
 from magneto.data.corpora.base import Groups, hash_split
 from magneto.data.corpora.speech import fotaq, librispeech, stamps
-from magneto.data.corpora.speech.fotaq import FotaqSource, read_container
-from magneto.data.corpora.speech.librispeech import LibriSpeechSource
-from magneto.data.corpora.speech.stamps import StampsSource
+from magneto.data.corpora.speech.fotaq import FotaqReader, read_container
+from magneto.data.corpora.speech.librispeech import LibriSpeechReader
+from magneto.data.corpora.speech.stamps import StampsReader
 from magneto.data.io.audio import Audio, load_audio
 from magneto.errors import MagnetoError
 from tests.unit.data.recordings import copy_by_macos, tone
@@ -79,7 +79,7 @@ def stamp_tree(tmp_path) -> Path:
 
 
 def test_stamps(stamp_tree, tmp_path):
-    source = StampsSource(languages=["es", "fr"], folder=str(stamp_tree))
+    source = StampsReader(languages=["es", "fr"], folder=str(stamp_tree))
     corpus = source.load(tmp_path)
     found = {utterance.id: utterance for utterance in corpus.utterances}
     assert len(found) == 40 * 2 + 2 + 1 + 0 + 1  # food: a has both, b and d one, c none of its own
@@ -92,14 +92,14 @@ def test_stamps(stamp_tree, tmp_path):
 
 
 def test_hidden_stamps_are_none(stamp_tree, tmp_path):
-    source = StampsSource(languages=["es", "fr"], folder=str(stamp_tree))
+    source = StampsReader(languages=["es", "fr"], folder=str(stamp_tree))
     before = source.load(tmp_path)
     copy_by_macos(stamp_tree)
     assert source.load(tmp_path) == before
 
 
 def test_no_stamp_caption_or_recording_of_a_stamp_stands_on_two_sides(stamp_tree, tmp_path):
-    corpus = StampsSource(languages=["es", "fr"], folder=str(stamp_tree)).load(tmp_path)
+    corpus = StampsReader(languages=["es", "fr"], folder=str(stamp_tree)).load(tmp_path)
     for key in (
         lambda u: u.id.rsplit("_desc_", 1)[0],
         lambda u: (u.language, u.text.strip(".").lower()),
@@ -115,29 +115,29 @@ def test_no_stamp_caption_or_recording_of_a_stamp_stands_on_two_sides(stamp_tree
 
 
 def test_a_choice_of_languages_does_not_move_a_split(stamp_tree, tmp_path):
-    both = {u.id: u.split for u in StampsSource(["es", "fr"], str(stamp_tree)).load(tmp_path).utterances}
-    one = {u.id: u.split for u in StampsSource(["fr"], str(stamp_tree)).load(tmp_path).utterances}
+    both = {u.id: u.split for u in StampsReader(["es", "fr"], str(stamp_tree)).load(tmp_path).utterances}
+    one = {u.id: u.split for u in StampsReader(["fr"], str(stamp_tree)).load(tmp_path).utterances}
     assert one.items() <= both.items()
 
 
 def test_languages_whose_text_does_not_fit_are_refused_and_doubtful_ones_warned_of(caplog):
     with pytest.raises(MagnetoError, match="not what is said"):
-        StampsSource(languages=["es", "ca"])
+        StampsReader(languages=["es", "ca"])
     with pytest.raises(MagnetoError, match="no usable recordings in 'xx'"):
-        StampsSource(languages=["xx"])
+        StampsReader(languages=["xx"])
     with pytest.raises(MagnetoError, match="empty"):
-        StampsSource(languages=[])
-    StampsSource(languages=["da"])
+        StampsReader(languages=[])
+    StampsReader(languages=["da"])
     assert "0.74" in caplog.text
 
 
 def test_identity_changes_with_what_matters(stamp_tree):
-    identity = StampsSource(folder=str(stamp_tree)).identity()
-    assert identity == StampsSource(folder=str(stamp_tree)).identity()
-    assert identity != StampsSource(languages=["es"], folder=str(stamp_tree)).identity()
+    fingerprint = StampsReader(folder=str(stamp_tree)).fingerprint()
+    assert fingerprint == StampsReader(folder=str(stamp_tree)).fingerprint()
+    assert fingerprint != StampsReader(languages=["es"], folder=str(stamp_tree)).fingerprint()
     (stamp_tree / "food/a.txt").write_text("English\nes.utf8=Otra")
-    assert identity != StampsSource(folder=str(stamp_tree)).identity()
-    assert "files" not in StampsSource().identity()
+    assert fingerprint != StampsReader(folder=str(stamp_tree)).fingerprint()
+    assert "files" not in StampsReader().fingerprint()
 
 
 @pytest.mark.parametrize("package", [stamps.PACKAGE, fotaq.PACKAGE])
@@ -276,9 +276,9 @@ def test_a_wrong_or_damaged_container_is_an_error_that_names_it(game, change, me
 
 
 def test_the_source_reads_a_named_folder(game, tmp_path):
-    source = FotaqSource(folder=str(game.parent))
+    source = FotaqReader(folder=str(game.parent))
     assert len(source.load(tmp_path / "data").utterances) == 10
-    assert source.identity() != FotaqSource().identity()
+    assert source.fingerprint() != FotaqReader().fingerprint()
 
 
 # ------------------------------------------------------------------------------------------------ LibriSpeech
@@ -301,7 +301,7 @@ def test_librispeech_reads_its_own_format(tmp_path, inner):
     for subset in ("train-clean-100", "dev-clean", "test-clean"):
         libri_tree(tmp_path, subset)
     (tmp_path / "LibriSpeech/dev-clean/84/0/84-0-0001.flac").unlink()
-    corpus = LibriSpeechSource(folder=str(tmp_path / inner)).load(tmp_path / "data")
+    corpus = LibriSpeechReader(folder=str(tmp_path / inner)).load(tmp_path / "data")
     assert Counter(u.split for u in corpus.utterances) == {"train": 6, "val": 5, "test": 6}
     first = corpus.utterances[0]
     assert (first.id, first.text, first.speaker) == ("84-0-0000", "SOME WORDS 0", "84")
@@ -315,7 +315,7 @@ def test_librispeech_copied_by_macos(tmp_path):
     chapter = tmp_path / "LibriSpeech/dev-clean/84/0"
     copy_by_macos(tmp_path)
     (chapter.parent / "._0").write_bytes(b"\0\5\x16\7")
-    source = LibriSpeechSource(folder=str(tmp_path))
+    source = LibriSpeechReader(folder=str(tmp_path))
     corpus = source.load(tmp_path)
     assert len(corpus.utterances) == 18 and not corpus.skipped
     (chapter / "84-0.trans.txt").write_bytes(b"84-0-0000 CAF\xc9\n")
@@ -324,26 +324,26 @@ def test_librispeech_copied_by_macos(tmp_path):
 
 
 def test_librispeech_identity_follows_its_files(tmp_path, monkeypatch):
-    """A chapter that arrives, or a file that was cut off, prepares anew; a whole subset has one identity."""
+    """A chapter that arrives, or a file that was cut off, prepares anew; a whole subset has one fingerprint."""
     for subset in ("train-clean-100", "dev-clean", "test-clean"):
         libri_tree(tmp_path, subset)
-    source = LibriSpeechSource(folder=str(tmp_path))
-    identities = [source.identity()]
-    assert identities == [source.identity()]
+    source = LibriSpeechReader(folder=str(tmp_path))
+    identities = [source.fingerprint()]
+    assert identities == [source.fingerprint()]
     libri_tree(tmp_path / "later", "dev-clean", chapters=3)
     chapters = tmp_path / "LibriSpeech/dev-clean/84"
     shutil.move(tmp_path / "later/LibriSpeech/dev-clean/84/2", chapters / "2")
-    identities.append(source.identity())
+    identities.append(source.fingerprint())
     with (chapters / "2/84-2-0001.flac").open("r+b") as file:
         file.truncate(99)
-    identities.append(source.identity())
+    identities.append(source.fingerprint())
     (chapters / "2/._84-2-0001.flac").touch()
-    assert source.identity() == identities[-1] and len({str(one) for one in identities}) == 3
+    assert source.fingerprint() == identities[-1] and len({str(one) for one in identities}) == 3
     for subset, count in {"train-clean-100": 6, "dev-clean": 9, "test-clean": 6}.items():
         monkeypatch.setitem(librispeech.UTTERANCES, subset, count)
-    whole = source.identity()
+    whole = source.fingerprint()
     shutil.rmtree(tmp_path / "LibriSpeech/test-clean")  # it is downloaded then
-    assert source.identity() == whole
+    assert source.fingerprint() == whole
 
 
 def test_librispeech_downloads_checks_and_unpacks_what_is_missing(tmp_path, monkeypatch):
@@ -356,7 +356,7 @@ def test_librispeech_downloads_checks_and_unpacks_what_is_missing(tmp_path, monk
     monkeypatch.setattr(librispeech, "ADDRESS", f"file://{tmp_path}/")
     address = "http://www.openslr.org/resources/12/dev-clean.tar.gz"
     monkeypatch.setitem(torchaudio_librispeech._CHECKSUMS, address, checksum)
-    source = LibriSpeechSource(train=["dev-clean"], val=[], test=[])
+    source = LibriSpeechReader(train=["dev-clean"], val=[], test=[])
     for _ in range(2):
         assert len(source.load(tmp_path / "data").utterances) == 6
     assert not (tmp_path / "data/raw/.dev-clean.partial").exists()
@@ -368,12 +368,12 @@ def test_librispeech_downloads_checks_and_unpacks_what_is_missing(tmp_path, monk
 
 def test_librispeech_refuses_unknown_and_repeated_subsets_and_a_folder_without_transcripts(tmp_path):
     with pytest.raises(MagnetoError, match="train-clean-360"):
-        LibriSpeechSource(train=["train-clean"])
+        LibriSpeechReader(train=["train-clean"])
     with pytest.raises(MagnetoError, match="two sides"):
-        LibriSpeechSource(train=["dev-clean"])
+        LibriSpeechReader(train=["dev-clean"])
     (tmp_path / "LibriSpeech/train-clean-100").mkdir(parents=True)
     with pytest.raises(MagnetoError, match="no transcripts"):
-        LibriSpeechSource(folder=str(tmp_path)).load(tmp_path)
+        LibriSpeechReader(folder=str(tmp_path)).load(tmp_path)
 
 
 def test_audio_slices_are_plain_values():

@@ -11,11 +11,11 @@ import pytest
 import soundfile
 import torch
 
-from magneto.data.corpora.speech.manifest import ManifestSource
+from magneto.data.corpora.speech.manifest import ManifestReader
 from magneto.data.io.audio import FeatureSettings, load_audio, log_mel
 from magneto.data.speech import predict
 from magneto.data.speech.build import SpeechBuilder
-from magneto.data.speech.dataset import Collate, SpeechSpec
+from magneto.data.speech.dataset import Collate, SpeechInfo
 from magneto.data.speech.module import SpeechDataModule
 from magneto.data.speech.predict import user_recordings
 from magneto.data.tokenizers.ctc import CTCTokenizer, repeats
@@ -26,7 +26,7 @@ from tests.unit.data.recordings import read_manifest, tone, write_manifest
 
 def module(folder: Path, data_dir: Path | None = None, **options) -> SpeechDataModule:
     options = {"batch_frames": 600, "prepare_workers": 1, **options}
-    source = ManifestSource(manifest=str(folder / "manifest.jsonl"))
+    source = ManifestReader(manifest=str(folder / "manifest.jsonl"))
     return SpeechDataModule({"own": source}, data_dir=str(data_dir or folder / "data"), **options)
 
 
@@ -54,26 +54,26 @@ def equal(left: dict, right: dict) -> bool:
 def test_prepare_gives_every_recording_with_its_text_and_language(corpus):
     folder = corpus(20)
     data = ready(folder)
-    spec, lines = data.spec, read_manifest(folder / "manifest.jsonl")
-    assert spec.utterances == {"train": 12, "val": 4, "test": 4}
-    assert sum(spec.hours.values()) == pytest.approx(sum(line["duration"] for line in lines) / 3600, rel=0.1)
+    info, lines = data.info, read_manifest(folder / "manifest.jsonl")
+    assert info.utterances == {"train": 12, "val": 4, "test": 4}
+    assert sum(info.hours.values()) == pytest.approx(sum(line["duration"] for line in lines) / 3600, rel=0.1)
     assert (
-        spec.languages == ["en", "fr"]
-        and spec.per_language["en"]["train"] + spec.per_language["fr"]["train"] == 12
+        info.languages == ["en", "fr"]
+        and info.per_language["en"]["train"] + info.per_language["fr"]["train"] == 12
     )
-    assert (spec.feature_dim, spec.sample_rate, spec.seconds_per_frame) == (80, 16_000, 0.01)
-    tokenizer = CTCTokenizer.from_dict(spec.tokenizer)
-    assert spec.vocab_size == tokenizer.vocab_size
+    assert (info.feature_dim, info.sample_rate, info.seconds_per_frame) == (80, 16_000, 0.01)
+    tokenizer = CTCTokenizer.from_dict(info.tokenizer)
+    assert info.vocab_size == tokenizer.vocab_size
     seen = 0
     for batch in [*data.val_dataloader(), *data.test_dataloader()]:
-        for row, identity in enumerate(batch["id"].tolist()):
-            line = lines[identity]
+        for row, fingerprint in enumerate(batch["id"].tolist()):
+            line = lines[fingerprint]
             length, units = batch["feature_lengths"][row], batch["target_lengths"][row]
             expected = log_mel(load_audio(folder / line["audio_filepath"], 16_000), FeatureSettings())
             torch.testing.assert_close(batch["features"][row, :length], expected, atol=5e-3, rtol=0)
             assert not batch["features"][row, length:].any() and not batch["targets"][row, units:].any()
             assert batch["text"][row] == line["text"] == tokenizer.decode(batch["targets"][row, :units])
-            assert spec.languages[batch["language"][row]] == line["lang"]
+            assert info.languages[batch["language"][row]] == line["lang"]
             seen += 1
         assert batch["features"].shape[1] % 32 == 0 and batch["features"].dtype == torch.float32
     assert seen == 8
@@ -110,12 +110,12 @@ def test_of_200_files_with_20_broken_ones_180_are_used_and_20_are_listed(corpus,
     write_manifest(folder / "manifest.jsonl", lines)
     with caplog.at_level("INFO"):
         data = ready(folder)
-    assert sum(data.spec.utterances.values()) == 180
+    assert sum(data.info.utterances.values()) == 180
     listed = report(data)
     assert {item["id"].removeprefix("own/"): item["reason"] for item in listed["skipped"]} == broken
     assert (
         listed["skipped_by_reason"] == dict(Counter(broken.values()))
-        and listed["used"] == data.spec.utterances
+        and listed["used"] == data.info.utterances
     )
     assert "speech: 20 skipped" in caplog.text and "prepare_report.json" in caplog.text
 
@@ -136,12 +136,12 @@ def test_processes_make_the_same_files_as_one(corpus, tmp_path):
 def test_prepare_is_done_once_and_again_after_damage_or_a_change(corpus):
     folder = corpus(20)
     data = ready(folder)
-    stamp = (data.folder / "spec.json").stat().st_mtime_ns
+    stamp = (data.folder / "info.json").stat().st_mtime_ns
     again = ready(folder)
-    assert again.folder == data.folder and (again.folder / "spec.json").stat().st_mtime_ns == stamp
+    assert again.folder == data.folder and (again.folder / "info.json").stat().st_mtime_ns == stamp
     with (data.folder / "features-00000.npy").open("r+b") as file:
         file.truncate(1_000)
-    assert (ready(folder).folder / "spec.json").stat().st_mtime_ns > stamp
+    assert (ready(folder).folder / "info.json").stat().st_mtime_ns > stamp
     folders = {data.folder}
     for options in ({"max_seconds": 1.0}, {"features": {"num_mels": 40}}, {"digits": "drop"}, {"subsampling": 2},
                     {"tokenizer": {"kind": "bpe", "vocab_size": 24}}):  # fmt: skip
@@ -163,11 +163,11 @@ def test_the_tokenizer_is_trained_on_the_training_text_alone(corpus):
             line["text"] += " zebra"
     write_manifest(folder / "manifest.jsonl", lines)
     data = ready(folder)
-    assert "z" not in data.spec.tokenizer["alphabet"]
+    assert "z" not in data.info.tokenizer["alphabet"]
     batch = next(iter(data.val_dataloader()))
     assert all(text.endswith("zebra") for text in batch["text"])  # the reference keeps what cannot be emitted
     subwords = ready(folder, tokenizer={"kind": "bpe", "vocab_size": 30})
-    assert subwords.spec.vocab_size == 30
+    assert subwords.info.vocab_size == 30
 
 
 def test_digits_can_be_dropped(corpus):
@@ -175,7 +175,7 @@ def test_digits_can_be_dropped(corpus):
     lines = read_manifest(folder / "manifest.jsonl")
     lines[0]["text"] = "route 66"
     write_manifest(folder / "manifest.jsonl", lines)
-    assert sum(ready(folder).spec.utterances.values()) == 20
+    assert sum(ready(folder).info.utterances.values()) == 20
     dropped = ready(folder, digits="drop")
     assert report(dropped)["skipped_by_reason"] == {"digits in its transcript": 1}
 
@@ -232,7 +232,7 @@ def test_empty_split_is_refused_before_features(corpus, monkeypatch):
     write_manifest(folder / "manifest.jsonl", lines)
     monkeypatch.setattr(SpeechBuilder, "_extract", None)
     with pytest.raises(
-        MagnetoError, match=r"`split`, or raise data\.sources\.manifest\.val_fraction.*2 groups"
+        MagnetoError, match=r"`split`, or raise data\.corpora\.manifest\.val_fraction.*2 groups"
     ):
         module(folder).prepare()
 
@@ -251,7 +251,7 @@ def test_small_splits_and_shared_files_warn(corpus, caplog):
 
 def test_reading_before_prepare_says_so(corpus):
     with pytest.raises(MagnetoError, match="mode=prepare"):
-        _ = module(corpus(4)).spec
+        _ = module(corpus(4)).info
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_impossible_options_name_their_key(options, tmp_path):
 
 
 def test_no_source_at_all():
-    with pytest.raises(MagnetoError, match="sources is empty"):
+    with pytest.raises(MagnetoError, match="corpora is empty"):
         SpeechDataModule({})
 
 
@@ -328,7 +328,7 @@ def test_evaluation_over_ranks_repeats_nothing(corpus):
     for rank in range(3):
         data = ready(folder, augment={})
         data.configure_run(1, 0, rank, 3)
-        seen += [identity for batch in data.val_dataloader() for identity in batch["id"].tolist()]
+        seen += [fingerprint for batch in data.val_dataloader() for fingerprint in batch["id"].tolist()]
     assert sorted(seen) == sorted(data.val_set.rows.tolist())
 
 
@@ -405,12 +405,12 @@ def test_collate_rounds_up_the_length():
 
 
 def test_a_checkpoints_tokenizer_and_languages_are_used_on_other_data(corpus):
-    model = ready(corpus(20)).spec
+    model = ready(corpus(20)).info
     values = {**model.to_dict(), "languages": ["xx", "fr", "en"]}
     values["tokenizer"] = CTCTokenizer.train(["zyx one two three four five six seven"]).to_dict()
     data = module(corpus(20, name="other"))
     data.prepare()
-    data.prepare_for(values)
+    data.for_model(values)
     data.setup("test")
     tokenizer = CTCTokenizer.from_dict(values["tokenizer"])
     for batch in data.test_dataloader():
@@ -418,29 +418,29 @@ def test_a_checkpoints_tokenizer_and_languages_are_used_on_other_data(corpus):
             assert tokenizer.decode(batch["targets"][row, : batch["target_lengths"][row]]) == text
             assert batch["language"][row] in (1, 2)
     with pytest.raises(MagnetoError, match="utterances in en, fr"):
-        data.prepare_for({**values, "languages": ["xx"]})
+        data.for_model({**values, "languages": ["xx"]})
     with pytest.raises(MagnetoError, match=r"data\.features"):
-        data.prepare_for({**values, "features": FeatureSettings(num_mels=40).to_dict()})
+        data.for_model({**values, "features": FeatureSettings(num_mels=40).to_dict()})
 
 
 @pytest.mark.parametrize("alone", [True, False])
 def test_checkpoint_is_tested_on_test_lines_alone(corpus, caplog, alone):
     """A manifest of test lines, or `test=` by itself: no other split is asked for, nothing is prepared twice."""
-    model = ready(corpus(20)).spec
+    model = ready(corpus(20)).info
     folder = corpus(6, name="other", sides=("test",))
     lines = read_manifest(folder / "manifest.jsonl")
     lines[0]["text"] = "ωμέγα"  # of which the model can write nothing: it counts as an error
     write_manifest(folder / "manifest.jsonl", lines)
     path = str(folder / "manifest.jsonl")
-    source = ManifestSource(test=path) if alone else ManifestSource(manifest=path)
+    source = ManifestReader(test=path) if alone else ManifestReader(manifest=path)
     data = SpeechDataModule(
         {"own": source}, data_dir=str(folder / "data"), batch_frames=600, prepare_workers=1
     )
     caplog.clear()
-    data.prepare_for(model.to_dict())
+    data.for_model(model.to_dict())
     data.setup("test")
-    assert data.spec.utterances == {"train": 0, "val": 0, "test": 6}
-    assert data.spec.tokenizer == model.tokenizer and "several sides" not in caplog.text
+    assert data.info.utterances == {"train": 0, "val": 0, "test": 6}
+    assert data.info.tokenizer == model.tokenizer and "several sides" not in caplog.text
     texts = [text for batch in data.test_dataloader() for text in batch["text"]]
     assert sorted(texts) == sorted(line["text"] for line in lines)
     assert len([p for p in (folder / "data/prepared").iterdir() if p.is_dir()]) == 1
@@ -452,55 +452,55 @@ def test_training_folder_serves_the_test(corpus):
     folder = corpus(20)
     data = ready(folder)
     again = module(folder)
-    again.prepare_for(data.spec.to_dict())
+    again.for_model(data.info.to_dict())
     assert again.folder == data.folder
 
 
 def test_unknown_language_refused_before_features(corpus, monkeypatch):
-    model = ready(corpus(20)).spec
+    model = ready(corpus(20)).info
     data = module(corpus(6, name="other", sides=("test",)))
     monkeypatch.setattr(SpeechBuilder, "_extract", None)
     with pytest.raises(MagnetoError, match="utterances in fr; .*knows en"):
-        data.prepare_for({**model.to_dict(), "languages": ["en"]})
+        data.for_model({**model.to_dict(), "languages": ["en"]})
 
 
 # ------------------------------------------------------------------------------------------------ prediction
 
 
 @pytest.fixture
-def spec(corpus) -> SpeechSpec:
-    return SpeechSpec.from_dict(json.loads(json.dumps(ready(corpus(10, name="train")).spec.to_dict())))
+def info(corpus) -> SpeechInfo:
+    return SpeechInfo.from_dict(json.loads(json.dumps(ready(corpus(10, name="train")).info.to_dict())))
 
 
-def test_recordings_of_files_and_folders(corpus, spec):
+def test_recordings_of_files_and_folders(corpus, info):
     folder = corpus(8) / "clips"
-    found = list(user_recordings(folder, spec))
+    found = list(user_recordings(folder, info))
     assert [path for path, _ in found] == sorted(folder.iterdir())
     expected = log_mel(load_audio(folder / "000.wav", 16_000), FeatureSettings())
-    ((path, features),) = user_recordings(folder / "000.wav", spec)
+    ((path, features),) = user_recordings(folder / "000.wav", info)
     assert path == folder / "000.wav" and torch.equal(features, expected)
     assert torch.equal(found[0][1], expected)
 
 
-def test_each_recording_is_decoded_once(corpus, spec, monkeypatch):
+def test_each_recording_is_decoded_once(corpus, info, monkeypatch):
     folder = corpus(4) / "clips"
     read = []
     monkeypatch.setattr(predict, "load_audio", lambda path, rate: read.append(path) or load_audio(path, rate))
-    list(user_recordings(folder, spec))
+    list(user_recordings(folder, info))
     assert read == sorted(folder.iterdir())
 
 
-def test_unreadable_files_are_errors_or_skipped(corpus, spec, caplog):
+def test_unreadable_files_are_errors_or_skipped(corpus, info, caplog):
     """A file that cannot be read is an error when it is named, and skipped when it is found in a folder."""
     folder = corpus(8) / "clips"
     (folder / "004.wav").write_bytes(b"no audio")
     with pytest.raises(MagnetoError, match=r"004\.wav: not decodable"):
-        list(user_recordings(folder / "004.wav", spec))
-    assert len(list(user_recordings(folder, spec))) == 7
+        list(user_recordings(folder / "004.wav", info))
+    assert len(list(user_recordings(folder, info))) == 7
     assert f"skipped: {folder / '004.wav'}: not decodable" in caplog.text
 
 
-def test_endings_links_and_hidden_files(corpus, spec, tmp_path, caplog):
+def test_endings_links_and_hidden_files(corpus, info, tmp_path, caplog):
     """Links to folders are followed, loops not; what is left out for its ending is counted, hidden files are not."""
     elsewhere = corpus(8, name="elsewhere") / "clips"
     folder = tmp_path / "input"
@@ -512,18 +512,18 @@ def test_endings_links_and_hidden_files(corpus, spec, tmp_path, caplog):
         (folder / name).write_bytes(b"x")
     (folder / "linked").symlink_to(elsewhere)
     (folder / "inner/loop").symlink_to(folder)
-    found = [path.relative_to(folder).as_posix() for path, _ in user_recordings(folder, spec)]
+    found = [path.relative_to(folder).as_posix() for path, _ in user_recordings(folder, info)]
     linked = [f"linked/{path.name}" for path in sorted(elsewhere.iterdir())]
     assert found == ["a.OPUS", "b.oga", "c.aiff", "e.caf", "f.w64", "inner/d.au", *linked]
     assert "left out for their endings: 2 .m4a, " in caplog.text and "1 .txt" in caplog.text
 
 
-def test_nothing_to_transcribe(spec, tmp_path):
+def test_nothing_to_transcribe(info, tmp_path):
     with pytest.raises(MagnetoError, match="no such file or folder"):
-        list(user_recordings(tmp_path / "nope.wav", spec))
+        list(user_recordings(tmp_path / "nope.wav", info))
     (tmp_path / "empty").mkdir()
     with pytest.raises(MagnetoError, match="no audio file"):
-        list(user_recordings(tmp_path / "empty", spec))
+        list(user_recordings(tmp_path / "empty", info))
     (tmp_path / "empty" / "a.wav").write_bytes(b"x")
     with pytest.raises(MagnetoError, match="none of the 1 audio files"):
-        list(user_recordings(tmp_path / "empty", spec))
+        list(user_recordings(tmp_path / "empty", info))

@@ -11,8 +11,9 @@ import torch
 
 from magneto.data.corpora.base import Skipped
 from magneto.data.corpora.text.base import Document, TextCorpus
-from magneto.data.corpora.text.text_files import TextFilesSource
-from magneto.data.text.module import IGNORE, TextDataModule, TextSpec
+from magneto.data.corpora.text.text_files import TextFilesReader
+from magneto.data.text.dataset import TextInfo
+from magneto.data.text.module import IGNORE, TextDataModule
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import MagnetoError
 
@@ -27,7 +28,7 @@ class Speeches:
     def __init__(self, texts: list[str] = TEXTS, sides: tuple[str | None, ...] = SIDES) -> None:
         self.texts, self.sides = texts, sides
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         return {"texts": self.texts, "sides": list(self.sides)}
 
     def load(self, data_dir: Path) -> TextCorpus:
@@ -74,7 +75,7 @@ def test_causal_batches_predict_the_next_token(tmp_path):
         whole = torch.cat([batch["tokens"][:, :1], batch["targets"]], 1).numpy()
         assert all(any((row.tokens(p, 65) == block).all() for p in range(len(row))) for block in whole[:1])
         sizes = batch["bytes"].float() / 64
-        assert (sizes - data.spec.bytes["train"] / data.spec.tokens["train"]).abs().max() < 0.1
+        assert (sizes - data.info.bytes["train"] / data.info.tokens["train"]).abs().max() < 0.1
 
 
 def test_an_epoch_covers_the_text_and_blocks_begin_elsewhere_in_the_next(tmp_path):
@@ -86,7 +87,7 @@ def test_an_epoch_covers_the_text_and_blocks_begin_elsewhere_in_the_next(tmp_pat
         ids = torch.cat([batch["id"] for batch in epoch])
         assert sorted(ids.tolist()) == list(range(len(data.train_set)))
         seen = torch.cat([batch["targets"] for batch in epoch])
-        assert seen.numel() > data.spec.tokens["train"] - 64
+        assert seen.numel() > data.info.tokens["train"] - 64
     blocks = [{tuple(block.tolist()) for batch in epoch for block in batch["targets"]} for epoch in epochs]
     assert not blocks[0] & blocks[1], "the same blocks again: the shift is missing"
     assert data.epoch_of(count - 1) == 0 and data.epoch_of(count) == 1
@@ -123,8 +124,8 @@ def test_evaluation_scores_every_token_and_byte_once(tmp_path, documents, stride
     for split, loader in (("val", data.val_dataloader()), ("test", data.test_dataloader())):
         batches = list(loader)
         scored = [batch["targets"] != IGNORE for batch in batches]
-        assert sum(int(places.sum()) for places in scored) == data.spec.tokens[split]
-        assert sum(int(batch["bytes"].sum()) for batch in batches) == data.spec.bytes[split]
+        assert sum(int(places.sum()) for places in scored) == data.info.tokens[split]
+        assert sum(int(batch["bytes"].sum()) for batch in batches) == data.info.bytes[split]
         for batch, places in zip(batches, scored, strict=True):
             real = batch.get("mask", torch.ones_like(batch["tokens"], dtype=torch.bool))
             assert not (places & ~real).any() and (batch["tokens"][~real] == 0).all()
@@ -191,17 +192,17 @@ def test_no_token_is_asked_for_twice_in_a_masked_evaluation(tmp_path):
         for index in range(len(data.val_set))
     ]
     places = np.concatenate(asked)
-    assert len(places) == len(set(places.tolist())) and places.max() >= data.spec.tokens["val"] - 10
+    assert len(places) == len(set(places.tolist())) and places.max() >= data.info.tokens["val"] - 10
 
 
 def test_the_spec_carries_all_and_survives_a_checkpoint(tmp_path):
     data = module(tmp_path)
-    spec = TextSpec.from_dict(json.loads(json.dumps(data.spec.to_dict())))
-    assert spec == data.spec
-    assert TextTokenizer.from_json(spec.tokenizer) == data.tokenizer and spec.vocab_size == 300
-    assert spec.documents == {"train": 48, "val": 6, "test": 6}
-    assert spec.bytes["val"] == sum(len(t.encode()) for n, t in enumerate(TEXTS) if n % 10 == 8)
-    assert spec.corpus == {"speeches": {"version": "1"}} and spec.unknown == dict.fromkeys(SIDES, 0)
+    info = TextInfo.from_dict(json.loads(json.dumps(data.info.to_dict())))
+    assert info == data.info
+    assert TextTokenizer.from_json(info.tokenizer) == data.tokenizer and info.vocab_size == 300
+    assert info.documents == {"train": 48, "val": 6, "test": 6}
+    assert info.bytes["val"] == sum(len(t.encode()) for n, t in enumerate(TEXTS) if n % 10 == 8)
+    assert info.corpus == {"speeches": {"version": "1"}} and info.unknown == dict.fromkeys(SIDES, 0)
 
 
 def test_masking_and_block_size_share_one_prepared_folder(tmp_path):
@@ -219,20 +220,20 @@ def test_a_given_tokenizer_is_used(tmp_path):
     own = TextTokenizer.train(TEXTS, kind="bpe", vocab_size=77)
     (tmp_path / "own.json").write_text(own.to_json())
     data = module(tmp_path, tokenizer={"file": str(tmp_path / "own.json")})
-    assert data.tokenizer == own and data.spec.vocab_size == 77
+    assert data.tokenizer == own and data.info.vocab_size == 77
 
 
 def test_a_checkpoint_with_another_tokenizer_has_the_text_in_its_own_tokens(tmp_path):
-    model = module(tmp_path, tokenizer={"kind": "bpe", "vocab_size": 80}).spec.to_dict()
+    model = module(tmp_path, tokenizer={"kind": "bpe", "vocab_size": 80}).info.to_dict()
     data = module(tmp_path)
     own = data.folder
-    data.prepare_for(data.spec.to_dict())
+    data.for_model(data.info.to_dict())
     assert data.folder == own
-    data.prepare_for(model)
+    data.for_model(model)
     data.setup()
-    assert data.folder != own and data.spec.tokenizer == model["tokenizer"]
-    assert data.spec.tokens == model["tokens"]
-    assert sum(int(batch["bytes"].sum()) for batch in data.test_dataloader()) == data.spec.bytes["test"]
+    assert data.folder != own and data.info.tokenizer == model["tokenizer"]
+    assert data.info.tokens == model["tokens"]
+    assert sum(int(batch["bytes"].sum()) for batch in data.test_dataloader()) == data.info.bytes["test"]
 
 
 @pytest.mark.parametrize(
@@ -247,9 +248,9 @@ def test_a_checkpoint_has_blocks_of_its_own_length(tmp_path, own, stride, expect
         eval_stride=expected,
     )
     data = module(tmp_path, block_size=own, eval_stride=stride)
-    data.prepare_for(model.spec.to_dict())
+    data.for_model(model.info.to_dict())
     data.setup()
-    assert replace(data.spec, key=model.spec.key) == model.spec and data.eval_stride == expected
+    assert replace(data.info, key=model.info.key) == model.info and data.eval_stride == expected
     for found, wanted in zip(data.test_dataloader(), model.test_dataloader(), strict=True):
         assert found["tokens"].shape[1] <= 32 and torch.equal(found["tokens"], wanted["tokens"])
 
@@ -257,11 +258,11 @@ def test_a_checkpoint_has_blocks_of_its_own_length(tmp_path, own, stride, expect
 @pytest.mark.parametrize("documents", ["pack", "separate"])
 def test_a_test_set_alone_for_a_checkpoint(tmp_path, documents):
     """Also one that is shorter than a block, and without a training text or a vocabulary of its own."""
-    model = module(tmp_path, documents=documents).spec.to_dict()
+    model = module(tmp_path, documents=documents).info.to_dict()
     own = Speeches(TEXTS[:1], sides=("test",))
     settings = {"data_dir": str(tmp_path), "tokenizer": {"vocab_size": 60_000}, "documents": documents}
     data = TextDataModule({"speeches": own}, **settings)
-    data.prepare_for({**model, "block_size": 100_000})
+    data.for_model({**model, "block_size": 100_000})
     data.setup()
     (batch,) = data.test_dataloader()
     tokenizer = TextTokenizer.from_json(model["tokenizer"])
@@ -284,7 +285,7 @@ def test_reasons_of_an_unusable_corpus(tmp_path):
         ("one.txt", {}, r"make 1 group, too few to divide: name the files of .*per_line=true"),
         ("lines.txt", {"per_line": True}, r"make 1 group, too few to divide: name the files of"),
     ):
-        source = TextFilesSource(str(tmp_path / name), **more)
+        source = TextFilesReader(str(tmp_path / name), **more)
         data = TextDataModule(
             {"mine": source}, data_dir=str(tmp_path / "data"), tokenizer={"vocab_size": 262}
         )
@@ -311,7 +312,7 @@ def test_a_tokenizer_that_loses_text_is_warned_of(tmp_path, caplog):
 def test_bad_documents_are_counted_and_listed(tmp_path, caplog):
     texts = [*TEXTS, "", " \n ", "nul\0nul", "half \ud800 a character"]
     source = Speeches(texts)
-    source.identity = lambda: {"texts": len(texts)}  # type: ignore[method-assign]
+    source.fingerprint = lambda: {"texts": len(texts)}  # type: ignore[method-assign]
     data = module(tmp_path, source)
     report = json.loads((data.folder / "prepare_report.json").read_text())
     assert report["skipped_by_reason"] == {
@@ -323,7 +324,7 @@ def test_bad_documents_are_counted_and_listed(tmp_path, caplog):
     assert {item["id"] for item in report["skipped"]} == {
         f"speeches/{name}" for name in ("60", "61", "62", "63", "x")
     }
-    assert sum(data.spec.documents.values()) == 60 and "empty: 2" in caplog.text
+    assert sum(data.info.documents.values()) == 60 and "empty: 2" in caplog.text
 
 
 def test_documents_without_a_stated_side_are_divided_by_group(tmp_path):
@@ -361,7 +362,7 @@ def test_impossible_settings(tmp_path, settings, message):
 def test_a_split_without_documents_is_an_error(tmp_path):
     with pytest.raises(MagnetoError, match="No document is left for the test split"):
         module(tmp_path, Speeches(sides=("train", "val")))
-    with pytest.raises(MagnetoError, match=r"data\.sources is empty"):
+    with pytest.raises(MagnetoError, match=r"data\.corpora is empty"):
         TextDataModule({})
 
 
@@ -378,4 +379,4 @@ def test_masking_needs_a_mask(tmp_path):
 
 def test_unprepared_data_says_so(tmp_path):
     with pytest.raises(MagnetoError, match="mode=prepare"):
-        _ = TextDataModule({"speeches": Speeches()}, data_dir=str(tmp_path)).spec
+        _ = TextDataModule({"speeches": Speeches()}, data_dir=str(tmp_path)).info

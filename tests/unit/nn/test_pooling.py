@@ -14,19 +14,19 @@ def tokens(grid: int) -> torch.Tensor:
     return torch.randn(2, 1 + grid**2, WIDTH, generator=torch.Generator().manual_seed(0))
 
 
-def spans(grid: int, cells: int) -> list[slice]:
-    """Rows of the parts: from the floor of i * grid / cells to the ceiling of (i + 1) * grid / cells."""
-    return [slice(i * grid // cells, -(-(i + 1) * grid // cells)) for i in range(cells)]
+def spans(grid: int, pool_grid: int) -> list[slice]:
+    """Rows of the parts: from the floor of i * grid / pool_grid to the ceiling of (i + 1) * grid / pool_grid."""
+    return [slice(i * grid // pool_grid, -(-(i + 1) * grid // pool_grid)) for i in range(pool_grid)]
 
 
-@pytest.mark.parametrize(("grid", "cells"), [(7, 1), (7, 2), (7, 4), (7, 7), (6, 3), (4, 3)])
-def test_each_part_is_the_mean_of_its_patches(grid: int, cells: int) -> None:
-    pool, hidden = PatchPooling("mean", grid, cells), tokens(grid)
-    rows = spans(grid, cells)
+@pytest.mark.parametrize(("grid", "pool_grid"), [(7, 1), (7, 2), (7, 4), (7, 7), (6, 3), (4, 3)])
+def test_each_part_is_the_mean_of_its_patches(grid: int, pool_grid: int) -> None:
+    pool, hidden = PatchPooling("mean", grid, pool_grid), tokens(grid)
+    rows = spans(grid, pool_grid)
     assert {i for span in rows for i in range(grid)[span]} == set(range(grid))  # every patch is read
     image = hidden[:, 1:].view(2, grid, grid, WIDTH)
     parts = torch.stack([image[:, a, b].mean((1, 2)) for a in rows for b in rows], -1)  # (B, width, parts)
-    assert pool.parts == cells**2
+    assert pool.parts == pool_grid**2
     torch.testing.assert_close(pool(hidden), parts.flatten(1))
 
 
@@ -36,7 +36,7 @@ def test_the_class_token_is_the_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "cells", "message"),
+    ("kind", "pool_grid", "message"),
     [
         ("mean", 5, "4 patches on a side, so choose from 1 to 4"),
         ("mean", 0, "must be 1 or more"),
@@ -44,6 +44,6 @@ def test_the_class_token_is_the_first() -> None:
         ("means", 1, "pooling=means: must be one of mean, class_token"),
     ],
 )
-def test_impossible_parts_are_refused(kind: str, cells: int, message: str) -> None:
+def test_impossible_parts_are_refused(kind: str, pool_grid: int, message: str) -> None:
     with pytest.raises(MagnetoError, match=message):
-        PatchPooling(kind, 4, cells)
+        PatchPooling(kind, 4, pool_grid)

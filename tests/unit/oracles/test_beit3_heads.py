@@ -38,7 +38,7 @@ def encoder() -> Any:
     return model
 
 
-def spec(images: int, answers: int) -> dict[str, Any]:
+def info(images: int, answers: int) -> dict[str, Any]:
     tokenizer = TextTokenizer.train(["is it red?"], kind="byte_bpe", vocab_size=262)
     return {
         "image_size": IMAGE, "channels": 3, "mean": [0.5] * 3, "std": [0.5] * 3, "patch_size": PATCH, "fit": "crop",
@@ -54,7 +54,7 @@ def task_on(encoder: Any, head: dict[str, Tensor], folder: Path, images: int, an
     pretrained = read_pretrained(f"beit3:{folder / 'tuned.pth'}")
     task = VisionLanguageClassification(
         backbone=pretrained.backbone.to_dict(),
-        spec=spec(images, answers),
+        info=info(images, answers),
         optimizer={"lr": 1.0},
         scheduler={"name": "constant"},
         total_steps=1,

@@ -1,4 +1,4 @@
-"""Images with classes or captions: the example, the corpus, the protocol of its sources, and how splits are made."""
+"""Images with classes or captions: the example, the corpus, the protocol of its corpora, and how splits are made."""
 
 import hashlib
 import unicodedata
@@ -66,10 +66,10 @@ class ImageCorpus:
     evaluation_only: bool = False
 
 
-class ImageSource(Protocol):
+class ImageReader(Protocol):
     """A corpus of images. Its constructor takes plain values."""
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """All settings and versions that decide the examples, as plain values; without network."""
         ...
 
@@ -94,7 +94,7 @@ def files_digest(paths: Iterable[Path]) -> str:
     return total.hexdigest()
 
 
-def image_files_digest(source: ImageSource) -> str | None:
+def image_files_digest(source: ImageReader) -> str | None:
     """Return the `files_digest` of a corpus that is on disk; None where it cannot be listed, which `load` explains."""
     try:
         examples = source.load(Path()).examples

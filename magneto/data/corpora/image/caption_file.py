@@ -17,7 +17,7 @@ from magneto.errors import ConfigError, DataError, nearest
 COLUMNS = ("image", "caption", "language", "split")
 
 
-class CaptionFileSource:
+class CaptionFileReader:
     """Images that a file names.
 
     file: `.jsonl` with an object a line, or `.tsv` whose first line names the columns (no quoting): image and caption, and
@@ -27,14 +27,14 @@ class CaptionFileSource:
 
     def __init__(self, file: str | None = None, folder: str | None = None, language: str = "en") -> None:
         if file is None:
-            raise ConfigError("data: name the file of captions (data.sources.captions.file=captions.jsonl).")
+            raise ConfigError("data: name the file of captions (data.corpora.captions.file=captions.jsonl).")
         self.file = Path(file).expanduser()
         if self.file.suffix not in (".jsonl", ".tsv"):
             raise DataError(f"file={file}: must be .jsonl or .tsv.")
         self.folder = self.file.parent if folder is None else Path(folder).expanduser()
         self.language = language
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Content of the file, where the images are, and their sizes and times."""
         return {
             "corpus": "caption_file",

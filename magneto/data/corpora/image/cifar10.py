@@ -37,7 +37,7 @@ SIDE = 32
 Sides = dict[str, tuple[np.ndarray, list[int]]]  # train and test: (N, 32, 32, 3) uint8 and labels
 
 
-class Cifar10Source:
+class Cifar10Reader:
     """50,000 training and 10,000 test images, as published.
 
     validation: so many of the training images are held out, by a hash. folder: the unpacked npm package, or the
@@ -49,13 +49,13 @@ class Cifar10Source:
             raise ConfigError(f"data: validation={validation} must be at least 1.")
         self.validation, self.folder = validation, folder
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Settings and version; the images are the same in both forms."""
-        identity: dict[str, Any] = {"corpus": "cifar10", "recipe": 1, "validation": self.validation}
+        fingerprint: dict[str, Any] = {"corpus": "cifar10", "recipe": 1, "validation": self.validation}
         if self.folder is not None:
             patterns = (*PACKAGE.patterns, f"{ARCHIVE_FOLDER}/*_batch*")
-            identity["files"] = listing_digest(Path(self.folder).expanduser(), patterns)
-        return identity
+            fingerprint["files"] = listing_digest(Path(self.folder).expanduser(), patterns)
+        return fingerprint
 
     def load(self, data_dir: Path) -> ImageCorpus:
         """All images, held in memory (184 MB)."""

@@ -18,7 +18,7 @@ from magneto.errors import ConfigError, DataError
 KARPATHY = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 
 
-class CocoCaptionsSource:
+class CocoCaptionsReader:
     """Photographs with captions in English.
 
     annotations: a file of Karpathy's form; or split -> file of COCO's own form, of which validation may serve as the test.
@@ -29,8 +29,8 @@ class CocoCaptionsSource:
     def __init__(self, annotations: str | Mapping[str, str] | None = None, folder: str | None = None) -> None:
         if annotations is None or folder is None:
             raise ConfigError(
-                "data: name COCO's captions and images (data.sources.coco.annotations=dataset_coco.json, "
-                "data.sources.coco.folder=coco)."
+                "data: name COCO's captions and images (data.corpora.coco.annotations=dataset_coco.json, "
+                "data.corpora.coco.folder=coco)."
             )
         files = {"": annotations} if isinstance(annotations, str) else dict(annotations)
         if unknown := files.keys() - {"", *SPLITS}:
@@ -38,7 +38,7 @@ class CocoCaptionsSource:
         self.files = {split: Path(file).expanduser() for split, file in files.items()}
         self.folder = Path(folder).expanduser()
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Content of the annotations, where the images are, and their sizes and times."""
         files = {split: file_digest(file) if file.is_file() else None for split, file in self.files.items()}
         return {

@@ -47,7 +47,7 @@ GENDERS = re.compile("\u200d[\u2640\u2642]")
 PEOPLE = re.compile("[\U0001f468\U0001f469]")  # man, woman
 
 
-class EmojiSource:
+class EmojiReader:
     """All emoji that the font has an image for. They have no classes.
 
     languages: of the captions; None: all 14. skin_tones: take the variants of each emoji in five skin tones too. folder:
@@ -69,9 +69,9 @@ class EmojiSource:
         self.languages, self.skin_tones = tuple(languages), skin_tones
         self.folder, self.names_folder = folder, names_folder
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Settings and versions."""
-        identity: dict[str, Any] = {
+        fingerprint: dict[str, Any] = {
             "corpus": "emoji",
             "versions": [FONT.version, NAMES.version],
             "recipe": 1,
@@ -80,8 +80,8 @@ class EmojiSource:
         }
         for package, folder in ((FONT, self.folder), (NAMES, self.names_folder)):
             if folder is not None:
-                identity[package.name] = listing_digest(Path(folder).expanduser(), package.patterns)
-        return identity
+                fingerprint[package.name] = listing_digest(Path(folder).expanduser(), package.patterns)
+        return fingerprint
 
     def load(self, data_dir: Path) -> ImageCorpus:
         """All emoji, drawn while they are read."""

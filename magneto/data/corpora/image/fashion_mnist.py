@@ -42,7 +42,7 @@ LABELS = (
 FILES = {"train": "train", "test": "t10k"}
 
 
-class FashionMnistSource:
+class FashionMnistReader:
     """60,000 training and 10,000 test images, as published.
 
     validation: so many of the training images are held out, by a hash. folder: where the four .gz files are; None:
@@ -54,13 +54,13 @@ class FashionMnistSource:
             raise ConfigError(f"data: validation={validation} must be at least 1.")
         self.validation, self.folder = validation, folder
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Settings and version."""
-        identity: dict[str, Any] = {"corpus": PACKAGE.name, "version": PACKAGE.version, "recipe": 1}
-        identity["validation"] = self.validation
+        fingerprint: dict[str, Any] = {"corpus": PACKAGE.name, "version": PACKAGE.version, "recipe": 1}
+        fingerprint["validation"] = self.validation
         if self.folder is not None:
-            identity["files"] = listing_digest(Path(self.folder).expanduser(), ("**/*-ubyte.gz",))
-        return identity
+            fingerprint["files"] = listing_digest(Path(self.folder).expanduser(), ("**/*-ubyte.gz",))
+        return fingerprint
 
     def load(self, data_dir: Path) -> ImageCorpus:
         """All images, held in memory (55 MB)."""

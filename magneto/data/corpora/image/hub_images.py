@@ -6,13 +6,13 @@ from typing import Any
 
 from magneto.data.corpora.base import SPLITS, Skipped
 from magneto.data.corpora.image.base import ImageCorpus, ImageExample, Lazily
-from magneto.data.corpora.text.hub import FILE_BUILDERS, file_identity, hub_dataset, plain
+from magneto.data.corpora.text.hub import FILE_BUILDERS, file_fingerprint, hub_dataset, plain
 from magneto.errors import ConfigError
 
 BUILDERS = (*FILE_BUILDERS, "imagefolder", "webdataset")  # of the library, for local files
 
 
-class HubImagesSource:
+class HubImagesReader:
     """Rows with a column of images, and columns of classes or captions.
 
     name, config, revision, data_files: see `hub_rows`. splits: ours -> the data set's; with `train` alone, the others
@@ -37,7 +37,7 @@ class HubImagesSource:
     ) -> None:
         if name is None:
             raise ConfigError(
-                "data: name a data set of the hub (data.sources.hub_images.name=uoft-cs/cifar10)."
+                "data: name a data set of the hub (data.corpora.hub_images.name=uoft-cs/cifar10)."
             )
         self.splits = dict(splits or {"train": "train", "val": "validation", "test": "test"})
         if "train" not in self.splits or self.splits.keys() - set(SPLITS):
@@ -56,9 +56,9 @@ class HubImagesSource:
             "data_files": plain(data_files),
         }
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """All settings; of local files also sizes and times."""
-        settings = {**self.arguments, "data_files": file_identity(self.arguments["data_files"])}
+        settings = {**self.arguments, "data_files": file_fingerprint(self.arguments["data_files"])}
         more = {
             "splits": self.splits,
             "columns": self.columns,
@@ -126,7 +126,7 @@ class HubImagesSource:
             if name is not None and name not in rows.column_names:
                 raise ConfigError(
                     f"data: {self.arguments['name']} has no column {name!r}; it has {', '.join(rows.column_names)}. Name "
-                    "the right one (data.sources...image, label, caption)."
+                    "the right one (data.corpora...image, label, caption)."
                 )
         rows = rows.select(range(min(self.limit or len(rows), len(rows))))
         image, label = self.columns["image"], self.columns["label"]
@@ -134,7 +134,7 @@ class HubImagesSource:
         if label is not None and not isinstance(rows.features[label], (datasets.ClassLabel, datasets.Value)):
             raise ConfigError(
                 f"data: column {label!r} of {self.arguments['name']} has several values in a row, or a structure: name a "
-                "column of one class each (data.sources...label), or label=null."
+                "column of one class each (data.corpora...label), or label=null."
             )
         if isinstance(rows.features[image], datasets.Image):
             rows = rows.cast_column(image, datasets.Image(decode=False))

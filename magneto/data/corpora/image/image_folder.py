@@ -22,7 +22,7 @@ SIDES = {
 }  # fmt: skip
 
 
-class ImageFolderSource:
+class ImageFolderReader:
     """Any tree with a folder for each class.
 
     folder: its root. Folders `train`, `val` and `test` in it are the splits; without them the classes are divided by a
@@ -52,7 +52,7 @@ class ImageFolderSource:
         self.validation, self.evaluation, self.classes_only = validation, evaluation, classes_only
         self.names = None if names is None else Path(names).expanduser()
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Settings, and names, sizes and times of all files (the images may be read where they lie)."""
         return {
             "corpus": "image_folder",
@@ -103,7 +103,7 @@ class ImageFolderSource:
             elif side in sides:
                 raise DataError(
                     f"{self.folder}: {sides[side].name} and {path.name} are both the {side} split. Rename or remove one, or "
-                    "put their classes together; if they are classes, set data.sources...classes_only=true."
+                    "put their classes together; if they are classes, set data.corpora...classes_only=true."
                 )
             else:
                 sides[side] = path
@@ -125,19 +125,19 @@ class ImageFolderSource:
         if "train" not in sides:
             raise DataError(
                 f"{self.folder}: there is {' and '.join(sides)}, but no folder `train`. Add it, or use the images for "
-                "evaluation only (data.sources...evaluation=true)" + self._or_classes(skipped)
+                "evaluation only (data.corpora...evaluation=true)" + self._or_classes(skipped)
             )
         if "val" not in sides and self.validation is None:
             raise DataError(
                 f"{self.folder}: there is no folder `val`. Add it, or hold out a share of train "
-                "(data.sources...validation=0.05)" + self._or_classes(skipped)
+                "(data.corpora...validation=0.05)" + self._or_classes(skipped)
             )
         return sides
 
     @staticmethod
     def _or_classes(beside: list[Skipped]) -> str:
         return (
-            "; if train, val and test are classes, set data.sources...classes_only=true." if beside else "."
+            "; if train, val and test are classes, set data.corpora...classes_only=true." if beside else "."
         )
 
     def _images(

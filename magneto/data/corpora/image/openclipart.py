@@ -38,7 +38,7 @@ class Metadata:
     keywords: tuple[str, ...] = ()
 
 
-class OpenClipartSource:
+class OpenClipartReader:
     """Drawings; the class is the topmost folder (animals, food...), the caption title and keywords.
 
     exclude: folders that are left out; by default the 1,375 stars that a program drew. folder: where the drawings are
@@ -50,13 +50,13 @@ class OpenClipartSource:
         self.exclude = tuple(name.strip("/") for name in exclude)
         self.folder = folder
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Settings and version."""
-        identity: dict[str, Any] = {"corpus": "openclipart", "version": PACKAGE.version, "recipe": 1}
-        identity["exclude"] = list(self.exclude)
+        fingerprint: dict[str, Any] = {"corpus": "openclipart", "version": PACKAGE.version, "recipe": 1}
+        fingerprint["exclude"] = list(self.exclude)
         if self.folder is not None:
-            identity["files"] = listing_digest(Path(self.folder).expanduser(), PACKAGE.patterns)
-        return identity
+            fingerprint["files"] = listing_digest(Path(self.folder).expanduser(), PACKAGE.patterns)
+        return fingerprint
 
     def load(self, data_dir: Path) -> ImageCorpus:
         """All drawings; links to others are passed over."""
@@ -73,7 +73,7 @@ class OpenClipartSource:
                 skipped.append(Skipped(name, str(path), str(error)))
         titles = Counter(metadata.title for _, metadata in found.values())
         if not found:
-            raise DataError(f"{located.root}: no drawing is left; check data.sources.openclipart.exclude.")
+            raise DataError(f"{located.root}: no drawing is left; check data.corpora.openclipart.exclude.")
         examples = []
         for name, (path, metadata) in found.items():
             own_title = titles[metadata.title] <= COLLECTION and not TEMPLATE.match(metadata.title)

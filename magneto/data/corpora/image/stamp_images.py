@@ -22,7 +22,7 @@ PACKAGE = replace(
 VARIANT = re.compile(r"_(mirror|flip)(_flip)?$")  # an image that the program shows when the stamp is turned
 
 
-class StampImagesSource:
+class StampImagesReader:
     """All stamps; the class is the topmost folder (animals, food...).
 
     languages: of the captions that are kept, as in the files ("en", "fr", "pt_BR"); None: all 78. folder: where the
@@ -38,13 +38,13 @@ class StampImagesSource:
         self.languages = None if languages is None else tuple(languages)
         self.folder = folder
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Settings and version."""
-        identity: dict[str, Any] = {"corpus": "stamp_images", "version": PACKAGE.version, "recipe": 1}
-        identity["languages"] = None if self.languages is None else list(self.languages)
+        fingerprint: dict[str, Any] = {"corpus": "stamp_images", "version": PACKAGE.version, "recipe": 1}
+        fingerprint["languages"] = None if self.languages is None else list(self.languages)
         if self.folder is not None:
-            identity["files"] = listing_digest(Path(self.folder).expanduser(), PACKAGE.patterns)
-        return identity
+            fingerprint["files"] = listing_digest(Path(self.folder).expanduser(), PACKAGE.patterns)
+        return fingerprint
 
     def load(self, data_dir: Path) -> ImageCorpus:
         """All images."""

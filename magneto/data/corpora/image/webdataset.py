@@ -23,7 +23,7 @@ COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")  # gzip, 
 BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 
 
-class WebDatasetSource:
+class WebDatasetReader:
     """Tar files (not compressed) on a local or mounted disk.
 
     shards: a glob, a range `{00000..00099}.tar` or a list of them, divided by a hash of the keys; or a dict of them: train,
@@ -57,7 +57,7 @@ class WebDatasetSource:
         self.label, self.caption, self.language = label, caption, language
         self.labels = None if labels is None else Path(labels).expanduser()
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Settings, and names, sizes and times of the shards."""
         files = {
             side: [

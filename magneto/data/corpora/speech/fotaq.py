@@ -50,7 +50,7 @@ HERO = "JOE"
 VAL, TEST = 0.04, 0.06
 
 
-class FotaqSource:
+class FotaqReader:
     """English dialogue of the game Flight of the Amazon Queen: about 6,000 lines by some 30 characters.
 
     folder: where `queen.1c` is; None: find or fetch it. Splits go by dialogue: all lines of a dialogue or cut
@@ -61,17 +61,17 @@ class FotaqSource:
     def __init__(self, folder: str | None = None) -> None:
         self.folder = folder
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Settings and versions that decide the examples."""
-        identity: dict[str, Any] = {
+        fingerprint: dict[str, Any] = {
             "corpus": PACKAGE.name,
             "version": PACKAGE.version,
             "recipe": 1,
             "split": [VAL, TEST],
         }
         if self.folder is not None:
-            identity["files"] = listing_digest(Path(self.folder).expanduser(), PACKAGE.patterns)
-        return identity
+            fingerprint["files"] = listing_digest(Path(self.folder).expanduser(), PACKAGE.patterns)
+        return fingerprint
 
     def load(self, data_dir: Path) -> Corpus:
         """All recordings with a text."""

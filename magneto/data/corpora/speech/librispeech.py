@@ -47,7 +47,7 @@ ARCHIVE_ROOT = "LibriSpeech"
 ADDRESS = "https://www.openslr.org/resources/12/"
 
 
-class LibriSpeechSource:
+class LibriSpeechReader:
     """LibriSpeech with its own split.
 
     train, val, test: names of subsets, as published (train-clean-100, dev-clean, ...). folder: where a folder
@@ -72,23 +72,23 @@ class LibriSpeechSource:
                 )
         self.folder = folder
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """The subsets, which have one version; of one in `folder` that is not whole, its files: more may arrive."""
-        identity: dict[str, Any] = {
+        fingerprint: dict[str, Any] = {
             "corpus": "LibriSpeech",
             "recipe": 1,
             "subsets": {k: list(v) for k, v in self.subsets.items()},
         }
         if self.folder is not None:
-            identity["folder"] = str(Path(self.folder).expanduser().resolve())
+            fingerprint["folder"] = str(Path(self.folder).expanduser().resolve())
             # One that is missing will be downloaded, and is whole then.
             for subset in self._chosen():
                 folder = self._root() / ARCHIVE_ROOT / subset
                 files = sorted(folder.glob("[!.]*/[!.]*/[!.]*"))
                 if files and sum(file.suffix == ".flac" for file in files) != UTTERANCES[subset]:
                     listed = "".join(f"{file.relative_to(folder)}\0{file.stat().st_size}\0" for file in files)
-                    identity[subset] = hashlib.sha256(listed.encode()).hexdigest()
-        return identity
+                    fingerprint[subset] = hashlib.sha256(listed.encode()).hexdigest()
+        return fingerprint
 
     def missing_bytes(self, data_dir: Path) -> int:
         """Return about how many bytes `load` and the preparation will write below `data_dir`.

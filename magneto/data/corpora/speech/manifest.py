@@ -18,11 +18,11 @@ from magneto.data.io.audio import Audio
 from magneto.data.transforms.text import normalize_text
 from magneto.errors import DataError
 
-KEYS = "data.sources.manifest."  # as conf/data/manifest.yaml has them
+KEYS = "data.corpora.manifest."  # as conf/data/manifest.yaml has them
 EXAMPLE = '{"audio_filepath": "clips/a.wav", "duration": 2.5, "text": "hello there"}'
 
 
-class ManifestSource:
+class ManifestReader:
     """Recordings (wav, flac, ogg, mp3 ...; any sample rate; mono or more channels) with transcripts.
 
     Either `manifest`, one file that is divided by each line's `split`, and where it has none by a hash
@@ -66,7 +66,7 @@ class ManifestSource:
         self.fractions = (val_fraction, test_fraction)
         self.language = language
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """The manifests' contents, and sizes and times of the audio files: replacing a broken file prepares
         anew.
         """

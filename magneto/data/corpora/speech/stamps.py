@@ -43,7 +43,7 @@ UNFIT = {"ca": 0.22, "be": 0.24}
 VAL, TEST = 0.04, 0.06
 
 
-class StampsSource:
+class StampsReader:
     """Spoken captions of the Tux Paint stamps.
 
     languages: codes as in the file names; the default five are those whose text fits the audio. folder: where
@@ -73,9 +73,9 @@ class StampsSource:
         self.languages = tuple(languages)
         self.folder = folder
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Settings and versions that decide the examples."""
-        identity = {
+        fingerprint = {
             "corpus": PACKAGE.name,
             "version": PACKAGE.version,
             "recipe": 1,
@@ -83,8 +83,8 @@ class StampsSource:
             "languages": list(self.languages),
         }
         if self.folder is not None:
-            identity["files"] = listing_digest(Path(self.folder).expanduser(), PACKAGE.patterns)
-        return identity
+            fingerprint["files"] = listing_digest(Path(self.folder).expanduser(), PACKAGE.patterns)
+        return fingerprint
 
     def load(self, data_dir: Path) -> Corpus:
         """Distinct recordings with a caption. A recording that is a byte-identical copy of another is passed

@@ -36,10 +36,10 @@ class TextCorpus:
     origin: dict[str, Any] = field(default_factory=dict)
 
 
-class TextSource(Protocol):
+class TextReader(Protocol):
     """A text corpus. Its constructor takes plain values."""
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """All settings and versions that decide the documents, as plain values; cheap, without network."""
         ...
 

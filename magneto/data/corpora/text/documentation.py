@@ -66,7 +66,7 @@ PACKAGES = {
             "python3.11-doc",
             "3.11.2-6+deb12u9",
             "5b3594189d6ef9a6963ce0347fd307a1cc67620ad697e144db366070e2e146be",
-            "usr/share/doc/python3.11/html/_sources",
+            "usr/share/doc/python3.11/html/_corpora",
             ("**/*.rst.txt",),
             "fbfbfeb726497d4e6532774c69509e321d0acf2d213a5341b42b62731b71ae3f",
             13,
@@ -123,7 +123,7 @@ class Page:
     lines: frozenset[int]  # hashes of its long lines
 
 
-class DocumentationSource:
+class DocumentationReader:
     """packages: names out of PACKAGES; None: all. folder: where they are unpacked (it holds `usr`); None: installed
     copies, else fetched. Sides are fixed by a hash of the names of similar files: 2% val, 2% test.
     """
@@ -139,17 +139,17 @@ class DocumentationSource:
         self.folder = folder
         self._corpus: TextCorpus | None = None
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Packages with versions, recipe, and the files where a folder is named."""
         versions = {name: PACKAGES[name].version for name in self.packages}
-        identity = {"corpus": "documentation", "recipe": 1, "packages": versions, "split": [VAL, TEST]}
+        fingerprint = {"corpus": "documentation", "recipe": 1, "packages": versions, "split": [VAL, TEST]}
         if self.folder is not None:
             root = Path(self.folder).expanduser()
-            identity["files"] = [
+            fingerprint["files"] = [
                 listing_digest(root, tuple(f"**/{pattern}" for pattern in PACKAGES[name].patterns))
                 for name in self.packages
             ]
-        return identity
+        return fingerprint
 
     def load(self, data_dir: Path) -> TextCorpus:
         """All files; kept in memory, since the sides depend on all of them."""

@@ -100,7 +100,7 @@ def _explained(name: str, split: str, config: str | None) -> Iterator[None]:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(
             f"data: split {split!r} of {what} cannot be read: {reason}. Check the name, config and split, and the "
-            "network; or download its files and name them (data.sources...data_files with name=parquet, json, csv or "
+            "network; or download its files and name them (data.corpora...data_files with name=parquet, json, csv or "
             "text, or data=text_files)."
         ) from error
 
@@ -125,10 +125,10 @@ def _patterns(data_files: Any) -> Any:
     return None if data_files is None else [_patterns(value) for value in data_files]
 
 
-def file_identity(data_files: Any) -> Any:
+def file_fingerprint(data_files: Any) -> Any:
     """`data_files` with size and time of each local file, so that a change of a file is noticed."""
     if isinstance(data_files, Mapping):
-        return {key: file_identity(value) for key, value in data_files.items()}
+        return {key: file_fingerprint(value) for key, value in data_files.items()}
     if isinstance(data_files, str):
         path = Path(data_files).expanduser()
         if path.is_file():
@@ -137,10 +137,10 @@ def file_identity(data_files: Any) -> Any:
         if "://" in data_files or not root.is_dir():
             return data_files
         return [path.name, listing_digest(root, (str(path.relative_to(root)),))]
-    return None if data_files is None else [file_identity(value) for value in data_files]
+    return None if data_files is None else [file_fingerprint(value) for value in data_files]
 
 
-class HubSource:
+class HubReader:
     """Documents of a data set of the hub.
 
     name, config, revision, data_files, streaming: see `hub_rows`. splits: ours -> the data set's; with `train` alone,
@@ -185,10 +185,10 @@ class HubSource:
             "limit": limit,
         }
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """All settings; of local files also sizes and times."""
         settings = {key: value for key, value in self.arguments.items() if key != "streaming"}
-        settings["data_files"] = file_identity(self.arguments["data_files"])
+        settings["data_files"] = file_fingerprint(self.arguments["data_files"])
         start = None if self._start is None else self._start.pattern
         # The first recipe took combining marks for punctuation.
         return {
@@ -226,7 +226,7 @@ class HubSource:
             if self.key not in row:
                 raise ConfigError(
                     f"data: {self.arguments['name']} has no column {self.key!r}; it has {', '.join(row)}. Name the "
-                    "right one (data.sources...key)."
+                    "right one (data.corpora...key)."
                 )
             text = row[self.key]
             if not isinstance(text, str):

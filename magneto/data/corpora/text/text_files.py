@@ -30,7 +30,7 @@ WINDOW = 1 << 31  # bytes: the largest of .zst, `zstd --long=31`
 SUFFIXES = (*KINDS, *(kind + compression for kind in KINDS[:3] for compression in COMPRESSIONS))
 
 
-class TextFilesSource:
+class TextFilesReader:
     """A document for each .txt file (per_line: for each of its lines), line of a .jsonl file, or row of a .parquet
     file.
 
@@ -57,13 +57,13 @@ class TextFilesSource:
             self.paths = {split: Path(place).expanduser() for split, place in named.items() if place}
         else:
             raise DataError(
-                "data: text files are given either by one path (sources.text_files.path=..., divided by a hash), or by "
+                "data: text files are given either by one path (corpora.text_files.path=..., divided by a hash), or by "
                 "all of train, val and test, or for mode=test by test alone; "
                 f"here path={path}, " + ", ".join(f"{split}={place}" for split, place in named.items()) + "."
             )
         self.key, self.per_line = key, per_line
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Settings, and names, sizes and times of the files."""
         files = {
             str(split): files_digest(path, _files(path, [])) if path.is_dir() else path_digest(path)
@@ -158,7 +158,7 @@ class TextFilesSource:
         if keys and not usable:
             raise DataError(
                 f"{file}: no line has text under the key {self.key!r}; the first has the keys {keys}. Name the right "
-                "one (data.sources...key)."
+                "one (data.corpora...key)."
             )
 
     def _parquet(self, file: Path) -> Iterator[tuple[int, str | BadText]]:
@@ -171,7 +171,7 @@ class TextFilesSource:
         if self.key not in names:
             raise DataError(
                 f"{file}: there is no column {self.key!r}; it has {', '.join(names)}. Name the right one "
-                "(data.sources...key)."
+                "(data.corpora...key)."
             )
         number = 0
         with table:

@@ -79,7 +79,7 @@ def glue_task(name: str) -> GlueTask:
     return TASKS[name]
 
 
-class GlueSource:
+class GlueReader:
     """One task of GLUE from its folder.
 
     task: a key of TASKS. folder: the one that holds train.tsv, or its parent GLUE folder. val_fraction: share of
@@ -91,16 +91,16 @@ class GlueSource:
         self.name, self.task = task, glue_task(task)
         if folder is None:
             raise ConfigError(
-                f"data.source.folder is missing: name the folder with {task}'s train.tsv, or the GLUE folder above it "
+                f"data.corpus.folder is missing: name the folder with {task}'s train.tsv, or the GLUE folder above it "
                 "(https://gluebenchmark.com/tasks)."
             )
         if not 0 <= val_fraction < 1:
-            raise ConfigError(f"data.source.val_fraction={val_fraction} must be at least 0 and below 1.")
+            raise ConfigError(f"data.corpus.val_fraction={val_fraction} must be at least 0 and below 1.")
         above = Path(folder).expanduser()
         self.folder = above if (above / "train.tsv").is_file() else above / task
         self.val_fraction = val_fraction
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Settings, and sizes and times of the files."""
         return {
             "recipe": 1,
@@ -114,7 +114,7 @@ class GlueSource:
         for file in ("train.tsv", *(file for _, file in self.task.dev)):
             if not (self.folder / file).is_file():
                 raise DataError(
-                    f"{self.folder}: {file} of GLUE's {self.name} is not there. Name its folder with data.source.folder "
+                    f"{self.folder}: {file} of GLUE's {self.name} is not there. Name its folder with data.corpus.folder "
                     "(the data: https://gluebenchmark.com/tasks)."
                 )
         skipped: list[Skipped] = []

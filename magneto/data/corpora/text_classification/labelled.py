@@ -1,4 +1,4 @@
-"""Labelled texts and pairs of texts: the example, the corpus, the protocol of its sources, and tab-separated files.
+"""Labelled texts and pairs of texts: the example, the corpus, the protocol of its corpora, and tab-separated files.
 
 A table is read as GLUE's files want it: one example a line, columns between tabs, no quoting whatsoever (a quotation
 mark is text), a first line with the names of the columns or none.
@@ -48,13 +48,13 @@ class LabelledCorpus:
     zero_digits: bool = False
 
 
-class LabelledSource(Protocol):
+class LabelledReader(Protocol):
     """A labelled corpus. Its constructor takes plain values."""
 
     name: str
     """For the prepared folder."""
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """All settings and versions that decide the examples, as plain values; cheap, without network."""
         ...
 
@@ -187,7 +187,7 @@ def read_examples(
             skipped.append(Skipped(where, str(file), reason))
 
 
-class TsvSource:
+class TsvReader:
     """Any labelled tables of the user's: tab-separated, with a first line of column names, no quoting.
 
     train, val, test: the files; test alone for the evaluation of a trained model. text, pair, label: names of the
@@ -213,7 +213,7 @@ class TsvSource:
         missing = [split for split, file in files.items() if file is None]
         if missing and missing != ["train", "val"]:
             raise ConfigError(
-                f"data.source.{missing[0]} is missing: name the {' and '.join(missing)} table (tab-separated, its first "
+                f"data.corpus.{missing[0]} is missing: name the {' and '.join(missing)} table (tab-separated, its first "
                 "line names the columns)."
             )
         self.files = {split: Path(str(files[split])).expanduser() for split in SPLITS if files[split]}
@@ -222,7 +222,7 @@ class TsvSource:
         self.regression = regression
         self.metrics = tuple(metrics or (("pearson", "spearman") if regression else ("accuracy",)))
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Settings, and size and time of the files."""
         return {
             **({} if self.positive is None else {"positive": self.positive}),

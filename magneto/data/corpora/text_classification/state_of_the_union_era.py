@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from magneto.data.corpora.text.state_of_the_union import SotuSource
+from magneto.data.corpora.text.state_of_the_union import StateOfTheUnionReader
 from magneto.data.corpora.text_classification.labelled import LabelledCorpus, LabelledText, zero_digits
 from magneto.errors import ConfigError
 
@@ -16,11 +16,11 @@ FIRST, LAST = 1790, 2026  # years of the corpus
 _PARAGRAPH = re.compile(r"\n\s*\n")
 
 
-class SotuEraSource:
+class StateOfTheUnionEraReader:
     """Paragraphs of the annual messages and their period, as classes.
 
     years: length of a period, from 1790 on. min_words: shorter paragraphs (salutations, headings) are left out.
-    folder: as for `SotuSource`. Splits are those of `SotuSource`: by year, and the same speeches are held out here as in
+    folder: as for `StateOfTheUnionReader`. Splits are those of `StateOfTheUnionReader`: by year, and the same speeches are held out here as in
     a language model's pretraining on data=sotu.
     """
 
@@ -29,17 +29,17 @@ class SotuEraSource:
     def __init__(self, years: int = 40, min_words: int = 20, folder: str | None = None) -> None:
         if not 20 <= years <= (LAST - FIRST) // 2:
             raise ConfigError(
-                f"data.source.years={years} must lie between 20 (each period then has a held-out year) and "
+                f"data.corpus.years={years} must lie between 20 (each period then has a held-out year) and "
                 f"{(LAST - FIRST) // 2} (two periods)."
             )
         if min_words < 1:
-            raise ConfigError(f"data.source.min_words={min_words} must be at least 1.")
+            raise ConfigError(f"data.corpus.min_words={min_words} must be at least 1.")
         self.years, self.min_words = years, min_words
-        self.speeches = SotuSource(folder)
+        self.speeches = StateOfTheUnionReader(folder)
 
-    def identity(self) -> dict[str, Any]:
-        """Settings, and the identity of the speeches."""
-        return {"recipe": 1, "years": self.years, "min_words": self.min_words, **self.speeches.identity()}
+    def fingerprint(self) -> dict[str, Any]:
+        """Settings, and the fingerprint of the speeches."""
+        return {"recipe": 1, "years": self.years, "min_words": self.min_words, **self.speeches.fingerprint()}
 
     def period(self, year: int) -> str:
         """The period of a year, such as `1830-1869`; the last one may be cut short by the corpus's end."""

@@ -26,7 +26,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class ParallelCorpus:
+class TranslationCorpus:
     """The pairs of a corpus, what it skipped itself (complete once `pairs` has been read), where it came from."""
 
     pairs: Iterable[Pair]
@@ -34,14 +34,14 @@ class ParallelCorpus:
     origin: dict[str, Any] = field(default_factory=dict)
 
 
-class ParallelSource(Protocol):
+class TranslationReader(Protocol):
     """A parallel corpus. Its constructor takes plain values."""
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """All settings and versions that decide the pairs, as plain values; cheap, without network."""
         ...
 
-    def load(self, data_dir: Path) -> ParallelCorpus:
+    def load(self, data_dir: Path) -> TranslationCorpus:
         """Find or fetch the corpus and read its pairs. Raises `MagnetoError` when it cannot be had."""
         ...
 

@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from magneto.data.corpora.base import Skipped
 from magneto.data.corpora.download import Unavailable, apt_lists
-from magneto.data.corpora.translation.base import Pair, ParallelCorpus, parse_directions
+from magneto.data.corpora.translation.base import Pair, TranslationCorpus, parse_directions
 from magneto.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ BULLET = re.compile(r"[-*+•o—–] +")
 DOT_SPACE = str.maketrans("\u22c5", " ")  # how some translators wrote the no-break space
 
 
-class DDTPSource:
+class DDTPReader:
     """Short descriptions and the paragraphs of long ones.
 
     directions: such as [en-fr, de-it]; two translations are joined through the English original. folder: a folder with
@@ -54,9 +54,9 @@ class DDTPSource:
         """Of all directions, and the original, through which they are joined."""
         return sorted({ORIGINAL, *(language for direction in self.directions for language in direction)})
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Settings that decide the pairs; of a named folder also its files."""
-        identity: dict[str, Any] = {
+        fingerprint: dict[str, Any] = {
             "corpus": "ddtp",
             "recipe": 1,
             "directions": ["-".join(direction) for direction in self.directions],
@@ -67,10 +67,10 @@ class DDTPSource:
                 for files in self._files(Path(self.folder).expanduser()).values()
                 for file in files
             ]
-            identity["files"] = [[stat.st_size, stat.st_mtime_ns] for stat in stats]
-        return identity
+            fingerprint["files"] = [[stat.st_size, stat.st_mtime_ns] for stat in stats]
+        return fingerprint
 
-    def load(self, data_dir: Path) -> ParallelCorpus:
+    def load(self, data_dir: Path) -> TranslationCorpus:
         """Paragraphs of all packages whose original and translation have equally many, else the short descriptions."""
         folder = self._fetch(data_dir) if self.folder is None else Path(self.folder).expanduser()
         files = self._files(folder)
@@ -80,7 +80,7 @@ class DDTPSource:
             for paths in files.values()
             for name, file in ((path.name.rpartition("Translation-")[2], path) for path in paths)
         }
-        return ParallelCorpus(self._pairs(files, skipped), skipped, origin)
+        return TranslationCorpus(self._pairs(files, skipped), skipped, origin)
 
     def _fetch(self, data_dir: Path) -> Path:
         home = data_dir / "raw" / ("ddtp-" + "-".join(self.languages))

@@ -16,7 +16,7 @@ from magneto.data.corpora.base import Skipped
 from magneto.data.corpora.download import Located, Package, listing_digest, locate, needed_files
 from magneto.data.corpora.text.base import BadText, content_group, decode_text
 from magneto.data.corpora.text.documentation import LONG_LINE, Page, similar
-from magneto.data.corpora.translation.base import Pair, ParallelCorpus, parse_directions
+from magneto.data.corpora.translation.base import Pair, TranslationCorpus, parse_directions
 from magneto.data.corpora.translation.libreoffice import LEAST_LETTERS, LEAST_WORDS
 from magneto.data.corpora.translation.roff import DISPLAY, SECTION, Block, Unreadable, blocks
 
@@ -102,7 +102,7 @@ PACKAGES = {
 Pages = dict[str, list[Block] | str]  # name such as man2/dup.2 -> its blocks, or why it is not used
 
 
-class ManPagesSource:
+class ManPagesReader:
     """Headings, terms and paragraphs of manual pages.
 
     directions: such as [en-fr, en-de, fr-de]. folder: where the packages are unpacked (it holds `usr`), or
@@ -119,9 +119,9 @@ class ManPagesSource:
         """Of all directions, and the original, which tells what has been translated."""
         return sorted({ORIGINAL, *(language for direction in self.directions for language in direction)})
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Settings and versions that decide the pairs; of a named folder also its files."""
-        identity: dict[str, Any] = {
+        fingerprint: dict[str, Any] = {
             "corpus": "manpages",
             "versions": {
                 package.name: package.version for name in self.languages for package in PACKAGES[name]
@@ -132,13 +132,13 @@ class ManPagesSource:
         if self.folder is not None:
             patterns = [pattern for name in self.languages for pattern in PACKAGES[name][0].patterns]
             places = ("", "man/", "usr/share/man/")  # where `locate` looks
-            identity["files"] = listing_digest(
+            fingerprint["files"] = listing_digest(
                 Path(self.folder).expanduser(),
                 tuple(place + pattern for place in places for pattern in patterns),
             )
-        return identity
+        return fingerprint
 
-    def load(self, data_dir: Path) -> ParallelCorpus:
+    def load(self, data_dir: Path) -> TranslationCorpus:
         """Blocks that differ between the languages. Single words, numbers and the synopsis are skipped."""
         located = {
             name: [locate(package, data_dir, self.folder) for package in PACKAGES[name]]
@@ -150,7 +150,7 @@ class ManPagesSource:
             for name in self.languages
             for package, found in zip(PACKAGES[name], located[name], strict=True)
         }
-        return ParallelCorpus(self._pairs(located, skipped), skipped, origin)
+        return TranslationCorpus(self._pairs(located, skipped), skipped, origin)
 
     def _pairs(self, located: Mapping[str, Sequence[Located]], skipped: list[Skipped]) -> Iterator[Pair]:
         pages = {}
@@ -161,10 +161,10 @@ class ManPagesSource:
         for source, target in self.directions:
             languages = dict.fromkeys((ORIGINAL, source, target))
             for name in sorted(pages[source].keys() | pages[target].keys()):
-                identity = f"{source}-{target}:{name}"
+                fingerprint = f"{source}-{target}:{name}"
                 matched = _match({language: pages[language].get(name) for language in languages})
                 if isinstance(matched, str):
-                    skipped.append(Skipped(identity, name, matched))
+                    skipped.append(Skipped(fingerprint, name, matched))
                     continue
                 section = ""
                 for number, row in enumerate(zip(*matched.values(), strict=True)):
@@ -174,10 +174,10 @@ class ManPagesSource:
                     if block[ORIGINAL].kind == DISPLAY:
                         continue
                     if reason := _why_no_prose(block, section):
-                        skipped.append(Skipped(f"{identity}#{number}", name, reason))
+                        skipped.append(Skipped(f"{fingerprint}#{number}", name, reason))
                         continue
                     yield Pair(
-                        id=f"{identity}#{number}",
+                        id=f"{fingerprint}#{number}",
                         source=block[source].text,
                         target=block[target].text,
                         source_language=source,

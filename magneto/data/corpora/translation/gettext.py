@@ -19,7 +19,7 @@ import regex
 
 from magneto.data.corpora.base import Skipped
 from magneto.data.corpora.download import Package, listing_digest, locate
-from magneto.data.corpora.translation.base import LANGUAGE, Pair, ParallelCorpus, parse_directions
+from magneto.data.corpora.translation.base import LANGUAGE, Pair, TranslationCorpus, parse_directions
 from magneto.errors import ConfigError
 
 PATTERNS = ("**/*.po", "**/*.mo")
@@ -59,7 +59,7 @@ Key = tuple[str, str]  # context, message
 Messages = dict[Key, tuple[str, str]]  # -> text, and why it is not used or ""
 
 
-class GettextSource:
+class GettextReader:
     """Messages in any pairs of languages.
 
     directions: such as [en-fr, fr-en, de-fr]. packages: names of PACKAGES. paths: folders, wheels or other zip archives,
@@ -87,7 +87,7 @@ class GettextSource:
                 "data: name catalogs: `packages`, or `paths` of folders, wheels or .po and .mo files."
             )
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Settings, versions and files that decide the pairs."""
         return {
             "corpus": "gettext",
@@ -106,14 +106,14 @@ class GettextSource:
             raise ConfigError(f"data: paths: {path}: there is no such file or folder.")
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
-    def load(self, data_dir: Path) -> ParallelCorpus:
+    def load(self, data_dir: Path) -> TranslationCorpus:
         """Messages that are translated in both languages; fuzzy ones are skipped. Of plurals, the forms of 1 and of many."""
         skipped: list[Skipped] = []
         located = {name: locate(PACKAGES[name], data_dir) for name in self.packages}
         roots = {name: (found.root, PACKAGES[name].patterns) for name, found in located.items()}
         origin = {name: found.facts() for name, found in located.items()}
         origin |= {path.name: {"digest": self._digest(path)} for path in self.paths}
-        return ParallelCorpus(self._pairs(roots, skipped), skipped, origin)
+        return TranslationCorpus(self._pairs(roots, skipped), skipped, origin)
 
     def _pairs(
         self, roots: Mapping[str, tuple[Path, tuple[str, ...]]], skipped: list[Skipped]
@@ -155,12 +155,12 @@ class GettextSource:
                 continue
             for key, (text, reason) in messages[source].items():
                 translation, other = messages[target].get(key, ("", "not translated"))
-                identity = f"{name}:{source}-{target}:{key[0]}:{key[1]}"
+                fingerprint = f"{name}:{source}-{target}:{key[0]}:{key[1]}"
                 if reason or other:
-                    skipped.append(Skipped(identity, name, reason or other))
+                    skipped.append(Skipped(fingerprint, name, reason or other))
                     continue
                 yield Pair(
-                    id=identity,
+                    id=fingerprint,
                     source=_plain(text),
                     target=_plain(translation),
                     source_language=source,

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from magneto.data.corpora.base import SPLITS, Skipped
-from magneto.data.corpora.text.hub import FILE_BUILDERS, MissingSplit, file_identity, hub_rows, plain
-from magneto.data.corpora.translation.base import Pair, ParallelCorpus, parse_directions
+from magneto.data.corpora.text.hub import FILE_BUILDERS, MissingSplit, file_fingerprint, hub_rows, plain
+from magneto.data.corpora.translation.base import Pair, TranslationCorpus, parse_directions
 from magneto.errors import ConfigError
 
 
-class HubPairsSource:
+class HubPairsReader:
     """Pairs of a data set, in the splits that it states.
 
     name, revision, data_files, streaming: see `hub_rows`. directions: such as [en-fr, fr-en]. configs: direction -> the
@@ -62,18 +62,18 @@ class HubPairsSource:
             "limit": limit,
         }
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """All settings; of local files also sizes and times."""
         settings = {key: value for key, value in self.arguments.items() if key != "streaming"}
-        settings["data_files"] = file_identity(self.arguments["data_files"])
+        settings["data_files"] = file_fingerprint(self.arguments["data_files"])
         configs = {"-".join(direction): config for direction, config in self.configs.items()}
         return {"corpus": "hub_pairs", "recipe": 1, **settings, "configs": configs, "splits": self.splits}
 
-    def load(self, data_dir: Path) -> ParallelCorpus:
+    def load(self, data_dir: Path) -> TranslationCorpus:
         """All rows, read one by one; those without a text in both languages are skipped."""
         skipped: list[Skipped] = []
         origin = {key: self.arguments[key] for key in ("name", "revision") if self.arguments[key]}
-        return ParallelCorpus(self._pairs(skipped), skipped, origin)
+        return TranslationCorpus(self._pairs(skipped), skipped, origin)
 
     def _pairs(self, skipped: list[Skipped]) -> Iterator[Pair]:
         lacking: dict[str, list[MissingSplit]] = {side: [] for side in self.splits}

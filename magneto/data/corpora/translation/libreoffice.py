@@ -12,7 +12,7 @@ from typing import Any
 
 from magneto.data.corpora.base import Skipped
 from magneto.data.corpora.download import Located, Package, listing_digest, locate
-from magneto.data.corpora.translation.base import Pair, ParallelCorpus, parse_directions
+from magneto.data.corpora.translation.base import Pair, TranslationCorpus, parse_directions
 
 VERSION = "4:7.4.7-1+deb12u14"
 PARAGRAPHS = ("p", "h1", "h2", "h3", "h4", "h5", "h6")
@@ -70,7 +70,7 @@ def package(language: str) -> Package:
     )
 
 
-class LibreOfficeSource:
+class LibreOfficeReader:
     """Paragraphs and headings of the help pages.
 
     directions: such as [en-fr, de-fr]; the languages are those of LANGUAGES. folder: the folder that holds `en-US`,
@@ -86,9 +86,9 @@ class LibreOfficeSource:
         """Of all directions."""
         return sorted({language for direction in self.directions for language in direction})
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Settings and versions that decide the pairs."""
-        identity: dict[str, Any] = {
+        fingerprint: dict[str, Any] = {
             "corpus": "libreoffice-help",
             "version": VERSION,
             "recipe": 1,
@@ -96,14 +96,14 @@ class LibreOfficeSource:
         }
         if self.folder is not None:
             patterns = tuple(pattern for name in self.languages for pattern in package(name).patterns)
-            identity["files"] = listing_digest(Path(self.folder).expanduser(), patterns)
-        return identity
+            fingerprint["files"] = listing_digest(Path(self.folder).expanduser(), patterns)
+        return fingerprint
 
-    def load(self, data_dir: Path) -> ParallelCorpus:
+    def load(self, data_dir: Path) -> TranslationCorpus:
         """Paragraphs that both languages have. Code, links and single words are skipped."""
         located = {name: locate(package(name), data_dir, self.folder) for name in self.languages}
         skipped: list[Skipped] = []
-        return ParallelCorpus(
+        return TranslationCorpus(
             self._pairs(located, skipped), skipped, {name: found.facts() for name, found in located.items()}
         )
 
@@ -116,15 +116,15 @@ class LibreOfficeSource:
             pages = {name: _read(root / file) for name, root in roots.items()}
             for source, target in self.directions:
                 for place, (text, reason) in pages[source].items():
-                    identity = f"{source}-{target}:{file.as_posix()}#{place}"
+                    fingerprint = f"{source}-{target}:{file.as_posix()}#{place}"
                     translation, _ = pages[target].get(place, ("", ""))
                     if not reason and not translation:
                         reason = "not translated"
                     if reason:
-                        skipped.append(Skipped(identity, file.as_posix(), reason))
+                        skipped.append(Skipped(fingerprint, file.as_posix(), reason))
                         continue
                     yield Pair(
-                        id=identity,
+                        id=fingerprint,
                         source=text,
                         target=translation,
                         source_language=source,

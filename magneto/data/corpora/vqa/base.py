@@ -1,4 +1,4 @@
-"""Questions and statements about images: the example, the corpus, and the protocol of its sources."""
+"""Questions and statements about images: the example, the corpus, and the protocol of its corpora."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from magneto.data.corpora.base import Skipped
-from magneto.data.corpora.image.base import ImageSource
+from magneto.data.corpora.image.base import ImageReader
 
 TRUTH = ("false", "true")
 """The answers to statements."""
@@ -48,7 +48,7 @@ class UsableImages(Protocol):
         ...
 
 
-class QuestionSource(ImageSource, Protocol):
+class QuestionReader(ImageReader, Protocol):
     """Images with questions. The constructor takes plain values; `load` lists the images, without classes."""
 
     def questions(self, data_dir: Path, images: UsableImages) -> QuestionCorpus:

@@ -20,7 +20,7 @@ from magneto.errors import ConfigError, DataError, nearest
 _PARTS = 4  # of an identifier
 
 
-class Nlvr2Source:
+class Nlvr2Reader:
     """Statements with two images each.
 
     files: split -> file: {train: train.json, val: dev.json, test: test1.json}; validation may serve as the test.
@@ -33,8 +33,8 @@ class Nlvr2Source:
     ) -> None:
         if not files or not folders:
             raise ConfigError(
-                "data: name NLVR2's files and images (data.sources.nlvr2.files={train: train.json, val: dev.json, test: "
-                "test1.json} data.sources.nlvr2.folders={train: images/train, val: dev, test: test1})."
+                "data: name NLVR2's files and images (data.corpora.nlvr2.files={train: train.json, val: dev.json, test: "
+                "test1.json} data.corpora.nlvr2.folders={train: images/train, val: dev, test: test1})."
             )
         for key, named in (("files", files), ("folders", folders)):
             for split in named:
@@ -47,7 +47,7 @@ class Nlvr2Source:
         self.files = {split: Path(files[split]).expanduser() for split in SPLITS if split in files}
         self.folders = {split: Path(folder).expanduser() for split, folder in folders.items()}
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Content of the files, where the images are, and their sizes and times."""
         files = {split: file_digest(file) if file.is_file() else None for split, file in self.files.items()}
         return {

@@ -15,7 +15,7 @@ import numpy as np
 
 from magneto.data.corpora.base import SPLITS
 from magneto.data.corpora.image.base import ImageCorpus
-from magneto.data.corpora.image.stamp_images import StampImagesSource
+from magneto.data.corpora.image.stamp_images import StampImagesReader
 from magneto.data.corpora.vqa.base import TRUTH, Question, QuestionCorpus, UsableImages
 from magneto.data.corpora.vqa.colours import main_colour
 from magneto.data.rng import random_stream
@@ -45,7 +45,7 @@ PAIRS = 2  # true ones, and as many false ones, of each statement
 STATED_FOR = 4  # images that show a thing: so many give one statement of each pattern
 
 
-class StampQuestionsSource:
+class StampQuestionsReader:
     """Three kinds of questions about each stamp: its colour, what it is, and whether it is something ("yes" or "no").
 
     folder: where the stamps are; None: find or fetch them.
@@ -54,11 +54,11 @@ class StampQuestionsSource:
     corpus, recipe = "stamp_questions", 1
 
     def __init__(self, folder: str | None = None) -> None:
-        self._stamps = StampImagesSource(languages=["en"], folder=folder)
+        self._stamps = StampImagesReader(languages=["en"], folder=folder)
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """That of the images, and the patterns."""
-        return {"corpus": self.corpus, "recipe": self.recipe, "stamps": self._stamps.identity()}
+        return {"corpus": self.corpus, "recipe": self.recipe, "stamps": self._stamps.fingerprint()}
 
     def load(self, data_dir: Path) -> ImageCorpus:
         """The stamps that have a place in `THINGS`, without their classes."""
@@ -77,7 +77,7 @@ class StampQuestionsSource:
         return QuestionCorpus(asked, origin={"synthetic": True})
 
 
-class StampStatementsSource(StampQuestionsSource):
+class StampStatementsReader(StampQuestionsReader):
     """Statements about two stamps of one side of the split; each is made of four pairs, and true of two of them."""
 
     corpus, recipe = "stamp_statements", 1

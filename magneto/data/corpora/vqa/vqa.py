@@ -16,7 +16,7 @@ from magneto.data.corpora.vqa.base import Question, QuestionCorpus, UsableImages
 from magneto.errors import ConfigError, DataError, nearest
 
 
-class VqaSource:
+class VqaReader:
     """Questions with one image each.
 
     questions, annotations: split -> file, such as {train: v2_OpenEnded_mscoco_train2014_questions.json, ...} and {train:
@@ -32,8 +32,8 @@ class VqaSource:
     ) -> None:
         if not questions or not annotations or folder is None:
             raise ConfigError(
-                "data: name VQA's files and COCO's images (data.sources.vqa.questions={train: QUESTIONS.json, val: ...} "
-                "data.sources.vqa.annotations={train: ANNOTATIONS.json, val: ...} data.sources.vqa.folder=coco)."
+                "data: name VQA's files and COCO's images (data.corpora.vqa.questions={train: QUESTIONS.json, val: ...} "
+                "data.corpora.vqa.annotations={train: ANNOTATIONS.json, val: ...} data.corpora.vqa.folder=coco)."
             )
         for key, files in (("questions", questions), ("annotations", annotations)):
             for split in files:
@@ -53,7 +53,7 @@ class VqaSource:
         }
         self.folder = Path(folder).expanduser()
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Content of the files, where the images are, and their sizes and times."""
         files = {
             split: [file_digest(file) if file.is_file() else None for file in pair]

@@ -11,14 +11,14 @@ from magneto.data.corpora.base import SPLITS, Skipped
 from magneto.data.corpora.download import file_digest
 from magneto.data.corpora.text.base import LINES, BadText, decode_text
 from magneto.data.corpora.text.text_files import DAMAGES, open_text
-from magneto.data.corpora.translation.base import Pair, ParallelCorpus, parse_directions
+from magneto.data.corpora.translation.base import Pair, TranslationCorpus, parse_directions
 from magneto.errors import ConfigError, DataError
 
 LANGUAGE_ATTRIBUTES = ("{http://www.w3.org/XML/1998/namespace}lang", "lang")
 INLINE = ("bpt", "ept", "it", "ph", "ut")  # TMX: codes of the format that the text came from
 
 
-class ParallelFilesSource:
+class TranslationFilesReader:
     """Either `source` and `target`, two files with as many lines; or `tsv`, with the source and the target in its first
     two columns; or `tmx`, a translation memory; each also as .gz or .zst.
 
@@ -57,7 +57,7 @@ class ParallelFilesSource:
                 )
             self.parts[side] = {name: Path(path).expanduser() for name, path in (files or {}).items()}
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """The files' contents."""
         files = {
             f"{side or 'all'}/{kind}": path
@@ -76,16 +76,16 @@ class ParallelFilesSource:
                     f"data: {name}: {path}: cannot be read ({error.strerror}). Check its permissions."
                 ) from error
         return {
-            "corpus": "parallel_files",
+            "corpus": "translation_files",
             "recipe": 2,  # the first divided a TMX unit by unit
             "direction": "-".join(self.direction),
             "files": digests,
         }
 
-    def load(self, data_dir: Path) -> ParallelCorpus:
+    def load(self, data_dir: Path) -> TranslationCorpus:
         """All pairs. Raises `MagnetoError`, also while they are read, for files that do not fit together."""
         skipped: list[Skipped] = []
-        return ParallelCorpus(self._pairs(skipped), skipped, self.identity())
+        return TranslationCorpus(self._pairs(skipped), skipped, self.fingerprint())
 
     def _pairs(self, skipped: list[Skipped]) -> Iterator[Pair]:
         for split, part in self.parts.items():
@@ -97,9 +97,9 @@ class ParallelFilesSource:
             else:
                 found = _lines(part["source"], part["target"], skipped)
             try:
-                for identity, group, source, target in found:
+                for fingerprint, group, source, target in found:
                     yield Pair(
-                        id=f"{split}:{identity}" if split else identity,
+                        id=f"{split}:{fingerprint}" if split else fingerprint,
                         source=source,
                         target=target,
                         source_language=self.direction[0],
