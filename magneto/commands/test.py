@@ -32,7 +32,7 @@ def test(config: dict[str, Any]) -> dict[str, Any]:
         )
     data = build.build_data(config["data"])
     info = task.hparams["info"]
-    data.for_model(info if task.uses_labels else {**info, "labels": []})
+    data = data.for_model(info if task.uses_labels else {**info, "labels": []})
     with console.quiet_libraries():
         trainer = build_tester(config, target.parent)
         with lightning_errors():

@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -195,7 +195,7 @@ class ImageDataModule(BucketedDataModule):
             },
         )
 
-    def for_model(self, info: Mapping[str, Any]) -> None:
+    def for_model(self, info: Mapping[str, Any]) -> Self:
         """Images in the size and with the class numbers of a checkpoint's model. Labels are found by their names.
 
         Raises `DataError` when this data has classes that the model does not know.
@@ -217,6 +217,7 @@ class ImageDataModule(BucketedDataModule):
                 "folders (data.corpora...names)."
             )
         self._model = model
+        return self
 
     def setup(self, stage: str | None = None) -> None:
         """Open the splits."""

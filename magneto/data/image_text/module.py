@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -38,7 +38,7 @@ from magneto.data.image_text.dataset import (
 )
 from magneto.data.messages import counts
 from magneto.data.module import Batching, BucketedDataModule
-from magneto.data.text_classification.dataset import TokenizerSettings
+from magneto.data.tokenizers.settings import TokenizerSettings
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.data.transforms.mask_tokens import Masking
 from magneto.errors import ConfigError, DataError
@@ -203,7 +203,7 @@ class ImageTextDataModule(BucketedDataModule):
             **{name: facts[name] for name in ("languages", "captions", "truncated")},
         )
 
-    def for_model(self, info: Mapping[str, Any]) -> None:
+    def for_model(self, info: Mapping[str, Any]) -> Self:
         """Images in the size, and captions by the tokenizer, of a checkpoint's model."""
         model = ImageTextInfo.from_dict(info)
         if self.lowercase != model.lowercase:
@@ -216,6 +216,7 @@ class ImageTextDataModule(BucketedDataModule):
         for name in ("folder", "tokenizer", "info", "train_set"):
             self.__dict__.pop(name, None)  # what was read with other settings
         self._prepare_captions()
+        return self
 
     def setup(self, stage: str | None = None) -> None:
         """Open the splits."""

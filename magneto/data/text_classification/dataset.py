@@ -5,18 +5,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from magneto.data.corpora.download import file_digest
 from magneto.data.info import DatasetInfo
 from magneto.data.tokenizers.encode import Encoded
-from magneto.data.tokenizers.text import TextTokenizer
-from magneto.errors import ConfigError
 
 PAD_TO_MULTIPLE = 8  # tokens; equal lengths reuse kernels and compiled graphs
 
@@ -38,38 +34,6 @@ class TextClassificationInfo(DatasetInfo):
     truncated: int  # examples longer than max_tokens
     corpus: dict[str, Any]
     zero_digits: bool = False  # digits are read as zeros
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenizerSettings:
-    """`data.tokenizer`: a given tokenizer.json, or what to train on the texts of the training split."""
-
-    file: str | None = None
-    kind: str | None = None
-    vocab_size: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.file is None and (self.kind is None or self.vocab_size is None):
-            raise ConfigError(
-                "data.tokenizer needs a file (init_from= gives the one of the pretrained model), or kind and "
-                "vocab_size to train one."
-            )
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What decides the tokenizer: the content of the file, wherever it lies."""
-        if self.file is None:
-            return {"kind": self.kind, "vocab_size": self.vocab_size}
-        path = Path(self.file).expanduser()
-        if not path.is_file():
-            raise ConfigError(f"data.tokenizer.file={path}: there is no such file. Name a tokenizer.json.")
-        return {"sha256": file_digest(path)}
-
-    def make(self, texts: Sequence[str]) -> TextTokenizer:
-        """Read it, or train it on `texts`."""
-        if self.file is not None:
-            return TextTokenizer.from_file(self.file)
-        assert self.kind is not None and self.vocab_size is not None
-        return TextTokenizer.train(texts, kind=self.kind, vocab_size=self.vocab_size)
 
 
 def collate(

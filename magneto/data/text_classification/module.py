@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -32,9 +32,9 @@ from magneto.data.text_classification.dataset import (
     ClassificationDataset,
     Collate,
     TextClassificationInfo,
-    TokenizerSettings,
 )
 from magneto.data.tokenizers.encode import Encoded, encode
+from magneto.data.tokenizers.settings import TokenizerSettings
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import ConfigError, DataError
 
@@ -198,7 +198,7 @@ class TextClassificationDataModule(BucketedDataModule):
             )
         return TextClassificationInfo.from_dict(json.loads(file.read_text(encoding="utf-8")))
 
-    def for_model(self, info: Mapping[str, Any]) -> None:
+    def for_model(self, info: Mapping[str, Any]) -> Self:
         """Tokens and labels as a checkpoint's model has them; a test split is enough, and it may lack classes.
 
         Raises `DataError` for labels, pairs or evaluation sets that the model does not know.
@@ -231,6 +231,7 @@ class TextClassificationDataModule(BucketedDataModule):
                 f"This data has the evaluation sets {', '.join(own.subsets)}; the checkpoint's model knows "
                 f"{', '.join(model.subsets)}. Choose the data that the model was trained for."
             )
+        return self
 
     def _forget(self) -> None:
         """What was read with other settings."""

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from magneto.config.validate import from_mapping
 from magneto.data.cache import prepare_once, short_hash
@@ -181,7 +181,7 @@ class TranslationDataModule(BucketedDataModule):
         """The facts of the prepared data, and how its batches are padded."""
         return replace(self.prepared.info, pad_to_multiple=self.pad_to_multiple)
 
-    def for_model(self, info: Mapping[str, Any]) -> None:
+    def for_model(self, info: Mapping[str, Any]) -> Self:
         """Tokenizers, tags, longest text and directions of a checkpoint; a test split is enough.
 
         Raises `DataError` for a direction that the checkpoint does not know.
@@ -199,6 +199,7 @@ class TranslationDataModule(BucketedDataModule):
                 f"This data has pairs {', '.join(unknown)}; the checkpoint's model translates "
                 f"{', '.join(model.directions)}. Choose data in those directions."
             )
+        return self
 
     def _forget(self) -> None:
         """What was read with other settings."""

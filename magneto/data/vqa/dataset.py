@@ -20,8 +20,8 @@ from magneto.data.corpora.vqa.base import Question, QuestionReader
 from magneto.data.image.dataset import ImageDataset, ImageInfo, Prepared, image_lines
 from magneto.data.io.image import read_image
 from magneto.data.text.prepared_texts import PreparedTexts
-from magneto.data.text_classification.dataset import TokenizerSettings
 from magneto.data.tokenizers.encode import encode
+from magneto.data.tokenizers.settings import TokenizerSettings
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.data.transforms.text import clean_caption
 from magneto.data.vqa.answers import normalize_answer

@@ -16,7 +16,7 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from magneto.data.image.dataset import ImageDataset
 from magneto.data.image.module import ImageDataModule
 from magneto.data.messages import counts, skipped
 from magneto.data.module import Batching, BucketedDataModule
-from magneto.data.text_classification.dataset import TokenizerSettings
+from magneto.data.tokenizers.settings import TokenizerSettings
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.data.vqa.dataset import (
     PreparedQuestions,
@@ -167,7 +167,7 @@ class VqaDataModule(BucketedDataModule):
             lowercase=self.lowercase,
         )
 
-    def for_model(self, info: Mapping[str, Any]) -> None:
+    def for_model(self, info: Mapping[str, Any]) -> Self:
         """Images in the size, and questions and answers as the model of a checkpoint knows them.
 
         Raises `DataError` when the one takes one image and the other two.
@@ -184,6 +184,7 @@ class VqaDataModule(BucketedDataModule):
                 f"This data has {self.info.images} images for each question, and the checkpoint's model takes "
                 f"{model.images}."
             )
+        return self
 
     def setup(self, stage: str | None = None) -> None:
         """Open the splits."""
