@@ -207,7 +207,7 @@ class PreparedDataModule(BucketedDataModule, Generic[InfoT]):
         corpora = {name: reader.fingerprint() for name, reader in self.corpora.items()}
         values = {"format": self.FORMAT, "corpora": corpora, **self.settings()}
         if self.given is not None:
-            values["tokenizer"] = {"given": [getattr(self.given, name) for name in self.reads]}
+            values["tokenizer"] = {"given": short_hash([getattr(self.given, name) for name in self.reads])}
         return values
 
     @cached_property
