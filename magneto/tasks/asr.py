@@ -19,8 +19,8 @@ from torchmetrics import MeanMetric
 
 from magneto.config.validate import from_mapping
 from magneto.data.io.audio import BadAudio, load_audio
+from magneto.data.speech.dataset import user_recordings
 from magneto.data.speech.module import SpeechDataModule
-from magneto.data.speech.predict import user_recordings
 from magneto.data.tokenizers.ctc import CTCTokenizer
 from magneto.errors import ConfigError, nearest
 from magneto.inference.ctc import BLANK, ctc_beam_search, ctc_blank_ratio, ctc_greedy
@@ -188,7 +188,7 @@ class ASR(TaskModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         rate = int(self.info.features["sample_rate"])
         try:
-            audio = data.prepared.audio(int(sample["id"]))
+            audio = data.audio(int(sample["id"]))
             if audio is None:
                 return None
             samples = load_audio(audio, rate, longest=MAX_PLAYED_S).numpy()
