@@ -226,11 +226,12 @@ class VisionLanguage(MaskedImages):
         masked: Tensor | None = None,
     ) -> tuple[Tensor, int]:
         """Images (B, C, S, S), texts (B, T) with their mask, or pairs -> (B, T', d_model), and how many are vision."""
-        x, split = self.stem(images, tokens, masked)
+        x, num_vision_tokens = self.stem(images, tokens, masked)
         if images is not None:
-            mask = None if mask is None else F.pad(mask, (split, 0), value=True)
-        hidden: Tensor = self.backbone(x, mask, split=None if self.config.multiway == "none" else split)
-        return hidden, split
+            mask = None if mask is None else F.pad(mask, (num_vision_tokens, 0), value=True)
+        count = None if self.config.multiway == "none" else num_vision_tokens
+        hidden: Tensor = self.backbone(x, mask, num_vision_tokens=count)
+        return hidden, num_vision_tokens
 
     def image_vectors(self, images: Tensor) -> Tensor:
         """(B, C, S, S) -> fp32 (B, E) of length 1."""
@@ -284,7 +285,7 @@ class VisionLanguage(MaskedImages):
             if not len(part["id"]):
                 continue
             pair = with_image and with_text
-            hidden, split = self.encode(
+            hidden, num_vision_tokens = self.encode(
                 part["image"] if with_image else None,
                 part["pair_tokens" if pair else "masked_tokens"] if with_text else None,
                 part["mask"] if with_text else None,
@@ -292,12 +293,12 @@ class VisionLanguage(MaskedImages):
             )
             if with_image:
                 kind = "pair_images" if pair else "images"
-                made[kind] = self.image_head(hidden[:, 1:split][part["masked"]]).float()
+                made[kind] = self.image_head(hidden[:, 1:num_vision_tokens][part["masked"]]).float()
                 wanted[kind] = self.wanted(part["image"], part["masked"])
             if with_text:
                 kind = "pair_texts" if pair else "texts"
                 targets = part["pair_targets" if pair else "targets"]
-                made[kind] = self.text_head(hidden[:, split:][targets != IGNORE])
+                made[kind] = self.text_head(hidden[:, num_vision_tokens:][targets != IGNORE])
                 wanted[kind] = targets[targets != IGNORE]
         patches, words = ([kind for kind in made if kind.endswith(ending)] for ending in ("images", "texts"))
         hits: dict[str, Tensor] = {}

@@ -169,11 +169,12 @@ class VisionLanguageClassification(TaskModule):
     def forward(self, images: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """(B, P, C, S, S), (B, T) int64 and its mask -> fp32 logits (B, answers)."""
         each = images.size(1)
-        x, split = self.stem(images.flatten(0, 1), tokens.repeat_interleave(each, 0))
-        mask = F.pad(mask.repeat_interleave(each, 0), (split, 0), value=True)
-        hidden = self.backbone(x, mask, split=None if self.config.multiway == "none" else split)
+        x, num_vision_tokens = self.stem(images.flatten(0, 1), tokens.repeat_interleave(each, 0))
+        mask = F.pad(mask.repeat_interleave(each, 0), (num_vision_tokens, 0), value=True)
+        count = None if self.config.multiway == "none" else num_vision_tokens
+        hidden = self.backbone(x, mask, num_vision_tokens=count)
         if self.statements:
-            pooled = torch.cat((hidden[:, 0], hidden[:, split]), dim=1).view(len(tokens), -1)
+            pooled = torch.cat((hidden[:, 0], hidden[:, num_vision_tokens]), dim=1).view(len(tokens), -1)
         else:
             pooled = hidden[:, 0]
         logits: Tensor = self.head(self.pooler(pooled))

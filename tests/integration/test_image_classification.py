@@ -237,7 +237,7 @@ def test_features_of_cells_are_the_means_of_their_patches(run: Run) -> None:
         (["task.linear_probe=true", "data.batch_size=1"], "Take 4 or more"),
         (["task.cache_features=true"], "for probes"),
         (["task.linear_probe=true", "task.layers=[2]"], "from 0 to 1"),
-        (["task.pool_grid=5"], "the image has 4 patches on a side, so choose from 1 to 4"),
+        (["task.pool_grid=5"], "the image has 4 patches per side. Choose from 1 to 4"),
         (["task.pool_grid=2", "task.pooling=class_token"], "1 unless pooling=mean"),
         (["task.linear_probe=true", "task.layers=[]"], "from 0 to 1"),
         (["task.linear_probe=true", "task.cache_features=true", "task.mixup=0.8"], "set both to 0"),

@@ -22,7 +22,7 @@ from magneto.nn import (
     initialize,
 )
 from magneto.nn.config import ARCHITECTURES, MULTIWAY
-from magneto.nn.transformer import Residual
+from magneto.nn.residual import Residual
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "state_dict_keys.json"
 
@@ -88,7 +88,7 @@ def test_the_others_do_not_depend_on_depth(name: str) -> None:
         assert PLACEMENTS[name].alpha(depth) == PLACEMENTS[name].gain(depth) == 1.0
 
 
-def test_encoder_gain_knows_the_depth_of_the_decoder() -> None:
+def test_encoder_gain_needs_the_decoder_depth() -> None:
     config = BackboneConfig(architecture="encoder_decoder", num_layers=12, decoder_layers=3)
     residual = Encoder(config).layers[0].feed_forward
     assert residual.branch.fc2.gain == pytest.approx(1.5257, abs=1e-4)  # sqrt(log 9 * log 24 / 3)
@@ -110,7 +110,7 @@ GAINS = {
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_measured_standard_deviation_of_every_role(placement: str, architecture: str) -> None:
+def test_standard_deviation_of_each_role(placement: str, architecture: str) -> None:
     torch.manual_seed(0)
     config = BackboneConfig(
         placement=placement,
@@ -280,7 +280,8 @@ def test_residual_weight_and_order() -> None:
     torch.testing.assert_close(residual(x), expected)
 
 
-def test_normformer_scales_heads_before_the_output_projection() -> None:
+def test_normformer_head_scale() -> None:
+    """NormFormer scales the heads before the output projection."""
     config = BackboneConfig(placement="normformer", num_layers=1, d_model=16, num_heads=4, position="none")
     encoder = Encoder(config)
     attention = encoder.layers[0].self_attention.branch
@@ -315,12 +316,12 @@ def state_dict_shapes() -> dict[str, dict[str, list[int]]]:
     }
 
 
-def test_state_dict_keys_are_those_of_the_golden_file() -> None:
+def test_state_dict_keys_are_golden() -> None:
     """Write the file anew, when a change of keys is meant, with `python tests/unit/nn/test_placement.py`."""
     assert state_dict_shapes() == json.loads(GOLDEN.read_text())
 
 
-def test_every_linear_map_of_a_stack_has_a_role() -> None:
+def test_each_linear_map_has_a_role() -> None:
     config = BackboneConfig(architecture="encoder_decoder", num_layers=1, d_model=8, num_heads=2)
     linears = [m for m in build_backbone(config).modules() if isinstance(m, nn.Linear)]
     assert all(isinstance(m, Linear) for m in linears)

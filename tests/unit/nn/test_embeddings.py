@@ -11,7 +11,7 @@ from magneto.nn import AudioStem, BackboneConfig, Linear, PatchStem, TokenStem, 
 CONFIG = BackboneConfig(d_model=64)
 
 
-def test_tokens_enter_with_unit_variance_and_give_unit_logits() -> None:
+def test_tokens_and_logits_have_unit_variance() -> None:
     torch.manual_seed(0)
     stem = TokenStem(1000, CONFIG, padding_id=3)
     tokens = torch.randint(4, 1000, (8, 50))
@@ -26,7 +26,7 @@ def test_tokens_enter_with_unit_variance_and_give_unit_logits() -> None:
     assert torch.equal(plain(tokens), plain.embedding.weight[tokens])
 
 
-def test_patches_are_those_of_a_strided_convolution() -> None:
+def test_patches_are_a_strided_convolution() -> None:
     torch.manual_seed(0)
     stem = PatchStem(24, 8, 3, 64, class_token=True)
     images = torch.randn(2, 3, 24, 24)
@@ -39,12 +39,12 @@ def test_patches_are_those_of_a_strided_convolution() -> None:
     torch.testing.assert_close(PatchStem(24, 8, 3, 64, class_token=False)(images).shape, (2, 9, 64))
 
 
-def test_a_image_that_does_not_divide_into_patches() -> None:
-    with pytest.raises(ValueError, match="image_size=30 does not divide by patch_size=8: take image_size=32"):
+def test_image_size_must_be_whole_patches() -> None:
+    with pytest.raises(ValueError, match="image_size=30 does not divide by patch_size=8. Set image_size=32"):
         PatchStem(30, 8, 3, 64)
 
 
-def test_hidden_patches_give_the_mask_token() -> None:
+def test_masked_patches_are_the_mask_token() -> None:
     stem, images = PatchStem(24, 8, 3, 64, mask_token=True), torch.randn(2, 3, 24, 24)
     masked = torch.rand(2, 9, generator=torch.Generator().manual_seed(0)) < 0.4
     plain, x = stem(images), stem(images, masked)
@@ -55,15 +55,16 @@ def test_hidden_patches_give_the_mask_token() -> None:
         PatchStem(24, 8, 3, 64)(images, masked)
 
 
-def test_images_and_texts_have_the_same_places_alone_and_in_pairs() -> None:
+def test_pairs_keep_the_positions() -> None:
+    """Images and texts have the same positions alone and in pairs."""
     torch.manual_seed(0)
     config = BackboneConfig(d_model=64, max_positions=12)
     stem = VisionLanguageStem(PatchStem(24, 8, 3, 64, mask_token=True), TokenStem(100, config), config)
     images, tokens = torch.randn(2, 3, 24, 24), torch.randint(100, (2, 7))
     vision, all_of_them = stem(images)
     text, none = stem(tokens=tokens)
-    pairs, split = stem(images, tokens)
-    assert (all_of_them, none, split) == (10, 0, 10)
+    pairs, count = stem(images, tokens)
+    assert (all_of_them, none, count) == (10, 0, 10)
     assert torch.equal(pairs, torch.cat((vision, text), dim=1))
     torch.testing.assert_close(vision, stem.vision(images) + stem.vision_position)
     torch.testing.assert_close(text, stem.text(tokens) + stem.text_position[:7])
@@ -73,7 +74,7 @@ def test_images_and_texts_have_the_same_places_alone_and_in_pairs() -> None:
     assert (hidden != pairs).any(-1).nonzero().tolist() == [[1, 4]]
     assert stem.text_position.std().item() == pytest.approx(1 / 8, rel=0.1)
     with pytest.raises(
-        MagnetoError, match="13 tokens is longer than max_positions=12, the reach of the positions of"
+        MagnetoError, match="13 tokens is longer than max_positions=12, the limit of the positions of"
     ):
         stem(tokens=torch.zeros(1, 13, dtype=torch.int64))
 
@@ -106,7 +107,7 @@ def test_a_head_has_xavier_scale() -> None:
     assert head.weight.std().item() == pytest.approx((2 / 1064) ** 0.5, rel=0.03)
 
 
-def test_flops_of_the_audio_stem_are_what_torch_counts() -> None:
+def test_audio_flops_are_what_torch_counts() -> None:
     stem, features = AudioStem(80, CONFIG), torch.randn(2, 40, 80, requires_grad=True)
     with FlopCounterMode(display=False) as counter:
         stem(features)[0].sum().backward()

@@ -13,7 +13,7 @@ from magneto.errors import MagnetoError
 from magneto.nn import PLACEMENTS, BackboneConfig, Encoder, KVCache, build_backbone
 from magneto.nn.attention import matmul_attention
 from magneto.nn.config import ACTIVATIONS, ARCHITECTURES, NORMS, SEQUENCE_POSITIONS
-from magneto.nn.transformer import Residual
+from magneto.nn.residual import Residual
 
 D, HEADS = 32, 4
 
@@ -264,7 +264,7 @@ def test_the_future_is_not_seen(architecture: str, position: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["encoder", "decoder"])
-def test_right_padding_needs_no_mask_under_causality(architecture: str) -> None:
+def test_causal_right_padding_needs_no_mask(architecture: str) -> None:
     model, x, mask = build(position="learned", architecture=architecture), tokens(), right_mask([9, 4, 7], 9)
     masked = model(x, mask, causal=True) if architecture == "encoder" else model(x, mask)
     plain = model(x, causal=True) if architecture == "encoder" else model(x)
@@ -272,7 +272,7 @@ def test_right_padding_needs_no_mask_under_causality(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("position", ["none", "relative"])
-def test_an_example_without_real_tokens_stays_finite(position: str) -> None:
+def test_example_without_tokens_is_finite(position: str) -> None:
     model = build(position=position, architecture="encoder_decoder")
     out = model(tokens(2), tokens(2, 4), right_mask([9, 0], 9), right_mask([4, 0], 4))
     out.sum().backward()
@@ -356,7 +356,7 @@ def test_reorder_follows_the_beams(position: str) -> None:
 
 
 @torch.no_grad()
-def test_reorder_takes_the_padding_of_a_prompt_along() -> None:
+def test_reorder_keeps_the_padding() -> None:
     model, x = build(position="learned", architecture="decoder"), tokens(2, 6)
     mask = right_mask([6, 2], 6).flip(1)
     cache = KVCache()
@@ -370,7 +370,8 @@ def test_reorder_takes_the_padding_of_a_prompt_along() -> None:
 
 
 @torch.no_grad()
-def test_keys_and_values_of_the_memory_are_computed_once() -> None:
+def test_memory_is_projected_once() -> None:
+    """Keys and values of the memory are computed in the first step only."""
     model = build(architecture="encoder_decoder")
     memory, cache, calls = model.encode(tokens()), KVCache(), []
     for layer in model.decoder.layers:
@@ -469,7 +470,7 @@ def test_compiles_in_place_to_one_graph(position: str) -> None:
     check_compiled("aot_eager", position, "encoder_decoder")
 
 
-def test_layers_share_one_graph_whatever_their_stochastic_depth() -> None:
+def test_drop_path_layers_share_one_graph() -> None:
     """All but the first, which skips nothing."""
     torch._dynamo.reset()
     model, counter = build(drop_path=0.6, num_layers=5), CompileCounter()
@@ -515,7 +516,7 @@ def test_memory_goes_with_cross_attention_only() -> None:
         build(architecture="decoder")(tokens(), memory=tokens())
 
 
-def test_too_long_a_sequence_says_what_to_raise() -> None:
+def test_too_long_sequence_raises() -> None:
     for position in ("learned", "sinusoidal", "rotary"):
         with pytest.raises(ValueError, match=f"70 tokens .* max_positions=64.*position={position}"):
             build(position=position)(tokens(1, 70))
