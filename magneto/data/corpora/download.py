@@ -370,36 +370,6 @@ def _npm_pack(package: Package, cache: Path) -> Path:
     return found[-1].rename(cache / f"{package.name}_{package.version}.tgz")
 
 
-def apt_lists(home: Path, languages: Sequence[str]) -> None:
-    """Make the folder `home` of APT's indexes of package descriptions (`...Translation-XX`), by `apt-get update`.
-
-    It keeps its state beside `home`, needs no root and changes nothing for the machine. Raises `Unavailable`.
-    """
-    if shutil.which("apt-get") is None:
-        raise Unavailable("this machine has no apt-get")
-    with tempfile.TemporaryDirectory(dir=home.parent, prefix=f".{home.name}-") as temporary:
-        fresh = Path(temporary).absolute()
-        for folder in ("state/lists/partial", "cache/archives/partial"):
-            (fresh / folder).mkdir(parents=True)
-        settings = [
-            f"Dir::State={fresh}/state",
-            f"Dir::Cache={fresh}/cache",
-            "Dir::State::status=/var/lib/dpkg/status",
-        ]
-        settings += ["Acquire::GzipIndexes=false", "Acquire::Languages="]
-        settings += [f"Acquire::Languages::={language}" for language in languages]
-        options = [part for setting in settings for part in ("-o", setting)]
-        if error := _apt(["update"], fresh, options):
-            raise Unavailable(f"`apt-get update` failed ({error})")
-        found = sorted((fresh / "state/lists").glob("*Translation-*"))
-        if not found:
-            raise Unavailable("`apt-get update` brought no index of descriptions")
-        for path in (fresh / "state/lists").iterdir():
-            if path not in found:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        (fresh / "state/lists").rename(home)
-
-
 def _apt(command: list[str], folder: Path, options: Sequence[str] = ()) -> str:
     """Run apt-get in `folder`; returns "" or the last line of what it complained of."""
     patience = ["-o", "Acquire::Retries=1"]

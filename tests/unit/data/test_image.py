@@ -579,7 +579,6 @@ CONFIGS = {
     "cifar10": [],
     "stamp_images": [],
     "emoji": [],
-    "openclipart": [],
     "image_folder": ["data.corpora.image_folder.folder=x"],
     "imagenet": ["data.corpora.imagenet.folder=x"],
     "webdataset": ["data.corpora.webdataset.shards=x/*.tar"],

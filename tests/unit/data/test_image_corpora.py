@@ -23,7 +23,6 @@ from magneto.data.corpora.image.emoji import EmojiReader
 from magneto.data.corpora.image.fashion_mnist import FashionMnistReader, read_idx
 from magneto.data.corpora.image.hub_images import HubImagesReader
 from magneto.data.corpora.image.image_folder import ImageFolderReader
-from magneto.data.corpora.image.openclipart import OpenClipartReader
 from magneto.data.corpora.image.stamp_images import StampImagesReader
 from magneto.data.corpora.image.webdataset import WebDatasetReader
 from magneto.data.io.image import Slice, read_image
@@ -767,45 +766,6 @@ def test_a_real_font_is_drawn_or_refused():
 
     font = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
     assert emoji.Drawing(font)("a") is None
-
-
-# ------------------------------------------------------------------------------------------------ openclipart
-
-
-def drawing(title: str, *keywords: str, radius: int = 5) -> str:
-    words = "".join(f"<rdf:li>{word}</rdf:li>" for word in keywords)
-    rdf = (
-        '<metadata><rdf:RDF xmlns:cc="http://web.resource.org/cc/" xmlns:dc="http://purl.org/dc/elements/1.1/" '
-        'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><cc:Work rdf:about="">'
-        f"<dc:title>{title}</dc:title><dc:subject><rdf:Bag>{words}</rdf:Bag></dc:subject>"
-        "<dc:creator><cc:Agent><dc:title>An author</dc:title></cc:Agent></dc:creator></cc:Work></rdf:RDF></metadata>"
-    )
-    return SVG.format(radius).replace("</svg>", rdf + "</svg>")
-
-
-def test_openclipart(tmp_path):
-    root = tmp_path / "svg"
-    write(root / "food/pear.svg", drawing("Pear", "hash", "food", "pear", "green_fruit"))
-    write(root / "food/pear2.svg", drawing("pear", "food", "green_fruit", radius=6))
-    write(root / "food/template.svg", drawing("Clipart by Somebody - book_01", "food"))
-    write(root / "food/none.svg", SVG.format(3))
-    for number in range(6):
-        write(root / f"computer/{number}.svg", drawing("Icon Collection", "computer", radius=number + 1))
-    write(root / "shapes/stars/1.svg", drawing("star"))
-    write(root / "food/broken.svg", "<svg><metadata>")
-    (root / "computer/link.svg").symlink_to(root / "food/pear.svg")
-    corpus = OpenClipartReader(folder=str(root)).load(tmp_path)
-    images = {p.id: p for p in corpus.examples}
-    assert len(images) == 10 and corpus.labels == ("computer", "food")
-    assert images["food/pear.svg"].captions == {"en": "Pear, food, green fruit"}
-    assert images["food/pear.svg"].group == images["food/pear2.svg"].group
-    without = ("food/template.svg", "food/none.svg", "computer/3.svg")
-    assert all(images[name].captions == {} for name in without)
-    assert images["computer/3.svg"].group != images["computer/4.svg"].group
-    assert [(item.id, item.reason) for item in corpus.skipped] == [("food/broken.svg", "damaged SVG")]
-    assert len(list(OpenClipartReader(exclude=[], folder=str(root)).load(tmp_path).examples)) == 11
-    with pytest.raises(MagnetoError, match="no drawing is left"):
-        OpenClipartReader(exclude=["food", "computer", "shapes"], folder=str(root)).load(tmp_path)
 
 
 def test_names_hold_separators_and_brackets(tmp_path: Path) -> None:

@@ -1,10 +1,8 @@
 """Each parallel corpus on small files of its real format, good and broken."""
 
-import bz2
 import gzip
 import json
 import logging
-import lzma
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -15,7 +13,6 @@ import pytest
 import zstandard
 
 from magneto.data.corpora.translation.base import Pair, TranslationReader
-from magneto.data.corpora.translation.ddtp import DDTPReader, paragraphs
 from magneto.data.corpora.translation.gettext import GettextReader
 from magneto.data.corpora.translation.hub_pairs import HubPairsReader
 from magneto.data.corpora.translation.libreoffice import LibreOfficeReader
@@ -100,96 +97,11 @@ def test_help_pages_that_are_broken_or_missing_cost_only_themselves(pages: Path,
         read(LibreOfficeReader(["en-de"], folder=str(pages)), tmp_path)
 
 
-# ------------------------------------------------------------------------------------------------ DDTP
-
-
-def stanza(package: str, key: str, language: str, text: str) -> str:
-    return f"Package: {package}\nDescription-md5: {key * 32}\nDescription-{language}: {text}\n\n"
-
-
-EDITOR = (
-    "text editor\n It edits texts\n of any size.\n .\n It has:\n  * windows,\n    many of them\n  * menus."
-)
-EDITEUR = "éditeur de texte\n Il modifie\n des textes.\n .\n Il a :\n  – des fenêtres,\n    beaucoup\n  – des menus."
-
-
-@pytest.fixture
-def indexes(tmp_path: Path) -> Path:
-    folder = tmp_path / "lists"
-    folder.mkdir()
-    english = stanza("editor", "a", "en", EDITOR) + stanza(
-        "game", "b", "en", "a game\n Two paragraphs.\n .\n Here."
-    )
-    english += stanza("extra", "c", "en", "only English")
-    french = stanza("editor", "a", "fr", EDITEUR) + stanza("game", "b", "fr", "un jeu\n Un seul paragraphe.")
-    french += stanza("gone", "d", "fr", "sans original")
-    german = stanza("editor", "a", "de", "Texteditor")
-    (folder / "mirror_main_i18n_Translation-en").write_text(english, encoding="utf-8")
-    (folder / "mirror_main_i18n_Translation-fr.bz2").write_bytes(bz2.compress(french.encode()))
-    (folder / "mirror_main_i18n_Translation-de.xz").write_bytes(lzma.compress(german.encode()))
-    (folder / "updates_main_i18n_Translation-de.gz").write_bytes(
-        gzip.compress(stanza("game", "b", "de", "Spiel").encode())
-    )
-    return folder
-
-
-def test_descriptions_are_joined_by_their_sum_and_cut_into_paragraphs(indexes: Path, tmp_path: Path) -> None:
-    pairs, skipped = read(DDTPReader(["en-fr"], folder=str(indexes)), tmp_path)
-    assert texts(pairs) == [
-        ("text editor", "éditeur de texte"),
-        ("It edits texts of any size.", "Il modifie des textes."),
-        ("It has:", "Il a :"),
-        ("windows, many of them", "des fenêtres, beaucoup"),
-        ("menus.", "des menus."),
-        ("a game", "un jeu"),
-    ]
-    assert [pair.group for pair in pairs] == ["editor"] * 5 + ["game"]
-    assert skipped == ["long description divided otherwise", "its original is not in the index"]
-
-
-@pytest.mark.parametrize("kind", ["indexes", "catalogs"])
-def test_hidden_files_are_not_read(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    folder = request.getfixturevalue(kind)
-    source: DDTPReader | GettextReader = DDTPReader(["en-fr"], folder=str(folder))
-    if kind == "catalogs":
-        source = GettextReader(["en-fr"], [], [str(folder)])
+def test_hidden_files_are_not_read(catalogs: Path, tmp_path: Path) -> None:
+    source = GettextReader(["en-fr"], [], [str(catalogs)])
     before, fingerprint = read(source, tmp_path), source.fingerprint()
-    copy_by_macos(folder)
+    copy_by_macos(catalogs)
     assert read(source, tmp_path) == before and source.fingerprint() == fingerprint
-
-
-def test_two_translations_are_joined_through_the_original(indexes: Path, tmp_path: Path) -> None:
-    pairs, skipped = read(DDTPReader(["fr-de"], folder=str(indexes)), tmp_path)
-    assert texts(pairs) == [("éditeur de texte", "Texteditor"), ("un jeu", "Spiel")]
-    assert "its original is not in the index" in skipped
-
-
-def test_items_end_where_the_indentation_does() -> None:
-    assert paragraphs("a\n intro:\n  - one\n    more\n  - two\n plain again\n .\n end") == [
-        "a", "intro:", "one more", "two", "plain again", "end"]  # fmt: skip
-
-
-def test_a_language_without_index_and_a_damaged_index_are_explained(indexes: Path, tmp_path: Path) -> None:
-    with pytest.raises(MagnetoError, match="no file ending in Translation-it"):
-        DDTPReader(["en-it"], folder=str(indexes)).fingerprint()
-    with pytest.raises(MagnetoError, match="has no language 'tlh'"):
-        DDTPReader(["en-tlh"])
-    file = indexes / "mirror_main_i18n_Translation-fr.bz2"
-    file.write_bytes(file.read_bytes()[:-20])
-    with pytest.raises(MagnetoError, match=r"Translation-fr\.bz2: the index cannot be read"):
-        read(DDTPReader(["en-fr"], folder=str(indexes)), tmp_path)
-    packed = gzip.compress(EDITOR.encode())
-    for content in (packed[:-10], packed[:20] + b"\xff" * 20 + packed[40:]):  # cut off, overwritten
-        (indexes / "updates_main_i18n_Translation-de.gz").write_bytes(content)
-        with pytest.raises(MagnetoError, match=r"Translation-de\.gz: the index cannot be read"):
-            read(DDTPReader(["en-de"], folder=str(indexes)), tmp_path)
-
-
-def test_invalid_bytes_in_an_index_cost_one_description(indexes: Path, tmp_path: Path) -> None:
-    file = indexes / "mirror_main_i18n_Translation-fr.bz2"
-    file.write_bytes(bz2.compress(bz2.decompress(file.read_bytes()).replace("é".encode(), b"\xe9")))
-    pairs, _ = read(DDTPReader(["en-fr"], folder=str(indexes)), tmp_path)
-    assert "\ufffd" in pairs[0].target and pairs[1].target == "Il modifie des textes."
 
 
 # ------------------------------------------------------------------------------------------------ gettext

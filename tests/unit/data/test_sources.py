@@ -1,10 +1,8 @@
-"""Corpora in their real formats, small: Tux Paint stamps, Flight of the Amazon Queen, LibriSpeech, hash
+"""Corpora in their real formats, small: Tux Paint stamps, LibriSpeech, hash
 splits."""
 
 import hashlib
-import io
 import shutil
-import struct
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -13,11 +11,10 @@ import pytest
 import soundfile
 
 from magneto.data.corpora.base import Groups, hash_split
-from magneto.data.corpora.speech import fotaq, librispeech, stamps
-from magneto.data.corpora.speech.fotaq import FotaqReader, read_container
+from magneto.data.corpora.speech import librispeech, stamps
 from magneto.data.corpora.speech.librispeech import LibriSpeechReader
 from magneto.data.corpora.speech.stamps import StampsReader
-from magneto.data.io.audio import Audio, load_audio
+from magneto.data.io.audio import Audio
 from magneto.errors import MagnetoError
 from tests.unit.data.recordings import copy_by_macos, tone
 
@@ -140,145 +137,11 @@ def test_identity_changes_with_what_matters(stamp_tree):
     assert "files" not in StampsReader().fingerprint()
 
 
-@pytest.mark.parametrize("package", [stamps.PACKAGE, fotaq.PACKAGE])
-def test_packages_are_pinned(package):
+def test_packages_are_pinned():
+    package = stamps.PACKAGE
     for checksum in (package.sha256, package.content_sha256):
         assert len(checksum) == 64 and int(checksum, 16)
     assert package.archive.startswith("https://")
-
-
-# ------------------------------------------------------------------------------------------------ the game
-
-
-def text_of(text: str, align: int, place: int) -> bytes:
-    raw = bytes([len(text)]) + text.encode("latin-1")
-    return raw + b"\0" * (-(place + len(raw)) % align if text else 0)
-
-
-def dialogue(
-    key: int, joe: list[tuple[int, str]], other: list[tuple[int, str]], closing: tuple[str, str]
-) -> bytes:
-    body = bytearray(32 + 96)
-    starts = []
-    for lines in (joe, other):
-        starts.append(len(body))
-        for number, text in lines:
-            body += struct.pack(">hH", 0, number)
-            body += text_of(text, 4, len(body))
-    closing_start = len(body)
-    for text in closing:
-        body += text_of(text, 2, len(body))
-    struct.pack_into(">hhhhh", body, 0, -1, 0, key, len(joe), len(other))
-    struct.pack_into(">H", body, 22, starts[1])
-    struct.pack_into(">H", body, 26, closing_start)
-    return bytes(20) + bytes(body)
-
-
-def cut_scene(lines: list[str]) -> bytes:
-    body = bytearray(12)
-    struct.pack_into(">hhHHH", body, 0, 0, len(lines), 0, 0, 12)
-    for text in ("comment", *lines):
-        body += text_of(text, 2, len(body))
-    return bytes(20) + bytes(body)
-
-
-def container(path: Path, resources: dict[str, bytes], kind: int = 1) -> Path:
-    offset = 15 + 21 * len(resources)
-    table, data = b"", b""
-    for name, content in resources.items():
-        table += struct.pack(">12sBII", name.encode(), 1, offset + len(data), len(content))
-        data += content
-    path.write_bytes(b"QTBL" + b"PEM10\0\0\0" + struct.pack(">BH", kind, len(resources)) + table + data)
-    return path
-
-
-def mp3(seed: int) -> bytes:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, tone(0.7, 11_025, 1, seed), 11_025, format="MP3")
-    return buffer.getvalue()
-
-
-@pytest.fixture
-def game(tmp_path) -> Path:
-    dog = dialogue(
-        7,
-        [(0, "Hi there."), (10, "One *XY123123123two *AAunsaid *GDfour.")],
-        [(171, "Who are you?")],
-        ("Bye.", "See you."),
-    )
-    cut = cut_scene(["Look out!", "*", "#note", "*SHThe end."])
-    keys = [
-        "070000J1",
-        "07SSSSJ1",
-        "07000AJ1",
-        "07000AJ2",
-        "07000AJ4",
-        "0700ABP1",
-        "07XXXXP1",
-        "07XXXXJ1",
-        "INTRO011",
-        "INTRO042",
-        "99SSSS",
-    ]
-    sounds = {f"{key}.SB": mp3(number) for number, key in enumerate(keys)}
-    return container(tmp_path / "queen.1c", {"BUD2.DOG": dog, "INTRO.CUT": cut, "X.PCX": b"image", **sounds})
-
-
-def test_the_games_lines_find_their_recordings(game):
-    utterances, skipped = read_container(game)
-    assert {u.id: (u.speaker, u.text) for u in utterances} == {
-        "070000J1": ("joe", "Hi there."),
-        "07SSSSJ1": ("joe", "Hi there."),
-        "07000AJ1": ("joe", "One"),
-        "07000AJ2": ("joe", "two"),
-        "07000AJ4": ("joe", "four."),
-        "0700ABP1": ("bud", "Who are you?"),
-        "07XXXXP1": ("bud", "Bye."),
-        "07XXXXJ1": ("joe", "See you."),
-        "INTRO011": ("unknown", "Look out!"),
-        "INTRO042": ("unknown", "The end."),
-    }
-    assert [(item.id, item.reason) for item in skipped] == [("99SSSS", "recording without text")]
-    assert {u.group for u in utterances} == {"BUD2", "INTRO"}
-    for utterance in utterances:
-        assert 0.6 < len(load_audio(utterance.audio, 16_000)) / 16_000 < 0.9
-
-
-def test_the_game_is_split_by_scene_and_a_text_stands_on_one_side(tmp_path):
-    scenes = {}
-    for number in range(60):
-        scenes[f"S{number:03d}.CUT"] = cut_scene([f"Line of scene {number}.", "No!"])
-        scenes |= {f"S{number:03d}_011.SB": mp3(1), f"S{number:03d}_021.SB": mp3(1)}
-    utterances, skipped = read_container(container(tmp_path / "queen.1c", scenes))
-    assert len(utterances) + len(skipped) == 120 and len({u.split for u in utterances}) > 1
-    for key in (lambda u: u.group, lambda u: u.text.lower()):
-        sides: dict[str, set[str]] = {}
-        for utterance in utterances:
-            sides.setdefault(key(utterance), set()).add(utterance.split)
-        assert all(len(names) == 1 for names in sides.values())
-    assert all("another side" in item.reason for item in skipped)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda data: b"PK" + data[2:], "does not begin with QTBL"),
-        (lambda data: data[:12] + b"\3" + data[13:], "not MP3"),
-        (lambda data: data[: len(data) // 2], "damaged or cut off"),
-        (lambda data: data[:14], "damaged or cut off"),
-    ],
-)
-def test_a_wrong_or_damaged_container_is_an_error_that_names_it(game, change, message):
-    game.write_bytes(change(game.read_bytes()))
-    with pytest.raises(MagnetoError, match=message) as error:
-        read_container(game)
-    assert "queen.1c" in str(error.value)
-
-
-def test_the_source_reads_a_named_folder(game, tmp_path):
-    source = FotaqReader(folder=str(game.parent))
-    assert len(source.load(tmp_path / "data").utterances) == 10
-    assert source.fingerprint() != FotaqReader().fingerprint()
 
 
 # ------------------------------------------------------------------------------------------------ LibriSpeech
