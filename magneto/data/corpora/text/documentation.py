@@ -66,7 +66,7 @@ PACKAGES = {
             "python3.11-doc",
             "3.11.2-6+deb12u9",
             "5b3594189d6ef9a6963ce0347fd307a1cc67620ad697e144db366070e2e146be",
-            "usr/share/doc/python3.11/html/_corpora",
+            "usr/share/doc/python3.11/html/_sources",
             ("**/*.rst.txt",),
             "fbfbfeb726497d4e6532774c69509e321d0acf2d213a5341b42b62731b71ae3f",
             13,
