@@ -17,7 +17,6 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from magneto.data.corpora.download import content_digest, listing_digest, path_digest
 from magneto.data.corpora.text import documentation, state_of_the_union
 from magneto.data.corpora.text.base import Document, TextCorpus, content_group, decode_text
 from magneto.data.corpora.text.documentation import DocumentationReader
@@ -25,6 +24,7 @@ from magneto.data.corpora.text.html_text import html_text
 from magneto.data.corpora.text.hub import HubReader, file_fingerprint, hub_rows
 from magneto.data.corpora.text.state_of_the_union import StateOfTheUnionReader
 from magneto.data.corpora.text.text_files import TextFilesReader
+from magneto.data.io.digest import content_digest, listing_digest, path_digest
 from magneto.data.text.module import TextDataModule
 from magneto.errors import MagnetoError
 

@@ -2,12 +2,13 @@
 
 import hashlib
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from magneto.data.corpora.base import SPLITS, Groups, Skipped, hash_split
+from magneto.data.io.digest import files_digest
 from magneto.data.io.image import ImageData
 from magneto.data.transforms.text import normalize_text
 from magneto.errors import MagnetoError
@@ -76,22 +77,6 @@ class ImageReader(Protocol):
     def load(self, data_dir: Path) -> ImageCorpus:
         """Find or fetch the corpus and list its images. Raises `MagnetoError` when it cannot be had."""
         ...
-
-
-def files_digest(paths: Iterable[Path]) -> str:
-    """Return a digest of the names, sizes and times of files, or that they are missing.
-
-    It changes when a file is replaced, arrives or vanishes, and costs a look into the folder for each.
-    """
-    total = hashlib.sha256()
-    for path in paths:
-        try:
-            stat = path.stat()
-            state = f"{stat.st_size}\0{stat.st_mtime_ns}"
-        except (OSError, ValueError):  # ValueError: a name that no file can have
-            state = "missing"
-        total.update(f"{path}\0{state}\0".encode(errors="backslashreplace"))
-    return total.hexdigest()
 
 
 def image_files_digest(source: ImageReader) -> str | None:

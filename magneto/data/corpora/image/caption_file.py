@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from magneto.data.corpora.base import SPLITS, Skipped
-from magneto.data.corpora.download import file_digest
 from magneto.data.corpora.image.base import ImageCorpus, ImageExample, existing, image_files_digest
 from magneto.data.corpora.text.base import BadText, decode_text
+from magneto.data.io.digest import file_digest
 from magneto.errors import ConfigError, DataError, nearest
 
 COLUMNS = ("image", "caption", "language", "split")

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from magneto.data.corpora.download import Package, listing_digest, locate
+from magneto.data.corpora.download import locate
 from magneto.data.corpora.image.base import ImageCorpus, ImageExample, Lazily, held_out
+from magneto.data.corpora.package import Package
+from magneto.data.io.digest import listing_digest
 from magneto.errors import ConfigError, DataError, MagnetoError
 
 log = logging.getLogger(__name__)
@@ -87,7 +89,7 @@ class Cifar10Reader:
                 raise
             log.warning("%s\nTrying the authors' archive (170 MB).", error)
             return _read_archive(data_dir / "raw" / "cifar10", download=True)
-        return _read_npm(located.root), located.facts()
+        return _read_npm(located.root), located.origin()
 
 
 def _read_archive(root: Path, download: bool) -> tuple[Sides, dict[str, Any]]:

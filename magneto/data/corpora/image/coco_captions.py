@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from magneto.data.corpora.base import SPLITS, Skipped
-from magneto.data.corpora.download import file_digest
 from magneto.data.corpora.image.base import ImageCorpus, ImageExample, existing, image_files_digest
 from magneto.data.corpora.text.base import text_of
+from magneto.data.io.digest import file_digest
 from magneto.errors import ConfigError, DataError
 
 KARPATHY = {"train": "train", "restval": "train", "val": "val", "test": "test"}

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from magneto.data.corpora.base import Skipped
-from magneto.data.corpora.download import Package, listing_digest, locate
+from magneto.data.corpora.download import locate
 from magneto.data.corpora.image.base import ImageCorpus, ImageExample, Lazily
+from magneto.data.corpora.package import Package
+from magneto.data.io.digest import listing_digest
 from magneto.errors import ConfigError, DataError
 
 FONT = Package(
@@ -106,7 +108,7 @@ class EmojiReader:
         return ImageCorpus(
             examples=Lazily(examples, len(captions)),
             skipped=skipped,
-            origin={"font": font.facts(), "names": names.facts()},
+            origin={"font": font.origin(), "names": names.origin()},
         )
 
 

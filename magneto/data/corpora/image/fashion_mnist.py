@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from magneto.data.corpora.download import Package, listing_digest, locate
+from magneto.data.corpora.download import locate
 from magneto.data.corpora.image.base import ImageCorpus, ImageExample, Lazily, held_out
+from magneto.data.corpora.package import Package
+from magneto.data.io.digest import listing_digest
 from magneto.errors import ConfigError, DataError
 
 COMMIT = "b2617bb6d3ffa2e429640350f613e3291e10b141"
@@ -87,7 +89,7 @@ class FashionMnistReader:
                     )
 
         count = sum(len(images) for images, _ in sides.values())
-        return ImageCorpus(examples=Lazily(examples, count), labels=LABELS, origin=located.facts())
+        return ImageCorpus(examples=Lazily(examples, count), labels=LABELS, origin=located.origin())
 
 
 def read_idx(file: Path, dimensions: int) -> np.ndarray:

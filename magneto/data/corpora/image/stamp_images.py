@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from magneto.data.corpora.base import Groups, Skipped
-from magneto.data.corpora.download import listing_digest, locate
+from magneto.data.corpora.download import locate
 from magneto.data.corpora.image.base import ImageCorpus, ImageExample
 from magneto.data.corpora.speech.stamps import PACKAGE as RECORDINGS
 from magneto.data.corpora.text.base import BadText, decode_text
+from magneto.data.io.digest import listing_digest
 from magneto.data.transforms.text import normalize_text
 from magneto.errors import ConfigError
 
@@ -82,7 +83,7 @@ class StampImagesReader:
             for name, path, captions in found
         ]
         labels = tuple(sorted({example.label for example in examples if example.label is not None}))
-        return ImageCorpus(examples=examples, labels=labels, skipped=skipped, origin=located.facts())
+        return ImageCorpus(examples=examples, labels=labels, skipped=skipped, origin=located.origin())
 
 
 def read_captions(file: Path) -> dict[str, str]:

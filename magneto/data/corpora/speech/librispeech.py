@@ -13,8 +13,9 @@ from typing import Any
 
 from filelock import FileLock
 
+from magneto.data.corpora.archives import download
 from magneto.data.corpora.base import Corpus, Skipped, Utterance
-from magneto.data.corpora.download import Unavailable, download
+from magneto.data.corpora.package import Unavailable
 from magneto.data.io.audio import Audio
 from magneto.errors import ConfigError, DataError
 

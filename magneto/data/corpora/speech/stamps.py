@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from magneto.data.corpora.base import Corpus, Groups, Skipped, Utterance, hash_split
-from magneto.data.corpora.download import Package, listing_digest, locate
+from magneto.data.corpora.download import locate
+from magneto.data.corpora.package import Package
 from magneto.data.io.audio import Audio
+from magneto.data.io.digest import listing_digest
 from magneto.data.transforms.text import normalize_text
 from magneto.errors import ConfigError
 
@@ -91,7 +93,7 @@ class StampsReader:
         over.
         """
         located = locate(PACKAGE, data_dir, self.folder)
-        return Corpus(*_read(located.root, self.languages), located.facts())
+        return Corpus(*_read(located.root, self.languages), located.origin())
 
 
 def _captions(file: Path) -> dict[str, str]:

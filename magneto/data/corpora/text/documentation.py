@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from magneto.data.corpora.base import Groups, Skipped, hash_split
-from magneto.data.corpora.download import Package, listing_digest, locate, needed_files
+from magneto.data.corpora.download import locate
+from magneto.data.corpora.package import Package
 from magneto.data.corpora.text.base import BadText, Document, TextCorpus, content_group, decode_text
 from magneto.data.corpora.text.html_text import html_text
+from magneto.data.io.digest import listing_digest, needed_files
 from magneto.errors import DataError, nearest
 
 log = logging.getLogger(__name__)
@@ -160,7 +162,7 @@ class DocumentationReader:
             seen: set[bytes] = set()
             for name in self.packages:
                 located = locate(PACKAGES[name], data_dir, self.folder)
-                origin[name] = located.facts()
+                origin[name] = located.origin()
                 log.info("documentation: reading %s", name)
                 for path in needed_files(located.root, PACKAGES[name].patterns):
                     place = path.relative_to(located.root).as_posix()

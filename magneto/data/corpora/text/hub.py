@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from magneto.data.corpora.base import SPLITS, Skipped
-from magneto.data.corpora.download import listing_digest, path_digest
 from magneto.data.corpora.text.base import Document, Lazily, TextCorpus, content_group
+from magneto.data.io.digest import listing_digest, path_digest
 from magneto.errors import ConfigError, MagnetoError
 
 FILE_BUILDERS = ("json", "parquet", "csv", "text")  # of the library, for local files

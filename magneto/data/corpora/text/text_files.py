@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from magneto.data.corpora.base import Skipped
-from magneto.data.corpora.download import files_digest, path_digest
 from magneto.data.corpora.text.base import (
     LINES,
     BadText,
@@ -21,6 +20,7 @@ from magneto.data.corpora.text.base import (
     content_group,
     decode_text,
 )
+from magneto.data.io.digest import files_digest, path_digest
 from magneto.errors import DataError
 
 KINDS = (".txt", ".jsonl", ".ndjson", ".parquet")

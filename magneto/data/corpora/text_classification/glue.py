@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from magneto.data.corpora.base import Skipped, hash_split
-from magneto.data.corpora.download import listing_digest
 from magneto.data.corpora.text_classification.labelled import (
     Columns,
     LabelledCorpus,
@@ -20,6 +19,7 @@ from magneto.data.corpora.text_classification.labelled import (
     read_examples,
     read_table,
 )
+from magneto.data.io.digest import listing_digest
 from magneto.errors import ConfigError, DataError, nearest
 
 BINARY = ("0", "1")

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from magneto.data.corpora.base import SPLITS, Skipped
-from magneto.data.corpora.download import path_digest
 from magneto.data.corpora.text.text_files import DAMAGES, open_text
+from magneto.data.io.digest import path_digest
 from magneto.errors import ConfigError, DataError, nearest
 
 

@@ -18,8 +18,10 @@ from typing import Any
 import regex
 
 from magneto.data.corpora.base import Skipped
-from magneto.data.corpora.download import Package, listing_digest, locate
+from magneto.data.corpora.download import locate
+from magneto.data.corpora.package import Package
 from magneto.data.corpora.translation.base import LANGUAGE, Pair, TranslationCorpus, parse_directions
+from magneto.data.io.digest import listing_digest
 from magneto.errors import ConfigError
 
 PATTERNS = ("**/*.po", "**/*.mo")
@@ -111,7 +113,7 @@ class GettextReader:
         skipped: list[Skipped] = []
         located = {name: locate(PACKAGES[name], data_dir) for name in self.packages}
         roots = {name: (found.root, PACKAGES[name].patterns) for name, found in located.items()}
-        origin = {name: found.facts() for name, found in located.items()}
+        origin = {name: found.origin() for name, found in located.items()}
         origin |= {path.name: {"digest": self._digest(path)} for path in self.paths}
         return TranslationCorpus(self._pairs(roots, skipped), skipped, origin)
 

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from magneto.data.corpora.base import Skipped
-from magneto.data.corpora.download import Located, Package, listing_digest, locate
+from magneto.data.corpora.download import locate
+from magneto.data.corpora.package import Located, Package
 from magneto.data.corpora.translation.base import Pair, TranslationCorpus, parse_directions
+from magneto.data.io.digest import listing_digest
 
 VERSION = "4:7.4.7-1+deb12u14"
 PARAGRAPHS = ("p", "h1", "h2", "h3", "h4", "h5", "h6")
@@ -104,7 +106,7 @@ class LibreOfficeReader:
         located = {name: locate(package(name), data_dir, self.folder) for name in self.languages}
         skipped: list[Skipped] = []
         return TranslationCorpus(
-            self._pairs(located, skipped), skipped, {name: found.facts() for name, found in located.items()}
+            self._pairs(located, skipped), skipped, {name: found.origin() for name, found in located.items()}
         )
 
     def _pairs(self, located: dict[str, Located], skipped: list[Skipped]) -> Iterator[Pair]:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from magneto.data.corpora.base import SPLITS, Skipped
-from magneto.data.corpora.download import file_digest
 from magneto.data.corpora.text.base import LINES, BadText, decode_text
 from magneto.data.corpora.text.text_files import DAMAGES, open_text
 from magneto.data.corpora.translation.base import Pair, TranslationCorpus, parse_directions
+from magneto.data.io.digest import file_digest
 from magneto.errors import ConfigError, DataError
 
 LANGUAGE_ATTRIBUTES = ("{http://www.w3.org/XML/1998/namespace}lang", "lang")

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from magneto.data.corpora.base import SPLITS, Skipped
-from magneto.data.corpora.download import file_digest
 from magneto.data.corpora.image.base import ImageCorpus, ImageExample, image_files_digest
 from magneto.data.corpora.text.base import BadText, decode_text, text_of
 from magneto.data.corpora.vqa.base import TRUTH, Question, QuestionCorpus, UsableImages
+from magneto.data.io.digest import file_digest
 from magneto.errors import ConfigError, DataError, nearest
 
 _PARTS = 4  # of an identifier
