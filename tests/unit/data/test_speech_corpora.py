@@ -76,8 +76,8 @@ def stamp_tree(tmp_path) -> Path:
 
 
 def test_stamps(stamp_tree, tmp_path):
-    source = StampsReader(languages=["es", "fr"], folder=str(stamp_tree))
-    corpus = source.load(tmp_path)
+    reader = StampsReader(languages=["es", "fr"], folder=str(stamp_tree))
+    corpus = reader.load(tmp_path)
     found = {utterance.id: utterance for utterance in corpus.utterances}
     assert len(found) == 40 * 2 + 2 + 1 + 0 + 1  # food: a has both, b and d one, c none of its own
     one = found["animals/beast5_desc_fr.ogg"]
@@ -89,10 +89,10 @@ def test_stamps(stamp_tree, tmp_path):
 
 
 def test_hidden_stamps_are_none(stamp_tree, tmp_path):
-    source = StampsReader(languages=["es", "fr"], folder=str(stamp_tree))
-    before = source.load(tmp_path)
+    reader = StampsReader(languages=["es", "fr"], folder=str(stamp_tree))
+    before = reader.load(tmp_path)
     copy_by_macos(stamp_tree)
-    assert source.load(tmp_path) == before
+    assert reader.load(tmp_path) == before
 
 
 def test_no_stamp_caption_or_recording_of_a_stamp_stands_on_two_sides(stamp_tree, tmp_path):
@@ -118,7 +118,7 @@ def test_a_choice_of_languages_does_not_move_a_split(stamp_tree, tmp_path):
 
 
 def test_languages_whose_text_does_not_fit_are_refused_and_doubtful_ones_warned_of(caplog):
-    with pytest.raises(MagnetoError, match="not what is said"):
+    with pytest.raises(MagnetoError, match="not spoken in the recordings"):
         StampsReader(languages=["es", "ca"])
     with pytest.raises(MagnetoError, match="no usable recordings in 'xx'"):
         StampsReader(languages=["xx"])
@@ -178,35 +178,35 @@ def test_librispeech_copied_by_macos(tmp_path):
     chapter = tmp_path / "LibriSpeech/dev-clean/84/0"
     copy_by_macos(tmp_path)
     (chapter.parent / "._0").write_bytes(b"\0\5\x16\7")
-    source = LibriSpeechReader(folder=str(tmp_path))
-    corpus = source.load(tmp_path)
+    reader = LibriSpeechReader(folder=str(tmp_path))
+    corpus = reader.load(tmp_path)
     assert len(corpus.utterances) == 18 and not corpus.skipped
     (chapter / "84-0.trans.txt").write_bytes(b"84-0-0000 CAF\xc9\n")
     with pytest.raises(MagnetoError, match=r"84-0\.trans\.txt is damaged"):
-        source.load(tmp_path)
+        reader.load(tmp_path)
 
 
 def test_librispeech_identity_follows_its_files(tmp_path, monkeypatch):
     """A chapter that arrives, or a file that was cut off, prepares anew; a whole subset has one fingerprint."""
     for subset in ("train-clean-100", "dev-clean", "test-clean"):
         libri_tree(tmp_path, subset)
-    source = LibriSpeechReader(folder=str(tmp_path))
-    identities = [source.fingerprint()]
-    assert identities == [source.fingerprint()]
+    reader = LibriSpeechReader(folder=str(tmp_path))
+    identities = [reader.fingerprint()]
+    assert identities == [reader.fingerprint()]
     libri_tree(tmp_path / "later", "dev-clean", chapters=3)
     chapters = tmp_path / "LibriSpeech/dev-clean/84"
     shutil.move(tmp_path / "later/LibriSpeech/dev-clean/84/2", chapters / "2")
-    identities.append(source.fingerprint())
+    identities.append(reader.fingerprint())
     with (chapters / "2/84-2-0001.flac").open("r+b") as file:
         file.truncate(99)
-    identities.append(source.fingerprint())
+    identities.append(reader.fingerprint())
     (chapters / "2/._84-2-0001.flac").touch()
-    assert source.fingerprint() == identities[-1] and len({str(one) for one in identities}) == 3
+    assert reader.fingerprint() == identities[-1] and len({str(one) for one in identities}) == 3
     for subset, count in {"train-clean-100": 6, "dev-clean": 9, "test-clean": 6}.items():
         monkeypatch.setitem(librispeech.UTTERANCES, subset, count)
-    whole = source.fingerprint()
+    whole = reader.fingerprint()
     shutil.rmtree(tmp_path / "LibriSpeech/test-clean")  # it is downloaded then
-    assert source.fingerprint() == whole
+    assert reader.fingerprint() == whole
 
 
 def test_librispeech_downloads_checks_and_unpacks_what_is_missing(tmp_path, monkeypatch):
@@ -219,20 +219,20 @@ def test_librispeech_downloads_checks_and_unpacks_what_is_missing(tmp_path, monk
     monkeypatch.setattr(librispeech, "ADDRESS", f"file://{tmp_path}/")
     address = "http://www.openslr.org/resources/12/dev-clean.tar.gz"
     monkeypatch.setitem(torchaudio_librispeech._CHECKSUMS, address, checksum)
-    source = LibriSpeechReader(train=["dev-clean"], val=[], test=[])
+    reader = LibriSpeechReader(train=["dev-clean"], val=[], test=[])
     for _ in range(2):
-        assert len(source.load(tmp_path / "data").utterances) == 6
+        assert len(reader.load(tmp_path / "data").utterances) == 6
     assert not (tmp_path / "data/raw/.dev-clean.partial").exists()
 
     monkeypatch.setitem(torchaudio_librispeech._CHECKSUMS, address, "0" * 64)
     with pytest.raises(MagnetoError, match=r"damaged.*openslr"):
-        source.load(tmp_path / "elsewhere")
+        reader.load(tmp_path / "elsewhere")
 
 
 def test_librispeech_refuses_unknown_and_repeated_subsets_and_a_folder_without_transcripts(tmp_path):
     with pytest.raises(MagnetoError, match="train-clean-360"):
         LibriSpeechReader(train=["train-clean"])
-    with pytest.raises(MagnetoError, match="two sides"):
+    with pytest.raises(MagnetoError, match="named for two splits"):
         LibriSpeechReader(train=["dev-clean"])
     (tmp_path / "LibriSpeech/train-clean-100").mkdir(parents=True)
     with pytest.raises(MagnetoError, match="no transcripts"):
