@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from magneto.config.validate import from_mapping
 from magneto.data.corpora.text_classification.glue import read_test_file
-from magneto.data.corpora.text_classification.labelled import zero_digits
+from magneto.data.corpora.text_classification.base import zero_digits
 from magneto.data.text_classification.dataset import PAD_TO_MULTIPLE, collate
 from magneto.data.text_classification.module import TextClassificationDataModule
 from magneto.data.tokenizers.encode import encode

@@ -25,7 +25,10 @@ CONFIG = {"name": None, "backbone": {"placement": "magneto"}, "size_name": "tiny
         ([], "magneto-tiny-seed3"),
         (["task=asr", "backbone=magneto", "seed=3", "resume=never", "runs_dir=/x"], "magneto-tiny-seed3"),
         (["optimizer.lr=1e-3"], "magneto-tiny-seed3-optimizer.lr=1e-3"),
-        (["trainer.max_steps=5", "data=fotaq"], "magneto-tiny-seed3-data=fotaq-trainer.max_steps=5"),
+        (
+            ["trainer.max_steps=5", "data=librispeech"],
+            "magneto-tiny-seed3-data=librispeech-trainer.max_steps=5",
+        ),
         (["logger=csv", "trainer.threads=2", "data.num_workers=2"], "magneto-tiny-seed3"),
         (["data.corpora.stamps.folder=/a/b"], "magneto-tiny-seed3-data.corpora.stamps.folder=_a_b"),
         (

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from magneto.data.corpora.base import Skipped
-from magneto.data.corpora.image.base import ImageCorpus, ImageExample, ImageReader, Lazily, each_caption
+from magneto.data.corpora.image.base import ImageCorpus, ImageExample, ImageReader, LazyImages, each_caption
 from magneto.data.corpora.text.base import why_unusable
 from magneto.data.image.module import ImageDataModule
 from magneto.data.transforms.text import clean_caption
@@ -50,7 +50,9 @@ class CaptionedReader:
                     skipped.append(Skipped(example.id, "", f"no caption in {wanted}"))
             skipped.extend(corpus.skipped)
 
-        return replace(corpus, examples=Lazily(examples, len(corpus.examples)), labels=(), skipped=skipped)
+        return replace(
+            corpus, examples=LazyImages(examples, len(corpus.examples)), labels=(), skipped=skipped
+        )
 
     def _clean(self, example: ImageExample, skipped: list[Skipped]) -> Mapping[str, list[str]]:
         """Language -> captions that can be used, each once; notes the others."""

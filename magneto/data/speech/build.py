@@ -23,7 +23,8 @@ from rich.progress import (
 )
 
 from magneto.data.cache import short_hash
-from magneto.data.corpora.base import SPLITS, Skipped, SpeechReader, Utterance
+from magneto.data.corpora.base import SPLITS, Skipped
+from magneto.data.corpora.speech.base import SpeechReader, Utterance
 from magneto.data.io.audio import Audio, FeatureSettings, Outcome, extract_shard
 from magneto.data.speech.dataset import Example, SpeechInfo, shard_name
 from magneto.data.tokenizers.ctc import CTCTokenizer, repeats

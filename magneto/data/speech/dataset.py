@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from magneto.data.corpora.base import SPLITS, Utterance
+from magneto.data.corpora.base import SPLITS
+from magneto.data.corpora.speech.base import Utterance
 from magneto.data.info import DatasetInfo
 from magneto.data.io.audio import Audio
 from magneto.data.rng import random_stream

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from magneto.data.cache import cpu_count, is_complete, prepare_once, short_hash
-from magneto.data.corpora.base import SpeechReader
+from magneto.data.corpora.speech.base import SpeechReader
 from magneto.data.io.audio import FeatureSettings
 from magneto.data.messages import counts, skipped
 from magneto.data.module import Batching, BucketedDataModule

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from magneto.data.corpora.download import file_digest
 from magneto.data.info import DatasetInfo
+from magneto.data.io.digest import file_digest
 from magneto.data.tokenizers.encode import Encoded
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import ConfigError

@@ -19,7 +19,7 @@ import numpy as np
 from magneto.config.validate import from_mapping
 from magneto.data.cache import prepare_once, short_hash
 from magneto.data.corpora.base import SPLITS
-from magneto.data.corpora.text_classification.labelled import (
+from magneto.data.corpora.text_classification.base import (
     LabelledCorpus,
     LabelledReader,
     LabelledText,

@@ -15,7 +15,7 @@ from PIL import Image
 
 from magneto.commands.build import build_data
 from magneto.config.groups import CONF
-from magneto.data.corpora.image.base import ImageCorpus, ImageExample, Lazily
+from magneto.data.corpora.image.base import ImageCorpus, ImageExample, LazyImages
 from magneto.data.corpora.image.image_folder import ImageFolderReader
 from magneto.data.image import build
 from magneto.data.image.dataset import ImageInfo
@@ -226,7 +226,7 @@ class InMemory:
                 data = encoded(image) if self.encode else np.asarray(image)
                 yield ImageExample(id=str(number), image=data, label="red" if number else None, split=split)
 
-        return ImageCorpus(examples=Lazily(images, 30), labels=("red",))
+        return ImageCorpus(examples=LazyImages(images, 30), labels=("red",))
 
 
 @pytest.mark.parametrize("encode", [True, False])
@@ -579,7 +579,6 @@ CONFIGS = {
     "cifar10": [],
     "stamp_images": [],
     "emoji": [],
-    "openclipart": [],
     "image_folder": ["data.corpora.image_folder.folder=x"],
     "imagenet": ["data.corpora.imagenet.folder=x"],
     "webdataset": ["data.corpora.webdataset.shards=x/*.tar"],

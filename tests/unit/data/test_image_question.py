@@ -40,9 +40,9 @@ def nlvr2(tmp_path: Path) -> Path:
     return write_nlvr2(tmp_path / "nlvr2")
 
 
-def module(source: QuestionReader, tmp_path: Path, **settings: Any) -> VqaDataModule:
+def module(reader: QuestionReader, tmp_path: Path, **settings: Any) -> VqaDataModule:
     data = VqaDataModule(
-        {"toy": source},
+        {"toy": reader},
         data_dir=str(tmp_path / "data"),
         tokenizer={"kind": "byte_bpe", "vocab_size": 270},
         **{"image_size": SIZE, "patch_size": 4, "lowercase": True, "prepare_workers": 1, **settings},
@@ -191,14 +191,14 @@ def test_people_count_whatever_they_answered(vqa: Path, tmp_path: Path) -> None:
 def test_a_image_that_changes_is_noticed(corpus: str, tmp_path: Path) -> None:
     """One that is missing and arrives, one that is replaced, one that vanishes."""
     folder = (write_vqa if corpus == "vqa" else write_nlvr2)(tmp_path / corpus)
-    source = vqa_source(folder) if corpus == "vqa" else Nlvr2Reader(**nlvr2_files(folder))
+    reader = vqa_source(folder) if corpus == "vqa" else Nlvr2Reader(**nlvr2_files(folder))
     file = sorted(folder.rglob("*.jpg" if corpus == "vqa" else "*.png"))[0]
-    content, seen = file.read_bytes(), [source.fingerprint()]
-    assert source.fingerprint() == seen[0]
+    content, seen = file.read_bytes(), [reader.fingerprint()]
+    assert reader.fingerprint() == seen[0]
     for change in (file.unlink, lambda: file.write_bytes(content + b"0")):
         change()
-        assert source.fingerprint() not in seen
-        seen.append(source.fingerprint())
+        assert reader.fingerprint() not in seen
+        seen.append(reader.fingerprint())
 
 
 @pytest.mark.parametrize(

