@@ -13,7 +13,10 @@ extensions = [
     "myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "configuration_reference",
 ]  # fmt: skip
 root_doc = "docs/index"
-include_patterns = ["docs/**", "experiments/**"]  # built from the root of the repository, so that pages may link to both
+include_patterns = [
+    "docs/**",
+    "experiments/**",
+]  # built from the root of the repository, so that pages may link to both
 exclude_patterns = ["docs/_build"]
 html_theme = "furo"
 html_title = "magneto"

@@ -29,7 +29,19 @@ FIELDS = {
     "logger": LoggerConfig,
 }
 """Groups whose keys are the fields of a dataclass."""
-GROUPS = ("task", "backbone", "size", "data", "optimizer", "scheduler", "trainer", "callbacks", "logger", "predict", "debug")
+GROUPS = (
+    "task",
+    "backbone",
+    "size",
+    "data",
+    "optimizer",
+    "scheduler",
+    "trainer",
+    "callbacks",
+    "logger",
+    "predict",
+    "debug",
+)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
@@ -55,7 +67,9 @@ def page() -> str:
         for option in options(group):
             file = CONF / group / f"{option}.yaml"
             parts += [f"### {group}={option}", _heading(file)]
-            parts.append(_table(_keys(file), skip=("defaults",), known=_option_docs(file) if group == "task" else {}))
+            parts.append(
+                _table(_keys(file), skip=("defaults",), known=_option_docs(file) if group == "task" else {})
+            )
     parts += ["## experiment", _experiments()]
     return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -72,7 +86,10 @@ def _data_base(name: str) -> Iterator[str]:
 
 def _experiments() -> str:
     rows = ["| option | what it is |", "|:--|:--|"]
-    rows += [f"| `experiment={name}` | {_heading(CONF / 'experiment' / f'{name}.yaml')} |" for name in options("experiment")]
+    rows += [
+        f"| `experiment={name}` | {_heading(CONF / 'experiment' / f'{name}.yaml')} |"
+        for name in options("experiment")
+    ]
     return "\n".join(rows)
 
 
@@ -122,7 +139,9 @@ def _comment(lines: list[str], line: int, column: int) -> str:
 def _option_docs(file: Path) -> Mapping[str, str]:
     """Return the docstrings of the options of a task, by key."""
     target = (yaml.safe_load(file.read_text(encoding="utf-8")).get("task") or {}).get("_target_")
-    return {f"task.{name}": text for name, text in _docs(task_class(target).Options).items()} if target else {}
+    return (
+        {f"task.{name}": text for name, text in _docs(task_class(target).Options).items()} if target else {}
+    )
 
 
 def _docs(owner: type) -> dict[str, str]:
@@ -130,14 +149,19 @@ def _docs(owner: type) -> dict[str, str]:
     found: dict[str, str] = {}
     for cls in reversed(owner.__mro__[:-1]):
         documented = ModuleAnalyzer.for_module(cls.__module__).find_attr_docs()
-        found |= {name: " ".join(text).strip() for (where, name), text in documented.items() if where == cls.__qualname__}
+        found |= {
+            name: " ".join(text).strip()
+            for (where, name), text in documented.items()
+            if where == cls.__qualname__
+        }
     return found
 
 
 def _fields(owner: type, where: str) -> list[str]:
     docs = _docs(owner)
     rows = [
-        (f"{where}.{field.name}", _default(field), docs.get(field.name, "")) for field in dataclasses.fields(owner)
+        (f"{where}.{field.name}", _default(field), docs.get(field.name, ""))
+        for field in dataclasses.fields(owner)
     ]
     return [_table(rows)]
 
@@ -147,12 +171,16 @@ def _default(field: dataclasses.Field[Any]) -> str:
         return str(field.default_factory())
     if field.default is dataclasses.MISSING:
         return "required"
-    return "null" if field.default is None else str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
+    return (
+        "null"
+        if field.default is None
+        else str(field.default).lower()
+        if isinstance(field.default, bool)
+        else str(field.default)
+    )
 
 
-def _table(
-    rows: Any, skip: tuple[str, ...] = (), known: Mapping[str, str] | None = None
-) -> str:
+def _table(rows: Any, skip: tuple[str, ...] = (), known: Mapping[str, str] | None = None) -> str:
     lines = [
         f"| `{key}` | {f'`{_escaped(default)}`' if default else ''} | {_escaped(comment or (known or {}).get(key, ''))} |"
         for key, default, comment in rows

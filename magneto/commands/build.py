@@ -19,7 +19,7 @@ from magneto.config.renamed import hint
 from magneto.config.validate import check_types
 from magneto.data.module import DataModule
 from magneto.errors import ConfigError, MagnetoError
-from magneto.tasks.base import TaskModule
+from magneto.tasks.base import Task
 from magneto.tasks.registry import task_class
 
 log = logging.getLogger("magneto")
@@ -85,7 +85,7 @@ def prepared_data(overrides: Sequence[str]) -> DataModule:
     return data
 
 
-def build_task(config: Mapping[str, Any], data: DataModule) -> TaskModule:
+def build_task(config: Mapping[str, Any], data: DataModule) -> Task:
     """The task, sized by the facts of the prepared data."""
     options = {key: value for key, value in config["task"].items() if key not in ("_target_", "name")}
     return task_class(config["task"]["_target_"])(

@@ -13,12 +13,13 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
 from rich.console import Console
-from rich.progress import ProgressColumn, Task
+from rich.progress import ProgressColumn
+from rich.progress import Task as BarTask
 from rich.table import Column
 from rich.text import Text
 
 from magneto.commands.summary import duration, number
-from magneto.tasks.base import TaskModule
+from magneto.tasks.base import Task
 from magneto.training.checkpointing import Checkpoints
 from magneto.training.loggers import is_main_process
 
@@ -45,7 +46,7 @@ class ProgressBar(RichProgressBar):
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """Keep training loss and monitored metric for their column; Lightning's own would break the line."""
-        assert isinstance(pl_module, TaskModule)
+        assert isinstance(pl_module, Task)
         shown = super().get_metrics(trainer, pl_module)
         shown.pop("v_num", None)  # the end of W&B's id
         if pl_module.monitor in pl_module.evaluated:
@@ -67,7 +68,7 @@ class _Metrics(ProgressColumn):
         super().__init__(Column(no_wrap=True))
         self.bar = bar
 
-    def render(self, task: Task) -> Text:
+    def render(self, task: BarTask) -> Text:
         return Text(self.bar.text if task.id == self.bar.train_progress_bar_id else "")
 
 
@@ -96,7 +97,7 @@ class ProgressLines(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the loss, if it is time."""
-        assert isinstance(pl_module, TaskModule)
+        assert isinstance(pl_module, Task)
         if self.bar or time.monotonic() - self._last < LINE_EVERY_S:
             return
         loss = trainer.callback_metrics.get("loss")
@@ -107,7 +108,7 @@ class ProgressLines(Checkpoint):
         """Log the monitored metric."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        assert isinstance(pl_module, TaskModule)
+        assert isinstance(pl_module, Task)
         saver = self.saver
         if saver.best is None:
             best = "no best one yet"
@@ -118,7 +119,7 @@ class ProgressLines(Checkpoint):
         value = number(pl_module.evaluated[saver.monitor])
         self._log(trainer, pl_module, f"{saver.monitor} {value} ({best})")
 
-    def _log(self, trainer: L.Trainer, task: TaskModule, text: str) -> None:
+    def _log(self, trainer: L.Trainer, task: Task, text: str) -> None:
         self._last = time.monotonic()
         step, total = trainer.global_step, task.total_steps
         line = f"step {step}/{total}  {text}"
@@ -196,7 +197,7 @@ def quiet_libraries(*instead: logging.Handler) -> Iterator[None]:
             logger.handlers = handlers
 
 
-def announce(task: TaskModule, trainer: L.Trainer) -> None:
+def announce(task: Task, trainer: L.Trainer) -> None:
     """Log what is about to be trained, on what."""
     count = task.num_parameters
     size = f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count / 1e3:.0f} k"

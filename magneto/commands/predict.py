@@ -32,7 +32,7 @@ def predict(config: dict[str, Any]) -> dict[str, Any]:
         on_gpu = torch.cuda.is_available() and config["trainer"]["accelerator"] in ("auto", "gpu")
         task.to("cuda" if on_gpu else "cpu")
         pieces = shown = ""
-        for result in task.predict(inputs, options):
+        for result in task.predict_stream(inputs, options):
             if "piece" in result:
                 # Line breaks wait for what follows them: a text that ends with many leaves no empty screen.
                 pieces += result["piece"]
@@ -75,7 +75,7 @@ def _growing(output: Path | None, results: Sequence[Any]) -> Iterator[IO[str] | 
         file = part.open("x", encoding="utf-8", errors="backslashreplace")  # of names of files
     except OSError as error:
         raise ConfigError(
-            f"output={output}: cannot be written ({error}). Choose another file or mend the permissions."
+            f"output={output}: cannot be written ({error}). Choose another file or fix the permissions."
         ) from error
     try:
         with file:

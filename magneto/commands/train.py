@@ -24,7 +24,7 @@ from magneto.data.module import DataModule
 from magneto.errors import ConfigError, MagnetoError
 from magneto.pretrained import init_from
 from magneto.tasks import registry
-from magneto.tasks.base import TaskModule
+from magneto.tasks.base import Task
 from magneto.tasks.registry import task_class
 from magneto.training import checkpoint_io, monitor, reproducibility
 from magneto.training.averaging import LastWeights
@@ -172,7 +172,7 @@ def _fit_and_test(
     start: Start,
     signals: StopSignals,
     data: DataModule,
-    task: TaskModule,
+    task: Task,
     usage: monitor.Usage,
 ) -> dict[str, Any]:
     """The run itself; returns what result.json says of its outcome."""
@@ -272,16 +272,14 @@ def _fit_and_test(
     }
 
 
-def primary_metric_of(task: TaskModule) -> str:
+def primary_metric_of(task: Task) -> str:
     return f"test/{task.primary_metric or task.monitor.split('/', 1)[-1]}"
 
 
 # ---------------------------------------------------------------------- resuming and results
 
 
-def _evaluate_best(
-    folder: RunFolder, trainer: L.Trainer, data: DataModule, task: TaskModule
-) -> dict[str, float]:
+def _evaluate_best(folder: RunFolder, trainer: L.Trainer, data: DataModule, task: Task) -> dict[str, float]:
     """Test metrics of the best checkpoint, or of the average that the run keeps; it is exported too."""
     best = registry.load_task(folder.best if folder.best.exists() else folder.last)
     best.samples_file = task.samples_file

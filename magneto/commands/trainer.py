@@ -27,7 +27,7 @@ from magneto.commands import console
 from magneto.config import schema
 from magneto.config.validate import check_types, from_mapping
 from magneto.errors import ConfigError, MagnetoError, nearest
-from magneto.tasks.base import TaskModule
+from magneto.tasks.base import Task
 from magneto.training import checkpoint_io, checkpointing, reproducibility, signals, stability
 from magneto.training.averaging import LastWeights
 from magneto.training.devices import precision, unusable_gpu
@@ -228,7 +228,7 @@ def progress_bar(config: Mapping[str, Any]) -> list[L.Callback]:
 def build_trainer(
     config: Mapping[str, Any],
     folder: RunFolder,
-    task: TaskModule,
+    task: Task,
     loggers: list[Logger],
     signals: signals.StopSignals,
     others: Sequence[L.Callback] = (),
@@ -288,7 +288,7 @@ def build_tester(config: Mapping[str, Any], folder: Path) -> L.Trainer:
     )
 
 
-def build_loggers(folder: RunFolder, config: Mapping[str, Any], step: int, task: TaskModule) -> list[Logger]:
+def build_loggers(folder: RunFolder, config: Mapping[str, Any], step: int, task: Task) -> list[Logger]:
     """metrics.csv, rewound to `step`, and W&B unless it is disabled."""
     csv_logger = CSVLogger(folder.metrics)
     csv_logger.rewind(step)

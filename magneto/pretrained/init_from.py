@@ -27,7 +27,7 @@ from magneto.errors import ConfigError
 from magneto.nn.config import BackboneConfig
 from magneto.pretrained import image_size as images
 from magneto.pretrained.hub import fetch, read_config
-from magneto.tasks.base import TaskModule
+from magneto.tasks.base import Task
 from magneto.training.checkpoint_io import read_model
 from magneto.training.run_folder import write_atomically
 
@@ -265,7 +265,7 @@ def _keep_tokenizer(tokenizer: str, data_dir: Path) -> Path:
 # ------------------------------------------------------------------ weights, before training
 
 
-def initialize_from(task: TaskModule, source: str) -> Report:
+def initialize_from(task: Task, source: str) -> Report:
     """Copy what a pretrained model has into `task`.
 
     Stem and backbone must fit as a whole. Other tensors are taken where names and shapes agree, a head only
@@ -348,7 +348,7 @@ def _shape(tensor: Tensor | None) -> str:
     return "missing" if tensor is None else " x ".join(map(str, tensor.shape)) or "a number"
 
 
-def _same_tokenizer(pretrained: Pretrained, task: TaskModule) -> bool:
+def _same_tokenizer(pretrained: Pretrained, task: Task) -> bool:
     """Whether both read and write the same tokens; raises where the embeddings would mean other ones."""
     for key in ("tokenizer", "source_tokenizer", "target_tokenizer"):
         ours, theirs = task.hparams["info"].get(key), pretrained.info.get(key)

@@ -6,12 +6,12 @@ import importlib
 from pathlib import Path
 
 from magneto.errors import ConfigError, MagnetoError
-from magneto.tasks.base import TaskModule
+from magneto.tasks.base import Task
 from magneto.training.checkpoint_io import REMEDY, first_line, read_model
 
 
-def task_class(path: str) -> type[TaskModule]:
-    """The task class named by `path` (`package.module.Class`).
+def task_class(path: str) -> type[Task]:
+    """Return the task class named by `path` (`package.module.Class`).
 
     Raises:
         ConfigError: there is no such class, or it is not a task.
@@ -21,15 +21,15 @@ def task_class(path: str) -> type[TaskModule]:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
-            f"task._target_={path}: cannot be imported ({error}). Name a TaskModule, package.module.Class."
+            f"task._target_={path}: cannot be imported ({error}). Name a Task, package.module.Class."
         ) from error
-    if not (isinstance(found, type) and issubclass(found, TaskModule)):
-        raise ConfigError(f"task._target_={path}: is not a TaskModule.")
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        raise ConfigError(f"task._target_={path}: is not a Task.")
     return found
 
 
-def load_task(path: str | Path) -> TaskModule:
-    """The task with its weights, from a checkpoint, an export folder or a run's folder alone.
+def load_task(path: str | Path) -> Task:
+    """Return the task with its weights, from a checkpoint, an export folder or a run's folder alone.
 
     The averaged weights are taken where the run kept an exponential moving average.
 

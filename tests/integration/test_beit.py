@@ -180,7 +180,7 @@ def test_it_learns_what_is_hidden(run: Run, target: str) -> None:
         "optimizer.lr=5e-3",
     )  # fmt: skip
     batches, task = batches_and_task(Path(result["folder"]))
-    codes = torch.cat([task.wanted(batch["image"], batch["masked"]) for batch in batches])
+    codes = torch.cat([task.targets(batch["image"], batch["masked"]) for batch in batches])
     most_frequent = float(codes.bincount().max() / len(codes))
     assert result["metrics"]["test/accuracy"] > 1.5 * most_frequent
 

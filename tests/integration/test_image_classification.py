@@ -73,7 +73,7 @@ def test_samples_and_overview_are_logged_apart(run: Run, monkeypatch: pytest.Mon
     """Under one name W&B would keep the later of the two."""
     logged: dict[str, list[str]] = {}
     monkeypatch.setattr(
-        "magneto.tasks.base.log_samples",
+        "magneto.training.module.log_samples",
         lambda logger, key, rows, step: logged.setdefault(key, []).extend(row["kind"] for row in rows),
     )
     run("trainer.max_steps=2")

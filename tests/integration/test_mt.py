@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
-from magneto.commands import build, run, train
+from magneto.commands import build, predict, run
 from magneto.config.groups import CONF
 from magneto.data.translation.module import TranslationDataModule
 from magneto.errors import MagnetoError
+from magneto.inference import translation
 from magneto.metrics.translation import TranslationScores
 from magneto.nn import PLACEMENTS
 from magneto.tasks.mt import MT
@@ -212,12 +213,12 @@ def test_results_are_written_as_they_come_and_kept_when_a_line_breaks_the_work(
     part = output.with_name("out.jsonl.part")
     source.write_bytes(b"the red boat\nthe old cat\nthe end\n")
     command = ("mode=predict", model, f"input={source}", f"output={output}", "predict.batch=1")
-    results = MT._results
+    results = translation._results
 
-    def refused(self: MT, number: int, *rest: Any) -> Any:
+    def refused(tokenizer: Any, number: int, *rest: Any) -> Any:
         if number == 3:
             raise MagnetoError("line 3: too much.")
-        return results(self, number, *rest)
+        return results(tokenizer, number, *rest)
 
     with (
         monkeypatch.context() as patch,
@@ -225,20 +226,20 @@ def test_results_are_written_as_they_come_and_kept_when_a_line_breaks_the_work(
             MagnetoError, match=rf"line 3: too much\. The results before it \(2\) are kept in {part}"
         ),
     ):
-        patch.setattr(MT, "_results", refused)
+        patch.setattr(translation, "_results", refused)
         run(*command)
     assert [json.loads(line)["line"] for line in lines(part)] == [1, 2] and not output.exists()
     with pytest.raises(MagnetoError, match=rf"{part} exists already"):
         run(*command)  # nothing is lost by repeating the command
     part.unlink()
 
-    def broken(self: MT, number: int, *rest: Any) -> Any:
+    def broken(tokenizer: Any, number: int, *rest: Any) -> Any:
         if number == 2:
             raise RuntimeError("out of memory")
-        return results(self, number, *rest)
+        return results(tokenizer, number, *rest)
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of memory"):
-        patch.setattr(MT, "_results", broken)
+        patch.setattr(translation, "_results", broken)
         run(*command)
     assert f"The results before it (1) are kept in {part}" in caplog.text
     part.unlink()
@@ -254,7 +255,7 @@ def test_results_are_written_as_they_come_and_kept_when_a_line_breaks_the_work(
 
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(run, tmp_path, monkeypatch) -> None:
     model = f"checkpoint={run('trainer.max_steps=2', 'name=one')['folder']}/export"
-    monkeypatch.setattr(train.checkpoint, "load_task", lambda _: pytest.fail("the work has begun"))
+    monkeypatch.setattr(predict.registry, "load_task", lambda _: pytest.fail("the work has begun"))
     (tmp_path / "file").touch()
     (tmp_path / "done.jsonl").touch()
     for output, message in (("file/out.jsonl", "cannot be written"), ("done.jsonl", "exists already")):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from magneto.data.text.dataset import TextInfo
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import MagnetoError
 from magneto.inference.sampling import Continuation, Decoding, choose, generate, next_tokens, stream
@@ -14,6 +15,7 @@ from magneto.nn import KVCache
 from magneto.nn.config import SEQUENCE_POSITIONS
 from magneto.nn.placement import PLACEMENTS
 from magneto.tasks.causal_lm import CausalLM
+from tests.small_runs import info_of
 
 TEXT = "the naïve cat sat on the mat — 猫が座った 🐈 and said: stop"
 TOKENIZER = TextTokenizer.train([TEXT], kind="byte_bpe", vocab_size=270)
@@ -32,7 +34,7 @@ def model(context: int = 64, **backbone: Any) -> CausalLM:
     }
     task = CausalLM(
         backbone=values | backbone,
-        info={"tokenizer": TOKENIZER.to_json(), "vocab_size": VOCABULARY, "block_size": 8},
+        info=info_of(TextInfo, tokenizer=TOKENIZER.to_json(), vocab_size=VOCABULARY, block_size=8),
         optimizer={"lr": 1e-3}, scheduler={"name": "constant"}, total_steps=1,
     )  # fmt: skip
     with torch.no_grad():  # relative positions start at zero, norms at one

@@ -44,7 +44,9 @@ class VqaInfo(ImageInfo):
     lowercase: bool
     images: int  # of each question: 1, or 2 where statements are judged
     kinds: list[str]  # of questions
-    usual: list[int]  # of each kind the most frequent answer in training, then that of all questions
+    majority_answers: list[
+        int
+    ]  # of each kind the most frequent answer in training, then that of all questions
     questions: dict[str, int]  # per split
     unanswerable: dict[str, int]  # per split, questions none of whose answers is among `labels`
     truncated: int  # questions that were longer
@@ -147,7 +149,7 @@ class QuestionBuilder:
             "labels": labels,
             "kinds": kinds,
             "images": each.pop(),
-            "usual": _usual(found, counts, kinds),
+            "majority_answers": _majority_answers(found, counts, kinds),
             "questions": {split: splits.count(split) for split in SPLITS},
             "unanswerable": {
                 split: sum(not one for one, of in zip(counts, splits, strict=True) if of == split)
@@ -220,10 +222,10 @@ def _commonest(answers: Sequence[str]) -> str:
     return min(counts, key=lambda answer: (-counts[answer], answer))
 
 
-def _usual(
+def _majority_answers(
     found: Sequence[tuple[Question, str, list[int]]], counts: Sequence[Counter[int]], kinds: Sequence[str]
 ) -> list[int]:
-    """See `VqaInfo.usual`."""
+    """See `VqaInfo.majority_answers`."""
     given: dict[str | None, Counter[int]] = {kind: Counter() for kind in (*kinds, None)}
     for (question, split, _), one in zip(found, counts, strict=True):
         if split == "train":
@@ -234,7 +236,7 @@ def _usual(
 
 @dataclass
 class PreparedQuestions(PreparedTexts):
-    """Facts: labels, kinds, images, usual, questions, unanswerable, truncated.
+    """Facts: labels, kinds, images, majority_answers, questions, unanswerable, truncated.
 
     Arrays for M questions: split (M,), images (M, P) rows, start (M + 1,) in tokens, kind, group and people (M,), and
     answer_start (M + 1,) in answer and count, the labels that people gave and how many did.

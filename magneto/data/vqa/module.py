@@ -41,7 +41,7 @@ from magneto.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # of the prepared folder: raise it when the code makes other files from the same settings
+FORMAT = 3  # of the prepared folder: raise it when the code makes other files from the same settings
 
 
 class VqaDataModule(BucketedDataModule):

@@ -74,7 +74,7 @@ def test_vqa_questions_become_batches_with_the_answers_of_ten_people(vqa: Path, 
     assert info.images == 1 and info.kinds == ["other", "yes/no"]
     assert info.questions == {"train": 80, "val": 24, "test": 0}
     assert set(info.labels) == {*NAMES, "yes", "no"} and info.labels[0] == "no"
-    assert [info.labels[usual] for usual in info.usual][1] == "no"
+    assert info.labels[info.majority_answers[1]] == "no"
     batch = data.val_set.__getitems__([(0, 0), (0, 1)])
     assert batch["image"].shape == (2, 1, 3, SIZE, SIZE) and batch["people"].tolist() == [10, 10]
     assert batch["text"] == ["what colour is it?", "is it red?"]
