@@ -4,7 +4,6 @@ A report must not fail because one run is broken. So everything that cannot be r
 in a list of problems, and the rest is compared. Without torch: a report is made in seconds.
 """
 
-import csv
 import json
 import os
 import re
@@ -14,11 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
-from numpy.typing import NDArray
 
 from magneto.errors import ConfigError, MagnetoError
+from magneto.report.curves import HUGE, Curve, current_name, read_curves
 
 SCHEMA = 1
 """The version of result.json that this code understands."""
@@ -33,22 +31,6 @@ _OWN_FOLDERS = ("checkpoints", "export", "samples", "wandb")
 
 STATUSES = ("finished", "diverged", "failed", "interrupted", "unfinished")
 """`unfinished`: there is no result.json, as the run was killed or is still running."""
-
-_HUGE = 1e100
-"""A value beyond is no measurement, and the arithmetic of figures overflows."""
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One metric of one run: `steps` (N,), increasing optimizer steps, and `values` (N,), finite or not."""
-
-    steps: NDArray[np.int64]
-    values: NDArray[np.float64]
-
-    def finite(self) -> "Curve":
-        """The points whose value is finite, and not so large that a figure overflows."""
-        keep = np.abs(self.values) < _HUGE
-        return Curve(self.steps[keep], self.values[keep])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,45 +309,8 @@ def _get(raw: dict[str, Any], key: str, kind: type, prefix: str = "", *, require
 def _numbers(raw: dict[str, Any] | None, where: str) -> dict[str, float]:
     """The entries of a name -> number object that are finite; null, NaN and absurd ones mean that there is no value."""
     entries = raw or {}
-    numbers = {_present(str(key)): _get(entries, key, float, f"{where}.") for key in entries}
-    return {key: value for key, value in numbers.items() if value is not None and abs(value) < _HUGE}
-
-
-def _present(metric: str) -> str:
-    """Return the name that this version gives a metric of an earlier one."""
-    return (
-        metric.removesuffix("pictures") + "images" if metric.endswith(("/pictures", "_pictures")) else metric
-    )
-
-
-def read_curves(path: Path) -> dict[str, Curve]:
-    """Read a tidy `step,metric,value` file; a missing or unreadable file gives no curves.
-
-    A killed run leaves a truncated last line. `0.4` may be the beginning of `0.4123`, so a last line without
-    its line feed is dropped even if it parses, as is every line that does not parse. Of several values at one
-    step the last counts: a resumed run repeats the steps after its checkpoint.
-    """
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return {}
-    points: dict[str, dict[int, float]] = {}
-    for line in text.replace("\0", "").splitlines(keepends=True):
-        if not line.endswith("\n"):
-            continue
-        try:
-            # One by one: the quotation mark of a damaged line must not swallow those below it.
-            step, metric, value = next(csv.reader([line]))
-            number = int(step)
-            if 0 <= number < 2**63:
-                points.setdefault(_present(metric), {})[number] = float(value)
-        except (ValueError, csv.Error):  # the header, or a line that was cut
-            continue
-    curves = {}
-    for metric, series in points.items():
-        steps = np.array(sorted(series), dtype=np.int64)
-        curves[metric] = Curve(steps, np.array([series[step] for step in steps.tolist()], dtype=np.float64))
-    return curves
+    numbers = {current_name(str(key)): _get(entries, key, float, f"{where}.") for key in entries}
+    return {key: value for key, value in numbers.items() if value is not None and abs(value) < HUGE}
 
 
 def read_samples(path: Path) -> dict[str, dict[str, Any]]:

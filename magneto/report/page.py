@@ -11,9 +11,10 @@ from pathlib import Path
 
 import jiwer
 
+from magneto.report.axes import Style, row_styles
 from magneto.report.comparison import Comparison, Section
 from magneto.report.examples import Example, examples
-from magneto.report.figures import SavedFigure, Style, row_styles
+from magneto.report.figures import SavedFigure
 from magneto.report.loading import STATUSES
 from magneto.report.overview import Overview
 from magneto.report.tables import (

@@ -9,8 +9,8 @@ from urllib.parse import quote
 
 import numpy as np
 
+from magneto.report.axes import row_styles
 from magneto.report.comparison import Comparison, Row, Section, differing_keys
-from magneto.report.figures import row_styles
 from magneto.report.loading import STATUSES, Run
 
 NONE = "–"
