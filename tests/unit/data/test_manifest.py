@@ -22,7 +22,8 @@ def test_lines_become_utterances(corpus, tmp_path):
     assert all(u.audio.path.is_file() and u.audio.path.parent == folder / "clips" for u in found)
 
 
-def test_absolute_paths_a_byte_order_mark_blank_lines_and_defaults(corpus, tmp_path):
+def test_odd_lines_of_a_manifest(corpus, tmp_path):
+    """Absolute paths, a byte-order mark, blank lines and defaults."""
     folder = corpus(4)
     line = json.dumps(
         {"audio_filepath": str(folder / "clips/000.wav"), "text": "été", "split": "test"}, ensure_ascii=False
@@ -32,7 +33,8 @@ def test_absolute_paths_a_byte_order_mark_blank_lines_and_defaults(corpus, tmp_p
     assert (only.text, only.language, only.duration, only.split) == ("été", "de", None, "test")
 
 
-def test_one_manifest_is_divided_by_hash_with_equal_texts_and_groups_on_one_side(corpus, tmp_path):
+def test_one_manifest_is_divided_by_a_hash(corpus, tmp_path):
+    """Lines with equal texts or groups have one split."""
     folder = corpus(8)
     lines = [
         {
@@ -113,16 +115,6 @@ def test_explicit_splits_are_not_touched(tmp_path):
     assert [u.split for u in reader.load(tmp_path).utterances] == ["test"] * 4
 
 
-def test_missing_audio_is_listed(corpus, tmp_path):
-    folder = corpus(8)
-    (folder / "clips/003.mp3").unlink()
-    loaded = ManifestReader(manifest=str(folder / "manifest.jsonl")).load(tmp_path)
-    assert len(loaded.utterances) == 7
-    assert [(item.id, item.file, item.reason) for item in loaded.skipped] == [
-        ("4", str(folder / "clips/003.mp3"), "missing file (named in manifest.jsonl)")
-    ]
-
-
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -146,7 +138,8 @@ def test_missing_audio_is_listed(corpus, tmp_path):
         (b'{"audio_filepath": "a.wav", "text": "\xe9t\xe9"}', r"m\.jsonl:2: not UTF-8"),
     ],
 )
-def test_a_line_that_breaks_the_convention_is_named_with_its_number(tmp_path, line, message):
+def test_a_wrong_line_is_named_with_its_number(tmp_path, line, message):
+    """And the message shows a correct line."""
     good = b'{"audio_filepath": "a.wav", "text": "hello"}\n'
     (tmp_path / "m.jsonl").write_bytes(good + (line if isinstance(line, bytes) else line.encode()) + b"\n")
     with pytest.raises(MagnetoError, match=message):
@@ -166,17 +159,3 @@ def test_a_line_that_breaks_the_convention_is_named_with_its_number(tmp_path, li
 def test_arguments_that_contradict_each_other(arguments, message):
     with pytest.raises(MagnetoError, match=message):
         ManifestReader(**arguments)
-
-
-def test_a_manifest_that_is_not_there(tmp_path):
-    with pytest.raises(MagnetoError, match=r"nope\.jsonl is missing"):
-        ManifestReader(manifest=str(tmp_path / "nope.jsonl")).load(tmp_path)
-
-
-def test_identity_follows_the_manifest_and_the_audio(corpus):
-    folder = corpus(4)
-    reader = ManifestReader(manifest=str(folder / "manifest.jsonl"))
-    before = reader.fingerprint()
-    assert before == reader.fingerprint()
-    (folder / "clips/000.wav").write_bytes(b"changed")
-    assert reader.fingerprint() != before

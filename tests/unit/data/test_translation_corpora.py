@@ -19,7 +19,6 @@ from magneto.data.corpora.translation.libreoffice import LibreOfficeReader
 from magneto.data.corpora.translation.translation_files import TranslationFilesReader
 from magneto.data.translation.module import TranslationDataModule
 from magneto.errors import MagnetoError
-from tests.unit.data.recordings import copy_by_macos
 
 
 def read(reader: TranslationReader, tmp_path: Path) -> tuple[list[Pair], list[str]]:
@@ -71,7 +70,8 @@ def pages(tmp_path: Path) -> Path:
     return folder
 
 
-def test_help_pages_are_joined_by_file_and_paragraph(pages: Path, tmp_path: Path) -> None:
+def test_help_pages_join_by_paragraph(pages: Path, tmp_path: Path) -> None:
+    """Of the same file."""
     pairs, skipped = read(LibreOfficeReader(["en-fr"], folder=str(pages)), tmp_path)
     assert texts(pairs) == [
         ("Turning off AutoCorrect", "Désactivation de l'AutoCorrection"),
@@ -83,7 +83,8 @@ def test_help_pages_are_joined_by_file_and_paragraph(pages: Path, tmp_path: Path
     assert sorted(skipped) == ["code or link", "formula or table of numbers", "not translated", "single word"]
 
 
-def test_help_pages_that_are_broken_or_missing_cost_only_themselves(pages: Path, tmp_path: Path) -> None:
+def test_broken_help_pages(pages: Path, tmp_path: Path) -> None:
+    """They cost only their own pairs; a wrong language or folder is refused."""
     (pages / "en-US/text/swriter/guide/more.html").write_text('<p id="par_id1">A page of its own.</p>')
     (pages / "fr/text/empty.html").write_bytes(b"")
     (pages / "en-US/text/empty.html").write_bytes(b"\0\xff<p id=")
@@ -95,13 +96,6 @@ def test_help_pages_that_are_broken_or_missing_cost_only_themselves(pages: Path,
         read(LibreOfficeReader(folder=str(tmp_path / "missing")), tmp_path)
     with pytest.raises(MagnetoError, match="holds none of the files of libreoffice-help-de"):
         read(LibreOfficeReader(["en-de"], folder=str(pages)), tmp_path)
-
-
-def test_hidden_files_are_not_read(catalogs: Path, tmp_path: Path) -> None:
-    reader = GettextReader(["en-fr"], [], [str(catalogs)])
-    before, fingerprint = read(reader, tmp_path), reader.fingerprint()
-    copy_by_macos(catalogs)
-    assert read(reader, tmp_path) == before and reader.fingerprint() == fingerprint
 
 
 # ------------------------------------------------------------------------------------------------ gettext
@@ -248,7 +242,8 @@ def test_accelerators_go_and_entities_stay(text: str, plain: str, tmp_path: Path
     assert [pair.target for pair in pairs] == [plain]
 
 
-def test_wheels_and_compiled_catalogs_and_single_files(catalogs: Path, tmp_path: Path) -> None:
+def test_wheels_and_compiled_catalogs(catalogs: Path, tmp_path: Path) -> None:
+    """And single files."""
     file = catalogs / "locale/fr/LC_MESSAGES/app.po"
     polib.pofile(str(file)).save_as_mofile(str(file.with_suffix(".mo")))
     file.unlink()
@@ -264,7 +259,8 @@ def test_wheels_and_compiled_catalogs_and_single_files(catalogs: Path, tmp_path:
         assert sorted(texts(pairs)) == sorted(FRENCH_PAIRS), path
 
 
-def test_keys_that_are_no_text_are_replaced_by_the_catalog_of_the_original(tmp_path: Path) -> None:
+def test_the_catalog_of_the_original(tmp_path: Path) -> None:
+    """Its texts replace keys that are not text."""
     for language, text in (("en", "A title"), ("fr", "Un titre")):
         file = tmp_path / "k" / language / "LC_MESSAGES" / "k.po"
         file.parent.mkdir(parents=True)
@@ -275,7 +271,8 @@ def test_keys_that_are_no_text_are_replaced_by_the_catalog_of_the_original(tmp_p
     assert texts(pairs) == [("A title", "Un titre")]
 
 
-def test_broken_catalogs_unknown_languages_and_empty_folders(catalogs: Path, tmp_path: Path) -> None:
+def test_broken_catalogs(catalogs: Path, tmp_path: Path) -> None:
+    """They are skipped; unknown languages and empty folders are refused."""
     for name, content in (
         ("bad", b'msgid "x\nmsgstr'),
         ("latin", b'msgid "x y"\nmsgstr "\xe9"\n'),
@@ -319,7 +316,8 @@ def test_line_aligned_files(tmp_path: Path) -> None:
     assert skipped == ["not UTF-8"]
 
 
-def test_files_with_unequal_numbers_of_lines_are_refused_with_both_numbers(tmp_path: Path) -> None:
+def test_unequal_numbers_of_lines(tmp_path: Path) -> None:
+    """The message has both."""
     source, target = (
         write(tmp_path / "a.en", "one\ntwo\nthree\nfour\n"),
         write(tmp_path / "a.fr", "un\ndeux\n"),
@@ -388,7 +386,8 @@ def test_compressed_parallel_files(suffix: str, pack: Any, tmp_path: Path) -> No
             read(TranslationFilesReader("en-fr", **cut), tmp_path)
 
 
-def test_neighbouring_units_of_a_tmx_stand_on_one_side(tmp_path: Path) -> None:
+def test_neighbouring_units_have_one_split(tmp_path: Path) -> None:
+    """Of a TMX file, in blocks."""
     unit = '<tu><tuv xml:lang="en"><seg>one {0}</seg></tuv><tuv xml:lang="fr"><seg>un {0}</seg></tuv></tu>'
     text = f"<tmx><body>{''.join(unit.format(n) for n in range(150))}</body></tmx>"
     pairs, _ = read(TranslationFilesReader("en-fr", tmx=write(tmp_path / "a.tmx", text)), tmp_path)
@@ -402,7 +401,8 @@ def test_broken_tmx_is_refused(broken: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(10)
-def test_entities_of_tmx_are_not_expanded_and_no_other_file_is_read(tmp_path: Path) -> None:
+def test_entities_of_tmx_are_not_expanded(tmp_path: Path) -> None:
+    """And no other file is read."""
     lines = ['<!ENTITY a0 "lol">', *(f'<!ENTITY a{n} "{f"&a{n - 1};" * 10}">' for n in range(1, 12))]
     secret = write(tmp_path / "secret", "secret words")
     for entities in (lines, [f'<!ENTITY a11 SYSTEM "file://{secret}">']):
@@ -411,7 +411,8 @@ def test_entities_of_tmx_are_not_expanded_and_no_other_file_is_read(tmp_path: Pa
             read(TranslationFilesReader("en-fr", tmx=write(tmp_path / "a.tmx", bomb)), tmp_path)
 
 
-def test_files_of_stated_splits_and_wrong_combinations(tmp_path: Path) -> None:
+def test_files_of_stated_splits(tmp_path: Path) -> None:
+    """Wrong combinations are refused."""
     parts = {
         side: {"tsv": write(tmp_path / f"{side}.tsv", f"{side} one\t{side} un\n")}
         for side in ("train", "val", "test")
@@ -539,9 +540,8 @@ def test_a_row_without_a_language_is_skipped(streaming: bool, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_direction_with_nothing_but_train_keeps_it_and_the_rest_is_listed(
-    published: Path, streaming: bool, tmp_path: Path
-) -> None:
+def test_a_direction_with_train_alone(published: Path, streaming: bool, tmp_path: Path) -> None:
+    """Its other splits are listed as skipped."""
     reader = HubPairsReader(str(published), ["en-fr", "yo-en"], streaming=streaming)
     pairs, skipped = read(reader, tmp_path)
     found = Counter((pair.source_language, pair.split) for pair in pairs)
@@ -550,9 +550,8 @@ def test_a_direction_with_nothing_but_train_keeps_it_and_the_rest_is_listed(
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_split_that_no_direction_has_and_a_missing_train_split_are_errors(
-    published: Path, streaming: bool, tmp_path: Path
-) -> None:
+def test_a_split_of_no_direction(published: Path, streaming: bool, tmp_path: Path) -> None:
+    """It is an error, as is a missing train split."""
     for directions, splits, message in (
         (["en-yo"], {"train": "train", "val": "validation", "test": "test"}, "split 'validation' of"),
         (["en-fr", "en-yo"], {"train": "train", "val": "dev", "test": "test"}, "split 'dev' of"),
@@ -592,9 +591,8 @@ def test_parquet_as_opus_100_is_published(tmp_path: Path) -> None:
     assert len(pairs) == 4 and pairs[3].split is None
 
 
-def test_other_languages_other_forms_and_wrong_arguments_are_explained(
-    splits: dict[str, str], tmp_path: Path
-) -> None:
+def test_wrong_pairs_are_explained(splits: dict[str, str], tmp_path: Path) -> None:
+    """Other languages, other forms and wrong arguments."""
     with pytest.raises(MagnetoError, match=r"no pairs en-de.*the first has the languages en, fr"):
         read(HubPairsReader("json", ["en-de"], data_files=splits), tmp_path)
     other = write(tmp_path / "o.jsonl", '{"en": "a", "fr": "b"}\n')
@@ -610,7 +608,8 @@ def test_other_languages_other_forms_and_wrong_arguments_are_explained(
         HubPairsReader("wmt/wmt14", ["en-de"], splits={"train": "train", "test": "test"})
 
 
-def test_configurations_are_called_by_both_languages() -> None:
+def test_configurations_of_directions() -> None:
+    """They are called by both languages, unless they are named."""
     assert HubPairsReader("Helsinki-NLP/opus-100", ["fr-en"]).configs == {("fr", "en"): "en-fr"}
     assert HubPairsReader("wmt/wmt14", ["en-de"], configs={"en-de": "de-en"}).configs == {
         ("en", "de"): "de-en"

@@ -196,8 +196,10 @@ def _find(pattern: str) -> list[Path]:
     folder, count = Path(path.anchor), 1
     while count < len(parts) and (folder / parts[count]).exists():
         folder, count = folder / parts[count], count + 1
-    found = [path] if count == len(parts) else sorted(folder.glob("/".join(parts[count:])))
-    return [file for file in found if file.is_file()]
+    if count == len(parts):
+        return [path] if path.is_file() else []
+    found = sorted(folder.glob("/".join(parts[count:])))
+    return [file for file in found if file.is_file() and not file.name.startswith("._")]  # those of macOS
 
 
 def _expand(pattern: str) -> list[str]:

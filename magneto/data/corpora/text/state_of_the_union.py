@@ -10,6 +10,7 @@ from magneto.data.corpora.base import Skipped
 from magneto.data.corpora.download import locate
 from magneto.data.corpora.package import Package
 from magneto.data.corpora.text.base import Document, TextCorpus
+from magneto.data.io.digest import needed_files
 from magneto.data.io.text import BadText, decode_text
 
 PACKAGE = Package(
@@ -47,7 +48,7 @@ class StateOfTheUnionReader:
         """Return all speeches, by year."""
         located = locate(PACKAGE, data_dir, self.folder)
         documents, skipped = [], []
-        for path in sorted(located.root.glob(PACKAGE.patterns[0])):
+        for path in needed_files(located.root, PACKAGE.patterns):
             year = path.stem[:4]
             if not year.isdecimal():
                 skipped.append(Skipped(path.stem, path.name, "no year in its name"))

@@ -107,7 +107,7 @@ class GettextReader:
         if path.is_dir():
             return listing_digest(path, PATTERNS)
         if not path.is_file():
-            raise ConfigError(f"data: paths: {path}: there is no such file or folder.")
+            raise ConfigError(f"data: paths: {path}: there is no such file or folder. Name an existing one.")
         return file_digest(path)
 
     def load(self, data_dir: Path) -> TranslationCorpus:

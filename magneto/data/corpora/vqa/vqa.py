@@ -140,6 +140,7 @@ def _subset(file: Path, content: Mapping[str, Any]) -> str:
     subset = str(content.get("data_subtype", ""))
     if not subset:
         raise DataError(
-            f"questions={file}: has no data_subtype (train2014, val2014...), by which images are named. Name the published file."
+            f"questions={file}: has no data_subtype (train2014, val2014...), by which images are named. Name the "
+            "published file."
         )
     return subset.replace("test-dev", "test")
