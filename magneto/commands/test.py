@@ -11,13 +11,9 @@ from magneto.commands.train import primary_metric_of
 from magneto.commands.trainer import build_tester, lightning_errors
 from magneto.errors import ConfigError, MagnetoError
 from magneto.tasks import registry
-from magneto.training.run_folder import (
-    finite,
-    git_revision,
-    slug,
-    versions,
-    write_atomically,
-)
+from magneto.training.files import finite, write_atomically
+from magneto.training.provenance import git_revision, versions
+from magneto.training.run_config import slug
 
 log = logging.getLogger("magneto")
 

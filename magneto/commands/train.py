@@ -33,12 +33,8 @@ from magneto.training.memory import memory_of_run, peak_memory, reset_peak_memor
 from magneto.training.module import Diverged
 from magneto.training.result import run_identity
 from magneto.training.resume import check_progress, follow, read_start, while_restoring
-from magneto.training.run_folder import (
-    RunFolder,
-    Start,
-    compared,
-    run_folder,
-)
+from magneto.training.run_config import compared
+from magneto.training.run_folder import RunFolder, Start, run_folder
 from magneto.training.signals import Interrupted, StopSignals
 
 log = logging.getLogger("magneto")

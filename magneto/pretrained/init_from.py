@@ -29,7 +29,7 @@ from magneto.pretrained import image_size as images
 from magneto.pretrained.hub import fetch, read_config
 from magneto.tasks.base import Task
 from magneto.training.checkpoint_io import read_model
-from magneto.training.run_folder import write_atomically
+from magneto.training.files import write_atomically
 
 log = logging.getLogger("magneto")
 

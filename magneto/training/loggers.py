@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from magneto.errors import ConfigError
-from magneto.training.run_folder import write_atomically
+from magneto.training.files import write_atomically
 
 log = logging.getLogger("magneto")
 

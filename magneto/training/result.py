@@ -3,12 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from magneto.training.run_folder import (
-    RESULT_SCHEMA,
-    RunFolder,
-    git_revision,
-    versions,
-)
+from magneto.training.provenance import git_revision, versions
+from magneto.training.run_folder import RESULT_SCHEMA, RunFolder
 
 
 def run_identity(config: Mapping[str, Any], folder: RunFolder, overrides: Sequence[str]) -> dict[str, Any]:

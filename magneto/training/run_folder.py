@@ -1,18 +1,13 @@
 """Run folders: how a run is named, found again, resumed or refused, and what it leaves behind."""
 
 import contextlib
-import hashlib
 import json
 import math
 import os
-import platform
 import re
 import socket
-import subprocess
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,120 +15,12 @@ import yaml
 from filelock import FileLock, SoftFileLock, Timeout
 
 from magneto.errors import ConfigError
+from magneto.training.files import finite, write_atomically
+from magneto.training.run_config import difference, run_name
 
 RESULT_SCHEMA = 1
 ENDED = ("finished", "diverged")
 """Statuses of runs that the same command does not run again."""
-
-# Already in the name, or without influence on the result.
-_NOT_IN_NAME = ("task", "backbone", "size", "seed", "mode", "resume", "name", "runs_dir", "data_dir")
-_VOLATILE = (
-    "mode", "resume", "name", "runs_dir", "data_dir", "checkpoint", "input", "output", "prompt", "predict", "logger",
-    "summary", "trainer.enable_progress_bar", "trainer.threads", "trainer.accelerator", "trainer.num_sanity_val_steps",
-    "callbacks.save_every", "data.num_workers", "data.data_dir",
-)  # fmt: skip
-_ABSENT = "(absent)"
-_NEUTRAL: tuple[Any, ...] = (None, False, 0, "", "none", [], {})
-"""Values that switch a key off: a version without this key does the same."""
-
-
-def _is_volatile(key: str) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in _VOLATILE)
-
-
-def slug(overrides: Sequence[str]) -> str:
-    """Return overrides as one file name of at most 120 bytes: letters and digits of all scripts, and `_.=,+-`.
-
-    Any other character becomes `_`. A hash follows where the name was cut, or where a character that is not ASCII was
-    replaced: two names that differ in such a character alone stay different.
-    """
-    given = unicodedata.normalize("NFC", "-".join(overrides))
-    kept = "".join(char if _is_readable(char) else "\0" for char in given)
-    text = re.sub("\0+", "_", kept).strip("_")
-    lost = any(new == "\0" and not old.isascii() for old, new in zip(given, kept, strict=True))
-    if lost or len(text.encode()) > 120:
-        digest = hashlib.sha256("-".join(overrides).encode(errors="surrogatepass")).hexdigest()[:8]
-        text = "-".join(filter(None, [text.encode()[:110].decode(errors="ignore"), digest]))
-    return text
-
-
-def _is_readable(char: str) -> bool:
-    return char.isalnum() or char in "_.=,+-" or unicodedata.category(char).startswith("M")
-
-
-def run_name(config: Mapping[str, Any], overrides: Sequence[str]) -> str:
-    """The run's name: backbone, size, seed and whatever else was overridden; `name=` replaces it.
-
-    Without a time stamp, so that the same command finds the same run again.
-
-    Raises:
-        ConfigError: `name=` leaves nothing that a folder can be called.
-    """
-    if config["name"]:
-        name = slug([str(config["name"])])
-        if name.strip(".") == "":
-            raise ConfigError(
-                f"name={config['name']}: no name for a folder. Use a name with a letter or a digit in it."
-            )
-        return name
-    rest = {}
-    for override in overrides:
-        override = override.lstrip("+~")
-        key = override.split("=", 1)[0].split("@")[0]
-        if key not in _NOT_IN_NAME and not _is_volatile(key):
-            rest[key] = override  # of a key that is given twice, the last one counts
-    head = f"{config['backbone']['placement']}-{config['size_name']}-seed{config['seed']}"
-    return "-".join([head, slug(sorted(rest.values()))]) if rest else head
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` -> `{"a.b": 1}`."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Lines `key: old -> new` for every key that matters to the result and differs.
-
-    A key that one side does not have makes no difference where the other switches it off: another version wrote it.
-    """
-    before, after = compared(old), compared(new)
-    lines = []
-    for key in sorted(before.keys() | after.keys()):
-        one, other = before.get(key, _ABSENT), after.get(key, _ABSENT)
-        neutral = (key not in before and other in _NEUTRAL) or (key not in after and one in _NEUTRAL)
-        if one != other and not neutral:
-            lines.append(f"{key}: {one} -> {other}")
-    return lines
-
-
-def compared(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a configuration that matter to the result, by their whole keys."""
-    return {key: value for key, value in flatten(config).items() if not _is_volatile(key)}
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader, or a killed writer, never leaves half of it.
-
-    Bytes that are no UTF-8, which Python keeps as surrogates in a text, become the escapes of JSON and YAML.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    if isinstance(content, str):
-        content = content.encode("utf-8", errors="backslashreplace")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise ConfigError(
-            f"{path}: cannot be written ({error}). Free space or mend the permissions."
-        ) from error
 
 
 @dataclass(frozen=True)
@@ -370,15 +257,6 @@ class RunFolder:
         write_atomically(self.result, json.dumps(finite(result), indent=2, ensure_ascii=False) + "\n")
 
 
-def finite(value: Any) -> Any:
-    """Plain values with None in the place of numbers that are not finite."""
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def run_folder(config: Mapping[str, Any], overrides: Sequence[str]) -> RunFolder:
     """Return the folder of the run that `config` describes: `runs_dir/<task>/<name>`."""
     return RunFolder(Path(config["runs_dir"]) / config["task"]["name"] / run_name(config, overrides))
@@ -408,34 +286,3 @@ def read_config(path: Path) -> dict[str, Any]:
             f"{path}: does not hold a configuration. Remove the run's folder or use resume=never."
         )
     return config
-
-
-def git_revision() -> str | None:
-    """The commit that this package was checked out at, with `-dirty` when files differ; None outside a checkout.
-
-    An installed copy may lie inside a repository of its user, whose commits say nothing of it: git must know this file.
-    """
-    try:
-        subprocess.run(
-            ["git", "ls-files", "--error-unmatch", Path(__file__).name],
-            cwd=Path(__file__).parent, capture_output=True, timeout=10, check=True,
-        )  # fmt: skip
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the numbers of a run depend on."""
-    names = ("magneto", "torch", "torchaudio", "torchvision", "lightning", "hydra-core", "wandb", "numpy")
-    found = {"python": platform.python_version(), "platform": platform.platform()}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

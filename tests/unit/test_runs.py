@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from magneto.errors import MagnetoError
-from magneto.training import run_folder
+from magneto.training import provenance
 from magneto.training.loggers import CSVLogger, read_metrics
+from magneto.training.provenance import git_revision
 from magneto.training.resume import follow
-from magneto.training.run_folder import RunFolder, Start, difference, flatten, git_revision, run_name, slug
+from magneto.training.run_config import difference, flatten, run_name, slug
+from magneto.training.run_folder import RunFolder, Start
 
 CONFIG = {"name": None, "backbone": {"placement": "magneto"}, "size_name": "tiny", "seed": 3}
 
@@ -131,7 +133,7 @@ def test_a_commit_of_the_users_own_is_not_told(tmp_path: Path, monkeypatch: pyte
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
     for command in (["init", "-q"], ["add", "own.py"], ["commit", "-qm", "own"]):
         subprocess.run([*git, *command], check=True)
-    monkeypatch.setattr(run_folder, "__file__", str(package / "runs.py"))
+    monkeypatch.setattr(provenance, "__file__", str(package / "runs.py"))
     assert git_revision() is None
     for command in (["add", "-f", "venv"], ["commit", "-qm", "vendored"]):
         subprocess.run([*git, *command], check=True)
