@@ -26,7 +26,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from numpy.typing import NDArray
 
 from magneto.report.comparison import Row, Section
-from magneto.report.loading import STATUSES, Curve
+from magneto.report.loading import Curve
+from magneto.training.result import STATUSES
 
 COLOURS = {
     "post_ln": "#009E73",

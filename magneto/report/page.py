@@ -14,7 +14,6 @@ import jiwer
 from magneto.report.comparison import Comparison, Section
 from magneto.report.examples import Example, examples
 from magneto.report.figures import SavedFigure, Style, row_styles
-from magneto.report.loading import STATUSES
 from magneto.report.overview import Overview
 from magneto.report.tables import (
     Table,
@@ -27,6 +26,7 @@ from magneto.report.tables import (
     verdict,
     versions_table,
 )
+from magneto.training.result import STATUSES
 
 _STYLE = """
 :root { color-scheme: light dark; --paper: #ffffff; --card: #f6f7f9; --ink: #1c2128; --soft: #57606a;
