@@ -86,19 +86,18 @@ def _job(cfg: DictConfig) -> float | None:
 def _ended(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any] | None:
     """Print and return the result of the run if it has ended already; None if there is something to do.
 
-    The engine says the same, but only once torch and Lightning are imported. Where more than the configuration is needed
-    (the model of `init_from=` decides the run's name, one of several processes prints), the answer is left to it.
+    `mode=train` reports the same, but only once torch and Lightning are imported. Where more than the configuration is
+    needed (the model of `init_from=` decides the run's name, one of several processes prints), it has to answer.
     """
     several = any(name in os.environ for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
     if config["mode"] != "train" or config["init_from"] is not None or several:
         return None
     result = run_folder.ended_result(config, overrides)
-    if result is not None:
-        path = run_folder.run_folder(config, overrides).path
-        status = f"already {result['status']}; use resume=never to start over"
-        print(summary.summarize(result, path, status, full=config["summary"] == "full"))
-        result["folder"] = str(path)
-    return result
+    if result is None:
+        return None
+    path = run_folder.run_folder(config, overrides).path
+    print(summary.ended(result, path, full=config["summary"] == "full"))
+    return {**result.to_dict(), "folder": str(path)}
 
 
 class _Configuration:

@@ -1,6 +1,6 @@
-"""From the parts of a composed configuration to objects: data, task, trainer with its callbacks, loggers.
+"""Build the data module and the task from a composed configuration.
 
-Every value is checked here or in the constructor that takes it, so that a mistake is told by its key.
+Every value is checked here or in the constructor that takes it, so that a message names its key.
 """
 
 import inspect
@@ -13,8 +13,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-from magneto.commands.resolve import check_task
-from magneto.config.groups import CONF
+from magneto.config.groups import CONF, check_choices
 from magneto.config.renamed import hint
 from magneto.config.validate import check_types
 from magneto.data.module import DataModule
@@ -78,7 +77,7 @@ def prepared_data(overrides: Sequence[str]) -> DataModule:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         composed = hydra.compose("config", list(overrides))
     config: Any = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
-    check_task(config)
+    check_choices(config)
     data = build_data(config["data"])
     data.prepare()
     data.setup("fit")

@@ -17,7 +17,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from magneto.errors import MagnetoError
-from magneto.training.run_folder import write_atomically
+from magneto.training.files import write_atomically
 
 _JOBS = "MAGNETO_SWEEP_JOBS"  # in the environment, which a launcher's processes inherit
 

@@ -18,7 +18,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from magneto.errors import ConfigError, nearest
 from magneto.inference.translation import one_line
-from magneto.training.run_folder import write_atomically
+from magneto.training.files import write_atomically
 
 SCORES = ("bleu", "chrf", "ter")
 # Those of sacrebleu that need no download; the last two need a package each.

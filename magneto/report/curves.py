@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from magneto.training import migrate
+
 HUGE = 1e100
 """A value beyond is no measurement, and the arithmetic of figures overflows."""
 
@@ -24,13 +26,6 @@ class Curve:
         """The points whose value is finite, and not so large that a figure overflows."""
         keep = np.abs(self.values) < HUGE
         return Curve(self.steps[keep], self.values[keep])
-
-
-def current_name(metric: str) -> str:
-    """Return the name that this version gives a metric of an earlier one."""
-    return (
-        metric.removesuffix("pictures") + "images" if metric.endswith(("/pictures", "_pictures")) else metric
-    )
 
 
 def read_curves(path: Path) -> dict[str, Curve]:
@@ -53,7 +48,7 @@ def read_curves(path: Path) -> dict[str, Curve]:
             step, metric, value = next(csv.reader([line]))
             number = int(step)
             if 0 <= number < 2**63:
-                points.setdefault(current_name(metric), {})[number] = float(value)
+                points.setdefault(migrate.metric(metric), {})[number] = float(value)
         except (ValueError, csv.Error):  # the header, or a line that was cut
             continue
     curves = {}

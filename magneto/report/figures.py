@@ -39,7 +39,7 @@ from magneto.report.axes import (
 )  # fmt: skip
 from magneto.report.comparison import Row, Section
 from magneto.report.curves import POINTS, Curve, aggregate, thin
-from magneto.report.loading import STATUSES
+from magneto.training.result import STATUSES
 
 _LAYER = re.compile(r"/layer_(\d+)$")  # how the stability probe names a layer's value
 

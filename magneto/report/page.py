@@ -15,7 +15,6 @@ from magneto.report.axes import Style, row_styles
 from magneto.report.comparison import Comparison, Section
 from magneto.report.examples import Example, examples
 from magneto.report.figures import SavedFigure
-from magneto.report.loading import STATUSES
 from magneto.report.overview import Overview
 from magneto.report.tables import (
     Table,
@@ -28,6 +27,7 @@ from magneto.report.tables import (
     verdict,
     versions_table,
 )
+from magneto.training.result import STATUSES
 
 _STYLE = """
 :root { color-scheme: light dark; --paper: #ffffff; --card: #f6f7f9; --ink: #1c2128; --soft: #57606a;

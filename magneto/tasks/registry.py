@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from magneto.errors import ConfigError, MagnetoError
 from magneto.tasks.base import Task
@@ -36,7 +40,13 @@ def load_task(path: str | Path) -> Task:
     Raises:
         ConfigError: the path is none of these, or it is damaged.
     """
-    hyper_parameters, weights = read_model(path)
+    return make_trained(path, *read_model(path))
+
+
+def make_trained(
+    path: str | Path, hyper_parameters: Mapping[str, Any], weights: Mapping[str, Tensor]
+) -> Task:
+    """The task of hyper-parameters and weights that were read from `path`. Raises `ConfigError` if they are damaged."""
     try:
         task = task_class(hyper_parameters["task"])(
             **{key: value for key, value in hyper_parameters.items() if key != "task"}

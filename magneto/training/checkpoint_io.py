@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from magneto.errors import ConfigError, DataError
 from magneto.training import migrate
-from magneto.training.run_folder import write_atomically
+from magneto.training.files import write_atomically
 
 if TYPE_CHECKING:
     from magneto.training.module import TrainingModule

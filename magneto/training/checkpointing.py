@@ -1,7 +1,6 @@
-"""What watches a run: checkpoints and interruption, logging and throughput, stability, reproducible random numbers."""
+"""Save the checkpoints of a run: the best one, the last one, and one before the run is interrupted."""
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,33 +10,6 @@ from lightning.pytorch.callbacks import Checkpoint
 from magneto.errors import ConfigError
 from magneto.training.module import TrainingModule
 from magneto.training.signals import Interrupted, StopSignals
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What conf/callbacks sets; the file says what each is for."""
-
-    probe_every: int = 50
-    divergence_factor: float = 2.0
-    save_every: int = 100
-    ema_decay: float | None = None
-    average_last: int | None = None
-    samples: int = 8
-
-    def __post_init__(self) -> None:
-        for key, least in (("probe_every", 0), ("save_every", 1), ("samples", 0)):
-            if getattr(self, key) < least:
-                raise ConfigError(f"callbacks.{key}={getattr(self, key)}: must be {least} or more.")
-        if self.divergence_factor <= 1:
-            raise ConfigError(f"callbacks.divergence_factor={self.divergence_factor}: must be above 1.")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ConfigError(f"callbacks.ema_decay={self.ema_decay}: must be between 0 and 1, or null.")
-        if self.average_last is not None and self.average_last < 2:
-            raise ConfigError(f"callbacks.average_last={self.average_last}: must be 2 or more, or null.")
-        if self.average_last is not None and self.ema_decay is not None:
-            raise ConfigError(
-                "callbacks.average_last and callbacks.ema_decay are two ways to average weights: set one to null."
-            )
 
 
 class Checkpoints(Checkpoint):

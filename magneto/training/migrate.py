@@ -33,6 +33,11 @@ def weights(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     return {_present(name): tensor for name, tensor in state_dict.items()}
 
 
+def metric(name: str) -> str:
+    """Return the name that this version gives a metric of an earlier one."""
+    return name.removesuffix("pictures") + "images" if name.endswith(("/pictures", "_pictures")) else name
+
+
 def _present(name: str) -> str:
     for old, new in WEIGHTS.items():
         if name.startswith(old):

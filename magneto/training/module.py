@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torchmetrics import MeanMetric, Metric
 
+from magneto.config.parts import OptimizerConfig, SchedulerConfig
 from magneto.config.validate import from_mapping
 from magneto.training import migrate
-from magneto.training.optim import OptimizerConfig, SchedulerConfig, build_optimizer, build_scheduler
+from magneto.training.optim import build_optimizer, build_scheduler
 from magneto.training.samples import Sample, log_samples, save_image
 
 Batch = dict[str, Any]

@@ -9,14 +9,13 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from magneto.commands import build, resolve, trainer
+from magneto.commands import build, preflight, trainer
 from magneto.config.groups import CONF, options
+from magneto.config.parts import CallbacksConfig, LoggerConfig, OptimizerConfig, SchedulerConfig
 from magneto.config.validate import from_mapping
 from magneto.errors import MagnetoError
 from magneto.nn import BackboneConfig, build_backbone
 from magneto.tasks.registry import task_class
-from magneto.training import checkpointing, loggers
-from magneto.training.optim import OptimizerConfig, SchedulerConfig
 
 
 def plain(*overrides: str) -> dict:
@@ -36,9 +35,9 @@ def make(config: dict) -> None:
     build.build_data(config["data"])
     options = {key: value for key, value in config["task"].items() if key not in ("_target_", "name")}
     from_mapping(task.Options, options, "task")
-    from_mapping(checkpointing.Settings, config["callbacks"], "callbacks")
-    from_mapping(loggers.Settings, config["logger"], "logger")
-    inspect.signature(L.Trainer).bind(**trainer.trainer_arguments(config))
+    from_mapping(CallbacksConfig, config["callbacks"], "callbacks")
+    from_mapping(LoggerConfig, config["logger"], "logger")
+    inspect.signature(L.Trainer).bind(**trainer.trainer_arguments(trainer.trainer_config(config["trainer"])))
 
 
 EVERYTHING = choices("backbone", "size", "optimizer", "scheduler", "trainer", "callbacks", "logger", "debug")
@@ -103,11 +102,11 @@ def test_each_task_takes_its_kind_of_data_and_refuses_the_others(task: str, data
     fitting = TARGETS[data] == plain(f"task={task}")["data"]["_target_"]
     config = plain(f"task={task}", f"data={data}", *(needed(data) if fitting else []))
     if fitting:
-        resolve.check_task(config)
+        preflight.check_task(config)
         make(config)
     else:
         with pytest.raises(MagnetoError, match=rf"task={task} needs data of the kind \w+, and data="):
-            resolve.check_task(config)
+            preflight.check_task(config)
 
 
 IMAGES = [
@@ -174,7 +173,7 @@ def test_an_experiment_for_another_task_is_refused() -> None:
     config = plain("task=asr")
     config["experiment_task"] = "mlm"
     with pytest.raises(MagnetoError, match="task=mlm"):
-        resolve.check_task(config)
+        preflight.check_task(config)
 
 
 def test_the_task_wins_over_defaults_and_the_command_line_over_the_task() -> None:

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from magneto.errors import MagnetoError
 from magneto.nn import BackboneConfig, Encoder, PatchStem, TokenStem, VisionLanguageStem
 from magneto.pretrained.beit3 import import_weights
-from magneto.pretrained.init_from import adopt, initialize_from, read_pretrained
+from magneto.pretrained.init_from import read_pretrained
 from magneto.tasks.registry import load_task
 from magneto.tasks.vision_language import VisionLanguage
+from tests.init_from import adopt, initialize_from
 from tests.small_runs import SHORT, drive, folders
 from tests.toy_captions import SIZE, caption_settings, write_squares
 from tests.unit.oracles.weights import close
