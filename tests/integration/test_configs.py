@@ -145,6 +145,16 @@ def test_each_experiment_composes_instantiates_and_names_its_task(experiment: st
     make(config)
 
 
+@pytest.mark.parametrize("task", options("task"))
+def test_predict_group_has_the_task_options(task: str) -> None:
+    """And the group that is taken without `task=` has those of all tasks."""
+    config = plain(f"task={task}")
+    fields = dataclasses.fields(task_class(config["task"]["_target_"]).PredictOptions)
+    assert set(config["predict"]) == {field.name for field in fields}
+    assert set(config["predict"]) <= set(plain("mode=predict")["predict"])
+    assert not any(config["predict"].values()), "defaults stand in the dataclass"
+
+
 def test_every_field_of_the_backbone_can_be_overridden_from_the_command_line() -> None:
     assert set(plain("task=asr")["backbone"]) == {field.name for field in dataclasses.fields(BackboneConfig)}
 
