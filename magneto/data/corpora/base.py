@@ -74,11 +74,10 @@ def stated_splits(key: str, whole: T | None, named: Mapping[str, T | None]) -> d
         return {None: whole}
     if whole is None and set(given) in (set(SPLITS), {"test"}):
         return given
-    present = [*([key] if whole is not None else []), *map(str, given)]
+    present = ([key] if whole is not None else []) + [str(split) for split in given]
     one = f"`{key}`, which is divided by a hash, or " if key else ""
     raise ConfigError(
-        f"data: set {one}all of train, val and test, or for mode=test test alone; here {' and '.join(present) or 'none'} "
-        "is set."
+        f"data: set {one}all of train, val and test, or for mode=test test alone. Set are: {', '.join(present) or 'none'}."
     )
 
 

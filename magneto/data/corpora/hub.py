@@ -3,7 +3,7 @@
 import contextlib
 import glob
 import itertools
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class HubData:
         limit: int | None = None,
     ) -> None:
         self.name, self.revision, self.streaming, self.limit = name, revision, streaming, limit
-        self.data_files = _plain(data_files)
+        self.data_files = _each(data_files, _home)
         self.splits = dict(splits or PUBLISHED)
         if set(self.splits) not in map(set, allowed):
             options = ", or ".join(" and ".join(option) for option in allowed)
@@ -56,14 +56,8 @@ class HubData:
 
     def fingerprint(self) -> dict[str, Any]:
         """Return all settings that decide the rows; of local files also sizes and times."""
-        files = file_fingerprint(self.data_files)
-        return {
-            "name": self.name,
-            "splits": self.splits,
-            "revision": self.revision,
-            "data_files": files,
-            "limit": self.limit,
-        }
+        settings = {"name": self.name, "splits": self.splits, "revision": self.revision, "limit": self.limit}
+        return {**settings, "data_files": _each(self.data_files, file_fingerprint)}
 
     def origin(self) -> dict[str, Any]:
         """Return where the rows come from, for reports."""
@@ -88,10 +82,8 @@ class HubData:
         """
         import datasets  # imported here: it takes a second, and only these corpora need it
 
-        split, where = (
-            self.splits[side],
-            {"revision": self.revision, "data_files": _patterns(self.data_files)},
-        )
+        split = self.splits[side]
+        where = {"revision": self.revision, "data_files": _each(self.data_files, _pattern)}
         try:
             with self._explained(side, config):
                 return datasets.load_dataset(
@@ -126,36 +118,31 @@ class HubData:
             ) from error
 
 
-def _plain(data_files: Any) -> Any:
-    """Return `data_files` as plain lists and dicts with the user's home filled in (Hydra has containers of its own)."""
-    if data_files is None:
-        return None
+def _each(data_files: Any, change: Callable[[str], Any]) -> Any:
+    """Return `data_files` as plain lists and dicts (Hydra has containers of its own), with `change` of each name."""
     if isinstance(data_files, str):
-        return data_files if "://" in data_files else str(Path(data_files).expanduser())
+        return change(data_files)
     if isinstance(data_files, Mapping):
-        return {key: _plain(value) for key, value in data_files.items()}
-    return [_plain(value) for value in data_files]
+        return {key: _each(value, change) for key, value in data_files.items()}
+    return None if data_files is None else [_each(value, change) for value in data_files]
 
 
-def _patterns(data_files: Any) -> Any:
-    """Return `data_files` for the library, which takes names for patterns: a file that exists is itself."""
-    if isinstance(data_files, str):
-        return glob.escape(data_files) if Path(data_files).is_file() else data_files
-    if isinstance(data_files, Mapping):
-        return {key: _patterns(value) for key, value in data_files.items()}
-    return None if data_files is None else [_patterns(value) for value in data_files]
+def _home(name: str) -> str:
+    """Fill in the user's home."""
+    return name if "://" in name else str(Path(name).expanduser())
 
 
-def file_fingerprint(data_files: Any) -> Any:
-    """Return `data_files` with size and time of each local file, so that a change of a file is noticed."""
-    if isinstance(data_files, Mapping):
-        return {key: file_fingerprint(value) for key, value in data_files.items()}
-    if isinstance(data_files, str):
-        path = Path(data_files).expanduser()
-        if path.is_file():
-            return [path.name, path_digest(path)]
-        root = next((folder for folder in path.parents if not glob.has_magic(str(folder))), Path())
-        if "://" in data_files or not root.is_dir():
-            return data_files
-        return [path.name, listing_digest(root, (str(path.relative_to(root)),))]
-    return None if data_files is None else [file_fingerprint(value) for value in data_files]
+def _pattern(name: str) -> str:
+    """Return a name for the library, which takes it for a pattern: a file that exists is itself."""
+    return glob.escape(name) if Path(name).is_file() else name
+
+
+def file_fingerprint(name: str) -> Any:
+    """Return a name with size and time of its local files, so that a change is noticed."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return [path.name, path_digest(path)]
+    root = next((folder for folder in path.parents if not glob.has_magic(str(folder))), Path())
+    if "://" in name or not root.is_dir():
+        return name
+    return [path.name, listing_digest(root, (str(path.relative_to(root)),))]

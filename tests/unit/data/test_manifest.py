@@ -149,9 +149,9 @@ def test_a_wrong_line_is_named_with_its_number(tmp_path, line, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "set `manifest`, .* or all of train, val and test.*; here none is set"),
-        ({"manifest": "a", "train": "b"}, "here manifest and train is set"),
-        ({"train": "a", "test": "b"}, "here train and test is set"),
+        ({}, "set `manifest`, .* or all of train, val and test.*; Set are: none"),
+        ({"manifest": "a", "train": "b"}, "Set are: manifest, train"),
+        ({"train": "a", "test": "b"}, "Set are: train, test"),
         ({"manifest": "a", "val_fraction": 0.0}, "above 0"),
         ({"manifest": "a", "val_fraction": 0.6, "test_fraction": 0.5}, "together below 1"),
     ],

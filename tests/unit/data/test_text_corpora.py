@@ -291,7 +291,7 @@ def test_paths_that_hold_nothing(tmp_path, folder):
     for arguments, message in (
         ({}, "set `path`, which is divided"),
         ({"path": "x", "val": "y"}, "set `path`, which is divided"),
-        ({"train": "x", "val": "y"}, "here train and val is set"),
+        ({"train": "x", "val": "y"}, "Set are: train, val"),
         ({"val": "x", "test": "y"}, "for mode=test test alone"),
     ):
         with pytest.raises(MagnetoError, match=message):

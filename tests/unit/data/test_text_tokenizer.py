@@ -148,7 +148,7 @@ def test_text_without_spaces_is_learnt_whole():
 
 def test_a_sentencepiece_model_is_named(tmp_path):
     (tmp_path / "x.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\xdb\xff")
-    with pytest.raises(MagnetoError, match=r"x\.model: is no text.*SentencePiece's.*docs/data\.md"):
+    with pytest.raises(MagnetoError, match=r"x\.model: not text.*SentencePiece's.*docs/data\.md"):
         TextTokenizer.from_file(tmp_path / "x.model")
 
 
