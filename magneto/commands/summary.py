@@ -14,7 +14,7 @@ from magneto.training.result import RunResult
 
 def ended(result: RunResult, folder: Path, full: bool) -> str:
     """Return the summary of a run that the same command does not run again."""
-    return summarize(result, folder, f"already {result.status}; set resume to never to start over", full)
+    return summarize(result, folder, f"already {result.status}; use resume=never to start over", full)
 
 
 def summarize(result: RunResult, folder: Path, status: str, full: bool = False) -> str:

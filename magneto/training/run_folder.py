@@ -185,7 +185,7 @@ class RunFolder:
         if changed and (self.last.exists() or self.read_result_status() in ENDED):
             raise ConfigError(
                 f"{self.path} belongs to a run with another configuration:\n  " + "\n  ".join(changed) + "\n"
-                "Set name= to another name, or set resume to never to start over (the old folder is kept)."
+                "Set name= to another name, or use resume=never to start over (the old folder is kept)."
             )
         return bool(changed)
 
