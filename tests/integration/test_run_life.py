@@ -347,7 +347,7 @@ def test_other_accumulation_is_refused(run_lm: Run, killed: Path, tmp_path: Path
     with pytest.raises(MagnetoError, match=r"step 3 after 3 batches.*Set trainer\.accumulate_grad_batches=1"):
         run_lm("name=two", last, "trainer.accumulate_grad_batches=4")
     for steps in ("2", "3"):
-        with pytest.raises(MagnetoError, match=rf"stands at step 3, and trainer\.max_steps={steps}"):
+        with pytest.raises(MagnetoError, match=rf"is at step 3, and trainer\.max_steps={steps}"):
             run_lm("name=two", last, f"trainer.max_steps={steps}")
     assert not list(tmp_path.glob("runs/causal_lm/two/checkpoints/*"))
     assert run_lm("name=three", last, "trainer.max_steps=5")["steps"] == 5
