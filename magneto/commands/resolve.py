@@ -25,7 +25,7 @@ from magneto.training.run_folder import RunFolder, Start, run_folder
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedRun:
-    """What a command works with. Nothing is added to it later.
+    """The complete configuration of a job, and what was read for it. Nothing is added later.
 
     Attributes:
         config: the complete configuration, plain values.
@@ -99,8 +99,7 @@ def resolve(cfg: DictConfig, overrides: Sequence[str] = ()) -> ResolvedRun:
 def derives(task: type[Task]) -> bool:
     """Return whether a task derives a part of its configuration from prepared data."""
     return any(
-        getattr(task, name).__func__ is not getattr(Task, name).__func__
-        for name in ("prepare", "shape_from")
+        getattr(task, name).__func__ is not getattr(Task, name).__func__ for name in ("prepare", "shape_from")
     )
 
 

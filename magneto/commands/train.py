@@ -275,9 +275,7 @@ def primary_metric_of(task: Task) -> str:
     return f"test/{task.primary_metric or task.monitor.split('/', 1)[-1]}"
 
 
-def _evaluate_best(
-    folder: RunFolder, trainer: L.Trainer, data: DataModule, task: Task
-) -> dict[str, float]:
+def _evaluate_best(folder: RunFolder, trainer: L.Trainer, data: DataModule, task: Task) -> dict[str, float]:
     """Test and export the best checkpoint, or the average that the run keeps. Returns the metrics."""
     best = registry.load_task(folder.best if folder.best.exists() else folder.last)
     best.samples_file = task.samples_file

@@ -1,4 +1,4 @@
-"""Averaging the weights of a run's last validations (`callbacks.average_last`).
+"""Average the weights of a run's last validations (`callbacks.average_last`).
 
 What fairseq's users do with `average_checkpoints.py` before they translate: the mean of the last few checkpoints costs
 nothing at inference and generalises better (Vaswani et al., arXiv
@@ -33,7 +33,7 @@ AVERAGE = "average.ckpt"
 
 
 class LastWeights(Callback):
-    """Keeps the weights of the last validations, and gives their average.
+    """Keep the weights of the last validations, and average them.
 
     Args:
         folder: where the files lie, the run's checkpoints.
@@ -44,7 +44,7 @@ class LastWeights(Callback):
         self.folder, self.count = folder, count
 
     def files(self) -> dict[int, Path]:
-        """Step -> the weights kept of it, in the order of the steps."""
+        """Return step -> the weights kept of it, in the order of the steps."""
         found = {
             int(path.stem[8:]): path
             for path in self.folder.glob("weights-*.safetensors")

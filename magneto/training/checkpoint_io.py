@@ -1,4 +1,4 @@
-"""Checkpoints and exports: read with `weights_only=True`, plain types and tensors, no pickle of ours.
+"""Read and write checkpoints and exports, with `weights_only=True`, plain types and tensors, no pickle of ours.
 
 A checkpoint (`.ckpt`) is Lightning's, with all that a run needs to continue. An export is a folder with
 `model.safetensors`, `config.json` and, where the task has one, `tokenizer.json`: all that is needed to use the model.
@@ -29,7 +29,7 @@ REMEDY = "Use the other checkpoint of the run (best.ckpt or last.ckpt), or use r
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it: a full disk or a killed process leaves the old one.
+    """Write a checkpoint under another name and rename it: a full disk or a killed process leaves the old one.
 
     Lightning's own goes through the system's temporary folder. Where that is another file system, the old checkpoint is
     overwritten by a copy, which can break off in the middle.
@@ -58,7 +58,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint's content, on the CPU.
+    """Return the content of a checkpoint, on the CPU.
 
     Raises:
         ConfigError: the file is missing, truncated, or was not written by magneto.
@@ -68,9 +68,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a damaged or foreign file
-        foreign = "weights_only" in str(
-            error
-        )  # torch's message also advises to switch the protection off
+        foreign = "weights_only" in str(error)  # torch's message also advises to switch the protection off
         reason = "it holds more than tensors and plain values" if foreign else first_line(error)
         raise ConfigError(f"checkpoint {path}: cannot be read ({reason}). {REMEDY}") from error
     named = content.get("hyper_parameters") if isinstance(content, dict) else None
@@ -173,7 +171,8 @@ def export(task: "TrainingModule", folder: str | Path) -> Path:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise DataError(
-            f"{folder}: the export cannot be written ({error}). Free space, change the permissions or set output= to another folder."
+            f"{folder}: the export cannot be written ({error}). Free space, change the permissions or "
+            "set output= to another folder."
         ) from error
     config = {"format": EXPORT_FORMAT, "hyper_parameters": dict(task.hparams)}
     write_atomically(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")

@@ -51,7 +51,7 @@ class Usage(Callback):
 
     @property
     def peak_memory(self) -> int:
-        """The largest memory of any of the processes that made the run, in bytes."""
+        """Return the largest memory of any of the processes that made the run, in bytes."""
         return max(int(self._before.get("peak_memory_bytes", 0)), self._peak_memory())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -120,7 +120,7 @@ def schedule(config: SchedulerConfig, total_steps: int) -> Callable[[int], float
     if warmup + decay > total_steps:
         raise ConfigError(
             f"scheduler.warmup={config.warmup} and scheduler.decay={config.decay} are {warmup + decay} steps "
-            f"and more than the run of {total_steps}: set trainer.max_steps to more steps, or use fractions such as 0.1 and 0.2."
+            f"and more than the run of {total_steps}: set trainer.max_steps to more, or use fractions such as 0.1 and 0.2."
         )
     shape = SCHEDULES[config.name]
     init = config.warmup_init_ratio

@@ -69,7 +69,7 @@ class SameStart(Callback):
         self.start = dict(start)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Compare once the processes are up, before a checkpoint is read. Every process raises, so that none waits for ever."""
+        """Compare once the processes are up, before a checkpoint is read. Every process raises, so that none waits."""
         if trainer.world_size == 1 or stage != "fit":
             return
         starts: list[Any] = [None] * trainer.world_size
