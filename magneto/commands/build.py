@@ -25,7 +25,7 @@ log = logging.getLogger("magneto")
 
 
 def build_data(node: Mapping[str, Any]) -> DataModule:
-    """The data module that `config["data"]` describes; a constructor's refusal is passed on without Hydra's wrapping."""
+    """Return the data module that `config["data"]` describes; a constructor's error is raised without Hydra's wrapping."""
     arguments = {name: value for name, value in node.items() if name != "name"}
     _check_arguments(arguments, "data")
     try:
@@ -39,7 +39,7 @@ def build_data(node: Mapping[str, Any]) -> DataModule:
     for name, source in getattr(module, "corpora", {}).items():
         if not hasattr(source, "fingerprint"):
             raise ConfigError(
-                f"data.corpora.{name}={source}: this is no source. Give it a _target_, or leave it out."
+                f"data.corpora.{name}={source}: this is no corpus. Set its _target_, or leave it out."
             )
     return module
 
@@ -70,7 +70,7 @@ def _check_arguments(node: Mapping[str, Any], where: str) -> None:
 
 
 def prepared_data(overrides: Sequence[str]) -> DataModule:
-    """The data that `run.py` trains on with these overrides, prepared and set up: for scripts and notebooks.
+    """Return the data that `run.py` trains on with these overrides, prepared and set up: for scripts and notebooks.
 
     Raises `MagnetoError` as a run does; Hydra's own exception for a key that there is not.
     """
@@ -85,7 +85,7 @@ def prepared_data(overrides: Sequence[str]) -> DataModule:
 
 
 def build_task(config: Mapping[str, Any], data: DataModule) -> Task:
-    """The task, sized by the facts of the prepared data."""
+    """Return the task, sized by the info of the prepared data."""
     options = {key: value for key, value in config["task"].items() if key not in ("_target_", "name")}
     return task_class(config["task"]["_target_"])(
         backbone=config["backbone"],

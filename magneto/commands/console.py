@@ -1,4 +1,4 @@
-"""What is on the screen while a run goes on, and what is in its log.txt: log lines, progress bar, validations."""
+"""Show a run on the screen and in its log.txt: log lines, progress bar, validations."""
 
 import contextlib
 import logging
@@ -26,7 +26,7 @@ from magneto.training.loggers import is_main_process
 log = logging.getLogger("magneto")
 
 LINE_EVERY_S = 30.0
-"""Seconds from one line with the loss to the next, where there is no progress bar."""
+"""Seconds between two lines with the loss, where there is no progress bar."""
 
 
 def has_bar() -> bool:
@@ -39,7 +39,7 @@ class ProgressBar(RichProgressBar):
     """Lightning's rich bar, over the steps of the whole run (a run is one Lightning epoch, whatever its data epochs)."""
 
     text = ""
-    """What is shown beside the bar."""
+    """Text beside the bar."""
 
     def _get_train_description(self, current_epoch: int) -> str:
         return "Training"
@@ -73,7 +73,7 @@ class _Metrics(ProgressColumn):
 
 
 class ProgressLines(Checkpoint):
-    """Logs a line at each validation and, where there is no progress bar, one with the loss from time to time.
+    """Log a line at each validation and, where there is no progress bar, one with the loss every `LINE_EVERY_S`.
 
     A `Checkpoint`, since Lightning calls these last: `saver` has then decided whether the value is the best one.
 
@@ -130,10 +130,10 @@ class ProgressLines(Checkpoint):
 
 
 class _Screen(logging.Handler):
-    """Writes to what is the standard error at the time, which the progress bar replaces while it is drawn."""
+    """Write to the present standard error, which the progress bar replaces while it is drawn."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(BrokenPipeError):  # nobody reads on: no reason for a run to end
+        with contextlib.suppress(BrokenPipeError):  # nobody reads: no reason for a run to end
             print(self.format(record), file=sys.stderr, flush=True)
 
 
@@ -146,9 +146,9 @@ def log_to_screen() -> None:
 
 @contextlib.contextmanager
 def log_file() -> Iterator[Callable[[Path], None]]:
-    """Write our log and that of all libraries, Lightning's profiler included, to the file that is named to what this gives.
+    """Write our log and that of all libraries, Lightning's profiler included, to a file: call the result with its path.
 
-    Until then it is remembered: a run's folder is opened when its data are prepared.
+    Until then it is kept in memory: a run's folder is opened when its data are prepared.
     """
     waiting = logging.handlers.MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1)
     root = logging.getLogger()

@@ -60,7 +60,7 @@ def predict(run: ResolvedRun) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _growing(output: Path | None, results: Sequence[Any]) -> Iterator[IO[str] | None]:
-    """The file `OUTPUT.part`, which becomes OUTPUT at the end; where that is not reached, it keeps what it holds.
+    """Open the file `OUTPUT.part`, which becomes OUTPUT at the end; after an error it keeps what it holds.
 
     Args:
         output: None: there is no file.

@@ -1,4 +1,4 @@
-"""Checks before a run: all that can be known without data is refused before anything is fetched or written."""
+"""Check a configuration before a run: errors that need no data are raised before anything is fetched or written."""
 
 import logging
 import shutil

@@ -13,7 +13,7 @@ from magneto.config.groups import CONF
 from magneto.config.parts import Parts
 from magneto.data.module import DataModule
 from magneto.errors import ConfigError
-from magneto.pretrained.init_from import Pretrained, read_pretrained
+from magneto.pretrained import init_from
 from magneto.pretrained.resolve import adopt
 from magneto.tasks.base import Task
 from magneto.tasks.registry import task_class
@@ -25,7 +25,7 @@ from magneto.training.run_folder import RunFolder, Start, run_folder
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedRun:
-    """What a command works with. Nothing is added to it later.
+    """The complete configuration of a job, and what was read for it. Nothing is added later.
 
     Attributes:
         config: the complete configuration, plain values.
@@ -46,7 +46,7 @@ class ResolvedRun:
     folder: RunFolder | None = None
     start: Start | None = None
     data: DataModule | None = None
-    pretrained: Pretrained | None = None
+    pretrained: init_from.Pretrained | None = None
     trained: tuple[dict[str, Any], dict[str, Tensor]] | None = None
 
 
@@ -78,7 +78,7 @@ def resolve(cfg: DictConfig, overrides: Sequence[str] = ()) -> ResolvedRun:
         config = _of_checkpoint(config, known["trained"][0])
         preflight.check_task(config)
     if config["init_from"] is not None:
-        known["pretrained"] = read_pretrained(config["init_from"])
+        known["pretrained"] = init_from.read_pretrained(config["init_from"])
         config = adopt(config, overrides, known["pretrained"])
     if mode == "test":
         return ResolvedRun(config=config, given=config, **known)

@@ -1,6 +1,6 @@
-"""The end of a run on the screen: what came out, where it lies, and the next commands.
+"""Summarise a run on the screen: results, files, and the next commands.
 
-Imports nothing heavy, so that a command whose run has finished already answers at once.
+The imports are light, so that a command whose run has finished already answers at once.
 """
 
 import math
@@ -14,7 +14,7 @@ from magneto.training.result import RunResult
 
 def ended(result: RunResult, folder: Path, full: bool) -> str:
     """Return the summary of a run that the same command does not run again."""
-    return summarize(result, folder, f"already {result.status}; set resume to never to start over", full)
+    return summarize(result, folder, f"already {result.status}; use resume=never to start over", full)
 
 
 def summarize(result: RunResult, folder: Path, status: str, full: bool = False) -> str:
@@ -26,7 +26,7 @@ def summarize(result: RunResult, folder: Path, status: str, full: bool = False) 
         status: what to call its state, such as `finished`.
         full: with every metric.
     """
-    place = _near(folder)
+    shown = _near(folder)
     metrics, primary_metric = result.metrics, result.primary_metric
     rows: list[tuple[str, str]] = []
     if primary_metric in metrics:
@@ -45,19 +45,19 @@ def summarize(result: RunResult, folder: Path, status: str, full: bool = False) 
         if path.exists():
             rows.append((name, str(_near(path))))
     if any(folder.glob("wandb/offline-run-*")):
-        rows.append(("W&B", f"wandb sync {shlex.quote(str(place))}/wandb/offline-run-*"))
+        rows.append(("W&B", f"wandb sync {shlex.quote(str(shown))}/wandb/offline-run-*"))
     if metrics and not full:
         rows.append(("all metrics", f"{_near(folder / 'result.json')} (summary=full prints them)"))
     width = max((len(name) for name, _ in rows), default=0)
-    lines = [f"{place}: {status}", *(f"  {name:{width}}  {value}" for name, value in rows)]
+    lines = [f"{shown}: {status}", *(f"  {name:{width}}  {value}" for name, value in rows)]
     if full:
         lines.append(metric_lines(metrics))
     if metrics:
         lines.append("next:")
         if result.example_input and (folder / "export").exists():
-            checkpoint = _override("checkpoint", str(place))
+            checkpoint = _override("checkpoint", str(shown))
             lines.append(f"  {_program()} mode=predict {checkpoint} {result.example_input}")
-        lines.append(f"  python -m magneto.report {shlex.quote(str(place))}")
+        lines.append(f"  python -m magneto.report {shlex.quote(str(shown))}")
     return "\n".join(lines)
 
 
@@ -82,7 +82,7 @@ def duration(seconds: float) -> str:
 
 
 def _near(path: Path) -> Path:
-    """The path from the working folder where it is below it, else as it is."""
+    """Return the path from the working folder where it is below it, else as it is."""
     try:
         return path.absolute().relative_to(Path.cwd())
     except (ValueError, FileNotFoundError):  # elsewhere; the working folder was removed
@@ -90,7 +90,7 @@ def _near(path: Path) -> Path:
 
 
 def _override(key: str, value: str) -> str:
-    """`key=value` for a shell and for Hydra, which would take a comma for a choice."""
+    """Return `key=value` for a shell and for Hydra, which would read a comma as a choice."""
     return shlex.quote(f'{key}="{value}"' if "," in value else f"{key}={value}")
 
 

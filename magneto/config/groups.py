@@ -11,7 +11,7 @@ schema.register()  # conf/config.yaml names it
 
 _PACKAGE = Path(__file__).parents[1]
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
-"""The configuration folder: inside the package when installed from a wheel, beside it in a checkout."""
+"""Configuration folder: inside the package when installed from a wheel, beside it in a checkout."""
 
 
 def options(group: str) -> list[str]:

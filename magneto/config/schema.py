@@ -1,4 +1,4 @@
-"""The typed top level of every configuration.
+"""Type the top level of every configuration, and check it.
 
 Hydra composes YAML files silently, mistyped keys included. `RunConfig` is the first entry of the defaults list, so that
 a key which stands in no field below is refused; `check` refuses what `+key=` adds and `~key` removes nevertheless. The

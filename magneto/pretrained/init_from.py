@@ -46,12 +46,12 @@ _TARGET = "target."
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What stands behind `init_from=`.
+    """Model that `init_from=` names.
 
     Attributes:
         source: as the user gave it.
         backbone: its configuration.
-        info: facts of the data that it was trained on; of an import those that its importer knows.
+        info: of the data that it was trained on; of an import what its importer knows.
         weights: tensors under our names.
         tokenizer: content of its tokenizer.json; None where it has none.
     """
@@ -65,16 +65,16 @@ class Pretrained:
 
 @dataclass(frozen=True)
 class Report:
-    """What `initialize_from` did, by the names of the tensors."""
+    """Result of `initialize_from`, by the names of the tensors."""
 
     source: str
     taken: tuple[str, ...]
     new: tuple[str, ...]
     """Of the model, and not in the source or not of its meaning: they keep their random values."""
     left: tuple[str, ...]
-    """Of the source, without a place in the model."""
+    """Of the source, and not in the model."""
     cut: tuple[str, ...] = ()
-    """Those taken whose last rows, beyond the tokens, stood for nothing."""
+    """Those taken whose last rows are beyond the tokens."""
     resized: tuple[str, ...] = ()
     """Those taken that were resized to images of another size."""
     renormalised: tuple[str, ...] = ()
@@ -93,7 +93,7 @@ class Report:
 
 
 def _summary(names: Sequence[str]) -> str:
-    """Whole parts by their first name, with the number of their tensors; a lone tensor by its full name."""
+    """Return whole parts by their first name, with the number of their tensors; a single tensor by its full name."""
     parts: dict[str, list[str]] = {}
     for name in names:
         parts.setdefault(name.split(".", 1)[0], []).append(name)
@@ -101,7 +101,7 @@ def _summary(names: Sequence[str]) -> str:
 
 
 def read_pretrained(source: str) -> Pretrained:
-    """A pretrained model, on the CPU.
+    """Read a pretrained model, on the CPU.
 
     Raises:
         ConfigError: there is nothing at `source`, it is damaged, or it is of a family without an importer.
@@ -215,7 +215,7 @@ def _same(theirs: Tensor | None, ours: Tensor) -> bool:
 
 
 def _padded(theirs: Tensor, ours: Tensor, vocab_size: int | None) -> bool:
-    """Whether a table of tokens has more rows than there are tokens, as many published ones have."""
+    """Return whether a table of tokens has more rows than there are tokens, as many published ones have."""
     return vocab_size == len(ours) < len(theirs) and theirs.shape[1:] == ours.shape[1:]
 
 
@@ -224,7 +224,7 @@ def _shape(tensor: Tensor | None) -> str:
 
 
 def _same_tokenizer(pretrained: Pretrained, task: Task) -> bool:
-    """Whether both read and write the same tokens; raises where the embeddings would mean other ones."""
+    """Return whether both use the same tokens; raise ConfigError where the embeddings would stand for others."""
     for key in ("tokenizer", "source_tokenizer", "target_tokenizer"):
         ours, theirs = task.hparams["info"].get(key), pretrained.info.get(key)
         if key == "tokenizer" and pretrained.tokenizer is not None:

@@ -66,9 +66,9 @@ def _require_known_tokens(pretrained: Pretrained) -> None:
         or tables.isdisjoint(pretrained.weights)
     ):
         return
-    remedy = "Put its tokenizer.json beside its weights, or name one with data.tokenizer.file."
+    remedy = "Put its tokenizer.json beside its weights, or set data.tokenizer.file to one."
     if pretrained.source.startswith(BEIT3):
-        remedy = "Name one with data.tokenizer.file (docs/data.md makes it of the authors' beit3.spm)."
+        remedy = "Set data.tokenizer.file to one (docs/data.md makes it of the authors' beit3.spm)."
     raise ConfigError(
         f"init_from={pretrained.source}: it has embeddings of tokens and no tokenizer.json that says which tokens they are. "
         f"{remedy}"
@@ -76,7 +76,7 @@ def _require_known_tokens(pretrained: Pretrained) -> None:
 
 
 def _given_tokenizer(pretrained: Pretrained, own: Mapping[str, Any], data_dir: Path) -> dict[str, Any]:
-    """Keys of `data.tokenizer` that make the data use the pretrained tokenizer; none where it has none that fits."""
+    """Return the keys of `data.tokenizer` that make the data use the pretrained tokenizer; none where none fits."""
     if pretrained.tokenizer is not None:
         return {"file": str(_keep_tokenizer(pretrained.tokenizer, data_dir))}
     if "source_tokenizer" not in pretrained.info or "shared" not in own:
@@ -116,7 +116,7 @@ def _refuse_contradictions(
 
 
 def _keep_tokenizer(tokenizer: str, data_dir: Path) -> Path:
-    """Write the tokenizer beside the data, under a name that tells its content."""
+    """Write the tokenizer beside the data, under the hash of its content."""
     file = data_dir / "tokenizers" / f"{hashlib.sha256(tokenizer.encode()).hexdigest()[:12]}.json"
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)

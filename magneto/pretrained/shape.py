@@ -13,7 +13,7 @@ SHAPE = tuple(field.name for field in fields(BackboneConfig) if field.name not i
 
 
 def _meaning(config: BackboneConfig) -> dict[str, Any]:
-    """The shape with defaults filled in: equal for two ways of saying the same."""
+    """Return the shape with its defaults: equal for two configurations of the same backbone."""
     placement = config.resolved_placement()
     values = {key: getattr(config, key) for key in SHAPE}
     values |= {
@@ -31,13 +31,13 @@ def _meaning(config: BackboneConfig) -> dict[str, Any]:
     for position, keys in unused.items():
         if config.position != position:
             values |= dict.fromkeys(keys)
-    # Tables of positions have so many rows: they are compared as tensors, those of images once they are resized.
+    # Rows of the tables of positions: these are compared as tensors, those of images once they are resized.
     for key in ("max_positions", "grid"):
         values.pop(key)
     return values
 
 
 def differences(theirs: BackboneConfig, ours: BackboneConfig) -> dict[str, tuple[Any, Any]]:
-    """Fields of the shape that differ, each with (theirs, ours)."""
+    """Return the fields of the shape that differ, each with (theirs, ours)."""
     left, right = _meaning(theirs), _meaning(ours)
     return {key: (left[key], right[key]) for key in left if left[key] != right[key]}

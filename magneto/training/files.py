@@ -25,12 +25,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise ConfigError(
-            f"{path}: cannot be written ({error}). Free space or mend the permissions."
+            f"{path}: cannot be written ({error}). Free space or change the permissions."
         ) from error
 
 
 def finite(value: Any) -> Any:
-    """Plain values with None in the place of numbers that are not finite."""
+    """Return plain values with None in place of numbers that are not finite."""
     if isinstance(value, Mapping):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Where metrics go: `metrics.csv` always, Weights & Biases beside it whenever it can."""
+"""Log metrics to `metrics.csv` always, and to Weights & Biases where it works."""
 
 import csv
 import functools
@@ -30,12 +30,12 @@ _ALIASES = {"dryrun": "offline", "run": "online"}  # older names of W&B's
 
 
 def is_main_process() -> bool:
-    """Whether this process writes the run's files: the only one, or the one of rank 0."""
+    """Return whether this process writes the run's files: the only one, or the one of rank 0."""
     return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
 class CSVLogger(Logger):
-    """Appends `step,metric,value` lines to one file.
+    """Append `step,metric,value` lines to one file.
 
     Lightning's own CSV logger deletes the file of a run that is resumed and rewrites it whole at each new column. This
     one only appends, so a killed process loses nothing, and a resumed one continues the file (`rewind`).
@@ -47,17 +47,17 @@ class CSVLogger(Logger):
 
     @property
     def name(self) -> str:
-        """The file's name."""
+        """Return the name of the file."""
         return self.path.stem
 
     @property
     def version(self) -> str:
-        """One file a run: no versions."""
+        """Return no version: a run has one file."""
         return ""
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing to do: config.yaml holds them."""
+        """Do nothing: config.yaml holds them."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -71,7 +71,7 @@ class CSVLogger(Logger):
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
-        """Forget what a killed run logged after its checkpoint, damaged lines, and the test, which is made again."""
+        """Remove what a killed run logged after its checkpoint, damaged lines, and the test, which is made again."""
         if self.path.exists():
             rows = read_metrics(self.path)
             kept = [row for row in rows if row[0] <= step and not row[1].startswith("test/")]
@@ -84,13 +84,13 @@ class CSVLogger(Logger):
 
 
 def read_metrics(path: Path) -> list[tuple[int, str, float]]:
-    """The rows of a metrics.csv; a line that a killed process or machine left damaged is dropped.
+    """Return the rows of a metrics.csv; a line that a killed process or machine left damaged is dropped.
 
     A complete line ends with a line break: a value cut in two would otherwise still read as a number.
     """
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
-        # Line by line: to the csv module, a stray quotation mark would make one value of all that follows.
+        # Line by line: to the csv module, a single quotation mark would make one value of all that follows.
         fields = next(csv.reader([line]), []) if '"' in line else line.split(",")
         try:
             step, metric, value = fields
@@ -131,7 +131,7 @@ def has_wandb_key() -> bool:
 
 
 def wandb_mode(settings: LoggerConfig) -> str:
-    """Return what is to be done: online, offline or disabled. Needs no network.
+    """Return the mode of W&B: online, offline or disabled. Needs no network.
 
     Where `settings.wandb` is auto, WANDB_MODE or WANDB_DISABLED of the environment decides, and then whether there is a key.
 
@@ -145,7 +145,7 @@ def wandb_mode(settings: LoggerConfig) -> str:
         mode = _ALIASES.get(mode, mode)
         if mode not in (modes := get_args(WandbMode)):
             raise ConfigError(
-                f"WANDB_MODE={mode} of the environment: must be one of {', '.join(modes)}, or unset."
+                f"WANDB_MODE={mode} of the environment: must be one of {', '.join(modes)}, or unset. Correct WANDB_MODE."
             )
     if mode == "auto":
         return "online" if has_wandb_key() else "offline"

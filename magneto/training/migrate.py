@@ -9,7 +9,7 @@ TASKS = {
 }
 """Classes of tasks."""
 INFO = {"pictures": "images", "usual": "majority_answers"}
-"""Fields of the facts of the data."""
+"""Fields of the info of the data."""
 OPTIONS = {"cells": "pool_grid"}
 """Options of tasks."""
 WEIGHTS = {"picture_head.": "image_head."}

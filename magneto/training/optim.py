@@ -29,7 +29,7 @@ DECAYED = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.RNNBase, nn.Multi
 
 
 def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimizer of all trainable parameters of `module`, in groups by weight decay and learning rate.
+    """Return the optimizer of all trainable parameters of `module`, in groups by weight decay and learning rate.
 
     It uses torch's fused kernels, also on the CPU, where they are several times as fast as the others and
     give the same bits in every run and with any number of threads. (Lightning's own gradient clipping
@@ -52,7 +52,7 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.O
 def parameter_groups(
     module: nn.Module, *, lr: float, weight_decay: float, layer_decay: float | None = None
 ) -> list[dict[str, Any]]:
-    """Groups `{"params", "name", "lr", "weight_decay"}` that hold every trainable parameter exactly once.
+    """Return groups `{"params", "name", "lr", "weight_decay"}` that hold every trainable parameter exactly once.
 
     A parameter is decayed if it has two or more dimensions and all modules that own it (a tied one has
     several) are in DECAYED, unless one excludes it by `no_weight_decay()`. With `layer_decay`, layer k of the
@@ -89,9 +89,9 @@ def parameter_groups(
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, config: SchedulerConfig, total_steps: int) -> LambdaLR:
-    """The schedule of a run of `total_steps` optimizer steps; call `.step()` after each of them.
+    """Return the schedule of a run of `total_steps` optimizer steps; call `.step()` after each of them.
 
-    The learning rate is a function of the step alone, so a reloaded `state_dict` goes on exactly.
+    The learning rate is a function of the step alone, so a reloaded `state_dict` continues exactly.
 
     Raises:
         MagnetoError: the durations do not fit into the run.
@@ -101,7 +101,7 @@ def build_scheduler(optimizer: torch.optim.Optimizer, config: SchedulerConfig, t
 
 
 def schedule(config: SchedulerConfig, total_steps: int) -> Callable[[int], float]:
-    """The factor of the peak learning rate as a function of the step, the number of updates made before.
+    """Return the factor of the peak learning rate as a function of the step, the number of updates made before.
 
     Landmarks, W being the warmup and T the run: init + (1 - init) / (W + 1) at step 0, so that no update is
     void; 1.0 at step W; the final ratio at step T, where the run is over, and after it.
@@ -114,13 +114,13 @@ def schedule(config: SchedulerConfig, total_steps: int) -> Callable[[int], float
     if warmup > total_steps:
         raise ConfigError(
             f"scheduler.warmup={config.warmup} is longer than the run of {total_steps} steps, which would "
-            "never reach its learning rate: give more steps, or a fraction such as 0.1, which always fits."
+            "never reach its learning rate. Set trainer.max_steps to more steps, or the warmup to a fraction such as 0.1."
         )
     decay = 0 if config.decay is None else steps_of(config.decay, total_steps)
     if warmup + decay > total_steps:
         raise ConfigError(
             f"scheduler.warmup={config.warmup} and scheduler.decay={config.decay} are {warmup + decay} steps "
-            f"and more than the run of {total_steps}: give more steps, or fractions such as 0.1 and 0.2."
+            f"and more than the run of {total_steps}: set trainer.max_steps to more, or use fractions such as 0.1 and 0.2."
         )
     shape = SCHEDULES[config.name]
     init = config.warmup_init_ratio
@@ -134,7 +134,7 @@ def schedule(config: SchedulerConfig, total_steps: int) -> Callable[[int], float
 
 
 def steps_of(duration: Duration, total_steps: int) -> int:
-    """A duration in steps: an int as it is, a float as a fraction of the run, rounded."""
+    """Return a duration in steps: an int as it is, a float as a fraction of the run, rounded."""
     return duration if isinstance(duration, int) else round(duration * total_steps)
 
 
@@ -166,12 +166,12 @@ def _wsd(step: int, warmup: int, total: int, config: SchedulerConfig) -> float:
 
 
 def _progress(step: int, start: int, end: int) -> float:
-    """How much of the way from `start` to `end` is done at `step`, 0.0 to 1.0."""
+    """Return the share of the way from `start` to `end` that is done at `step`, 0.0 to 1.0."""
     return (step - start) / (end - start) if end > start else 1.0
 
 
 def _between(height: float, config: SchedulerConfig) -> float:
-    """From a height of 1.0 (the peak) to 0.0 (the end) to the factor."""
+    """Return the factor of a height from 1.0 (the peak) to 0.0 (the end)."""
     final = config.final_ratio or 0.0
     return final + (1.0 - final) * height
 

@@ -42,7 +42,7 @@ def read_start(task: TrainingModule, start: Start, folder: RunFolder) -> dict[st
     if changed:
         raise ConfigError(
             f"checkpoint {start.checkpoint} was trained on other data than what is prepared now: {', '.join(changed)} "
-            "differ. Restore the data, set resume to never to start over, or use init_from= to take the weights alone."
+            "differ. Restore the data, use resume=never to start over, or use init_from= to take the weights alone."
         )
     shapes = {name: tuple(getattr(value, "shape", ())) for name, value in content["state_dict"].items()}
     own = {name: tuple(value.shape) for name, value in task.state_dict().items()}
@@ -70,7 +70,7 @@ def read_start(task: TrainingModule, start: Start, folder: RunFolder) -> dict[st
 
 def check_progress(content: Mapping[str, Any], start: Start, trainer: L.Trainer) -> None:
     """Refuse a checkpoint of a run whose batches were made or counted in another way: its position would be another one."""
-    instead = "set resume to never to start over, or use init_from= to take the weights alone."
+    instead = "use resume=never to start over, or use init_from= to take the weights alone."
     try:
         batches = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
         processes = content["callbacks"].get("ConfigureRun", {}).get("world_size", trainer.world_size)

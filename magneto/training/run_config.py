@@ -45,7 +45,7 @@ def _is_readable(char: str) -> bool:
 
 
 def run_name(config: Mapping[str, Any], overrides: Sequence[str]) -> str:
-    """The run's name: backbone, size, seed and whatever else was overridden; `name=` replaces it.
+    """Return the run's name: backbone, size, seed and whatever else was overridden; `name=` replaces it.
 
     Without a time stamp, so that the same command finds the same run again.
 
@@ -56,7 +56,7 @@ def run_name(config: Mapping[str, Any], overrides: Sequence[str]) -> str:
         name = slug([str(config["name"])])
         if name.strip(".") == "":
             raise ConfigError(
-                f"name={config['name']}: no name for a folder. Use a name with a letter or a digit in it."
+                f"name={config['name']}: no name for a folder. Set name to one with a letter or a digit in it."
             )
         return name
     rest = {}
@@ -70,7 +70,7 @@ def run_name(config: Mapping[str, Any], overrides: Sequence[str]) -> str:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` -> `{"a.b": 1}`."""
+    """Return `{"a.b": 1}` for `{"a": {"b": 1}}`."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
@@ -81,7 +81,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Lines `key: old -> new` for every key that matters to the result and differs.
+    """Return lines `key: old -> new` for every key that matters to the result and differs.
 
     A key that one side does not have makes no difference where the other switches it off: another version wrote it.
     """
@@ -96,5 +96,5 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def compared(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a configuration that matter to the result, by their whole keys."""
+    """Return the values of a configuration that matter to the result, by their whole keys."""
     return {key: value for key, value in flatten(config).items() if not _is_volatile(key)}

@@ -21,7 +21,7 @@ from magneto.training.run_config import difference, run_name
 
 @dataclass(frozen=True)
 class Start:
-    """How a run begins: at its first step, from a checkpoint, or not at all because it has ended."""
+    """Start of a run: at its first step, from a checkpoint, or not at all because it has ended."""
 
     checkpoint: Path | None = None
     result: RunResult | None = None
@@ -35,7 +35,7 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        """The complete configuration, with which the run was made."""
+        """Complete configuration of the run."""
         return self.path / "config.yaml"
 
     @property
@@ -65,7 +65,7 @@ class RunFolder:
 
     @property
     def last(self) -> Path:
-        """The newest checkpoint: where the run goes on."""
+        """The newest checkpoint: where the run continues."""
         return self.checkpoints / "last.ckpt"
 
     @property
@@ -135,7 +135,8 @@ class RunFolder:
         if start.result is None:
             if self.path.exists() and not (self.path.is_dir() and os.access(self.path, os.W_OK | os.X_OK)):
                 raise ConfigError(
-                    f"{self.path}: is not a folder that can be written. Change its permissions, or set name= to another name."
+                    f"{self.path}: is not a folder that can be written. Change its permissions, or set name= to another "
+                    "name."
                 )
             if self._lock_file.exists():
                 with self.lock():
@@ -178,14 +179,14 @@ class RunFolder:
         return read_config(self.given if self.given.exists() else self.config)
 
     def _check_config(self, given: Mapping[str, Any]) -> bool:
-        """Whether the folder has another configuration, which may be replaced as there is nothing to lose."""
+        """Return whether the folder has another configuration, which may be replaced as there is nothing to lose."""
         if not self.config.exists():
             return False
         changed = difference(self.read_given(), given)
         if changed and (self.last.exists() or self.read_result_status() in ENDED):
             raise ConfigError(
                 f"{self.path} belongs to a run with another configuration:\n  " + "\n  ".join(changed) + "\n"
-                "Set name= to another name, or set resume to never to start over (the old folder is kept)."
+                "Set name= to another name, or use resume=never to start over (the old folder is kept)."
             )
         return bool(changed)
 
