@@ -77,8 +77,8 @@ def decode(
     if decoder == "greedy":
         tokens = ctc_greedy(log_probs, lengths)
     else:
-        found = ctc_beam_search(log_probs, lengths, beam_width=beam_width)
-        tokens = [hypotheses[0].tokens if hypotheses else [] for hypotheses in found]
+        best = ctc_beam_search(log_probs, lengths, beam_width=beam_width)
+        tokens = [hypotheses[0].tokens if hypotheses else [] for hypotheses in best]
     return [tokenizer.decode(ids) for ids in tokens]
 
 

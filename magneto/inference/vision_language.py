@@ -23,7 +23,7 @@ log = logging.getLogger("magneto")
 
 @dataclass(frozen=True)
 class Match:
-    """An image or a text that was found.
+    """A retrieved image or text.
 
     Attributes:
         content: an image, (C, H, W) uint8, or a text.
@@ -82,8 +82,8 @@ class Drawings:
     """How results become images, (H, W, 3) uint8.
 
     Attributes:
-        images_of: of a sentence and the images that were found for it.
-        texts_of: of an image and the texts that were found for it.
+        images_of: of a sentence and the images that were retrieved for it.
+        texts_of: of an image and the texts that were retrieved for it.
     """
 
     images_of: Callable[[str, Sequence[Match]], np.ndarray]

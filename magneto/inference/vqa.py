@@ -93,10 +93,10 @@ def answer(model: VqaModel, inputs: PredictInput, options: VqaPredictOptions) ->
 def _second(info: VqaInfo, image: Any) -> tuple[str, Tensor]:
     """Return name and normalised pixels (1, C, S, S) of the one image of `predict.second`."""
     item = str(image) if isinstance(image, str | float | int | Path) else image
-    found = list(islice(read_images(PredictInput(items=(item,), key="predict.second"), info), 2))
-    if len(found) > 1:
+    images = list(islice(read_images(PredictInput(items=(item,), key="predict.second"), info), 2))
+    if len(images) > 1:
         raise ConfigError(
             f"predict.second={image}: must be one image, not a folder of several. Name one of them."
         )
-    name, pixels = found[0]
+    name, pixels = images[0]
     return name, info.normalise(pixels[None])

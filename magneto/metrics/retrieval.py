@@ -18,8 +18,8 @@ CHUNK = 1024  # queries at once
 class RetrievalScores(Metric):
     """R@1, R@5 and R@10 over all images and texts of an evaluation, each of them, with its copies, counted once.
 
-    A query is answered at k if one of its right answers is among the k nearest. An answer as near as a right one counts as
-    nearer: a model that finds all alike finds nothing.
+    A query counts at k if one of its right answers is among the k nearest. An answer as near as a right one counts as
+    nearer: a model whose similarities are all equal finds nothing.
 
     - `image_to_text/r1`, `/r5`, `/r10`: queries are images; `text_to_image/...`: queries are texts, with several
       languages also for each of them (`text_to_image/r1/fr`).
@@ -81,8 +81,8 @@ class RetrievalScores(Metric):
         vision, text = vision[first_image], text[first_text]
         scores: dict[str, float] = {}
         of_images, of_texts = ranks(vision, text, right), ranks(text, vision, right.T)
-        for name, found in (("image_to_text", of_images), ("text_to_image", of_texts)):
-            scores |= {f"{name}/r{cut}": _share(found < cut) for cut in CUTS}
+        for name, rank in (("image_to_text", of_images), ("text_to_image", of_texts)):
+            scores |= {f"{name}/r{cut}": _share(rank < cut) for cut in CUTS}
         if len(self.languages) > 1:
             for index, language in enumerate(metric_names(self.languages)):
                 own = torch.zeros(len(first_text), dtype=torch.bool)

@@ -213,12 +213,12 @@ class TranslationScores(Metric):
 
         Where the directions differ in BLEU's tokenizer, there is one of `bleu/en-fr` and so on in place of `bleu`.
         """
-        found = {name: str(metric.get_signature()) for name, metric in self._metrics.items()}
+        signatures = {name: str(metric.get_signature()) for name, metric in self._metrics.items()}
         if len(set(self._bleu)) > 1:
-            del found["bleu"]
+            del signatures["bleu"]
             parts = zip(self.directions, self._bleu, strict=True)
-            found = {f"bleu/{name}": str(bleu.get_signature()) for name, bleu in parts} | found
-        return found
+            signatures = {f"bleu/{name}": str(bleu.get_signature()) for name, bleu in parts} | signatures
+        return signatures
 
 
 def write_translations(folder: Path, lines: Iterable[TranslatedLine], directions: Sequence[str]) -> None:
@@ -248,6 +248,6 @@ def write_scores(path: Path, values: Mapping[str, float], signatures: Mapping[st
     report = {}
     for name in SCORES:
         parts = {key.partition("/")[2]: text for key, text in signatures.items() if key.split("/")[0] == name}
-        found = {key: value for key, value in values.items() if re.match(rf"{name}\b|{name}_mean", key)}
-        report[name] = {"signature": parts.get("", parts), **found}
+        scores = {key: value for key, value in values.items() if re.match(rf"{name}\b|{name}_mean", key)}
+        report[name] = {"signature": parts.get("", parts), **scores}
     write_atomically(path, json.dumps(report, indent=2) + "\n")

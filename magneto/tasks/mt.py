@@ -194,15 +194,15 @@ class MT(Task):
         """
         testing = bool(self.trainer.testing)
         rows = list(range(len(batch["id"]))) if testing else self._chosen(batch["id"])
-        if not rows:
-            return {}
         index = torch.tensor(rows, dtype=torch.int64, device=self.device)
-        # The changing shapes of single tokens would have the layers compiled again and again.
-        with torch.compiler.set_stance("force_eager"):
-            best = self.search(
-                batch["source"][index], batch["source_mask"][index],
-                beam=self.options.beam if testing else 1, length_penalty=self.options.length_penalty,
-            )  # fmt: skip
+        best: list[list[Hypothesis]] = []
+        if rows:
+            # The changing shapes of single tokens would have the layers compiled again and again.
+            with torch.compiler.set_stance("force_eager"):
+                best = self.search(
+                    batch["source"][index], batch["source_mask"][index],
+                    beam=self.options.beam if testing else 1, length_penalty=self.options.length_penalty,
+                )  # fmt: skip
         texts = [
             one_line(self.target_tokenizer.decode(hypotheses[0].tokens)) if hypotheses else ""
             for hypotheses in best

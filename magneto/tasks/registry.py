@@ -22,14 +22,14 @@ def task_class(path: str) -> type[Task]:
     """
     module, _, name = path.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
+        cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"task._target_={path}: cannot be imported ({error}). Name a Task, package.module.Class."
         ) from error
-    if not (isinstance(found, type) and issubclass(found, Task)):
+    if not (isinstance(cls, type) and issubclass(cls, Task)):
         raise ConfigError(f"task._target_={path}: is not a Task.")
-    return found
+    return cls
 
 
 def load_task(path: str | Path) -> Task:

@@ -316,7 +316,7 @@ class VisionLanguage(MaskedImages):
                 self.scores[f"accuracy/{kind}"].update(right.float().mean(), len(right))
 
     def overview(self) -> list[Sample]:
-        """Return what is found for some pairs, evenly over this process's part of the images."""
+        """Return retrieval examples for some pairs, evenly over this process's part of the images."""
         if not self.losses.contrastive:
             return []
         examples = self.scores["examples"]

@@ -1,4 +1,4 @@
-"""What was found for a sentence or an image, drawn for a person to look at."""
+"""Drawings of retrieval: a sentence with its images, an image with its texts."""
 
 from collections.abc import Sequence
 from functools import cache

@@ -45,7 +45,7 @@ ASKED: dict[str, tuple[str | Path, dict[str, Any]]] = {
 """A text or a file for each model, and options of its prediction."""
 
 
-def _answers(case: str, model: Path) -> list[dict[str, Any]]:
+def answers(case: str, model: Path) -> list[dict[str, Any]]:
     """Return what the command line answers."""
     given, options = ASKED[case]
     settings = ("trainer.accelerator=cpu", "trainer.precision=32-true")
@@ -87,7 +87,7 @@ def _record(case: str, request: pytest.FixtureRequest, folder: Path) -> None:
             text = (run / name).read_text().replace(str(folder), "folder")
             (OLD / "run" / name).write_text(text)
         shutil.copy(run / "kept/last.ckpt", OLD / "run/last.ckpt")
-    (OLD / case / "expected.json").write_text(json.dumps(_answers(case, OLD / case), indent=1) + "\n")
+    (OLD / case / "expected.json").write_text(json.dumps(answers(case, OLD / case), indent=1) + "\n")
 
 
 def _same(found: Any, expected: Any, where: str) -> None:
@@ -113,7 +113,7 @@ def test_an_old_export_predicts_the_same(case: str, request: pytest.FixtureReque
         _record(case, request, tmp_path)
     expected = json.loads((OLD / case / "expected.json").read_text())
     assert expected
-    _same(_answers(case, OLD / case), expected, case)
+    _same(answers(case, OLD / case), expected, case)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -168,7 +168,7 @@ def test_texts_of_a_file(tmp_path: Path) -> None:
 
 def test_an_old_checkpoint_predicts_as_its_export() -> None:
     """Lightning's file, with `weights_only=True`; the best weights are the last ones here."""
-    _same(_answers("asr", OLD / "run/last.ckpt"), json.loads((OLD / "asr/expected.json").read_text()), "asr")
+    _same(answers("asr", OLD / "run/last.ckpt"), json.loads((OLD / "asr/expected.json").read_text()), "asr")
 
 
 def test_an_old_run_is_reported(tmp_path: Path) -> None:

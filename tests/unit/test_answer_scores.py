@@ -36,7 +36,8 @@ def test_a_question_that_comes_twice_counts_once() -> None:
     assert scores.compute() == pytest.approx({"accuracy": 2 / 3, "facts/majority_accuracy": 2 / 3})
 
 
-def test_a_statement_is_understood_where_all_its_pairs_are_judged_rightly() -> None:
+def test_consistency_of_statements() -> None:
+    """A statement is understood where all its pairs are judged rightly."""
     scores = AnswerScores([""], majority=[0, 0], statements=True)
     right = torch.tensor([1, 1, 1, 0, 1, 0])  # groups 7 7, 8 8, and two that stand alone
     counts = torch.nn.functional.one_hot(torch.ones(6, dtype=torch.long), 2).float()

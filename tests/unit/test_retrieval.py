@@ -141,7 +141,8 @@ def test_batches_and_repetitions_change_nothing() -> None:
     assert metric.compute() == {}
 
 
-def test_a_model_that_finds_all_alike_finds_nothing() -> None:
+def test_equal_similarities_find_nothing() -> None:
+    """A model that finds all alike finds nothing."""
     same = torch.ones(20, 4) / 2
     numbers = torch.arange(20)
     metric = RetrievalScores(("en",), 4)
@@ -191,7 +192,8 @@ def filled() -> RetrievalExamples:
     return shown
 
 
-def test_a_gallery_shows_what_is_found_and_where_the_right_ones_stand() -> None:
+def test_examples_have_matches_and_ranks() -> None:
+    """A gallery shows what is found and where the right ones stand."""
     first, second, third = filled().samples(3)
     assert [one["id"] for one in (first, second, third)] == ["00000005", "00000006", "00000007"]
     assert (first["text"], third["text"]) == ("same", "own")
@@ -203,7 +205,8 @@ def test_a_gallery_shows_what_is_found_and_where_the_right_ones_stand() -> None:
     assert first["image"].shape[1:] == (WIDTH, 3)
 
 
-def test_a_gallery_keeps_some_images_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_keep_some_images_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gallery keeps some images only."""
     monkeypatch.setattr(retrieval_examples, "LIMIT", 2)
     assert [one["images"] for one in filled().samples(10)] == [2, 2]
     assert RetrievalExamples().samples(3) == []
@@ -231,7 +234,8 @@ def test_images_stand_in_a_row_with_frames() -> None:
         assert tuple(panel[middle, left - 2]) == frame
 
 
-def test_texts_stand_beside_their_image_right_ones_in_green() -> None:
+def test_right_texts_are_green() -> None:
+    """Texts stand beside their image right ones in green."""
     panel = texts_for(plain(70), [Match("right", 0.9, True), Match("wrong", 0.5, False)])
     green = (panel == RIGHT).all(-1).any(1).nonzero()[0]
     assert len(green) and green.max() < panel.shape[0] / 3, "the first line alone"
@@ -242,7 +246,8 @@ def test_texts_stand_beside_their_image_right_ones_in_green() -> None:
     assert both.shape == (panel.shape[0] + many.shape[0] + 1, WIDTH, 3)
 
 
-def test_long_texts_are_broken_at_spaces_and_long_words_anywhere() -> None:
+def test_long_texts_are_wrapped() -> None:
+    """Long texts are broken at spaces and long words anywhere."""
     text = "one two three four five six seven eight nine ten"
     lines = wrapped(text, 120)
     assert " ".join(lines) == text and len(lines) > 2
