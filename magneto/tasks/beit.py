@@ -17,8 +17,8 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from magneto.config.validate import from_mapping
+from magneto.data.image.dataset import evaluation_batch, user_images
 from magneto.data.image.module import ImageDataModule
-from magneto.data.image.predict import evaluation_batch, user_images
 from magneto.data.module import DataModule
 from magneto.data.transforms.mask_patches import BlockMasking
 from magneto.errors import ConfigError

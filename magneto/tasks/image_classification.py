@@ -19,9 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from magneto.config.validate import from_mapping
-from magneto.data.image.dataset import ImageDataset
+from magneto.data.image.dataset import ImageDataset, user_images
 from magneto.data.image.module import ImageDataModule
-from magneto.data.image.predict import user_images
 from magneto.data.module import DataModule
 from magneto.errors import ConfigError
 from magneto.inference.inputs import PredictInput

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchmetrics import MeanMetric, Metric
 
-from magneto.data.image.dataset import ImageInfo
+from magneto.data.image.dataset import ImageInfo, evaluation_batch, user_images
 from magneto.data.image.module import ImageDataModule
-from magneto.data.image.predict import evaluation_batch, user_images
 from magneto.data.module import DataModule
 from magneto.errors import ConfigError
 from magneto.inference.inputs import PredictInput
