@@ -22,10 +22,9 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from magneto.config.validate import from_mapping
-from magneto.data.collate import pad_texts
+from magneto.data.collate import IGNORE, pad_texts
 from magneto.data.corpora.text.base import why_unusable
-from magneto.data.image.predict import evaluation_batch, user_images
-from magneto.data.image_text.dataset import IGNORE
+from magneto.data.image.dataset import evaluation_batch, user_images
 from magneto.data.image_text.module import ImageTextDataModule
 from magneto.data.module import DataModule
 from magneto.data.tokenizers.encode import encode
