@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from magneto.config.validate import from_mapping
 from magneto.data.collate import pad_texts
-from magneto.data.image.predict import evaluation_batch, user_images
+from magneto.data.image.dataset import evaluation_batch, user_images
 from magneto.data.tokenizers.encode import encode
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.data.transforms.text import readable_caption
@@ -164,7 +164,7 @@ class VisionLanguageClassification(TaskModule):
             nn.GELU(),
             last,
         )
-        self.scores["answers"] = AnswerScores(self.info.kinds, self.info.usual, self.statements)
+        self.scores["answers"] = AnswerScores(self.info.kinds, self.info.majority_answers, self.statements)
 
     def forward(self, images: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """(B, P, C, S, S), (B, T) int64 and its mask -> fp32 logits (B, answers)."""

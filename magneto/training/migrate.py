@@ -8,7 +8,7 @@ TASKS = {
     "magneto.tasks.vl_classification.VisionLanguageClassification": "magneto.tasks.vqa.VisionLanguageClassification",
 }
 """Classes of tasks."""
-INFO = {"pictures": "images"}
+INFO = {"pictures": "images", "usual": "majority_answers"}
 """Fields of the facts of the data."""
 OPTIONS = {"cells": "pool_grid"}
 """Options of tasks."""
