@@ -211,7 +211,7 @@ class PreparedDataModule(BucketedDataModule, Generic[InfoT]):
         """Return all that the prepared folder depends on."""
         values = {"format": self.FORMAT, "corpora": self.of_corpora, **self.settings()}
         if self.given is not None:
-            values["tokenizer"] = {"given": [getattr(self.given, name) for name in self.reads]}
+            values["tokenizer"] = {"given": short_hash([getattr(self.given, name) for name in self.reads])}
         return values
 
     @cached_property

@@ -79,6 +79,12 @@ class TableWriter:
             self.rows[split] += batch.num_rows
 
 
+def with_classes(schema: pa.Schema, **names: Sequence[str]) -> pa.Schema:
+    """Return the schema with the names of the numbers of int64 columns, as `datasets.ClassLabel` has them."""
+    features = {column: {"names": list(known), "_type": "ClassLabel"} for column, known in names.items()}
+    return schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+
+
 def to_arrow(values: Any, kind: pa.DataType) -> pa.Array:
     """Return the values of some rows as an Arrow array: see `TableWriter.write`."""
     if isinstance(values, pa.Array):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from magneto.config.validate import from_mapping
 from magneto.data.translation.cleaning import tidy
-from magneto.data.translation.dataset import IGNORE, Collate, Marks
+from magneto.data.translation.dataset import IGNORE, Marks
 from magneto.data.translation.module import TranslationDataModule
 from magneto.errors import ConfigError, nearest
 from magneto.inference.beam_search import Hypothesis, beam_search, check_search
@@ -334,7 +334,7 @@ class MT(TaskModule):
         check_search(beam, settings.n_best, penalty, "predict")
         direction = self._direction(settings.target)
         marks, tokenizer = Marks(self.info), self.info.source_text_tokenizer
-        collate = Collate(marks)
+        collate = marks.padding()
         lines = enumerate(inputs.lines(), start=1)
         window = settings.batch * (16 if settings.batch > 1 else 1)
         while chunk := list(islice(lines, window)):

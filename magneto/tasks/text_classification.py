@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from magneto.config.validate import from_mapping
+from magneto.data.collate import PAD_TO_MULTIPLE
 from magneto.data.corpora.text_classification.glue import read_test_file
 from magneto.data.corpora.text_classification.labelled import zero_digits
-from magneto.data.text_classification.dataset import PAD_TO_MULTIPLE, collate
+from magneto.data.text_classification.dataset import padding
 from magneto.data.text_classification.module import TextClassificationDataModule
 from magneto.data.tokenizers.encode import encode
 from magneto.data.tokenizers.text import TextTokenizer
@@ -253,11 +254,8 @@ class TextClassification(TaskModule):
         encoded = encode(
             self.tokenizer, [text for text, _ in texts], [pair for _, pair in texts], self.info.max_tokens
         )
-        items = [
-            {"tokens": encoded.tokens[start:stop], "second": int(second)}
-            for start, stop, second in zip(encoded.start, encoded.start[1:], encoded.second, strict=False)
-        ]
-        batch = collate(items, self.tokenizer.pad_id or 0)
+        items = [{"tokens": tokens, "second": second} for tokens, second in encoded.items()]
+        batch = padding(self.tokenizer.pad_id or 0)(items)
         return self.describe(self(*(batch[key].to(self.device) for key in ("tokens", "mask", "second"))))
 
     def tokenizer_json(self) -> str | None:

@@ -1,7 +1,7 @@
 """The settings of a tokenizer, `data.tokenizer`."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,9 +36,9 @@ class TokenizerSettings:
             return {"kind": self.kind, "vocab_size": self.vocab_size}
         return {"sha256": hashlib.sha256(TextTokenizer.from_file(self.file).to_json().encode()).hexdigest()}
 
-    def make(self, texts: Iterable[str]) -> TextTokenizer:
-        """Return the given tokenizer, or one that is trained on `texts`."""
+    def make(self, texts: Iterable[str], extra: Sequence[str] = ()) -> TextTokenizer:
+        """Return the given tokenizer, or one that is trained on `texts` and has the tokens of `extra`."""
         if self.file is not None:
             return TextTokenizer.from_file(self.file)
         assert self.kind is not None and self.vocab_size is not None
-        return TextTokenizer.train(texts, kind=self.kind, vocab_size=self.vocab_size)
+        return TextTokenizer.train(texts, kind=self.kind, vocab_size=self.vocab_size, extra=extra)
