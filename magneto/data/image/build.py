@@ -1,9 +1,9 @@
 """Decode the images of the corpora, divide them into splits, measure mean and deviation, and write the Arrow tables.
 
-The columns, a row for each image: `id`; `label` (null: no class); `row`, its number over all splits, by which its
-augmentation and masks follow from the seed; `copy_of`, the row of the first image with the same bytes. Decoded images are
-`pixels` (C, S, S). Others are `encoded`, the bytes, or stay where they are: `path`, with `start` and `size` of the
-bytes within the file (size -1: the whole file). With captions also `captions`, `languages` (one for each caption) and
+The columns, a row for each image: `id`; `label`, the index of its class (-1: none); `row`, its number over all splits, by
+which its augmentation and masks follow from the seed; `copy_of`, the row of the first image with the same bytes. Decoded
+images are `pixels` (C, S, S). Others are `encoded`, the bytes, or stay where they are: `path`, with `start` and `size` of
+the bytes within the file (size -1: the whole file). With captions also `captions`, `languages` (one for each caption) and
 `caption_row`, the number of the first of them over all splits.
 """
 
@@ -44,6 +44,7 @@ from magneto.data.corpora.image.base import (
 from magneto.data.image.dataset import WHOLE, channels_first
 from magneto.data.io.image import SVG_SIDE, BadImage, Slice, read_bytes, read_image, square
 from magneto.data.prepared import Preparation
+from magneto.data.table import with_classes
 
 SHARD_LIMIT = 4 * 10**9  # bytes of decoded pixels up to which `store: auto` keeps them
 CHUNK = 256  # images in memory at once
@@ -202,11 +203,11 @@ class ImageBuilder:
                 {split: splits.count(split) for split in SPLITS},
                 "Check data.corpora, and data.val_fraction and data.test_fraction if the corpus states no splits.",
             )
-            self._write(spool, splits, target)
-        lost -= {str(example.label) for example in spool.examples}
-        target.skips.extend(Skipped(label, "", "class without a usable image") for label in sorted(lost))
-        stated = dict.fromkeys(label for corpus in loaded.values() for label in corpus.labels)
-        labels = [label for label in stated if label not in lost]
+            lost -= {str(example.label) for example in spool.examples}
+            target.skips.extend(Skipped(label, "", "class without a usable image") for label in sorted(lost))
+            stated = dict.fromkeys(label for corpus in loaded.values() for label in corpus.labels)
+            labels = [label for label in stated if label not in lost]
+            self._write(spool, splits, labels, target)
         counts = Counter(
             (split, example.label) for example, split in zip(spool.examples, splits, strict=True)
         )
@@ -269,19 +270,22 @@ class ImageBuilder:
                 target.skips.add(Skipped(example.id, "", "copy of an image on another side of the split"))
         return splits
 
-    def _write(self, spool: Spool, splits: Sequence[str | None], target: Preparation) -> None:
+    def _write(
+        self, spool: Spool, splits: Sequence[str | None], labels: Sequence[str], target: Preparation
+    ) -> None:
         """Write the rows of each split in the order in which the images came."""
         shape = (self.channels, self.image_size, self.image_size)
+        index: dict[str | None, int] = {label: number for number, label in enumerate(labels)} | {None: -1}
         first: dict[bytes, int] = {}
         copy_of = [first.setdefault(digest, row) for row, digest in enumerate(spool.digests)]
         captions = [[*each_caption(example.captions)] for example in spool.examples]
         caption_row = np.cumsum([0, *map(len, captions)])
-        with target.tables(schema(shape if spool.stored else None, self.captioned)) as tables:
+        with target.tables(schema(shape if spool.stored else None, labels, self.captioned)) as tables:
             for split in SPLITS:
                 for rows in spool.parts([row for row, of in enumerate(splits) if of == split]):
                     columns = {
                         "id": [spool.examples[row].id for row in rows],
-                        "label": [spool.examples[row].label for row in rows],
+                        "label": [index[spool.examples[row].label] for row in rows],
                         "row": rows,
                         "copy_of": [copy_of[row] for row in rows],
                         **spool.columns(rows, shape),
@@ -294,9 +298,9 @@ class ImageBuilder:
                     tables.write(split, columns)
 
 
-def schema(shape: tuple[int, int, int] | None, captioned: bool) -> pa.Schema:
+def schema(shape: tuple[int, int, int] | None, labels: Sequence[str], captioned: bool) -> pa.Schema:
     """Return the columns. shape: of decoded pixels; None: images stay encoded."""
-    columns = {"id": pa.string(), "label": pa.string(), "row": pa.int64(), "copy_of": pa.int64()}
+    columns = {"id": pa.string(), "label": pa.int64(), "row": pa.int64(), "copy_of": pa.int64()}
     if shape is None:
         columns |= {"path": pa.binary(), "start": pa.int64(), "size": pa.int64(), "encoded": pa.binary()}
     else:
@@ -307,7 +311,7 @@ def schema(shape: tuple[int, int, int] | None, captioned: bool) -> pa.Schema:
     if captioned:
         texts = pa.list_(pa.string())
         columns |= {"captions": texts, "languages": texts, "caption_row": pa.int64()}
-    return pa.schema(columns)
+    return with_classes(pa.schema(columns), label=labels)
 
 
 def _chunks(examples: Iterator[ImageExample]) -> Iterator[list[ImageExample]]:

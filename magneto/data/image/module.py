@@ -14,8 +14,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Self
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from magneto.config.validate import from_mapping
 from magneto.data.batching import TokenBudgetSampler
@@ -214,7 +212,6 @@ class ImageDataModule(PreparedDataModule[ImageInfo]):
         index = {_composed(label): number for number, label in enumerate(known)}
         of_own = np.array([*(index[_composed(label)] for label in own.labels), -1])  # the last: no class
         table = self.table(stored)
-        numbers = pc.index_in(table.arrow["label"], pa.array(own.labels, pa.string())).fill_null(-1)
         reading = ImageReading(
             split=split,
             info=model,
@@ -224,7 +221,7 @@ class ImageDataModule(PreparedDataModule[ImageInfo]):
         )
         subset = own.labels and len(own.labels) < len(known)
         classes = sorted(of_own[:-1].tolist()) if subset else None
-        return ImageDataset(table, of_own[numbers.to_numpy()], reading, classes)
+        return ImageDataset(table, of_own[table.numbers("label")], reading, classes)
 
     @property
     def batching(self) -> Batching:

@@ -128,7 +128,7 @@ def build(
         for split, own in columns.items():
             encoded = encode(tokenizer, own["caption"], [None] * len(own["caption"]), max_tokens)
             truncated += encoded.truncated
-            own["tokens"] = np.split(encoded.tokens, encoded.start[1:-1])[: len(own["row"])]
+            own["tokens"] = [tokens for tokens, _ in encoded.items()]
             own["caption_key"] = keys[start : start + len(own["row"])]
             start += len(own["row"])
             tables.write(split, own)

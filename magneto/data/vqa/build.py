@@ -132,7 +132,7 @@ class QuestionBuilder:
                     "row": [usable.row for usable in own],
                     "images": np.array([usable.images for usable in own], np.int64),
                     "group": [groups.get(usable.question.group, ALONE) for usable in own],
-                    "tokens": np.split(encoded.tokens, encoded.start[1:-1])[: len(own)],
+                    "tokens": [tokens for tokens, _ in encoded.items()],
                     "labels": [np.array([*one], np.int64) for one in given],
                     "counts": [np.array([*one.values()], np.int64) for one in given],
                 }
