@@ -14,7 +14,6 @@ They read whole texts, which `data.max_tokens` cuts for a Transformer; pairs are
 """
 
 import argparse
-import csv
 from collections import Counter
 from collections.abc import Sequence
 
@@ -38,9 +37,8 @@ Split = tuple[list[str], list[str]]
 
 def read(data: TextClassificationDataModule, split: str) -> Split:
     """The table of a split as `prepare` wrote it."""
-    with (data.folder / f"{split}.tsv").open(encoding="utf-8", newline="") as table:
-        rows = list(csv.DictReader(table, delimiter="\t", quoting=csv.QUOTE_NONE))
-    return [f"{row['sentence1']} {row['sentence2']}" for row in rows], [row["label"] for row in rows]
+    rows = data.table(split).arrow.select(["text", "pair", "label"]).to_pylist()
+    return [f"{row['text']} {row['pair'] or ''}" for row in rows], [str(row["label"]) for row in rows]
 
 
 def majority(train: Split, split: Split) -> float:

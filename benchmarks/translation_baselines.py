@@ -64,9 +64,9 @@ def main() -> None:
     parser.add_argument("--hypotheses", type=Path, help="translations of the test split to score beside them")
     arguments = parser.parse_args()
     data = prepared_data(["task=mt", *arguments.overrides])
-    train, test = (list(data.prepared.rows(split)) for split in ("train", "test"))
+    train, test = (data.table(split).arrow.to_pylist() for split in ("train", "test"))
     found = {}
-    for direction in data.info.directions:
+    for direction in range(len(data.info.directions)):
         memory = [row for row in train if row["direction"] == direction]
         queries = [row for row in test if row["direction"] == direction]
         if memory and queries:

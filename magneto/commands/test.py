@@ -31,7 +31,7 @@ def test(run: ResolvedRun) -> dict[str, Any]:
     task = registry.make_trained(config["checkpoint"], *run.trained)
     data = build.build_data(config["data"])
     info = task.hparams["info"]
-    data.for_model(info if task.uses_labels else {**info, "labels": []})
+    data = data.for_model(info if task.uses_labels else {**info, "labels": []})
     with console.quiet_libraries():
         trainer = build_tester(run.parts.trainer, target.parent)
         with lightning_errors():

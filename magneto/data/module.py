@@ -5,7 +5,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, Protocol, Self, cast
 
 import lightning as L
 import numpy as np
@@ -57,11 +57,12 @@ class DataModule(L.LightningDataModule):
         """Training batches that one rank sees in an epoch."""
 
     @abstractmethod
-    def for_model(self, info: Mapping[str, Any]) -> None:
-        """`prepare`, for the model of a checkpoint with this info: evaluation batches as it expects them (its
-        tokenizer...).
+    def for_model(self, info: Mapping[str, Any]) -> Self:
+        """Return this data, prepared for the model of a checkpoint with this info: evaluation batches as it expects
+        them (its tokenizer...).
 
-        Raises `MagnetoError` when this data does not fit that model.
+        Raises:
+            MagnetoError: this data does not fit that model.
         """
 
     def configure_run(

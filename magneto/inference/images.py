@@ -10,8 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from magneto.data.image.dataset import ImageInfo
-from magneto.data.image.predict import user_images
+from magneto.data.image.dataset import ImageInfo, user_images
 from magneto.data.io.image import BadImage, read_image
 from magneto.errors import DataError
 from magneto.inference.inputs import PredictInput

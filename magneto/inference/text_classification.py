@@ -11,7 +11,7 @@ from torch import Tensor
 
 from magneto.data.corpora.text_classification.base import zero_digits
 from magneto.data.corpora.text_classification.glue import read_test_file
-from magneto.data.text_classification.dataset import collate
+from magneto.data.text_classification.dataset import padding
 from magneto.data.tokenizers.encode import encode
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import ConfigError, MagnetoError
@@ -113,9 +113,6 @@ def _answers(model: TextClassifier, texts: Sequence[Texts]) -> list[dict[str, An
     encoded = encode(
         model.tokenizer, [text for text, _ in texts], [pair for _, pair in texts], model.info.max_tokens
     )
-    items = [
-        {"tokens": encoded.tokens[start:stop], "second": int(second)}
-        for start, stop, second in zip(encoded.start, encoded.start[1:], encoded.second, strict=False)
-    ]
-    batch = collate(items, model.tokenizer.pad_id or 0)
+    items = [{"tokens": tokens, "second": second} for tokens, second in encoded.items()]
+    batch = padding(model.tokenizer.pad_id or 0)(items)
     return model.describe(model(*(batch[key].to(model.device) for key in ("tokens", "mask", "second"))))

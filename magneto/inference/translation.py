@@ -12,7 +12,7 @@ from torch import Tensor
 
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.data.translation.cleaning import tidy
-from magneto.data.translation.dataset import Collate, Marks, TranslationInfo
+from magneto.data.translation.dataset import Marks, TranslationInfo
 from magneto.errors import ConfigError, nearest
 from magneto.inference.beam_search import Hypothesis, check_search
 from magneto.inference.inputs import PredictInput
@@ -93,7 +93,7 @@ def translate(
     penalty = length_penalty if options.length_penalty is None else options.length_penalty
     check_search(beam, options.n_best, penalty, "predict")
     direction = _direction(model.info, options.target)
-    collate = Collate(Marks(model.info))
+    collate = Marks(model.info).padding()
     lines = enumerate(inputs.lines(), start=1)
     window = options.batch * (16 if options.batch > 1 else 1)
     while chunk := list(islice(lines, window)):

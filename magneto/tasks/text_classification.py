@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from magneto.data.text_classification.dataset import PAD_TO_MULTIPLE
+from magneto.data.collate import PAD_TO_MULTIPLE
 from magneto.data.text_classification.module import TextClassificationDataModule
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import ConfigError, nearest

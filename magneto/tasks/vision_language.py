@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from magneto.config.validate import from_mapping
-from magneto.data.image_text.dataset import IGNORE
+from magneto.data.collate import IGNORE
 from magneto.data.image_text.module import ImageTextDataModule
 from magneto.data.module import DataModule
 from magneto.data.tokenizers.text import TextTokenizer

@@ -55,11 +55,11 @@ def test_perplexity_against_plain_torch(run_lm) -> None:
     task = load_task(Path(result["folder"]) / "export")
     settings = yaml.safe_load((Path(result["folder"]) / "config.yaml").read_text())["data"]
     folder = next(Path(settings["data_dir"]).glob("prepared/text-*"))
-    report = json.loads((folder / "prepare_report.json").read_text())
+    info = json.loads((folder / "info.json").read_text())
     # The row of tokens as the documents make it: each ends with </s>, and so does what was before the first.
     data = instantiate({k: v for k, v in settings.items() if k != "name"}, _convert_="all")
     assert isinstance(data, TextDataModule)
-    documents = [document for document in data._documents("text_files") if document.split == "test"]
+    documents = list(data.documents("test"))
     tokenizer = TextTokenizer.from_json(task.info.tokenizer)
     row = [2]
     for document in documents:
@@ -72,7 +72,7 @@ def test_perplexity_against_plain_torch(run_lm) -> None:
         for place in range(len(window) - 1 - (stop - scored), len(window) - 1):
             nats -= float(log_probs[place, window[place + 1]])
         scored = stop
-    assert scored == report["tokens"]["test"]
+    assert scored == info["tokens"]["test"]
     bytes_of_text = sum(len(document.text.encode()) for document in documents)
     assert result["metrics"]["test/perplexity"] == pytest.approx(math.exp(nats / scored), rel=1e-5)
     assert result["metrics"]["test/bits_per_byte"] == pytest.approx(

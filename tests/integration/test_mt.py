@@ -295,7 +295,9 @@ def test_a_test_set_alone_gives_the_same_scores(run, toy_translation_files: Path
     tested = drive(command, "mode=test", f"checkpoint={Path(first['folder']) / 'export'}")["metrics"]
     for name in ("test/loss", "test/bleu", "test/chrf", "test/ter"):
         assert tested[name] == pytest.approx(first["metrics"][name], rel=1e-5), name
-    with pytest.raises(MagnetoError, match=r"left for the train split.*A test set alone is for .*mode=test"):
+    with pytest.raises(
+        MagnetoError, match=r"left for the train and val splits.*A test set alone is for .*mode=test"
+    ):
         drive(command, "mode=prepare")
 
 

@@ -21,7 +21,9 @@ from tests.toy_images import image_settings, write_patterns
 
 Run = Callable[..., dict[str, Any]]
 OLD = Path(__file__).parents[1] / "golden" / "old" / "run"
-DEFAULT_CODEBOOK = "task.default_tokenizer={codes: 8, code_width: 4, width: 8, blocks: 1, steps: 2, batch_size: 8}"
+DEFAULT_CODEBOOK = (
+    "task.default_tokenizer={codes: 8, code_width: 4, width: 8, blocks: 1, steps: 2, batch_size: 8}"
+)
 
 
 @pytest.fixture(scope="session")

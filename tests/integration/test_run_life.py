@@ -455,9 +455,7 @@ def test_damage_is_told(run_lm: Run, killed: Path, damage: Callable[[Path], None
     with pytest.raises(MagnetoError) as told:
         run_lm("name=one")
     assert file in str(told.value)
-    assert any(word in str(told.value) for word in ("Use ", "emove", "resume to never", "hange")), (
-        told.value
-    )
+    assert any(word in str(told.value) for word in ("Use ", "emove", "resume to never", "hange")), told.value
     assert "\n" not in str(told.value).strip()
 
 

@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from magneto.commands import build
-from magneto.data.image_text.dataset import IGNORE
+from magneto.data.collate import IGNORE
 from magneto.errors import MagnetoError
 from magneto.tasks.registry import load_task
 from magneto.tasks.vision_language import VisionLanguage

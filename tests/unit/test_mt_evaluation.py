@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from magneto.data.tokenizers.text import TextTokenizer
-from magneto.data.translation.dataset import Collate, Marks, TranslationInfo
+from magneto.data.translation.dataset import Marks, TranslationInfo
 from magneto.tasks.mt import MT
 
 
@@ -31,13 +31,13 @@ def test_decoding_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     marks = Marks(info)
     items = [
         {
-            "id": number, "direction": 0, "source": marks.source(ids, 0), "target": ids, "source_text": text,
+            "id": number, "direction": 0, "source": marks.source(ids, 0), **marks.target(ids), "source_text": text,
             "target_text": text,
         }
         for number, text in enumerate(("the cat", "on the mat sat"))
         for ids in [info.source_text_tokenizer.encode(text)]
     ]  # fmt: skip
-    batch = Collate(marks)(items)
+    batch = marks.padding()(items)
     torch._dynamo.reset()
     counters.clear()
     with torch.no_grad():

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from magneto.data.cache import cpu_count, is_complete, prepare_once, short_hash
 from magneto.data.corpora.speech.base import SpeechReader
@@ -178,7 +178,7 @@ class SpeechDataModule(BucketedDataModule):
         """The facts of the prepared data."""
         return self.prepared.info
 
-    def for_model(self, info: Mapping[str, Any]) -> None:
+    def for_model(self, info: Mapping[str, Any]) -> Self:
         """Targets by the tokenizer of a checkpoint, languages by its list; the features must be the same.
 
         Where the data is not prepared, the test split alone is.
@@ -196,6 +196,7 @@ class SpeechDataModule(BucketedDataModule):
         self.prepare()
         model.require_languages(self.info.languages)
         self._info = model
+        return self
 
     def setup(self, stage: str | None = None) -> None:
         """Open the splits."""

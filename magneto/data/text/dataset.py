@@ -1,34 +1,27 @@
-"""Blocks of one split of prepared text as items, and items as batches (see text.py)."""
+"""The blocks of one split of prepared text (see module.py for the batches)."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import Dataset
 
 from magneto.data.collate import IGNORE
 from magneto.data.info import DatasetInfo
+from magneto.data.prepared import PreparedDataset
 from magneto.data.rng import random_stream
-from magneto.data.text.packing import (
-    Pieces,
-    TokenRow,
-)
+from magneto.data.text.packing import Pieces, TokenRow
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.data.transforms.mask_tokens import Masking
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class BlockReading:
     """How blocks of a split become items."""
 
     split: str
     tokenizer: TextTokenizer
     masking: Masking | None
-    shift: int  # packed training: blocks begin anywhere, moved by up to so many tokens less one; 0: not
+    shift: int  # packed training: blocks are moved by up to this number of tokens less one; 0: not
     seed: int
     bytes_per_token: float | None  # to estimate the bytes; None: they are looked up
     ordinary: np.ndarray = field(init=False, repr=False)  # ids that stand for text
@@ -39,21 +32,17 @@ class Reading:
         object.__setattr__(self, "ordinary", ids)
 
 
-class TextDataset(Dataset[dict[str, Any]]):
-    """The blocks of one split. Items are asked for as (epoch, place)."""
+class TextDataset(PreparedDataset):
+    """The blocks of one split."""
 
-    def __init__(self, row: TokenRow, pieces: Pieces, reading: Reading) -> None:
+    def __init__(self, row: TokenRow, pieces: Pieces, reading: BlockReading) -> None:
         self.row, self.pieces, self.reading = row, pieces, reading
         self._special = np.array(sorted(reading.tokenizer.special_ids))
         self._begin = reading.tokenizer.bos_id if reading.masking else None
-        self.lengths = pieces.length + (self._begin is not None)
-        """(blocks,) tokens that the model sees."""
+        self.lengths = pieces.length + (self._begin is not None)  # tokens that the model sees
 
-    def __len__(self) -> int:
-        return len(self.pieces)
-
-    def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
-        epoch, index = place
+    def example(self, epoch: int, index: int) -> dict[str, Any]:
+        """Return a block: see module.py."""
         start, length = int(self.pieces.start[index]), int(self.pieces.length[index])
         if self.reading.shift:
             start += int(random_stream(self.reading.seed, "shift", epoch).integers(self.reading.shift))
@@ -80,32 +69,6 @@ class TextDataset(Dataset[dict[str, Any]]):
         runs = masking.choose(allowed, random)
         shown = masking.hide(ids, runs, self.reading.tokenizer.require("mask"), self.reading.ordinary, random)
         return {"tokens": shown, "targets": np.where(runs > 0, ids, IGNORE)}
-
-
-class Collate:
-    """Items -> a batch, padded on the right where their lengths differ, to a multiple of `multiple`."""
-
-    def __init__(self, pad_id: int, multiple: int) -> None:
-        self.pad_id, self.multiple = pad_id, multiple
-
-    def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        lengths = [len(item["tokens"]) for item in items]
-        width = -(-max(lengths) // self.multiple) * self.multiple
-        tokens = np.full((len(items), width), self.pad_id, np.int64)
-        targets = np.full((len(items), width), IGNORE, np.int64)
-        for number, item in enumerate(items):
-            tokens[number, : lengths[number]] = item["tokens"]
-            targets[number, : lengths[number]] = item["targets"]
-        batch = {
-            "id": torch.tensor([item["id"] for item in items]),
-            "tokens": torch.from_numpy(tokens),
-            "targets": torch.from_numpy(targets),
-        }
-        if min(lengths) < width:
-            batch["mask"] = torch.arange(width) < torch.tensor(lengths)[:, None]
-        if "bytes" in items[0]:
-            batch["bytes"] = torch.tensor([item["bytes"] for item in items])
-        return batch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Encode one or two texts to a limited number of tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,12 @@ class Encoded:
     start: np.ndarray
     second: np.ndarray
     truncated: int = 0
+
+    def items(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the tokens of each example, and (T,) bool: whether a token stands in its second text."""
+        for row, second in enumerate(self.second.tolist()):
+            tokens = self.tokens[self.start[row] : self.start[row + 1]]
+            yield tokens, np.arange(len(tokens)) >= second
 
 
 def encode(

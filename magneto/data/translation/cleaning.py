@@ -10,16 +10,14 @@ import hashlib
 import re
 import unicodedata
 from array import array
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 import regex
 
-from magneto.data.corpora.base import SPLITS, Skipped
+from magneto.data.corpora.base import SPLITS
 
 MAX_CHARACTERS = 10_000  # a longer side is no sentence; it is not even looked at
-LISTED = 1_000  # skipped pairs that the report lists for each reason; the counts are exact
 SLACK = 10  # characters added to both sides before their ratio is taken: short texts vary more
 ENOUGH = 100  # pairs from which a direction's usual ratio is estimated
 
@@ -178,26 +176,3 @@ def decide(columns: Columns, clean: Cleaning, max_ratio: float) -> np.ndarray:
             verdict[rows[near]] = VERDICTS.index(NEAR)
             taken = np.union1d(taken, keys[:, rows[~near]])
     return verdict
-
-
-class SkipLog:
-    """Skipped pairs: exact counts by reason, and the first ones of each reason by name."""
-
-    def __init__(self) -> None:
-        self.counts: dict[str, int] = {}
-        self.listed: list[Skipped] = []
-
-    def add(self, item: Skipped) -> None:
-        """Count a skip; list it unless there are enough of its kind."""
-        self.counts[item.reason] = self.counts.get(item.reason, 0) + 1
-        if self.counts[item.reason] <= LISTED:
-            self.listed.append(item)
-
-    def extend(self, items: Iterable[Skipped]) -> None:
-        """Add them all."""
-        for item in items:
-            self.add(item)
-
-    def by_reason(self) -> dict[str, int]:
-        """Counts, the most frequent first."""
-        return dict(sorted(self.counts.items(), key=lambda item: -item[1]))

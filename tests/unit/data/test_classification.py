@@ -14,7 +14,7 @@ import torch
 from magneto.data.corpora.text_classification.glue import TASKS, GlueReader, read_test_file
 from magneto.data.corpora.text_classification.state_of_the_union_era import StateOfTheUnionEraReader
 from magneto.data.corpora.text_classification.tsv import TsvReader, read_table
-from magneto.data.text_classification.dataset import TextClassificationInfo, collate
+from magneto.data.text_classification.dataset import TextClassificationInfo, padding
 from magneto.data.text_classification.module import TextClassificationDataModule
 from magneto.data.tokenizers.encode import encode
 from magneto.data.tokenizers.text import TextTokenizer
@@ -274,10 +274,17 @@ def test_what_is_too_long_loses_the_end_of_its_longer_text(
 
 def test_batches_are_padded_and_marked() -> None:
     items = [
-        {"id": 0, "tokens": np.array([1, 7, 2, 8, 2]), "second": 3, "label": 1, "text": "a", "pair": "b"},
-        {"id": 1, "tokens": np.array([1, 7, 2]), "second": 3, "label": 0, "text": "c", "pair": ""},
+        {
+            "id": 0,
+            "tokens": np.array([1, 7, 2, 8, 2]),
+            "second": [0, 0, 0, 1, 1],
+            "label": 1,
+            "text": "a",
+            "pair": "b",
+        },
+        {"id": 1, "tokens": np.array([1, 7, 2]), "second": [0, 0, 0], "label": 0, "text": "c", "pair": ""},
     ]
-    batch = collate(items, pad_id=9, pad_to_multiple=4)
+    batch = padding(9, multiple=4)(items)
     assert batch["tokens"].tolist() == [[1, 7, 2, 8, 2, 9, 9, 9], [1, 7, 2, 9, 9, 9, 9, 9]]
     assert batch["mask"].sum(1).tolist() == [5, 3] and batch["second"].sum(1).tolist() == [2, 0]
     assert batch["label"].tolist() == [1, 0] and batch["text"] == ["a", "c"]
@@ -333,8 +340,7 @@ def test_evaluation_takes_the_tokens_of_a_checkpoint(tmp_path: Path, tokenizer: 
     for data in (own, other):
         data.prepare()
     other.setup()
-    own.for_model(other.info.to_dict())
-    own.setup()
+    own = own.for_model(other.info.to_dict())
     for left, right in zip(own.test_dataloader(), other.test_dataloader(), strict=True):
         assert torch.equal(left["tokens"], right["tokens"]) and torch.equal(left["subset"], right["subset"])
     wrong = other.info.to_dict() | {"labels": ["0", "1"]}
@@ -363,8 +369,7 @@ def test_a_table_alone_is_read_as_the_model_reads(tmp_path: Path) -> None:
     rows = [(sentence(number), ("land", "water")[number % 2]) for number in range(10)]
     small = TsvReader(test=table(tmp_path / "own.tsv", rows))
     data = module(small, tmp_path, tokenizer={"kind": "bpe", "vocab_size": 8_000}, max_tokens=99)
-    data.for_model(json.loads(json.dumps(model.info.to_dict())))
-    data.setup()
+    data = data.for_model(json.loads(json.dumps(model.info.to_dict())))
     found = {}
     for batch in data.test_dataloader():
         found |= dict(zip(batch["text"], batch["label"].tolist(), strict=True))
@@ -376,10 +381,11 @@ def test_a_table_alone_is_read_as_the_model_reads(tmp_path: Path) -> None:
         ):
             assert row[mask].tolist() == wanted.tokens[start:stop].tolist()
     assert found == {text: ("air", "land", "water").index(label) for text, label in rows}
-    same = module(reader, tmp_path)
-    same.for_model(model.info.to_dict())
+    same = module(reader, tmp_path).for_model(model.info.to_dict())
     assert same.folder == model.folder, "what the model was trained on is not prepared a second time"
-    with pytest.raises(MagnetoError, match=r"train split.*A test set alone is .*mode=test checkpoint=RUN"):
+    with pytest.raises(
+        MagnetoError, match=r"train and val splits.*A test set alone is .*mode=test checkpoint=RUN"
+    ):
         data = module(small, tmp_path)
         data.prepare()
     strange = TsvReader(test=table(tmp_path / "strange.tsv", [("a text", "fire")]))
@@ -399,8 +405,7 @@ def test_digits_are_zeros_in_evaluation_too(tmp_path: Path) -> None:
     tokens = []
     for number, one in enumerate(rows):
         data = module(TsvReader(test=table(tmp_path / f"{number}.tsv", one)), tmp_path)
-        data.for_model(info)
-        data.setup()
+        data = data.for_model(info)
         tokens.append(next(iter(data.test_dataloader()))["tokens"])
     assert torch.equal(*tokens)
     assert not TextClassificationInfo.from_dict(

@@ -26,7 +26,6 @@ from magneto.data.corpora.image.image_folder import ImageFolderReader
 from magneto.data.corpora.image.stamp_images import StampImagesReader
 from magneto.data.corpora.image.webdataset import WebDatasetReader
 from magneto.data.io.image import Slice, read_image
-from magneto.data.text.prepared_texts import PreparedTexts
 from magneto.errors import DataError, MagnetoError
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="20" height="20"><circle cx="9" cy="9" r="{}"/></svg>'
@@ -781,8 +780,3 @@ def test_names_hold_separators_and_brackets(tmp_path: Path) -> None:
     with tarfile.open(shard, "a") as tar:
         tar.add(folder / "n02/a.png", "b.png")
     assert sharded.fingerprint() != before
-    (tmp_path / "captions.jsonl").write_text(
-        "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in (odd, "next")),
-        encoding="utf-8",
-    )
-    assert PreparedTexts(tmp_path, "captions").texts == [odd, "next"]

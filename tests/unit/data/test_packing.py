@@ -4,18 +4,14 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from magneto.data.corpora.text.base import Document
-from magneto.data.text import packing
-from magneto.data.text.packing import (
-    ShardWriter,
-    TokenRow,
-    evaluation_pieces,
-    pieces,
-    token_dtype,
-    training_pieces,
-)
+from magneto.data.table import SplitTable, TableWriter
+from magneto.data.text import build
+from magneto.data.text.build import DocumentWriter, pieces, schema
+from magneto.data.text.packing import TokenRow, evaluation_pieces, training_pieces
 from magneto.data.tokenizers.text import TextTokenizer
 
 TEXTS = [f"the war of {number}; a long peace.\n\nNaïve people " * (1 + number % 7) for number in range(40)]
@@ -28,60 +24,65 @@ def tokenizer(request) -> TextTokenizer:
     return TextTokenizer.train(TEXTS, kind=request.param, vocab_size=size)
 
 
-def write(folder: Path, tokenizer: TextTokenizer, texts: list[str] = TEXTS) -> ShardWriter:
-    folder.mkdir(exist_ok=True)
-    with ShardWriter(folder, tokenizer) as writer:
+def write(folder: Path, tokenizer: TextTokenizer, texts: list[str] = TEXTS) -> DocumentWriter:
+    with TableWriter(folder, schema(tokenizer)) as tables:
+        writer = DocumentWriter(tables, tokenizer)
         for number, text in enumerate(texts):
             writer.add(Document(id=str(number), text=text, group="", split=SIDES[number % 4]))
+        writer.flush()
     return writer
 
 
-def row(folder: Path, tokenizer: TextTokenizer, split: str) -> TokenRow:
-    return TokenRow(folder, split, token_dtype(tokenizer))
+def row(folder: Path, split: str) -> TokenRow:
+    return TokenRow(SplitTable(folder, split))
 
 
 def test_documents_follow_one_another_with_an_end_after_each(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr(packing, "FLUSH_CHARS", 500)  # many flushes: they must not show
-    counts = write(tmp_path, tokenizer).counts
+    monkeypatch.setattr(build, "FLUSH_CHARS", 500)  # many flushes: they must not show
+    written = write(tmp_path, tokenizer)
     for split in ("train", "val", "test"):
         mine = [text for number, text in enumerate(TEXTS) if SIDES[number % 4] == split]
         expected = [[*tokenizer.encode(text), tokenizer.eos_id] for text in mine]
-        found = row(tmp_path, tokenizer, split)
+        found = row(tmp_path, split)
         assert found.tokens(0, len(found)).tolist() == sum(expected, [])
         assert found.offsets.tolist() == np.cumsum([0, *map(len, expected)])[:-1].tolist()
-        assert (counts[split].documents, counts[split].tokens) == (len(mine), len(found))
-        assert counts[split].bytes == sum(len(text.encode()) for text in mine)
+        assert (written.tables.rows[split], written.tokens[split]) == (len(mine), len(found))
+        assert written.bytes[split] == sum(len(text.encode()) for text in mine)
         if split != "train":
             widths = found.bytes(0, len(found))
             starts = found.offsets
             assert np.add.reduceat(widths, starts).tolist() == [len(text.encode()) for text in mine]
             assert not widths[np.append(starts[1:], len(found)) - 1].any(), "an end stands for no text"
-    listed = (tmp_path / "documents.jsonl").read_text().splitlines()
-    assert len(listed) == 20  # those of val and test
+        table = found.table
+        assert len(table.values("tokens").parts) > 1, "one part: nothing is tested of several"
+        ids = [str(number) for number in range(len(TEXTS)) if SIDES[number % 4] == split]
+        assert [table.row(n)["id"] for n in range(len(table))] == ids
+        assert table.list("tokens", 2).tolist() == expected[2]
 
 
 def test_the_row_is_a_circle_and_travels_to_workers(tmp_path, tokenizer):
     write(tmp_path, tokenizer)
-    found = row(tmp_path, tokenizer, "val")
+    found = row(tmp_path, "val")
     assert found.tokens(-1, 3).tolist() == [tokenizer.eos_id, *found.tokens(0, 2)]
     around = found.tokens(len(found) - 2, 5).tolist()
     assert around == [*found.tokens(len(found) - 2, 2), *found.tokens(0, 3)]
     again = pickle.loads(pickle.dumps(found))
-    assert again.__dict__["_tokens"] is None and again.tokens(-1, 3).tolist() == found.tokens(-1, 3).tolist()
+    assert len(pickle.dumps(found)) < 1000 and again.tokens(-1, 3).tolist() == found.tokens(-1, 3).tolist()
 
 
 def test_large_vocabularies_need_four_bytes(tokenizer):
     class Large:
         vocab_size = 65_537
 
-    assert token_dtype(tokenizer) is np.uint16 and token_dtype(Large()) is np.uint32  # type: ignore[arg-type]
+    types = [schema(one).field("tokens").type.value_type for one in (tokenizer, Large())]  # type: ignore[arg-type]
+    assert types == [pa.uint16(), pa.uint32()]
 
 
 def test_a_long_document_in_pieces_has_the_same_tokens(tmp_path, tokenizer, monkeypatch):
     text = " \n ".join(TEXTS)
-    monkeypatch.setattr(packing, "PIECE_CHARS", 100)
+    monkeypatch.setattr(build, "PIECE_CHARS", 100)
     write(tmp_path, tokenizer, [text] * 4)
-    found = row(tmp_path, tokenizer, "val")
+    found = row(tmp_path, "val")
     assert found.tokens(0, len(found)).tolist() == [*tokenizer.encode(text), tokenizer.eos_id]
     assert found.bytes(0, len(found)).sum() == len(text.encode())
 
@@ -95,16 +96,16 @@ def test_pieces_are_bounded_and_cut_before_white_space(text):
 
 
 def test_white_space_of_which_nothing_is_kept_still_counts(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr(packing, "PIECE_CHARS", 50)
+    monkeypatch.setattr(build, "PIECE_CHARS", 50)
     text = "the war" + " " * 300 + "of peace"
     write(tmp_path, tokenizer, [text] * 4)
-    found = row(tmp_path, tokenizer, "test")
+    found = row(tmp_path, "test")
     assert found.bytes(0, len(found)).sum() == len(text)
 
 
 def test_packed_blocks_are_full_and_separate_ones_stay_in_their_documents(tmp_path, tokenizer):
     write(tmp_path, tokenizer)
-    found = row(tmp_path, tokenizer, "train")
+    found = row(tmp_path, "train")
     packed = training_pieces(found, 32, separate=False)
     assert len(packed) == len(found) // 32 and (packed.length == 32).all()
     separate = training_pieces(found, 32, separate=True)
@@ -122,7 +123,7 @@ def test_packed_blocks_are_full_and_separate_ones_stay_in_their_documents(tmp_pa
 @pytest.mark.parametrize(("block", "stride"), [(32, 32), (32, 8), (32, 1), (10_000, 100)])
 def test_windows_score_every_token_once_with_enough_context(tmp_path, tokenizer, separate, block, stride):
     write(tmp_path, tokenizer)
-    found = row(tmp_path, tokenizer, "val")
+    found = row(tmp_path, "val")
     windows = evaluation_pieces(found, block, stride, separate)
     assert (windows.length <= block).all()
     stop = windows.start + windows.length

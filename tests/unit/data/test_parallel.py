@@ -10,18 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from magneto.data.collate import IGNORE
 from magneto.data.corpora.base import SPLITS, Skipped
-from magneto.data.corpora.translation.base import parse_directions
+from magneto.data.corpora.translation.base import Pair, TranslationCorpus, parse_directions
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.data.translation.cleaning import VERDICTS, Cleaning, Columns, decide, template, tidy, unusable
-from magneto.data.translation.dataset import Collate, Marks
-from magneto.data.translation.module import (
-    IGNORE,
-    Pair,
-    TranslationCorpus,
-    TranslationDataModule,
-    TranslationInfo,
-)
+from magneto.data.translation.dataset import Marks, TranslationInfo
+from magneto.data.translation.module import TranslationDataModule
 from magneto.errors import MagnetoError
 
 NOUNS = (
@@ -91,6 +86,17 @@ def ready(pairs: Sequence[Pair], data_dir: Path, **options: Any) -> TranslationD
 
 def report(data: TranslationDataModule) -> dict[str, Any]:
     return json.loads((data.folder / "prepare_report.json").read_text(encoding="utf-8"))
+
+
+def rows(data: TranslationDataModule, *splits: str) -> list[dict[str, Any]]:
+    """The rows of the tables, each with its split."""
+    return [
+        row | {"split": split} for split in splits or SPLITS for row in data.table(split).arrow.to_pylist()
+    ]
+
+
+def tokens(data: TranslationDataModule) -> list[int]:
+    return sum((row["source_tokens"] + row["target_tokens"] for row in rows(data)), [])
 
 
 # ------------------------------------------------------------------------------------------------ cleaning
@@ -181,7 +187,7 @@ def test_a_stated_side_is_left_whole(tmp_path: Path) -> None:
     plain = ready(corpus(), tmp_path, max_tokens=60)
     kept = {split: data.info.pairs[split] - plain.info.pairs[split] for split in SPLITS}
     assert kept == {"train": 0, "val": 7, "test": 7}
-    assert [row["source"] for row in data.prepared.rows("test")][-7:] == [tidy(source) for source, _ in odd]
+    assert [row["source"] for row in rows(data, "test")][-7:] == [tidy(source) for source, _ in odd]
     assert max(map(len, data.prepared.sides(len(data.prepared.index["split"]) - 1))) == 60
     assert report(data)["shortened"] == 4
     half, empty = pair(1, "half \ud800", "une moitié", "test"), pair(2, " ", "vide", "test")
@@ -228,11 +234,13 @@ def test_batches_hold_every_pair_of_a_split_once_as_the_contract_says(tmp_path: 
     assert info.pairs == info.per_direction["en-fr"]
     tokenizer = TextTokenizer.from_json(info.source_tokenizer)
     seen = []
+    by_number = {row["row"]: row for row in rows(data)}
+    assert sorted(by_number) == list(range(sum(info.pairs.values())))
     for batch in data.test_dataloader():
         assert batch["source"].shape == batch["source_mask"].shape and batch["source"].shape[1] % 4 == 0
         assert batch["target_in"].shape == batch["target_out"].shape == batch["target_mask"].shape
         for row, number in enumerate(batch["id"].tolist()):
-            line = data.prepared.row(number)
+            line = by_number[number]
             source = batch["source"][row][batch["source_mask"][row]].tolist()
             inputs = batch["target_in"][row][batch["target_mask"][row]].tolist()
             outputs = batch["target_out"][row][batch["target_mask"][row]].tolist()
@@ -257,8 +265,8 @@ def test_training_batches_keep_the_budget_and_go_on_where_a_run_stopped(tmp_path
     for batch in whole:
         assert len(batch["id"]) * max(batch["source"].shape[1], batch["target_in"].shape[1]) <= 400
     for epoch in (whole[: steps // 2], whole[steps // 2 :]):
-        rows = torch.cat([batch["id"] for batch in epoch]).tolist()
-        assert sorted(rows) == np.flatnonzero(data.prepared.index["split"] == 0).tolist()
+        seen = torch.cat([batch["id"] for batch in epoch]).tolist()
+        assert sorted(seen) == data.table("train").numbers("row").tolist()
     data.configure_run(steps, consumed_batches=3)
     loader = data.train_dataloader()
     loader.load_state_dict({"consumed": 3})
@@ -268,7 +276,7 @@ def test_training_batches_keep_the_budget_and_go_on_where_a_run_stopped(tmp_path
 
 def test_preparing_twice_gives_the_same_files_and_happens_once(tmp_path: Path) -> None:
     one, other = (ready(corpus(), tmp_path / name) for name in "ab")
-    for file in ("pairs.jsonl", "tokens.bin", "info.json", "prepare_report.json"):
+    for file in ("train/data-00000-of-00001.arrow", "info.json", "prepare_report.json"):
         assert (one.folder / file).read_bytes() == (other.folder / file).read_bytes()
     before = (one.folder / "info.json").stat().st_mtime_ns
     again = module(corpus(), tmp_path / "a")
@@ -305,9 +313,9 @@ def test_a_group_stands_on_one_side_and_the_split_does_not_depend_on_the_order(t
     pairs = [pair(number, *texts, group=f"file {number % 40}") for number, texts in enumerate(phrases())]
     options: dict[str, Any] = {"val_fraction": 0.2, "test_fraction": 0.2, "clean": {"templates": False}}
     forth, back = (ready(each, tmp_path, **options) for each in (pairs, pairs[::-1]))
-    sides = {(row["group"], row["split"]) for row in forth.prepared.rows()}
+    sides = {(row["group"], row["split"]) for row in rows(forth)}
     assert len(sides) == 40 and {side for _, side in sides} == set(SPLITS)
-    assert sides == {(row["group"], row["split"]) for row in back.prepared.rows()}
+    assert sides == {(row["group"], row["split"]) for row in rows(back)}
 
 
 def test_tags_ask_for_the_language_and_are_needed_for_one_to_many(tmp_path: Path) -> None:
@@ -330,9 +338,8 @@ def test_tags_ask_for_the_language_and_are_needed_for_one_to_many(tmp_path: Path
 def test_a_tag_as_text_is_text(tmp_path: Path) -> None:
     pairs = [*corpus(), pair(5000, "Write <2fr> or </s> here", "Mettre <2fr> ou </s> ici", "test")]
     data = ready(pairs, tmp_path, tag=True, tokenizer={"kind": "byte_bpe", "vocab_size": 300})
-    tokens = data.prepared.tokens
-    assert not np.isin(tokens, sorted(data.info.source_text_tokenizer.special_ids)).any()
-    assert any(row["source"] == "Write <2fr> or </s> here" for row in data.prepared.rows("test"))
+    assert not np.isin(tokens(data), sorted(data.info.source_text_tokenizer.special_ids)).any()
+    assert any(row["source"] == "Write <2fr> or </s> here" for row in rows(data, "test"))
 
 
 def test_separate_vocabularies_and_given_tokenizers(tmp_path: Path) -> None:
@@ -344,7 +351,7 @@ def test_separate_vocabularies_and_given_tokenizers(tmp_path: Path) -> None:
         Path(files[-1]).write_text(getattr(separate.info, f"{name}_tokenizer"), encoding="utf-8")
     given = ready(corpus(), tmp_path, tokenizer={"shared": False, "file": files})
     assert given.info.target_tokenizer == separate.info.target_tokenizer and given.folder != separate.folder
-    np.testing.assert_array_equal(given.prepared.tokens, separate.prepared.tokens)
+    assert tokens(given) == tokens(separate)
     with pytest.raises(MagnetoError, match="two tokenizer.json files"):
         module(corpus(), tmp_path, tokenizer={"shared": False, "file": files[0]})
     with pytest.raises(MagnetoError, match=r"tokenizer\.file=.*no such file"):
@@ -353,9 +360,7 @@ def test_separate_vocabularies_and_given_tokenizers(tmp_path: Path) -> None:
 
 def test_batches_for_the_model_of_a_checkpoint_with_another_tokenizer(tmp_path: Path) -> None:
     model = ready(corpus(), tmp_path, tokenizer={"kind": "byte_bpe", "vocab_size": 300}, tag=True)
-    data = module(corpus(), tmp_path)
-    data.for_model(model.info.to_dict())
-    data.setup()
+    data = module(corpus(), tmp_path).for_model(model.info.to_dict())
     assert not (tmp_path / "prepared" / module(corpus(), tmp_path).folder).exists(), (
         "no vocabulary of its own"
     )
@@ -375,13 +380,12 @@ def test_a_test_set_is_read_as_the_model_reads(tmp_path: Path) -> None:
     model = ready([*more, *corpus()], tmp_path, **settings, max_tokens=50)
     tests = [one for one in corpus() if one.split == "test"]
     data = module(tests, tmp_path, tokenizer={"kind": "bpe", "vocab_size": 8_000})
-    data.for_model(json.loads(json.dumps(model.info.to_dict())))
-    data.setup()
+    data = data.for_model(json.loads(json.dumps(model.info.to_dict())))
     assert data.max_tokens == 50 and data.info.pairs == {"train": 0, "val": 0, "test": len(tests)}
     for one, other in zip(model.test_dataloader(), data.test_dataloader(), strict=True):
         assert all(torch.equal(one[key], other[key]) for key in ("source", "target_out", "direction"))
     again = ready([*more, *corpus()], tmp_path, **settings, max_tokens=50)
-    again.for_model(model.info.to_dict())
+    again = again.for_model(model.info.to_dict())
     assert again.folder == model.folder, "what the model was trained on is not prepared a second time"
 
 
@@ -389,7 +393,7 @@ def test_lines_to_translate_become_batches_without_targets(tmp_path: Path) -> No
     info = ready(corpus(), tmp_path).info
     marks = Marks(info)
     items = [{"id": 0, "source": marks.source([5, 6, 7], 0), "direction": 0}]
-    batch = Collate(marks)(items)
+    batch = marks.padding()(items)
     assert (
         batch["source"].tolist() == [[5, 6, 7, info.source_text_tokenizer.eos_id]]
         and "target_in" not in batch
@@ -403,7 +407,7 @@ def test_lines_to_translate_become_batches_without_targets(tmp_path: Path) -> No
         ({"batch_tokens": 0}, "batch_tokens"),
         ({"val_fraction": 0}, "val_fraction"),
         ({"test_fraction": 0.99}, "test_fraction"),
-        ({"clean": {"duplicate": True}}, "Did you mean 'duplicates'"),
+        ({"clean": {"duplicate": True}}, "Did you mean 'data.clean.duplicates'"),
         ({"tokenizer": {"size": 3}}, "data.tokenizer.size"),
     ],
 )
@@ -415,24 +419,24 @@ def test_wrong_settings_are_named(options: dict[str, Any], message: str, tmp_pat
 def test_an_empty_split_a_missing_preparation_and_a_vocabulary_too_large_are_explained(
     tmp_path: Path,
 ) -> None:
-    with pytest.raises(MagnetoError, match=r"No usable pair is left for the val split \(360 were looked at"):
-        module(corpus(lambda number: "train"), tmp_path).prepare()
     with pytest.raises(
-        MagnetoError, match=r"for the test split.*360 longer than 2 tokens|for the train split.*longer than 2"
+        MagnetoError, match=r"No usable pair is left for the val and test splits \(360 are in"
     ):
+        module(corpus(lambda number: "train"), tmp_path).prepare()
+    with pytest.raises(MagnetoError, match=r"for the train split .*skipped: 216 longer than 2 tokens"):
         module(corpus(), tmp_path, max_tokens=2).prepare()
     few = [pair(n, *texts, group="one block") for n, texts in enumerate(phrases())]
     with pytest.raises(
-        MagnetoError, match=r"split \(360 .*has 1 group of pairs .*name the files of train, val"
+        MagnetoError, match=r"splits \(360 .*has 1 group of pairs .*name the files of train, val"
     ):
         module(few, tmp_path).prepare()
-    with pytest.raises(MagnetoError, match=r"train split \(9 .*skipped: 9 empty target\). Check the corpus"):
+    with pytest.raises(MagnetoError, match=r"splits \(0 are .*skipped: 9 empty target; .*Check the corpus"):
         module([pair(n, "One", "") for n in range(9)], tmp_path).prepare()
     with pytest.raises(MagnetoError, match="mode=prepare"):
         _ = module(corpus(), tmp_path).info
     with pytest.raises(MagnetoError, match="more than the training text supports"):
         module(corpus(), tmp_path, tokenizer={"kind": "bpe", "vocab_size": 50_000}).prepare()
-    assert not list(tmp_path.glob("prepared/parallel-*")), "a preparation that fails leaves nothing"
+    assert not list(tmp_path.glob("prepared/translation-*")), "a preparation that fails leaves nothing"
 
 
 # ------------------------------------------------------------------------------------------------ scripts

@@ -227,10 +227,8 @@ def test_a_checkpoint_with_another_tokenizer_has_the_text_in_its_own_tokens(tmp_
     model = module(tmp_path, tokenizer={"kind": "bpe", "vocab_size": 80}).info.to_dict()
     data = module(tmp_path)
     own = data.folder
-    data.for_model(data.info.to_dict())
-    assert data.folder == own
-    data.for_model(model)
-    data.setup()
+    assert data.for_model(data.info.to_dict()).folder == own
+    data = data.for_model(model)
     assert data.folder != own and data.info.tokenizer == model["tokenizer"]
     assert data.info.tokens == model["tokens"]
     assert sum(int(batch["bytes"].sum()) for batch in data.test_dataloader()) == data.info.bytes["test"]
@@ -248,8 +246,7 @@ def test_a_checkpoint_has_blocks_of_its_own_length(tmp_path, own, stride, expect
         eval_stride=expected,
     )
     data = module(tmp_path, block_size=own, eval_stride=stride)
-    data.for_model(model.info.to_dict())
-    data.setup()
+    data = data.for_model(model.info.to_dict())
     assert replace(data.info, key=model.info.key) == model.info and data.eval_stride == expected
     for found, wanted in zip(data.test_dataloader(), model.test_dataloader(), strict=True):
         assert found["tokens"].shape[1] <= 32 and torch.equal(found["tokens"], wanted["tokens"])
@@ -262,13 +259,14 @@ def test_a_test_set_alone_for_a_checkpoint(tmp_path, documents):
     own = Speeches(TEXTS[:1], sides=("test",))
     settings = {"data_dir": str(tmp_path), "tokenizer": {"vocab_size": 60_000}, "documents": documents}
     data = TextDataModule({"speeches": own}, **settings)
-    data.for_model({**model, "block_size": 100_000})
-    data.setup()
+    data = data.for_model({**model, "block_size": 100_000})
     (batch,) = data.test_dataloader()
     tokenizer = TextTokenizer.from_json(model["tokenizer"])
     assert tokenizer.decode(batch["targets"][0].tolist()) == TEXTS[0]
     assert int(batch["bytes"].sum()) == len(TEXTS[0].encode())
-    with pytest.raises(MagnetoError, match=r"train split.*A test set alone is .*mode=test checkpoint=RUN"):
+    with pytest.raises(
+        MagnetoError, match=r"train and val splits.*A test set alone is .*mode=test checkpoint=RUN"
+    ):
         TextDataModule({"speeches": own}, **settings).prepare()
 
 
@@ -329,13 +327,13 @@ def test_bad_documents_are_counted_and_listed(tmp_path, caplog):
 
 def test_documents_without_a_stated_side_are_divided_by_group(tmp_path):
     data = module(tmp_path, Speeches(sides=(None,)), val_fraction=0.2, test_fraction=0.2)
-    rows = [json.loads(line) for line in (data.folder / "documents.jsonl").read_text().splitlines()]
     sides: dict[int, set[str]] = {}
-    for row in rows:
-        number = int(row["id"].split("/")[1])
-        sides.setdefault(number // 2, set()).add(row["split"])
-    assert all(len(found) == 1 for found in sides.values())
-    assert len(rows) == 2 * len(sides), "a group is torn apart"
+    for split in ("train", "val", "test"):
+        table = data.table(split)
+        for row in range(len(table)):
+            number = int(table.row(row, "id")["id"].split("/")[1])
+            sides.setdefault(number // 2, set()).add(split)
+    assert len(sides) == 30 and all(len(found) == 1 for found in sides.values()), "a group is torn apart"
 
 
 @pytest.mark.parametrize(
@@ -360,7 +358,7 @@ def test_impossible_settings(tmp_path, settings, message):
 
 
 def test_a_split_without_documents_is_an_error(tmp_path):
-    with pytest.raises(MagnetoError, match="No document is left for the test split"):
+    with pytest.raises(MagnetoError, match="No usable document is left for the test split"):
         module(tmp_path, Speeches(sides=("train", "val")))
     with pytest.raises(MagnetoError, match=r"data\.corpora is empty"):
         TextDataModule({})

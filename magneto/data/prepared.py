@@ -1,0 +1,369 @@
+"""How a corpus becomes a prepared folder, info and batches: once, for all kinds of data.
+
+    settings --fingerprint--> data_dir/prepared/<kind>-<corpora>-<hash>/
+        train/, val/, test/, dataset_dict.json     a typed Arrow table for each split: `datasets.load_from_disk(folder)`
+        info.json                                  what a model must know: the fields of the kind's `Info`
+        prepare_report.json                        settings, rows of each split, what was skipped: counted, and listed
+        complete.json                              the sizes of all files (cache.py)
+    tables --memory-mapped--> examples --sampler--> batches
+
+A kind of data is a `PreparedDataModule`, in three files:
+
+* `module.py`: the constructor with its checks, `settings()`, and what else follows from the settings;
+* `build.py`: `build(target)` reads the corpora, adds what cannot be used to `target.skips`, writes rows by
+  `with target.tables(schema) as tables: tables.write(split, columns)`, and returns the facts of the corpus: the fields
+  of `Info` that `info_of_settings()` does not give. Rows keep the order in which the corpora give them. Where a number
+  of the example over all splits is the seed of its masks or crops, or is shown to people, it is a column `row`;
+* `dataset.py`: the `Info`, and the examples of a split, which `open(split)` makes of `self.table(split)`: a
+  `PreparedDataset` with `example(epoch, position)` and the lengths that the sampler counts, of which `collate` makes
+  batches; or a `BatchDataset` with `batch(epoch, positions)`, which takes whole batches from the table at once.
+
+A module does not change after construction. To evaluate the model of a checkpoint, `for_model(info)` returns a new one,
+with the settings that `adapted(model)` gives it. The folder of the data's own settings is used if it has been prepared
+and the facts that `reads` names are the model's; otherwise one is prepared with those facts of the model
+(`self.given`), which needs a test split only.
+"""
+
+import copy
+import json
+import logging
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from torch.utils.data import Dataset
+
+from magneto.data.cache import is_complete, prepare_once, short_hash
+from magneto.data.corpora.base import SPLITS, Skipped
+from magneto.data.info import DatasetInfo
+from magneto.data.messages import counts, skipped
+from magneto.data.module import BucketedDataModule
+from magneto.data.table import SplitTable, TableWriter
+from magneto.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
+
+InfoT = TypeVar("InfoT", bound=DatasetInfo)
+
+LISTED = 1000  # skipped examples that the report lists for each reason; the counts are exact
+
+
+class SkipLog:
+    """Skipped examples: exact counts by reason, and the first ones of each reason by name."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self.listed: list[Skipped] = []
+
+    def add(self, item: Skipped) -> None:
+        """Count a skipped example; list it unless there are enough with its reason."""
+        self.counts[item.reason] = self.counts.get(item.reason, 0) + 1
+        if self.counts[item.reason] <= LISTED:
+            self.listed.append(item)
+
+    def extend(self, items: Iterable[Skipped]) -> None:
+        """Add them all."""
+        for item in items:
+            self.add(item)
+
+    def by_reason(self) -> dict[str, int]:
+        """Return the counts, the most frequent first."""
+        return dict(sorted(self.counts.items(), key=lambda item: -item[1]))
+
+    def summary(self) -> str:
+        """Return the most frequent reasons and their counts, and the first example, for an error message."""
+        if not self.counts:
+            return "none was skipped"
+        reasons = "; ".join(f"{count} {reason}" for reason, count in [*self.by_reason().items()][:5])
+        return f"skipped: {reasons}; the first: {self.listed[0].file or self.listed[0].id}"
+
+
+class Preparation:
+    """A folder that is being prepared.
+
+    Attributes:
+        path: where it is written.
+        noun: what its examples are called, such as "document".
+        splits: those that must not be empty.
+        skips: the examples that are not used.
+        report: further facts for prepare_report.json that no model needs.
+    """
+
+    def __init__(self, path: Path, noun: str, splits: Sequence[str]) -> None:
+        self.path, self.noun, self.splits = path, noun, splits
+        self.skips = SkipLog()
+        self.report: dict[str, Any] = {}
+        self._tables: TableWriter | None = None
+
+    def tables(self, schema: pa.Schema) -> TableWriter:
+        """Return the writer of the tables, all of which have this schema."""
+        self._tables = TableWriter(self.path, schema)
+        return self._tables
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Rows of each split."""
+        assert self._tables is not None, "build() writes no tables"
+        return self._tables.rows
+
+    def require(self, found: Mapping[str, int], remedy: str | Callable[[], str]) -> None:
+        """Raise `DataError`, with the reasons of what was skipped, if a split that must not be empty is.
+
+        Args:
+            found: examples of each split.
+            remedy: what can be done about it.
+        """
+        empty = [split for split in self.splits if not found[split]]
+        if not empty:
+            return
+        splits = f"{' and '.join(empty)} {'split' if len(empty) == 1 else 'splits'}"
+        total = sum(found.values())
+        if total and total == found["test"]:
+            remedy = "A test set alone is for the evaluation of a trained model: mode=test checkpoint=RUN."
+        raise DataError(
+            f"No usable {self.noun} is left for the {splits} ({total} are in the others; {self.skips.summary()}). "
+            f"{remedy if isinstance(remedy, str) else remedy()}"
+        )
+
+
+class PreparedDataModule(BucketedDataModule, Generic[InfoT]):
+    """Base of the kinds of data: see the module's docstring.
+
+    Args:
+        corpora: name -> reader of the corpus.
+        data_dir: where corpora keep what they fetch, and where the prepared folders are.
+        num_workers: processes that load batches.
+        seed: of the order, masks and augmentation of the training examples.
+    """
+
+    Info: ClassVar[type[Any]]
+    kind: ClassVar[str]
+    """What folders and messages call this kind of data."""
+    noun: ClassVar[str] = "example"
+    FORMAT: ClassVar[int]
+    """Of the prepared folder: raise it when the code makes other files from the same settings."""
+    reads: ClassVar[tuple[str, ...]] = ("tokenizer",)
+    """Facts of a model by which its data must be prepared."""
+
+    def __init__(
+        self, corpora: Mapping[str, Any], *, data_dir: str = "data", num_workers: int = 0, seed: int = 0
+    ) -> None:
+        super().__init__(data_dir=data_dir, num_workers=num_workers, seed=seed)
+        if not corpora:
+            raise ConfigError("data.corpora is empty: name at least one corpus.")
+        self.corpora: dict[str, Any] = dict(corpora)
+        self.model: InfoT | None = None
+        """The info of the checkpoint's model that is evaluated."""
+        self.given: InfoT | None = None
+        """The same, where the data must be prepared anew as the model reads it."""
+
+    # ------------------------------------------------------------------ what a kind of data says
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that decide the contents of the folder, beside the corpora: plain values."""
+
+    @abstractmethod
+    def build(self, target: Preparation) -> dict[str, Any]:
+        """Write the tables; return the facts of the corpus. Raises `DataError` for one that cannot be used."""
+
+    @abstractmethod
+    def open(self, split: str) -> Any:
+        """Return the examples of a split."""
+
+    def info_of_settings(self) -> dict[str, Any]:
+        """Return the fields of `Info` that follow from settings on which the folder does not depend."""
+        return {}
+
+    def details(self) -> str:
+        """Return what is said of the prepared data after the counts, such as ", 3.20 h"."""
+        return ""
+
+    def warnings(self, report: Mapping[str, Any]) -> Iterator[str]:
+        """Yield what a user should know of the prepared data. report: prepare_report.json."""
+        return iter(())
+
+    def check(self) -> None:
+        """Raise `MagnetoError` if the prepared data does not fit the settings, or the model that is evaluated."""
+
+    def adapted(self, model: InfoT) -> Self:
+        """Return a copy with the settings that the model of a checkpoint needs."""
+        return self.copy()
+
+    # ------------------------------------------------------------------ preparing
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that must not be empty."""
+        return SPLITS if self.model is None else ("test",)
+
+    @cached_property
+    def of_corpora(self) -> Any:
+        """What decides the examples of the corpora; to list their files may take seconds."""
+        return {name: reader.fingerprint() for name, reader in self.corpora.items()}
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return all that the prepared folder depends on."""
+        values = {"format": self.FORMAT, "corpora": self.of_corpora, **self.settings()}
+        if self.given is not None:
+            values["tokenizer"] = {"given": short_hash([getattr(self.given, name) for name in self.reads])}
+        return values
+
+    @cached_property
+    def key(self) -> str:
+        """The hash of the fingerprint."""
+        return short_hash(self.fingerprint())
+
+    @property
+    def folder(self) -> Path:
+        """The prepared folder; its name carries a hash of all that its contents depend on."""
+        return self.data_dir / "prepared" / f"{self.kind}-{'-'.join(self.corpora)}-{self.key}"
+
+    def prepare(self) -> None:
+        """Fetch the corpora and build the folder, unless that is done. Logs what it holds and what was skipped."""
+        if prepare_once(self.folder, self._build):
+            log.info("prepared %s", self.folder)
+        where = self.folder / "prepare_report.json"
+        report = json.loads(where.read_text(encoding="utf-8"))
+        log.info("%s: %s%s", self.kind, counts(report["used"], f"{self.noun}s"), self.details())
+        if report["skipped_by_reason"]:
+            log.warning("%s: %s", self.kind, skipped(report["skipped_by_reason"], where))
+        for warning in self.warnings(report):
+            log.warning("%s: %s", self.kind, warning)
+        self.check()
+
+    def _build(self, folder: Path) -> None:
+        target = Preparation(folder, self.noun, self.splits)
+        facts = {**self.build(target), "key": self.key}
+        target.require(target.rows, "Check data.corpora and the files that it names.")
+        self.Info.from_dict(
+            facts | self.info_of_settings()
+        )  # before the folder is there: a fact may be missing
+        report = {
+            "used": target.rows,
+            **target.report,
+            "settings": self.fingerprint(),
+            "skipped_by_reason": target.skips.by_reason(),
+            "skipped": [asdict(item) for item in target.skips.listed],
+        }
+        for name, values in (("info.json", facts), ("prepare_report.json", report)):
+            text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+            # A file's name need not be UTF-8; what is not is escaped.
+            (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+
+    # ------------------------------------------------------------------ reading
+
+    @cached_property
+    def info(self) -> InfoT:
+        """The facts of the prepared data.
+
+        Raises:
+            DataError: `prepare` has not been run.
+        """
+        file = self.folder / "info.json"
+        if not file.is_file():
+            raise DataError(
+                f"The {self.kind} data is not prepared ({self.folder} is not there): run with mode=prepare first."
+            )
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        info: InfoT = self.Info.from_dict(facts | self.info_of_settings())
+        return info
+
+    def table(self, split: str) -> SplitTable:
+        """Return the table of a split."""
+        return SplitTable(self.folder, split)
+
+    def for_model(self, info: Mapping[str, Any]) -> Self:
+        """Return this data, prepared as the model of a checkpoint with this info reads it.
+
+        Raises:
+            MagnetoError: it does not fit that model.
+        """
+        model = self.Info.from_dict(info)
+        data = self.adapted(model)
+        data.model = model
+        if data.reads and not (is_complete(data.folder) and data._is_read_by(model)):
+            data = data.copy()
+            data.given = model
+        data.prepare()
+        return data
+
+    def _is_read_by(self, model: InfoT) -> bool:
+        return all(getattr(self.info, name) == getattr(model, name) for name in self.reads)
+
+    def copy(self) -> Self:
+        """Return a copy that has read nothing yet."""
+        other = copy.copy(self)
+        for owner in type(self).__mro__:
+            for name, value in vars(owner).items():
+                if isinstance(value, cached_property):
+                    other.__dict__.pop(name, None)
+        return other
+
+    @cached_property
+    def train_set(self) -> Any:  # type: ignore[override]
+        """The examples to train on."""
+        return self.open("train")
+
+    @cached_property
+    def val_set(self) -> Any:  # type: ignore[override]
+        """The examples by which the checkpoint is chosen."""
+        return self.open("val")
+
+    @cached_property
+    def test_set(self) -> Any:  # type: ignore[override]
+        """The examples of the final evaluation."""
+        return self.open("test")
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the splits."""
+        _ = self.train_set, self.val_set, self.test_set
+
+    def collate(self, dataset: Any) -> Callable[[Any], dict[str, Any]]:
+        """Return what makes a batch of examples; a `BatchDataset` gives whole batches."""
+        return unchanged
+
+
+def unchanged(batch: dict[str, Any]) -> dict[str, Any]:
+    """Return the batch."""
+    return batch
+
+
+class PreparedDataset(Dataset[dict[str, Any]]):
+    """The examples of a split. Asked for as (epoch, position), so that workers need no state.
+
+    Attributes:
+        lengths: (examples,), in what the budget of a batch counts.
+    """
+
+    lengths: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
+        return self.example(*place)
+
+    @abstractmethod
+    def example(self, epoch: int, position: int) -> dict[str, Any]:
+        """Return an example as it is in this epoch."""
+
+
+class BatchDataset(PreparedDataset):
+    """The examples of a split, of which whole batches are made at once. Asked for as a list of one epoch's."""
+
+    def __getitems__(self, places: Sequence[tuple[int, int]]) -> dict[str, Any]:
+        return self.batch(places[0][0], np.array([position for _, position in places]))
+
+    def example(self, epoch: int, position: int) -> dict[str, Any]:
+        """Return a batch of one."""
+        return self.batch(epoch, np.array([position]))
+
+    @abstractmethod
+    def batch(self, epoch: int, positions: np.ndarray) -> dict[str, Any]:
+        """Return the batch of these examples as they are in this epoch."""

@@ -1,0 +1,222 @@
+"""Arrow tables on disk: one for each split, written a batch of rows at a time, read as views of the mapped file.
+
+    folder/dataset_dict.json      folder/train/data-00000-of-00001.arrow      folder/train/state.json, dataset_info.json
+
+is the layout of `datasets.Dataset.save_to_disk`, so `datasets.load_from_disk(folder)` opens it. Reading goes through
+pyarrow alone: importing `datasets` takes seconds.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+
+from magneto.data.corpora.base import SPLITS
+
+DATA = "data-00000-of-00001.arrow"
+
+
+class TableWriter:
+    """Tables of the splits of a folder, all of one schema. To be used in a `with` statement.
+
+    Attributes:
+        rows: split -> rows written so far.
+    """
+
+    def __init__(self, folder: Path, schema: pa.Schema) -> None:
+        self.folder, self.schema = folder, schema
+        self.rows = dict.fromkeys(SPLITS, 0)
+        self._files = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._streams = {}
+        for split in SPLITS:
+            (self.folder / split).mkdir()
+            file = self._files.enter_context(pa.OSFile(str(self.folder / split / DATA), "wb"))
+            self._streams[split] = self._files.enter_context(pa.ipc.new_stream(file, self.schema))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._files.close()
+        (self.folder / "dataset_dict.json").write_text(json.dumps({"splits": list(SPLITS)}))
+        for split in SPLITS:
+            state: dict[str, Any] = {
+                "_data_files": [{"filename": DATA}],
+                "_fingerprint": f"{self.folder.name.strip('.')}-{split}",
+                "_format_columns": None,
+                "_format_kwargs": {},
+                "_format_type": None,
+                "_output_all_columns": False,
+                "_split": split,
+            }
+            (self.folder / split / "state.json").write_text(json.dumps(state, indent=1))
+            (self.folder / split / "dataset_info.json").write_text("{}")
+
+    def write(self, split: str, columns: Mapping[str, Any]) -> None:
+        """Append rows to a split.
+
+        Args:
+            split: its name.
+            columns: name -> the values of these rows: an array or a sequence of plain values; for a column of lists a
+                sequence of arrays, None where a row has none; for one of lists of fixed sizes (A, B, ...) an array
+                (rows, A, B, ...).
+        """
+        arrays = [to_arrow(columns[field.name], field.type) for field in self.schema]
+        batch = pa.record_batch(arrays, schema=self.schema)
+        if batch.num_rows:
+            self._streams[split].write_batch(batch)
+            self.rows[split] += batch.num_rows
+
+
+def with_classes(schema: pa.Schema, **names: Sequence[str]) -> pa.Schema:
+    """Return the schema with the names of the numbers of int64 columns, as `datasets.ClassLabel` has them."""
+    features = {column: {"names": list(known), "_type": "ClassLabel"} for column, known in names.items()}
+    return schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def to_arrow(values: Any, kind: pa.DataType) -> pa.Array:
+    """Return the values of some rows as an Arrow array: see `TableWriter.write`."""
+    if isinstance(values, pa.Array):
+        return values
+    if pa.types.is_fixed_size_list(kind):
+        inner = to_arrow(np.reshape(values, (-1, *np.shape(values)[2:])), kind.value_type)
+        return pa.FixedSizeListArray.from_arrays(inner, type=kind)
+    if pa.types.is_list(kind):
+        lengths = [0 if row is None else len(row) for row in values]
+        rows = [row for row in values if row is not None]
+        flat = np.concatenate(rows) if rows else np.empty((0, *_fixed_shape(kind.value_type)), np.uint8)
+        return pa.ListArray.from_arrays(
+            pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32()),
+            to_arrow(flat, kind.value_type),
+            type=kind,
+            mask=None if len(rows) == len(values) else pa.array([row is None for row in values]),
+        )
+    if pa.types.is_string(kind):
+        # A file's name need not be UTF-8; what is not is escaped.
+        values = [
+            value if value is None else value.encode(errors="backslashreplace").decode() for value in values
+        ]
+    elif isinstance(values, np.ndarray) and values.dtype != kind.to_pandas_dtype():
+        values = values.astype(kind.to_pandas_dtype())
+    return pa.array(values, kind)
+
+
+def _fixed_shape(kind: pa.DataType) -> tuple[int, ...]:
+    """The sizes of lists of fixed size in lists of fixed size."""
+    if not pa.types.is_fixed_size_list(kind):
+        return ()
+    return kind.list_size, *_fixed_shape(kind.value_type)
+
+
+class Flat:
+    """One long array in parts, which are views of a mapped file, a part for each batch of rows that was written."""
+
+    def __init__(self, parts: Sequence[np.ndarray]) -> None:
+        self.parts = parts
+        self.starts = np.cumsum([0, *map(len, parts)])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def span(self, start: int, stop: int) -> np.ndarray:
+        """Return the values from `start` to `stop`: a view, or a copy where they stand in several parts."""
+        part = int(np.searchsorted(self.starts, start, "right")) - 1
+        if part == len(self.parts):  # nothing, at the end
+            return self.parts[-1][:0]
+        if stop <= self.starts[part + 1]:
+            return self.parts[part][start - self.starts[part] : stop - self.starts[part]]
+        last = int(np.searchsorted(self.starts, stop, "left"))
+        pieces = [
+            self.parts[n][max(start - self.starts[n], 0) : stop - self.starts[n]] for n in range(part, last)
+        ]
+        return np.concatenate(pieces)
+
+    def take(self, places: np.ndarray) -> np.ndarray:
+        """Return the values at `places`, in that order."""
+        if len(self.parts) == 1:
+            return np.asarray(self.parts[0][places])
+        part = np.searchsorted(self.starts, places, "right") - 1
+        taken = np.empty((len(places), *self.parts[0].shape[1:]), self.parts[0].dtype)
+        for number in np.unique(part):
+            here = part == number
+            taken[here] = self.parts[number][places[here] - self.starts[number]]
+        return taken
+
+
+class SplitTable:
+    """The table of one split, memory-mapped. Cheap to send to a worker, which maps the file itself."""
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self.path = folder / split / DATA
+        self._read: dict[str, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "_read": {}}
+
+    @cached_property
+    def arrow(self) -> pa.Table:
+        """All columns."""
+        return pa.ipc.open_stream(pa.memory_map(str(self.path))).read_all()
+
+    def __len__(self) -> int:
+        return int(self.arrow.num_rows)
+
+    def numbers(self, name: str) -> np.ndarray:
+        """Return a column of numbers, (rows,)."""
+        if name not in self._read:
+            self._read[name] = self.arrow.column(name).to_numpy()
+        numbers: np.ndarray = self._read[name]
+        return numbers
+
+    def values(self, name: str) -> Flat:
+        """Return the values of a column of lists, one row after another; rows of a fixed size keep their shape."""
+        if name not in self._read:
+            column = self.arrow.column(name)
+            chunks = column.chunks or [pa.array([], column.type)]
+            self._read[name] = Flat([_view(chunk) for chunk in chunks])
+        flat: Flat = self._read[name]
+        return flat
+
+    def bounds(self, name: str) -> np.ndarray:
+        """Return where the rows of a column of lists begin and end in its `values`, (rows + 1,) int64."""
+        key = f"bounds of {name}"
+        if key not in self._read:
+            lengths = [np.diff(chunk.offsets.to_numpy()) for chunk in self.arrow.column(name).chunks]
+            self._read[key] = np.cumsum(np.concatenate([[0], *lengths]), dtype=np.int64)
+        bounds: np.ndarray = self._read[key]
+        return bounds
+
+    def list(self, name: str, row: int) -> np.ndarray:
+        """Return the values of one row of a column of lists."""
+        start, stop = self.bounds(name)[row : row + 2]
+        return self.values(name).span(int(start), int(stop))
+
+    def row(self, row: int, *names: str) -> dict[str, Any]:
+        """Return one row as plain values: of these columns, or of all."""
+        return {name: self.arrow.column(name)[row].as_py() for name in names or self.arrow.column_names}
+
+
+def _view(array: pa.Array) -> np.ndarray:
+    """The values of an array of lists, without a copy."""
+    shape: list[int] = []
+    if pa.types.is_list(array.type):
+        array = array.values
+        shape = [-1]
+    elif pa.types.is_fixed_size_list(array.type):
+        shape = [len(array)]
+    while pa.types.is_fixed_size_list(array.type):
+        shape.append(array.type.list_size)
+        array = array.values
+    view: np.ndarray = array.to_numpy(zero_copy_only=True).reshape(shape)
+    return view

@@ -1,0 +1,231 @@
+"""Documents of the corpora as token ids in Arrow tables.
+
+The columns, a row for each document: `id`; `tokens`, the `</s>` included; `bytes`, the UTF-8 bytes that each token
+stands for (null in training); `size`, UTF-8 bytes of the text.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from magneto.data.corpora.base import SPLITS, Skipped, hash_split
+from magneto.data.corpora.text.base import LINES, Document, TextReader, why_unusable
+from magneto.data.prepared import Preparation, SkipLog
+from magneto.data.table import TableWriter
+from magneto.data.tokenizers.text import TextTokenizer
+
+FEW = 20  # groups of documents, of which a hash may well give none to a split
+FLUSH_CHARS = 4_000_000  # tokenised at a time
+PIECE_CHARS = 100_000  # longer documents are tokenised in pieces, cut before white space
+MEASURED = ("val", "test")  # the splits of which the bytes of every token are kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextCorpora:
+    """The usable documents of all corpora.
+
+    Attributes:
+        readers: by the name of the corpus.
+        data_dir: where they keep what they fetch.
+        fractions: share of the documents that val and test get where a corpus states no split.
+    """
+
+    readers: Mapping[str, TextReader]
+    data_dir: Path
+    fractions: tuple[float, float]
+
+    def documents(
+        self, name: str, origin: dict[str, Any] | None = None, skips: SkipLog | None = None
+    ) -> Iterator[Document]:
+        """Yield the usable documents of a corpus with their splits; note the others, and where it came from."""
+        corpus = self.readers[name].load(self.data_dir)
+        unusable: list[Skipped] = []
+        for document in corpus.documents:
+            reason = why_unusable(document.text)
+            if reason is not None:
+                unusable.append(Skipped(document.id, document.group, reason))
+                continue
+            val, test = self.fractions
+            split = document.split or hash_split(document.group, val=val, test=test, kind="text")
+            yield replace(document, id=f"{name}/{document.id}", split=split)
+        if origin is not None and skips is not None:
+            origin[name] = corpus.origin
+            skips.extend(replace(item, id=f"{name}/{item.id}") for item in [*corpus.skipped, *unusable])
+
+    def sample(self, megabytes: float) -> Iterator[str]:
+        """Yield the first training texts of each corpus, to train a tokenizer on."""
+        for name in self.readers:
+            room = megabytes * 1e6
+            for document in self.documents(name):
+                if document.split == "train":
+                    yield document.text
+                    room -= len(document.text.encode())
+                if room <= 0:
+                    break
+
+    def remedy(self, total: int) -> str:
+        """Return what can be done where a split is empty. total: the usable documents."""
+        if not total:
+            return "Check the files: their format, their encoding, the key of the text."
+        groups, stated = set(), True
+        for document in (d for reader in self.readers.values() for d in reader.load(self.data_dir).documents):
+            groups.add(document.group)
+            stated &= document.split is not None
+            if len(groups) >= FEW:
+                break
+        if not stated and len(groups) < FEW:
+            return (
+                f"Their texts make {len(groups)} {'group' if len(groups) == 1 else 'groups'}, too few to divide: name the "
+                "files of train, val and test each, or, where each line is a text, set per_line=true "
+                f"(data.corpora.text_files.per_line=true; blocks of {LINES} lines stay together)."
+            )
+        return (
+            "Check the corpus and its splits; raise data.val_fraction and data.test_fraction, or name the files of each "
+            "split."
+        )
+
+
+def build(
+    target: Preparation, corpora: TextCorpora, tokenizer: TextTokenizer | None, **training: Any
+) -> dict[str, Any]:
+    """Write the tables; return the facts of the corpus.
+
+    Args:
+        target: the folder.
+        corpora: what it is made of.
+        tokenizer: a given one; None: it is trained.
+        training: `kind`, `vocab_size` and `sample_mb` of one that is trained.
+    """
+    origin: dict[str, Any] = {}
+    if tokenizer is None:
+        sample = list(corpora.sample(training.pop("sample_mb")))
+        if not sample:
+            found = Counter(
+                d.split for name in corpora.readers for d in corpora.documents(name, origin, target.skips)
+            )
+            counts = {split: found[split] for split in SPLITS}
+            target.require(counts, lambda: corpora.remedy(found.total()))
+        tokenizer = TextTokenizer.train(sample, **training)
+        del sample
+    with target.tables(schema(tokenizer)) as tables:
+        writer = DocumentWriter(tables, tokenizer)
+        for name in corpora.readers:
+            for document in corpora.documents(name, origin, target.skips):
+                writer.add(document)
+        writer.flush()
+    target.require(target.rows, lambda: corpora.remedy(sum(target.rows.values())))
+    target.report["lossy"] = {split: writer.lossy[split] for split in MEASURED}
+    return {
+        "tokenizer": tokenizer.to_json(),
+        "vocab_size": tokenizer.vocab_size,
+        "documents": dict(target.rows),
+        "tokens": {split: writer.tokens[split] for split in SPLITS},
+        "bytes": {split: writer.bytes[split] for split in SPLITS},
+        "unknown": {split: writer.unknown[split] for split in SPLITS},
+        "corpus": origin,
+    }
+
+
+def schema(tokenizer: TextTokenizer) -> pa.Schema:
+    """Return the columns; tokens in the smallest type that holds every id."""
+    token = pa.uint16() if tokenizer.vocab_size <= 1 << 16 else pa.uint32()
+    return pa.schema(
+        {"id": pa.string(), "tokens": pa.list_(token), "bytes": pa.list_(pa.uint32()), "size": pa.int64()}
+    )
+
+
+class DocumentWriter:
+    """Tokenises documents and appends them to the tables of their splits, in the order in which they come.
+
+    Never holds more than a few million characters.
+
+    Attributes:
+        tokens: of each split, the `</s>` of each document included.
+        bytes: of each split, UTF-8.
+        unknown: of each split, tokens that are `<unk>`.
+        lossy: of each split in MEASURED, documents of which the tokens do not give back the text.
+    """
+
+    def __init__(self, tables: TableWriter, tokenizer: TextTokenizer) -> None:
+        self.tables, self.tokenizer = tables, tokenizer
+        self.dtype = tables.schema.field("tokens").type.value_type.to_pandas_dtype()
+        self.tokens, self.bytes, self.unknown, self.lossy = (Counter[str]() for _ in range(4))
+        self._end = np.array([tokenizer.require("eos")], self.dtype)
+        self._waiting: list[Document] = []
+        self._chars = 0
+
+    def add(self, document: Document) -> None:
+        """Append one document. Its `split` is set."""
+        self._waiting.append(document)
+        self._chars += len(document.text)
+        if self._chars >= FLUSH_CHARS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is waiting."""
+        for split in SPLITS:
+            self._write(split, [document for document in self._waiting if document.split == split])
+        self._waiting, self._chars = [], 0
+
+    def _encode(self, texts: list[str], measured: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield ids and, where measured, bytes of each text.
+
+        Not more than FLUSH_CHARS are tokenised at a time: the library needs some hundred bytes for a token.
+        """
+        start = 0
+        while start < len(texts):
+            stop, room = start, FLUSH_CHARS
+            while stop < len(texts) and room > 0:
+                room -= len(texts[stop])
+                stop += 1
+            if measured:
+                for ids, widths in self.tokenizer.encode_batch_bytes(texts[start:stop]):
+                    yield np.array(ids, self.dtype), widths
+            else:
+                for ids in self.tokenizer.encode_batch(texts[start:stop]):
+                    yield np.array(ids, self.dtype), np.empty(0, np.int64)
+            start = stop
+
+    def _write(self, split: str, documents: list[Document]) -> None:
+        texts = [list(pieces(document.text)) for document in documents]
+        encoded = self._encode([piece for parts in texts for piece in parts], split in MEASURED)
+        columns: dict[str, list[Any]] = {name: [] for name in self.tables.schema.names}
+        for document, parts in zip(documents, texts, strict=True):
+            found = [next(encoded) for _ in parts]
+            ids = np.concatenate([*(part for part, _ in found), self._end])
+            size = len(document.text.encode())
+            widths = None
+            if split in MEASURED:
+                widths = np.concatenate([*(part for _, part in found), [0]])
+                widths[-1] = size - widths.sum()  # of a piece of which the tokenizer kept nothing
+                self.lossy[split] += self.tokenizer.decode(ids[:-1]) != document.text
+            self.tokens[split] += len(ids)
+            self.bytes[split] += size
+            if self.tokenizer.unk_id is not None:
+                self.unknown[split] += int((ids == self.tokenizer.unk_id).sum())
+            for name, value in zip(columns, (document.id, ids, widths, size), strict=True):
+                columns[name].append(value)
+        self.tables.write(split, columns)
+
+
+def pieces(text: str, limit: int = PIECE_CHARS) -> Iterator[str]:
+    """Yield the text in pieces of at most `limit` characters, cut before white space wherever there is some.
+
+    The tokenizers split text there anyway, so the tokens are those of the whole; memory and time stay bounded for a
+    document of any size, one line or many.
+    """
+    start = 0
+    while len(text) - start > limit:
+        stop = start + limit
+        for index in range(stop, start + limit // 2, -1):
+            if text[index].isspace() and not text[index - 1].isspace():
+                stop = index
+                break
+        yield text[start:stop]
+        start = stop
+    yield text[start:]
