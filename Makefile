@@ -11,7 +11,7 @@ TABLE ?= runs/table
 WHAT := --no-deps -r requirements.lock --editable .
 
 .DEFAULT_GOAL := help
-.PHONY: help run compare table test lint bench clean
+.PHONY: help run compare table test test-all lint docs bench clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -41,8 +41,17 @@ table: $(INSTALLED) ## six tasks, three backbones, two seeds: one table; hours (
 	$(BIN)/python -m magneto.report $(TABLE) --out $(TABLE)/report && test -z "$$failed" || \
 	  { test -z "$$failed" || echo "not all runs of these tasks were made, see above:$$failed" >&2; exit 1; }
 
-test: $(INSTALLED) ## set up, then run all tests
-	OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+TEST := OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest -n auto --dist worksteal
+
+test: $(INSTALLED) ## set up, then run the fast tests (5 minutes on 2 cores)
+	$(TEST) -m "not slow" $(ARGS)
+
+test-all: $(INSTALLED) ## run every test
+	$(TEST) $(ARGS)
+
+docs: $(INSTALLED) ## build the documentation site into docs/_build/html; a dead link fails
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs . docs/_build/html
+	@echo docs/_build/html/docs/index.html
 
 lint: $(INSTALLED) ## format, lint, types and layering
 	$(BIN)/ruff format --check .

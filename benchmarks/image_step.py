@@ -105,11 +105,11 @@ CONTESTANTS: dict[str, Callable[[Sizes], nn.Module]] = {
 
 
 class Pairs(nn.Module):
-    """An encoder of pairs, (B, T, width) -> the same: the first `split` tokens are vision."""
+    """An encoder of pairs, (B, T, width) -> the same: the first `num_vision_tokens` are vision."""
 
     def __init__(self, sizes: Sizes, multiway: str) -> None:
         super().__init__()
-        self.split = None if multiway == "none" else 1 + sizes.grid**2
+        self.num_vision_tokens = None if multiway == "none" else 1 + sizes.grid**2
         self.backbone = Encoder(
             BackboneConfig(
                 num_layers=sizes.layers, d_model=sizes.width, num_heads=sizes.heads, position="none", multiway=multiway
@@ -117,7 +117,7 @@ class Pairs(nn.Module):
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.backbone(x, split=self.split)
+        out: Tensor = self.backbone(x, num_vision_tokens=self.num_vision_tokens)
         return out
 
 

@@ -1,7 +1,7 @@
 """What a translation model must beat: copying the source, and looking up the most similar training sentence.
 
     python benchmarks/translation_baselines.py                                      # LibreOffice help, en-fr
-    python benchmarks/translation_baselines.py data=ddtp data.corpora.ddtp.directions=[en-de]
+    python benchmarks/translation_baselines.py data.corpora.libreoffice.directions=[en-de]
     python benchmarks/translation_baselines.py --hypotheses model.txt               # one line a test pair, in order
 
 Prepares the corpus of `task=mt` with these overrides unless that is done, and scores its test split with sacrebleu: BLEU
@@ -55,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("overrides", nargs="*", help="of the configuration, such as data=ddtp")
+    parser.add_argument("overrides", nargs="*", help="of the configuration, such as data=gettext")
     parser.add_argument("--features", nargs="+", default=["words"], choices=list(FEATURES))
     parser.add_argument(
         "--tokenize",

@@ -1,4 +1,4 @@
-"""The command line: Hydra composes the configuration, `magneto.commands.train` runs it.
+"""Command line: Hydra composes the configuration, `magneto.commands.run` runs it.
 
 Only light imports stand at the top, so that `--help` and a refused command answer at once.
 """
@@ -35,8 +35,8 @@ from magneto.training import run_folder
 log = logging.getLogger("magneto")
 
 
-# oneDNN compiles a kernel for each shape and keeps 1024 of them. Batches of like length have hundreds of shapes, a step
-# some fifty kernels each: with the default, a CPU spends a fifth of a training step on compiling them again.
+# oneDNN compiles a kernel for each shape and keeps 1024 of them. Batches of similar length have hundreds of shapes, each
+# with about fifty kernels: with the default, a CPU spends a fifth of a training step on compiling them again.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")  # read by torch at its first product
 
 _TEXTS = ("prompt", "predict.query", "predict.question", "predict.stop")
@@ -86,19 +86,18 @@ def _job(cfg: DictConfig) -> float | None:
 def _ended(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any] | None:
     """Print and return the result of the run if it has ended already; None if there is something to do.
 
-    The engine says the same, but only once torch and Lightning are imported. Where more than the configuration is needed
-    (the model of `init_from=` decides the run's name, one of several processes prints), the answer is left to it.
+    `mode=train` reports the same, but only once torch and Lightning are imported. Where more than the configuration is
+    needed (the model of `init_from=` decides the run's name, one of several processes prints), it has to answer.
     """
     several = any(name in os.environ for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
     if config["mode"] != "train" or config["init_from"] is not None or several:
         return None
     result = run_folder.ended_result(config, overrides)
-    if result is not None:
-        path = run_folder.run_folder(config, overrides).path
-        status = f"already {result['status']}; use resume=never to start over"
-        print(summary.summarize(result, path, status, full=config["summary"] == "full"))
-        result["folder"] = str(path)
-    return result
+    if result is None:
+        return None
+    path = run_folder.run_folder(config, overrides).path
+    print(summary.ended(result, path, full=config["summary"] == "full"))
+    return {**result.to_dict(), "folder": str(path)}
 
 
 class _Configuration:
@@ -182,7 +181,7 @@ class _Configuration:
 
 
 def _values(override: Override) -> list[Any]:
-    """Return the value, or all that are swept over; [] where the sweeper draws them."""
+    """Return the value, or all that are swept over; [] where the sweeper samples them."""
     if not override.is_sweep_override():
         return [override.value()]
     if not override.is_discrete_sweep():
@@ -200,7 +199,7 @@ def _wrong_value(text: str, reason: str) -> str:
 
 
 def _mistake(arguments: list[str]) -> str | None:
-    """A message about what Hydra would refuse in its own words; None if it refuses nothing, or says it well itself."""
+    """Return a message about the first error that Hydra would report less clearly; None if there is none."""
     parsed = get_args_parser().parse_args(arguments)
     others = (parsed.help, parsed.hydra_help, parsed.shell_completion, parsed.info, parsed.experimental_rerun)
     if any(others) or parsed.config_path or parsed.config_name:
@@ -222,10 +221,10 @@ def _keys(node: Any, prefix: str = "") -> set[str]:
 
 
 def literal(argument: str) -> str:
-    """The argument, quoted where its value is a sentence, or a path or else that Hydra's grammar cannot read.
+    """Return the argument, quoted where its value is a sentence, or a path or else that Hydra's grammar cannot read.
 
-    `prompt=The [MASK] of it, isn't it?` means what it says, and so does `folder=~/my images (1)`. A list, a quoted string
-    and `null` stay what they are, and so do paths that the grammar can read, such as the choices of a sweep.
+    `prompt=The [MASK] of it, isn't it?` is the text itself, and so is `folder=~/my images (1)`. A list, a quoted string and
+    `null` stay as they are, and so do paths that the grammar can read, such as the choices of a sweep.
     """
     key, equals, value = argument.partition("=")
     if not equals or key.startswith("-"):
@@ -248,7 +247,7 @@ def _quoted(text: str) -> str:
 
 
 def main() -> None:
-    """Entry point of `run.py` and of the installed command `magneto`."""
+    """Run the command line: entry point of `run.py` and of the installed command `magneto`."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # the names of files, which are printed, need not be UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     sys.argv[1:] = map(literal, sys.argv[1:])

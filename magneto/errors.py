@@ -1,4 +1,4 @@
-"""The exceptions that a user's mistake raises, and the hint that goes into their messages."""
+"""Exceptions for the mistakes of a user, and the hint in their messages."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -20,6 +20,6 @@ class DataError(MagnetoError):
 
 
 def nearest(name: object, options: Iterable[str]) -> str:
-    """A hint for a mistyped name, to end a message with: " Did you mean 'x'?", or "" if none is near."""
+    """Return a hint for a mistyped name, to end a message with: " Did you mean 'x'?", or "" if none is near."""
     matches = get_close_matches(str(name), list(options), n=1)
     return f" Did you mean '{matches[0]}'?" if matches else ""

@@ -2,8 +2,9 @@
 
 import csv
 from collections.abc import Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 from hydra import compose, initialize_config_dir
 
@@ -51,3 +52,10 @@ def values(folder: str | Path, leave_out: str = "throughput/") -> list[tuple[str
 def training_losses(folder: str | Path) -> list[float]:
     """`train/loss` over the run."""
     return [float(value) for _, name, value in values(folder) if name == "train/loss"]
+
+
+def info_of(kind: type, **given: Any) -> dict[str, Any]:
+    """Return the info of that class as plain values: what is given, and empty values for the rest."""
+    hints = get_type_hints(kind)
+    needed = [field.name for field in fields(kind) if field.default is field.default_factory is MISSING]
+    return {name: (get_origin(hints[name]) or hints[name])() for name in needed} | given

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from magneto.report.figures import COLOURS
+from magneto.report.axes import COLOURS
 from magneto.report.loading import Run, load_runs
 
 FORMATS = {"32-true": "fp32", "bf16-mixed": "bf16"}

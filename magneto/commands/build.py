@@ -1,6 +1,6 @@
-"""From the parts of a composed configuration to objects: data, task, trainer with its callbacks, loggers.
+"""Build the data module and the task from a composed configuration.
 
-Every value is checked here or in the constructor that takes it, so that a mistake is told by its key.
+Every value is checked here or in the constructor that takes it, so that a message names its key.
 """
 
 import inspect
@@ -13,20 +13,19 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-from magneto.commands.resolve import check_task
-from magneto.config.groups import CONF
+from magneto.config.groups import CONF, check_choices
 from magneto.config.renamed import hint
 from magneto.config.validate import check_types
 from magneto.data.module import DataModule
 from magneto.errors import ConfigError, MagnetoError
-from magneto.tasks.base import TaskModule
+from magneto.tasks.base import Task
 from magneto.tasks.registry import task_class
 
 log = logging.getLogger("magneto")
 
 
 def build_data(node: Mapping[str, Any]) -> DataModule:
-    """The data module that `config["data"]` describes; a constructor's refusal is passed on without Hydra's wrapping."""
+    """Return the data module that `config["data"]` describes; a constructor's error is raised without Hydra's wrapping."""
     arguments = {name: value for name, value in node.items() if name != "name"}
     _check_arguments(arguments, "data")
     try:
@@ -40,7 +39,7 @@ def build_data(node: Mapping[str, Any]) -> DataModule:
     for name, source in getattr(module, "corpora", {}).items():
         if not hasattr(source, "fingerprint"):
             raise ConfigError(
-                f"data.corpora.{name}={source}: this is no source. Give it a _target_, or leave it out."
+                f"data.corpora.{name}={source}: this is no corpus. Set its _target_, or leave it out."
             )
     return module
 
@@ -71,22 +70,22 @@ def _check_arguments(node: Mapping[str, Any], where: str) -> None:
 
 
 def prepared_data(overrides: Sequence[str]) -> DataModule:
-    """The data that `run.py` trains on with these overrides, prepared and set up: for scripts and notebooks.
+    """Return the data that `run.py` trains on with these overrides, prepared and set up: for scripts and notebooks.
 
     Raises `MagnetoError` as a run does; Hydra's own exception for a key that there is not.
     """
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         composed = hydra.compose("config", list(overrides))
     config: Any = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
-    check_task(config)
+    check_choices(config)
     data = build_data(config["data"])
     data.prepare()
     data.setup("fit")
     return data
 
 
-def build_task(config: Mapping[str, Any], data: DataModule) -> TaskModule:
-    """The task, sized by the facts of the prepared data."""
+def build_task(config: Mapping[str, Any], data: DataModule) -> Task:
+    """Return the task, sized by the info of the prepared data."""
     options = {key: value for key, value in config["task"].items() if key not in ("_target_", "name")}
     return task_class(config["task"]["_target_"])(
         backbone=config["backbone"],

@@ -1,4 +1,4 @@
-"""What is on the screen while a run goes on, and what is in its log.txt: log lines, progress bar, validations."""
+"""Show a run on the screen and in its log.txt: log lines, progress bar, validations."""
 
 import contextlib
 import logging
@@ -13,19 +13,20 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
 from rich.console import Console
-from rich.progress import ProgressColumn, Task
+from rich.progress import ProgressColumn
+from rich.progress import Task as BarTask
 from rich.table import Column
 from rich.text import Text
 
 from magneto.commands.summary import duration, number
-from magneto.tasks.base import TaskModule
+from magneto.tasks.base import Task
 from magneto.training.checkpointing import Checkpoints
 from magneto.training.loggers import is_main_process
 
 log = logging.getLogger("magneto")
 
 LINE_EVERY_S = 30.0
-"""Seconds from one line with the loss to the next, where there is no progress bar."""
+"""Seconds between two lines with the loss, where there is no progress bar."""
 
 
 def has_bar() -> bool:
@@ -38,14 +39,14 @@ class ProgressBar(RichProgressBar):
     """Lightning's rich bar, over the steps of the whole run (a run is one Lightning epoch, whatever its data epochs)."""
 
     text = ""
-    """What is shown beside the bar."""
+    """Text beside the bar."""
 
     def _get_train_description(self, current_epoch: int) -> str:
         return "Training"
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """Keep training loss and monitored metric for their column; Lightning's own would break the line."""
-        assert isinstance(pl_module, TaskModule)
+        assert isinstance(pl_module, Task)
         shown = super().get_metrics(trainer, pl_module)
         shown.pop("v_num", None)  # the end of W&B's id
         if pl_module.monitor in pl_module.evaluated:
@@ -67,12 +68,12 @@ class _Metrics(ProgressColumn):
         super().__init__(Column(no_wrap=True))
         self.bar = bar
 
-    def render(self, task: Task) -> Text:
+    def render(self, task: BarTask) -> Text:
         return Text(self.bar.text if task.id == self.bar.train_progress_bar_id else "")
 
 
 class ProgressLines(Checkpoint):
-    """Logs a line at each validation and, where there is no progress bar, one with the loss from time to time.
+    """Log a line at each validation and, where there is no progress bar, one with the loss every `LINE_EVERY_S`.
 
     A `Checkpoint`, since Lightning calls these last: `saver` has then decided whether the value is the best one.
 
@@ -96,7 +97,7 @@ class ProgressLines(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the loss, if it is time."""
-        assert isinstance(pl_module, TaskModule)
+        assert isinstance(pl_module, Task)
         if self.bar or time.monotonic() - self._last < LINE_EVERY_S:
             return
         loss = trainer.callback_metrics.get("loss")
@@ -107,7 +108,7 @@ class ProgressLines(Checkpoint):
         """Log the monitored metric."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        assert isinstance(pl_module, TaskModule)
+        assert isinstance(pl_module, Task)
         saver = self.saver
         if saver.best is None:
             best = "no best one yet"
@@ -118,7 +119,7 @@ class ProgressLines(Checkpoint):
         value = number(pl_module.evaluated[saver.monitor])
         self._log(trainer, pl_module, f"{saver.monitor} {value} ({best})")
 
-    def _log(self, trainer: L.Trainer, task: TaskModule, text: str) -> None:
+    def _log(self, trainer: L.Trainer, task: Task, text: str) -> None:
         self._last = time.monotonic()
         step, total = trainer.global_step, task.total_steps
         line = f"step {step}/{total}  {text}"
@@ -129,10 +130,10 @@ class ProgressLines(Checkpoint):
 
 
 class _Screen(logging.Handler):
-    """Writes to what is the standard error at the time, which the progress bar replaces while it is drawn."""
+    """Write to the present standard error, which the progress bar replaces while it is drawn."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(BrokenPipeError):  # nobody reads on: no reason for a run to end
+        with contextlib.suppress(BrokenPipeError):  # nobody reads: no reason for a run to end
             print(self.format(record), file=sys.stderr, flush=True)
 
 
@@ -145,9 +146,9 @@ def log_to_screen() -> None:
 
 @contextlib.contextmanager
 def log_file() -> Iterator[Callable[[Path], None]]:
-    """Write our log and that of all libraries, Lightning's profiler included, to the file that is named to what this gives.
+    """Write our log and that of all libraries, Lightning's profiler included, to a file: call the result with its path.
 
-    Until then it is remembered: a run's folder is opened when its data are prepared.
+    Until then it is kept in memory: a run's folder is opened when its data are prepared.
     """
     waiting = logging.handlers.MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1)
     root = logging.getLogger()
@@ -196,7 +197,7 @@ def quiet_libraries(*instead: logging.Handler) -> Iterator[None]:
             logger.handlers = handlers
 
 
-def announce(task: TaskModule, trainer: L.Trainer) -> None:
+def announce(task: Task, trainer: L.Trainer) -> None:
     """Log what is about to be trained, on what."""
     count = task.num_parameters
     size = f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count / 1e3:.0f} k"

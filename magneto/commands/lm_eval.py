@@ -1,4 +1,4 @@
-"""A checkpoint or an export under EleutherAI's lm-evaluation-harness (optional extra `eval`).
+"""Evaluate a checkpoint or an export with EleutherAI's lm-evaluation-harness (optional extra `eval`).
 
 The harness's own command line, with the model `magneto` known to it and taken if no `--model` is given:
 
@@ -34,7 +34,7 @@ except ImportError as error:
 MAX_NEW_TOKENS = 256  # the harness's own default, where a task does not say
 _GENERATION_KEYS = ("until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p", "seed")
 _WITHOUT_EFFECT = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1}
-"""Keys of other models' generation, with the value that asks for nothing."""
+"""Keys of other models' generation, with the value without effect."""
 
 log = logging.getLogger("lm_eval")
 
@@ -44,7 +44,7 @@ Scored = tuple[tuple[str, str], list[int], list[int]]
 
 @register_model("magneto")
 class MagnetoLM(TemplateLM):  # type: ignore[misc]
-    """What the harness asks of a model: log-likelihoods and greedy or sampled continuations.
+    """Model for the harness: log-likelihoods and greedy or sampled continuations.
 
     Args:
         checkpoint: a run's checkpoint or an export folder, of task=causal_lm.
@@ -78,30 +78,30 @@ class MagnetoLM(TemplateLM):  # type: ignore[misc]
 
     @property
     def max_length(self) -> int:
-        """Tokens that the model can look back at."""
+        """Return the number of tokens in the model's context."""
         return self.task.context
 
     @property
     def eot_token_id(self) -> int:
-        """The end of a document, which stands before the first one too."""
+        """Return the end of a document, which is also before the first one."""
         return self.task.tokenizer.require("eos")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Token ids of the text alone."""
+        """Return the token ids of the text alone."""
         return self.task.tokenizer.encode(string)
 
     @torch.inference_mode()
     def _loglikelihood_tokens(self, requests: Sequence[Scored], **kwargs: Any) -> list[tuple[float, bool]]:
-        """For each (context, continuation): its log-likelihood in nats, and whether greedy decoding gives it."""
+        """Return for each (context, continuation) its log-likelihood in nats, and whether greedy decoding gives it."""
         order = sorted(range(len(requests)), key=lambda i: -len(requests[i][1]) - len(requests[i][2]))
-        _tell_of_cuts([len(context) + len(text) for _, context, text in requests], self.max_length + 1)
+        _warn_of_cuts([len(context) + len(text) for _, context, text in requests], self.max_length + 1)
         results: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
         for start in range(0, len(order), self.batch_size):
-            places = order[start : start + self.batch_size]
-            found = self._score([(requests[place][1], requests[place][2]) for place in places])
-            for place, result in zip(places, found, strict=True):
-                results[place] = result
-                self.cache_hook.add_partial("loglikelihood", requests[place][0], result)
+            batch = order[start : start + self.batch_size]
+            scores = self._score([(requests[index][1], requests[index][2]) for index in batch])
+            for index, result in zip(batch, scores, strict=True):
+                results[index] = result
+                self.cache_hook.add_partial("loglikelihood", requests[index][0], result)
         return results
 
     def _score(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
@@ -133,7 +133,7 @@ class MagnetoLM(TemplateLM):  # type: ignore[misc]
         ]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood of whole texts, each by itself."""
+        """Return the log-likelihood of whole texts, each by itself."""
         windows: list[Scored] = []
         owners = []
         for number, request in enumerate(requests):
@@ -152,16 +152,16 @@ class MagnetoLM(TemplateLM):  # type: ignore[misc]
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Continuations, up to any of the strings that the task names; greedy unless it asks for samples.
+        """Return continuations, up to any of the strings that the task names; greedy unless it asks for samples.
 
-        A sample's random numbers are those of the request's place among the requests of its task: repeats of a question
+        A sample's random numbers are those of the request's index among the requests of its task: repeats of a question
         differ, and neither the batch size nor other tasks change them.
         """
         groups: dict[str, list[int]] = {}
         count: Counter[str | None] = Counter()
-        place_in_task: list[int] = []
+        index_in_task: list[int] = []
         for number, request in enumerate(requests):
-            place_in_task.append(count[request.task_name])
+            index_in_task.append(count[request.task_name])
             count[request.task_name] += 1
             groups.setdefault(repr(sorted(request.args[1].items(), key=lambda item: item[0])), []).append(
                 number
@@ -176,21 +176,21 @@ class MagnetoLM(TemplateLM):  # type: ignore[misc]
             order = sorted(group, key=lambda number: -len(prompts[number]))
             # Room for what is generated, as long as half of the context is left to the prompt.
             kept = max(self.max_length - settings.max_new_tokens, -(-self.max_length // 2))
-            _tell_of_cuts([len(prompt) for prompt in prompts.values()], kept)
+            _warn_of_cuts([len(prompt) for prompt in prompts.values()], kept)
             for start in range(0, len(order), self.batch_size):
-                places = order[start : start + self.batch_size]
-                found = generate(
-                    self.task, self.task.tokenizer, [prompts[number][-kept:] for number in places], settings,
-                    [place_in_task[number] for number in places],
+                batch = order[start : start + self.batch_size]
+                continuations = generate(
+                    self.task, self.task.tokenizer, [prompts[number][-kept:] for number in batch], settings,
+                    [index_in_task[number] for number in batch],
                 )  # fmt: skip
-                for number, continuation in zip(places, found, strict=True):
+                for number, continuation in zip(batch, continuations, strict=True):
                     results[number] = continuation.text
                     self.cache_hook.add_partial("generate_until", requests[number].args, continuation.text)
         return results
 
 
 def _usable(device: str | None) -> torch.device:
-    """The device of that name; the CPU where CUDA is absent."""
+    """Return the device of that name; the CPU where CUDA is absent."""
     if device is None or device.startswith("cuda"):
         if not torch.cuda.is_available():
             log.info("no GPU is available: computing on the CPU")
@@ -205,7 +205,7 @@ def _usable(device: str | None) -> torch.device:
     return torch.device(device)
 
 
-def _tell_of_cuts(lengths: Sequence[int], longest: int) -> None:
+def _warn_of_cuts(lengths: Sequence[int], longest: int) -> None:
     """Log how many of the texts lose their beginning because they have too many tokens."""
     if cut := sum(length > longest for length in lengths):
         log.warning(
@@ -215,7 +215,7 @@ def _tell_of_cuts(lengths: Sequence[int], longest: int) -> None:
 
 
 def _decoding(arguments: Mapping[str, Any]) -> Decoding:
-    """A task's generation arguments as ours; names and defaults as the harness's own models read them."""
+    """Return a task's generation arguments as ours; names and defaults as the harness's own models read them."""
     given = dict(normalize_gen_kwargs(dict(arguments), MAX_NEW_TOKENS))
     for key, value in given.items():
         if key in _WITHOUT_EFFECT and value == _WITHOUT_EFFECT[key]:
@@ -236,7 +236,7 @@ def _decoding(arguments: Mapping[str, Any]) -> Decoding:
 
 
 def main() -> None:
-    """The harness's command line."""
+    """Run the harness's command line."""
     from lm_eval.__main__ import cli_evaluate
 
     asked = [argument for argument in sys.argv[1:] if argument.startswith("--")]

@@ -9,6 +9,7 @@ from typing import IO, Any
 
 import torch
 
+from magneto.commands.resolve import ResolvedRun
 from magneto.errors import ConfigError, MagnetoError
 from magneto.inference.inputs import PredictInput
 from magneto.tasks import registry
@@ -18,21 +19,27 @@ from magneto.training.samples import save_image
 log = logging.getLogger("magneto")
 
 
-def predict(config: dict[str, Any]) -> dict[str, Any]:
+def predict(run: ResolvedRun) -> dict[str, Any]:
+    """Print what the model of `checkpoint` makes of `input` or `prompt`, and write it to `output`.
+
+    Returns:
+        `results`: one object for each input.
+    """
+    config = run.config
     inputs = _inputs(config)
     options = {key: value for key, value in config["predict"].items() if value is not None}
     output = Path(config["output"]) if config["output"] else None
     results: list[dict[str, Any]] = []
     with (
         _growing(output, results) as file,
-        devices.cpu_threads(config["trainer"]["threads"]),
+        devices.cpu_threads(run.parts.trainer.threads),
         torch.inference_mode(),
     ):
         task = registry.load_task(config["checkpoint"])
-        on_gpu = torch.cuda.is_available() and config["trainer"]["accelerator"] in ("auto", "gpu")
+        on_gpu = torch.cuda.is_available() and run.parts.trainer.accelerator in ("auto", "gpu")
         task.to("cuda" if on_gpu else "cpu")
         pieces = shown = ""
-        for result in task.predict(inputs, options):
+        for result in task.predict_stream(inputs, options):
             if "piece" in result:
                 # Line breaks wait for what follows them: a text that ends with many leaves no empty screen.
                 pieces += result["piece"]
@@ -53,7 +60,7 @@ def predict(config: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _growing(output: Path | None, results: Sequence[Any]) -> Iterator[IO[str] | None]:
-    """The file `OUTPUT.part`, which becomes OUTPUT at the end; where that is not reached, it keeps what it holds.
+    """Open the file `OUTPUT.part`, which becomes OUTPUT at the end; after an error it keeps what it holds.
 
     Args:
         output: None: there is no file.
@@ -75,7 +82,7 @@ def _growing(output: Path | None, results: Sequence[Any]) -> Iterator[IO[str] | 
         file = part.open("x", encoding="utf-8", errors="backslashreplace")  # of names of files
     except OSError as error:
         raise ConfigError(
-            f"output={output}: cannot be written ({error}). Choose another file or mend the permissions."
+            f"output={output}: cannot be written ({error}). Choose another file or change the permissions."
         ) from error
     try:
         with file:
@@ -88,7 +95,7 @@ def _growing(output: Path | None, results: Sequence[Any]) -> Iterator[IO[str] | 
         kept = f"The results before it ({len(results)}) are kept in {part}."
         if isinstance(error, MagnetoError):
             raise ConfigError(f"{error} {kept}") from error
-        log.warning("prediction broke off. %s", kept)
+        log.warning("prediction ended early. %s", kept)
         raise
 
 

@@ -1,47 +1,58 @@
-"""Checks before a run: all that can be known without data is refused before anything is fetched or written."""
+"""Check a configuration before a run: errors that need no data are raised before anything is fetched or written."""
 
 import logging
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from magneto.commands import build, resolve, summary, trainer
+from hydra.utils import get_class
+
+from magneto.commands import build, trainer
 from magneto.config import schema
+from magneto.config.groups import check_choices
+from magneto.config.parts import (
+    CallbacksConfig,
+    LoggerConfig,
+    OptimizerConfig,
+    Parts,
+    SchedulerConfig,
+    defaults,
+)
 from magneto.config.validate import from_mapping
 from magneto.data.cache import is_complete
 from magneto.data.module import DataModule
 from magneto.errors import ConfigError, MagnetoError
 from magneto.nn.config import BackboneConfig
 from magneto.tasks.registry import task_class
-from magneto.training import checkpoint_io, checkpointing, devices, loggers
-from magneto.training.optim import OptimizerConfig, SchedulerConfig, schedule
+from magneto.training import checkpoint_io, devices, loggers
+from magneto.training.optim import schedule
 
 log = logging.getLogger("magneto")
 
-# What L.seed_everything takes: numpy's seeds, which are fewer than torch's.
-_SEEDS = range(2**32)
+Part = TypeVar("Part")
 
 
-def check(config: Mapping[str, Any]) -> None:
+def check(config: Mapping[str, Any]) -> Parts:
     """Check the whole configuration for its mode.
 
     Nothing is left on the disk, and nothing is fetched.
 
+    Returns:
+        the groups that the trainer is built from.
+
     Raises:
-        ConfigError: an unknown or impossible value, a path that does not exist or cannot be written, too little free space, or
-            a device that is not there.
+        ConfigError: an unknown or impossible value, a path that does not exist or is not writable, too little free space,
+            or a device that is not there.
     """
     schema.check(config)
-    summary.check(config["summary"])
-    trainer.check_trainer(config["trainer"])
     mode = config["mode"]
-    if config["seed"] not in _SEEDS:
-        raise ConfigError(
-            f"seed={config['seed']}: must be between 0 and {_SEEDS[-1]}. Set seed to such a number."
-        )
+    parts = Parts(
+        trainer=trainer.trainer_config(config["trainer"]),
+        callbacks=_part(CallbacksConfig, config, "callbacks"),
+        logger=_part(LoggerConfig, config, "logger"),
+    )
     if mode in ("test", "predict", "export"):
         _check_checkpoint(config)
         if mode == "export" and config["output"]:
@@ -50,24 +61,58 @@ def check(config: Mapping[str, Any]) -> None:
         check_writable(Path(config["data_dir"]), "data_dir")
         _check_source(config["init_from"])
     if mode in ("train", "test"):
-        trainer.lightning_trainer(config, logger=False, enable_checkpointing=False)
+        trainer.lightning_trainer(parts.trainer, logger=False, enable_checkpointing=False)
     if mode in ("train", "prepare"):
-        resolve.check_task(config)
+        check_task(config)
         data = build.build_data(config["data"])
         _check_parts(config)
+        loggers.check(parts.logger)
         _check_space(data)
     if mode == "train":
         check_writable(Path(config["runs_dir"]) / config["task"]["name"], "runs_dir")
         if config["resume"] not in ("auto", "never", "must"):
             checkpoint_io.check_file(config["resume"], f"resume={config['resume']}")
-        if config["trainer"]["accelerator"] == "auto" and (reason := devices.unusable_gpu()):
+        if parts.trainer.accelerator == "auto" and (reason := devices.unusable_gpu()):
             log.warning("training on the CPU.%s", reason)
+    return parts
+
+
+def _part(cls: type[Part], config: Mapping[str, Any], group: str) -> Part:
+    return from_mapping(cls, config[group], group, require=tuple(defaults(cls)))
+
+
+def check_task(config: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` unless task and data are chosen, and fit each other and the experiment."""
+    check_choices(config)
+    declared = config["experiment_task"]
+    if declared is not None and declared != config["task"]["name"]:
+        raise ConfigError(
+            f"the experiment is made for task={declared}, but the command has task={config['task']['name']}. "
+            f"Leave task= out of the command, or set it to {declared}."
+        )
+    task = task_class(config["task"]["_target_"])
+    if config["task"]["name"] != task.name:
+        raise ConfigError(
+            f"task.name={config['task']['name']}: the task's name is {task.name}. Use name= to name the run."
+        )
+    try:
+        given = get_class(config["data"]["_target_"])
+    except Exception as error:  # Hydra's own, of several types
+        raise ConfigError(
+            f"data._target_={config['data'].get('_target_')}: cannot be imported ({error}). Set it to the path of a data "
+            "module."
+        ) from error
+    if not issubclass(given, task.Data):
+        raise ConfigError(
+            f"task={task.name} needs data of the kind {task.Data.__name__}, and data={config['data']['name']} is "
+            f"of the kind {given.__name__}. Leave data= out for the task's own corpus, or choose another one (docs/data.md)."
+        )
 
 
 def check_writable(path: Path, key: str) -> None:
     """Raise `ConfigError` unless the folder `path`, or the nearest one above it that exists, can be written.
 
-    A file is written there and removed: permissions alone do not tell of read-only file systems and quotas.
+    A file is written there and removed: permissions alone do not show read-only file systems and quotas.
     """
     there = path.absolute()
     while not there.exists() and there != there.parent:
@@ -106,12 +151,9 @@ def _check_source(source: str | None) -> None:
 
 
 def _check_parts(config: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` for a value that the optimizer, schedule, callbacks, loggers, task or backbone refuse."""
+    """Raise `ConfigError` for a value that the optimizer, schedule, task or backbone refuse."""
     from_mapping(OptimizerConfig, config["optimizer"], "optimizer")
     schedule(from_mapping(SchedulerConfig, config["scheduler"], "scheduler"), config["trainer"]["max_steps"])
-    from_mapping(checkpointing.Settings, config["callbacks"], "callbacks")
-    schema.require(config["callbacks"], [field.name for field in fields(checkpointing.Settings)], "callbacks")
-    loggers.check(from_mapping(loggers.Settings, config["logger"], "logger"))
     options = {key: value for key, value in config["task"].items() if key not in ("_target_", "name")}
     from_mapping(task_class(config["task"]["_target_"]).Options, options, "task")
     schema.require(config["backbone"], ["placement"], "backbone")
@@ -136,7 +178,7 @@ def _check_space(data: DataModule) -> None:
     while not there.exists():
         there = there.parent
     free = shutil.disk_usage(there).free
-    folder = getattr(data, "folder", None)  # the prepared one, which needs no corpus any more
+    folder = getattr(data, "folder", None)  # of prepared data, which needs no corpus any more
     if needed > free and not (folder is not None and is_complete(folder)):
         raise ConfigError(
             f"data_dir={data.data_dir}: the corpus needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free. "

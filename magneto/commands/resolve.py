@@ -1,61 +1,146 @@
-"""Complete and check a composed configuration."""
+"""Complete and check a composed configuration: once a job, before the run's folder opens."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from hydra.utils import get_class
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
-from magneto.config.groups import CONF, check_choices
+from magneto.commands import build, console, preflight
+from magneto.config import schema
+from magneto.config.groups import CONF
+from magneto.config.parts import Parts
+from magneto.data.module import DataModule
 from magneto.errors import ConfigError
+from magneto.pretrained import init_from
+from magneto.pretrained.resolve import adopt
+from magneto.tasks.base import Task
 from magneto.tasks.registry import task_class
 from magneto.training import checkpoint_io
+from magneto.training.loggers import is_main_process
+from magneto.training.resume import follow
+from magneto.training.run_folder import RunFolder, Start, run_folder
 
 
-def check_task(config: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` unless task and data are chosen, and fit each other and the experiment."""
-    check_choices(config)
-    declared = config["experiment_task"]
-    if declared is not None and declared != config["task"]["name"]:
-        raise ConfigError(
-            f"the experiment is made for task={declared}, but the command says task={config['task']['name']}. "
-            f"Leave task= out of the command, or say task={declared}."
-        )
+@dataclass(frozen=True, kw_only=True)
+class ResolvedRun:
+    """The complete configuration of a job, and what was read for it. Nothing is added later.
+
+    Attributes:
+        config: the complete configuration, plain values.
+        given: `config` before the prepared data and the task completed it: a repeated command gives the same.
+        overrides: of the command line.
+        parts: the groups that the trainer is built from.
+        folder: of the run.
+        start: how the run of mode=train begins. Where it has ended already, nothing further is resolved.
+        data: the prepared data.
+        pretrained: what `init_from` names, read.
+        trained: hyper-parameters and weights of `checkpoint`, for mode=test.
+    """
+
+    config: Mapping[str, Any]
+    given: Mapping[str, Any]
+    overrides: tuple[str, ...]
+    parts: Parts
+    folder: RunFolder | None = None
+    start: Start | None = None
+    data: DataModule | None = None
+    pretrained: init_from.Pretrained | None = None
+    trained: tuple[dict[str, Any], dict[str, Tensor]] | None = None
+
+
+def resolve(cfg: DictConfig, overrides: Sequence[str] = ()) -> ResolvedRun:
+    """Complete the configuration by what follows from pretrained weights, from a checkpoint, and from prepared data.
+
+    In this order: refusals that need no data; the shape and the tokenizer of `init_from`, or the task of `checkpoint`;
+    whether the run has ended; the data, prepared; what the task derives from them, such as a visual tokenizer or the
+    patches on a side of an image. mode=config prepares data only where the task derives something from them.
+
+    Args:
+        cfg: the composed configuration (conf/config.yaml).
+        overrides: of the command line: they name the run.
+
+    Raises:
+        MagnetoError: a mistake in the configuration, the data or the files, with its remedy.
+    """
+    config = schema.to_dict(cfg)
+    mode = config["mode"]
+    if mode == "config":
+        config["mode"] = "train"
+    with console.quiet_libraries():
+        parts = preflight.check(config)
+    known: dict[str, Any] = {"overrides": tuple(overrides), "parts": parts}
+    if mode in ("predict", "export"):
+        return ResolvedRun(config=config, given=config, **known)
+    if mode == "test":
+        known["trained"] = checkpoint_io.read_model(config["checkpoint"])
+        config = _of_checkpoint(config, known["trained"][0])
+        preflight.check_task(config)
+    if config["init_from"] is not None:
+        known["pretrained"] = init_from.read_pretrained(config["init_from"])
+        config = adopt(config, overrides, known["pretrained"])
+    if mode == "test":
+        return ResolvedRun(config=config, given=config, **known)
     task = task_class(config["task"]["_target_"])
-    if config["task"]["name"] != task.name:
-        raise ConfigError(
-            f"task.name={config['task']['name']}: the task's name is {task.name}. Use name= to name the run."
-        )
-    wanted = task.Data
-    try:
-        given = get_class(config["data"]["_target_"])
-    except Exception as error:  # Hydra's own, of several types
-        raise ConfigError(
-            f"data._target_={config['data'].get('_target_')}: cannot be imported ({error})."
-        ) from error
-    if not issubclass(given, wanted):
-        raise ConfigError(
-            f"task={config['task']['name']} needs data of the kind {wanted.__name__}, and data={config['data']['name']} is "
-            f"of the kind {given.__name__}. Leave data= out for the task's own corpus, or choose another one (docs/data.md)."
-        )
+    if mode == "config" and not derives(task):
+        return ResolvedRun(config=config, given=config, **known)
+    if mode == "train":
+        folder, resume = run_folder(config, overrides), config["resume"]
+        start = folder.look(config, resume) if is_main_process() else follow(folder, resume)
+        known |= {"folder": folder, "start": start}
+        if start.result is not None:
+            return ResolvedRun(config=config, given=config, **known)
+    data = build.build_data(config["data"])
+    data.prepare()
+    return ResolvedRun(config=completed(config, task, data), given=config, data=data, **known)
 
 
-def adopt_task(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of mode=test with the task of its checkpoint.
+def derives(task: type[Task]) -> bool:
+    """Return whether a task derives a part of its configuration from prepared data."""
+    return any(
+        getattr(task, name).__func__ is not getattr(Task, name).__func__ for name in ("prepare", "shape_from")
+    )
+
+
+def completed(config: Mapping[str, Any], task: type[Task], data: DataModule) -> dict[str, Any]:
+    """Return `config` with what `task` derives from its prepared data: options of its own, and the backbone's positions."""
+    options = task.prepare(config, data)
+    shape = task.shape_from(config["backbone"], data.info.to_dict())
+    return {**config, "task": config["task"] | options, "backbone": config["backbone"] | shape}
+
+
+def _of_checkpoint(config: Mapping[str, Any], hyper_parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration of mode=test with the task and the backbone of its checkpoint.
 
     What a task's own file sets of the data, and the chosen corpus leaves open, comes along: the masks of masked models.
-    Raises `ConfigError` when there is no such checkpoint or no data.
+
+    Raises:
+        ConfigError: the command names another task, or no data.
     """
-    hyper_parameters, _ = checkpoint_io.read_model(config["checkpoint"])
-    target = hyper_parameters["task"]
+    target, source = hyper_parameters["task"], config["checkpoint"]
     name = task_class(target).name
-    if config["data"] is None:
+    given = config["task"]
+    if given is not None and given["name"] != name:
         raise ConfigError(
-            f"data= is missing: checkpoint={config['checkpoint']} is of task={name}. Say data= and what it is to "
-            f"be tested on, or task={name} for that task's own corpus."
+            f"checkpoint {source} is of task {name!r}, and the command has task={given['name']}. Set task to {name}."
         )
-    file = CONF / "task" / f"{name}.yaml"
-    usual: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
-    own = usual.get("data") or {}
-    data = {key: own.get(key) if value is None else value for key, value in config["data"].items()}
-    return {**config, "task": {"name": name, "_target_": target}, "data": data}
+    data = config["data"]
+    if data is None:
+        raise ConfigError(
+            f"data= is missing: checkpoint={source} is of task={name}. Set data to what it is to be tested on, or task to "
+            f"{name} for that task's own corpus."
+        )
+    if given is None:
+        file = CONF / "task" / f"{name}.yaml"
+        of_task: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
+        own = of_task.get("data") or {}
+        data = {key: own.get(key) if value is None else value for key, value in data.items()}
+    others = ("task", "backbone", "info", "optimizer", "scheduler", "total_steps", "num_samples")
+    options = {key: value for key, value in hyper_parameters.items() if key not in others}
+    return {
+        **config,
+        "task": {"name": name, "_target_": target, **options},
+        "backbone": hyper_parameters["backbone"],
+        "data": data,
+    }

@@ -5,14 +5,15 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from magneto.commands import console, preflight, resolve
+from magneto.commands import console
 from magneto.commands.export import export_model
 from magneto.commands.predict import predict
+from magneto.commands.resolve import resolve
 from magneto.commands.test import test
-from magneto.commands.train import prepare_data, train
-from magneto.config import schema
-from magneto.pretrained import init_from
+from magneto.commands.train import train
+from magneto.config.schema import Mode
 from magneto.training import devices
+from magneto.training.run_folder import to_yaml
 
 
 def run(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -28,21 +29,19 @@ def run(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         MagnetoError: a mistake in the configuration, the data or the files, with its remedy.
     """
-    config = schema.to_dict(cfg)
-    mode = config["mode"]
     console.log_to_screen()
-    with console.quiet_libraries():
-        preflight.check(config)
+    mode = Mode(cfg.mode).value
     if mode == "predict":
-        return predict(config)
+        return predict(resolve(cfg, overrides))
     if mode == "export":
-        return export_model(config)
-    if mode == "test" and config["task"] is None:
-        config = resolve.adopt_task(config)
-    resolve.check_task(config)
-    config = init_from.adopt(config, overrides)
-    with devices.cpu_threads(config["trainer"]["threads"]):
-        if mode == "prepare":
-            prepare_data(config)
-            return {"mode": mode}
-        return test(config) if mode == "test" else train(config, overrides)
+        return export_model(resolve(cfg, overrides))
+    threads = cfg.trainer.get("threads")
+    with devices.cpu_threads(threads if isinstance(threads, int) else None):
+        if mode == "train":
+            return train(cfg, overrides)
+        resolved = resolve(cfg, overrides)
+        if mode == "test":
+            return test(resolved)
+        if mode == "config":
+            print(to_yaml(resolved.config), end="")
+        return {"mode": mode}

@@ -1,6 +1,6 @@
-"""The end of a run on the screen: what came out, where it lies, and the next commands.
+"""Summarise a run on the screen: results, files, and the next commands.
 
-Imports nothing heavy, so that a command whose run has finished already answers at once.
+The imports are light, so that a command whose run has finished already answers at once.
 """
 
 import math
@@ -8,62 +8,56 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from magneto.errors import ConfigError
-
-CHOICES = ("short", "full")
+from magneto.training.result import RunResult
 
 
-def check(choice: str) -> None:
-    """Raise ConfigError unless `choice`, of the key `summary`, is known."""
-    if choice not in CHOICES:
-        raise ConfigError(f"summary={choice}: is not known. Choose from {', '.join(CHOICES)}.")
+def ended(result: RunResult, folder: Path, full: bool) -> str:
+    """Return the summary of a run that the same command does not run again."""
+    return summarize(result, folder, f"already {result.status}; use resume=never to start over", full)
 
 
-def summarize(result: Mapping[str, Any], folder: Path, status: str, full: bool = False) -> str:
+def summarize(result: RunResult, folder: Path, status: str, full: bool = False) -> str:
     """Return the summary of a run as text.
 
     Args:
-        result: the content of its result.json.
+        result: of the run.
         folder: the run's folder.
         status: what to call its state, such as `finished`.
         full: with every metric.
     """
-    place = _near(folder)
-    metrics, primary_metric = result.get("metrics") or {}, result.get("primary_metric", "")
+    shown = _near(folder)
+    metrics, primary_metric = result.metrics, result.primary_metric
     rows: list[tuple[str, str]] = []
     if primary_metric in metrics:
         rows.append((primary_metric, f"{number(metrics[primary_metric]):10} primary metric"))
-    monitor = result.get("monitor") or {}
-    if monitor.get("best") is not None:
-        step = f"best, at step {monitor['best_step']} of {result['steps']}"
-        rows.append((monitor["metric"], f"{number(monitor['best']):10} {step}"))
-    if result.get("message"):
-        rows.append(("message", result["message"]))
-    time = result.get("time") or {}
-    if time.get("wall_s") is not None:
-        wait = time.get("data_wait_fraction")
+    if result.monitor is not None and result.best is not None:
+        step = f"best, at step {result.best_step} of {result.steps}"
+        rows.append((result.monitor, f"{number(result.best):10} {step}"))
+    if result.message:
+        rows.append(("message", result.message))
+    if result.wall_s is not None:
+        wait = result.data_wait_fraction
         rows.append(
-            ("time", duration(time["wall_s"]) + ("" if wait is None else f", {wait:.0%} of it data loading"))
+            ("time", duration(result.wall_s) + ("" if wait is None else f", {wait:.0%} of it data loading"))
         )
     for name, path in (("export", folder / "export"), ("samples", folder / "samples.jsonl")):
         if path.exists():
             rows.append((name, str(_near(path))))
     if any(folder.glob("wandb/offline-run-*")):
-        rows.append(("W&B", f"wandb sync {shlex.quote(str(place))}/wandb/offline-run-*"))
+        rows.append(("W&B", f"wandb sync {shlex.quote(str(shown))}/wandb/offline-run-*"))
     if metrics and not full:
         rows.append(("all metrics", f"{_near(folder / 'result.json')} (summary=full prints them)"))
     width = max((len(name) for name, _ in rows), default=0)
-    lines = [f"{place}: {status}", *(f"  {name:{width}}  {value}" for name, value in rows)]
+    lines = [f"{shown}: {status}", *(f"  {name:{width}}  {value}" for name, value in rows)]
     if full:
         lines.append(metric_lines(metrics))
     if metrics:
         lines.append("next:")
-        if result.get("example_input") and (folder / "export").exists():
-            checkpoint = _override("checkpoint", str(place))
-            lines.append(f"  {_program()} mode=predict {checkpoint} {result['example_input']}")
-        lines.append(f"  python -m magneto.report {shlex.quote(str(place))}")
+        if result.example_input and (folder / "export").exists():
+            checkpoint = _override("checkpoint", str(shown))
+            lines.append(f"  {_program()} mode=predict {checkpoint} {result.example_input}")
+        lines.append(f"  python -m magneto.report {shlex.quote(str(shown))}")
     return "\n".join(lines)
 
 
@@ -88,7 +82,7 @@ def duration(seconds: float) -> str:
 
 
 def _near(path: Path) -> Path:
-    """The path from the working folder where it is below it, else as it is."""
+    """Return the path from the working folder where it is below it, else as it is."""
     try:
         return path.absolute().relative_to(Path.cwd())
     except (ValueError, FileNotFoundError):  # elsewhere; the working folder was removed
@@ -96,7 +90,7 @@ def _near(path: Path) -> Path:
 
 
 def _override(key: str, value: str) -> str:
-    """`key=value` for a shell and for Hydra, which would take a comma for a choice."""
+    """Return `key=value` for a shell and for Hydra, which would read a comma as a choice."""
     return shlex.quote(f'{key}="{value}"' if "," in value else f"{key}={value}")
 
 

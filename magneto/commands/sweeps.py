@@ -1,4 +1,4 @@
-"""Sweeps (`-m`): a record of each job on disk, whatever launcher ran it, and the report at the end."""
+"""Record each job of a sweep (`-m`) on disk, whatever launcher ran it, and write the report at the end."""
 
 import atexit
 import contextlib
@@ -17,7 +17,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from magneto.errors import MagnetoError
-from magneto.training.run_folder import write_atomically
+from magneto.training.files import write_atomically
 
 _JOBS = "MAGNETO_SWEEP_JOBS"  # in the environment, which a launcher's processes inherit
 
@@ -41,7 +41,7 @@ def record(overrides: Sequence[str], folder: str | None, error: str | None) -> N
     job = HydraConfig.get()
     content = {"overrides": list(overrides), "folder": folder, "error": error}
     records = Path(job.sweep.dir)
-    if records.is_dir():  # else the sweep was stopped, and its jobs on other machines go on
+    if records.is_dir():  # else the sweep was stopped, and its jobs on other machines continue
         write_atomically(records / f"job_{job.job.num:05d}.json", json.dumps(content))
 
 
@@ -86,7 +86,7 @@ class SweepReport(Callback):
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             print(
-                f"error: runs_dir={config.runs_dir}: cannot be written ({error}). Set runs_dir to a folder that can.",
+                f"error: runs_dir={config.runs_dir}: cannot be written ({error}). Set runs_dir to a writable folder.",
                 file=sys.stderr,
             )
             sys.exit(2)

@@ -7,34 +7,33 @@ from pathlib import Path
 from typing import Any
 
 from magneto.commands import build, console, summary
+from magneto.commands.resolve import ResolvedRun
 from magneto.commands.train import primary_metric_of
 from magneto.commands.trainer import build_tester, lightning_errors
 from magneto.errors import ConfigError, MagnetoError
 from magneto.tasks import registry
-from magneto.training.run_folder import (
-    finite,
-    git_revision,
-    slug,
-    versions,
-    write_atomically,
-)
+from magneto.training.files import finite, write_atomically
+from magneto.training.provenance import git_revision, versions
+from magneto.training.run_config import slug
 
 log = logging.getLogger("magneto")
 
 
-def test(config: dict[str, Any]) -> dict[str, Any]:
+def test(run: ResolvedRun) -> dict[str, Any]:
+    """Evaluate the model of `checkpoint` on the test split of `data`.
+
+    Returns:
+        what is written to `file`.
+    """
+    config = run.config
     target = _test_file(config)
-    task = registry.load_task(config["checkpoint"])
-    if task.name != config["task"]["name"]:
-        raise ConfigError(
-            f"checkpoint {config['checkpoint']} is of task {task.name!r}, the command says task={config['task']['name']}. "
-            f"Say task={task.name}."
-        )
+    assert run.trained is not None
+    task = registry.make_trained(config["checkpoint"], *run.trained)
     data = build.build_data(config["data"])
     info = task.hparams["info"]
     data = data.for_model(info if task.uses_labels else {**info, "labels": []})
     with console.quiet_libraries():
-        trainer = build_tester(config, target.parent)
+        trainer = build_tester(run.parts.trainer, target.parent)
         with lightning_errors():
             trainer.test(task, datamodule=data, verbose=False)
     record = {
@@ -46,7 +45,7 @@ def test(config: dict[str, Any]) -> dict[str, Any]:
         "evaluation": task.evaluation_facts,
         "git": git_revision(),
         "versions": versions(),
-        "config": {"data": config["data"]},
+        "config": {key: config[key] for key in ("task", "backbone", "data")},
     }
     if trainer.is_global_zero:
         print(f"{config['checkpoint']} on {config['data']['name']}:")
@@ -57,12 +56,12 @@ def test(config: dict[str, Any]) -> dict[str, Any]:
         except MagnetoError as error:
             if config["output"]:
                 raise
-            log.warning("%s Or name a file with output=.", error)
+            log.warning("%s Or set output to a file.", error)
     return {**record, "file": str(target)}
 
 
 def _test_file(config: Mapping[str, Any]) -> Path:
-    """Where mode=test writes its metrics: `output=`, or `test-<data>.json` in the run's or the export's folder."""
+    """Return the file for the metrics: `output=`, or `test-<data>.json` in the run's or the export's folder."""
     if config["output"]:
         target = Path(config["output"])
         if target.exists():

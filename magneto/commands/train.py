@@ -1,8 +1,8 @@
-"""From a composed configuration to a finished run: `run(cfg)` is all that the command line and the tests call.
+"""`mode=train`: from a composed configuration to a finished run.
 
-    compose -> data.prepare() -> data.info -> task(backbone, info, optimizer) -> Trainer.fit -> test -> export -> result.json
+    resolve -> task(backbone, info, optimizer) -> Trainer.fit -> test of the best checkpoint -> export -> result.json
 
-A run lives in its folder (magneto/training/run_folder.py). The same command resumes it, or says that it has finished.
+A run lives in its folder (magneto/training/run_folder.py). The same command resumes it, or reports that it has finished.
 """
 
 import contextlib
@@ -10,112 +10,124 @@ import errno
 import logging
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from omegaconf import DictConfig
 
 from magneto.commands import build, console, summary
+from magneto.commands.resolve import ResolvedRun, resolve
 from magneto.commands.trainer import build_loggers, build_trainer, close, lightning_errors
 from magneto.data.cache import UNWRITABLE, short_hash
 from magneto.data.module import DataModule
 from magneto.errors import ConfigError, MagnetoError
-from magneto.pretrained import init_from
+from magneto.pretrained.init_from import initialize_from
 from magneto.tasks import registry
-from magneto.tasks.base import TaskModule
-from magneto.tasks.registry import task_class
+from magneto.tasks.base import Task
 from magneto.training import checkpoint_io, monitor, reproducibility
 from magneto.training.averaging import LastWeights
 from magneto.training.loggers import RunLogger, is_main_process
 from magneto.training.memory import memory_of_run, peak_memory, reset_peak_memory
 from magneto.training.module import Diverged
-from magneto.training.result import run_identity
+from magneto.training.result import RunResult
 from magneto.training.resume import check_progress, follow, read_start, while_restoring
-from magneto.training.run_folder import (
-    RunFolder,
-    Start,
-    compared,
-    run_folder,
-)
+from magneto.training.run_config import compared
+from magneto.training.run_folder import RunFolder, Start
 from magneto.training.signals import Interrupted, StopSignals
 
 log = logging.getLogger("magneto")
 
 
-# ---------------------------------------------------------------------- modes
+def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Resolve, train, test and export a run, or continue it where it ended.
 
+    Args:
+        cfg: the composed configuration.
+        overrides: of the command line.
 
-def train(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    folder = run_folder(config, overrides)
-    start = folder.look(config, config["resume"]) if is_main_process() else follow(folder, config["resume"])
-    if start.result is not None:
-        return _already_ended(folder, start.result, config)
-    fingerprint = run_identity(config, folder, overrides)
+    Returns:
+        the content of result.json, and `folder`.
+
+    Raises:
+        MagnetoError: a mistake in the configuration or the data, which leaves no folder behind, or an error of the machine.
+    """
     reset_peak_memory()
     usage = monitor.Usage(peak_memory)
     with contextlib.ExitStack() as held, StopSignals() as signals:
         keep_log = held.enter_context(console.log_file())
-        opened = False
+        result = folder = opened = None
         try:
-            # A mistake in the configuration or the data, which is found here, leaves no run behind.
-            data, config = prepare_data(config)
-            L.seed_everything(config["seed"], verbose=False)
-            task = build.build_task(config, data)
+            run = resolve(cfg, overrides)
+            folder, start = run.folder, run.start
+            assert folder is not None and start is not None
+            if start.result is not None:
+                return _already_ended(folder, start.result, run)
+            assert run.data is not None
+            result = RunResult.of_config(run.config, folder.path.name, overrides=overrides)
+            full = run.config["summary"] == "full"
+            L.seed_everything(run.config["seed"], verbose=False)
+            task = build.build_task(run.config, run.data)
             if is_main_process():
                 held.enter_context(folder.lock())
-                start = folder.begin(fingerprint["config"], config["resume"])
+                start = folder.begin(run.config, run.config["resume"], run.given)
                 if start.result is not None:
-                    return _already_ended(folder, start.result, config)
-                opened = True
+                    return _already_ended(folder, start.result, run)
+                opened = folder
                 keep_log(folder.path / "log.txt")
             else:
-                start = follow(folder, config["resume"])
+                start = follow(folder, run.config["resume"])
             log.info("run %s", folder.path)
-            outcome = _fit_and_test(config, folder, start, signals, data, task, usage)
+            if start.checkpoint is None:
+                task.initialize()
+                if run.pretrained is not None:
+                    log.info("%s", initialize_from(task, run.pretrained))
+            run = replace(run, pretrained=None)  # the task has its weights
+            result = replace(result, **_fit_and_test(run, folder, start, signals, task, usage))
             peak = usage.peak_memory
             del (
-                data,
+                run,
                 task,
                 usage,
-            )  # each of them holds the weights (Lightning gives callbacks the task's `log`)
+            )  # each of them holds data or weights (Lightning gives callbacks the task's `log`)
         except Interrupted:
             log.warning("interrupted before training: repeat the command to resume")
-            outcome = {"status": "interrupted", "message": "stopped before training", "metrics": {}}
+            if result is None or folder is None:  # while the configuration was resolved
+                return {"status": "interrupted", "metrics": {}, "folder": None}
+            result = replace(result, status="interrupted", message="stopped before training")
             peak = peak_memory()
         except BaseException as error:
-            if opened:
-                failure = {"status": "failed", "message": f"{type(error).__name__}: {error}", "metrics": {}}
-                with contextlib.suppress(
-                    MagnetoError
-                ):  # that it cannot be noted matters less than what happened
-                    folder.write_result(fingerprint | failure)
-            told = _told(error, folder)
-            if told is None:
+            if opened is not None and result is not None:
+                failure = replace(result, status="failed", message=f"{type(error).__name__}: {error}")
+                with contextlib.suppress(MagnetoError):  # the error itself matters more than its record
+                    opened.write_result(failure)
+            explained = None if folder is None else _explained(error, folder)
+            if explained is None:
                 raise
-            raise told from error
-        signals.defer()  # what is done is written down
-        result = fingerprint | outcome | memory_of_run(peak)
-        if opened:
-            folder.write_result(result)
-            text = summary.summarize(result, folder.path, result["status"], full=config["summary"] == "full")
+            raise explained from error
+        signals.defer()  # what is done is written
+        result = replace(result, **memory_of_run(peak))
+        if opened is not None:
+            opened.write_result(result)
+            text = summary.summarize(result, folder.path, result.status, full=full)
             print(text)
             with contextlib.suppress(OSError), (folder.path / "log.txt").open("a", encoding="utf-8") as file:
                 file.write(text + "\n")
-        if result["status"] == "interrupted" and signals.requeue:
+        if result.status == "interrupted" and signals.requeue:
             _requeue()
-    return {**result, "folder": str(folder.path)}
+    return {**result.to_dict(), "folder": str(folder.path)}
 
 
-def _already_ended(folder: RunFolder, result: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+def _already_ended(folder: RunFolder, result: RunResult, run: ResolvedRun) -> dict[str, Any]:
     if is_main_process():
-        status = f"already {result['status']}; use resume=never to start over"
-        print(summary.summarize(result, folder.path, status, full=config["summary"] == "full"))
-    return {**result, "folder": str(folder.path)}
+        print(summary.ended(result, folder.path, full=run.config["summary"] == "full"))
+    return {**result.to_dict(), "folder": str(folder.path)}
 
 
-def _told(error: BaseException, folder: RunFolder) -> MagnetoError | None:
+def _explained(error: BaseException, folder: RunFolder) -> MagnetoError | None:
     """Return the message for an error whose cause lies outside the program; None for any other error."""
     if isinstance(error, OSError):
         file, own = error.filename, folder.path.absolute()
@@ -124,22 +136,22 @@ def _told(error: BaseException, folder: RunFolder) -> MagnetoError | None:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             return ConfigError(
                 f"{file or own} cannot be written ({error.strerror}). The last complete checkpoint is kept; "
-                f"{'free space' if full else 'mend its permissions or remove it'} and repeat the command: the run goes on "
-                "from there."
+                f"{'free space' if full else 'change its permissions or remove it'} and repeat the command: the run "
+                "continues from there."
             )
     lost = isinstance(error, torch.distributed.DistError) or (
         isinstance(error, RuntimeError) and "gloo" in str(error)
     )
     if lost:
         return ConfigError(
-            f"Another process of this run has ended ({checkpoint_io.first_line(error)}): its own output says why. The last "
-            "complete checkpoint is kept; repeat the command: the run goes on from there."
+            f"Another process of this run has ended ({checkpoint_io.first_line(error)}): its own output has the reason. The "
+            "last complete checkpoint is kept; repeat the command: the run continues from there."
         )
     return None
 
 
 def _requeue() -> None:
-    """Ask SLURM to run this job again, as SIGUSR1 announced its end; the same command then goes on."""
+    """Ask SLURM to run this job again, as SIGUSR1 announced its end; the same command then continues the run."""
     job = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID")
     if job is None or not is_main_process():
         return
@@ -155,48 +167,38 @@ def _requeue() -> None:
     if reason is None:
         log.info("job %s is queued again", job)
     else:
-        log.warning("job %s cannot be queued again (%s): repeat the command to go on", job, reason)
-
-
-def prepare_data(config: dict[str, Any]) -> tuple[DataModule, dict[str, Any]]:
-    """The prepared data, and the configuration with what its task has prepared besides."""
-    data = build.build_data(config["data"])
-    data.prepare()
-    options = task_class(config["task"]["_target_"]).prepare(config, data)
-    return data, config | {"task": config["task"] | options}
+        log.warning("job %s cannot be queued again (%s): repeat the command to continue", job, reason)
 
 
 def _fit_and_test(
-    config: dict[str, Any],
+    run: ResolvedRun,
     folder: RunFolder,
     start: Start,
     signals: StopSignals,
-    data: DataModule,
-    task: TaskModule,
+    task: Task,
     usage: monitor.Usage,
 ) -> dict[str, Any]:
-    """The run itself; returns what result.json says of its outcome."""
+    """Train and test; return what the result says of the outcome."""
+    config, settings, data = run.config, run.parts.trainer, run.data
+    assert data is not None
     task.samples_file = folder.samples if is_main_process() else None
     content = read_start(task, start, folder) if start.checkpoint else None
     step = content["global_step"] if content else 0
     agreed = reproducibility.SameStart(
         {"folder": folder.path.name, "step": step, "configuration": short_hash(compared(config))}
     )
-    trainer, monitor, saver = build_trainer(config, folder, task, [], signals, [agreed, usage])
+    others = [agreed, usage]
+    trainer, monitor, saver = build_trainer(run.parts, config["seed"], folder, task, signals, others)
     if content:
         check_progress(content, start, trainer)
         folder.rewind_samples(step)
         log.info("resuming from %s, step %d", start.checkpoint, step)
-    else:
-        task.initialize()
-        if config["init_from"] is not None:
-            log.info("%s", init_from.initialize_from(task, config["init_from"]))
     del content
-    loggers = build_loggers(folder, config, step, task)
+    loggers = build_loggers(folder, run.parts.logger, config, step, task)
     try:
         trainer.loggers = loggers
         console.announce(task, trainer)
-        if config["trainer"]["compile"]:
+        if settings.compile:
             task.compile_layers()
         status, message = "finished", None
         metrics: dict[str, float] = {}
@@ -208,7 +210,7 @@ def _fit_and_test(
                 if isinstance(error, MagnetoError) or not while_restoring(error):
                     raise
                 raise ConfigError(
-                    f"checkpoint {start.checkpoint}: the run cannot go on from it ({checkpoint_io.first_line(error)}). "
+                    f"checkpoint {start.checkpoint}: the run cannot continue from it ({checkpoint_io.first_line(error)}). "
                     f"{checkpoint_io.REMEDY}"
                 ) from error
             metrics = _evaluate_best(folder, trainer, data, task)
@@ -217,7 +219,7 @@ def _fit_and_test(
             log.warning("the run has diverged: %s", error)
         except (Interrupted, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not signals.received:
-                raise  # else it is what the end of another process looks like
+                raise  # else another process of the run has ended
             status, message = "interrupted", f"stopped at step {trainer.global_step}"
             log.warning(
                 "interrupted at step %d: repeat the command to resume from the last checkpoint",
@@ -237,52 +239,44 @@ def _fit_and_test(
     finally:
         close(loggers)
     throughput, spent = monitor.throughput(trainer.world_size), usage.state_dict()
+    info = {
+        key: value
+        for key, value in task.info.to_dict().items()
+        if key != "features" and not key.endswith("tokenizer")
+    }
     return {
         "status": status,
         "message": message,
-        "monitor": {
-            "metric": task.monitor,
-            "mode": task.mode,
-            "best": saver.best,
-            "best_step": saver.best_step,
-        },
+        "monitor": task.monitor,
+        "mode": task.mode,
+        "best": saver.best,
+        "best_step": saver.best_step,
         "primary_metric": primary_metric_of(task),
         "example_input": task.example_input,
         "metrics": metrics,
         "steps": trainer.global_step,
         "parameters": task.num_parameters,
         "world_size": trainer.world_size,
-        "time": {
-            "wall_s": spent["wall_s"],
-            "fit_s": spent["fit_s"],
-            "data_wait_fraction": throughput.pop("data_wait_fraction"),
-        },
+        "wall_s": spent["wall_s"],
+        "fit_s": spent["fit_s"],
+        "data_wait_fraction": throughput.pop("data_wait_fraction"),
         "throughput": throughput,
         "probe": {
             "diverged": status == "diverged",
             "first_loss": monitor.first_loss,
             "smooth_loss": monitor.smooth_loss,
         },
-        "data_facts": {
-            key: value
-            for key, value in task.info.to_dict().items()
-            if key != "features" and not key.endswith("tokenizer")
-        }
-        | ({"evaluation": task.evaluation_facts} if task.evaluation_facts else {}),
+        "data_facts": info | ({"evaluation": task.evaluation_facts} if task.evaluation_facts else {}),
     }
 
 
-def primary_metric_of(task: TaskModule) -> str:
+def primary_metric_of(task: Task) -> str:
+    """Return the logged name of the metric that runs are compared by."""
     return f"test/{task.primary_metric or task.monitor.split('/', 1)[-1]}"
 
 
-# ---------------------------------------------------------------------- resuming and results
-
-
-def _evaluate_best(
-    folder: RunFolder, trainer: L.Trainer, data: DataModule, task: TaskModule
-) -> dict[str, float]:
-    """Test metrics of the best checkpoint, or of the average that the run keeps; it is exported too."""
+def _evaluate_best(folder: RunFolder, trainer: L.Trainer, data: DataModule, task: Task) -> dict[str, float]:
+    """Test and export the best checkpoint, or the average that the run keeps. Returns the metrics."""
     best = registry.load_task(folder.best if folder.best.exists() else folder.last)
     best.samples_file = task.samples_file
     kept = next((one for one in trainer.callbacks if isinstance(one, LastWeights)), None)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The typed top level of every configuration.
+"""Type the top level of every configuration, and check it.
 
 Hydra composes YAML files silently, mistyped keys included. `RunConfig` is the first entry of the defaults list, so that
 a key which stands in no field below is refused; `check` refuses what `+key=` adds and `~key` removes nevertheless. The
@@ -11,18 +11,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
+from annotated_types import Interval
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from magneto.config.parts import CallbacksConfig, LoggerConfig, TrainerConfig, defaults
+from magneto.config.validate import check_types
 from magneto.errors import ConfigError, nearest
 
 # Top-level keys that are not read in a mode.
 _UNREAD: dict[str, tuple[str, ...]] = {
     "train": ("checkpoint", "input", "prompt", "output"),
     "prepare": ("checkpoint", "input", "prompt", "output"),
+    "config": ("checkpoint", "input", "prompt", "output"),
     "test": ("input", "prompt"),
     "export": ("input", "prompt"),
     "predict": (),
@@ -40,6 +44,14 @@ class Mode(Enum):
     test = "test"  # evaluate `checkpoint` on the test split of `data`
     predict = "predict"  # apply `checkpoint` to `input` or `prompt`
     export = "export"  # write `checkpoint` as safetensors to `output`
+    config = "config"  # print the complete configuration of mode=train
+
+
+class Summary(Enum):
+    """What is printed at the end of a run."""
+
+    short = "short"  # the primary metric and the best validation
+    full = "full"  # every metric
 
 
 @dataclass
@@ -47,7 +59,8 @@ class RunConfig:
     """Every top-level key of a run; `conf/config.yaml` gives the values and says what each is for."""
 
     mode: Mode = MISSING
-    seed: int = MISSING
+    # What L.seed_everything takes: the seeds of numpy, which are fewer than those of torch.
+    seed: Annotated[int, Interval(ge=0, le=2**32 - 1)] = MISSING
     name: str | None = MISSING
     resume: str = MISSING
     runs_dir: str = MISSING
@@ -59,7 +72,7 @@ class RunConfig:
     init_from: str | None = MISSING
     output: str | None = MISSING
     size_name: str = MISSING
-    summary: str = "short"
+    summary: Summary = Summary.short
     experiment_task: str | None = MISSING
     task: dict[str, Any] | None = None
     backbone: dict[str, Any] = field(default_factory=dict)
@@ -71,9 +84,16 @@ class RunConfig:
     logger: dict[str, Any] = field(default_factory=dict)
 
 
+PARTS = {"trainer": TrainerConfig, "callbacks": CallbacksConfig, "logger": LoggerConfig}
+"""Groups whose option `default` is made of a dataclass."""
+
+
 def register() -> None:
-    """Make the schema known to Hydra under the name that conf/config.yaml lists first."""
-    ConfigStore.instance().store(name="schema", node=RunConfig)
+    """Register with Hydra the schema, and the default of each group whose defaults stand in a dataclass."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=RunConfig)
+    for group, part in PARTS.items():
+        store.store(group=group, name="default", node=dict(defaults(part)))
 
 
 def to_dict(cfg: DictConfig) -> dict[str, Any]:
@@ -94,7 +114,7 @@ def to_dict(cfg: DictConfig) -> dict[str, Any]:
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` for a top-level key that does not exist, was removed, or is not read in this mode."""
+    """Raise `ConfigError` for a top-level key that does not exist, was removed, is out of range or not read in this mode."""
     known = [one.name for one in fields(RunConfig)]
     for key in config:
         if key not in known:
@@ -102,6 +122,7 @@ def check(config: Mapping[str, Any]) -> None:
                 f"{key}: there is no such key.{nearest(key, known)} See all keys with --cfg job."
             )
     require(config, known)
+    check_types(RunConfig, config)
     mode = config["mode"]
     for key in _UNREAD[mode]:
         if config[key] is not None:

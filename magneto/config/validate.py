@@ -3,31 +3,33 @@
 import dataclasses
 import inspect
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from magneto.config.renamed import hint
-from magneto.errors import ConfigError, MagnetoError
+from magneto.errors import ConfigError, MagnetoError, nearest
 
 T = TypeVar("T")
 
 
-def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+def from_mapping(cls: type[T], values: Mapping[str, Any], where: str, require: Sequence[str] = ()) -> T:
     """Build the dataclass `cls` from plain values, strictly.
 
     Args:
         cls: a dataclass.
         values: its fields by name.
         where: the configuration key that holds `values`, for the messages.
+        require: fields that must be given although they have a default.
 
     Raises:
-        ConfigError: a key that is no field (the nearest one is named, or all), a missing one, a value of another type than the
-            field's, or one that `cls` refuses.
+        ConfigError: a key that is no field (the nearest one is named, or all), a missing one, a value of another type than
+            the field's, or one that `cls` refuses.
     """
     assert dataclasses.is_dataclass(cls)
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where}={values}: must hold keys and values, {where}={{...}}.")
-    fields = {field.name for field in dataclasses.fields(cls) if field.init}
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     for key in values:
         if key not in fields:
             known = (
@@ -35,11 +37,10 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
                 or f" Choose from {', '.join(sorted(fields))}."
             )
             raise ConfigError(f"{where}.{key}: there is no such key.{known}")
-    for field in dataclasses.fields(cls):
-        if field.name not in values and field.default is field.default_factory is dataclasses.MISSING:
-            raise ConfigError(
-                f"{where}.{field.name}: this key is missing. Set {where}.{field.name} to a value."
-            )
+    for name, field in fields.items():
+        without_default = field.default is field.default_factory is dataclasses.MISSING
+        if name not in values and (without_default or name in require):
+            raise ConfigError(f"{where}.{name}: this key is missing. Set {where}.{name} to a value.")
     check_types(cls, values, where)
     try:
         return cls(**values)
@@ -49,12 +50,12 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         raise ConfigError(f"{where}: {error}") from error
 
 
-def check_types(owner: Callable[..., Any], values: Mapping[str, Any], where: str) -> None:
-    """Raise `ConfigError`, naming the key, for a value that is not of the type that `owner` declares.
+def check_types(owner: Callable[..., Any], values: Mapping[str, Any], where: str = "") -> None:
+    """Raise `ConfigError`, naming the key, for a value that is not of the type or in the range that `owner` declares.
 
     Args:
         owner: a class or a function: the annotations of its parameters are what is declared.
-        values: arguments by name; those without annotation are passed over.
+        values: arguments by name; those without annotation are skipped.
         where: the configuration key that holds `values`, for the messages.
     """
     # Imported late: it takes a tenth of a second, which --help and a mistyped key need not wait for.
@@ -69,13 +70,17 @@ def check_types(owner: Callable[..., Any], values: Mapping[str, Any], where: str
         except (PydanticSchemaGenerationError, TypeError):  # a class, or an object, that is no plain value
             continue
         except ValidationError as error:
-            if (
-                error.errors()[0]["type"] == "json_invalid"
-            ):  # a text that is no UTF-8: its owner can say what for
-                continue
-            messages = [
-                "too few values" if item["type"] == "missing" else item["msg"] for item in error.errors()
-            ]
-            wanted = " or ".join(dict.fromkeys(messages)).replace("array", "list")
-            wanted = wanted.replace(" or Input should be", " or")
-            raise ConfigError(f"{where}.{key}={values[key]}: {wanted[0].lower()}{wanted[1:]}.") from error
+            errors = error.errors()
+            if errors[0]["type"] != "json_invalid":  # a text that is no UTF-8: its owner can say what for
+                name = f"{where}.{key}" if where else key
+                raise ConfigError(f"{name}={values[key]}: {_reason(values[key], errors)}") from error
+
+
+def _reason(value: Any, errors: Sequence[Mapping[str, Any]]) -> str:
+    if len(errors) == 1 and errors[0]["type"] in ("literal_error", "enum"):
+        choices = re.findall(r"'([^']*)'", errors[0]["ctx"]["expected"])
+        return f"must be one of {', '.join(choices)}.{nearest(value, choices)}"
+    messages = ["too few values" if item["type"] == "missing" else item["msg"] for item in errors]
+    wanted = " or ".join(dict.fromkeys(messages)).replace("array", "list")
+    wanted = wanted.replace(" or Input should be", " or")
+    return f"{wanted[0].lower()}{wanted[1:]}."

@@ -203,10 +203,14 @@ class PreparedDataModule(BucketedDataModule, Generic[InfoT]):
         """The splits that must not be empty."""
         return SPLITS if self.model is None else ("test",)
 
+    @cached_property
+    def of_corpora(self) -> Any:
+        """What decides the examples of the corpora; to list their files may take seconds."""
+        return {name: reader.fingerprint() for name, reader in self.corpora.items()}
+
     def fingerprint(self) -> dict[str, Any]:
         """Return all that the prepared folder depends on."""
-        corpora = {name: reader.fingerprint() for name, reader in self.corpora.items()}
-        values = {"format": self.FORMAT, "corpora": corpora, **self.settings()}
+        values = {"format": self.FORMAT, "corpora": self.of_corpora, **self.settings()}
         if self.given is not None:
             values["tokenizer"] = {"given": short_hash([getattr(self.given, name) for name in self.reads])}
         return values

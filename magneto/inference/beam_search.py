@@ -1,9 +1,9 @@
 """Beam search with a key-value cache: many sentences at once, for decoder-only models and encoder-decoders.
 
-The search knows nothing of models. It calls `step(tokens, state)` with the newest token of each row and gets the log
-probabilities of the next one; between two steps it tells `state` which row goes on where.
+The search is independent of the model. It calls `step(tokens, state)` with the newest token of each row and gets the log
+probabilities of the next one; between two steps it reorders the rows of `state`.
 
-What is found is defined as in fairseq (`sequence_generator.py`; Ott et al., arXiv 1904.01038): in each step the K live
+The result is defined as in fairseq (`sequence_generator.py`; Ott et al., arXiv 1904.01038): in each step the K live
 beams of a sentence give 2K best extensions. Those of the first K that are the end token are finished, the first K of
 the others live on; a sentence ends when K hypotheses are finished, or at its greatest length, where every beam must end.
 Hypotheses are ranked by
@@ -13,8 +13,8 @@ Hypotheses are ranked by
 0 is plain probability, 1 (the default) the mean log probability of a token; above 1 favours long outputs. This is
 fairseq's `--lenpen`. GNMT (Wu et al., arXiv 1609.08144, eq. 14) has (5 + |y|) / 6 where |y| stands here.
 
-The search leaves a sentence as soon as its result is certain: when no live beam can get into its n best any more, even
-if every further token had probability 1. That changes no result, only the time.
+A sentence ends as soon as its result is certain: when no live beam can reach its n best any more, even if every further
+token had probability 1. That changes the time, not the result.
 """
 
 from collections.abc import Callable
@@ -29,10 +29,10 @@ from magneto.errors import ConfigError
 
 
 class State(Protocol):
-    """What a model keeps between two steps, such as `nn.KVCache`."""
+    """State of a model between two steps, such as `nn.KVCache`."""
 
     def reorder(self, index: Tensor, *, memory: bool = True) -> None:
-        """Row i becomes what row `index[i]` was. memory=False: each row stays with its own sentence."""
+        """Make row i what row `index[i]` was. memory=False: each row stays with its own sentence."""
         ...
 
 
@@ -57,20 +57,20 @@ class Hypothesis:
 
 
 def check_search(beam: int, n_best: int, length_penalty: float, where: str) -> None:
-    """Refuse options of a search that cannot be meant; `where` is the configuration key that holds them.
+    """Check the options of a search; `where` is the configuration key that holds them.
 
     Raises:
-        ConfigError: naming the option and the remedy.
+        ConfigError: one of them is out of range.
     """
     if beam < 1:
         raise ConfigError(f"{where}.beam={beam}: must be 1 (greedy) or more.")
     if not 1 <= n_best <= beam:
         raise ConfigError(
-            f"{where}.n_best={n_best}: must lie between 1 and the {beam} beams of {where}.beam; raise that for more."
+            f"{where}.n_best={n_best}: must be from 1 to the {beam} beams of {where}.beam. Raise that for more."
         )
     if length_penalty < 0:
         raise ConfigError(
-            f"{where}.length_penalty={length_penalty}: must be 0 or more; 1 is the usual value."
+            f"{where}.length_penalty={length_penalty}: must be 0 or more. Set it to 1 for the mean log probability."
         )
 
 
@@ -79,7 +79,7 @@ class _Beams:
     """The sentences still searched: b of them, K live beams and n finished hypotheses each.
 
     All are tensors whose first dimension is the sentence. `history` (b, K, L) holds the tokens of the live beams,
-    `found` (b, n, L) those of the best finished ones; scores of places not filled yet are -inf.
+    `best` (b, n, L) those of the best finished ones; scores of empty slots are -inf.
     """
 
     sentence: Tensor
@@ -87,9 +87,9 @@ class _Beams:
     log_prob: Tensor
     history: Tensor
     score: Tensor
-    found: Tensor
-    found_log_prob: Tensor
-    found_length: Tensor
+    best: Tensor
+    best_log_prob: Tensor
+    best_length: Tensor
     finished: Tensor
     done: Tensor
 
@@ -97,8 +97,8 @@ class _Beams:
         return _Beams(**{name: value[keep] for name, value in vars(self).items()})
 
     def harvest(self, into: list[list[Hypothesis]]) -> None:
-        """Write the finished hypotheses to their sentences' places, best first."""
-        columns = (self.sentence, self.score, self.found_log_prob, self.found_length, self.found)
+        """Write the finished hypotheses of each sentence into its list, best first."""
+        columns = (self.sentence, self.score, self.best_log_prob, self.best_length, self.best)
         for sentence, *row in zip(*(column.tolist() for column in columns), strict=True):
             into[sentence] = [
                 Hypothesis(tokens[: length - 1], log_prob, score)
@@ -132,7 +132,7 @@ def beam_search(
         max_length: greatest length of an output, the end token included: one for all, or (B,) int64, of 1 or more.
         min_length: least length, the end token included.
         length_penalty: exponent of the length, 0 or more.
-        n_best: hypotheses wanted of each sentence, at most `beam`.
+        n_best: hypotheses of each sentence to return, at most `beam`.
 
     Returns:
         For each sentence its `n_best` hypotheses, best first; fewer where the search finds fewer.
@@ -159,8 +159,8 @@ def beam_search(
             candidates = candidates.masked_fill(~not_eos & ~last[:, None, None], -torch.inf)
         candidates = candidates.masked_fill(not_eos & last[:, None, None], -torch.inf)
         total = (beams.log_prob[:, :, None] + candidates).flatten(1)
-        best, place = total.topk(min(2 * beam, total.size(1)))  # (b, 2K), falling
-        parent, token = place // vocabulary, place % vocabulary
+        best, index = total.topk(min(2 * beam, total.size(1)))  # (b, 2K), falling
+        parent, token = index // vocabulary, index % vocabulary
         ends = token == eos
         _finish(beams, best[:, :beam], parent[:, :beam], ends[:, :beam], length, length_penalty)
         parent, token = _survive(beams, best, parent, token, ends, length)
@@ -184,7 +184,7 @@ def beam_search(
 
 
 def _begin(sentences: int, beam: int, n_best: int, limit: Tensor, longest: int, start: Tensor) -> _Beams:
-    """All sentences with one live beam, the empty one: the places of the others are dead (-inf)."""
+    """Return all sentences with one live beam, the empty one; the other slots are dead (-inf)."""
     log_prob = torch.full((sentences, beam), -torch.inf, device=start.device)
     log_prob[:, 0] = 0.0
     return _Beams(
@@ -193,9 +193,9 @@ def _begin(sentences: int, beam: int, n_best: int, limit: Tensor, longest: int, 
         log_prob=log_prob,
         history=start.new_zeros(sentences, beam, longest),
         score=log_prob.new_full((sentences, n_best), -torch.inf),
-        found=start.new_zeros(sentences, n_best, longest),
-        found_log_prob=log_prob.new_full((sentences, n_best), -torch.inf),
-        found_length=start.new_zeros(sentences, n_best),
+        best=start.new_zeros(sentences, n_best, longest),
+        best_log_prob=log_prob.new_full((sentences, n_best), -torch.inf),
+        best_length=start.new_zeros(sentences, n_best),
         finished=start.new_zeros(sentences),
         done=torch.zeros_like(start, dtype=torch.bool),
     )
@@ -208,16 +208,16 @@ def _finish(beams: _Beams, best: Tensor, parent: Tensor, ends: Tensor, length: i
     kept, order = torch.cat((beams.score, score), 1).topk(beams.score.size(1))
     history = _rows(beams.history, parent)
     beams.score = kept
-    beams.found = _rows(torch.cat((beams.found, history), 1), order)
-    beams.found_log_prob = torch.cat((beams.found_log_prob, best), 1).gather(1, order)
-    beams.found_length = torch.cat((beams.found_length, ends * length), 1).gather(1, order)
+    beams.best = _rows(torch.cat((beams.best, history), 1), order)
+    beams.best_log_prob = torch.cat((beams.best_log_prob, best), 1).gather(1, order)
+    beams.best_length = torch.cat((beams.best_length, ends * length), 1).gather(1, order)
     beams.finished += ends.sum(1)
 
 
 def _survive(
     beams: _Beams, best: Tensor, parent: Tensor, token: Tensor, ends: Tensor, length: int
 ) -> tuple[Tensor, Tensor]:
-    """Make the first K extensions that go on the live beams; returns their parents and tokens, (b, K)."""
+    """Make the first K extensions that are not finished the live beams; return their parents and tokens, (b, K)."""
     order = ends.long().argsort(dim=1, stable=True)[:, : beams.log_prob.size(1)]
     parent, token = parent.gather(1, order), token.gather(1, order)
     beams.log_prob = best.masked_fill(ends, -torch.inf).gather(1, order)
@@ -227,5 +227,5 @@ def _survive(
 
 
 def _rows(tokens: Tensor, index: Tensor) -> Tensor:
-    """Row index[i, j] of tokens (b, K, L) in place j of sentence i: (b, J, L)."""
+    """(b, K, L) and index (b, J) -> (b, J, L): row index[i, j] of sentence i."""
     return tokens.gather(1, index[:, :, None].expand(-1, -1, tokens.size(2)))

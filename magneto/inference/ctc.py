@@ -18,7 +18,7 @@ _HASH_MULTIPLIER = 6364136223846793005  # odd, from Knuth's MMIX generator; prod
 
 
 @dataclass(frozen=True)
-class Hypothesis:
+class CtcHypothesis:
     """A decoded sequence: `tokens` without blanks and special symbols, `score` its log probability."""
 
     tokens: list[int]
@@ -61,7 +61,7 @@ def ctc_beam_search(
     beam_width: int = 16,
     n_best: int = 1,
     min_log_prob: float = -10.0,
-) -> list[list[Hypothesis]]:
+) -> list[list[CtcHypothesis]]:
     """CTC prefix beam search (Hannun et al. 2014, arXiv 1408.2873, algorithm 1, without a language model).
 
     The score of a token sequence is the log of the summed probability of all its paths. It is exact when
@@ -153,7 +153,7 @@ def ctc_beam_search(
     paths = torch.stack(history[::-1], dim=2) if history else slot.new_zeros(batch, n_best, 0)
     return [
         [
-            Hypothesis(tokens=[token for token in path if token != BLANK], score=value)
+            CtcHypothesis(tokens=[token for token in path if token != BLANK], score=value)
             for path, value in zip(paths_of_one, scores_of_one, strict=True)
             if value > -inf
         ]

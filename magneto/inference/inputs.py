@@ -1,4 +1,4 @@
-"""What a user gives to `mode=predict`."""
+"""What a user gives to `mode=predict` and to `Task.predict`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from magneto.errors import ConfigError, MagnetoError
 
@@ -16,22 +17,64 @@ log = logging.getLogger("magneto")
 
 @dataclass(frozen=True)
 class PredictInput:
-    """What a user gives to `mode=predict`.
+    """Input of `mode=predict` and of `Task.predict`: one of `path`, `prompts` and `items`.
 
     Attributes:
         path: `input=`, a file or a folder; "-" is the standard input.
-        prompts: `prompt=`, given on the command line itself.
+        prompts: `prompt=`, the texts themselves.
+        items: from Python: paths, images or waveforms.
         key: what the user called the path, for messages.
+        single: whether it is one text, image or recording, and neither a list nor a folder nor a file of texts.
     """
 
     path: str | None = None
     prompts: tuple[str, ...] | None = None
+    items: tuple[Any, ...] | None = None
     key: str = "input"
+    single: bool = False
+
+    @classmethod
+    def of(cls, given: Any, texts: bool) -> PredictInput:
+        """Return the input that a Python object stands for.
+
+        Args:
+            given: a text, a path, an image, a waveform, or a list of them.
+            texts: whether a string is a text, and a `Path` a file of texts; else both are paths.
+        """
+        if not texts:
+            if isinstance(given, list | tuple):
+                return cls(items=tuple(given))
+            return cls(
+                items=(given,),
+                single=not (isinstance(given, str | Path) and Path(given).expanduser().is_dir()),
+            )
+        if isinstance(given, Path):
+            return cls(path=str(given))
+        one = isinstance(given, str)
+        prompts = (given,) if one else tuple(given)
+        if wrong := [text for text in prompts if not isinstance(text, str)]:
+            raise ConfigError(
+                f"{type(wrong[0]).__name__}: this model reads texts. Give a string, a list of strings, or a Path of a file "
+                "with a text in each line."
+            )
+        return cls(prompts=prompts, single=one)
+
+    def files(self) -> tuple[Any, ...]:
+        """Return the paths, images or waveforms that are given.
+
+        Raises:
+            ConfigError: texts are given.
+        """
+        if self.items is not None:
+            return self.items
+        if self.path is None:
+            raise ConfigError("prompt=: this model reads files. Set input= to a file or a folder of them.")
+        return (self.path,)
 
     def lines(self) -> Iterator[str]:
-        """The prompts, or the lines of the file as they come, without their ends and without a byte order mark.
+        """Yield the prompts, or the lines of the file as they come, without their ends and without a byte order mark.
 
-        A later line that is not UTF-8 is read as an empty one, and named in the log: the others keep their places.
+        A later line that is not UTF-8 is read as an empty one, and named in the log: the others keep their numbers.
 
         Raises:
             ConfigError: there is no such file, or its first line is not UTF-8 text.

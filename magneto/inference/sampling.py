@@ -2,7 +2,7 @@
 
     prompts --padded on the left--> one pass fills the key-value cache --> one token a row and step --> pieces of text
 
-A row's tokens depend on its own prompt, the settings and its place in the whole list alone: padding is masked, positions
+A row's tokens depend on its own prompt, the settings and its index in the whole list alone: padding is masked, positions
 count real tokens, every row has its own random numbers, and rows that are finished leave the batch. So a batch gives what
 its prompts give one by one (to rounding, as long as the context is not full).
 
@@ -31,17 +31,17 @@ CUT_CHARACTER = "\ufffd"  # what a decoder writes for bytes that are no UTF-8, s
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """How the next token is chosen and when to stop. Raises ConfigError on values that cannot be meant."""
+    """How the next token is chosen and when to stop. Raises ConfigError for values out of range."""
 
     max_new_tokens: int = 128
     min_new_tokens: int = 0
-    """So many tokens come before the end of the document, or a stop string, is allowed."""
+    """Tokens before the end of the document, or a stop string, is allowed."""
     temperature: float = 0.8
     """The logits are divided by it; 0 is greedy, and so is what is too small to divide by."""
     top_k: int | None = None
-    """Only the k most probable tokens are drawn from."""
+    """Sample from the k most probable tokens."""
     top_p: float | None = 0.95
-    """Only the most probable tokens that together reach this probability (Holtzman et al., arXiv 1904.09751)."""
+    """Sample from the most probable tokens that together reach this probability (Holtzman et al., arXiv 1904.09751)."""
     stop: str | tuple[str, ...] = ()  # a tuple once it is made
     """The text ends before the first of these strings."""
     seed: int = 0
@@ -71,7 +71,7 @@ class Decoding:
 
 
 class LanguageModel(Protocol):
-    """What generation needs of a model."""
+    """A model that generation can use."""
 
     @property
     def context(self) -> int:
@@ -95,14 +95,14 @@ class Continuation:
     text: str
     """Without the prompt, the stop string and the end token."""
     tokens: tuple[int, ...]
-    """All that were drawn, but for the end token."""
+    """All that were sampled, without the end token."""
     reason: Reason
     """Why it ended: the end token, a stop string, or max_new_tokens."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """The next bit of one row's text, whole characters only."""
+    """The next part of one row's text, whole characters only."""
 
     row: int
     text: str
@@ -115,17 +115,15 @@ def generate(
     tokenizer: TextTokenizer,
     prompts: Sequence[Sequence[int]],
     settings: Decoding,
-    numbers: Sequence[int] | None = None,
+    indices: Sequence[int] | None = None,
 ) -> list[Continuation]:
-    """The continuation of each prompt (token ids, at least one), in their order; `stream` gives it bit by bit.
+    """Return the continuation of each prompt (token ids, at least one), in their order; `stream` yields it in pieces.
 
-    numbers: see `next_tokens`. Give them where the prompts are a part of a longer list.
+    indices: see `next_tokens`. Give them where the prompts are a part of a longer list.
     """
-    found: dict[int, Continuation] = {}
-    for piece in stream(model, tokenizer, prompts, settings, numbers):
-        if piece.finished is not None:
-            found[piece.row] = piece.finished
-    return [found[row] for row in range(len(prompts))]
+    pieces = stream(model, tokenizer, prompts, settings, indices)
+    finished = {piece.row: piece.finished for piece in pieces if piece.finished is not None}
+    return [finished[row] for row in range(len(prompts))]
 
 
 def stream(
@@ -133,12 +131,12 @@ def stream(
     tokenizer: TextTokenizer,
     prompts: Sequence[Sequence[int]],
     settings: Decoding,
-    numbers: Sequence[int] | None = None,
+    indices: Sequence[int] | None = None,
 ) -> Iterator[Piece]:
-    """Pieces of text as soon as they are certain: no half character, and nothing that may begin a stop string.
+    """Yield pieces of text as soon as they are certain: no half character, and nothing that may begin a stop string.
 
     The pieces of a row, put together, are the text of its continuation. Special tokens other than the end of the
-    document are never drawn.
+    document are never sampled.
     """
     end = tokenizer.eos_id
     texts = [
@@ -147,7 +145,7 @@ def stream(
     finished: set[int] = set()
     barred = tokenizer.special_ids - {end}
     for drawn in next_tokens(
-        model, prompts, settings, numbers=numbers, end=end, barred=barred, finished=finished
+        model, prompts, settings, indices=indices, end=end, barred=barred, finished=finished
     ):
         for row, token in drawn:
             text = texts[row]
@@ -177,28 +175,28 @@ def next_tokens(
     prompts: Sequence[Sequence[int]],
     settings: Decoding,
     *,
-    numbers: Sequence[int] | None = None,
+    indices: Sequence[int] | None = None,
     end: int | None = None,
     barred: Collection[int] = (),
     finished: Collection[int] = (),
 ) -> Iterator[list[tuple[int, int]]]:
-    """The tokens of each step, as (row, token) for the rows that still go on.
+    """Yield the tokens of each step, as (row, token) for the rows that are not finished.
 
     Args:
         model: in evaluation mode.
         prompts: token ids, each at least one.
-        settings: `stop` is the business of `stream`.
-        numbers: of each prompt, its place in the whole list that it comes from: its random numbers are those of that
-            place, however the list is cut into batches. None: the prompts are the whole list.
-        end: the token that ends a row, itself given out; None if there is none.
-        barred: tokens that are never drawn.
-        finished: rows that the caller has had enough of; it may add to it between two steps.
+        settings: `stop` is left to `stream`.
+        indices: of each prompt, its index in the whole list that it comes from: its random numbers are those of that
+            index, however the list is cut into batches. None: the prompts are the whole list.
+        end: the token that ends a row, itself yielded; None if there is none.
+        barred: tokens that are never sampled.
+        finished: rows that the caller has finished; it may add to it between two steps.
     """
     assert prompts and all(len(prompt) for prompt in prompts), "a prompt has at least one token"
     rows = list(range(len(prompts)))
     read = [list(prompt[-model.context :]) for prompt in prompts]
     streams = [
-        random_stream(settings.seed, "generation", 0, n) for n in (rows if numbers is None else numbers)
+        random_stream(settings.seed, "generation", 0, n) for n in (rows if indices is None else indices)
     ]
     drawn_ahead = np.stack([random.random(settings.max_new_tokens) for random in streams])
     uniform = torch.from_numpy(drawn_ahead).to(model.device)
@@ -217,8 +215,8 @@ def next_tokens(
         if step + 1 == settings.max_new_tokens:
             return
         live = [
-            place
-            for place, (row, token) in enumerate(zip(rows, drawn, strict=True))
+            index
+            for index, (row, token) in enumerate(zip(rows, drawn, strict=True))
             if token != end and row not in finished
         ]
         if not live:
@@ -226,10 +224,10 @@ def next_tokens(
         for window, token in zip(read, drawn, strict=True):
             window.append(token)
         if len(live) < len(rows):
-            rows, read = [rows[place] for place in live], [read[place] for place in live]
-            index = torch.tensor(live, device=model.device)
-            tokens, uniform = tokens[index], uniform[index]
-            cache.reorder(index)
+            rows, read = [rows[index] for index in live], [read[index] for index in live]
+            kept = torch.tensor(live, device=model.device)
+            tokens, uniform = tokens[kept], uniform[kept]
+            cache.reorder(kept)
         if cache.length < model.context:
             logits = model.next_logits(tokens[:, None], None, cache)
         else:
@@ -239,7 +237,7 @@ def next_tokens(
 
 
 def _read(model: LanguageModel, prompts: Sequence[Sequence[int]], cache: KVCache) -> Tensor:
-    """Prompts of any lengths into an empty cache; (B, V) logits of what follows."""
+    """Read prompts of any lengths into an empty cache; return (B, V) logits of what follows."""
     longest = max(map(len, prompts))
     tokens = torch.zeros(len(prompts), longest, dtype=torch.int64)
     mask = torch.zeros(tokens.shape, dtype=torch.bool)
@@ -252,10 +250,10 @@ def _read(model: LanguageModel, prompts: Sequence[Sequence[int]], cache: KVCache
 
 
 def choose(logits: Tensor, settings: Decoding, uniform: Tensor) -> Tensor:
-    """The next token of each row, (B,) int64, from fp32 logits (B, V) and a uniform number of [0, 1) each (B,).
+    """Return the next token of each row, (B,) int64, from fp32 logits (B, V) and a uniform number of [0, 1) each (B,).
 
-    Drawn by inverting the distribution function, so that a row's token depends on its own number alone. The cuts are
-    made in the usual order: temperature, top-k, top-p of what is left.
+    Sampled by inverting the distribution function, so that a row's token depends on its own uniform number alone. The
+    order is that of Hugging Face: temperature, top-k, top-p of what is left.
     """
     if settings.temperature < LEAST_TEMPERATURE:
         return logits.argmax(-1)
@@ -270,17 +268,17 @@ def choose(logits: Tensor, settings: Decoding, uniform: Tensor) -> Tensor:
         before = probabilities.cumsum(-1) - probabilities
         probabilities = probabilities.masked_fill(before >= settings.top_p, 0)
     reached = probabilities.cumsum(-1, dtype=torch.float64)
-    place = torch.searchsorted(reached, uniform[:, None] * reached[:, -1:], right=True)
-    place = place.clamp(max=reached.shape[1] - 1)
-    return (place if order is None else order.gather(1, place)).squeeze(1)
+    index = torch.searchsorted(reached, uniform[:, None] * reached[:, -1:], right=True)
+    index = index.clamp(max=reached.shape[1] - 1)
+    return (index if order is None else order.gather(1, index)).squeeze(1)
 
 
 class TextStream:
-    """Turns the tokens of one row into text, piece by piece.
+    """Turn the tokens of one row into text, piece by piece.
 
     Args:
         tokenizer: decodes.
-        prompt: token ids before the first one: they tell whether a word is gone on with.
+        prompt: token ids before the first one: they decide whether a word is continued.
         stop: strings that end the text.
         least: tokens before a stop string counts.
     """
@@ -291,9 +289,9 @@ class TextStream:
         self.tokenizer, self.stop, self.least = tokenizer, tuple(stop), least
         self.tokens: list[int] = []
         self.text = ""
-        """All whole characters so far, up to a stop string."""
+        """All whole characters, up to a stop string."""
         self.shown = ""
-        """What `push` has given out: `text` but for an end that may become a stop string."""
+        """What `push` has returned: `text` without an end that may become a stop string."""
         self.stopped = False
         # Decoding a short stretch before the new tokens along gives them the white space that belongs to them.
         self._before: list[int] = list(prompt[-4:])
@@ -301,19 +299,19 @@ class TextStream:
         self._checked = 0
 
     def push(self, token: int) -> str:
-        """Take a token; give what has become certain, possibly nothing."""
+        """Take a token; return what has become certain, possibly nothing."""
         self.tokens.append(token)
         self._new.append(token)
-        found = self._decoded()
-        if not found.endswith(CUT_CHARACTER):
-            self._take(found)
+        text = self._decoded()
+        if not text.endswith(CUT_CHARACTER):
+            self._take(text)
         kept = len(self.text) if self.stopped else len(self.text) - self._may_begin_stop()
         piece = self.text[len(self.shown) : kept]
         self.shown += piece
         return piece
 
     def close(self) -> None:
-        """No token follows: `text` is complete, with U+FFFD for a character that stayed cut."""
+        """End the text: `text` is complete, with U+FFFD for a character that stayed cut."""
         if self._new and not self.stopped:
             self._take(self._decoded())
         self.shown = self.text
@@ -322,21 +320,21 @@ class TextStream:
         before = self.tokenizer.decode(self._before)
         return self.tokenizer.decode([*self._before, *self._new])[len(before) :]
 
-    def _take(self, found: str) -> None:
-        self.text += found
+    def _take(self, text: str) -> None:
+        self.text += text
         self._before, self._new = self._new, []
         if len(self.tokens) <= self.least:
             self._checked = len(self.text)
             return
         reach = max(map(len, self.stop), default=1) - 1
         start = max(0, self._checked - reach)
-        places = [place for stop in self.stop if (place := self.text.find(stop, start)) >= 0]
-        if places:
-            self.text, self.stopped = self.text[: min(places)], True
+        ends = [end for stop in self.stop if (end := self.text.find(stop, start)) >= 0]
+        if ends:
+            self.text, self.stopped = self.text[: min(ends)], True
         self._checked = len(self.text)
 
     def _may_begin_stop(self) -> int:
-        """Characters at the end of the text that are the beginning of a stop string."""
+        """Return how many characters at the end of the text are the beginning of a stop string."""
         return max(
             (
                 length

@@ -1,4 +1,4 @@
-"""How well images are told apart: top-1 and top-5 accuracy, of each class too, and the confusion matrix as an image."""
+"""Top-1 and top-5 accuracy of a classifier of images, of each class too, and its confusion matrix."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,9 +19,10 @@ DRAWN = 1000  # classes up to which there is a confusion matrix
 
 
 class ClassScores(Metric):
-    """Accuracies over all examples of an evaluation, as fractions. Examples without a class (label -1) are passed over.
+    """Accuracies over all examples of an evaluation, as fractions. Examples without a class (label -1) are
+    ignored.
 
-    - `top1`, `top5`: the class is the likeliest, or among the five likeliest (or all, where there are fewer).
+    - `top1`, `top5`: the class is the top one, or among the five top ones (or all, where there are fewer).
     - `mean_class_accuracy`: the mean of the classes' own `top1`, so that each counts alike.
     - `top1/<class>`: of one class, where there are at most `NAMED`; a slash in its name becomes `_`.
 
@@ -37,13 +38,13 @@ class ClassScores(Metric):
     is_differentiable = False
 
     rows: list[Tensor]
-    """Each (examples, 3) int64: class, likeliest class, whether the class is among the top ones."""
+    """Each (examples, 3) int64: class, top class, whether the class is among the `TOP` ones."""
 
     def __init__(self, labels: Sequence[str], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.labels = tuple(labels)
         self.confusion: NDArray[np.int64] | None = None
-        """(classes, classes) examples of each class (rows) by likeliest class (columns); None above `DRAWN` classes."""
+        """(classes, classes) examples of each class (rows) by top class (columns); None above `DRAWN` classes."""
         self.add_state("rows", default=[], dist_reduce_fx="cat")
         self.reset()
 
@@ -57,9 +58,9 @@ class ClassScores(Metric):
         """Keep one batch: (B, classes) and (B,) int64."""
         known = labels >= 0
         logits, labels = logits[known], labels[known]
-        likeliest = logits.topk(min(TOP, logits.size(1)), dim=1).indices
-        among = (likeliest == labels[:, None]).any(1)
-        self.rows.append(torch.stack((labels, likeliest[:, 0], among), dim=1))
+        top = logits.topk(min(TOP, logits.size(1)), dim=1).indices
+        among = (top == labels[:, None]).any(1)
+        self.rows.append(torch.stack((labels, top[:, 0], among), dim=1))
 
     def compute(self) -> dict[str, float]:
         """See the class.
@@ -72,12 +73,12 @@ class ClassScores(Metric):
             raise ConfigError(
                 "None of the evaluated images has a class: there is nothing to measure. Label them with mode=predict."
             )
-        label, likeliest, among = rows.T
-        right, count = label == likeliest, len(self.labels)
+        label, top, among = rows.T
+        right, count = label == top, len(self.labels)
         seen = np.bincount(label, minlength=count)
         of_class = np.bincount(label, weights=right, minlength=count) / np.maximum(seen, 1)
         if count <= DRAWN:
-            pairs = np.bincount(label * count + likeliest, minlength=count**2)
+            pairs = np.bincount(label * count + top, minlength=count**2)
             self.confusion = pairs.reshape(count, count)
         scores = {
             "top1": float(right.mean()),

@@ -1,4 +1,4 @@
-"""How often the right image is among the first k of a whole gallery for a text, and the right text for an image."""
+"""Recall at k: how often the right image is among the first k of all images for a text, and the right text for an image."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,8 +18,8 @@ CHUNK = 1024  # queries at once
 class RetrievalScores(Metric):
     """R@1, R@5 and R@10 over all images and texts of an evaluation, each of them, with its copies, counted once.
 
-    A query is answered at k if one of its right answers is among the k nearest. An answer as near as a right one counts as
-    nearer: a model that finds all alike finds nothing.
+    A query counts at k if one of its right answers is among the k nearest. An answer as near as a right one counts as
+    nearer: a model whose similarities are all equal finds nothing.
 
     - `image_to_text/r1`, `/r5`, `/r10`: queries are images; `text_to_image/...`: queries are texts, with several
       languages also for each of them (`text_to_image/r1/fr`).
@@ -81,12 +81,12 @@ class RetrievalScores(Metric):
         vision, text = vision[first_image], text[first_text]
         scores: dict[str, float] = {}
         of_images, of_texts = ranks(vision, text, right), ranks(text, vision, right.T)
-        for name, found in (("image_to_text", of_images), ("text_to_image", of_texts)):
-            scores |= {f"{name}/r{cut}": _share(found < cut) for cut in CUTS}
+        for name, rank in (("image_to_text", of_images), ("text_to_image", of_texts)):
+            scores |= {f"{name}/r{cut}": _share(rank < cut) for cut in CUTS}
         if len(self.languages) > 1:
-            for number, language in enumerate(metric_names(self.languages)):
+            for index, language in enumerate(metric_names(self.languages)):
                 own = torch.zeros(len(first_text), dtype=torch.bool)
-                own[key[pairs[:, 2] == number]] = True  # a text may be of several languages
+                own[key[pairs[:, 2] == index]] = True  # a text may be of several languages
                 if own.any():
                     scores[f"text_to_image/r1/{language}"] = _share(of_texts[own] < 1)
         return scores | {
@@ -97,24 +97,24 @@ class RetrievalScores(Metric):
         }
 
 
-def ranks(queries: Tensor, gallery: Tensor, right: Tensor) -> Tensor:
-    """The place of each query's best right answer, from 0: (Q, E), (G, E), (Q, G) bool -> (Q,) int64.
+def ranks(queries: Tensor, candidates: Tensor, right: Tensor) -> Tensor:
+    """Return the rank of each query's best right candidate, from 0: (Q, E), (G, E), (Q, G) bool -> (Q,) int64.
 
     Of equally similar ones the right one is the last, and a similarity of NaN is as good as any: a model whose vectors all
     agree, or are no numbers, finds nothing.
     """
-    found = []
-    for part, wanted in zip(torch.split(queries, CHUNK), torch.split(right, CHUNK), strict=True):
-        alike = part @ gallery.T
-        best = alike.masked_fill(~wanted, -torch.inf).amax(1, keepdim=True)
-        found.append((~(alike < best) & ~wanted).sum(1))
-    return torch.cat(found)
+    parts = []
+    for part, targets in zip(torch.split(queries, CHUNK), torch.split(right, CHUNK), strict=True):
+        similarity = part @ candidates.T
+        best = similarity.masked_fill(~targets, -torch.inf).amax(1, keepdim=True)
+        parts.append((~(similarity < best) & ~targets).sum(1))
+    return torch.cat(parts)
 
 
-def _unique(numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """(B,) -> places among the K different ones (B,), and where each of these comes first (K,)."""
-    _, first, place = np.unique(numbers.numpy(), return_index=True, return_inverse=True)
-    return torch.from_numpy(place), torch.from_numpy(first)
+def _unique(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """(B,) -> indices among the K different ones (B,), and where each of these comes first (K,)."""
+    _, first, index = np.unique(ids.numpy(), return_index=True, return_inverse=True)
+    return torch.from_numpy(index), torch.from_numpy(first)
 
 
 def _share(flags: Tensor) -> float:

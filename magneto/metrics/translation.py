@@ -17,7 +17,8 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from magneto.errors import ConfigError, nearest
-from magneto.training.run_folder import write_atomically
+from magneto.inference.translation import one_line
+from magneto.training.files import write_atomically
 
 SCORES = ("bleu", "chrf", "ter")
 # Those of sacrebleu that need no download; the last two need a package each.
@@ -27,11 +28,6 @@ _WITHOUT_SPACES = ("th", "tha", "lo", "lao", "km", "khm", "my", "mya", "bo", "bo
 
 TranslatedLine = tuple[int, int, str, str, str]
 """Id of an example, index of its direction, source, hypothesis, reference."""
-
-
-def one_line(text: str) -> str:
-    """The text without line breaks, as a line of a file that sacrebleu reads."""
-    return re.sub(r"[\r\n]+", " ", text)
 
 
 def bleu_tokenizer(language: str, tokenize: str | None = None) -> tuple[str, str | None]:
@@ -55,16 +51,16 @@ def bleu_tokenizer(language: str, tokenize: str | None = None) -> tuple[str, str
             f"BLEU and TER count what stands between spaces, which {language} hardly has. Compare by chrF, or set "
             "task.bleu_tokenize=char."
         )
-    usual = BLEU._TOKENIZER_MAP.get(base, BLEU.TOKENIZER_DEFAULT)
+    default = BLEU._TOKENIZER_MAP.get(base, BLEU.TOKENIZER_DEFAULT)
     try:
-        BLEU(tokenize=usual)
+        BLEU(tokenize=default)
     except RuntimeError:
         instead = "char" if base == "ja" else BLEU.TOKENIZER_DEFAULT
         return instead, (
-            f"BLEU of {language} is computed with the tokenizer {instead}: {usual}, with which numbers are published, is "
+            f"BLEU of {language} is computed with the tokenizer {instead}: {default}, with which numbers are published, is "
             f"not installed. Install it with: pip install sacrebleu[{base}]"
         )
-    return usual, None
+    return default, None
 
 
 def sacrebleu_bleu(tokenize: str) -> Any:
@@ -116,6 +112,8 @@ class TranslationScores(Metric):
         for metric in bleu.values():  # the signature of one that has counted nothing is not available
             metric._extract_corpus_statistics(["a"], [["a"]])
         self._bleu = [bleu[name] for name, _ in chosen]  # of each direction
+        self.lines: list[TranslatedLine] = []
+        """The translations of this process whose sources were given, until `reset`."""
         self._metrics = {"bleu": self._bleu[0], "chrf": CHRF(), "ter": TER()}
         self._widths = {
             name: len(metric._extract_corpus_statistics(["a"], [["a"]])[0])
@@ -128,6 +126,7 @@ class TranslationScores(Metric):
     def reset(self) -> None:
         """Forget all translations."""
         super().reset()
+        self.lines = []
         # An empty block to begin with: a process that saw no translation gathers like the others.
         width = 2 + sum(self._widths.values())
         self.rows = [torch.empty((0, width), dtype=torch.float64, device=self.device)]
@@ -139,6 +138,7 @@ class TranslationScores(Metric):
         ids: Tensor,
         directions: Tensor,
         scores: Sequence[str] = SCORES,
+        sources: Sequence[str] | None = None,
     ) -> None:
         """Count N translations.
 
@@ -148,9 +148,13 @@ class TranslationScores(Metric):
             ids: (N,) int64; an example that comes twice counts once.
             directions: (N,) int64.
             scores: those to compute. TER is far slower than the others.
+            sources: N texts, where the translations are to be kept in `lines`.
         """
         if not hypotheses:
             return
+        if sources is not None:
+            columns = (ids.tolist(), directions.tolist(), sources, hypotheses, references)
+            self.lines += zip(*columns, strict=True)
         parts = [torch.stack((ids, directions), dim=1).double().cpu()]
         lines = [*zip(map(one_line, hypotheses), map(one_line, references), strict=True)]
         for name, metric in self._metrics.items():
@@ -209,12 +213,12 @@ class TranslationScores(Metric):
 
         Where the directions differ in BLEU's tokenizer, there is one of `bleu/en-fr` and so on in place of `bleu`.
         """
-        found = {name: str(metric.get_signature()) for name, metric in self._metrics.items()}
+        signatures = {name: str(metric.get_signature()) for name, metric in self._metrics.items()}
         if len(set(self._bleu)) > 1:
-            del found["bleu"]
+            del signatures["bleu"]
             parts = zip(self.directions, self._bleu, strict=True)
-            found = {f"bleu/{name}": str(bleu.get_signature()) for name, bleu in parts} | found
-        return found
+            signatures = {f"bleu/{name}": str(bleu.get_signature()) for name, bleu in parts} | signatures
+        return signatures
 
 
 def write_translations(folder: Path, lines: Iterable[TranslatedLine], directions: Sequence[str]) -> None:
@@ -244,6 +248,6 @@ def write_scores(path: Path, values: Mapping[str, float], signatures: Mapping[st
     report = {}
     for name in SCORES:
         parts = {key.partition("/")[2]: text for key, text in signatures.items() if key.split("/")[0] == name}
-        found = {key: value for key, value in values.items() if re.match(rf"{name}\b|{name}_mean", key)}
-        report[name] = {"signature": parts.get("", parts), **found}
+        scores = {key: value for key, value in values.items() if re.match(rf"{name}\b|{name}_mean", key)}
+        report[name] = {"signature": parts.get("", parts), **scores}
     write_atomically(path, json.dumps(report, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""How well questions about images are answered: VQA's accuracy, and NLVR2's consistency of judgements."""
+"""VQA's accuracy of answers to questions about images, and NLVR2's consistency of judgements."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +22,7 @@ class AnswerScores(Metric):
 
     Args:
         kinds: names of the kinds of questions.
-        usual: the most frequent answer of each kind in training, and last that of all questions.
+        majority: the most frequent answer of each kind in training, and last that of all questions.
         statements: whether consistency is to be measured.
     """
 
@@ -30,14 +30,16 @@ class AnswerScores(Metric):
     higher_is_better = True
     is_differentiable = False
 
-    usual: Tensor
+    majority: Tensor
     rows: list[Tensor]
-    """Each (questions, 5) float64: id, kind, group, accuracy, accuracy of the usual answer."""
+    """Each (questions, 5) float64: id, kind, group, accuracy, accuracy of the majority answer."""
 
-    def __init__(self, kinds: Sequence[str], usual: Sequence[int], statements: bool, **kwargs: Any) -> None:
+    def __init__(
+        self, kinds: Sequence[str], majority: Sequence[int], statements: bool, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.kinds, self.statements = tuple(kinds), statements
-        self.register_buffer("usual", torch.tensor(usual), persistent=False)
+        self.register_buffer("majority", torch.tensor(majority), persistent=False)
         self.add_state("rows", default=[], dist_reduce_fx="cat")
         self.reset()
 
@@ -60,7 +62,7 @@ class AnswerScores(Metric):
             kinds: (B,) int64, -1 where there is none.
             groups: (B,) equal for the pairs of one statement, -1 for a statement of one pair.
         """
-        given = torch.stack((chosen, self.usual[kinds]), dim=1)
+        given = torch.stack((chosen, self.majority[kinds]), dim=1)
         accuracy = vqa_accuracy(counts.double().gather(1, given), people.double()[:, None])
         self.rows.append(torch.cat((torch.stack((ids, kinds, groups), dim=1).double(), accuracy), dim=1))
 
@@ -69,13 +71,13 @@ class AnswerScores(Metric):
         unique = {row[0]: row for row in dim_zero_cat(self.rows).tolist()}
         if not unique:
             return {}
-        _, kind, group, right, usual = torch.tensor(list(unique.values()), dtype=torch.float64).T
-        scores = {"accuracy": float(right.mean()), "facts/majority_accuracy": float(usual.mean())}
+        _, kind, group, right, majority = torch.tensor(list(unique.values()), dtype=torch.float64).T
+        scores = {"accuracy": float(right.mean()), "facts/majority_accuracy": float(majority.mean())}
         if len(self.kinds) > 1:
             scores |= {
-                f"accuracy/{name}": float(right[kind == place].mean())
-                for place, name in enumerate(metric_names(self.kinds))
-                if (kind == place).any()
+                f"accuracy/{name}": float(right[kind == index].mean())
+                for index, name in enumerate(metric_names(self.kinds))
+                if (kind == index).any()
             }
         if self.statements:
             alone = right[group < 0]

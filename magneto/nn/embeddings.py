@@ -1,7 +1,6 @@
-"""Stems: what turns tokens, images and sound into the (B, T, d_model) input of a stack.
+"""Stems: modules that turn tokens, images and speech into the (B, T, d_model) input of a stack.
 
-Positions are not their business: the stack adds them. The stem of two modalities has its own, since a stack would count
-on from the one to the other.
+The stack adds the positions. Only the stem of two modalities adds its own, since both count from 0.
 """
 
 from math import sqrt
@@ -20,16 +19,19 @@ N = TypeVar("N", int, Tensor)
 
 
 class TokenStem(nn.Module):
-    """Embeddings of tokens: (B, T) int64 -> (B, T, d_model).
+    """Embeddings of tokens.
 
-    Drawn with standard deviation d_model ** -0.5 and multiplied by sqrt(d_model) on the way in (Vaswani et
-    al., arXiv 1706.03762, 3.4): they enter the residual stream with unit variance, as large as what a layer
-    adds to it, and the same table serves as an output layer (`logits`) with logits of unit variance.
+    The table is initialised with standard deviation d_model ** -0.5 and its rows are multiplied by sqrt(d_model)
+    (Vaswani et al., arXiv 1706.03762, 3.4): they have unit variance, as the output of a layer, and the same table as an
+    output layer (`logits`) gives logits of unit variance.
 
     Args:
         vocab_size: number of tokens.
-        config: gives d_model and, in `embedding_scale`, whether there is the factor sqrt(d_model).
+        config: `d_model`, and in `embedding_scale` whether there is the factor sqrt(d_model).
         padding_id: token whose embedding stays zero.
+
+    Shape:
+        Input: (B, T) int64. Output: (B, T, d_model).
     """
 
     def __init__(self, vocab_size: int, config: BackboneConfig, *, padding_id: int | None = None) -> None:
@@ -39,34 +41,40 @@ class TokenStem(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the table anew."""
+        """Initialise the table again."""
         nn.init.normal_(self.embedding.weight, std=self.embedding.embedding_dim**-0.5)
         if self.embedding.padding_idx is not None:
             with torch.no_grad():
                 self.embedding.weight[self.embedding.padding_idx].zero_()
 
     def forward(self, tokens: Tensor) -> Tensor:
-        x: Tensor = self.embedding(tokens)
+        x: Tensor = self.embedding(tokens)  # (B, T, d_model)
         return x * self.scale if self.scale != 1.0 else x
 
     def logits(self, x: Tensor) -> Tensor:
-        """The embedding table as output layer: (..., d_model) -> (..., vocab_size)."""
+        """Apply the embedding table as output layer: (..., d_model) -> (..., vocab_size)."""
         return F.linear(x, self.embedding.weight)
 
 
 class PatchStem(nn.Module):
-    """Square patches of an image, one linear map each: (B, channels, H, W) -> (B, N, d_model).
+    """Linear map of the square patches of an image, with a [CLS] token before them.
 
-    N = (H / patch_size) * (W / patch_size) patches in rows, and a learned [CLS] before them if `class_token`. With
-    `mask_token` patches can be hidden: a learned vector takes their place (BEiT, arXiv 2106.08254, 2.3).
+    With `mask_token` patches can be masked: a learned vector replaces them (BEiT, arXiv 2106.08254, 2.3).
 
     Args:
         image_size: side of the (square) image in pixels.
         patch_size: side of a patch in pixels; must divide `image_size`.
         channels: 1 for grey, 3 for colour.
         d_model: width of the stack.
-        class_token: whether there is a [CLS] token at place 0.
-        mask_token: whether there is a vector for hidden patches.
+        class_token: whether token 0 is a learned [CLS] token.
+        mask_token: whether there is a vector for masked patches.
+
+    Raises:
+        ConfigError: `patch_size` does not divide `image_size`.
+
+    Shape:
+        Input: (B, channels, image_size, image_size). Output: (B, num_tokens, d_model), where num_tokens is
+        (image_size / patch_size) ** 2 patches in rows, and 1 more with [CLS].
     """
 
     def __init__(
@@ -82,8 +90,8 @@ class PatchStem(nn.Module):
         super().__init__()
         if image_size % patch_size:
             raise ConfigError(
-                f"image_size={image_size} does not divide by patch_size={patch_size}: "
-                f"take image_size={-(-image_size // patch_size) * patch_size} or another patch_size."
+                f"image_size={image_size} does not divide by patch_size={patch_size}. "
+                f"Set image_size={-(-image_size // patch_size) * patch_size} or another patch_size."
             )
         self.patch_size = patch_size
         self.grid = image_size // patch_size
@@ -94,34 +102,37 @@ class PatchStem(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw [CLS] and the vector of hidden patches anew; the projection draws its own."""
+        """Initialise [CLS] and the vector of masked patches again; the projection does so itself."""
         for token in (self.class_token, self.mask_token):
             if token is not None:
                 nn.init.normal_(token, std=token.numel() ** -0.5)
 
     def forward(self, images: Tensor, masked: Tensor | None = None) -> Tensor:
-        """Images to a stack's input; `masked` (B, grid ** 2) bool, True = this patch is hidden."""
+        """Embed images (B, channels, H, W); `masked` (B, grid ** 2) bool, True = this patch is masked."""
         assert images.shape[2:] == (self.grid * self.patch_size,) * 2, images.shape
-        x: Tensor = self.projection(F.pixel_unshuffle(images, self.patch_size).flatten(2).transpose(1, 2))
+        patches = (
+            F.pixel_unshuffle(images, self.patch_size).flatten(2).transpose(1, 2)
+        )  # (B, N, C * patch ** 2)
+        x: Tensor = self.projection(patches)  # (B, N, d_model)
         if masked is not None:
-            assert self.mask_token is not None, "mask_token=True is needed to hide patches"
+            assert self.mask_token is not None, "mask_token=True is needed to mask patches"
             x = torch.where(masked[..., None], self.mask_token.to(x.dtype), x)
         if self.class_token is None:
             return x
-        first = self.class_token.to(x.dtype).expand(len(x), 1, -1)
-        return torch.cat((first, x), dim=1)
+        first = self.class_token.to(x.dtype).expand(len(x), 1, -1)  # (B, 1, d_model)
+        return torch.cat((first, x), dim=1)  # (B, 1 + N, d_model)
 
 
 class VisionLanguageStem(nn.Module):
     """Images, texts, or pairs of them as the input of a multiway stack: patches first, then tokens.
 
-    Each modality has learned positions of its own, from 0 on, whether it comes alone or in a pair (as in BEiT-3): the
-    stack is to have `position=none`.
+    Each modality has learned positions of its own, from 0 on, alone and in a pair (as in BEiT-3), so the stack must have
+    `position="none"`.
 
     Args:
-        vision: of the images.
-        text: of the texts.
-        config: gives d_model and, in `max_positions`, the longest text.
+        vision: stem of the images.
+        text: stem of the texts.
+        config: `d_model`, and in `max_positions` the longest text.
     """
 
     def __init__(self, vision: PatchStem, text: TokenStem, config: BackboneConfig) -> None:
@@ -132,48 +143,50 @@ class VisionLanguageStem(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the positions anew, as small a part of the input as `LearnedPosition` is; the stems draw their own."""
+        """Initialise the positions again, as small as those of `LearnedPosition`; the stems do so themselves."""
         for table in (self.vision_position, self.text_position):
             nn.init.normal_(table, std=table.size(1) ** -0.5)
 
     def forward(
         self, images: Tensor | None = None, tokens: Tensor | None = None, masked: Tensor | None = None
     ) -> tuple[Tensor, int]:
-        """One batch of images, texts or pairs.
+        """Embed a batch of images, texts or pairs.
 
         Args:
             images: (B, channels, H, W); None for texts.
             tokens: (B, L) int64; None for images.
-            masked: (B, N) bool, True = this patch is hidden.
+            masked: (B, N) bool, True = this patch is masked.
 
         Returns:
-            (B, T, d_model) and `split`, how many of the T are vision: 0 for texts, T for images. The mask of pairs
-            is that of the texts with `split` times True before it: `F.pad(mask, (split, 0), value=True)`.
+            (B, T, d_model) and num_vision_tokens, the first tokens of the T that are vision: 0 for texts, T for images.
+            The mask of pairs is that of the texts after as many True: `F.pad(mask, (num_vision_tokens, 0), value=True)`.
 
         Raises:
-            MagnetoError: a text is longer than `max_positions`.
+            ConfigError: a text is longer than `max_positions`.
         """
         assert images is not None or tokens is not None
         parts = []
         if images is not None:
-            parts.append(self.vision(images, masked) + self.vision_position)
+            parts.append(self.vision(images, masked) + self.vision_position)  # (B, 1 + N, d_model)
         if tokens is not None:
             check_length("the positions of texts", tokens.size(1), len(self.text_position))
-            parts.append(self.text(tokens) + self.text_position[: tokens.size(1)])
+            parts.append(self.text(tokens) + self.text_position[: tokens.size(1)])  # (B, L, d_model)
         return torch.cat(parts, dim=1), 0 if images is None else parts[0].size(1)
 
 
 class AudioStem(nn.Module):
     """Two convolutions over time, of kernel 5 and stride 2, each with GELU: 10 ms frames -> 40 ms.
 
-    (B, T, feature_dim) -> (B, ceil(ceil(T / 2) / 2), d_model). The mel bands are channels. Padded frames are zeroed
-    before each convolution, which itself pads with zeros: an utterance gives the same output alone and in a padded
-    batch. On an hour and a half of speech this stem is cheaper than 3 x 3 convolutions over time and frequency (VGG,
-    as in the paper's recogniser) and leaves CTC's plateau of blanks far sooner: experiments/asr_placements tells.
+    The mel bands are channels. Padded frames are set to zero before each convolution, which itself pads with zeros, so
+    that an utterance has the same output alone and in a padded batch. The stem costs less than the 3 x 3 convolutions
+    over time and frequency of the paper's recogniser (VGG), and CTC learns sooner to emit more than blanks.
 
     Args:
         feature_dim: width of a frame (mel bands).
-        config: gives d_model, the width of both convolutions.
+        config: `d_model`, the width of both convolutions.
+
+    Shape:
+        Input: (B, T, feature_dim). Output: (B, ceil(ceil(T / 2) / 2), d_model).
     """
 
     def __init__(self, feature_dim: int, config: BackboneConfig) -> None:
@@ -182,40 +195,40 @@ class AudioStem(nn.Module):
         self.conv2 = nn.Conv1d(config.d_model, config.d_model, 5, stride=2, padding=2)
 
     def output_lengths(self, lengths: Tensor) -> Tensor:
-        """Frames after the stem, of the same shape and dtype as `lengths`."""
+        """Return the number of frames after the stem, of the same shape and dtype as `lengths`."""
         return _halved(_halved(lengths))
 
     def training_flops_per_token(self) -> float:
-        """Model FLOPs of a forward and a backward pass for one frame of output: 6 a product (`nn.flops`)."""
+        """Return the model FLOPs of a forward and a backward pass per frame of output: 6 for each weight (`nn.flops`)."""
         return 6.0 * (2 * self.conv1.weight.numel() + self.conv2.weight.numel())
 
     def forward(self, features: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Sound to a stack's input.
+        """Embed the features of speech.
 
         Args:
             features: (B, T, feature_dim).
-            lengths: (B,) real frames of each row; None if all are real.
+            lengths: (B,) number of real frames of each row; None if all are real.
 
         Returns:
-            (B, T', d_model) and its (B, T') bool mask, None if `lengths` is.
+            (B, T', d_model) and its mask (B, T') bool, True = real frame; None if `lengths` is.
         """
-        x = features.transpose(1, 2)
+        x = features.transpose(1, 2)  # (B, feature_dim, T)
         mask: Tensor | None = None
         for conv in (self.conv1, self.conv2):
             if lengths is not None:
                 x = x * _real(lengths, x.size(2))[:, None]
                 lengths = _halved(lengths)
-            x = F.gelu(conv(x))
+            x = F.gelu(conv(x))  # (B, d_model, ceil(T / 2)), then (B, d_model, T')
         if lengths is not None:
             mask = _real(lengths, x.size(2))
         return x.transpose(1, 2), mask
 
 
 def _halved(length: N) -> N:
-    """Frames after a convolution of stride 2 that pads half its odd kernel: half of them, rounded up."""
+    """Return the number of frames after a convolution of stride 2 that pads half its odd kernel: half, rounded up."""
     return (length + 1) // 2
 
 
 def _real(lengths: Tensor, size: int) -> Tensor:
-    """(B, size) bool: True for the first lengths[b] frames."""
+    """Return (B, size) bool: True for the first lengths[b] frames."""
     return torch.arange(size, device=lengths.device) < lengths[:, None]

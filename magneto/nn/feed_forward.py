@@ -1,4 +1,4 @@
-"""The position-wise feed-forward, with the inner norm of Sub-LN as an option."""
+"""Position-wise feed-forward, with the inner norm of Sub-LN as an option."""
 
 from collections.abc import Callable
 from functools import partial
@@ -25,7 +25,13 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class FeedForward(nn.Module):
-    """fc2(LN(phi(fc1(x)))), with the LN if `inner_norm` (Magneto, eqs. 3-5): (..., d_model) -> the same."""
+    """fc2(LN(phi(fc1(x)))), with the LN if `inner_norm` (Magneto, eqs. 3-5): (..., d_model) -> the same.
+
+    Args:
+        config: sizes, activation and dropout.
+        gain: Xavier gain of fc1 and fc2.
+        inner_norm: whether there is a norm before fc2.
+    """
 
     def __init__(self, config: BackboneConfig, *, gain: float, inner_norm: bool) -> None:
         super().__init__()
@@ -38,10 +44,10 @@ class FeedForward(nn.Module):
         self.dropout = config.activation_dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.activation(self.fc1(x))
+        h = self.activation(self.fc1(x))  # (..., ffn_dim)
         if self.dropout:
             h = F.dropout(h, self.dropout, self.training)
         if self.inner_norm is not None:
             h = self.inner_norm(h)
-        out: Tensor = self.fc2(h)
+        out: Tensor = self.fc2(h)  # (..., d_model)
         return out

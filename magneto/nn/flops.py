@@ -1,4 +1,4 @@
-"""Floating-point operations of a training step, as model FLOP/s are counted."""
+"""Floating-point operations of a training step, as model FLOP/s count them."""
 
 from magneto.nn.config import BackboneConfig
 from magneto.nn.placement import Side
@@ -7,19 +7,22 @@ from magneto.nn.placement import Side
 def training_flops_per_token(
     config: BackboneConfig, length: int, *, side: Side | None = None, memory_length: float = 0
 ) -> float:
-    """Model FLOPs of a forward and a backward pass through a stack, for one token of a sequence.
+    """Return the model FLOPs of a forward and a backward pass through a stack, per token of a sequence.
 
-    Counted as in PaLM (arXiv 2204.02311, appendix B): 6 for each weight of a matrix product, and
-    12 * layers * d_model * length for scores and weighted sums, causal or not. Norms, biases, embeddings,
-    stem and head are left out, and so is what activation checkpointing computes twice: model FLOPs compare
-    models, not kernels. In a multiway stack each token goes through one expert, which alone is counted.
+    They are counted as in PaLM (arXiv 2204.02311, appendix B): 6 for each weight of a matrix product, and
+    12 * layers * d_model * length for scores and weighted sums, causal or not. Norms, biases, embeddings, stem and head
+    are not counted, and neither is what activation checkpointing computes twice: model FLOPs compare models, not kernels.
+    In a multiway stack each token goes through one expert, and only that one is counted.
 
     Args:
-        config: of the backbone.
-        length: tokens of the sequence, T.
-        side: which stack of an encoder-decoder; None for a model of one stack.
-        memory_length: tokens S that the decoder of an encoder-decoder attends to. The products that make keys
-            and values of them are shared out among the T tokens of the decoder.
+        config: description of the backbone.
+        length: number of tokens T of the sequence.
+        side: stack of an encoder-decoder; None for a model of one stack.
+        memory_length: number of tokens S that the decoder of an encoder-decoder attends to. The products that compute
+            their keys and values are divided among the T tokens of the decoder.
+
+    Returns:
+        FLOPs per token.
     """
     if side is None:
         assert config.architecture in ("encoder", "decoder"), "an encoder-decoder needs side="

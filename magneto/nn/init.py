@@ -1,7 +1,7 @@
-"""Initialisation by role: a linear map is told at construction what it is, its name never matters.
+"""Initialisation by role: each linear map is given its role when it is built; its name does not matter.
 
 Magneto's section 2: weights `xavier_normal_(gain)` with the depth formula's gain for v, out, fc1 and fc2, and
-gain 1 for q and k, whose scale acts through the softmax alone. Biases start at zero.
+gain 1 for q and k, whose scale acts through the softmax only. Biases start at zero.
 """
 
 from typing import Literal
@@ -13,17 +13,23 @@ SCALED_ROLES: frozenset[str] = frozenset({"v", "out", "fc1", "fc2"})
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` that knows its role, or the roles of the equal row blocks that are fused in it.
+    """`nn.Linear` with Xavier initialisation by role.
 
     A fused weight is initialised block by block: the fan-out of a query projection is d_model, not the
-    3 d_model of the parameter that holds it.
+    3 d_model of the parameter that holds it. Biases start at zero.
 
     Args:
         in_features: width of the input.
         out_features: width of the output, all blocks together.
-        roles: the role of each block of rows, in order: ("q", "k", "v"), or ("out",).
-        gain: Xavier gain of the blocks whose role is in `SCALED_ROLES`; the others have gain 1.
+        roles: role of each of the equal blocks of rows, in order: ("q", "k", "v"), or ("out",).
+        gain: Xavier gain of the blocks whose role is v, out, fc1 or fc2; the others have gain 1.
         bias: whether there is an additive bias.
+
+    Shape:
+        Input: (..., in_features). Output: (..., out_features).
+
+    Example:
+        >>> head = Linear(256, 1000, roles=("head",))
     """
 
     def __init__(
@@ -41,21 +47,24 @@ class Linear(nn.Linear):
         super().__init__(in_features, out_features, bias=bias)
 
     def reset_parameters(self) -> None:
-        """Draw the weights anew."""
+        """Initialise the weights again."""
         for role, block in zip(self.roles, self.weight.chunk(len(self.roles)), strict=True):
             nn.init.xavier_normal_(block, gain=self.gain if role in SCALED_ROLES else 1.0)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     def extra_repr(self) -> str:
-        """Show role and gain where the module is printed."""
+        """Return role and gain, for the printed module."""
         return f"{super().extra_repr()}, roles={'+'.join(self.roles)}, gain={self.gain:.4g}"
 
 
 def initialize(module: nn.Module) -> None:
-    """Draw every parameter below `module` anew, each module by its own `reset_parameters`.
+    """Initialise every parameter of `module` again, each by the `reset_parameters` of the module that holds it.
 
-    Construction has done so once already; this is for a second draw under another seed.
+    Modules are initialised when they are built; this is for a second initialisation under another seed.
+
+    Args:
+        module: any module; torch's own layers are initialised as torch does it.
     """
     for child in module.modules():
         reset = getattr(child, "reset_parameters", None)

@@ -1,9 +1,9 @@
 """Cross-entropy from hidden states, without the logits of all positions in memory at once.
 
-With 64 thousand tokens of vocabulary, the fp32 logits of 8 thousand positions take 2 GiB, and their gradient as much
-again: more than the model. Here the output layer is part of the loss. It works through a few positions at a time and
-forms the gradients of hidden states, table and bias in the same pass, so nothing of size (N, V) outlives its chunk
-and no product is computed twice (which recomputation by checkpointing would do).
+With a vocabulary of 64 thousand tokens, the fp32 logits of 8 thousand positions take 2 GiB, and their gradient as much
+again: more than the model. Here the output layer is part of the loss. It takes a few positions at a time and computes
+the gradients of hidden states, table and bias in the same pass, so that nothing of size (N, V) outlives its chunk and no
+product is computed twice (as with activation checkpointing).
 """
 
 from typing import Any, NamedTuple
@@ -13,22 +13,22 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK_BYTES = {"cpu": 8 * 2**20}
-"""fp32 logits of one chunk, unless the caller says otherwise. On a CPU what still fits its caches: there it is also
-faster than a whole pass. Elsewhere OTHER_CHUNK_BYTES, since each chunk adds to the gradient of the whole table."""
+"""fp32 logits of one chunk by default. On a CPU they fit its caches, which is also faster than one pass. Elsewhere it is
+OTHER_CHUNK_BYTES, since each chunk adds to the gradient of the whole table."""
 OTHER_CHUNK_BYTES = 256 * 2**20
 LEAST_POSITIONS = 512
-"""Of one chunk, however large the vocabulary: with fewer, adding to that gradient costs more than what is added."""
+"""Positions of one chunk at least: with fewer, adding to that gradient costs more than computing what is added."""
 
 
 class CrossEntropy(NamedTuple):
-    """What `chunked_cross_entropy` gives back."""
+    """Result of `chunked_cross_entropy`."""
 
     loss_sum: Tensor
     """Scalar fp32: the loss summed over the N positions, with gradients."""
     nll: Tensor
-    """(N,) fp32 without gradients: -log p(target) in nats, label smoothing left out."""
+    """(N,) fp32 without gradients: -log p(target) in nats, without label smoothing."""
     correct: Tensor | None
-    """(N,) bool: whether the target is the most probable token; None unless asked for."""
+    """(N,) bool: whether the target is the most probable token; None without `correct=True`."""
 
 
 def chunked_cross_entropy(
@@ -40,20 +40,23 @@ def chunked_cross_entropy(
     chunk: int | None = None,
     correct: bool = False,
 ) -> CrossEntropy:
-    """`F.cross_entropy(hidden @ weight.T + bias, targets, reduction="sum")` in little memory.
+    """Compute `F.cross_entropy(hidden @ weight.T + bias, targets, reduction="sum")` in little memory.
 
-    Under autocast the products are made in its dtype, as those of `F.linear` are; softmax and loss are fp32 always.
-    Gradients are formed in the forward pass, so the graph can be walked once (a second `backward` raises).
+    Under autocast the products have its dtype, as those of `F.linear`; softmax and loss are always fp32. Gradients are
+    computed in the forward pass, so `backward` can be called once (a second call raises).
 
     Args:
-        hidden: (N, D), the positions that have a target and no others.
+        hidden: (N, D), the positions that have a target.
         weight: (V, D), an output layer or a tied embedding table.
         targets: (N,) int64 in [0, V).
         bias: (V,) or None.
-        label_smoothing: share of the target's mass that is spread over all V tokens (Szegedy et al., arXiv 1512.00567).
-        chunk: most positions of one pass; None: as many as `CHUNK_BYTES` of fp32 logits hold, and LEAST_POSITIONS at
-            least. The positions are shared out evenly among the passes.
-        correct: also compare the most probable token with the target, which costs a further look at each logit.
+        label_smoothing: share of the target's probability that all V tokens share (Szegedy et al., arXiv 1512.00567).
+        chunk: maximum number of positions of one pass; None: those of `CHUNK_BYTES` of fp32 logits, and at least
+            LEAST_POSITIONS. All passes have about the same number.
+        correct: also compare the most probable token with the target, which reads each logit once more.
+
+    Returns:
+        `CrossEntropy`: the summed loss with gradients, and the loss of each position.
     """
     assert hidden.ndim == 2 and targets.shape == hidden.shape[:1], (hidden.shape, targets.shape)
     if chunk is None:
@@ -62,7 +65,7 @@ def chunked_cross_entropy(
         )
     passes = max(1, -(-len(hidden) // chunk))
     chunk = max(1, -(-len(hidden) // passes))
-    # Grad mode is always off inside of a Function, hence asked here; with no_grad nothing needs a gradient.
+    # Grad mode is always off inside of a Function, hence read here; with no_grad nothing needs a gradient.
     differentiate = torch.is_grad_enabled()
     loss_sum, nll, hits = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden, weight, targets, bias, label_smoothing, chunk, correct, differentiate
@@ -71,7 +74,7 @@ def chunked_cross_entropy(
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """d loss / d logits = softmax - (1 - s) onehot - s / V, formed from each chunk's log-softmax in place."""
+    """d loss / d logits = softmax - (1 - s) onehot - s / V, computed in place from the log-softmax of each chunk."""
 
     @staticmethod
     def forward(
@@ -100,13 +103,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grad_bias = torch.zeros_like(bias) if bias is not None and needs[3] else None
             for start in range(0, len(hidden), chunk):
                 part = slice(start, start + chunk)
-                x, wanted = hidden[part].to(dtype), targets[part, None]
+                x, target = hidden[part].to(dtype), targets[part, None]
                 logits = torch.nn.functional.linear(x, table, offset)
                 if hits is not None:
                     hits[part] = logits.argmax(-1) == targets[part]
                 log_probs = logits.log_softmax(-1, dtype=torch.float32)
                 del logits
-                nll[part] = -log_probs.gather(1, wanted).squeeze(1)
+                nll[part] = -log_probs.gather(1, target).squeeze(1)
                 loss_sum += (1 - smoothing) * nll[part].sum()
                 if smoothing:
                     loss_sum -= smoothing * log_probs.mean(-1).sum()
@@ -137,8 +140,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
-        # In place: a copy of the table's gradient would be the largest tensor of this pass. Autograd notices a
-        # second walk by the version counters of what it saved.
+        # In place: a copy of the table's gradient would be the largest tensor of this pass. Autograd detects a
+        # second backward by the version counters of what it saved.
         grad_hidden, grad_weight, grad_bias = (
             None if saved is None else saved.mul_(grad) for saved in ctx.saved_tensors
         )

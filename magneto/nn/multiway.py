@@ -1,8 +1,8 @@
 """Multiway Transformers: modalities that share a stack, each with weights of its own (BEiT-3, arXiv 2208.10442, 2.1).
 
-A batch is of images, of texts, or of pairs of the two. `split` tells which: its first `split` tokens are vision, the
-others text. An expert is a whole residual sub-layer with its norms, as in the code of VLMo (arXiv 2111.02358) and of
-torchscale; what a token goes through is as wide as without experts, and costs as much.
+A batch is of images, of texts, or of pairs of the two: its first `num_vision_tokens` tokens are vision, the others text.
+An expert is a whole residual sub-layer with its norms, as in the code of VLMo (arXiv 2111.02358) and of torchscale. Width
+and cost of a token are those of a stack without experts.
 
 | multiway     | shared                         | of each modality                             |
 |--------------|--------------------------------|----------------------------------------------|
@@ -10,8 +10,8 @@ torchscale; what a token goes through is as wide as without experts, and costs a
 | feed_forward | attention, input and final norm| the feed-forward sub-layer                   |
 | full         | the softmax of attention       | all linear maps, all norms                   |
 
-BEiT-3's paper draws the second; torchscale, and the weights that were released, have the third. In the top
-`fusion_layers` pairs leave both feed-forwards alone and take a third one.
+The paper of BEiT-3 describes the second; torchscale and the released weights have the third. In the top `fusion_layers`,
+pairs go through a third feed-forward instead of these two.
 """
 
 from collections.abc import Callable
@@ -19,18 +19,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from magneto.nn.attention import Context, LayerCache, SelfAttention
+from magneto.nn.attention import Context, SelfAttention
+from magneto.nn.kv_cache import LayerCache
 from magneto.nn.residual import Residual
 
 
 class Experts(nn.Module):
-    """One module for each modality, of a kind that treats every token by itself: (B, T, d_model) -> the same.
+    """One module for each modality, which acts on each token alone: (B, T, d_model) -> the same.
 
-    Stochastic depth is drawn for each modality of a pair.
+    Stochastic depth acts on each modality of a pair separately.
 
     Args:
-        build: makes one of them.
-        fusion: whether there is a third, which pairs go through as a whole.
+        build: builds one of the modules.
+        fusion: whether there is a third, for pairs as a whole.
     """
 
     def __init__(self, build: Callable[[], nn.Module], *, fusion: bool = False) -> None:
@@ -39,26 +40,32 @@ class Experts(nn.Module):
         self.text = build()
         self.fusion = build() if fusion else None
 
-    def forward(self, x: Tensor, split: int | None) -> Tensor:
-        assert split is not None
+    def forward(self, x: Tensor, num_vision_tokens: int | None) -> Tensor:
+        assert num_vision_tokens is not None
         out: Tensor
-        if split == 0:
+        if num_vision_tokens == 0:
             out = self.text(x)
-        elif split == x.size(1):
+        elif num_vision_tokens == x.size(1):
             out = self.vision(x)
         elif self.fusion is not None:
             out = self.fusion(x)
         else:
-            vision, text = x.split_with_sizes((split, x.size(1) - split), dim=1)
+            vision, text = x.tensor_split((num_vision_tokens,), dim=1)
             out = torch.cat((self.vision(vision), self.text(text)), dim=1)
         return out
 
 
+def apply_experts(module: nn.Module, x: Tensor, num_vision_tokens: int | None) -> Tensor:
+    """Apply a module that acts on each token alone, by modality if it is `Experts`: (B, T, d_model) -> the same."""
+    out: Tensor = module(x, num_vision_tokens) if isinstance(module, Experts) else module(x)
+    return out
+
+
 class SharedAttention(nn.Module):
-    """Self-attention over all tokens, to which each modality brings its own norms and projections.
+    """Self-attention over all tokens, with norms and projections of each modality.
 
     Args:
-        build: makes the self-attention sub-layer of one modality.
+        build: builds the self-attention sub-layer of one modality.
     """
 
     def __init__(self, build: Callable[[], Residual]) -> None:
@@ -67,30 +74,23 @@ class SharedAttention(nn.Module):
         self.text = build()
 
     def forward(self, x: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
-        """One step of the stream, (B, T, d_model) -> the same; encoders know no `cache`."""
-        split = context.split
-        assert split is not None and cache is None
-        out: Tensor
-        if split == 0:
-            out = self.text(x, context)
+        """Apply the sub-layer: (B, T, d_model) -> the same; an encoder has no `cache`."""
+        n = context.num_vision_tokens
+        assert n is not None and cache is None
+        if n in (0, x.size(1)):
+            out: Tensor = (self.text if n == 0 else self.vision)(x, context)
             return out
-        if split == x.size(1):
-            out = self.vision(x, context)
-            return out
-        parts = x.split_with_sizes((split, x.size(1) - split), dim=1)
         vision, text = self.vision.branch, self.text.branch
         assert isinstance(vision, SelfAttention) and isinstance(text, SelfAttention)
+        images, texts = x.tensor_split((n,), dim=1)  # (B, n, d_model), (B, T - n, d_model)
         both = zip(
-            vision.project(self.vision.enter(parts[0])),
-            text.project(self.text.enter(parts[1])),
+            vision.split_qkv(self.vision.pre(images)),
+            text.split_qkv(self.text.pre(texts)),
             strict=True,
         )
-        q, k, v = (torch.cat(pair, dim=1) for pair in both)
-        h = vision.mix(*vision.place(q, k, v, context), context.bias, context.causal)
-        return torch.cat(
-            (
-                self.vision.leave(vision.merge(h[:, :split]), parts[0]),
-                self.text.leave(text.merge(h[:, split:]), parts[1]),
-            ),
-            dim=1,
-        )
+        q, k, v = (torch.cat(parts, dim=1) for parts in both)  # (B, T, heads, head_dim)
+        q, k, v = vision.apply_rotary(q, k, v, context)  # (B, heads, T, head_dim)
+        h = vision.attention(q, k, v, context.bias, context.causal)  # (B, T, heads, head_dim)
+        images = self.vision.post(vision.output(h[:, :n]), images)  # (B, n, d_model)
+        texts = self.text.post(text.output(h[:, n:]), texts)  # (B, T - n, d_model)
+        return torch.cat((images, texts), dim=1)  # (B, T, d_model)

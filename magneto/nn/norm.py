@@ -24,7 +24,7 @@ class LayerNorm(nn.LayerNorm):
 
 
 class RMSNorm(nn.RMSNorm):
-    """`nn.RMSNorm` (Zhang and Sennrich, arXiv 1910.07467) under the same rule as `LayerNorm`."""
+    """`nn.RMSNorm` (Zhang and Sennrich, arXiv 1910.07467) in the dtype of the input, as `LayerNorm`."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype == self.weight.dtype:
@@ -34,7 +34,15 @@ class RMSNorm(nn.RMSNorm):
 
 
 def build_norm(config: BackboneConfig, width: int) -> LayerNorm | RMSNorm:
-    """The norm that `config.norm` names, over the last `width` channels."""
+    """Build the norm that `config.norm` names.
+
+    Args:
+        config: kind of the norm, epsilon and bias.
+        width: number of channels, in the last dimension of the input.
+
+    Shape:
+        Input and output of the module: (..., width).
+    """
     if config.norm == "rmsnorm":
         return RMSNorm(width, eps=config.norm_eps)
     return LayerNorm(width, eps=config.norm_eps, bias=config.bias)

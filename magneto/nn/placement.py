@@ -1,7 +1,7 @@
-"""Where the normalisations of a Transformer sit, and what its depth does to residuals and initialisation.
+"""The table of placements: where the norms of a Transformer stand, and how its depth scales residuals and weights.
 
-The whole difference between Magneto and its baselines is one row of `PLACEMENTS`. A further placement is a
-further row: nothing else in the package knows a placement by name.
+The whole difference between Magneto and its baselines is one row of `PLACEMENTS`. Nothing else in the package knows a
+placement by name. docs/add_a_placement.md adds one, in this table or outside of the package.
 
 Sources, cited by equation number below:
 
@@ -12,18 +12,25 @@ Sources, cited by equation number below:
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from math import log, sqrt
 from typing import Literal
+
+from magneto.errors import ConfigError, nearest
 
 Side = Literal["encoder", "decoder"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Depth:
-    """The depth of a whole model, and the side of it that a formula is asked for.
+    """Depth of a whole model, and the side that a formula is evaluated for.
 
-    N = `encoder_layers` and M = `decoder_layers` of the papers; an encoder-only model has M = 0, a
-    decoder-only model N = 0. One side's formula may need both numbers, hence an object and not an integer.
+    The formula of one side may need the depth of both, hence an object and not an integer.
+
+    Args:
+        encoder_layers: N of the papers; 0 in a decoder-only model.
+        decoder_layers: M of the papers; 0 in an encoder-only model.
+        side: "encoder" or "decoder".
     """
 
     encoder_layers: int
@@ -35,12 +42,12 @@ class Depth:
 
     @property
     def own_layers(self) -> int:
-        """Number of layers of the side asked for."""
+        """Number of layers of this side."""
         return self.encoder_layers if self.side == "encoder" else self.decoder_layers
 
     @property
     def one_sided(self) -> bool:
-        """True for an encoder-only or decoder-only model."""
+        """Whether the model is encoder-only or decoder-only."""
         return self.encoder_layers == 0 or self.decoder_layers == 0
 
 
@@ -48,12 +55,12 @@ Formula = Callable[[Depth], float]
 
 
 def one(depth: Depth) -> float:
-    """No dependence on depth: plain residuals, standard Xavier."""
+    """Return 1: plain residuals, standard Xavier."""
     return 1.0
 
 
 def magneto_gain(depth: Depth) -> float:
-    """Xavier gain gamma of Sub-LN (Magneto, figure 2).
+    """Return the Xavier gain gamma of Sub-LN (Magneto, figure 2).
 
     | model             | encoder                         | decoder            |
     |-------------------|---------------------------------|--------------------|
@@ -71,7 +78,7 @@ def magneto_gain(depth: Depth) -> float:
 
 
 def deepnorm_alpha(depth: Depth) -> float:
-    """Residual weight alpha of DeepNorm (DeepNet, figure 2): x <- LN(alpha x + f(x))."""
+    """Return the residual weight alpha of DeepNorm (DeepNet, figure 2): x <- LN(alpha x + f(x))."""
     n, m = depth.encoder_layers, depth.decoder_layers
     if depth.one_sided:
         return float((2 * depth.own_layers) ** (1 / 4))
@@ -81,7 +88,7 @@ def deepnorm_alpha(depth: Depth) -> float:
 
 
 def deepnorm_beta(depth: Depth) -> float:
-    """Xavier gain beta of DeepNorm (DeepNet, figure 2)."""
+    """Return the Xavier gain beta of DeepNorm (DeepNet, figure 2)."""
     n, m = depth.encoder_layers, depth.decoder_layers
     if depth.one_sided:
         return float((8 * depth.own_layers) ** (-1 / 4))
@@ -92,22 +99,33 @@ def deepnorm_beta(depth: Depth) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """One row: the norms around and inside a residual sub-layer, and its two depth formulas.
+    """A row of the table: the norms around and inside a residual sub-layer, and two formulas of the depth.
 
-    The image at the head of `residual.py` shows where each of them sits.
+    The drawing at the head of `residual.py` shows where each norm stands.
     """
 
-    pre: bool = False  # before the sub-layer, off the residual stream
-    post: bool = False  # after the residual sum, on the stream itself
-    final: bool = False  # once, after the last layer
-    inner_attention: bool = False  # over the concatenated heads, before the output projection
-    inner_ffn: bool = False  # over ffn_dim, after the activation, before fc2
-    post_attention: bool = False  # over the output of self-attention, before the residual sum
-    post_ffn: bool = False  # over the output of the feed-forward, before the residual sum
-    head_scale: bool = False  # a learned factor for each head of self-attention
-    scale_cross_attention: bool = False  # whether `gain` holds for cross-attention too
-    alpha: Formula = one  # weight of the residual stream in the sum
-    gain: Formula = one  # Xavier gain of v, out, fc1, fc2
+    pre: bool = False
+    """Norm before the sub-layer, off the residual stream."""
+    post: bool = False
+    """Norm after the residual sum, on the stream itself."""
+    final: bool = False
+    """Norm after the last layer."""
+    inner_attention: bool = False
+    """Norm over the concatenated heads, before the output projection."""
+    inner_ffn: bool = False
+    """Norm over ffn_dim, after the activation, before fc2."""
+    post_attention: bool = False
+    """Norm over the output of self-attention, before the residual sum."""
+    post_ffn: bool = False
+    """Norm over the output of the feed-forward, before the residual sum."""
+    head_scale: bool = False
+    """Learned factor for each head of self-attention."""
+    scale_cross_attention: bool = False
+    """Whether `gain` holds for cross-attention too."""
+    alpha: Formula = one
+    """Weight of the residual stream in the sum."""
+    gain: Formula = one
+    """Xavier gain of v, out, fc1 and fc2."""
 
 
 PLACEMENTS: dict[str, Placement] = {
@@ -118,3 +136,31 @@ PLACEMENTS: dict[str, Placement] = {
     "deepnorm": Placement(post=True, scale_cross_attention=True, alpha=deepnorm_alpha, gain=deepnorm_beta),
     "normformer": Placement(pre=True, inner_ffn=True, post_attention=True, head_scale=True, final=True),
 }
+
+
+def find_placement(name: str) -> Placement:
+    """Return the row of `PLACEMENTS` with this name, or the `Placement` at this import path.
+
+    Args:
+        name: name of a row, as "magneto", or the path of an object in a module of your own, as "my_placements.peri_ln".
+
+    Raises:
+        ConfigError: there is no such row, or no `Placement` at that path.
+    """
+    if name in PLACEMENTS:
+        return PLACEMENTS[name]
+    module, dot, attribute = name.rpartition(".")
+    if not dot:
+        raise ConfigError(
+            f"placement={name}: there is no such placement.{nearest(name, PLACEMENTS)} Choose from {', '.join(PLACEMENTS)}."
+        )
+    try:
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"placement={name}: cannot be imported: {error}. Set PYTHONPATH to the folder of the module, or use "
+            f"{', '.join(PLACEMENTS)}."
+        ) from error
+    if not isinstance(found, Placement):
+        raise ConfigError(f"placement={name}: is a {type(found).__name__}. Set it to a magneto.nn.Placement.")
+    return found

@@ -1,8 +1,8 @@
-"""How a stack knows the order of its tokens.
+"""Positions: the order of the tokens as input of a stack, of its queries and keys, or of its attention scores.
 
 Learned, sinusoidal and convolutional positions are added to the input of the stack; rotary positions turn
-queries and keys; relative positions are added to the attention scores. Positions count real tokens, so a
-prompt padded on the left means the same as one without padding.
+queries and keys; relative positions are added to the attention scores. Positions count real tokens, so that padding on
+the left of a prompt changes nothing.
 """
 
 from math import log
@@ -16,22 +16,22 @@ from magneto.nn.config import BackboneConfig
 
 
 def check_length(position: str, end: int, limit: int) -> None:
-    """Raise ConfigError where a sequence of `end` tokens goes beyond a table of `limit`; `position` names the table."""
+    """Raise ConfigError if a sequence of `end` tokens is longer than the `limit` rows of the table named `position`."""
     if end > limit:
         raise ConfigError(
-            f"a sequence of {end} tokens is longer than max_positions={limit}, the reach of {position}: "
-            "shorten the sequences or raise max_positions."
+            f"a sequence of {end} tokens is longer than max_positions={limit}, the limit of {position}. "
+            "Set max_positions to a larger value, or shorten the sequences."
         )
 
 
 class AbsolutePosition(nn.Module):
-    """Adds row p of `table` (max_positions, d_model) to token p."""
+    """Module that adds row p of `table` (max_positions, d_model) to token p."""
 
     name: str
     table: Tensor
 
     def forward(self, x: Tensor, start: int, seen: Tensor | None) -> Tensor:
-        """Place x (B, T, d_model), the tokens from `start` on; `seen` (B, start + T) bool, None: all real."""
+        """Add positions to x (B, T, d_model), the tokens from `start` on; `seen` (B, start + T) bool, None: all real."""
         end = start + x.size(1)
         check_length(f"position={self.name}", end, len(self.table))
         if seen is None:
@@ -41,10 +41,9 @@ class AbsolutePosition(nn.Module):
 
 
 class LearnedPosition(AbsolutePosition):
-    """A trained vector for each position, drawn with standard deviation d_model ** -0.5.
+    """Trained vector for each position, initialised with standard deviation d_model ** -0.5.
 
-    The token embeddings that it is added to enter with unit variance: positions begin as a small part of the
-    input, as in fairseq and ViT, and grow with training.
+    The token embeddings have unit variance: positions start as a small part of the input, as in fairseq and ViT.
     """
 
     name = "learned"
@@ -55,7 +54,7 @@ class LearnedPosition(AbsolutePosition):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the table anew."""
+        """Initialise the table again."""
         nn.init.normal_(self.table, std=self.table.size(1) ** -0.5)
 
 
@@ -83,9 +82,9 @@ class Rotary(nn.Module):
         self.register_buffer("sin", angles.sin(), persistent=False)
 
     def forward(self, start: int, length: int) -> tuple[Tensor, Tensor]:
-        """Two tables (length, 1, head_dim / 2) for the tokens from `start` on.
+        """Return two tables (length, 1, head_dim / 2) for the tokens from `start` on.
 
-        Slots, not counted tokens: scores depend on differences alone, which left padding leaves as they are.
+        They count slots, not real tokens: scores depend on differences, which padding on the left does not change.
         """
         end = start + length
         check_length("position=rotary", end, len(self.cos))
@@ -100,7 +99,7 @@ def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def _angles(length: int, width: int) -> Tensor:
-    """(length, width / 2): position times a frequency that falls from 1 to 1/10000 over the channels."""
+    """Return (length, width / 2): position times a frequency that falls from 1 to 1/10000 over the channels."""
     frequencies = torch.exp(torch.arange(0, width, 2) * (-log(10000.0) / width))
     return torch.arange(length)[:, None] * frequencies
 
@@ -120,19 +119,19 @@ class RelativeBias(nn.Module):
         self.table = nn.Parameter(torch.zeros(config.relative_buckets, config.num_heads))
 
     def reset_parameters(self) -> None:
-        """Back to no preference."""
+        """Set all entries to 0."""
         nn.init.zeros_(self.table)
 
     def forward(self, start: int, length: int) -> Tensor:
-        """(1, heads, length, start + length): what query slot start + i adds to its score of key slot j."""
+        """Return (1, heads, length, start + length): what is added to the score of query slot start + i and key slot j."""
         total = start + length
-        # A score depends on the distance alone: look up each distance once, then slide a window over them.
+        # A score depends on the distance only: look up each distance once, then slide a window over them.
         distance = torch.arange(1 - total, length, device=self.table.device)  # key - query
         by_distance = F.embedding(self.buckets(distance), self.table).T  # (heads, total + length - 1)
         return by_distance.unfold(1, total, 1).flip(1)[None]
 
     def buckets(self, distance: Tensor) -> Tensor:
-        """Bucket of each distance (key slot minus query slot), int64 of the same shape."""
+        """Return the bucket of each distance (key slot minus query slot), int64 of the same shape."""
         count = len(self.table)
         offset: Tensor | int = 0
         if self.causal:
@@ -150,9 +149,8 @@ class RelativeBias(nn.Module):
 class RelativeGridBias(nn.Module):
     """BEiT's relative positions of patches (Bao et al., arXiv 2106.08254, section 2), one table for all layers.
 
-    An entry for each displacement (rows, columns) between two patches, and three for those that [CLS] takes part in.
-    BEiT pre-trains with one table, as here, and starts fine-tuning with a copy of it in each layer. The table starts at
-    zero.
+    The table has an entry for each displacement (rows, columns) between two patches, and three for [CLS]. It starts at
+    zero. BEiT pre-trains with one table, as here, and starts fine-tuning with a copy of it in each layer.
     """
 
     index: Tensor
@@ -165,28 +163,28 @@ class RelativeGridBias(nn.Module):
         self.register_buffer("index", self._index(), persistent=False)
 
     def reset_parameters(self) -> None:
-        """Back to no preference."""
+        """Set all entries to 0."""
         nn.init.zeros_(self.table)
 
     def forward(self, start: int, length: int) -> Tensor:
-        """(1, heads, length, length): what token i, the query, adds to its score of token j; token 0 is [CLS].
+        """Return (1, heads, length, length): what is added to the score of query token i and key token j; token 0 is [CLS].
 
         Raises:
-            ConfigError: `length` is not that of an image of grid x grid patches behind a [CLS].
+            ConfigError: `length` is not that of a [CLS] token and grid x grid patches.
         """
         assert start == 0
         if length != len(self.index):
             raise ConfigError(
                 f"position=relative_2d with grid={self.grid} is for {len(self.index)} tokens, [CLS] and {self.grid} x "
-                f"{self.grid} patches, not for {length}: set grid to image_size / patch_size and keep [CLS]."
+                f"{self.grid} patches, not for {length}. Set grid to image_size / patch_size and keep [CLS]."
             )
         return F.embedding(self.index, self.table).permute(2, 0, 1).contiguous()[None]
 
     def _index(self) -> Tensor:
-        """(1 + grid ** 2, 1 + grid ** 2) int64: the row of the table for each query and key, laid out as BEiT's is."""
+        """Return (1 + grid ** 2, 1 + grid ** 2) int64: the row of the table for each query and key, in BEiT's order."""
         side, reach = self.grid, 2 * self.grid - 1
-        place = torch.cartesian_prod(torch.arange(side), torch.arange(side))
-        rows, columns = (place[:, None] - place[None] + side - 1).unbind(-1)  # query - key, from 0 on
+        patches = torch.cartesian_prod(torch.arange(side), torch.arange(side))
+        rows, columns = (patches[:, None] - patches[None] + side - 1).unbind(-1)  # query - key, from 0 on
         index = torch.empty(1 + side**2, 1 + side**2, dtype=torch.int64)
         index[1:, 1:] = rows * reach + columns
         index[0, :], index[:, 0], index[0, 0] = reach**2, reach**2 + 1, reach**2 + 2
@@ -194,11 +192,10 @@ class RelativeGridBias(nn.Module):
 
 
 class ConvolutionalPosition(nn.Module):
-    """Adds gelu(convolution over time) to the input, as wav2vec 2.0 does (arXiv 2006.11477, section 2).
+    """Module that adds gelu(convolution over time) to the input (wav2vec 2.0, arXiv 2006.11477, section 2).
 
-    The convolution is depthwise: without mixing channels it costs a small part of a layer on a CPU. Padding is
-    zeroed first, so that real frames see the same whether a batch is padded or not. A causal stack sees the past
-    only, and keeps the last kernel - 1 inputs in its cache.
+    The convolution is depthwise, which costs a small part of a layer on a CPU. Padding is set to zero first, so that it
+    changes no real frame. A causal stack sees the past only, and keeps the last kernel - 1 inputs in its cache.
     """
 
     def __init__(self, config: BackboneConfig, *, causal: bool) -> None:
@@ -209,10 +206,15 @@ class ConvolutionalPosition(nn.Module):
         self.conv = nn.Conv1d(width, width, kernel, groups=width, bias=config.bias)
 
     def forward(self, x: Tensor, mask: Tensor | None, tail: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Place x (B, T, d_model) with mask (B, T) bool or None.
+        """Add positions to x.
 
-        `tail` (B, at most kernel - 1, d_model) holds the inputs just before x, if there were earlier steps.
-        Returns x with its positions, and the tail for the next step.
+        Args:
+            x: (B, T, d_model).
+            mask: (B, T) bool, True = real; None if all are real.
+            tail: (B, at most kernel - 1, d_model), the inputs just before x, if there were earlier steps.
+
+        Returns:
+            x with its positions, (B, T, d_model), and the tail for the next step.
         """
         frames = x if mask is None else x * mask[..., None]
         if tail is not None:

@@ -1,7 +1,7 @@
-r"""The residual sub-layer: where a placement is put into effect.
+r"""Residual sub-layer: the module that applies a placement.
 
-One `Residual` is one column below, read upwards. f is the sub-layer; in brackets is what the placement puts
-inside of it.
+A `Residual` is one of the columns below, read upwards. f is the sub-layer; brackets show what the placement puts inside
+of it.
 
       pre_ln          post_ln         deepnorm        normformer           magneto (Sub-LN)
 
@@ -30,9 +30,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from magneto.nn.attention import Context, CrossAttention, LayerCache, SelfAttention
+from magneto.nn.attention import Context, CrossAttention, SelfAttention
 from magneto.nn.config import BackboneConfig
 from magneto.nn.feed_forward import FeedForward
+from magneto.nn.kv_cache import LayerCache
 from magneto.nn.norm import build_norm
 from magneto.nn.placement import Side
 
@@ -40,17 +41,17 @@ SubLayer = Literal["self_attention", "cross_attention", "feed_forward"]
 
 
 class Residual(nn.Module):
-    """A sub-layer on the residual stream: the one place where a placement is put into effect.
+    """Sub-layer on the residual stream, with the norms and the scales of the placement.
 
-        x <- post(alpha * x + drop_path(dropout(branch_norm(branch(pre(x))))))
+        x <- post_norm(alpha * x + drop_path(dropout(branch_norm(branch(pre_norm(x))))))
 
-    Each norm is there or not as the placement says; norms that lie inside a sub-layer are handed down to it.
+    The placement decides which norms exist; those inside of a sub-layer belong to `branch`.
 
     Args:
-        kind: which sub-layer.
-        config: of the backbone.
-        side: which side of the model, for the depth formulas.
-        drop_path: chance that an example skips the sub-layer (stochastic depth, arXiv 1603.09382).
+        kind: "self_attention", "cross_attention" or "feed_forward".
+        config: description of the backbone.
+        side: side of the model, for the formulas of the depth.
+        drop_path: probability that an example skips the sub-layer (stochastic depth, arXiv 1603.09382).
     """
 
     kept: Tensor | None
@@ -78,38 +79,36 @@ class Residual(nn.Module):
         self.alpha = placement.alpha(depth)
         self.dropout = config.dropout
         self.drop_path = drop_path
-        # What differs from layer to layer is a tensor for the compiler, which else makes each layer a graph of its own.
+        # A tensor, since the compiler makes a graph of its own for each layer whose Python numbers differ.
         self.register_buffer("kept", torch.tensor(1 - drop_path) if drop_path else None, persistent=False)
 
     def forward(self, x: Tensor, context: Context | None = None, cache: LayerCache | None = None) -> Tensor:
-        """One step of the stream, (B, T, d_model) -> the same; `context` and `cache` are for attention."""
-        h = self.enter(x)
-        h = self.branch(h) if context is None else self.branch(h, context, cache)
-        return self.leave(h, x)
+        """Apply the sub-layer: (B, T, d_model) -> the same; `context` and `cache` are for attention."""
+        h = self.pre(x)  # (B, T, d_model)
+        h = self.branch(h) if context is None else self.branch(h, context, cache)  # (B, T, d_model)
+        return self.post(h, x)  # (B, T, d_model)
 
-    def enter(self, x: Tensor) -> Tensor:
-        """What the branch sees of the stream x."""
+    def pre(self, x: Tensor) -> Tensor:
+        """Return the input of the branch, from the stream x."""
         return x if self.pre_norm is None else self.pre_norm(x)
 
-    def leave(self, h: Tensor, x: Tensor) -> Tensor:
-        """The stream after the sub-layer: x and h, what the branch makes of `enter(x)`."""
+    def post(self, h: Tensor, x: Tensor) -> Tensor:
+        """Return the stream after the sub-layer, from the output h of the branch and the stream x before it."""
         if self.branch_norm is not None:
             h = self.branch_norm(h)
         if self.training and self.dropout:
             h = F.dropout(h, self.dropout)
         if self.training and self.kept is not None:
-            if torch.compiler.is_compiling():
-                h = (
-                    h
-                    * (torch.rand(len(h), 1, 1, device=h.device) < self.kept).to(h.dtype)
-                    / self.kept.to(h.dtype)
-                )
-            else:
-                kept = 1 - self.drop_path
-                h = h * h.new_empty(len(h), 1, 1).bernoulli_(kept).div_(kept)
+            h = self._drop_path(h, self.kept)
         x = torch.add(h, x, alpha=self.alpha)
         return x if self.post_norm is None else self.post_norm(x)
 
+    def _drop_path(self, h: Tensor, kept: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return h * (torch.rand(len(h), 1, 1, device=h.device) < kept).to(h.dtype) / kept.to(h.dtype)
+        share = 1 - self.drop_path
+        return h * h.new_empty(len(h), 1, 1).bernoulli_(share).div_(share)
+
     def extra_repr(self) -> str:
-        """Show alpha where the module is printed."""
+        """Return alpha and the dropouts, for the printed module."""
         return f"alpha={self.alpha:.4g}, dropout={self.dropout}, drop_path={self.drop_path:.4g}"

@@ -1,12 +1,11 @@
 """Encoder, decoder and encoder-decoder: residual sub-layers, stacked.
 
-A layer is self-attention, then cross-attention to the encoder's output (decoder of an encoder-decoder only),
-then the feed-forward, each in a `Residual` of its own. Magneto's cross-attention has the first LN only.
-`residual.py` has an image of it. In a multiway encoder each modality has feed-forwards, or all weights, of its own
-(`multiway.py`).
+A layer is self-attention, then cross-attention to the encoder's output (decoder of an encoder-decoder only), then the
+feed-forward, each in a `Residual` of its own (`residual.py` has a drawing). Magneto's cross-attention has the first LN
+only. In a multiway encoder each modality has feed-forwards, or all weights, of its own (`multiway.py`).
 
-Shapes: B examples, T tokens, S tokens of the memory. Masks are bool, True = real token. What stands at padded
-places of an output is finite and without meaning.
+Shapes: B examples, T tokens, S tokens of the memory. Masks are bool, True = real token. Outputs at padded positions are
+finite and have no meaning.
 """
 
 from collections.abc import Sequence
@@ -17,9 +16,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from magneto.errors import ConfigError
-from magneto.nn.attention import Context, KVCache, LayerCache
+from magneto.nn.attention import Context
 from magneto.nn.config import BackboneConfig
-from magneto.nn.multiway import Experts, SharedAttention
+from magneto.nn.kv_cache import KVCache, LayerCache
+from magneto.nn.multiway import Experts, SharedAttention, apply_experts
 from magneto.nn.norm import LayerNorm, RMSNorm, build_norm
 from magneto.nn.placement import Side
 from magneto.nn.positions import (
@@ -55,16 +55,19 @@ class Layer(nn.Module):
         )
 
     def forward(self, x: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
-        x = self.self_attention(x, context, cache)
+        x = self.self_attention(x, context, cache)  # (B, T, d_model)
         if self.cross_attention is not None:
-            x = self.cross_attention(x, context, cache)
-        ffn = self.feed_forward
-        x = ffn(x, context.split) if isinstance(ffn, Experts) else ffn(x)
-        return x
+            x = self.cross_attention(x, context, cache)  # (B, T, d_model)
+        return apply_experts(self.feed_forward, x, context.num_vision_tokens)  # (B, T, d_model)
 
 
 class Stack(nn.Module):
-    """Positions, layers and final norm: what `Encoder` and `Decoder` share."""
+    """Base of `Encoder` and `Decoder`: positions, layers and final norm.
+
+    Args:
+        config: description of the backbone.
+        side: "encoder" or "decoder".
+    """
 
     def __init__(self, config: BackboneConfig, side: Side) -> None:
         super().__init__()
@@ -114,78 +117,65 @@ class Stack(nn.Module):
         memory_mask: Tensor | None = None,
         cache: KVCache | None = None,
         return_layers: Sequence[int] = (),
-        split: int | None = None,
+        num_vision_tokens: int | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
-        """The forward pass of both sides; see their `forward` for the arguments."""
-        # The stream has the parameters' dtype. A stem under autocast hands over bf16, in which a deep sum of
-        # small updates would be lost.
-        x = x.to(next(self.layers.parameters()).dtype)
-        start, seen = 0, mask
-        if cache is not None:
-            start, seen = cache.length, cache.extend(x.size(1), mask, len(x), x.device)
-            if not cache.layers:
-                cache.layers.extend(LayerCache() for _ in self.layers)
+        """Compute the forward pass of both sides; their `forward` describes the arguments."""
+        # The stream has the parameters' dtype: in the bf16 of a stem under autocast, a deep sum of small updates is lost.
+        x = x.to(next(self.layers.parameters()).dtype)  # (B, T, d_model)
+        start, seen = (
+            (0, mask) if cache is None else cache.extend(x, mask, len(self.layers))
+        )  # (B, start + T)
+        rotary = None if self.rotary is None else self.rotary(start, x.size(1))
+        bias = self._bias(x, start, seen, causal)  # (B or 1, heads or 1, T or 1, start + T)
         context = Context(
+            bias=bias,
+            causal=causal and bias is None and x.size(1) > 1,
+            rotary=rotary,
+            num_vision_tokens=num_vision_tokens,
             memory=memory,
             memory_mask=None if memory_mask is None else memory_mask[:, None, None, :],
-            split=split,
         )
-        if self.rotary is not None:
-            context.rotary = self.rotary(start, x.size(1))
-        context.bias = self._bias(x, start, seen, causal)
-        context.causal = causal and context.bias is None and x.size(1) > 1
-        x = self._positioned(x, start, mask, seen, cache, split)
-
+        x = self._add_positions(x, start, mask, seen, cache)  # (B, T, d_model)
+        if self.input_norm is not None:
+            x = apply_experts(self.input_norm, x, num_vision_tokens)
+        if self.config.dropout:
+            x = F.dropout(x, self.config.dropout, self.training)
         features = {}
         for index, layer in enumerate(self.layers):
             layer_cache = None if cache is None else cache.layers[index]
             if self.config.activation_checkpointing and self.training and torch.is_grad_enabled():
                 x = checkpoint(layer, x, context, layer_cache, use_reentrant=False)
             else:
-                x = layer(x, context, layer_cache)
+                x = layer(x, context, layer_cache)  # (B, T, d_model)
             if index in return_layers:
                 features[index] = x
         if self.final_norm is not None:
-            x = self._normed(self.final_norm, x, split)
+            x = apply_experts(self.final_norm, x, num_vision_tokens)
         return x, [features[index] for index in return_layers]
 
-    def _positioned(
-        self,
-        x: Tensor,
-        start: int,
-        mask: Tensor | None,
-        seen: Tensor | None,
-        cache: KVCache | None,
-        split: int | None,
+    def _add_positions(
+        self, x: Tensor, start: int, mask: Tensor | None, seen: Tensor | None, cache: KVCache | None
     ) -> Tensor:
-        """The input with absolute positions, its norm and its dropout."""
         if isinstance(self.position, ConvolutionalPosition):
             x, tail = self.position(x, mask, None if cache is None else cache.tail)
             if cache is not None:
                 cache.tail = tail
         elif self.position is not None:
             x = self.position(x, start, seen)
-        if self.input_norm is not None:
-            x = self._normed(self.input_norm, x, split)
-        return F.dropout(x, self.config.dropout, self.training) if self.config.dropout else x
-
-    @staticmethod
-    def _normed(norm: LayerNorm | RMSNorm | Experts, x: Tensor, split: int | None) -> Tensor:
-        out: Tensor = norm(x, split) if isinstance(norm, Experts) else norm(x)
-        return out
+        return x
 
     def _bias(self, x: Tensor, start: int, seen: Tensor | None, causal: bool) -> Tensor | None:
-        """Mask and relative positions as SDPA takes them, or None where it needs nothing from us.
+        """Return mask and relative positions in SDPA's form, or None where SDPA needs neither.
 
-        Bool (True = attend) without relative positions, else float with a huge negative number where barred:
-        not -inf, which would make 0/0 of an example without any real token. The tokens of x are the queries
-        start to start + T - 1, the keys are all start + T slots; `seen` (B, start + T) marks the real ones.
+        Bool (True = attend) without relative positions, else float with a large negative number where attention is
+        masked: -inf would give 0/0 in an example without any real token. The tokens of x are the queries start to
+        start + T - 1, the keys are all start + T slots; `seen` (B, start + T) marks the real ones.
         """
         new, total = x.size(1), start + x.size(1)
         allowed = None if seen is None else seen[:, None, None, :]
         if causal and new > 1 and (start or seen is not None or self.relative is not None):
             past = torch.ones(new, total, dtype=torch.bool, device=x.device).tril(start)
-            # Padding sees itself: a query without any key would make a row of the softmax 0/0.
+            # Padding attends to itself: a query without any key would make a row of the softmax 0/0.
             itself = past & past.triu(start)
             allowed = past if allowed is None else (allowed & past) | itself
         if self.relative is None:
@@ -197,7 +187,22 @@ class Stack(nn.Module):
 
 
 class Encoder(Stack):
-    """A stack that sees its whole input, or with `causal=True` the past only."""
+    """Stack of Transformer layers that attend to the whole input, or with `causal=True` to the past only.
+
+    Args:
+        config: description of the backbone, with architecture encoder or encoder_decoder.
+
+    Raises:
+        ConfigError: the architecture has no encoder.
+
+    Shape:
+        Input and output: (B, T, d_model). Mask: (B, T).
+
+    Example:
+        >>> encoder = Encoder(BackboneConfig(placement="magneto", num_layers=12, d_model=256))
+        >>> encoder(torch.randn(2, 100, 256)).shape
+        torch.Size([2, 100, 256])
+    """
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__(config, "encoder")
@@ -208,45 +213,69 @@ class Encoder(Stack):
         mask: Tensor | None = None,
         causal: bool = False,
         return_layers: Sequence[int] = (),
-        split: int | None = None,
+        num_vision_tokens: int | None = None,
     ) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Encode a batch.
 
         Args:
-            x: (B, T, d_model), what a stem makes.
-            mask: (B, T) bool, True = real; None if all are real, which is faster than a mask of True.
-            causal: bar attention to later tokens; not with convolutional positions, which look ahead in an encoder.
-            return_layers: indices (from 0) of layers whose outputs are wanted too, before any final norm.
-            split: for a multiway stack, which needs it: the first `split` of the T tokens are vision, the others text.
-                0: all are text, T: all are vision; in between: pairs.
+            x: (B, T, d_model), the output of a stem.
+            mask: (B, T) bool, True = real token; None if all are real, which is faster than a mask of True.
+            causal: attend to earlier tokens only; not with convolutional positions, which look ahead in an encoder.
+            return_layers: indices (from 0) of layers whose outputs are returned too, before any final norm.
+            num_vision_tokens: for a multiway stack, which needs it: the first tokens of the T that are vision; the
+                others are text. 0: all are text, T: all are vision, in between: pairs.
 
         Returns:
-            (B, T, d_model); with `return_layers` the pair of it and the list of (B, T, d_model) asked for.
+            (B, T, d_model); with `return_layers` a pair of it and the list of the (B, T, d_model) of these layers.
+
+        Raises:
+            ConfigError: `num_vision_tokens` is missing, out of range, or given to a stack that is not multiway; the
+                sequence is longer than `max_positions`; `causal` with convolutional positions.
         """
-        self._check_split(split, x.size(1))
+        self._check_vision_tokens(num_vision_tokens, x.size(1))
         if causal and self.config.position == "convolutional":
             raise ConfigError(
-                "position=convolutional looks ahead in an encoder: take architecture=decoder, or another position."
+                "position=convolutional looks ahead in an encoder. Set architecture=decoder, or another position."
             )
-        out, features = self.run(x, mask, causal=causal, return_layers=return_layers, split=split)
+        out, features = self.run(
+            x, mask, causal=causal, return_layers=return_layers, num_vision_tokens=num_vision_tokens
+        )
         return (out, features) if return_layers else out
 
-    def _check_split(self, split: int | None, length: int) -> None:
-        if (split is None) != (self.config.multiway == "none"):
+    def _check_vision_tokens(self, count: int | None, length: int) -> None:
+        multiway = self.config.multiway
+        if count is None and multiway != "none":
             raise ConfigError(
-                f"multiway={self.config.multiway}: the encoder "
-                + (
-                    "needs split, the number of leading tokens that are vision (0 for texts)."
-                    if split is None
-                    else f"knows no modalities, and so no split={split}: set multiway=feed_forward."
-                )
+                f"multiway={multiway}: the encoder must know which tokens are vision. "
+                "Set num_vision_tokens to the number of leading ones, 0 for texts."
             )
-        if split is not None and not 0 <= split <= length:
-            raise ConfigError(f"split={split}: must be between 0 and the number of tokens, {length}.")
+        if count is not None and multiway == "none":
+            raise ConfigError(
+                f"num_vision_tokens={count} has no effect with multiway=none. Set multiway=feed_forward."
+            )
+        if count is not None and not 0 <= count <= length:
+            raise ConfigError(
+                f"num_vision_tokens={count}: must be between 0 and the number of tokens, {length}."
+            )
 
 
 class Decoder(Stack):
-    """A causal stack; in an encoder-decoder its layers attend to a memory as well."""
+    """Causal stack of Transformer layers; in an encoder-decoder they attend to a memory as well.
+
+    Args:
+        config: description of the backbone, with architecture decoder or encoder_decoder.
+
+    Raises:
+        ConfigError: the architecture has no decoder.
+
+    Shape:
+        Input and output: (B, T, d_model). Mask: (B, T). Memory: (B, S, d_model).
+
+    Example:
+        >>> decoder = Decoder(BackboneConfig(architecture="decoder", position="rotary"))
+        >>> decoder(torch.randn(2, 100, 256)).shape
+        torch.Size([2, 100, 256])
+    """
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__(config, "decoder")
@@ -266,12 +295,15 @@ class Decoder(Stack):
             mask: (B, T) bool for these tokens, True = real; None if all are real. Padding on the right needs
                 no mask, since no real token looks ahead: pass None and keep the fast kernel. Prompts of
                 unequal length are padded on the left and do need one.
-            memory: (B, S, d_model), the encoder's output; read in the first cached step only.
+            memory: (B, S, d_model), the encoder's output; with a cache it is read in the first step only.
             memory_mask: (B, S) bool, True = real; None if all are real.
             cache: state of the generation, written in place; None to decode the whole sequence at once.
 
         Returns:
             (B, T, d_model).
+
+        Raises:
+            ConfigError: the sequence is longer than `max_positions`.
         """
         cross = self.config.architecture == "encoder_decoder"
         assert cross == (memory is not None), (
@@ -282,7 +314,17 @@ class Decoder(Stack):
 
 
 class EncoderDecoder(nn.Module):
-    """An encoder and a decoder that attends to its output."""
+    """Encoder and a decoder that attends to its output.
+
+    Args:
+        config: description of the backbone, with architecture encoder_decoder.
+
+    Raises:
+        ConfigError: the architecture is another one.
+
+    Shape:
+        Source: (B, S, d_model). Target and output: (B, T, d_model).
+    """
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
@@ -291,7 +333,7 @@ class EncoderDecoder(nn.Module):
         self.decoder = Decoder(config)
 
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """From x (B, S, d_model) and mask (B, S) to the memory (B, S, d_model)."""
+        """Encode the source x (B, S, d_model) with mask (B, S) to the memory (B, S, d_model)."""
         memory: Tensor = self.encoder(x, mask)
         return memory
 
@@ -303,19 +345,37 @@ class EncoderDecoder(nn.Module):
         memory_mask: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """`Decoder.forward` with y (B, T, d_model) and its mask: (B, T, d_model)."""
+        """Decode y (B, T, d_model) with its mask (B, T), as `Decoder.forward`: (B, T, d_model)."""
         out: Tensor = self.decoder(y, mask, memory, memory_mask, cache)
         return out
 
     def forward(
         self, x: Tensor, y: Tensor, mask: Tensor | None = None, y_mask: Tensor | None = None
     ) -> Tensor:
-        """Source x (B, S, d_model) and target y (B, T, d_model) with their masks -> (B, T, d_model)."""
-        return self.decode(y, y_mask, self.encode(x, mask), mask)
+        """Encode the source and decode the target.
+
+        Args:
+            x: (B, S, d_model), the source.
+            y: (B, T, d_model), the target.
+            mask: (B, S) bool, True = real token of the source; None if all are real.
+            y_mask: (B, T) bool, the same for the target.
+
+        Returns:
+            (B, T, d_model).
+        """
+        memory = self.encode(x, mask)  # (B, S, d_model)
+        return self.decode(y, y_mask, memory, mask)  # (B, T, d_model)
 
 
 def build_backbone(config: BackboneConfig) -> Encoder | Decoder | EncoderDecoder:
-    """The stack that `config.architecture` names."""
+    """Build the stack that `config.architecture` names.
+
+    Args:
+        config: description of the backbone.
+
+    Returns:
+        An `Encoder`, `Decoder` or `EncoderDecoder`, initialised.
+    """
     if config.architecture == "encoder":
         return Encoder(config)
     return Decoder(config) if config.architecture == "decoder" else EncoderDecoder(config)

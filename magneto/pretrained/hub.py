@@ -1,9 +1,8 @@
-"""Published weights of other libraries, under our names: one file a family, each with `import_weights`.
+"""Read models in the format of the Hugging Face hub: the base of the importers, one file a family.
 
-    import_weights(source: str) -> Imported
-
-`source` is a folder or a name on the Hugging Face hub. `magneto.pretrained.init_from` chooses the importer by the `model_type` of
-the source's config.json. BEiT-3 is in no such format: its importer reads a file, and is asked for by `beit3:FILE`.
+Each has `import_weights(source: str) -> Imported`. `source` is a folder or a name on the hub, and
+`magneto.pretrained.init_from` chooses the importer by the `model_type` of its config.json. BEiT-3 is in no such format:
+its importer reads a file, and is named by `beit3:FILE`.
 """
 
 import json
@@ -43,7 +42,7 @@ class Imported:
 
 
 def fetch(source: str, extra: Sequence[str] = ()) -> Path:
-    """The folder that holds a Hugging Face model: `source` itself, or a download of the model of that name.
+    """Return the folder that holds a Hugging Face model: `source` itself, or a download of the model of that name.
 
     Args:
         source: a folder, or a name such as `bert-base-uncased`.
@@ -74,12 +73,12 @@ def fetch(source: str, extra: Sequence[str] = ()) -> Path:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(
             f"hf:{source}: there is no such folder, and it cannot be downloaded ({reason}). "
-            "Check the name and the network, or name a folder with config.json and model.safetensors."
+            "Check the name and the network, or set init_from to hf:FOLDER with config.json and model.safetensors."
         ) from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a Hugging Face model.
+    """Return the config.json of a Hugging Face model.
 
     Raises:
         ConfigError: it is missing or damaged.
@@ -97,7 +96,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a Hugging Face model, under its own names, in fp32.
+    """Return all tensors of a Hugging Face model, under its own names, in fp32.
 
     Raises:
         ConfigError: there are none, or they are damaged.
@@ -119,13 +118,13 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def read_tokenizer(folder: Path) -> str | None:
-    """tokenizer.json of a Hugging Face model, if it has one."""
+    """Return the tokenizer.json of a Hugging Face model, if it has one."""
     file = folder / "tokenizer.json"
     return file.read_text(encoding="utf-8") if file.is_file() else None
 
 
 def require(config: Mapping[str, Any], expected: Mapping[str, Any], source: str) -> None:
-    """Check that a model is the variant that an importer can express.
+    """Raise ConfigError unless a model is the variant that an importer can express.
 
     Args:
         config: of the model.

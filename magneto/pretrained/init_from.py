@@ -1,20 +1,18 @@
-"""Starting from a pretrained model (`init_from=`): its shape, its tokenizer, its weights.
+"""Start from a pretrained model (`init_from=`): read it once, and copy what fits into a task.
 
 `init_from` names a run's folder, a checkpoint (`RUN/checkpoints/best.ckpt`), an export folder, `hf:NAME_OR_FOLDER` or
 `beit3:FILE` (one importer a module).
-Two steps, both called by the engine:
 
-1. `adopt(config, overrides)`, before anything is built: the backbone gets the shape of the pretrained one and the data
-   its tokenizer or its patches, so that a command names `init_from` and no size. What the user did say must agree.
-2. `initialize_from(task, source)`, before training: weights are copied where name, shape and meaning agree. Images
-   may be of another size than the pretrained ones: what was learned of places is resized (nn/resize.py). They may be
-   normalised in another way: the map of patches takes that up (nn/renormalise.py).
+1. `read_pretrained(source)` reads it.
+2. `magneto.pretrained.resolve.adopt` takes its shape and its tokenizer into the configuration.
+3. `initialize_from(task, pretrained)` copies weights where name, shape and meaning agree. Images may be of another size
+   than the pretrained ones: what was learned of positions is resized (nn/vision/resize.py). They may be normalised in
+   another way: the map of patches is changed for that (nn/vision/renormalise.py).
 """
 
-import hashlib
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -27,9 +25,9 @@ from magneto.errors import ConfigError
 from magneto.nn.config import BackboneConfig
 from magneto.pretrained import image_size as images
 from magneto.pretrained.hub import fetch, read_config
-from magneto.tasks.base import TaskModule
+from magneto.pretrained.shape import differences
+from magneto.tasks.base import Task
 from magneto.training.checkpoint_io import read_model
-from magneto.training.run_folder import write_atomically
 
 log = logging.getLogger("magneto")
 
@@ -38,11 +36,6 @@ BEIT3 = "beit3:"
 """Files as the authors of BEiT-3 published them, which are in no hub's format."""
 FAMILIES = ("bert", "gpt2")
 """`model_type` of the models that have an importer, each in a module of its name in `magneto.pretrained.hub`."""
-_TRAINING_ONLY = (
-    "dropout", "attention_dropout", "activation_dropout", "drop_path", "gain", "activation_checkpointing"
-)  # fmt: skip
-SHAPE = tuple(field.name for field in fields(BackboneConfig) if field.name not in _TRAINING_ONLY)
-"""Fields that decide what a backbone's weights mean; the others only say how it is trained."""
 _BODY = ("stem.", "source_stem.", "target_stem.", "backbone.")
 """Parameters that must fit; others (heads) are taken where they do."""
 _HEADS = ("head.", "image_head.")
@@ -53,12 +46,12 @@ _TARGET = "target."
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What stands behind `init_from=`.
+    """Model that `init_from=` names.
 
     Attributes:
         source: as the user gave it.
         backbone: its configuration.
-        info: facts of the data that it was trained on; of an import those that its importer knows.
+        info: of the data that it was trained on; of an import what its importer knows.
         weights: tensors under our names.
         tokenizer: content of its tokenizer.json; None where it has none.
     """
@@ -72,16 +65,16 @@ class Pretrained:
 
 @dataclass(frozen=True)
 class Report:
-    """What `initialize_from` did, by the names of the tensors."""
+    """Result of `initialize_from`, by the names of the tensors."""
 
     source: str
     taken: tuple[str, ...]
     new: tuple[str, ...]
     """Of the model, and not in the source or not of its meaning: they keep their random values."""
     left: tuple[str, ...]
-    """Of the source, without a place in the model."""
+    """Of the source, and not in the model."""
     cut: tuple[str, ...] = ()
-    """Those taken whose last rows, beyond the tokens, stood for nothing."""
+    """Those taken whose last rows are beyond the tokens."""
     resized: tuple[str, ...] = ()
     """Those taken that were resized to images of another size."""
     renormalised: tuple[str, ...] = ()
@@ -100,7 +93,7 @@ class Report:
 
 
 def _summary(names: Sequence[str]) -> str:
-    """Whole parts by their first name, with the number of their tensors; a lone tensor by its full name."""
+    """Return whole parts by their first name, with the number of their tensors; a single tensor by its full name."""
     parts: dict[str, list[str]] = {}
     for name in names:
         parts.setdefault(name.split(".", 1)[0], []).append(name)
@@ -108,7 +101,7 @@ def _summary(names: Sequence[str]) -> str:
 
 
 def read_pretrained(source: str) -> Pretrained:
-    """A pretrained model, on the CPU.
+    """Read a pretrained model, on the CPU.
 
     Raises:
         ConfigError: there is nothing at `source`, it is damaged, or it is of a family without an importer.
@@ -147,125 +140,7 @@ def _imported(source: str, family: str, name: str) -> Pretrained:
     return Pretrained(source, config, dict(imported.images), imported.state_dict, imported.tokenizer_json)
 
 
-# ------------------------------------------------------------------ shape and tokenizer, before the model is built
-
-
-def adopt(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """The configuration with the shape and the tokenizer of the model that `init_from` names.
-
-    The backbone's fields are set to the pretrained ones, whatever the task or its size say. `data.tokenizer.file` is
-    set to a copy of its tokenizer under `data_dir/tokenizers` (of a translator with two, to both), where the data has
-    that key and the user did not set any of `data.tokenizer`. Applied twice it changes nothing further.
-
-    Args:
-        config: composed, as plain values; returned as it is where `init_from` is null.
-        overrides: of the command line. Those that name another shape are refused.
-
-    Raises:
-        MagnetoError: the source cannot be read, an override contradicts it, or it has embeddings of tokens and does not
-            say of which.
-    """
-    source = config.get("init_from")
-    if source is None:
-        return dict(config)
-    pretrained = read_pretrained(source)
-    adopted = dict(config)
-    _refuse_contradictions(pretrained, config["backbone"], overrides)
-    shape = pretrained.backbone.to_dict()
-    values = {key: shape[key] for key in SHAPE if key != "architecture"}
-    if values["decoder_layers"] is not None and config["backbone"].get("architecture") != "encoder_decoder":
-        del values["decoder_layers"]
-    adopted["backbone"] = {**config["backbone"], **values}
-    own_size = {key: config["backbone"].get(key) for key in ("num_layers", "d_model")}
-    if own_size != {key: shape[key] for key in own_size}:
-        adopted["size_name"] = f"{shape['num_layers']}x{shape['d_model']}"
-    data = config.get("data") or {}
-    if patch_size := images.patch_size(source, pretrained.info, data, overrides):
-        adopted["data"] = data = {**data, "patch_size": patch_size}
-    chosen = any(override.lstrip("+").startswith("data.tokenizer") for override in overrides)
-    own = data.get("tokenizer") or {}
-    if "file" in own:
-        if own["file"] is None:
-            _require_known_tokens(pretrained)
-        if not chosen:
-            adopted["data"] = {
-                **data,
-                "tokenizer": {**own, **_given_tokenizer(pretrained, own, Path(config["data_dir"]))},
-            }
-    return adopted
-
-
-def _require_known_tokens(pretrained: Pretrained) -> None:
-    """Refuse published weights whose embeddings would be taken for the tokens of a tokenizer trained on this data."""
-    tables = {"stem.embedding.weight", "stem.text.embedding.weight"}
-    if (
-        not pretrained.source.startswith((HUB, BEIT3))
-        or pretrained.tokenizer is not None
-        or tables.isdisjoint(pretrained.weights)
-    ):
-        return
-    remedy = "Put its tokenizer.json beside its weights, or name one with data.tokenizer.file."
-    if pretrained.source.startswith(BEIT3):
-        remedy = "Name one with data.tokenizer.file (docs/data.md makes it of the authors' beit3.spm)."
-    raise ConfigError(
-        f"init_from={pretrained.source}: it has embeddings of tokens and no tokenizer.json that says which tokens they are. "
-        f"{remedy}"
-    )
-
-
-def _given_tokenizer(pretrained: Pretrained, own: Mapping[str, Any], data_dir: Path) -> dict[str, Any]:
-    """Keys of `data.tokenizer` that make the data use the pretrained tokenizer; none where it has none that fits."""
-    if pretrained.tokenizer is not None:
-        return {"file": str(_keep_tokenizer(pretrained.tokenizer, data_dir))}
-    if "source_tokenizer" not in pretrained.info or "shared" not in own:
-        return {}
-    shared = pretrained.info["shared"]
-    sides = ("source",) if shared else ("source", "target")
-    files = [str(_keep_tokenizer(pretrained.info[f"{side}_tokenizer"], data_dir)) for side in sides]
-    return {"shared": shared, "file": files[0] if shared else files}
-
-
-def _refuse_contradictions(
-    pretrained: Pretrained, backbone: Mapping[str, Any], overrides: Sequence[str]
-) -> None:
-    """Refuse an override that asks for another shape than the pretrained one."""
-    named: dict[str, str] = {}
-    for override in overrides:
-        key = override.lstrip("+").split("=", 1)[0]
-        if key == "backbone":
-            named["placement"] = override
-        elif key == "size":
-            named |= dict.fromkeys(("num_layers", "d_model", "num_heads", "ffn_dim"), override)
-        elif key.removeprefix("backbone.") in SHAPE and key.startswith("backbone."):
-            named[key.removeprefix("backbone.")] = override
-    if not named:
-        return
-    # The grid of patches comes from the data, later; it is not compared.
-    differing = _differences(pretrained.backbone, BackboneConfig.from_dict({**backbone, "grid": 1}))
-    if wrong := {key: named[key] for key in named if key in differing}:
-        lines = [
-            f"  {key}: {differing[key][0]} (pretrained), {differing[key][1]} ({wrong[key]})" for key in wrong
-        ]
-        raise ConfigError(
-            f"init_from={pretrained.source} has another shape than the command asks for:\n"
-            + "\n".join(lines)
-            + f"\nLeave {', '.join(sorted(set(wrong.values())))} out: the shape comes with the weights."
-        )
-
-
-def _keep_tokenizer(tokenizer: str, data_dir: Path) -> Path:
-    """Write the tokenizer beside the data, under a name that tells its content."""
-    file = data_dir / "tokenizers" / f"{hashlib.sha256(tokenizer.encode()).hexdigest()[:12]}.json"
-    if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, tokenizer)
-    return file
-
-
-# ------------------------------------------------------------------ weights, before training
-
-
-def initialize_from(task: TaskModule, source: str) -> Report:
+def initialize_from(task: Task, pretrained: Pretrained) -> Report:
     """Copy what a pretrained model has into `task`.
 
     Stem and backbone must fit as a whole. Other tensors are taken where names and shapes agree, a head only
@@ -281,8 +156,8 @@ def initialize_from(task: TaskModule, source: str) -> Report:
         ConfigError: the backbones differ (the fields are named), the tokenizers differ, or a tensor of stem or backbone
             is missing or of another shape (the tensors are named). Nothing has been copied then.
     """
-    pretrained = read_pretrained(source)
-    if differing := _differences(pretrained.backbone, task.config):
+    source = pretrained.source
+    if differing := differences(pretrained.backbone, task.config):
         lines = [
             f"  {key}: {theirs} (pretrained), {ours} (this run)" for key, (theirs, ours) in differing.items()
         ]
@@ -340,7 +215,7 @@ def _same(theirs: Tensor | None, ours: Tensor) -> bool:
 
 
 def _padded(theirs: Tensor, ours: Tensor, vocab_size: int | None) -> bool:
-    """Whether a table of tokens has more rows than there are tokens, as many published ones have."""
+    """Return whether a table of tokens has more rows than there are tokens, as many published ones have."""
     return vocab_size == len(ours) < len(theirs) and theirs.shape[1:] == ours.shape[1:]
 
 
@@ -348,8 +223,8 @@ def _shape(tensor: Tensor | None) -> str:
     return "missing" if tensor is None else " x ".join(map(str, tensor.shape)) or "a number"
 
 
-def _same_tokenizer(pretrained: Pretrained, task: TaskModule) -> bool:
-    """Whether both read and write the same tokens; raises where the embeddings would mean other ones."""
+def _same_tokenizer(pretrained: Pretrained, task: Task) -> bool:
+    """Return whether both use the same tokens; raise ConfigError where the embeddings would stand for others."""
     for key in ("tokenizer", "source_tokenizer", "target_tokenizer"):
         ours, theirs = task.hparams["info"].get(key), pretrained.info.get(key)
         if key == "tokenizer" and pretrained.tokenizer is not None:
@@ -366,34 +241,3 @@ def _same_tokenizer(pretrained: Pretrained, task: TaskModule) -> bool:
                 "the command: it comes with the weights."
             )
     return True
-
-
-def _meaning(config: BackboneConfig) -> dict[str, Any]:
-    """The shape with defaults filled in: equal for two ways of saying the same."""
-    placement = config.resolved_placement()
-    values = {key: getattr(config, key) for key in SHAPE}
-    values |= {
-        "ffn_dim": config.ffn_width,
-        "inner_attention_norm": placement.inner_attention,
-        "inner_ffn_norm": placement.inner_ffn,
-        "final_norm": placement.final,
-    }
-    if config.architecture == "encoder_decoder":
-        values["decoder_layers"] = config.decoder_layers or config.num_layers
-    unused = {
-        "relative": ("relative_buckets", "relative_max_distance"),
-        "convolutional": ("conv_position_kernel",),
-    }
-    for position, keys in unused.items():
-        if config.position != position:
-            values |= dict.fromkeys(keys)
-    # Tables of positions have so many rows: they are compared as tensors, those of images once they are resized.
-    for key in ("max_positions", "grid"):
-        values.pop(key)
-    return values
-
-
-def _differences(theirs: BackboneConfig, ours: BackboneConfig) -> dict[str, tuple[Any, Any]]:
-    """Fields of the shape that differ, each with (theirs, ours)."""
-    left, right = _meaning(theirs), _meaning(ours)
-    return {key: (left[key], right[key]) for key in left if left[key] != right[key]}

@@ -1,61 +1,27 @@
-"""From runs to rows: which runs are seeds of one configuration, what tells rows apart, means, differences."""
+"""From runs to sections and rows: runs that may be compared, and runs that are seeds of one configuration."""
 
-import json
-import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from magneto.errors import ConfigError
+from magneto.report.labels import choices_of, leaves, overridden_keys, row_labels, shorten
 from magneto.report.loading import Run, setting, shown
+from magneto.report.statistics import Difference, Stat, difference, summarise
 
 BACKBONES = ("post_ln", "pre_ln", "deepnorm", "normformer", "magneto")
 """The order of rows: baselines first, the paper's backbone last."""
 
 SIZES = ("tiny", "small", "base", "large")
 
-_NOT_A_DIFFERENCE = re.compile(
-    # Keys whose value says where, how loudly or on what a run computed, not what it computed. The number of
-    # devices is not among them: the batch budget is per device.
-    r"""(seed|name|resume|runs_dir|mode|checkpoint|input|output|logger|experiment_task)(\..*)?
-    |trainer\.(accelerator|strategy|enable_progress_bar|log_every_n_steps|num_sanity_val_steps|threads|deterministic)
-    |callbacks\.(probe_every|save_every|samples)
-    |(.*\.)?(seed|data_dir|num_workers|pin_memory)""",
-    re.VERBOSE,
-)
-
 _LOWER = frozenset(("loss", "nll", "cer", "wer", "ter", "error", "perplexity", "ppl", "bits", "mse", "mae"))
+
 _HIGHER = frozenset(
     ("accuracy", "acc", "bleu", "chrf", "f1", "auc", "r", "recall", "precision", "top1", "top5", "map", "iou")
 ) | {"matthews", "pearson", "spearman"}
-
-# Two-sided 95% quantiles of Student's t for 1 to 10 degrees of freedom; above, `_t95`'s expansion is good
-# to 1e-3.
-_T95 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
-
-
-@dataclass(frozen=True)
-class Stat:
-    """Mean and sample standard deviation (None for a single value) of one metric over `n` finished seeds."""
-
-    mean: float
-    sd: float | None
-    n: int
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Mean difference to the reference row with its 95% interval; `paired` by seed, else Welch's."""
-
-    mean: float
-    low: float
-    high: float
-    paired: bool
 
 
 @dataclass(frozen=True)
@@ -300,7 +266,7 @@ class Conditions:
         if len({other.sources for other in others}) > 1:
             shared = set.intersection(*(set(other.sources) for other in others))
             words += [
-                f"{key.rpartition('.')[2]}={_short(value)}"
+                f"{key.rpartition('.')[2]}={shorten(value)}"
                 for key, value in self.sources
                 if (key, value) not in shared
             ]
@@ -336,69 +302,6 @@ def _section_order(item: tuple[tuple[str, str, Conditions], list[Run]]) -> tuple
     return waiting, task, data, conditions.sources, conditions.steps or 0, conditions.test_batches or ""
 
 
-def summarise(values: Iterable[float]) -> Stat | None:
-    """Mean and sample standard deviation; no spread is made up for one value."""
-    array = np.array(list(values), dtype=np.float64)
-    if not array.size:
-        return None
-    return Stat(float(array.mean()), float(array.std(ddof=1)) if array.size > 1 else None, array.size)
-
-
-def difference(ours: dict[int, float], theirs: dict[int, float]) -> Difference | None:
-    """Mean of `ours` minus mean of `theirs` (seed -> value) with a 95% interval by Student's t.
-
-    Paired over the seeds that both have when these are two or more, else Welch's with its degrees of freedom
-    rounded down (a slightly wider interval). None when either side has a single value.
-    """
-    shared = sorted(set(ours) & set(theirs))
-    if len(shared) >= 2:
-        gaps = np.array([ours[seed] - theirs[seed] for seed in shared])
-        error, freedom = gaps.std(ddof=1) / math.sqrt(len(shared)), len(shared) - 1
-        centre = float(gaps.mean())
-    elif len(ours) >= 2 and len(theirs) >= 2:
-        a, b = np.array(list(ours.values())), np.array(list(theirs.values()))
-        va, vb = a.var(ddof=1) / a.size, b.var(ddof=1) / b.size
-        error, centre = math.sqrt(va + vb), float(a.mean() - b.mean())
-        spread = va**2 / (a.size - 1) + vb**2 / (b.size - 1)
-        freedom = max(1, int((va + vb) ** 2 / spread)) if spread else 1
-    else:
-        return None
-    half = float(_t95(freedom) * error)
-    return Difference(centre, centre - half, centre + half, len(shared) >= 2)
-
-
-def _t95(freedom: int) -> float:
-    """The 97.5% quantile of Student's t (Cornish-Fisher expansion of the normal's above the table)."""
-    if freedom <= len(_T95):
-        return _T95[freedom - 1]
-    z = 1.959964
-    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-
-
-def leaves(config: dict[str, Any]) -> dict[str, str]:
-    """Dotted key -> value as text, of every leaf of a resolved configuration that can make a difference."""
-    found: dict[str, str] = {}
-
-    def walk(node: Any, key: str) -> None:
-        if not is_difference(key):
-            return
-        if isinstance(node, dict) and node:
-            for name, child in node.items():
-                walk(child, f"{key}.{name}" if key else str(name))
-        else:
-            found[key] = (
-                node if isinstance(node, str) else json.dumps(node, ensure_ascii=False, sort_keys=True)
-            )
-
-    walk(config, "")
-    return found
-
-
-def is_difference(key: str) -> bool:
-    """Whether the value of a configuration key can tell what a run computed."""
-    return not _NOT_A_DIFFERENCE.fullmatch(key)
-
-
 def differing_keys(rows: Sequence[Row]) -> list[str]:
     """The configuration keys that do not have one value in all rows, sorted."""
     keys = {key for row in rows for key in row.config}
@@ -427,8 +330,10 @@ def _rows(runs: Sequence[Run], left_out: list[tuple[Run, str]], problems: list[s
         groups.setdefault(key, []).append(run)
     keys = list(groups)
     # A run that was killed does not know its overrides; another of the same configuration does.
-    choices = [_choices(max(groups[key], key=lambda run: len(run.overrides))) for key in keys]
-    labels = _labels(choices, [configs[key] for key in keys], [_overridden(groups[key]) for key in keys])
+    choices = [choices_of(max(groups[key], key=lambda run: len(run.overrides))) for key in keys]
+    labels = row_labels(
+        choices, [configs[key] for key in keys], [overridden_keys(groups[key]) for key in keys]
+    )
     rows = [
         Row(label, key[0], key[1], configs[key], _one_per_seed(groups[key], left_out, problems))
         for key, label in zip(keys, labels, strict=True)
@@ -450,106 +355,6 @@ def _one_per_seed(
         else:
             kept[run.seed] = run
     return tuple(kept.values())
-
-
-def _choices(run: Run) -> dict[str, str]:
-    """What was chosen by name: backbone, size and every group override such as `optimizer=lion`."""
-    chosen = {"backbone": run.backbone, "size": run.size}
-    for override in run.overrides:
-        key, _, value = override.lstrip("+~").partition("=")
-        is_group = "." not in key and isinstance(
-            run.config.get(key, {}), dict
-        )  # `experiment` leaves no key behind
-        if is_group and is_difference(key) and key not in chosen:
-            chosen[key] = value
-    return {key: value for key, value in chosen.items() if key not in ("task", "data")}
-
-
-def _overridden(runs: Sequence[Run]) -> set[str] | None:
-    """The keys that were set on the command line; None where that is not known."""
-    if all(run.status == "unfinished" for run in runs):
-        return None
-    return {override.lstrip("+~").partition("=")[0] for run in runs for override in run.overrides}
-
-
-UNSET = "unset"
-"""What a label says of a choice that a row's command did not make: its value is in the table of differences."""
-
-_FIELDS = 3  # of a label, as far as they tell all rows apart
-
-
-def _labels(
-    choices: list[dict[str, str]], configs: list[dict[str, str]], overridden: list[set[str] | None]
-) -> list[str]:
-    """Name each row by what tells it from the others.
-
-    A key that follows from the named choices (`backbone.placement` from `backbone=`) is not repeated; a key
-    that varies among rows of equal choices, or that somebody set by hand, is. Where many vary, a row names those in
-    which it differs from most other rows.
-    """
-    keys = [key for key in sorted({key for config in configs for key in config}) if _varies(key, configs)]
-    by_hand: set[str] = set().union(*filter(None, overridden))
-    groups = sorted({name for chosen in choices for name in chosen} - {"backbone", "size"})
-    groups = [
-        name
-        for name in groups
-        if _varies(name, choices) and _explains(name, [key for key in keys if key not in by_hand], configs)
-    ]
-    names = [name for name in ("backbone", "size") if _varies(name, choices)]
-    by_choice: dict[tuple[Any, ...], dict[str, set[str | None]]] = {}
-    for chosen, config in zip(choices, configs, strict=True):
-        seen = by_choice.setdefault(tuple(chosen.get(name) for name in (*names, *groups)), {})
-        for key in keys:
-            seen.setdefault(key, set()).add(config.get(key))
-    told = [key for key in keys if key in by_hand or any(len(seen[key]) > 1 for seen in by_choice.values())]
-    told.sort(key=lambda key: key not in by_hand)
-    fields = [
-        {name: chosen.get(name, UNSET if known is not None else "unknown") for name in groups}
-        | {key: config.get(key, UNSET) for key in told}
-        for chosen, config, known in zip(choices, configs, overridden, strict=True)
-    ]
-    heads = [[chosen[name] for name in names if chosen[name]] for chosen in choices]
-    whole = [" · ".join(filter(None, (chosen["backbone"], chosen["size"]))) or "run" for chosen in choices]
-    for count in range(min(_FIELDS, len(told) + len(groups)), len(told) + len(groups) + 1):
-        for short in (_short, str):
-            labels = [
-                " · ".join([*head, *_told(own, fields, count, short)]) or alone
-                for head, own, alone in zip(heads, fields, whole, strict=True)
-            ]
-            if len(set(labels)) == len(labels):
-                return labels
-    return [f"{label} ({labels[:index].count(label) + 1})" for index, label in enumerate(labels)]
-
-
-def _varies(key: str, tables: Sequence[dict[str, str]]) -> bool:
-    return len({table.get(key) for table in tables}) > 1
-
-
-def _explains(group: str, keys: Sequence[str], configs: Sequence[dict[str, str]]) -> bool:
-    """Whether a choice such as `optimizer=` can be why some of the varying `keys` vary: all, where it has no keys itself."""
-    has_keys = any(key.startswith(f"{group}.") for config in configs for key in config)
-    return not has_keys or any(key.startswith(f"{group}.") for key in keys)
-
-
-def _told(
-    own: dict[str, str], every: Sequence[dict[str, str]], count: int, short: Callable[[str], str]
-) -> list[str]:
-    """At most `count` of a row's fields: all of them, or those that the row does not share with most others."""
-    names = list(own)
-    if len(names) > _FIELDS:
-        usual = {name: Counter(fields[name] for fields in every).most_common(1)[0] for name in own}
-        names = [name for name in own if own[name] != usual[name][0] or 2 * usual[name][1] <= len(every)]
-    hidden = len(names) - count
-    return [f"{name}={short(own[name])}" for name in names[:count]] + (
-        [f"{hidden} more"] if hidden > 0 else []
-    )
-
-
-def _short(value: str) -> str:
-    """A value as a label shows it: the name of a file without its folder, the beginning of a long text."""
-    if "/" in value and len(value) > 24:
-        value = "…/" + value.rstrip("/").rpartition("/")[2]
-    return value if len(value) <= 40 else value[:39] + "…"
 
 
 def _order(row: Row) -> tuple[Any, ...]:

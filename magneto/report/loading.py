@@ -4,24 +4,20 @@ A report must not fail because one run is broken. So everything that cannot be r
 in a list of problems, and the rest is compared. Without torch: a report is made in seconds.
 """
 
-import csv
 import json
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
-from numpy.typing import NDArray
 
 from magneto.errors import ConfigError, MagnetoError
-
-SCHEMA = 1
-"""The version of result.json that this code understands."""
+from magneto.report.curves import HUGE, Curve, read_curves
+from magneto.training.result import SCHEMA, RunResult
 
 _DEBUG = re.compile(r"\+{0,2}debug=")
 
@@ -31,59 +27,15 @@ _SET_ASIDE = re.compile(r"\.old\d+$")
 _OWN_FOLDERS = ("checkpoints", "export", "samples", "wandb")
 """What a run's folder holds besides its files: no other run."""
 
-STATUSES = ("finished", "diverged", "failed", "interrupted", "unfinished")
-"""`unfinished`: there is no result.json, as the run was killed or is still running."""
-
-_HUGE = 1e100
-"""A value beyond is no measurement, and the arithmetic of figures overflows."""
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One metric of one run: `steps` (N,), increasing optimizer steps, and `values` (N,), finite or not."""
-
-    steps: NDArray[np.int64]
-    values: NDArray[np.float64]
-
-    def finite(self) -> "Curve":
-        """The points whose value is finite, and not so large that a figure overflows."""
-        keep = np.abs(self.values) < _HUGE
-        return Curve(self.steps[keep], self.values[keep])
-
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class Run(RunResult):
     """One run as its result.json (or else its config.yaml) describes it.
 
-    A value that it did not reach is None, or not in `metrics`. `named`: its folder was given, not one above it.
+    `metrics` and `throughput` hold finite values only. `named`: its folder was given, not one above it.
     """
 
     folder: Path
-    status: str
-    message: str | None
-    task: str
-    name: str
-    backbone: str
-    size: str
-    data: str
-    seed: int
-    overrides: tuple[str, ...]
-    monitor: str | None
-    mode: str | None
-    best: float | None
-    best_step: int | None
-    primary_metric: str | None
-    metrics: dict[str, float]
-    steps: int | None
-    parameters: int | None
-    wall_s: float | None
-    data_wait_fraction: float | None
-    throughput: dict[str, float]
-    peak_memory_bytes: int | None
-    run_peak_memory_bytes: int | None
-    git: str | None
-    versions: dict[str, str]
-    config: dict[str, Any]
     named: bool = False
 
     @property
@@ -261,111 +213,19 @@ def _unfinished(folder: Path, config: Any) -> dict[str, Any]:
 
 
 def _parse(folder: Path, raw: Any, named: bool) -> Run:
-    if not isinstance(raw, dict):
-        raise ConfigError(f"holds a {type(raw).__name__}, not an object")
-    if raw.get("schema") != SCHEMA:
-        raise ConfigError(
-            f"schema is {raw.get('schema')!r}, this version reads {SCHEMA}; repeat the run with this version"
-        )
-    status = _get(raw, "status", str, required=True)
-    if status not in STATUSES:
-        raise ConfigError(f"status is {status!r}, not one of {', '.join(STATUSES)}")
-    monitor = _get(raw, "monitor", dict) or {}
-    time = _get(raw, "time", dict) or {}
-    return Run(
-        folder=folder,
-        status=status,
-        message=_get(raw, "message", str),
-        task=_get(raw, "task", str, required=True),
-        name=_get(raw, "name", str, required=True),
-        backbone=_get(raw, "backbone", str) or "",
-        size=_get(raw, "size", str) or "",
-        data=_get(raw, "data", str) or "",
-        seed=_get(raw, "seed", int, required=True),
-        overrides=tuple(str(item) for item in _get(raw, "overrides", list) or ()),
-        monitor=_get(monitor, "metric", str, "monitor."),
-        mode=_get(monitor, "mode", str, "monitor."),
-        best=_get(monitor, "best", float, "monitor."),
-        best_step=_get(monitor, "best_step", int, "monitor."),
-        primary_metric=_get(raw, "primary_metric", str) or _get(raw, "headline", str),
-        metrics=_numbers(_get(raw, "metrics", dict), "metrics"),
-        steps=_last_step(folder) if (steps := _get(raw, "steps", int)) is None else steps,
-        parameters=_get(raw, "parameters", int),
-        wall_s=_get(time, "wall_s", float, "time."),
-        data_wait_fraction=_get(time, "data_wait_fraction", float, "time."),
-        throughput=_numbers(_get(raw, "throughput", dict), "throughput"),
-        peak_memory_bytes=_get(raw, "peak_memory_bytes", int),
-        run_peak_memory_bytes=_get(raw, "run_peak_memory_bytes", int),
-        git=_get(raw, "git", str),
-        versions={str(key): str(value) for key, value in (_get(raw, "versions", dict) or {}).items()},
-        config=_get(raw, "config", dict, required=True),
-        named=named,
-    )
+    run = Run.from_dict(raw, folder=folder, named=named)
+    steps = _last_step(folder) if run.steps is None else run.steps
+    return replace(run, steps=steps, metrics=_measured(run.metrics), throughput=_measured(run.throughput))
+
+
+def _measured(values: dict[str, float]) -> dict[str, float]:
+    """Return the finite values; null, NaN and absurd ones mean that there is no value."""
+    return {key: value for key, value in values.items() if abs(value) < HUGE}
 
 
 def _last_step(folder: Path) -> int | None:
     """The last step in metrics.csv, of a run that could not note how far it came."""
     return max((int(curve.steps[-1]) for curve in read_curves(folder / "metrics.csv").values()), default=None)
-
-
-def _get(raw: dict[str, Any], key: str, kind: type, prefix: str = "", *, required: bool = False) -> Any:
-    """`raw[key]` checked to be of `kind`; a whole number passes for either kind of number; null is None."""
-    value = raw.get(key)
-    if value is None:
-        if required:
-            raise ConfigError(f"{prefix}{key} is missing")
-        return None
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind is int and isinstance(value, float) and value.is_integer():
-        return int(value)
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise ConfigError(f"{prefix}{key} is {value!r}, not a {kind.__name__}")
-    return value
-
-
-def _numbers(raw: dict[str, Any] | None, where: str) -> dict[str, float]:
-    """The entries of a name -> number object that are finite; null, NaN and absurd ones mean that there is no value."""
-    entries = raw or {}
-    numbers = {_present(str(key)): _get(entries, key, float, f"{where}.") for key in entries}
-    return {key: value for key, value in numbers.items() if value is not None and abs(value) < _HUGE}
-
-
-def _present(metric: str) -> str:
-    """Return the name that this version gives a metric of an earlier one."""
-    return (
-        metric.removesuffix("pictures") + "images" if metric.endswith(("/pictures", "_pictures")) else metric
-    )
-
-
-def read_curves(path: Path) -> dict[str, Curve]:
-    """Read a tidy `step,metric,value` file; a missing or unreadable file gives no curves.
-
-    A killed run leaves a truncated last line. `0.4` may be the beginning of `0.4123`, so a last line without
-    its line feed is dropped even if it parses, as is every line that does not parse. Of several values at one
-    step the last counts: a resumed run repeats the steps after its checkpoint.
-    """
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return {}
-    points: dict[str, dict[int, float]] = {}
-    for line in text.replace("\0", "").splitlines(keepends=True):
-        if not line.endswith("\n"):
-            continue
-        try:
-            # One by one: the quotation mark of a damaged line must not swallow those below it.
-            step, metric, value = next(csv.reader([line]))
-            number = int(step)
-            if 0 <= number < 2**63:
-                points.setdefault(_present(metric), {})[number] = float(value)
-        except (ValueError, csv.Error):  # the header, or a line that was cut
-            continue
-    curves = {}
-    for metric, series in points.items():
-        steps = np.array(sorted(series), dtype=np.int64)
-        curves[metric] = Curve(steps, np.array([series[step] for step in steps.tolist()], dtype=np.float64))
-    return curves
 
 
 def read_samples(path: Path) -> dict[str, dict[str, Any]]:

@@ -12,7 +12,7 @@ import numpy as np
 from magneto.report.comparison import Comparison, Section
 from magneto.report.examples import examples
 from magneto.report.figures import SavedFigure
-from magneto.report.loading import STATUSES, Run
+from magneto.report.loading import Run
 from magneto.report.overview import Overview
 from magneto.report.tables import (
     Cell,
@@ -28,6 +28,7 @@ from magneto.report.tables import (
     verdict,
     versions_table,
 )
+from magneto.training.result import STATUSES
 
 _EXAMPLES = 3  # of report.md
 

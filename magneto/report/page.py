@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from html import escape as _e
 from pathlib import Path
 
-import jiwer
+from rapidfuzz.distance import Levenshtein
 
+from magneto.report.axes import Style, row_styles
 from magneto.report.comparison import Comparison, Section
 from magneto.report.examples import Example, examples
-from magneto.report.figures import SavedFigure, Style, row_styles
-from magneto.report.loading import STATUSES
+from magneto.report.figures import SavedFigure
 from magneto.report.overview import Overview
 from magneto.report.tables import (
     Table,
@@ -27,6 +27,7 @@ from magneto.report.tables import (
     verdict,
     versions_table,
 )
+from magneto.training.result import STATUSES
 
 _STYLE = """
 :root { color-scheme: light dark; --paper: #ffffff; --card: #f6f7f9; --ink: #1c2128; --soft: #57606a;
@@ -271,26 +272,23 @@ def _marked(example: Example, output: str) -> tuple[str, str]:
     if not _compared(example):
         return _e(output), ""
     assert example.reference is not None
-    compared: jiwer.CharacterOutput | jiwer.WordOutput
     if example.kind == "transcript":
-        compared = jiwer.process_characters(example.reference, output)
         noun, unit, glue = "error", "character", ""
+        theirs, ours = list(example.reference.strip()), list(output.strip())
     else:
-        compared = jiwer.process_words(example.reference, output)
         noun, unit, glue = "difference", "word", " "
-    theirs, ours = compared.references[0], compared.hypotheses[0]
-    pieces = []
-    for chunk in compared.alignments[0]:
-        left = _e(glue.join(theirs[chunk.ref_start_idx : chunk.ref_end_idx]))
-        right = _e(glue.join(ours[chunk.hyp_start_idx : chunk.hyp_end_idx]))
-        if chunk.type == "equal":
+        theirs, ours = example.reference.split(), output.split()
+    wrong, pieces = 0, []
+    for block in Levenshtein.opcodes(theirs, ours):
+        left = _e(glue.join(theirs[block.src_start : block.src_end]))
+        right = _e(glue.join(ours[block.dest_start : block.dest_end]))
+        if block.tag == "equal":
             pieces.append(right)
-        elif chunk.type == "substitute":
+            continue
+        wrong += max(block.src_end - block.src_start, block.dest_end - block.dest_start)
+        if block.tag == "replace":
             pieces.append(f'<mark title="instead of: {left}">{right}</mark>')
-        elif chunk.type == "insert":
-            pieces.append(f"<ins>{right}</ins>")
         else:
-            pieces.append(f"<del>{left}</del>")
-    wrong = compared.substitutions + compared.insertions + compared.deletions
+            pieces.append(f"<ins>{right}</ins>" if block.tag == "insert" else f"<del>{left}</del>")
     count = f"{_plural(wrong, noun)} in {_plural(len(theirs), unit)}" if wrong else "as the reference"
     return glue.join(pieces), count

@@ -9,9 +9,10 @@ from urllib.parse import quote
 
 import numpy as np
 
+from magneto.report.axes import row_styles
 from magneto.report.comparison import Comparison, Row, Section, differing_keys
-from magneto.report.figures import row_styles
-from magneto.report.loading import STATUSES, Run
+from magneto.report.loading import Run
+from magneto.training.result import STATUSES
 
 NONE = "–"
 DAGGER = "†"

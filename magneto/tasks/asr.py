@@ -4,35 +4,29 @@ The paper's own recogniser is a Transformer transducer with an LSTM predictor (s
 the placements differ, and leaves out the rest. docs/numerics.md says so too.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import soundfile
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from magneto.config.validate import from_mapping
 from magneto.data.io.audio import BadAudio, load_audio
-from magneto.data.speech.dataset import user_recordings
 from magneto.data.speech.module import SpeechDataModule
 from magneto.data.tokenizers.ctc import CTCTokenizer
-from magneto.errors import ConfigError, nearest
-from magneto.inference.ctc import BLANK, ctc_beam_search, ctc_blank_ratio, ctc_greedy
+from magneto.errors import ConfigError
+from magneto.inference.asr import AsrPredictOptions, check_decoding, decode, transcribe
+from magneto.inference.ctc import BLANK, ctc_blank_ratio
 from magneto.inference.inputs import PredictInput
 from magneto.metrics.error_rate import ErrorRate, align, mark_errors
 from magneto.nn import AudioStem, Encoder, Linear, training_flops_per_token
-from magneto.tasks.base import TaskModule
+from magneto.tasks.base import Task
 from magneto.training.module import Batch, StepOutput
 from magneto.training.samples import Sample
-
-DECODERS = ("greedy", "beam")
-WINDOW, CONTEXT = 60, 5  # seconds: of what `mode=predict` computes at once, and of what a window's edges lack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,27 +49,14 @@ class ASROptions:
             raise ConfigError(
                 f"task.intermediate_weight={self.intermediate_weight}: must be from 0 to below 1."
             )
-        if not isinstance(self.beam_width, int) or self.beam_width < 1:
-            raise ConfigError(f"task.beam_width={self.beam_width}: must be a whole number, 1 or more.")
-        if self.decoder not in DECODERS:
-            raise ConfigError(
-                f"task.decoder={self.decoder}: must be one of {', '.join(DECODERS)}.{nearest(self.decoder, DECODERS)}"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictOptions:
-    """What the group `predict` may set; otherwise decoding is as in training."""
-
-    decoder: str
-    beam_width: int
+        check_decoding(self.decoder, self.beam_width, "task")
 
 
 MAX_PLAYED_S = 30.0
 """Longer recordings are not among the examples that loggers play."""
 
 
-class ASR(TaskModule):
+class ASR(Task):
     """CTC over the tokens of `info["tokenizer"]`; class 0 is the blank.
 
     Batches hold `features` (B, T, mels), `feature_lengths` (B,), `targets` (B, U) with their `target_lengths` (B,), and for
@@ -87,15 +68,14 @@ class ASR(TaskModule):
     monitor = "val/cer"
     Options = ASROptions
     Data = SpeechDataModule
+    PredictOptions = AsrPredictOptions
+    requires: ClassVar = {"architecture": "encoder"}
+    reads = "file"
     options: ASROptions
     backbone: Encoder
 
     def build(self) -> None:
         """Stem, encoder, head; error rates per language."""
-        if self.config.architecture != "encoder":
-            raise ConfigError(
-                f"backbone.architecture={self.config.architecture}: task=asr needs architecture=encoder."
-            )
         self.tokenizer = CTCTokenizer.from_dict(self.info.tokenizer)
         self.stem = AudioStem(self.info.features["num_mels"], self.config)
         self.backbone = Encoder(self.config)
@@ -112,7 +92,7 @@ class ASR(TaskModule):
         """Indices of the layers with a loss of their own: of 6 layers and two losses, 1 and 3 (after a third and two)."""
         depth, count = self.config.num_layers, self.options.intermediate_losses
         after = {round(depth * part / (count + 1)) for part in range(1, count + 1)}
-        return tuple(sorted(number - 1 for number in after if 0 < number < depth))
+        return tuple(sorted(layer - 1 for layer in after if 0 < layer < depth))
 
     def _log_probs(self, features: Tensor, lengths: Tensor, layers: tuple[int, ...] = ()) -> list[Tensor]:
         """Log probabilities after each of `layers` and, last, after the whole stack."""
@@ -130,13 +110,13 @@ class ASR(TaskModule):
         """CTC loss summed over the utterances; the weight is their number of target tokens."""
         layers = self.intermediate_layers if self.training else ()
         lengths = self.stem.output_lengths(batch["feature_lengths"])
-        found = self._log_probs(batch["features"], batch["feature_lengths"], layers)
+        outputs = self._log_probs(batch["features"], batch["feature_lengths"], layers)
         *intermediate, loss = (
             F.ctc_loss(
                 log_probs.transpose(0, 1), batch["targets"], lengths, batch["target_lengths"],
                 blank=BLANK, reduction="sum", zero_infinity=True,
             )
-            for log_probs in found
+            for log_probs in outputs
         )  # fmt: skip
         logs = {}
         if intermediate:
@@ -144,29 +124,24 @@ class ASR(TaskModule):
             share = self.options.intermediate_weight
             loss = (1 - share) * loss + share * torch.stack(intermediate).mean()
         return StepOutput(
-            loss, batch["target_lengths"].sum(), outputs=(found[-1].detach(), lengths), logs=logs
+            loss, batch["target_lengths"].sum(), outputs=(outputs[-1].detach(), lengths), logs=logs
         )
 
-    def decode(self, log_probs: Tensor, lengths: Tensor) -> list[str]:
-        """Texts of a batch, by the decoder that the options name."""
-        if self.options.decoder == "greedy":
-            tokens = ctc_greedy(log_probs, lengths)
-        else:
-            found = ctc_beam_search(log_probs, lengths, beam_width=self.options.beam_width)
-            tokens = [hypotheses[0].tokens if hypotheses else [] for hypotheses in found]
-        return [self.tokenizer.decode(ids) for ids in tokens]
+    def evaluate(self, batch: Batch, output: StepOutput) -> list[str]:
+        """Count errors and the share of blanks (near 1 the model has not learnt), and return the transcripts."""
+        log_probs, lengths = output.outputs
+        transcripts = decode(
+            self.tokenizer, log_probs, lengths, self.options.decoder, self.options.beam_width
+        )
+        self.scores["errors"].update(batch["text"], transcripts, batch["id"], self._languages(batch))
+        self.scores["probe/blank_ratio"].update(ctc_blank_ratio(log_probs, lengths), lengths.sum())
+        return transcripts
 
-    def evaluate(self, batch: Batch, output: StepOutput) -> None:
-        """Error counts of the batch, and the share of blanks: near 1 it is CTC's way of not learning."""
-        self._hypotheses = self.decode(*output.outputs)
-        self.scores["errors"].update(batch["text"], self._hypotheses, batch["id"], self._languages(batch))
-        self.scores["probe/blank_ratio"].update(ctc_blank_ratio(*output.outputs), output.outputs[1].sum())
-
-    def samples(self, batch: Batch, output: StepOutput) -> list[Sample]:
-        """Reference, hypothesis, and their difference marked."""
+    def samples(self, batch: Batch, output: StepOutput, evaluated: list[str]) -> list[Sample]:
+        """Return reference, hypothesis, and their difference marked."""
         return [
             {
-                "id": f"{int(number):08d}",
+                "id": f"{int(id):08d}",
                 "kind": "transcript",
                 "language": language,
                 "reference": reference,
@@ -174,8 +149,8 @@ class ASR(TaskModule):
                 "marked": mark_errors(reference, hypothesis),
                 "errors": sum(edit.op != "equal" for edit in align(reference, hypothesis, "character")),
             }
-            for number, language, reference, hypothesis in zip(
-                batch["id"], self._languages(batch), batch["text"], self._hypotheses, strict=True
+            for id, language, reference, hypothesis in zip(
+                batch["id"], self._languages(batch), batch["text"], evaluated, strict=True
             )
         ]
 
@@ -213,39 +188,13 @@ class ASR(TaskModule):
         per_frame += 6 * self.head.weight.numel()
         return float(len(batch["id"]) * frames * per_frame)
 
-    def predict(self, inputs: PredictInput, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    def predictions(self, inputs: PredictInput, options: AsrPredictOptions) -> Iterator[dict[str, Any]]:
         """Transcribe a file, or every audio file of a folder."""
-        if inputs.path is None:
-            raise ConfigError("task asr: mode=predict needs input=, an audio file or a folder of them.")
-        decoding = {"decoder": self.options.decoder, "beam_width": self.options.beam_width} | dict(options)
-        self.options = replace(self.options, **vars(from_mapping(PredictOptions, decoding, "predict")))
-        for path, features in user_recordings(inputs.path, self.info):
-            transcript = self.decode(*self._recognise(features[None].to(self.device), path.name))[0]
-            yield {"text": f"{path}\t{transcript}", "path": str(path), "transcript": transcript}
-
-    def _recognise(self, features: Tensor, name: str) -> tuple[Tensor, Tensor]:
-        """Run `forward` on one recording (1, T, mels) of any length, in time that grows with the length alone.
-
-        A recording above `WINDOW` seconds is taken in windows, with a progress bar on a terminal. Each overlaps the
-        next by two times `CONTEXT` seconds, and its outermost `CONTEXT` seconds, which lack their context, are left to
-        its neighbour.
-        """
-        subsampling = self.info.subsampling
-        second = subsampling * round(1000 / (self.info.features["hop_ms"] * subsampling))
-        frames, window, context = features.shape[1], WINDOW * second, CONTEXT * second
-        if frames <= window:
-            return self.forward(features, torch.tensor([frames], device=self.device))
-        starts = range(0, frames - 2 * context, window - 2 * context)
-        screen = Console(stderr=True)
-        parts = []
-        for start in track(starts, name, console=screen, transient=True, disable=not screen.is_terminal):
-            part = features[:, start : start + window]
-            log_probs, _ = self.forward(part, torch.tensor([part.shape[1]], device=self.device))
-            first = context // subsampling if start > 0 else 0
-            last = (window - context) // subsampling if start != starts[-1] else None
-            parts.append(log_probs[:, first:last])
-        whole = torch.cat(parts, dim=1)
-        return whole, torch.tensor([whole.shape[1]], device=self.device)
+        decoder, width = (
+            options.decoder or self.options.decoder,
+            options.beam_width or self.options.beam_width,
+        )
+        return transcribe(self, inputs, decoder, width)
 
     def tokenizer_json(self) -> str | None:
         """The subwords as the `tokenizers` library reads them; characters stand in config.json alone."""

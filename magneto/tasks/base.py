@@ -1,15 +1,11 @@
-"""What every task shares: a task is a stem, a backbone, a head, a loss, and what it measures.
-
-A task implements `build`, `step`, `evaluate`, and where it has something to show, `samples` and `predict`. This class
-owns the rest: strict options, normalisation of the loss, clipping, optimizer and schedule, logging, evaluation.
-"""
+"""The contract of a task: a stem, a backbone, a head, a loss, and what it measures."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import nn
@@ -22,15 +18,38 @@ from magneto.nn.config import BackboneConfig
 from magneto.nn.transformer import Stack
 from magneto.training.module import TrainingModule
 
-log = logging.getLogger("magneto")
+
+@dataclass(frozen=True, kw_only=True)
+class NoPredictOptions:
+    """The options of a task that has none."""
 
 
-class TaskModule(TrainingModule):
-    """Base class of the tasks.
+class Task(TrainingModule):
+    """Base class of the tasks: everything but the model, its loss and its measures.
+
+    A task implements `build`, `step` and `flops`, and overrides what else it needs. Its hooks, in the order in which they
+    are called:
+
+    | hook | called | returns | default |
+    |---|---|---|---|
+    | `prepare` (class) | once the data is prepared, in every process | options to add to `config["task"]` | {} |
+    | `shape_from` (class) | before the model is built | backbone fields that follow from the data | {} |
+    | `build` | by the constructor | None; makes the modules, fills `self.scores` | required |
+    | `initialize` | a fresh run, before training | None; reads given weights | nothing |
+    | `step` | each batch of training and evaluation | `StepOutput` | required |
+    | `throughput_counts` | each batch of training | `examples`, `tokens` or `audio_seconds` | examples |
+    | `flops` | the first batches of training | FLOPs of a training step | required |
+    | `evaluate` | each batch of an evaluation, after `step` | what `samples` needs; updates `self.scores` | None |
+    | `samples` | each batch of an evaluation, after `evaluate` | examples to look at, each with `id` | [] |
+    | `overview` | end of an evaluation, metrics computed | as `samples`, of the whole evaluation | [] |
+    | `after_evaluation` | end of an evaluation, metrics logged | None; writes files of its own | nothing |
+    | `recording` | for loggers that play sound | the audio file of a sample | None |
+    | `tokenizer_json` | export | content of `tokenizer.json` | None |
+    | `predictions` | `mode=predict` and `predict()` | results, one by one | ConfigError |
 
     Args:
         backbone: fields of `BackboneConfig`.
-        info: the frozen facts of the prepared data (vocabulary, feature width), as plain values.
+        info: the info of the prepared data (vocabulary, feature width), as plain values.
         optimizer: fields of `OptimizerConfig`.
         scheduler: fields of `SchedulerConfig`.
         total_steps: optimizer steps of the whole run: the length of the schedule.
@@ -43,8 +62,15 @@ class TaskModule(TrainingModule):
 
     name: ClassVar[str]
     Options: ClassVar[type]
+    """Dataclass of the keys under `task`."""
     Data: ClassVar[type[DataModule]]
     """The kind of data that it learns from."""
+    PredictOptions: ClassVar[type] = NoPredictOptions
+    """Dataclass of the keys under `predict`."""
+    requires: ClassVar[Mapping[str, str]] = {}
+    """Fields of the backbone that must have these values."""
+    reads: ClassVar[Literal["text", "file"]] = "text"
+    """What a string means to `predict()`: the text itself, or the path of an image or a recording."""
     primary_metric: ClassVar[str | None] = None
     """The metric that runs are compared by, without its split, where it is not the monitored one."""
     example_input: str | None = None
@@ -83,6 +109,11 @@ class TaskModule(TrainingModule):
             },
             logger=False,  # loggers get the run's configuration; a tokenizer of megabytes is nothing to look at
         )
+        for key, value in self.requires.items():
+            if (given := getattr(self.config, key)) != value:
+                raise ConfigError(
+                    f"backbone.{key}={given}: task={self.name} needs {key}={value}. Set backbone.{key} to {value}."
+                )
         self.build()
         self.register_scores()
 
@@ -134,9 +165,9 @@ class TaskModule(TrainingModule):
         return {}
 
     def initialize(self) -> None:
-        """What a fresh run does before training and a resumed one finds in its checkpoint: read given weights."""
+        """Read given weights, before the training of a fresh run; a resumed one finds them in its checkpoint."""
 
-    def predict(self, inputs: PredictInput, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    def predictions(self, inputs: PredictInput, options: Any) -> Iterator[dict[str, Any]]:
         """Apply the model to what a user gives: plain results.
 
         A result with `text` is printed as a line, and its other keys are kept for `output=`. One that has `piece` alone
@@ -145,9 +176,55 @@ class TaskModule(TrainingModule):
 
         Args:
             inputs: what to apply it to.
-            options: what the user set in the group `predict`, to be checked by the task.
+            options: an instance of `PredictOptions`.
         """
         raise ConfigError(f"task {self.name}: mode=predict is not offered.")
+
+    # ------------------------------------------------------------------ use
+
+    def predict_stream(self, inputs: PredictInput, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """Yield the results of `predictions` as they come, as `mode=predict` prints them.
+
+        Args:
+            inputs: what to apply the model to.
+            options: what the user set in the group `predict`.
+
+        Raises:
+            ConfigError: an option that the task does not have, or an impossible value.
+        """
+        if options and not fields(self.PredictOptions):
+            raise ConfigError(f"predict.{next(iter(options))}: task={self.name} has no such option.")
+        yield from self.predictions(inputs, from_mapping(self.PredictOptions, options, "predict"))
+
+    @torch.inference_mode()
+    def predict(self, inputs: Any, **options: Any) -> dict[str, Any] | list[dict[str, Any]]:
+        """Apply the model to `inputs`.
+
+        Args:
+            inputs: a text, or a `Path` of a file with a text a line, for tasks that read texts; for others an image or a
+                recording: the path of a file or a folder, a PIL image, an array (`uint8` pixels (H, W) or (H, W, 3), or
+                a waveform (samples,) at the sample rate of the model). Or a list of them.
+            options: what `predict.*` takes on the command line.
+
+        Returns:
+            A dict for a single input that has a single result; a list of dicts for a list, a folder or a file of texts.
+
+        Raises:
+            MagnetoError: an option that the task does not have, or an input that cannot be read.
+        """
+        given = PredictInput.of(inputs, texts=self.reads == "text")
+        training = self.training
+        try:
+            results = [
+                {key: value for key, value in result.items() if key != "text"}
+                for result in self.eval().predict_stream(given, options)
+                if "piece" not in result
+            ]
+        finally:
+            self.train(training)
+        return results[0] if given.single and len(results) == 1 else results
+
+    # ------------------------------------------------------------------ the model
 
     def named_layers(self) -> Iterator[tuple[str, nn.Module]]:
         """The layers of the backbone, as the stability probe names them: `layer_00`, or `encoder/layer_00`."""

@@ -1,6 +1,6 @@
 """Masked image modelling (BEiT, Bao et al., arXiv 2106.08254): images with patches hidden -> what was there.
 
-    images --stem: patches, the hidden ones replaced--> encoder --hidden places only--> head -> code of each patch
+    images --stem: patches, the hidden ones replaced--> encoder --hidden patches only--> head -> code of each patch
 
 The codes are those of a visual tokenizer (`task=visual_tokenizer`), given or trained first. Two cheaper targets are an
 option away: the pixels of a patch (as in MAE, arXiv 2111.06377) and codes of a random projection (BEST-RQ).
@@ -8,7 +8,7 @@ option away: the pixels of a patch (as in MAE, arXiv 2111.06377) and codes of a 
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,11 +18,10 @@ from torchmetrics import MeanMetric
 
 from magneto.config.validate import from_mapping
 from magneto.data.image.module import ImageDataModule
-from magneto.data.image.predict import evaluation_batch, user_images
 from magneto.data.module import DataModule
-from magneto.data.transforms.mask_patches import BlockMasking
 from magneto.errors import ConfigError
 from magneto.inference.inputs import PredictInput
+from magneto.inference.masked_image import complete_images
 from magneto.nn import Linear, PatchStem, build_backbone, training_flops_per_token
 from magneto.nn.vision.visual_tokenizer import VisualTokenizer
 from magneto.tasks.masked_image import EPS, MaskedImages, TargetOptions
@@ -48,6 +47,8 @@ class BEiT(MaskedImages):
     monitor = "val/loss"
     Options = BEiTOptions
     Data = ImageDataModule
+    requires: ClassVar = {"architecture": "encoder"}
+    reads = "file"
     primary_metric = "accuracy"
     options: BEiTOptions
 
@@ -58,12 +59,12 @@ class BEiT(MaskedImages):
 
     @classmethod
     def prepare(cls, config: Mapping[str, Any], data: DataModule) -> dict[str, Any]:
-        """The tokenizer: the given one, or the default one of this data."""
+        """Return the tokenizer: the given one, or the default one of this data."""
         assert isinstance(data, ImageDataModule)
         require_patches(cls.name, data.info)
         if data.masking is None:
             raise ConfigError(
-                "data.masking is missing: task=beit hides patches. Say data.masking={ratio: 0.4}."
+                "data.masking is missing: task=beit hides patches. Set data.masking={ratio: 0.4}."
             )
         settings = {key: value for key, value in config["task"].items() if key not in ("_target_", "name")}
         options = from_mapping(BEiTOptions, settings, "task")
@@ -71,10 +72,6 @@ class BEiT(MaskedImages):
 
     def build(self) -> None:
         """Stem, encoder, head; the model that gives the targets; accuracy of the hidden patches."""
-        if self.config.architecture != "encoder":
-            raise ConfigError(
-                f"backbone.architecture={self.config.architecture}: task={self.name} needs architecture=encoder."
-            )
         require_patches(self.name, self.info)
         size, patch, channels = self.info.image_size, self.info.patch_size, self.info.channels
         self.stem = PatchStem(size, patch, channels, self.config.d_model, mask_token=True)
@@ -93,48 +90,48 @@ class BEiT(MaskedImages):
     def step(self, batch: Batch) -> StepOutput:
         """Loss summed over the hidden patches; the weight is their number."""
         images, masked = batch["image"], self.hidden(batch)
-        made, wanted = self(images, masked), self.wanted(images, masked)
-        weight = torch.tensor(float(len(made)), device=images.device)
-        loss = self.patch_loss(made, wanted)
-        return StepOutput(loss, weight, outputs=(made.detach(), wanted))
+        outputs, targets = self(images, masked), self.targets(images, masked)
+        weight = torch.tensor(float(len(outputs)), device=images.device)
+        loss = self.patch_loss(outputs, targets)
+        return StepOutput(loss, weight, outputs=(outputs.detach(), targets))
 
     def evaluate(self, batch: Batch, output: StepOutput) -> None:
-        """Accuracy of the batch's codes."""
-        made, wanted = output.outputs
+        """Add the accuracy of the batch's codes."""
+        outputs, targets = output.outputs
         if self.target is not None:
-            self.scores["accuracy"].update((made.argmax(-1) == wanted).float().mean(), output.weight)
+            self.scores["accuracy"].update((outputs.argmax(-1) == targets).float().mean(), output.weight)
 
-    def samples(self, batch: Batch, output: StepOutput) -> list[Sample]:
-        """The batch's first image, what the model saw of it, and what it made of that."""
+    def samples(self, batch: Batch, output: StepOutput, evaluated: None) -> list[Sample]:
+        """Return a panel of the batch's first image."""
         count = int(batch["masked"][0].sum())
-        panel = self._panel(batch["image"][:1], batch["masked"][:1], output.outputs[0][:count])
+        panel = self.panel(batch["image"][:1], batch["masked"][:1], output.outputs[0][:count])
         return [{"id": f"{int(batch['id'][0]):08d}", "kind": "masked image", "image": panel}]
 
-    def _panel(self, image: Tensor, masked: Tensor, made: Tensor) -> np.ndarray:
-        """(H, W, 3) uint8: an image (1, C, S, S), the same without what is hidden, and with what was made for it.
+    def panel(self, image: Tensor, masked: Tensor, outputs: Tensor) -> np.ndarray:
+        """Return (H, W, 3) uint8: an image (1, C, S, S), the same without what is hidden, and completed by the outputs.
 
         Codes become pixels through their decoder, visible patches by their own codes; codes that stand for no pixels have
         no third image.
         """
         pixels = self.info.pixels(image).cpu()
         shown = [pixels, hide(pixels, masked.cpu(), self.info.patch_size)]
-        if (filled := self._filled(image, masked, made)) is not None:
+        if (filled := self._filled(image, masked, outputs)) is not None:
             shown.append(self.info.pixels(filled).cpu())
         return side_by_side([tile(part[0]) for part in shown])
 
-    def _filled(self, image: Tensor, masked: Tensor, made: Tensor) -> Tensor | None:
-        """The image as the model completes it, normalised (1, C, S, S); None where its outputs are no pixels."""
+    def _filled(self, image: Tensor, masked: Tensor, outputs: Tensor) -> Tensor | None:
+        """Return the image as the model completes it, normalised (1, C, S, S); None where its outputs are no pixels."""
         if self.target is None:
             patches = self.patches(image).clone()
             hidden = patches[masked]
-            # Brightness and contrast of a patch are not predicted: the true ones are lent to it.
+            # Brightness and contrast of a patch are not predicted: the true ones are used.
             deviation = (hidden.var(-1, keepdim=True) + EPS).sqrt()
-            patches[masked] = made * deviation + hidden.mean(-1, keepdim=True)
+            patches[masked] = outputs * deviation + hidden.mean(-1, keepdim=True)
             grid = self.stem.grid
             return F.pixel_shuffle(patches.transpose(1, 2).reshape(1, -1, grid, grid), self.info.patch_size)
         if not isinstance(self.target, VisualTokenizer) or self.target.config.teacher_width is not None:
             return None
-        codes = self.target.codes(image).masked_scatter(masked, made.argmax(-1))
+        codes = self.target.codes(image).masked_scatter(masked, outputs.argmax(-1))
         return self.target.decode(codes).float()
 
     def throughput_counts(self, batch: Batch) -> dict[str, float]:
@@ -147,27 +144,6 @@ class BEiT(MaskedImages):
         per_token = training_flops_per_token(self.config, length) + 6 * self.stem.projection.weight.numel()
         return float(rows * length * per_token + 6 * int(batch["masked"].sum()) * self.head.weight.numel())
 
-    def predict(self, inputs: PredictInput, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """Hide patches of each image and complete it: the image, what the model saw, what it made."""
-        if options:
-            raise ConfigError(f"predict.{next(iter(options))}: task={self.name} has no such option.")
-        if inputs.path is None:
-            raise ConfigError(
-                "prompt=: this model reads images. Say input= with an image or a folder of them."
-            )
-        for number, (file, image) in enumerate(
-            user_images(inputs.path, self.info.channels, self.info.svg_side)
-        ):
-            images = evaluation_batch([image], self.info).to(self.device)
-            masks = BlockMasking().draw(
-                self.stem.grid, np.array([number]), seed=0, purpose="masks of predict", epoch=0
-            )
-            masked = torch.from_numpy(masks).to(self.device)
-            made, wanted = self(images, masked), self.wanted(images, masked)
-            result = {"input": str(file), "image": self._panel(images, masked, made)}
-            if self.target is None:
-                error = float(F.mse_loss(made, wanted))
-                yield {"text": f"{file}\tsquared error {error:.3f}", **result, "squared_error": error}
-            else:
-                right, count = int((made.argmax(-1) == wanted).sum()), len(wanted)
-                yield {"text": f"{file}\t{right} of {count} codes", **result, "right": right, "hidden": count}
+    def predictions(self, inputs: PredictInput, options: Any) -> Iterator[dict[str, Any]]:
+        """Hide patches of each image and complete it."""
+        return complete_images(self, inputs, self.stem.grid)

@@ -1,6 +1,5 @@
 """The visual tokenizer that `task=beit` trains for itself where none is given, and keeps with the prepared data."""
 
-import copy
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -64,7 +63,7 @@ def default_tokenizer(data: ImageDataModule, settings: DefaultTokenizer) -> Path
 
 def _train(data: ImageDataModule, info: Mapping[str, Any], settings: DefaultTokenizer) -> VisualTokenization:
     """A plain loop: the task's own step, optimizer and schedule."""
-    plain = copy.copy(data)
+    plain = data.copy()
     plain.masking, plain.batch_size, plain.seed = None, settings.batch_size, SEED
     plain.setup("fit")
     plain.configure_run(settings.steps)

@@ -2,30 +2,31 @@
 
     images --stem: patches behind a [CLS]--> encoder --mean of the patches | [CLS]--> norm, dropout --> linear --> classes
 
-With `init_from=` the encoder comes pretrained (magneto/pretrained/init_from.py). A linear probe leaves it as it is, and tells how
-much of the classes its features hold.
+With `init_from=` the encoder comes pretrained (magneto/pretrained/init_from.py). A linear probe leaves it as it is, and
+measures how much of the classes its features hold.
 """
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from math import ceil
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from magneto.config.validate import from_mapping
 from magneto.data.image.dataset import ImageDataset
 from magneto.data.image.module import ImageDataModule
-from magneto.data.image.predict import user_images
 from magneto.data.module import DataModule
 from magneto.errors import ConfigError
+from magneto.inference.image_classification import (
+    ImageClassificationPredictOptions,
+    classify_images,
+    top_answers,
+)
 from magneto.inference.inputs import PredictInput
-from magneto.metrics.image_classification import TOP, ClassScores
+from magneto.metrics.image_classification import ClassScores
 from magneto.nn import (
     BackboneConfig,
     Linear,
@@ -35,7 +36,7 @@ from magneto.nn import (
     training_flops_per_token,
 )
 from magneto.nn.vision.pooling import PatchPooling
-from magneto.tasks.base import TaskModule
+from magneto.tasks.base import Task
 from magneto.tasks.visual_tokenizer import require_patches, shape_of_patches
 from magneto.training.module import Batch, StepOutput
 from magneto.training.samples import Sample
@@ -44,7 +45,6 @@ from magneto.visualize.image_grid import tile
 
 log = logging.getLogger("magneto")
 
-PREDICT_BATCH = 32
 FEATURE_BATCH = 256
 
 
@@ -96,19 +96,7 @@ class ImageClassificationOptions:
             )
 
 
-@dataclass(frozen=True, kw_only=True)
-class PredictOptions:
-    """What `predict.*` may set."""
-
-    top_k: int = TOP
-    """Classes that are told of each image, the likeliest first."""
-
-    def __post_init__(self) -> None:
-        if self.top_k < 1:
-            raise ConfigError(f"predict.top_k={self.top_k}: must be at least 1.")
-
-
-class Head(nn.Module):
+class ClassificationHead(nn.Module):
     """Features (B, width) -> fp32 logits (B, classes)."""
 
     def __init__(
@@ -133,8 +121,9 @@ class Head(nn.Module):
         return logits.float()
 
 
-class ImageClassification(TaskModule):
-    """Cross-entropy over `info["labels"]`. Batches are those of `magneto.data.image.module`; masks in them are passed over.
+class ImageClassification(Task):
+    """Cross-entropy over `info["labels"]`. Batches are those of `magneto.data.image.module`; masks in them are
+    ignored.
 
     Images without a class (label -1) do not count. Where a batch names `classes`, the answer is one of these: sets such
     as ImageNet-R have only some of a model's classes.
@@ -145,6 +134,9 @@ class ImageClassification(TaskModule):
     monitor, mode = "val/top1", "max"
     Options = ImageClassificationOptions
     Data = ImageDataModule
+    PredictOptions = ImageClassificationPredictOptions
+    requires: ClassVar = {"architecture": "encoder", "multiway": "none"}
+    reads = "file"
     options: ImageClassificationOptions
 
     @classmethod
@@ -170,11 +162,6 @@ class ImageClassification(TaskModule):
 
     def build(self) -> None:
         """Stem, encoder, head; accuracies."""
-        for key, wanted in (("architecture", "encoder"), ("multiway", "none")):
-            if getattr(self.config, key) != wanted:
-                raise ConfigError(
-                    f"backbone.{key}={getattr(self.config, key)}: task={self.name} needs {key}={wanted}."
-                )
         require_patches(self.name, self.info)
         self.labels: list[str] = self.info.labels
         if len(self.labels) < 2:
@@ -188,7 +175,7 @@ class ImageClassification(TaskModule):
         self.layers = self._layers()
         self.pool = PatchPooling(self.options.pooling, self.stem.grid, self.options.pool_grid)
         width = self.config.d_model * self.pool.parts * max(1, len(self.layers))
-        self.head = Head(self.config, self.options, width, len(self.labels))
+        self.head = ClassificationHead(self.config, self.options, width, len(self.labels))
         if self.options.linear_probe:
             for part in (self.stem, self.backbone):
                 part.requires_grad_(False).eval()
@@ -246,7 +233,7 @@ class ImageClassification(TaskModule):
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             for start in range(0, len(images), FEATURE_BATCH):
                 end = min(start + FEATURE_BATCH, len(images))
-                batch = images.__getitems__([(0, place) for place in range(start, end)])
+                batch = images.__getitems__([(0, index) for index in range(start, end)])
                 kept[start:end] = self.features(batch["image"].to(self.device))
         self.train(training)
         self._kept = torch.from_numpy(images.rows).to(self.device), kept
@@ -285,49 +272,36 @@ class ImageClassification(TaskModule):
         return StepOutput(loss, known.sum().float(), outputs=logits.detach())
 
     def evaluate(self, batch: Batch, output: StepOutput) -> None:
-        """Keep the answers of the batch."""
+        """Add the answers of the batch."""
         self._scores.update(output.outputs, batch["label"])
 
-    def samples(self, batch: Batch, output: StepOutput) -> list[Sample]:
-        """A few images of each batch, with label and answer: over all batches about as many as are asked for."""
+    def samples(self, batch: Batch, output: StepOutput, evaluated: None) -> list[Sample]:
+        """Return a few images of each batch, with label and answer: over all batches about `num_samples`."""
         rows = len(batch["id"])
         batches = max(1, self.info.examples["val"] // rows)
         chosen = range(0, rows, max(1, rows // ceil(self.num_samples / batches)))
-        places = torch.tensor(chosen, device=batch["id"].device)
-        pixels = self.info.pixels(batch["image"][places]).cpu()
-        answers = self.describe(output.outputs[places], 1)
-        found = zip(
-            batch["id"][places].tolist(), batch["label"][places].tolist(), pixels, answers, strict=True
-        )
+        index = torch.tensor(chosen, device=batch["id"].device)
+        pixels = self.info.pixels(batch["image"][index]).cpu()
+        answers = top_answers(output.outputs[index].softmax(-1), self.labels, 1, "label")
+        columns = (batch["id"][index].tolist(), batch["label"][index].tolist(), pixels, answers)
         return [
             {
-                "id": f"{number:08d}",
+                "id": f"{id:08d}",
                 "kind": "classified",
                 "reference": self.labels[label] if label >= 0 else "",
                 "predicted": answer[0]["label"],
                 "probability": answer[0]["probability"],
                 "image": tile(image),
             }
-            for number, label, image, answer in found
+            for id, label, image, answer in zip(*columns, strict=True)
         ]
 
     def overview(self) -> list[Sample]:
-        """The confusion matrix."""
+        """Return the confusion matrix as an image."""
         if self._scores.confusion is None:
             return []
         image = draw_confusion(self._scores.confusion, self.labels)
         return [{"id": "confusion", "kind": "confusion matrix", "image": image}]
-
-    def describe(self, logits: Tensor, top_k: int) -> list[list[dict[str, Any]]]:
-        """(B, classes) -> for each row its likeliest classes, as `label` and `probability`."""
-        top = logits.softmax(-1).topk(min(top_k, len(self.labels)), dim=1)
-        return [
-            [
-                {"label": self.labels[place], "probability": round(share, 4)}
-                for place, share in zip(places, shares, strict=True)
-            ]
-            for places, shares in zip(top.indices.tolist(), top.values.tolist(), strict=True)
-        ]
 
     def throughput_counts(self, batch: Batch) -> dict[str, float]:
         """Images and the tokens that the encoder reads."""
@@ -343,26 +317,11 @@ class ImageClassification(TaskModule):
             body = 0.0 if self._kept is not None else body / 3
         return float(len(batch["id"]) * (body + 6 * self.head.linear.weight.numel()))
 
-    # ------------------------------------------------------------------ use
-
-    def predict(self, inputs: PredictInput, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """Label an image, or all images of a folder: its file, then classes and their probabilities."""
-        chosen = from_mapping(PredictOptions, options, "predict")
-        if inputs.path is None:
-            raise ConfigError(
-                "prompt=: this model reads images. Say input= with an image or a folder of them."
-            )
-        prepared = self._prepared(inputs.path)
-        while found := list(islice(prepared, PREDICT_BATCH)):
-            images = self.info.normalise(torch.stack([pixels for _, pixels in found])).to(self.device)
-            for (file, _), answers in zip(found, self.describe(self(images), chosen.top_k), strict=True):
-                told = "\t".join(f"{answer['label']}\t{answer['probability']}" for answer in answers)
-                yield {"text": f"{file}\t{told}", "input": str(file), **answers[0], "top": answers}
-
-    def _prepared(self, path: str) -> Iterator[tuple[Path, Tensor]]:
-        """Files and their images as evaluation sees them, (C, S, S) uint8, so that large originals do not pile up."""
-        for file, image in user_images(path, self.info.channels, self.info.svg_side):
-            yield file, torch.tensor(self.info.evaluation_image(image))
+    def predictions(
+        self, inputs: PredictInput, options: ImageClassificationPredictOptions
+    ) -> Iterator[dict[str, Any]]:
+        """Label an image, or all images of a folder."""
+        return classify_images(self, inputs, options)
 
 
 def among(logits: Tensor, classes: Tensor) -> Tensor:

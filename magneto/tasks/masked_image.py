@@ -17,7 +17,7 @@ from magneto.errors import ConfigError, nearest
 from magneto.nn.vision.random_projection import RandomProjection
 from magneto.nn.vision.renormalise import Renormalisation
 from magneto.nn.vision.visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
-from magneto.tasks.base import TaskModule
+from magneto.tasks.base import Task
 from magneto.tasks.default_visual_tokenizer import DefaultTokenizer, default_tokenizer
 from magneto.tasks.visual_tokenizer import VisualTokenization
 from magneto.training.checkpoint_io import read_model
@@ -54,10 +54,10 @@ class TargetOptions:
             raise ConfigError(f"task.random_codes={self.random_codes}: a codebook needs at least 2.")
 
 
-class MaskedImages(TaskModule):
+class MaskedImages(Task):
     """A task that predicts hidden patches.
 
-    `prepare_target` finds the tokenizer, `build_target` makes `self.target`, `wanted` and `patch_loss` make the loss.
+    `prepare_target` finds the tokenizer, `build_target` makes `self.target`, `targets` and `patch_loss` make the loss.
     """
 
     uses_labels = False
@@ -66,7 +66,7 @@ class MaskedImages(TaskModule):
 
     @staticmethod
     def prepare_target(options: TargetOptions, data: ImageDataModule) -> dict[str, Any]:
-        """The tokenizer, as options: the given one, or the default one of this data."""
+        """Return the tokenizer as options: the given one, or the default one of this data."""
         if options.target != "codes":
             return {}
         default = from_mapping(DefaultTokenizer, options.default_tokenizer, "task.default_tokenizer")
@@ -118,16 +118,16 @@ class MaskedImages(TaskModule):
         return self
 
     def hidden(self, batch: Batch) -> Tensor:
-        """(B, N) bool, the hidden patches of a batch. Raises `ConfigError` where the data hides none."""
+        """Return (B, N) bool, the hidden patches of a batch. Raises `ConfigError` where the data hides none."""
         if "masked" not in batch:
             raise ConfigError(
-                f"data.masking is missing: task={self.name} hides patches. Say data.masking as it was in training."
+                f"data.masking is missing: task={self.name} hides patches. Set data.masking as it was in training."
             )
         masked: Tensor = batch["masked"]
         return masked
 
-    def wanted(self, images: Tensor, masked: Tensor) -> Tensor:
-        """Of the M hidden patches: codes (M,) int64, or normalised pixels (M, C * patch * patch)."""
+    def targets(self, images: Tensor, masked: Tensor) -> Tensor:
+        """Return of the M hidden patches: codes (M,) int64, or normalised pixels (M, C * patch * patch)."""
         if self.target is not None:
             return self.target.codes(images)[masked]
         pixels = self.patches(images)[masked]
@@ -138,15 +138,15 @@ class MaskedImages(TaskModule):
         """(B, C, S, S) -> (B, N, C * patch * patch), in the order of the stem."""
         return F.pixel_unshuffle(images.float(), self.info.patch_size).flatten(2).transpose(1, 2)
 
-    def patch_loss(self, made: Tensor, wanted: Tensor) -> Tensor:
-        """Scalar, summed over the hidden patches: cross-entropy of codes, or squared error of pixels."""
+    def patch_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return a scalar, summed over the hidden patches: cross-entropy of codes, or squared error of pixels."""
         if self.target is not None:
-            return F.cross_entropy(made, wanted, reduction="sum")
-        return F.mse_loss(made, wanted, reduction="sum") / made.size(1)
+            return F.cross_entropy(outputs, targets, reduction="sum")
+        return F.mse_loss(outputs, targets, reduction="sum") / outputs.size(1)
 
 
 def read_tokenizer(source: str) -> VisualTokenization:
-    """The model of a checkpoint or export of `task=visual_tokenizer`."""
+    """Return the model of a checkpoint or export of `task=visual_tokenizer`."""
     if not Path(source).exists():
         raise ConfigError(
             f"task.tokenizer={source}: there is no such checkpoint or export. Train one with task=visual_tokenizer, or "

@@ -1,27 +1,23 @@
 """Machine translation: encoder-decoder, teacher forcing with label smoothing, beam search (paper, section 4.3)."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from magneto.config.validate import from_mapping
-from magneto.data.translation.cleaning import tidy
-from magneto.data.translation.dataset import IGNORE, Marks
+from magneto.data.translation.dataset import IGNORE
 from magneto.data.translation.module import TranslationDataModule
-from magneto.errors import ConfigError, nearest
+from magneto.errors import ConfigError
 from magneto.inference.beam_search import Hypothesis, beam_search, check_search
 from magneto.inference.inputs import PredictInput
+from magneto.inference.translation import TranslationPredictOptions, one_line, translate
 from magneto.metrics.translation import (
     SCORES,
-    TranslatedLine,
     TranslationScores,
-    one_line,
     sacrebleu_bleu,
     write_scores,
     write_translations,
@@ -35,7 +31,7 @@ from magneto.nn import (
     chunked_cross_entropy,
     training_flops_per_token,
 )
-from magneto.tasks.base import TaskModule
+from magneto.tasks.base import Task
 from magneto.training.module import Batch, StepOutput
 from magneto.training.samples import Sample
 
@@ -75,24 +71,6 @@ class MTOptions:
             sacrebleu_bleu(self.bleu_tokenize)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PredictOptions:
-    """Options of `mode=predict`, in the configuration's group `predict`; None: what the task was trained with."""
-
-    beam: int | None = None
-    length_penalty: float | None = None
-    n_best: int = 1
-    """Translations of each line, best first."""
-    batch: int = 32
-    """Lines translated at once. Results appear line by line with 1, and after several batches otherwise."""
-    target: str | None = None
-    """Language to translate into, where the model knows several."""
-
-    def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise ConfigError(f"predict.batch={self.batch}: must be 1 or more.")
-
-
 @dataclass
 class DecoderState:
     """What the decoder needs between two steps: the encoded sources of its rows, and its cache."""
@@ -108,7 +86,7 @@ class DecoderState:
             self.memory_mask = self.memory_mask[index]
 
 
-class MT(TaskModule):
+class MT(Task):
     """Encoder-decoder over the token ids of `info`.
 
     Batches hold `source` (B, S) with `source_mask`, `target_in` and `target_out` (B, T), and for evaluation the texts
@@ -120,16 +98,14 @@ class MT(TaskModule):
     monitor = "val/loss"
     Options = MTOptions
     Data = TranslationDataModule
+    PredictOptions = TranslationPredictOptions
+    requires: ClassVar = {"architecture": "encoder_decoder"}
     primary_metric = "bleu"
     options: MTOptions
     barred: Tensor
 
     def build(self) -> None:
         """Stems, backbone, output layer; scores."""
-        if self.config.architecture != "encoder_decoder":
-            raise ConfigError(
-                f"backbone.architecture={self.config.architecture}: task=mt needs architecture=encoder_decoder."
-            )
         most = self.info.longest_text(self.config.max_positions)
         self.require_positions(
             self.info.longest,
@@ -160,8 +136,6 @@ class MT(TaskModule):
         barred[sorted(self.target_tokenizer.special_ids - {self.eos})] = -torch.inf
         self.register_buffer("barred", barred, persistent=False)
         self.scores["translation"] = TranslationScores(self.info.directions, self.options.bleu_tokenize)
-        self._hypotheses: dict[int, str] = {}
-        self._test_lines: list[TranslatedLine] = []
 
     @property
     def output_weight(self) -> Tensor:
@@ -212,49 +186,45 @@ class MT(TaskModule):
         logits = F.linear(hidden[:, -1], self.output_weight).float()
         return (logits + self.barred).log_softmax(dim=-1)
 
-    def _texts(self, found: Sequence[Sequence[Hypothesis]]) -> list[str]:
-        return [
-            one_line(self.target_tokenizer.decode(hypotheses[0].tokens)) if hypotheses else ""
-            for hypotheses in found
-        ]
+    def evaluate(self, batch: Batch, output: StepOutput) -> dict[int, str]:
+        """Translate: on the test split all by beam search, else some greedily; count for the scores.
 
-    def evaluate(self, batch: Batch, output: StepOutput) -> None:
-        """Translate: on the test split all by beam search, else some greedily; count for the scores."""
+        Returns:
+            The translations by their rows of the batch.
+        """
         testing = bool(self.trainer.testing)
         rows = list(range(len(batch["id"]))) if testing else self._chosen(batch["id"])
         index = torch.tensor(rows, dtype=torch.int64, device=self.device)
-        texts: list[str] = []
+        best: list[list[Hypothesis]] = []
         if rows:
             # The changing shapes of single tokens would have the layers compiled again and again.
             with torch.compiler.set_stance("force_eager"):
-                found = self.search(
+                best = self.search(
                     batch["source"][index], batch["source_mask"][index],
                     beam=self.options.beam if testing else 1, length_penalty=self.options.length_penalty,
                 )  # fmt: skip
-            texts = self._texts(found)
-        self._hypotheses = dict(zip(rows, texts, strict=True))
+        texts = [
+            one_line(self.target_tokenizer.decode(hypotheses[0].tokens)) if hypotheses else ""
+            for hypotheses in best
+        ]
         self.scores["translation"].update(
             texts, [batch["target_text"][row] for row in rows], batch["id"][index], batch["direction"][index],
             scores=SCORES if testing else ("bleu",),
+            sources=[batch["source_text"][row] for row in rows] if testing else None,
         )  # fmt: skip
-        if testing:
-            ids, directions = batch["id"].tolist(), batch["direction"].tolist()
-            self._test_lines += [
-                (ids[row], directions[row], batch["source_text"][row], text, batch["target_text"][row])
-                for row, text in self._hypotheses.items()
-            ]
+        return dict(zip(rows, texts, strict=True))
 
     def _chosen(self, ids: Tensor) -> list[int]:
-        """The rows of a validation batch that are translated: those of every n-th example of the split."""
+        """Return the rows of a validation batch that are translated: those of every n-th example of the split."""
         if self.options.val_sentences is None:
             return list(range(len(ids)))
         if not self.options.val_sentences:
             return []
         stride = max(1, round(self.info.pairs["val"] / self.options.val_sentences))
-        return [row for row, number in enumerate(ids.tolist()) if number % stride == 0]
+        return [row for row, id in enumerate(ids.tolist()) if id % stride == 0]
 
-    def samples(self, batch: Batch, output: StepOutput) -> list[Sample]:
-        """Source, reference and hypothesis of what was translated."""
+    def samples(self, batch: Batch, output: StepOutput, evaluated: dict[int, str]) -> list[Sample]:
+        """Return source, reference and hypothesis of what was translated."""
         ids, directions = batch["id"].tolist(), batch["direction"].tolist()
         return [
             {
@@ -265,7 +235,7 @@ class MT(TaskModule):
                 "reference": batch["target_text"][row],
                 "hypothesis": hypothesis,
             }
-            for row, hypothesis in self._hypotheses.items()
+            for row, hypothesis in evaluated.items()
         ]
 
     def setup(self, stage: str) -> None:
@@ -276,17 +246,22 @@ class MT(TaskModule):
             log.warning("%s", remark)
         scores.remarks = []
 
-    def on_test_epoch_end(self) -> None:
-        """Log `test/...`, and write what was translated into the run's folder: line n of each file belongs together.
+    def after_evaluation(self, split: str) -> None:
+        """Write the translations of the test split into the run's folder: line n of each file belongs together.
 
         `test.src`, `test.hyp`, `test.ref`: plain text, so that `sacrebleu test.ref -i test.hyp -m bleu chrf ter` gives
         the run's numbers, for Chinese with `-l en-zh`; of several directions also `test/en-fr.src` and so on;
         `test.scores.json`: the scores with sacrebleu's signatures.
         """
-        super().on_test_epoch_end()
-        lines, self._test_lines = self._of_all_processes(self._test_lines), []
+        if split != "test":
+            return
         scores = self.scores["translation"]
         assert isinstance(scores, TranslationScores)
+        parts: list[Any] = [scores.lines]
+        if self.trainer.world_size > 1:
+            parts = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(parts, scores.lines)
+        lines = [line for part in parts for line in part]
         signatures = scores.signatures()
         for name, signature in signatures.items():
             log.info("test/%s is sacrebleu's, signature %s", name, signature)
@@ -296,13 +271,6 @@ class MT(TaskModule):
         write_translations(folder, lines, self.info.directions)
         tested = {name.removeprefix("test/"): value for name, value in self.evaluated.items()}
         write_scores(folder / "test.scores.json", tested, signatures)
-
-    def _of_all_processes(self, lines: list[TranslatedLine]) -> list[TranslatedLine]:
-        if self.trainer.world_size == 1:
-            return lines
-        parts: list[Any] = [None] * self.trainer.world_size
-        torch.distributed.all_gather_object(parts, lines)
-        return [line for part in parts for line in part]
 
     def throughput_counts(self, batch: Batch) -> dict[str, float]:
         """Pairs, and target tokens."""
@@ -316,79 +284,11 @@ class MT(TaskModule):
         decoder = training_flops_per_token(self.config, target, side="decoder", memory_length=source)
         return float(size * (encoder + target * (decoder + 6 * self.output_weight.numel())))
 
-    # ------------------------------------------------------------------ use
-
-    def predict(self, inputs: PredictInput, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """Translate the lines of a file, of the standard input, or the prompts, in their order.
-
-        Several batches of lines are read at a time and sorted by length, so that little is padded. Lines are tidied as
-        those of the training data are. An empty line stays empty. A line of more tokens than the model was trained on is
-        cut, and named in the log.
-
-        Raises:
-            MagnetoError: an unknown option or target language.
-        """
-        settings = from_mapping(PredictOptions, options, "predict")
-        beam = self.options.beam if settings.beam is None else settings.beam
-        penalty = self.options.length_penalty if settings.length_penalty is None else settings.length_penalty
-        check_search(beam, settings.n_best, penalty, "predict")
-        direction = self._direction(settings.target)
-        marks, tokenizer = Marks(self.info), self.info.source_text_tokenizer
-        collate = marks.padding()
-        lines = enumerate(inputs.lines(), start=1)
-        window = settings.batch * (16 if settings.batch > 1 else 1)
-        while chunk := list(islice(lines, window)):
-            items: list[dict[str, Any]] = []
-            for row, ids in enumerate(tokenizer.encode_batch([tidy(text) for _, text in chunk])):
-                if len(ids) > self.info.max_tokens:
-                    log.warning(
-                        "line %d has %d tokens, the model was trained on at most %d: the rest is cut off",
-                        chunk[row][0], len(ids), self.info.max_tokens,
-                    )  # fmt: skip
-                if ids:
-                    source = marks.source(ids[: self.info.max_tokens], direction)
-                    items.append({"id": row, "source": source, "direction": direction})
-            items.sort(key=lambda item: -len(item["source"]))
-            found: dict[int, list[Hypothesis]] = {}
-            for start in range(0, len(items), settings.batch):
-                batch = collate(items[start : start + settings.batch])
-                source, mask = batch["source"].to(self.device), batch["source_mask"].to(self.device)
-                results = self.search(source, mask, beam=beam, length_penalty=penalty, n_best=settings.n_best)
-                found |= zip(batch["id"].tolist(), results, strict=True)
-            for row, (number, text) in enumerate(chunk):
-                yield from self._results(number, text, found.get(row, []))
-
-    def _direction(self, target: str | None) -> int:
-        """A direction into the language that the user wants."""
-        targets = [direction.split("-")[1] for direction in self.info.directions]
-        known = sorted(set(targets))
-        if target is None and (len(known) == 1 or not self.info.tag):
-            return 0
-        if target is None:
-            raise ConfigError(
-                f"This model translates into several languages: say which, predict.target= one of {', '.join(known)}."
-            )
-        if target not in known:
-            raise ConfigError(
-                f"predict.target={target}: this model does not translate into that language; it knows "
-                f"{', '.join(known)}.{nearest(target, known)}"
-            )
-        if len(known) > 1 and not self.info.tag:
-            raise ConfigError(
-                f"predict.target={target}: this model was trained without language tags (data.tag=false) and chooses "
-                "the language by itself. Leave predict.target out."
-            )
-        return targets.index(target)
-
-    def _results(self, number: int, text: str, found: Sequence[Hypothesis]) -> Iterator[dict[str, Any]]:
-        for rank, hypothesis in enumerate(found, start=1):
-            translation = one_line(self.target_tokenizer.decode(hypothesis.tokens))
-            yield {
-                "text": translation, "line": number, "rank": rank, "source": text,
-                "translation": translation, "score": hypothesis.score,
-            }  # fmt: skip
-        if not found:
-            yield {"text": "", "line": number, "rank": 1, "source": text, "translation": "", "score": None}
+    def predictions(
+        self, inputs: PredictInput, options: TranslationPredictOptions
+    ) -> Iterator[dict[str, Any]]:
+        """Translate lines, by the search that the task was configured with unless the options say otherwise."""
+        return translate(self, inputs, options, self.options.beam, self.options.length_penalty)
 
     def tokenizer_json(self) -> str | None:
         """The shared tokenizer as a `tokenizer.json`; two of them stand in config.json alone."""

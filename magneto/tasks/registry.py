@@ -3,40 +3,50 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from magneto.errors import ConfigError, MagnetoError
-from magneto.tasks.base import TaskModule
+from magneto.tasks.base import Task
 from magneto.training.checkpoint_io import REMEDY, first_line, read_model
 
 
-def task_class(path: str) -> type[TaskModule]:
-    """The task class named by `path` (`package.module.Class`).
+def task_class(path: str) -> type[Task]:
+    """Return the task class named by `path` (`package.module.Class`).
 
     Raises:
         ConfigError: there is no such class, or it is not a task.
     """
     module, _, name = path.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
+        cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
-            f"task._target_={path}: cannot be imported ({error}). Name a TaskModule, package.module.Class."
+            f"task._target_={path}: cannot be imported ({error}). Name a Task, package.module.Class."
         ) from error
-    if not (isinstance(found, type) and issubclass(found, TaskModule)):
-        raise ConfigError(f"task._target_={path}: is not a TaskModule.")
-    return found
+    if not (isinstance(cls, type) and issubclass(cls, Task)):
+        raise ConfigError(f"task._target_={path}: is not a Task.")
+    return cls
 
 
-def load_task(path: str | Path) -> TaskModule:
-    """The task with its weights, from a checkpoint, an export folder or a run's folder alone.
+def load_task(path: str | Path) -> Task:
+    """Return the task with its weights, from a checkpoint, an export folder or a run's folder alone.
 
     The averaged weights are taken where the run kept an exponential moving average.
 
     Raises:
         ConfigError: the path is none of these, or it is damaged.
     """
-    hyper_parameters, weights = read_model(path)
+    return make_trained(path, *read_model(path))
+
+
+def make_trained(
+    path: str | Path, hyper_parameters: Mapping[str, Any], weights: Mapping[str, Tensor]
+) -> Task:
+    """The task of hyper-parameters and weights that were read from `path`. Raises `ConfigError` if they are damaged."""
     try:
         task = task_class(hyper_parameters["task"])(
             **{key: value for key, value in hyper_parameters.items() if key != "task"}

@@ -10,29 +10,23 @@ images alone, a third texts alone, a third pairs), and contrastive learning as i
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from magneto.config.validate import from_mapping
-from magneto.data.collate import pad_texts
-from magneto.data.corpora.text.base import why_unusable
-from magneto.data.image.predict import evaluation_batch, user_images
-from magneto.data.image_text.dataset import IGNORE
+from magneto.data.collate import IGNORE
 from magneto.data.image_text.module import ImageTextDataModule
 from magneto.data.module import DataModule
-from magneto.data.tokenizers.encode import encode
 from magneto.data.tokenizers.text import TextTokenizer
-from magneto.data.transforms.text import readable_caption
 from magneto.errors import ConfigError
 from magneto.inference.inputs import PredictInput
+from magneto.inference.vision_language import Drawings, RetrievalPredictOptions, retrieve
 from magneto.metrics.retrieval import RetrievalScores
 from magneto.nn import (
     Linear,
@@ -50,12 +44,12 @@ from magneto.tasks.mlm import MaskedLMHead
 from magneto.tasks.visual_tokenizer import require_patches
 from magneto.training.module import Batch, StepOutput
 from magneto.training.samples import Sample
-from magneto.visualize.retrieval_examples import Gallery, nearest
-from magneto.visualize.retrieval_grid import FOUND, Answer, images_for, texts_for
+from magneto.visualize.retrieval_examples import RetrievalExamples
+from magneto.visualize.retrieval_grid import images_for, texts_for
 
 LARGEST_SCALE = 100.0  # of similarities; without a bound it grows until training breaks (CLIP, 2.5)
 KINDS = ("images", "texts", "pair_images", "pair_texts")
-PREDICT_BATCH = 64
+DRAWINGS = Drawings(images_for, texts_for)
 FEW = 16  # pairs of a batch below which contrastive learning has little to compare
 SMALLEST_BATCH = (
     6  # the last two batches of an epoch share what is left evenly: each then has 3 examples or more
@@ -65,7 +59,7 @@ log = logging.getLogger("magneto")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Losses:
+class VisionLanguageLosses:
     """Weight of each loss; 0 switches it off."""
 
     masked: float = 1.0
@@ -83,7 +77,7 @@ class VLOptions(TargetOptions):
     """What `conf/task/vl.yaml` sets under `task`; what is hidden is the data's business (`data.masking`)."""
 
     losses: Mapping[str, float] = field(default_factory=dict)
-    """See `Losses`."""
+    """See `VisionLanguageLosses`."""
     embedding_width: int | None = None
     """Of the vectors that are compared; null: that of the backbone."""
     temperature: float = 0.07
@@ -99,26 +93,6 @@ class VLOptions(TargetOptions):
             raise ConfigError(f"task.embedding_width={self.embedding_width}: must be at least 1.")
 
 
-@dataclass(frozen=True, kw_only=True)
-class PredictOptions:
-    """What `predict.*` may set: what to look for among the images of `input=`, or for each of them."""
-
-    query: str | float | Sequence[str | float] | None = None
-    """A sentence, or several."""
-    captions: str | float | None = None
-    """A file with a caption a line."""
-    top_k: int = FOUND
-
-    def __post_init__(self) -> None:
-        if (self.query is None) == (self.captions is None):
-            raise ConfigError(
-                'task=vl looks for the images of input= that fit a sentence (predict.query="a red apple"), or for the '
-                "lines of a file that fit each image (predict.captions=FILE): say one of the two."
-            )
-        if self.top_k < 1:
-            raise ConfigError(f"predict.top_k={self.top_k}: must be 1 or more.")
-
-
 class VisionLanguage(MaskedImages):
     """Masked data modelling and contrastive learning. Batches are those of `magneto.data.image_text.module`."""
 
@@ -126,15 +100,21 @@ class VisionLanguage(MaskedImages):
     monitor, mode = "val/r1", "max"
     Options = VLOptions
     Data = ImageTextDataModule
+    PredictOptions = RetrievalPredictOptions
+    requires: ClassVar = {"architecture": "encoder", "position": "none"}
+    reads = "file"
     options: VLOptions
 
     @classmethod
     def prepare(cls, config: Mapping[str, Any], data: DataModule) -> dict[str, Any]:
-        """With masked modelling, the tokenizer of the images."""
+        """Return the tokenizer of the images, with masked modelling."""
         assert isinstance(data, ImageTextDataModule)
         settings = {key: value for key, value in config["task"].items() if key not in ("_target_", "name")}
         options = from_mapping(VLOptions, settings, "task")
-        losses, size = from_mapping(Losses, options.losses, "task.losses"), data.images.batch_size
+        losses, size = (
+            from_mapping(VisionLanguageLosses, options.losses, "task.losses"),
+            data.images.batch_size,
+        )
         if losses.contrastive and size < 2:
             raise ConfigError(
                 f"data.batch_size={size}: with task.losses.contrastive it must be at least 2. A pair is contrasted with the "
@@ -152,7 +132,7 @@ class VisionLanguage(MaskedImages):
         require_patches(cls.name, data.info)
         if data.masking is None:
             raise ConfigError(
-                "data.masking is missing: task.losses.masked hides patches and words. Say data.masking={} for BEiT-3's "
+                "data.masking is missing: task.losses.masked hides patches and words. Set data.masking={} for BEiT-3's "
                 "shares, or task.losses.masked=0."
             )
         if size < SMALLEST_BATCH:
@@ -163,10 +143,10 @@ class VisionLanguage(MaskedImages):
         return cls.prepare_target(options, data.images)
 
     def build(self) -> None:
-        """Stem, encoder, the heads that the losses need; retrieval over the whole gallery, accuracy of what is hidden."""
+        """Stem, encoder, the heads that the losses need; retrieval scores, accuracy of what is hidden."""
         self._check()
         self.tokenizer = TextTokenizer.from_json(self.info.tokenizer)
-        self.losses = from_mapping(Losses, self.options.losses, "task.losses")
+        self.losses = from_mapping(VisionLanguageLosses, self.options.losses, "task.losses")
         if self.losses.contrastive:
             self.example_input = 'input=images/ predict.query="a red apple"'
         config, width = self.config, self.options.embedding_width or self.config.d_model
@@ -177,7 +157,6 @@ class VisionLanguage(MaskedImages):
             config,
         )
         self.backbone = build_backbone(config)
-        self.gallery = Gallery()
         if self.losses.masked:
             self.image_head = Linear(config.d_model, self.build_target(), roles=("head",))
             self.text_head = MaskedLMHead(self.info.vocab_size, config)
@@ -193,14 +172,12 @@ class VisionLanguage(MaskedImages):
             self.language_head = Linear(config.d_model, width, bias=False, roles=("head",))
             self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / self.options.temperature)))
             self.scores["retrieval"] = RetrievalScores(self.info.languages, width)
+            if self.num_samples:
+                self.scores["examples"] = RetrievalExamples()
         else:
             self.monitor, self.mode = "val/loss", "min"
 
     def _check(self) -> None:
-        for key, wanted in (("architecture", "encoder"), ("position", "none")):
-            if (value := getattr(self.config, key)) != wanted:
-                why = "" if key == "architecture" else ": each modality has learnt positions of its own"
-                raise ConfigError(f"backbone.{key}={value}: task={self.name} needs {key}={wanted}{why}.")
         if self.info.max_tokens > self.config.max_positions:
             raise ConfigError(
                 f"data.max_tokens={self.info.max_tokens}: the backbone has max_positions={self.config.max_positions}. "
@@ -226,11 +203,12 @@ class VisionLanguage(MaskedImages):
         masked: Tensor | None = None,
     ) -> tuple[Tensor, int]:
         """Images (B, C, S, S), texts (B, T) with their mask, or pairs -> (B, T', d_model), and how many are vision."""
-        x, split = self.stem(images, tokens, masked)
+        x, num_vision_tokens = self.stem(images, tokens, masked)
         if images is not None:
-            mask = None if mask is None else F.pad(mask, (split, 0), value=True)
-        hidden: Tensor = self.backbone(x, mask, split=None if self.config.multiway == "none" else split)
-        return hidden, split
+            mask = None if mask is None else F.pad(mask, (num_vision_tokens, 0), value=True)
+        count = None if self.config.multiway == "none" else num_vision_tokens
+        hidden: Tensor = self.backbone(x, mask, num_vision_tokens=count)
+        return hidden, num_vision_tokens
 
     def image_vectors(self, images: Tensor) -> Tensor:
         """(B, C, S, S) -> fp32 (B, E) of length 1."""
@@ -275,8 +253,8 @@ class VisionLanguage(MaskedImages):
         Of every three examples one gives its image alone, one its text alone, one both.
         """
         self.hidden(batch)
-        made: dict[str, Tensor] = {}
-        wanted: dict[str, Tensor] = {}
+        outputs: dict[str, Tensor] = {}
+        targets: dict[str, Tensor] = {}
         for rows, with_image, with_text in (
             (slice(0, None, 3), True, False), (slice(1, None, 3), False, True), (slice(2, None, 3), True, True)
         ):  # fmt: skip
@@ -284,7 +262,7 @@ class VisionLanguage(MaskedImages):
             if not len(part["id"]):
                 continue
             pair = with_image and with_text
-            hidden, split = self.encode(
+            hidden, num_vision_tokens = self.encode(
                 part["image"] if with_image else None,
                 part["pair_tokens" if pair else "masked_tokens"] if with_text else None,
                 part["mask"] if with_text else None,
@@ -292,34 +270,33 @@ class VisionLanguage(MaskedImages):
             )
             if with_image:
                 kind = "pair_images" if pair else "images"
-                made[kind] = self.image_head(hidden[:, 1:split][part["masked"]]).float()
-                wanted[kind] = self.wanted(part["image"], part["masked"])
+                outputs[kind] = self.image_head(hidden[:, 1:num_vision_tokens][part["masked"]]).float()
+                targets[kind] = self.targets(part["image"], part["masked"])
             if with_text:
                 kind = "pair_texts" if pair else "texts"
-                targets = part["pair_targets" if pair else "targets"]
-                made[kind] = self.text_head(hidden[:, split:][targets != IGNORE])
-                wanted[kind] = targets[targets != IGNORE]
-        patches, words = ([kind for kind in made if kind.endswith(ending)] for ending in ("images", "texts"))
+                words = part["pair_targets" if pair else "targets"]
+                outputs[kind] = self.text_head(hidden[:, num_vision_tokens:][words != IGNORE])
+                targets[kind] = words[words != IGNORE]
+        of_patches, of_words = (
+            [kind for kind in outputs if kind.endswith(ending)] for ending in ("images", "texts")
+        )
         hits: dict[str, Tensor] = {}
         losses = []
-        if patches:
-            outputs, answers = torch.cat([made[k] for k in patches]), torch.cat([wanted[k] for k in patches])
-            losses.append(self.patch_loss(outputs, answers) / len(answers))
+        if of_patches:
+            wholes = [torch.cat([part[kind] for kind in of_patches]) for part in (outputs, targets)]
+            losses.append(self.patch_loss(*wholes) / len(wholes[1]))
             if not self.training and self.target is not None:
-                hits |= {kind: made[kind].argmax(-1) == wanted[kind] for kind in patches}
-        if words:
-            answers = torch.cat([wanted[kind] for kind in words])
-            found = chunked_cross_entropy(
-                torch.cat([made[kind] for kind in words]),
-                self.stem.text.embedding.weight,
-                answers,
-                bias=self.text_head.output_bias,
-                correct=not self.training,
-            )
-            losses.append(found.loss_sum / max(1, len(answers)))  # of unknown signs, none is hidden
-            if found.correct is not None:
-                sizes = [len(wanted[kind]) for kind in words]
-                hits |= dict(zip(words, found.correct.split_with_sizes(sizes), strict=True))
+                hits |= {kind: outputs[kind].argmax(-1) == targets[kind] for kind in of_patches}
+        if of_words:
+            wholes = [torch.cat([part[kind] for kind in of_words]) for part in (outputs, targets)]
+            loss = chunked_cross_entropy(
+                wholes[0], self.stem.text.embedding.weight, wholes[1],
+                bias=self.text_head.output_bias, correct=not self.training,
+            )  # fmt: skip
+            losses.append(loss.loss_sum / max(1, len(wholes[1])))  # of unknown signs, none is hidden
+            if loss.correct is not None:
+                sizes = [len(targets[kind]) for kind in of_words]
+                hits |= dict(zip(of_words, loss.correct.split_with_sizes(sizes), strict=True))
         return torch.stack(losses).sum(), hits
 
     # ------------------------------------------------------------------ evaluation
@@ -329,24 +306,22 @@ class VisionLanguage(MaskedImages):
         vectors, hits = output.outputs
         if vectors is not None:
             self.scores["retrieval"].update(batch["image_id"], batch["caption"], batch["language"], *vectors)
+            if self.num_samples:
+                pixels = self.info.pixels(batch["image"])
+                self.scores["examples"].update(
+                    batch["image_id"], pixels, vectors[0], batch["caption"], batch["text"], vectors[1]
+                )
         for kind, right in hits.items():
             if len(right):
                 self.scores[f"accuracy/{kind}"].update(right.float().mean(), len(right))
 
-    def samples(self, batch: Batch, output: StepOutput) -> list[Sample]:
-        """Nothing yet: what is found is known when the whole gallery was seen."""
-        vectors, _ = output.outputs
-        if vectors is not None:
-            pixels = self.info.pixels(batch["image"])
-            self.gallery.add(
-                batch["image_id"], pixels, vectors[0], batch["caption"], batch["text"], vectors[1]
-            )
-        return []
-
     def overview(self) -> list[Sample]:
-        """What is found for some pairs, evenly over this process's part of the gallery."""
-        gallery, self.gallery = self.gallery, Gallery()
-        return gallery.samples(self.num_samples) if self.losses.contrastive else []
+        """Return retrieval examples for some pairs, evenly over this process's part of the images."""
+        if not self.losses.contrastive:
+            return []
+        examples = self.scores["examples"]
+        assert isinstance(examples, RetrievalExamples)
+        return examples.samples(self.num_samples)
 
     def throughput_counts(self, batch: Batch) -> dict[str, float]:
         """Pairs, and their patches and words, however often the encoder reads them."""
@@ -380,96 +355,11 @@ class VisionLanguage(MaskedImages):
 
     # ------------------------------------------------------------------ use
 
-    def predict(self, inputs: PredictInput, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """The best images of `input=` for each sentence of `predict.query`, or the best lines of `predict.captions` for
-        each image, with a drawing of them.
-        """
+    def predictions(self, inputs: PredictInput, options: RetrievalPredictOptions) -> Iterator[dict[str, Any]]:
+        """Find the best images for each sentence, or the best captions for each image, with a drawing of them."""
         if not self.losses.contrastive:
             raise ConfigError(
                 "This model was trained with task.losses.contrastive=0 and compares nothing: train it further with "
                 "init_from=RUN/export task.losses.contrastive=1."
             )
-        if inputs.path is None:
-            raise ConfigError('prompt=: say input= with images and predict.query="a red apple" instead.')
-        chosen = from_mapping(PredictOptions, options, "predict")
-        if chosen.captions is not None:
-            given = PredictInput(path=str(chosen.captions), key="predict.captions")
-            lines = list(self._captions(given))
-            if not lines:
-                raise ConfigError(f"predict.captions={chosen.captions}: holds no caption.")
-            yield from self._texts_of_images(inputs.path, lines, chosen.top_k)
-        else:
-            # A number on the command line is a sentence too.
-            queries = list(chosen.query) if isinstance(chosen.query, list | tuple) else [chosen.query]
-            yield from self._images_of_texts(inputs.path, [str(query) for query in queries], chosen.top_k)
-
-    def _captions(self, given: PredictInput) -> Iterator[str]:
-        """The lines of the file but empty ones and, named in the log, those that cannot be read."""
-        for number, line in enumerate(given.lines(), start=1):
-            if not line.strip():
-                continue
-            if reason := why_unusable(line):
-                log.warning("%s=%s, line %d: %s, skipped", given.key, given.path, number, reason)
-                continue
-            yield line
-
-    def _images_of_texts(self, path: str, queries: Sequence[str], count: int) -> Iterator[dict[str, Any]]:
-        vectors = self._vectors_of(queries, "predict.query")
-        files, pixels, vision = [], [], []
-        for batch_files, batch_pixels, batch_vectors in self._vectors_of_images(path):
-            files += batch_files
-            pixels += batch_pixels
-            vision.append(batch_vectors)
-        gallery = torch.cat(vision)
-        for query, vector in zip(queries, vectors, strict=True):
-            found = nearest(vector, gallery, count)
-            shown = [Answer(pixels[place], alike) for place, alike in found[:FOUND]]
-            listed = [{"input": files[place], "similarity": round(alike, 4)} for place, alike in found]
-            lines = [f"{one['similarity']:.3f}\t{one['input']}" for one in listed]
-            yield {
-                "text": "\n".join([query, *lines]),
-                "query": query,
-                "found": listed,
-                "image": images_for(query, shown),
-            }
-
-    def _texts_of_images(self, path: str, lines: Sequence[str], count: int) -> Iterator[dict[str, Any]]:
-        texts = self._vectors_of(lines, "predict.captions")
-        for files, pixels, vectors in self._vectors_of_images(path):
-            for file, image, vector in zip(files, pixels, vectors, strict=True):
-                found = nearest(vector, texts, count)
-                shown = [Answer(lines[place], alike) for place, alike in found[:FOUND]]
-                listed = [{"caption": lines[place], "similarity": round(alike, 4)} for place, alike in found]
-                printed = [f"{one['similarity']:.3f}\t{one['caption']}" for one in listed]
-                yield {
-                    "text": "\n".join([file, *printed]),
-                    "input": file,
-                    "found": listed,
-                    "image": texts_for(image, shown),
-                }
-
-    def _vectors_of(self, texts: Sequence[str], key: str) -> Tensor:
-        """(texts, E) on the CPU. Raises `ConfigError`, naming `key`, for a text that cannot be read."""
-        if not texts:
-            raise ConfigError(f"{key}: is empty. Say what the image is to show.")
-        clean = [readable_caption(text, self.info.lowercase, key) for text in texts]
-        longest, pad = self.info.max_tokens, self.tokenizer.pad_id
-        encoded = encode(self.tokenizer, clean, [None] * len(clean), longest)
-        if encoded.truncated:
-            log.warning(
-                "%s: %d were longer than %d tokens and lost their end", key, encoded.truncated, longest
-            )
-        ids = np.split(encoded.tokens.astype(np.int64), encoded.start[1:-1])
-        found = []
-        for start in range(0, len(ids), PREDICT_BATCH):
-            tokens, mask = pad_texts(ids[start : start + PREDICT_BATCH], pad or 0, longest)
-            found.append(self.text_vectors(tokens.to(self.device), mask.to(self.device)).cpu())
-        return torch.cat(found)
-
-    def _vectors_of_images(self, path: str) -> Iterator[tuple[list[str], list[np.ndarray], Tensor]]:
-        """Batches of files, their pixels (C, S, S) uint8 as the model sees them, and their vectors (n, E) on the CPU."""
-        given = user_images(path, self.info.channels, self.info.svg_side)
-        while batch := list(islice(given, PREDICT_BATCH)):
-            images = evaluation_batch([image for _, image in batch], self.info)
-            vectors = self.image_vectors(images.to(self.device)).cpu()
-            yield [str(file) for file, _ in batch], list(self.info.pixels(images).numpy()), vectors
+        return retrieve(self, inputs, options, DRAWINGS)

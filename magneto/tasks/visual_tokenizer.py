@@ -20,18 +20,17 @@ from torchmetrics import MeanMetric, Metric
 
 from magneto.data.image.dataset import ImageInfo
 from magneto.data.image.module import ImageDataModule
-from magneto.data.image.predict import evaluation_batch, user_images
 from magneto.data.module import DataModule
 from magneto.errors import ConfigError
 from magneto.inference.inputs import PredictInput
+from magneto.inference.visual_tokenizer import tokenize_images
 from magneto.nn.vision.vector_quantizer import perplexity, usage
 from magneto.nn.vision.visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
-from magneto.tasks.base import TaskModule
+from magneto.tasks.base import Task
 from magneto.training.module import Batch, StepOutput
 from magneto.training.samples import Sample
 from magneto.visualize.image_grid import side_by_side, tile
 
-PREDICT_BATCH = 32
 TABLES = ("learned", "sinusoidal", "rotary")
 """Positions that have a table of limited length."""
 
@@ -85,7 +84,7 @@ class CodeScores(Metric):
         return {"perplexity": perplexity(self.counts), "usage": usage(self.counts)}
 
 
-class VisualTokenization(TaskModule):
+class VisualTokenization(Task):
     """Reconstruction and commitment. Batches are those of `magneto.data.image.module`."""
 
     name = "visual_tokenizer"
@@ -93,6 +92,7 @@ class VisualTokenization(TaskModule):
     monitor = "val/loss"
     Options = VisualTokenizerOptions
     Data = ImageDataModule
+    reads = "file"
     uses_labels = False
     options: VisualTokenizerOptions
 
@@ -103,7 +103,7 @@ class VisualTokenization(TaskModule):
 
     @classmethod
     def prepare(cls, config: Mapping[str, Any], data: DataModule) -> dict[str, Any]:
-        """The width of the teacher's features."""
+        """Return the width of the teacher's features."""
         task = config["task"]
         if task.get("teacher") is None:
             return {}
@@ -129,14 +129,14 @@ class VisualTokenization(TaskModule):
         self._flops: float | None = None
 
     def _target(self, images: Tensor) -> Tensor:
-        """What is to be predicted of (B, C, S, S): themselves, or the teacher's (B, N, teacher_width)."""
+        """Return what is to be predicted of (B, C, S, S): themselves, or the teacher's (B, N, teacher_width)."""
         if self.options.teacher is None:
             return images
         if not self._given:
             self._given.append(_teacher(self.options.teacher, self.options.teacher_file).to(images.device))
         teacher: Any = self._given[0]
         with torch.no_grad():
-            seen = teacher.forward_features(_as_it_likes(teacher, images, self.info))
+            seen = teacher.forward_features(_for_teacher(teacher, images, self.info))
         features = _of_patches(teacher, seen)
         patches = self.tokenizer.config.grid**2
         if features.shape[1] != patches:
@@ -165,24 +165,24 @@ class VisualTokenization(TaskModule):
         )
 
     def evaluate(self, batch: Batch, output: StepOutput) -> None:
-        """Reconstruction and codes of the batch."""
+        """Add reconstruction and codes of the batch."""
         _, codes, reconstruction = output.outputs
         self.scores["reconstruction"].update(reconstruction, output.weight)
         self.scores["codes"].update(codes)
 
-    def samples(self, batch: Batch, output: StepOutput) -> list[Sample]:
-        """Each batch's first images beside what their codes make of them; of VQ-KD the codes alone."""
+    def samples(self, batch: Batch, output: StepOutput, evaluated: None) -> list[Sample]:
+        """Return each batch's first images beside what their codes make of them; of VQ-KD the codes alone."""
         first = slice(self.num_samples)
-        made, codes = (part[first] for part in output.outputs[:2])
-        panels = self._panels(batch["image"][first], made, codes)
+        decoded, codes = (part[first] for part in output.outputs[:2])
+        panels = self.panels(batch["image"][first], decoded, codes)
         return [
-            {"id": f"{int(number):08d}", "kind": "reconstruction", "image": panel}
-            for number, panel in zip(batch["id"][first], panels, strict=True)
+            {"id": f"{int(id):08d}", "kind": "reconstruction", "image": panel}
+            for id, panel in zip(batch["id"][first], panels, strict=True)
         ]
 
-    def _panels(self, images: Tensor, made: Tensor, codes: Tensor) -> Iterator[np.ndarray]:
-        """(H, W, 3) uint8 of each image: itself, the reconstruction where there is one, the codes as colours."""
-        shown = [images] if self.options.teacher else [images, made]
+    def panels(self, images: Tensor, decoded: Tensor, codes: Tensor) -> Iterator[np.ndarray]:
+        """Yield (H, W, 3) uint8 of each image: itself, the reconstruction where there is one, the codes as colours."""
+        shown = [images] if self.options.teacher else [images, decoded]
         pixels = [self.info.pixels(part).cpu() for part in shown]
         grid, patch = self.tokenizer.config.grid, self.tokenizer.config.patch_size
         colours = np.random.default_rng(0).integers(0, 256, (self.options.codes, 3), np.uint8)
@@ -199,25 +199,9 @@ class VisualTokenization(TaskModule):
             self._flops = 3.0 * counter.get_total_flops()
         return self._flops * len(batch["id"])
 
-    def predict(self, inputs: PredictInput, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """The codes of each image, in rows, and what is made of them as an image."""
-        if options:
-            raise ConfigError(f"predict.{next(iter(options))}: task={self.name} has no such option.")
-        if inputs.path is None:
-            raise ConfigError(
-                "prompt=: this model reads images. Say input= with an image or a folder of them."
-            )
-        for file, image in user_images(inputs.path, self.info.channels, self.info.svg_side):
-            images = evaluation_batch([image], self.info).to(self.device)
-            codes = self.tokenizer.codes(images)
-            (panel,) = self._panels(images, self.tokenizer.decode(codes), codes)
-            listed = codes[0].tolist()
-            yield {
-                "text": f"{file}\t{' '.join(map(str, listed))}",
-                "input": str(file),
-                "codes": listed,
-                "image": panel,
-            }
+    def predictions(self, inputs: PredictInput, options: Any) -> Iterator[dict[str, Any]]:
+        """Give the codes of each image, and what they stand for as an image."""
+        return tokenize_images(self, inputs)
 
 
 def require_patches(task: str, info: ImageInfo) -> None:
@@ -230,8 +214,9 @@ def require_patches(task: str, info: ImageInfo) -> None:
 
 
 def shape_of_patches(backbone: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str, Any]:
-    """What the patches on a side of an image say of a backbone's positions: `grid` where these have two dimensions,
-    else the rows of a table, one for each patch and one for [CLS].
+    """Return the fields of the backbone that follow from the patches of an image.
+
+    That is `grid` for positions of two dimensions, else the rows of a table, one for each patch and one for [CLS].
     """
     if not info["patch_size"]:
         return {}
@@ -242,10 +227,10 @@ def shape_of_patches(backbone: Mapping[str, Any], info: Mapping[str, Any]) -> di
 
 
 def _teacher(name: str, file: str | None) -> Any:
-    """A timm model in evaluation mode, without gradients.
+    """Return a timm model in evaluation mode, without gradients.
 
     Raises:
-        ConfigError: timm is missing, or knows no such model, or its weights cannot be had.
+        ConfigError: timm is missing, or knows no such model, or its weights are not available.
     """
     try:
         import timm
@@ -253,12 +238,12 @@ def _teacher(name: str, file: str | None) -> Any:
         raise ConfigError("task.teacher needs timm: pip install timm.") from error
     # As timm loads what it downloads: a classifier in the file is left out.
     source = {"file": file, "custom_load": Path(file).suffix in (".npz", ".npy")} if file else None
-    made: list[Any] = []
+    models: list[Any] = []
     try:
         for seed in (0, 1) if file else (0,):
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(seed)  # of the CPU alone
-                made.append(
+                models.append(
                     timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=source)
                 )
     except Exception as error:  # of several kinds: unknown name, no network, a file that does not fit
@@ -267,14 +252,14 @@ def _teacher(name: str, file: str | None) -> Any:
             f"task.teacher={name}: cannot be made ({reason}). Name a model of timm and, without a network, its weights "
             "in task.teacher_file."
         ) from error
-    # timm passes over what the file lacks: that stays random, and so differs from seed to seed.
-    pairs = zip(made[0].named_parameters(), made[-1].parameters(), strict=True)
+    # timm ignores what the file lacks: that stays random, and so differs from seed to seed.
+    pairs = zip(models[0].named_parameters(), models[-1].parameters(), strict=True)
     if random := [key for (key, one), other in pairs if not torch.equal(one, other)]:
         raise ConfigError(
             f"task.teacher_file={file}: lacks {len(random)} tensors of task.teacher={name}, such as {random[0]}. Give "
             "the weights of that model."
         )
-    return made[0].eval().requires_grad_(False)
+    return models[0].eval().requires_grad_(False)
 
 
 def _of_patches(teacher: Any, features: Any) -> Tensor:
@@ -294,13 +279,13 @@ def _of_patches(teacher: Any, features: Any) -> Tensor:
     return features[:, getattr(teacher, "num_prefix_tokens", 0) :]
 
 
-def _as_it_likes(teacher: Any, images: Tensor, info: ImageInfo) -> Tensor:
+def _for_teacher(teacher: Any, images: Tensor, info: ImageInfo) -> Tensor:
     """Images normalised as we do, (B, C, S, S) -> (B, 3, T, T) as the teacher was trained on."""
-    wanted = teacher.pretrained_cfg
-    mean, std = (torch.tensor(wanted[key], device=images.device).view(1, 3, 1, 1) for key in ("mean", "std"))
+    config = teacher.pretrained_cfg
+    mean, std = (torch.tensor(config[key], device=images.device).view(1, 3, 1, 1) for key in ("mean", "std"))
     ours = [torch.tensor(values, device=images.device).view(1, -1, 1, 1) for values in (info.mean, info.std)]
     pixels = (images * ours[1] + ours[0]).expand(-1, 3, -1, -1)
-    size = wanted["input_size"][-2:]
+    size = config["input_size"][-2:]
     if pixels.shape[2:] != tuple(size):
         pixels = nn.functional.interpolate(pixels, size=size, mode="bicubic", antialias=True).clamp(0, 1)
     return (pixels - mean) / std

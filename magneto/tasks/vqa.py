@@ -9,28 +9,22 @@ Which of the two it is, the data tells (`info.images`). The heads are those of B
 encoder comes from `task=vl` or from published weights (magneto/pretrained/init_from.py).
 """
 
-import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from math import ceil
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from magneto.config.validate import from_mapping
-from magneto.data.collate import pad_texts
-from magneto.data.image.predict import evaluation_batch, user_images
-from magneto.data.tokenizers.encode import encode
 from magneto.data.tokenizers.text import TextTokenizer
-from magneto.data.transforms.text import readable_caption
 from magneto.data.vqa.answers import shared, vqa_accuracy
 from magneto.data.vqa.module import VqaDataModule
 from magneto.errors import ConfigError, nearest
+from magneto.inference.image_classification import top_answers
 from magneto.inference.inputs import PredictInput
+from magneto.inference.vqa import VqaPredictOptions, answer
 from magneto.metrics.vqa import AnswerScores
 from magneto.nn import (
     BackboneConfig,
@@ -43,17 +37,13 @@ from magneto.nn import (
     training_flops_per_token,
 )
 from magneto.nn.multiway import Experts
-from magneto.tasks.base import TaskModule
+from magneto.tasks.base import Task
 from magneto.tasks.visual_tokenizer import require_patches
 from magneto.training.module import Batch, StepOutput
 from magneto.training.samples import Sample
 from magneto.visualize.image_grid import side_by_side, tile
 
-log = logging.getLogger(__name__)
-
 TARGETS = {"thirds": shared, "left_out": vqa_accuracy}
-TOP = 5
-PREDICT_BATCH = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,25 +65,7 @@ class VLClassificationOptions:
             raise ConfigError(f"task.head_std={self.head_std}: must be 0 or more.")
 
 
-@dataclass(frozen=True, kw_only=True)
-class PredictOptions:
-    """What `predict.*` may set."""
-
-    question: str | None = None
-    """The question, or the statement."""
-    second: str | float | None = None
-    """The right image of a statement; `input=` is the left one."""
-    top_k: int = TOP
-    """Answers that are told, the likeliest first."""
-
-    def __post_init__(self) -> None:
-        if self.question is None or not self.question.strip():
-            raise ConfigError('Say what is asked about the image: predict.question="what colour is it?"')
-        if self.top_k < 1:
-            raise ConfigError(f"predict.top_k={self.top_k}: must be 1 or more.")
-
-
-class Pooler(nn.Module):
+class VqaPooler(nn.Module):
     """(B, d_model) -> (B, d_model): norm, dense layer, tanh."""
 
     def __init__(self, config: BackboneConfig) -> None:
@@ -106,7 +78,7 @@ class Pooler(nn.Module):
         return out
 
 
-class VisionLanguageClassification(TaskModule):
+class VisionLanguageClassification(Task):
     """Binary cross-entropy of each answer to a question, or cross-entropy of the two judgements of a statement.
 
     Batches are those of `magneto.data.vqa.module`.
@@ -116,14 +88,13 @@ class VisionLanguageClassification(TaskModule):
     monitor, mode = "val/accuracy", "max"
     Options = VLClassificationOptions
     Data = VqaDataModule
+    PredictOptions = VqaPredictOptions
+    requires: ClassVar = {"architecture": "encoder", "position": "none"}
+    reads = "file"
     options: VLClassificationOptions
 
     def build(self) -> None:
         """Stem, encoder, the head that the data needs; accuracy."""
-        for key, wanted in (("architecture", "encoder"), ("position", "none")):
-            if (value := getattr(self.config, key)) != wanted:
-                why = "" if key == "architecture" else ": each modality has learnt positions of its own"
-                raise ConfigError(f"backbone.{key}={value}: task={self.name} needs {key}={wanted}{why}.")
         if self.info.max_tokens > self.config.max_positions:
             raise ConfigError(
                 f"data.max_tokens={self.info.max_tokens}: the backbone has max_positions={self.config.max_positions}. "
@@ -155,7 +126,7 @@ class VisionLanguageClassification(TaskModule):
             else 'input=image.png predict.question="What is this?"'
         )
         inputs = 2 * self.info.images * width
-        self.pooler = build_norm(config, inputs) if self.statements else Pooler(config)
+        self.pooler = build_norm(config, inputs) if self.statements else VqaPooler(config)
         last = Linear(2 * width, len(self.labels), roles=("head",))
         nn.init.normal_(last.weight, std=self.options.head_std)
         self.head = nn.Sequential(
@@ -164,16 +135,17 @@ class VisionLanguageClassification(TaskModule):
             nn.GELU(),
             last,
         )
-        self.scores["answers"] = AnswerScores(self.info.kinds, self.info.usual, self.statements)
+        self.scores["answers"] = AnswerScores(self.info.kinds, self.info.majority_answers, self.statements)
 
     def forward(self, images: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """(B, P, C, S, S), (B, T) int64 and its mask -> fp32 logits (B, answers)."""
         each = images.size(1)
-        x, split = self.stem(images.flatten(0, 1), tokens.repeat_interleave(each, 0))
-        mask = F.pad(mask.repeat_interleave(each, 0), (split, 0), value=True)
-        hidden = self.backbone(x, mask, split=None if self.config.multiway == "none" else split)
+        x, num_vision_tokens = self.stem(images.flatten(0, 1), tokens.repeat_interleave(each, 0))
+        mask = F.pad(mask.repeat_interleave(each, 0), (num_vision_tokens, 0), value=True)
+        count = None if self.config.multiway == "none" else num_vision_tokens
+        hidden = self.backbone(x, mask, num_vision_tokens=count)
         if self.statements:
-            pooled = torch.cat((hidden[:, 0], hidden[:, split]), dim=1).view(len(tokens), -1)
+            pooled = torch.cat((hidden[:, 0], hidden[:, num_vision_tokens]), dim=1).view(len(tokens), -1)
         else:
             pooled = hidden[:, 0]
         logits: Tensor = self.head(self.pooler(pooled))
@@ -192,47 +164,40 @@ class VisionLanguageClassification(TaskModule):
         return StepOutput(loss, weight, outputs=logits.detach())
 
     def evaluate(self, batch: Batch, output: StepOutput) -> None:
-        """Keep the answers of the batch."""
+        """Add the answers of the batch."""
         known = (batch[key] for key in ("counts", "people", "id", "kind", "group"))
         self.scores["answers"].update(output.outputs.argmax(1), *known)
 
-    def samples(self, batch: Batch, output: StepOutput) -> list[Sample]:
-        """A few questions of each batch with their images: over all batches about as many as are asked for."""
+    def samples(self, batch: Batch, output: StepOutput, evaluated: None) -> list[Sample]:
+        """Return a few questions of each batch with their images: over all batches about `num_samples`."""
         rows = len(batch["id"])
         batches = max(1, self.info.questions["val"] // rows)
         chosen = range(0, rows, max(1, rows // ceil(self.num_samples / batches)))
         answers = self.describe(output.outputs[list(chosen)], 1)
         shown = []
-        for row, answer in zip(chosen, answers, strict=True):
+        for row, top in zip(chosen, answers, strict=True):
             pixels = self.info.pixels(batch["image"][row]).cpu().numpy()
-            given = batch["counts"][row]
+            counts = batch["counts"][row]
             shown.append(
                 {
                     "id": f"{int(batch['id'][row]):08d}",
                     "kind": "answered",
                     "text": batch["text"][row],
-                    "reference": self.labels[int(given.argmax())] if given.any() else "",
-                    "predicted": answer[0]["answer"],
-                    "probability": answer[0]["probability"],
+                    "reference": self.labels[int(counts.argmax())] if counts.any() else "",
+                    "predicted": top[0]["answer"],
+                    "probability": top[0]["probability"],
                     "image": side_by_side([tile(image) for image in pixels]),
                 }
             )
         return shown
 
     def describe(self, logits: Tensor, top_k: int) -> list[list[dict[str, Any]]]:
-        """(B, answers) -> for each row its likeliest answers, as `answer` and `probability`.
+        """(B, answers) -> for each row its top answers, as `answer` and `probability`.
 
         Of a question every answer has a probability of its own, and they do not add up to 1; those of a statement do.
         """
         probabilities = logits.softmax(-1) if self.statements else logits.sigmoid()
-        top = probabilities.topk(min(top_k, len(self.labels)), dim=1)
-        return [
-            [
-                {"answer": self.labels[place], "probability": round(share, 4)}
-                for place, share in zip(places, shares, strict=True)
-            ]
-            for places, shares in zip(top.indices.tolist(), top.values.tolist(), strict=True)
-        ]
+        return top_answers(probabilities, self.labels, top_k, "answer")
 
     def throughput_counts(self, batch: Batch) -> dict[str, float]:
         """Questions, and the patches and words that the encoder reads."""
@@ -254,57 +219,6 @@ class VisionLanguageClassification(TaskModule):
         """As the data has it."""
         return str(self.info.tokenizer)
 
-    # ------------------------------------------------------------------ use
-
-    def predict(self, inputs: PredictInput, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """Answer `predict.question` about each image of `input=`, or judge it of that image and `predict.second`."""
-        chosen = from_mapping(PredictOptions, options, "predict")
-        if inputs.path is None:
-            raise ConfigError(
-                'prompt=: say input= with an image or a folder of them, and predict.question="..." instead.'
-            )
-        if (chosen.second is not None) != self.statements:
-            raise ConfigError(
-                "predict.second: this model judges statements about two images: name the right one by it."
-                if self.statements
-                else f"predict.second={chosen.second}: this model answers questions about one image. Leave it out."
-            )
-        assert chosen.question is not None
-        tokens, mask = self._question(chosen.question)
-        second = None if chosen.second is None else self._seen(str(chosen.second))[0][1]
-        for batch in self._batches(inputs.path):
-            images = torch.stack([image for _, image in batch])[:, None]
-            if second is not None:
-                images = torch.cat((images, second.expand_as(images)), dim=1)
-            rows = len(images)
-            logits = self(images.to(self.device), tokens.expand(rows, -1), mask.expand(rows, -1))
-            for (file, _), answers in zip(batch, self.describe(logits, chosen.top_k), strict=True):
-                told = "\t".join(f"{one['answer']}\t{one['probability']}" for one in answers)
-                asked = {"input": file, "question": chosen.question}
-                if chosen.second is not None:
-                    asked["second"] = str(chosen.second)
-                yield {"text": f"{file}\t{told}", **asked, **answers[0], "top": answers}
-
-    def _question(self, text: str) -> tuple[Tensor, Tensor]:
-        """(1, T) int64 and its mask."""
-        longest = self.info.max_tokens
-        plain = readable_caption(text, self.info.lowercase, "predict.question")
-        encoded = encode(self.tokenizer, [plain], [None], longest)
-        if encoded.truncated:
-            log.warning("predict.question: it is longer than %d tokens and loses its end", longest)
-        tokens, mask = pad_texts([encoded.tokens.astype(np.int64)], self.tokenizer.pad_id or 0, longest)
-        return tokens.to(self.device), mask.to(self.device)
-
-    def _batches(self, path: str, key: str = "input") -> Iterator[list[tuple[str, Tensor]]]:
-        """Files, and their images (C, S, S) as evaluation sees them."""
-        given = user_images(path, self.info.channels, self.info.svg_side, key)
-        while batch := list(islice(given, PREDICT_BATCH)):
-            images = evaluation_batch([image for _, image in batch], self.info)
-            yield [(str(file), image) for (file, _), image in zip(batch, images, strict=True)]
-
-    def _seen(self, path: str) -> list[tuple[str, Tensor]]:
-        """The one image of `predict.second`."""
-        found = next(self._batches(path, key="predict.second"))
-        if len(found) > 1:
-            raise ConfigError(f"predict.second={path}: must be one image, not a folder of several.")
-        return found
+    def predictions(self, inputs: PredictInput, options: VqaPredictOptions) -> Iterator[dict[str, Any]]:
+        """Answer the question about each image, or judge the statement about it and a second one."""
+        return answer(self, inputs, options)

@@ -1,15 +1,15 @@
-"""Averaging the weights of a run's last validations (`callbacks.average_last`).
+"""Average the weights of a run's last validations (`callbacks.average_last`).
 
-What fairseq's users do with `average_checkpoints.py` before they translate: the mean of the last few checkpoints lies
-nearer to the middle of the valley that they all circle, and costs nothing at inference (Vaswani et al., arXiv
-1706.03762, 6.1, average the last 5). As there, the average is what is tested and exported, without a look at whether it
-is better: that question would be asked of the validation split once more.
+What fairseq's users do with `average_checkpoints.py` before they translate: the mean of the last few checkpoints costs
+nothing at inference and generalises better (Vaswani et al., arXiv
+1706.03762, 6.1, average the last 5). As there, the average is what is tested and exported, without a comparison with
+the best weights, which would use the validation split once more.
 
     checkpoints/weights-00000800.safetensors   plain weights of each of the last validations
     checkpoints/average.ckpt                   their mean, a checkpoint for mode=test, predict and export
 
 Nothing of this is in the state of the training: a resumed run finds the files of the validations before its checkpoint,
-and writes those after it anew.
+and writes those after it again.
 """
 
 import logging
@@ -33,7 +33,7 @@ AVERAGE = "average.ckpt"
 
 
 class LastWeights(Callback):
-    """Keeps the weights of the last validations, and gives their average.
+    """Keep the weights of the last validations, and average them.
 
     Args:
         folder: where the files lie, the run's checkpoints.
@@ -44,7 +44,7 @@ class LastWeights(Callback):
         self.folder, self.count = folder, count
 
     def files(self) -> dict[int, Path]:
-        """Step -> the weights kept of it, in the order of the steps."""
+        """Return step -> the weights kept of it, in the order of the steps."""
         found = {
             int(path.stem[8:]): path
             for path in self.folder.glob("weights-*.safetensors")
@@ -53,7 +53,7 @@ class LastWeights(Callback):
         return dict(sorted(found.items()))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget what a killed run wrote after the checkpoint that this one goes on from."""
+        """Remove what a killed run wrote after the checkpoint that this one continues from."""
         if trainer.is_global_zero:
             for step, path in self.files().items():
                 if step > trainer.global_step:
@@ -72,14 +72,14 @@ class LastWeights(Callback):
         except (OSError, SafetensorError) as error:
             temporary.unlink(missing_ok=True)
             raise ConfigError(
-                f"{path}: the weights cannot be written ({error}). Free space and repeat the command: the run goes on "
+                f"{path}: the weights cannot be written ({error}). Free space and repeat the command: the run continues "
                 f"from its last checkpoint. callbacks.average_last keeps {self.count} files of this size."
             ) from error
         for old in list(self.files().values())[: -self.count]:
             old.unlink()
 
     def load_average(self, task: TrainingModule) -> None:
-        """Give `task` the mean of the kept weights."""
+        """Load the mean of the kept weights into `task`."""
         files = self.files()
         log.info(
             "the average of the weights after steps %s is tested and exported", ", ".join(map(str, files))
@@ -108,11 +108,11 @@ class LastWeights(Callback):
 
 
 def mean_weights(files: list[Path], parameters: Container[str]) -> dict[str, Tensor]:
-    """The mean of the parameters in safetensors files, summed in fp64; the other tensors are the last file's."""
+    """Return the mean of the parameters in safetensors files, summed in fp64; the other tensors are the last file's."""
     if not files:
         raise ConfigError(
             "callbacks.average_last: the weights of the last validations (checkpoints/weights-*.safetensors) are gone. "
-            "Start anew with resume=never."
+            "Use resume=never to start over."
         )
     sums: dict[str, Tensor] = {}
     for path in files:

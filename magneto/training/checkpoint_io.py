@@ -1,6 +1,6 @@
-"""Checkpoints and exports: read with `weights_only=True`, plain types and tensors, no pickle of ours.
+"""Read and write checkpoints and exports, with `weights_only=True`, plain types and tensors, no pickle of ours.
 
-A checkpoint (`.ckpt`) is Lightning's, with all that a run needs to go on. An export is a folder with
+A checkpoint (`.ckpt`) is Lightning's, with all that a run needs to continue. An export is a folder with
 `model.safetensors`, `config.json` and, where the task has one, `tokenizer.json`: all that is needed to use the model.
 A run's folder stands for its export, or for its best checkpoint until there is one.
 """
@@ -19,17 +19,17 @@ from safetensors.torch import load_file, save_file
 
 from magneto.errors import ConfigError, DataError
 from magneto.training import migrate
-from magneto.training.run_folder import write_atomically
+from magneto.training.files import write_atomically
 
 if TYPE_CHECKING:
     from magneto.training.module import TrainingModule
 
 EXPORT_FORMAT = "magneto-export-1"
-REMEDY = "Use the other checkpoint of the run (best.ckpt or last.ckpt), or start anew with resume=never."
+REMEDY = "Use the other checkpoint of the run (best.ckpt or last.ckpt), or use resume=never to start over."
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it: a full disk or a killed process leaves the old one.
+    """Write a checkpoint under another name and rename it: a full disk or a killed process leaves the old one.
 
     Lightning's own goes through the system's temporary folder. Where that is another file system, the old checkpoint is
     overwritten by a copy, which can break off in the middle.
@@ -58,7 +58,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint's content, on the CPU.
+    """Return the content of a checkpoint, on the CPU.
 
     Raises:
         ConfigError: the file is missing, truncated, or was not written by magneto.
@@ -68,9 +68,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a damaged or foreign file
-        foreign = "weights_only" in str(
-            error
-        )  # torch's message goes on to advise to switch the protection off
+        foreign = "weights_only" in str(error)  # torch's message also advises to switch the protection off
         reason = "it holds more than tensors and plain values" if foreign else first_line(error)
         raise ConfigError(f"checkpoint {path}: cannot be read ({reason}). {REMEDY}") from error
     named = content.get("hyper_parameters") if isinstance(content, dict) else None
@@ -108,13 +106,13 @@ def check_file(path: str | Path, what: str) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """An exception as one line: its type and the beginning of its message."""
+    """Return an exception as one line: its type and the beginning of its message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def read_model(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Hyper-parameters and weights of a task, from a checkpoint, an export or a run's folder; see `load_task`."""
+    """Return hyper-parameters and weights of a task, from a checkpoint, an export or a run's folder; see `load_task`."""
     path = of_run(path)
     if path.is_dir():
         return _read_export(path)
@@ -123,7 +121,7 @@ def read_model(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor
 
 
 def of_run(path: str | Path) -> Path:
-    """Where the model of a run's folder is; any other path as it is."""
+    """Return the path of the model in a run's folder; any other path as it is."""
     path = Path(path)
     export, best = path / "export", path / "checkpoints/best.ckpt"
     if (export / "config.json").is_file():
@@ -173,7 +171,8 @@ def export(task: "TrainingModule", folder: str | Path) -> Path:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise DataError(
-            f"{folder}: the export cannot be written ({error}). Free space, mend the permissions or choose output=..."
+            f"{folder}: the export cannot be written ({error}). Free space, change the permissions or "
+            "set output= to another folder."
         ) from error
     config = {"format": EXPORT_FORMAT, "hyper_parameters": dict(task.hparams)}
     write_atomically(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")

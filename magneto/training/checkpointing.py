@@ -1,7 +1,6 @@
-"""What watches a run: checkpoints and interruption, logging and throughput, stability, reproducible random numbers."""
+"""Save the checkpoints of a run: the best one, the last one, and one before the run is interrupted."""
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +12,8 @@ from magneto.training.module import TrainingModule
 from magneto.training.signals import Interrupted, StopSignals
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What conf/callbacks sets; the file says what each is for."""
-
-    probe_every: int = 50
-    divergence_factor: float = 2.0
-    save_every: int = 100
-    ema_decay: float | None = None
-    average_last: int | None = None
-    samples: int = 8
-
-    def __post_init__(self) -> None:
-        for key, least in (("probe_every", 0), ("save_every", 1), ("samples", 0)):
-            if getattr(self, key) < least:
-                raise ConfigError(f"callbacks.{key}={getattr(self, key)}: must be {least} or more.")
-        if self.divergence_factor <= 1:
-            raise ConfigError(f"callbacks.divergence_factor={self.divergence_factor}: must be above 1.")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ConfigError(f"callbacks.ema_decay={self.ema_decay}: must be between 0 and 1, or null.")
-        if self.average_last is not None and self.average_last < 2:
-            raise ConfigError(f"callbacks.average_last={self.average_last}: must be 2 or more, or null.")
-        if self.average_last is not None and self.ema_decay is not None:
-            raise ConfigError(
-                "callbacks.average_last and callbacks.ema_decay are two ways to average weights: set one to null."
-            )
-
-
 class Checkpoints(Checkpoint):
-    """Keeps `best.ckpt` (by the task's monitor) and `last.ckpt`, and saves before an asked-for end.
+    """Keep `best.ckpt` (by the task's monitor) and `last.ckpt`, and save before an interruption.
 
     Lightning's ModelCheckpoint renews its last checkpoint only when the best one changes, and it saves before a
     validation that is due at the same step: a run killed there would skip that validation when resumed. This callback
@@ -52,7 +24,7 @@ class Checkpoints(Checkpoint):
         monitor: metric of the validation.
         mode: `min` or `max`.
         every: optimizer steps between two saves of `last.ckpt`.
-        signals: tells that the run was asked to stop.
+        signals: whether the run was asked to stop.
     """
 
     def __init__(self, folder: Path, monitor: str, mode: str, every: int, signals: StopSignals) -> None:
@@ -62,7 +34,7 @@ class Checkpoints(Checkpoint):
         self.best_step = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Best value and its step."""
+        """Return the best value and its step."""
         return {"best": self.best, "best_step": self.best_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -70,13 +42,13 @@ class Checkpoints(Checkpoint):
         self.best, self.best_step = state_dict["best"], state_dict["best_step"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """From now on a signal waits until the state is saved."""
+        """Let signals wait until the state is saved."""
         if not (self.folder / "best.ckpt").exists():
-            self.best, self.best_step = None, 0  # the run goes on from another folder's checkpoint
+            self.best, self.best_step = None, 0  # the run continues from another folder's checkpoint
         self.signals.defer()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """All is saved."""
+        """Stop at once again: all is saved."""
         self.signals.resume()
 
     def on_train_batch_end(
@@ -121,7 +93,7 @@ class Checkpoints(Checkpoint):
     def _save(self, trainer: L.Trainer, name: str) -> None:
         path = self.folder / f"{name}.ckpt"
         try:
-            trainer.save_checkpoint(path)  # whole or not at all: `checkpoint.AtomicCheckpointIO`
+            trainer.save_checkpoint(path)  # whole or not at all: `checkpoint_io.AtomicCheckpointIO`
         except OSError as error:
             cause: BaseException | None = error
             while (
@@ -132,5 +104,5 @@ class Checkpoints(Checkpoint):
                 cause = cause.__context__
             raise ConfigError(
                 f"{path}: the checkpoint cannot be written ({error}). The last complete one is kept; "
-                "free space and repeat the command: the run goes on from there."
+                "free space and repeat the command: the run continues from there."
             ) from error

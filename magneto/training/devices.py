@@ -7,8 +7,6 @@ from pathlib import Path
 
 import torch
 
-from magneto.errors import ConfigError, nearest
-
 
 @contextmanager
 def cpu_threads(count: int | None) -> Iterator[None]:
@@ -22,15 +20,8 @@ def cpu_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-PRECISIONS = ("auto", "32-true", "bf16-mixed", "64-true")
-
-
 def precision(setting: str, accelerator: str) -> str:
     """`auto` is bf16 autocast where the hardware multiplies in bf16 (CUDA, AVX512-BF16, AMX), fp32 elsewhere."""
-    if setting not in PRECISIONS:
-        raise ConfigError(
-            f"trainer.precision={setting}: must be one of {', '.join(PRECISIONS)}.{nearest(setting, PRECISIONS)}"
-        )
     if setting != "auto":
         return setting
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""Where metrics go: `metrics.csv` always, Weights & Biases beside it whenever it can."""
+"""Log metrics to `metrics.csv` always, and to Weights & Biases where it works."""
 
 import csv
 import functools
@@ -6,21 +6,21 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import requests.utils
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from magneto.config.parts import LoggerConfig, WandbMode
 from magneto.errors import ConfigError
-from magneto.training.run_folder import write_atomically
+from magneto.training.files import write_atomically
 
 log = logging.getLogger("magneto")
 
-WANDB_MODES = ("auto", "online", "offline", "disabled")
 FINISH_S = 600.0
 """Seconds that the upload may take after a run; what is then missing is on disk, for `wandb sync`."""
 _MAX_NAME = 128  # characters of a name or a group that W&B's server takes
@@ -30,12 +30,12 @@ _ALIASES = {"dryrun": "offline", "run": "online"}  # older names of W&B's
 
 
 def is_main_process() -> bool:
-    """Whether this process writes the run's files: the only one, or the one of rank 0."""
+    """Return whether this process writes the run's files: the only one, or the one of rank 0."""
     return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
 class CSVLogger(Logger):
-    """Appends `step,metric,value` lines to one file.
+    """Append `step,metric,value` lines to one file.
 
     Lightning's own CSV logger deletes the file of a run that is resumed and rewrites it whole at each new column. This
     one only appends, so a killed process loses nothing, and a resumed one continues the file (`rewind`).
@@ -47,17 +47,17 @@ class CSVLogger(Logger):
 
     @property
     def name(self) -> str:
-        """The file's name."""
+        """Return the name of the file."""
         return self.path.stem
 
     @property
     def version(self) -> str:
-        """One file a run: no versions."""
+        """Return no version: a run has one file."""
         return ""
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing to do: config.yaml holds them."""
+        """Do nothing: config.yaml holds them."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -71,7 +71,7 @@ class CSVLogger(Logger):
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
-        """Forget what a killed run logged after its checkpoint, damaged lines, and the test, which is made again."""
+        """Remove what a killed run logged after its checkpoint, damaged lines, and the test, which is made again."""
         if self.path.exists():
             rows = read_metrics(self.path)
             kept = [row for row in rows if row[0] <= step and not row[1].startswith("test/")]
@@ -84,13 +84,13 @@ class CSVLogger(Logger):
 
 
 def read_metrics(path: Path) -> list[tuple[int, str, float]]:
-    """The rows of a metrics.csv; a line that a killed process or machine left damaged is dropped.
+    """Return the rows of a metrics.csv; a line that a killed process or machine left damaged is dropped.
 
     A complete line ends with a line break: a value cut in two would otherwise still read as a number.
     """
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
-        # Line by line: to the csv module, a stray quotation mark would make one value of all that follows.
+        # Line by line: to the csv module, a single quotation mark would make one value of all that follows.
         fields = next(csv.reader([line]), []) if '"' in line else line.split(",")
         try:
             step, metric, value = fields
@@ -102,22 +102,7 @@ def read_metrics(path: Path) -> list[tuple[int, str, float]]:
     return rows
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What conf/logger sets: `wandb` is auto (online where there is a key), online, offline or disabled."""
-
-    wandb: str = "auto"
-    project: str = "magneto"
-    entity: str | None = None
-    group: str | None = None
-    tags: Sequence[str] = ()
-
-    def __post_init__(self) -> None:
-        if self.wandb not in WANDB_MODES:
-            raise ConfigError(f"logger.wandb={self.wandb}: must be one of {', '.join(WANDB_MODES)}.")
-
-
-def from_environment(settings: Settings) -> Settings:
+def from_environment(settings: LoggerConfig) -> LoggerConfig:
     """Return `settings` with W&B's own environment variables in place of every value that is the default."""
     given: dict[str, Any] = {
         "project": os.environ.get("WANDB_PROJECT"),
@@ -125,7 +110,7 @@ def from_environment(settings: Settings) -> Settings:
         "group": os.environ.get("WANDB_RUN_GROUP"),
         "tags": [tag for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag],
     }
-    default = Settings()
+    default = LoggerConfig()
     chosen: dict[str, Any] = {
         key: value
         for key, value in given.items()
@@ -145,8 +130,8 @@ def has_wandb_key() -> bool:
     )
 
 
-def wandb_mode(settings: Settings) -> str:
-    """Return what is to be done: online, offline or disabled. Needs no network.
+def wandb_mode(settings: LoggerConfig) -> str:
+    """Return the mode of W&B: online, offline or disabled. Needs no network.
 
     Where `settings.wandb` is auto, WANDB_MODE or WANDB_DISABLED of the environment decides, and then whether there is a key.
 
@@ -158,9 +143,9 @@ def wandb_mode(settings: Settings) -> str:
         disabled = os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on")
         mode = os.environ.get("WANDB_MODE") or ("disabled" if disabled else "auto")
         mode = _ALIASES.get(mode, mode)
-        if mode not in WANDB_MODES:
+        if mode not in (modes := get_args(WandbMode)):
             raise ConfigError(
-                f"WANDB_MODE={mode} of the environment: must be one of {', '.join(WANDB_MODES)}, or unset."
+                f"WANDB_MODE={mode} of the environment: must be one of {', '.join(modes)}, or unset. Correct WANDB_MODE."
             )
     if mode == "auto":
         return "online" if has_wandb_key() else "offline"
@@ -171,7 +156,7 @@ def wandb_mode(settings: Settings) -> str:
     return mode
 
 
-def check(settings: Settings) -> None:
+def check(settings: LoggerConfig) -> None:
     """Raise ConfigError for a setting that W&B would refuse when the run starts. Needs no network."""
     if wandb_mode(settings) == "disabled":
         return
@@ -277,7 +262,7 @@ class RunLogger(WandbLogger):
             os.environ.pop("WANDB_DATA_DIR", None)
 
 
-def wandb_logger(folder: Path, settings: Settings, config: Mapping[str, Any]) -> RunLogger | None:
+def wandb_logger(folder: Path, settings: LoggerConfig, config: Mapping[str, Any]) -> RunLogger | None:
     """Return the run's W&B logger, or None when it is disabled or does not work.
 
     It never asks a question and never ends the run: without a key, or where the service does not answer, the run is kept

@@ -12,16 +12,16 @@ import torch
 
 
 def reset_peak_memory() -> None:
-    """Begin to measure anew, so that the runs of a sweep, which share a process, each tell their own."""
+    """Start a new measurement, so that each run of a sweep, which share a process, has its own."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     _release_memory()
-    with contextlib.suppress(OSError):  # Linux only; elsewhere the process's maximum is told
+    with contextlib.suppress(OSError):  # Linux only; elsewhere the maximum of the process is reported
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory() -> int:
-    """Bytes: the GPU's, or the largest resident size of this process, since `_reset_peak_memory` where there is /proc."""
+    """Return bytes: of the GPU, or the largest resident size of this process since `reset_peak_memory` (with /proc)."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return int(torch.cuda.max_memory_allocated())
     with contextlib.suppress(OSError):
@@ -31,10 +31,10 @@ def peak_memory() -> int:
 
 
 def memory_of_run(peak: int) -> dict[str, int | None]:
-    """What a run needed at most, in bytes, once all that it allocated is out of scope.
+    """Return the peak memory of a run in bytes; call it once all that the run allocated is out of scope.
 
     `peak_memory_bytes` is the GPU's. A run on the CPU has `run_peak_memory_bytes`: the largest resident size of its process
-    less what the process keeps when the run is over. What a sweep's first job loads for all of them (libraries, compiled
+    less what the process keeps after the run. What a sweep's first job loads for all of them (libraries, compiled
     kernels) is in both, so the order of the jobs does not count. None where it is not known (without /proc).
     """
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
@@ -52,7 +52,7 @@ def _resident(name: str) -> int:
 
 
 def _release_memory() -> None:
-    """Give back to the system what is free: glibc keeps most of it for later."""
+    """Return free memory to the system: glibc keeps most of it for later."""
     gc.collect()
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)

@@ -8,8 +8,8 @@ TASKS = {
     "magneto.tasks.vl_classification.VisionLanguageClassification": "magneto.tasks.vqa.VisionLanguageClassification",
 }
 """Classes of tasks."""
-INFO = {"pictures": "images"}
-"""Fields of the facts of the data."""
+INFO = {"pictures": "images", "usual": "majority_answers"}
+"""Fields of the info of the data."""
 OPTIONS = {"cells": "pool_grid"}
 """Options of tasks."""
 WEIGHTS = {"picture_head.": "image_head."}
@@ -31,6 +31,11 @@ def hyper_parameters(stored: Mapping[str, Any]) -> dict[str, Any]:
 def weights(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Return a state dict with the names that this version gives the weights."""
     return {_present(name): tensor for name, tensor in state_dict.items()}
+
+
+def metric(name: str) -> str:
+    """Return the name that this version gives a metric of an earlier one."""
+    return name.removesuffix("pictures") + "images" if name.endswith(("/pictures", "_pictures")) else name
 
 
 def _present(name: str) -> str:

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torchmetrics import MeanMetric, Metric
 
+from magneto.config.parts import OptimizerConfig, SchedulerConfig
 from magneto.config.validate import from_mapping
 from magneto.training import migrate
-from magneto.training.optim import OptimizerConfig, SchedulerConfig, build_optimizer, build_scheduler
+from magneto.training.optim import build_optimizer, build_scheduler
 from magneto.training.samples import Sample, log_samples, save_image
 
 Batch = dict[str, Any]
@@ -99,13 +100,18 @@ class TrainingModule(L.LightningModule):
         """Loss of one batch, in training as in evaluation."""
         raise NotImplementedError
 
-    def evaluate(self, batch: Batch, output: StepOutput) -> None:
-        """Feed `self.scores` with one batch."""
+    def evaluate(self, batch: Batch, output: StepOutput) -> Any:
+        """Update `self.scores` with one batch, and return what `samples` needs of it, such as decoded texts."""
 
-    def samples(self, batch: Batch, output: StepOutput) -> list[Sample]:
-        """What a person would look at, an object of plain values for each example, with its `id`.
+    def samples(self, batch: Batch, output: StepOutput, evaluated: Any) -> list[Sample]:
+        """Return what a person would look at, an object of plain values for each example, with its `id`.
 
         `image`, if there is one, is a uint8 array (H, W) or (H, W, 3).
+
+        Args:
+            batch: of an evaluation.
+            output: of `step`.
+            evaluated: what `evaluate` returned.
         """
         return []
 
@@ -114,8 +120,11 @@ class TrainingModule(L.LightningModule):
         return None
 
     def overview(self) -> list[Sample]:
-        """As `samples`, of a whole evaluation, once its metrics are known."""
+        """Return samples of a whole evaluation, from the state of `self.scores`: metrics are reset after it."""
         return []
+
+    def after_evaluation(self, split: str) -> None:
+        """Do what is left to do at the end of an evaluation, in every process: metrics are reset after it."""
 
     def throughput_counts(self, batch: Batch) -> dict[str, float]:
         """What throughput is counted in: `examples`, and `tokens` or `audio_seconds`."""
@@ -210,11 +219,29 @@ class TrainingModule(L.LightningModule):
         output = self.step(batch)
         mean = output.loss_sum.float() / output.weight.clamp(min=1e-8)
         self._loss.update(mean, output.weight)
-        self.evaluate(batch, output)
+        evaluated = self.evaluate(batch, output)
         if self.num_samples:
-            self._shown.extend(self.samples(batch, output))
+            self._shown.extend(self.samples(batch, output, evaluated))
 
     def _end_evaluation(self, split: str) -> None:
+        shown, self._shown = sorted(self._shown, key=lambda sample: str(sample["id"])), []
+        values, facts, probes = self._computed(split)
+        if not self.trainer.sanity_checking:
+            self.evaluated = values
+            if facts:
+                self.evaluation_facts[split] = facts
+            self.record(values | (probes if split == "val" else {}))
+            # For any Lightning callback that watches a metric, and for the progress bar.
+            self.log_dict(values, logger=False)
+            stride = max(1, len(shown) // max(self.num_samples, 1))
+            self._show(split, "samples", shown[::stride][: self.num_samples])
+            self._show(split, "overview", self.overview() if self.num_samples else [])
+            self.after_evaluation(split)
+        for metric in self._metrics.values():
+            metric.reset()  # type: ignore[operator]
+
+    def _computed(self, split: str) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
+        """Return the values of the metrics, of those named `facts/...` and of those named `probe/...`."""
         values: dict[str, float] = {}
         facts: dict[str, float] = {}
         probes: dict[str, float] = {}
@@ -227,19 +254,7 @@ class TrainingModule(L.LightningModule):
                     probes[key] = float(value)
                 else:
                     values[f"{split}/{key}"] = float(value)
-            metric.reset()  # type: ignore[operator]
-        shown, self._shown = sorted(self._shown, key=lambda sample: str(sample["id"])), []
-        if self.trainer.sanity_checking:
-            return
-        self.evaluated = values
-        if facts:
-            self.evaluation_facts[split] = facts
-        self.record(values | (probes if split == "val" else {}))
-        # For any Lightning callback that watches a metric, and for the progress bar.
-        self.log_dict(values, logger=False)
-        stride = max(1, len(shown) // max(self.num_samples, 1))
-        self._show(split, "samples", shown[::stride][: self.num_samples])
-        self._show(split, "overview", self.overview() if self.num_samples else [])
+        return values, facts, probes
 
     def _show(self, split: str, what: str, shown: Sequence[Sample]) -> None:
         if not shown or not self.trainer.is_global_zero:

@@ -15,10 +15,9 @@ from magneto.training.reproducibility import data_of
 
 
 class Usage(Callback):
-    """What the run has cost, over all the times that it was resumed: seconds and memory.
+    """Measure seconds and memory of a run, over all the times that it was resumed.
 
-    The clock runs from the creation on. What was done after the last checkpoint of a killed run is done again, and counts
-    once.
+    The clock runs from the creation on. Work after the last checkpoint of a killed run is done again, and counts once.
 
     Args:
         peak_memory: gives the largest memory of this process so far, in bytes.
@@ -52,16 +51,16 @@ class Usage(Callback):
 
     @property
     def peak_memory(self) -> int:
-        """The largest memory of any of the processes that made the run, in bytes."""
+        """Return the largest memory of any of the processes that made the run, in bytes."""
         return max(int(self._before.get("peak_memory_bytes", 0)), self._peak_memory())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Continue to count."""
         self._before = {key: float(value) for key, value in state_dict.items()}
 
 
 class Monitor(Callback):
-    """Logs the training metrics and the throughput, and ends a run that diverges.
+    """Log the training metrics and the throughput, and end a run that diverges.
 
     Args:
         every: optimizer steps between two logged values.
@@ -78,7 +77,7 @@ class Monitor(Callback):
         self._started = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """The losses that the verdict compares, and the work done so far."""
+        """Return the losses that decide about divergence, and the work done so far."""
         return {"first_loss": self.first_loss, "smooth_loss": self.smooth_loss, "totals": dict(self.totals)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -95,7 +94,7 @@ class Monitor(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Count the work; log and judge every `every` optimizer steps and at the end."""
+        """Count the work; log and check for divergence every `every` optimizer steps and at the end."""
         assert isinstance(pl_module, TrainingModule)
         work = pl_module.throughput_counts(batch)
         work["model_flops"] = pl_module.flops(batch)
@@ -123,9 +122,9 @@ class Monitor(Callback):
         for key, value in self._window.items():
             self.totals[key] += value
         self._window.clear()
-        self._judge(metrics["train/loss"], metrics["probe/grad_norm"], trainer.global_step)
+        self._check_divergence(metrics["train/loss"], metrics["probe/grad_norm"], trainer.global_step)
 
-    def _judge(self, loss: float, grad_norm: float, step: int) -> None:
+    def _check_divergence(self, loss: float, grad_norm: float, step: int) -> None:
         for what, value in (("loss", loss), ("gradient norm", grad_norm)):
             if not math.isfinite(value):
                 raise Diverged(f"the {what} became {value} at step {step}")
@@ -138,7 +137,7 @@ class Monitor(Callback):
             )
 
     def throughput(self, world_size: int) -> dict[str, float]:
-        """Means over the whole run, also over what was trained before it was resumed: work per second of all processes."""
+        """Return work per second of all processes, over the whole run, resumed parts included."""
         seconds = max(self.totals["seconds"], 1e-9)
         rates = {
             f"{key}_per_s": value / seconds * world_size

@@ -13,7 +13,7 @@ from magneto.training.module import TrainingModule
 
 
 class StepSeed(Callback):
-    """Seeds torch's generators before each training batch from (seed, rank, batch number).
+    """Seed torch's generators before each training batch from (seed, rank, batch number).
 
     Dropout and stochastic depth of a step then depend on the run's seed and the step alone: a resumed run repeats an
     uninterrupted one without any generator state in its checkpoints.
@@ -32,26 +32,26 @@ class StepSeed(Callback):
 
 
 def data_of(trainer: L.Trainer) -> DataModule:
-    """The run's data module."""
+    """Return the run's data module."""
     data = trainer.datamodule  # type: ignore[attr-defined]
     assert isinstance(data, DataModule)
     return data
 
 
 class ConfigureRun(Callback):
-    """Tells the data module what only the running trainer knows: the length of the run, and its rank.
+    """Pass to the data module what only the running trainer knows: the length of the run, and its rank.
 
-    Keeps in the checkpoint by how many processes the batches are shared: with another number they are other batches.
+    Keep in the checkpoint the number of processes that share the batches: with another number they are other batches.
     """
 
     world_size = 1
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of processes."""
+        """Return the number of processes."""
         return {"world_size": self.world_size}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Called once the processes are up, before any loader is made."""
+        """Configure the data once the processes are up, before any loader is made."""
         assert isinstance(pl_module, TrainingModule)
         total = pl_module.total_steps * trainer.accumulate_grad_batches
         self.world_size = trainer.world_size
@@ -59,7 +59,7 @@ class ConfigureRun(Callback):
 
 
 class SameStart(Callback):
-    """Refuses to train where the processes of a run do not begin at the same place of the same run.
+    """Refuse to train where the processes of a run do not begin at the same step of the same run.
 
     Args:
         start: what this process has decided, plain values by name.
@@ -69,7 +69,7 @@ class SameStart(Callback):
         self.start = dict(start)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Called once the processes are up, before a checkpoint is read. Every process finds out, so none waits for ever."""
+        """Compare once the processes are up, before a checkpoint is read. Every process raises, so that none waits."""
         if trainer.world_size == 1 or stage != "fit":
             return
         starts: list[Any] = [None] * trainer.world_size

@@ -10,15 +10,12 @@ import lightning as L
 from magneto.errors import ConfigError
 from magneto.training import checkpoint_io
 from magneto.training.module import TrainingModule
-from magneto.training.run_folder import (
-    ENDED,
-    RunFolder,
-    Start,
-)
+from magneto.training.result import ENDED
+from magneto.training.run_folder import RunFolder, Start
 
 
 def follow(folder: RunFolder, resume: str) -> Start:
-    """The decision of the main process, as a further process of the same run sees it."""
+    """Return the decision of the main process, as a further process of the same run sees it."""
     if resume == "never":
         return Start()
     if resume not in ("auto", "must"):
@@ -29,7 +26,7 @@ def follow(folder: RunFolder, resume: str) -> Start:
 
 
 def read_start(task: TrainingModule, start: Start, folder: RunFolder) -> dict[str, Any]:
-    """The content of the checkpoint that the run goes on from, which fits the task and its data."""
+    """Return the content of the checkpoint that the run continues from, which fits the task and its data."""
     assert start.checkpoint is not None
     content = checkpoint_io.read_checkpoint(start.checkpoint)
     stored = content["hyper_parameters"]
@@ -38,14 +35,14 @@ def read_start(task: TrainingModule, start: Start, folder: RunFolder) -> dict[st
             f"checkpoint {start.checkpoint} is of another task ({stored['task']}), not {task.hparams['task']}."
         )
     # Where the same files came from may differ, what was made of them may not.
-    told = ("corpus", "corpora")
+    origins = ("corpus", "corpora")
     info = task.hparams["info"]
     both = info.keys() & stored["info"].keys()  # a newer version may have added one
-    changed = sorted(key for key in both.difference(told) if stored["info"][key] != info[key])
+    changed = sorted(key for key in both.difference(origins) if stored["info"][key] != info[key])
     if changed:
         raise ConfigError(
             f"checkpoint {start.checkpoint} was trained on other data than what is prepared now: {', '.join(changed)} "
-            "differ. Bring the data back, start anew with resume=never, or take the weights alone with init_from=."
+            "differ. Restore the data, use resume=never to start over, or use init_from= to take the weights alone."
         )
     shapes = {name: tuple(getattr(value, "shape", ())) for name, value in content["state_dict"].items()}
     own = {name: tuple(value.shape) for name, value in task.state_dict().items()}
@@ -54,45 +51,45 @@ def read_start(task: TrainingModule, start: Start, folder: RunFolder) -> dict[st
         raise ConfigError(
             f"checkpoint {start.checkpoint} does not fit this model, {len(differing)} tensors differ, such as "
             f"{differing[0]} ({shapes.get(differing[0])} there, {own.get(differing[0])} here). Use the settings that it was "
-            "trained with, or take its weights alone with init_from=."
+            "trained with, or init_from= to take its weights alone."
         )
     step = content["global_step"]
     elsewhere = start.checkpoint.resolve().parent != folder.checkpoints.resolve()
     if step >= stored["total_steps"] and elsewhere:
         raise ConfigError(
             f"resume={start.checkpoint}: that run has made all of its {step} steps, and its learning rate has come to its "
-            "end. Take its weights with init_from=, or make the whole run anew with more steps."
+            "end. Use init_from= to take its weights, or repeat the whole run with more steps."
         )
     if step > task.total_steps or (step == task.total_steps and elsewhere):
         raise ConfigError(
-            f"resume={start.checkpoint}: it stands at step {step}, and trainer.max_steps={task.total_steps} leaves nothing "
+            f"resume={start.checkpoint}: it is at step {step}, and trainer.max_steps={task.total_steps} leaves nothing "
             "to do. Set trainer.max_steps to a larger number."
         )
     return content
 
 
 def check_progress(content: Mapping[str, Any], start: Start, trainer: L.Trainer) -> None:
-    """Refuse a checkpoint of a run whose batches were made or counted otherwise: it would go on at another place."""
-    anew = "start anew with resume=never, or take the weights alone with init_from=."
+    """Refuse a checkpoint of a run whose batches were made or counted in another way: its position would be another one."""
+    instead = "use resume=never to start over, or use init_from= to take the weights alone."
     try:
         batches = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
         processes = content["callbacks"].get("ConfigureRun", {}).get("world_size", trainer.world_size)
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"checkpoint {start.checkpoint}: the run cannot go on from it ({checkpoint_io.first_line(error)}). "
+            f"checkpoint {start.checkpoint}: the run cannot continue from it ({checkpoint_io.first_line(error)}). "
             f"{checkpoint_io.REMEDY}"
         ) from error
     if processes != trainer.world_size:
         raise ConfigError(
             f"checkpoint {start.checkpoint} was trained by {processes} processes; {trainer.world_size} would have other "
-            f"batches. Set trainer.devices and trainer.num_nodes so that there are {processes}, {anew}"
+            f"batches. Set trainer.devices and trainer.num_nodes so that there are {processes}, {instead}"
         )
     step, accumulate = content["global_step"], trainer.accumulate_grad_batches
     if batches != step * accumulate:
         raise ConfigError(
-            f"checkpoint {start.checkpoint} stands at step {step} after {batches} batches, and "
+            f"checkpoint {start.checkpoint} is at step {step} after {batches} batches, and "
             f"trainer.accumulate_grad_batches={accumulate} makes {step * accumulate} of it. Set "
-            f"trainer.accumulate_grad_batches={batches / max(step, 1):g}, {anew}"
+            f"trainer.accumulate_grad_batches={batches / max(step, 1):g}, {instead}"
         )
 
 

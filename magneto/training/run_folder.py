@@ -1,18 +1,12 @@
-"""Run folders: how a run is named, found again, resumed or refused, and what it leaves behind."""
+"""Run folders: find a run, resume or refuse it, and keep what it leaves behind."""
 
 import contextlib
-import hashlib
 import json
-import math
 import os
-import platform
 import re
 import socket
-import subprocess
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,128 +14,17 @@ import yaml
 from filelock import FileLock, SoftFileLock, Timeout
 
 from magneto.errors import ConfigError
-
-RESULT_SCHEMA = 1
-ENDED = ("finished", "diverged")
-"""Statuses of runs that the same command does not run again."""
-
-# Already in the name, or without influence on the result.
-_NOT_IN_NAME = ("task", "backbone", "size", "seed", "mode", "resume", "name", "runs_dir", "data_dir")
-_VOLATILE = (
-    "mode", "resume", "name", "runs_dir", "data_dir", "checkpoint", "input", "output", "prompt", "predict", "logger",
-    "summary", "trainer.enable_progress_bar", "trainer.threads", "trainer.accelerator", "trainer.num_sanity_val_steps",
-    "callbacks.save_every", "data.num_workers", "data.data_dir",
-)  # fmt: skip
-_ABSENT = "(absent)"
-_NEUTRAL: tuple[Any, ...] = (None, False, 0, "", "none", [], {})
-"""Values that switch a key off: a version without this key does the same."""
-
-
-def _is_volatile(key: str) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in _VOLATILE)
-
-
-def slug(overrides: Sequence[str]) -> str:
-    """Return overrides as one file name of at most 120 bytes: letters and digits of all scripts, and `_.=,+-`.
-
-    Any other character becomes `_`. A hash follows where the name was cut, or where a character that is not ASCII was
-    replaced: two names that differ in such a character alone stay different.
-    """
-    given = unicodedata.normalize("NFC", "-".join(overrides))
-    kept = "".join(char if _is_readable(char) else "\0" for char in given)
-    text = re.sub("\0+", "_", kept).strip("_")
-    lost = any(new == "\0" and not old.isascii() for old, new in zip(given, kept, strict=True))
-    if lost or len(text.encode()) > 120:
-        digest = hashlib.sha256("-".join(overrides).encode(errors="surrogatepass")).hexdigest()[:8]
-        text = "-".join(filter(None, [text.encode()[:110].decode(errors="ignore"), digest]))
-    return text
-
-
-def _is_readable(char: str) -> bool:
-    return char.isalnum() or char in "_.=,+-" or unicodedata.category(char).startswith("M")
-
-
-def run_name(config: Mapping[str, Any], overrides: Sequence[str]) -> str:
-    """The run's name: backbone, size, seed and whatever else was overridden; `name=` replaces it.
-
-    Without a time stamp, so that the same command finds the same run again.
-
-    Raises:
-        ConfigError: `name=` leaves nothing that a folder can be called.
-    """
-    if config["name"]:
-        name = slug([str(config["name"])])
-        if name.strip(".") == "":
-            raise ConfigError(
-                f"name={config['name']}: no name for a folder. Use a name with a letter or a digit in it."
-            )
-        return name
-    rest = {}
-    for override in overrides:
-        override = override.lstrip("+~")
-        key = override.split("=", 1)[0].split("@")[0]
-        if key not in _NOT_IN_NAME and not _is_volatile(key):
-            rest[key] = override  # of a key that is given twice, the last one counts
-    head = f"{config['backbone']['placement']}-{config['size_name']}-seed{config['seed']}"
-    return "-".join([head, slug(sorted(rest.values()))]) if rest else head
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` -> `{"a.b": 1}`."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Lines `key: old -> new` for every key that matters to the result and differs.
-
-    A key that one side does not have makes no difference where the other switches it off: another version wrote it.
-    """
-    before, after = compared(old), compared(new)
-    lines = []
-    for key in sorted(before.keys() | after.keys()):
-        one, other = before.get(key, _ABSENT), after.get(key, _ABSENT)
-        neutral = (key not in before and other in _NEUTRAL) or (key not in after and one in _NEUTRAL)
-        if one != other and not neutral:
-            lines.append(f"{key}: {one} -> {other}")
-    return lines
-
-
-def compared(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a configuration that matter to the result, by their whole keys."""
-    return {key: value for key, value in flatten(config).items() if not _is_volatile(key)}
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader, or a killed writer, never leaves half of it.
-
-    Bytes that are no UTF-8, which Python keeps as surrogates in a text, become the escapes of JSON and YAML.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    if isinstance(content, str):
-        content = content.encode("utf-8", errors="backslashreplace")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise ConfigError(
-            f"{path}: cannot be written ({error}). Free space or mend the permissions."
-        ) from error
+from magneto.training.files import finite, write_atomically
+from magneto.training.result import ENDED, RunResult
+from magneto.training.run_config import difference, run_name
 
 
 @dataclass(frozen=True)
 class Start:
-    """How a run begins: afresh, from a checkpoint, or not at all because it has finished."""
+    """Start of a run: at its first step, from a checkpoint, or not at all because it has ended."""
 
     checkpoint: Path | None = None
-    result: dict[str, Any] | None = None
+    result: RunResult | None = None
 
 
 @dataclass(frozen=True)
@@ -152,8 +35,13 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        """The resolved configuration."""
+        """Complete configuration of the run."""
         return self.path / "config.yaml"
+
+    @property
+    def given(self) -> Path:
+        """The configuration before prepared data completed it, where that made a difference: the same command gives it."""
+        return self.path / "command.yaml"
 
     @property
     def result(self) -> Path:
@@ -177,7 +65,7 @@ class RunFolder:
 
     @property
     def last(self) -> Path:
-        """The newest checkpoint: where the run goes on."""
+        """The newest checkpoint: where the run continues."""
         return self.checkpoints / "last.ckpt"
 
     @property
@@ -203,7 +91,7 @@ class RunFolder:
         except OSError as error:
             raise ConfigError(
                 f"{self._lock_file}: cannot be written ({error.strerror}). Set runs_dir to a folder that you may write, or "
-                "mend its permissions."
+                "change its permissions."
             ) from error
         try:
             if not isinstance(
@@ -224,44 +112,45 @@ class RunFolder:
         except (OSError, ValueError):
             owner = None
         return (
-            f"{self.path} is being trained by {owner[0] if owner else 'another process'}. Wait until it has ended, or give "
-            "this run a name of its own (name=...)."
+            f"{self.path} is being trained by {owner[0] if owner else 'another process'}. Wait until it has ended, or set "
+            "name= to another name."
         )
 
-    def look(self, config: Mapping[str, Any], resume: str) -> Start:
-        """Decide how to start, as `begin` does, without changing anything: what is wrong is found before the work.
+    def look(self, given: Mapping[str, Any], resume: str) -> Start:
+        """Decide how to start, as `begin` does, without changing anything: errors are found before the work.
 
         Raises:
             ConfigError: as `begin`; or the run is being trained; or its folder cannot be made or written.
         """
         try:
-            anew = resume == "never" and self.path.exists()
-            if not anew:
-                self._check_config(config)
-            start = Start() if anew else self._start(resume)
+            over = resume == "never" and self.path.exists()
+            if not over:
+                self._check_config(given)
+            start = Start() if over else self._start(resume)
         except OSError as error:
             raise ConfigError(
-                f"{error.filename or self.path}: cannot be read ({error.strerror}). Mend its permissions, or give this run "
-                "a name of its own (name=...)."
+                f"{error.filename or self.path}: cannot be read ({error.strerror}). Change its permissions, or set name= "
+                "to another name."
             ) from error
         if start.result is None:
             if self.path.exists() and not (self.path.is_dir() and os.access(self.path, os.W_OK | os.X_OK)):
                 raise ConfigError(
-                    f"{self.path}: is no folder that can be written. Mend its permissions, or give this run a name of its "
-                    "own (name=...)."
+                    f"{self.path}: is not a folder that can be written. Change its permissions, or set name= to another "
+                    "name."
                 )
             if self._lock_file.exists():
                 with self.lock():
                     pass
         return start
 
-    def begin(self, config: Mapping[str, Any], resume: str) -> Start:
-        """Decide how to start, and lay the folder out. To be called while the lock is held.
+    def begin(self, config: Mapping[str, Any], resume: str, given: Mapping[str, Any] | None = None) -> Start:
+        """Decide how to start, and write the folder's first files. To be called while the lock is held.
 
         Args:
-            config: the resolved configuration, as plain values.
-            resume: `auto` goes on where the folder says, `never` starts anew and keeps the old folder under another
+            config: the complete configuration, as plain values.
+            resume: `auto` continues where the folder ends, `never` starts over and keeps the old folder under another
                 name, `must` demands a checkpoint, anything else is a checkpoint's path.
+            given: the configuration before prepared data completed it; None: there was nothing to complete.
 
         Raises:
             MagnetoError: the folder belongs to another configuration, there is nothing to resume, or a checkpoint from
@@ -272,25 +161,32 @@ class RunFolder:
             while (kept := self.path.with_name(f"{self.path.name}.old{number}")).exists():
                 number += 1
             self.path.rename(kept)
-        replaced = self._check_config(config)
+        given = config if given is None else given
+        replaced = self._check_config(given)
         start = self._start(resume)
         if start.result is not None:
             return start
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         if replaced or not self.config.exists():
-            write_atomically(self.config, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+            self.given.unlink(missing_ok=True)
+            for path, content in [(self.given, given)] * (given != config) + [(self.config, config)]:
+                write_atomically(path, to_yaml(content))
         self.result.unlink(missing_ok=True)  # of an attempt that has ended: this one is running
         return start
 
-    def _check_config(self, config: Mapping[str, Any]) -> bool:
-        """Whether the folder has another configuration, which may be replaced as there is nothing to lose."""
+    def read_given(self) -> dict[str, Any]:
+        """Return what a repeated command is compared with. Older versions kept no more than `config`."""
+        return read_config(self.given if self.given.exists() else self.config)
+
+    def _check_config(self, given: Mapping[str, Any]) -> bool:
+        """Return whether the folder has another configuration, which may be replaced as there is nothing to lose."""
         if not self.config.exists():
             return False
-        changed = difference(read_config(self.config), config)
+        changed = difference(self.read_given(), given)
         if changed and (self.last.exists() or self.read_result_status() in ENDED):
             raise ConfigError(
                 f"{self.path} belongs to a run with another configuration:\n  " + "\n  ".join(changed) + "\n"
-                "Give this run a name of its own (name=...), or start anew with resume=never (the old folder is kept)."
+                "Set name= to another name, or use resume=never to start over (the old folder is kept)."
             )
         return bool(changed)
 
@@ -298,28 +194,28 @@ class RunFolder:
         if resume not in ("auto", "never", "must"):
             if not Path(resume).is_file():
                 raise ConfigError(
-                    f"resume={resume}: no such file. Give a checkpoint's path, or auto, never or must."
+                    f"resume={resume}: no such file. Set resume to a checkpoint's path, or to auto, never or must."
                 )
             own = Path(resume).resolve().parent == self.checkpoints.resolve()
             if not own and (self.last.exists() or self.read_result_status() in ENDED):
                 raise ConfigError(
-                    f"resume={resume}: {self.path} holds a run already, which would be overwritten. Give the new run a name "
-                    "of its own (name=...), or say resume=auto to go on with that one."
+                    f"resume={resume}: {self.path} holds a run already, which would be overwritten. Set name= to another "
+                    "name, or set resume to auto to continue that run."
                 )
             return Start(checkpoint=Path(resume))
         result = self.read_result()
-        if result is not None and result["status"] in ENDED:
+        if result is not None and result.status in ENDED:
             return Start(result=result)
         if self.last.exists():
             return Start(checkpoint=self.last)
         if resume == "must":
             raise ConfigError(
-                f"resume=must: {self.last} does not exist. Use resume=auto to start from the beginning."
+                f"resume=must: {self.last} does not exist. Set resume to auto to start from the beginning."
             )
         return Start()
 
     def rewind_samples(self, step: int) -> None:
-        """Forget the samples after `step`, those of the test, which is made again, and lines that are damaged."""
+        """Remove the samples after `step`, those of the test, which is made again, and lines that are damaged."""
         if not self.samples.exists():
             return
         kept = []
@@ -333,50 +229,36 @@ class RunFolder:
                 continue
         write_atomically(self.samples, b"".join(kept))
 
-    def read_result(self) -> dict[str, Any] | None:
-        """The content of result.json, or None where there is none yet.
+    def read_result(self) -> RunResult | None:
+        """Return the content of result.json, or None where there is none yet.
 
         Raises:
-            ConfigError: it cannot be read, or it is no result.
+            ConfigError: it is not readable, or it is no result.
         """
         try:
-            result = json.loads(self.result.read_bytes())
+            return RunResult.from_dict(json.loads(self.result.read_bytes()))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
+            reason = str(error) if isinstance(error, ConfigError) else f"not readable as JSON ({error})"
             raise ConfigError(
-                f"{self.result}: not readable as JSON ({error}). Remove it and repeat the command."
+                f"{self.result}: {reason}. Remove it and repeat the command: the run continues from its last checkpoint."
             ) from error
-        status = result.get("status") if isinstance(result, dict) else None
-        metrics = result.get("metrics", {}) if isinstance(result, dict) else None
-        numbers = isinstance(metrics, dict) and all(
-            value is None or isinstance(value, int | float) for value in metrics.values()
-        )
-        if not isinstance(status, str) or not numbers or (status in ENDED and "metrics" not in result):
-            raise ConfigError(
-                f"{self.result}: does not hold a run's status and metrics. Remove it and repeat the command: the run goes "
-                "on from its last checkpoint."
-            )
-        values = {key: math.nan if value is None else value for key, value in (metrics or {}).items()}
-        return {**result, "metrics": values}
 
     def read_result_status(self) -> str | None:
-        """The status in result.json, or None."""
+        """Return the status in result.json, or None."""
         result = self.read_result()
-        return None if result is None else str(result["status"])
+        return None if result is None else result.status
 
-    def write_result(self, result: Mapping[str, Any]) -> None:
+    def write_result(self, result: RunResult) -> None:
         """Replace result.json. A number that is not finite, which JSON does not have, becomes null."""
-        write_atomically(self.result, json.dumps(finite(result), indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(finite(result.to_dict()), indent=2, ensure_ascii=False)
+        write_atomically(self.result, text + "\n")
 
 
-def finite(value: Any) -> Any:
-    """Plain values with None in the place of numbers that are not finite."""
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def to_yaml(config: Mapping[str, Any]) -> str:
+    """Return a configuration as YAML, its keys in their order."""
+    return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
 
 
 def run_folder(config: Mapping[str, Any], overrides: Sequence[str]) -> RunFolder:
@@ -384,19 +266,19 @@ def run_folder(config: Mapping[str, Any], overrides: Sequence[str]) -> RunFolder
     return RunFolder(Path(config["runs_dir"]) / config["task"]["name"] / run_name(config, overrides))
 
 
-def ended_result(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any] | None:
+def ended_result(config: Mapping[str, Any], overrides: Sequence[str]) -> RunResult | None:
     """Return the result of the run that `config` describes if it has ended and would not be run again; else None."""
     if config["resume"] not in ("auto", "must"):
         return None
     folder = run_folder(config, overrides)
-    if not folder.config.is_file() or difference(read_config(folder.config), config):
+    if not folder.config.is_file() or difference(folder.read_given(), config):
         return None
     result = folder.read_result()
-    return None if result is None or result.get("status") not in ENDED else result
+    return None if result is None or result.status not in ENDED else result
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A run's config.yaml as plain values."""
+    """Return a YAML file of a run as plain values."""
     try:
         config = yaml.safe_load(path.read_bytes())
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -408,34 +290,3 @@ def read_config(path: Path) -> dict[str, Any]:
             f"{path}: does not hold a configuration. Remove the run's folder or use resume=never."
         )
     return config
-
-
-def git_revision() -> str | None:
-    """The commit that this package was checked out at, with `-dirty` when files differ; None outside a checkout.
-
-    An installed copy may lie inside a repository of its user, whose commits say nothing of it: git must know this file.
-    """
-    try:
-        subprocess.run(
-            ["git", "ls-files", "--error-unmatch", Path(__file__).name],
-            cwd=Path(__file__).parent, capture_output=True, timeout=10, check=True,
-        )  # fmt: skip
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the numbers of a run depend on."""
-    names = ("magneto", "torch", "torchaudio", "torchvision", "lightning", "hydra-core", "wandb", "numpy")
-    found = {"python": platform.python_version(), "platform": platform.platform()}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

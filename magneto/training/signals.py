@@ -6,14 +6,14 @@ from typing import Any, Self
 
 
 class Interrupted(BaseException):
-    """The run was asked to stop (SIGTERM, SIGINT or SIGUSR1).
+    """Raised when the run was asked to stop (SIGTERM, SIGINT or SIGUSR1).
 
     A BaseException, so that no handler of ordinary errors takes it for one.
     """
 
 
 class StopSignals:
-    """Turns SIGTERM, SIGINT and SIGUSR1 into `Interrupted`, for as long as the context lasts.
+    """Turn SIGTERM, SIGINT and SIGUSR1 into `Interrupted`, for as long as the context lasts.
 
     SIGUSR1 is what SLURM sends before a job's time is up (`#SBATCH --signal=USR1@120`): the job is also to be queued again
     (`requeue`).

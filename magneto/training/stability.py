@@ -14,7 +14,7 @@ from magneto.training.module import Batch, TrainingModule
 
 
 class StabilityProbe(Callback):
-    """Looks into the network every `every` steps, and logs under `probe/`.
+    """Measure the network every `every` steps, and log under `probe/`.
 
     - `activation_rms/layer_NN`: root mean square of each layer's output, over batch, time (padding included) and width:
       the magnitude that grows in deep Sub-LN vision models (microsoft/torchscale issue 14).
@@ -28,10 +28,10 @@ class StabilityProbe(Callback):
         self._before: dict[str, Tensor] | None = None
         # Of each pass of a layer: its largest value, the mean of its squares, and over how many.
         self._seen: dict[str, list[tuple[Tensor, Tensor, int]]] = defaultdict(list)
-        self._stack: Any = None
+        self._stance: Any = None
 
     def _due(self, trainer: L.Trainer, batch_idx: int) -> bool:
-        # Of the batches that a step accumulates, the last one is looked at.
+        # Of the batches that a step accumulates, the last one is measured.
         step, more = divmod(batch_idx + 1, trainer.accumulate_grad_batches)
         return self.every > 0 and more == 0 and (step % self.every == 0 or step == 1)
 
@@ -42,8 +42,8 @@ class StabilityProbe(Callback):
         assert isinstance(pl_module, TrainingModule)
         if self._due(trainer, batch_idx):
             # Compiled layers ignore hooks that come later: this step runs them uncompiled.
-            self._stack = torch.compiler.set_stance("force_eager")
-            self._stack.__enter__()
+            self._stance = torch.compiler.set_stance("force_eager")
+            self._stance.__enter__()
             self._seen.clear()
             self._handles = [
                 layer.register_forward_hook(self._hook(name)) for name, layer in pl_module.named_layers()
@@ -61,14 +61,14 @@ class StabilityProbe(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Remember the weights."""
-        if self._stack is not None:
+        if self._stance is not None:
             self._before = {name: p.detach().clone() for name, p in pl_module.named_parameters()}
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Log what was seen; remove the hooks."""
-        if self._stack is None:
+        if self._stance is None:
             return
         self._unhook()
         assert isinstance(pl_module, TrainingModule)
@@ -96,11 +96,11 @@ class StabilityProbe(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         """Remove the hooks."""
-        if self._stack is not None:
+        if self._stance is not None:
             self._unhook()
 
     def _unhook(self) -> None:
         for handle in self._handles:
             handle.remove()
-        self._stack.__exit__(None, None, None)
-        self._stack = None
+        self._stance.__exit__(None, None, None)
+        self._stance = None

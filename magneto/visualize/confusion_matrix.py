@@ -18,7 +18,7 @@ _DPI = 110
 
 
 def draw_confusion(confusion: NDArray[np.int64], labels: Sequence[str]) -> NDArray[np.uint8]:
-    """A confusion matrix as an image, (H, W, 3) uint8: shares of each true class in its row.
+    """Return a confusion matrix as an image, (H, W, 3) uint8: shares of each true class in its row.
 
     Classes that neither occur nor are ever answered are left out. Up to `NAMED` of them have their names, and the
     shares in per cent; more are colours alone.
@@ -35,7 +35,7 @@ def draw_confusion(confusion: NDArray[np.int64], labels: Sequence[str]) -> NDArr
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     if named:
-        names = [_short(labels[place]) for place in used.tolist()]
+        names = [_short(labels[index]) for index in used.tolist()]
         plain = {"parse_math": False}  # a dollar in a name is no formula
         axes.set_xticks(range(len(used)), names, rotation=45, ha="right", rotation_mode="anchor", **plain)
         axes.set_yticks(range(len(used)), names, **plain)

@@ -1,4 +1,4 @@
-"""Images and texts with their vectors: what is found among them, and panels that show it."""
+"""What a retrieval model finds for some pairs of an evaluation, as samples with a drawing."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,101 +6,97 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
+from magneto.inference.vision_language import Match, top_matches
 from magneto.metrics.retrieval import ranks
-from magneto.visualize.retrieval_grid import FOUND, Answer, above, images_for, texts_for
+from magneto.visualize.retrieval_grid import FOUND, above, images_for, texts_for
 
 LIMIT = 1000  # images that an evaluation keeps to show some of them
 
 
-def nearest(query: Tensor, gallery: Tensor, count: int) -> list[tuple[int, float]]:
-    """(place, cosine) of the `count` vectors of (G, E) that are nearest to (E,), the best first; all of length 1."""
-    found = (gallery @ query).topk(min(count, len(gallery)))
-    return list(zip(found.indices.tolist(), found.values.tolist(), strict=True))
+class RetrievalExamples(Metric):
+    """The pairs of an evaluation, of which the first LIMIT images are kept with their pixels.
 
+    A metric without a value: the loop of an evaluation updates and resets it as the others. Each process keeps its own.
+    """
 
-class Gallery:
-    """The pairs of an evaluation, of which the first LIMIT images are kept with their pixels."""
+    full_state_update = False
 
     def __init__(self) -> None:
+        super().__init__()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all pairs."""
+        super().reset()
         self._images: dict[int, tuple[np.ndarray, Tensor]] = {}
         self._texts: dict[int, tuple[str, Tensor]] = {}
         self._right: set[tuple[int, int]] = set()
 
-    def add(
+    def update(
         self,
-        numbers: Tensor,
+        image_ids: Tensor,
         pixels: Tensor,
         vision: Tensor,
-        keys: Tensor,
+        text_ids: Tensor,
         texts: Sequence[str],
         vectors: Tensor,
     ) -> None:
         """Keep a batch of B pairs.
 
         Args:
-            numbers: (B,) equal for equal images.
+            image_ids: (B,) equal for equal images.
             pixels: (B, C, H, W) uint8.
             vision: (B, E) vectors of the images.
-            keys: (B,) equal for equal texts.
+            text_ids: (B,) equal for equal texts.
             texts: B strings.
             vectors: (B, E) of the texts.
         """
-        for place, (number, key) in enumerate(zip(numbers.tolist(), keys.tolist(), strict=True)):
-            if number not in self._images:
+        for row, (image, text) in enumerate(zip(image_ids.tolist(), text_ids.tolist(), strict=True)):
+            if image not in self._images:
                 if len(self._images) == LIMIT:
                     continue
-                self._images[number] = pixels[place].cpu().numpy(), vision[place].float().cpu()
-            if key not in self._texts:
-                self._texts[key] = texts[place], vectors[place].float().cpu()
-            self._right.add((number, key))
+                self._images[image] = pixels[row].cpu().numpy(), vision[row].float().cpu()
+            if text not in self._texts:
+                self._texts[text] = texts[row], vectors[row].float().cpu()
+            self._right.add((image, text))
+
+    def compute(self) -> dict[str, float]:
+        """Return no score."""
+        return {}
 
     def samples(self, count: int) -> list[dict[str, Any]]:
-        """For about `count` pairs, evenly over the images: what is found for the sentence, and for the image."""
+        """Return for about `count` pairs, evenly over the images, what is found for the sentence and for the image."""
         if not self._images:
             return []
-        numbers, keys = sorted(self._images), sorted(self._texts)
-        vision = torch.stack([self._images[number][1] for number in numbers])
-        text = torch.stack([self._texts[key][1] for key in keys])
-        place = {key: column for column, key in enumerate(keys)}
-        row = {number: line for line, number in enumerate(numbers)}
-        right = torch.zeros(len(numbers), len(keys), dtype=torch.bool)
-        for number, key in self._right:
-            right[row[number], place[key]] = True
-        shown = range(0, len(numbers), max(1, len(numbers) // count))
-        return [
-            self._sample(numbers, keys, vision, text, right, line, int(right[line].nonzero()[0]))
-            for line in shown
-        ]
-
-    def _sample(
-        self,
-        numbers: Sequence[int],
-        keys: Sequence[int],
-        vision: Tensor,
-        text: Tensor,
-        right: Tensor,
-        line: int,
-        column: int,
-    ) -> dict[str, Any]:
-        sentence, image = self._texts[keys[column]][0], self._images[numbers[line]][0]
-        images = [
-            Answer(self._images[numbers[found]][0], alike, bool(right[found, column]))
-            for found, alike in nearest(text[column], vision, FOUND)
-        ]
-        texts = [
-            Answer(self._texts[keys[found]][0], alike, bool(right[line, found]))
-            for found, alike in nearest(vision[line], text, FOUND)
-        ]
-        of_text = int(ranks(text[column, None], vision, right[:, column][None])[0])
-        of_image = int(ranks(vision[line, None], text, right[line, None])[0])
-        return {
-            "id": f"{numbers[line]:08d}",
-            "kind": "retrieval",
-            "text": sentence,
-            "found": [str(answer.content) for answer in texts],
-            "place_of_image": of_text + 1,
-            "place_of_text": of_image + 1,
-            "gallery": len(numbers),
-            "image": above([images_for(sentence, images), texts_for(image, texts)]),
-        }
+        image_ids, text_ids = sorted(self._images), sorted(self._texts)
+        vision = torch.stack([self._images[id][1] for id in image_ids])
+        text = torch.stack([self._texts[id][1] for id in text_ids])
+        right = torch.tensor([[(image, text) in self._right for text in text_ids] for image in image_ids])
+        pixels = [self._images[id][0] for id in image_ids]
+        sentences = [self._texts[id][0] for id in text_ids]
+        shown = []
+        for row in range(0, len(image_ids), max(1, len(image_ids) // count)):
+            column = int(right[row].nonzero()[0])
+            images = [
+                Match(pixels[index], cosine, bool(right[index, column]))
+                for index, cosine in top_matches(text[column], vision, FOUND)
+            ]
+            texts = [
+                Match(sentences[index], cosine, bool(right[row, index]))
+                for index, cosine in top_matches(vision[row], text, FOUND)
+            ]
+            shown.append(
+                {
+                    "id": f"{image_ids[row]:08d}",
+                    "kind": "retrieval",
+                    "text": sentences[column],
+                    "found": [str(match.content) for match in texts],
+                    "rank_of_image": int(ranks(text[column, None], vision, right[:, column][None])[0]) + 1,
+                    "rank_of_text": int(ranks(vision[row, None], text, right[row, None])[0]) + 1,
+                    "images": len(image_ids),
+                    "image": above([images_for(sentences[column], images), texts_for(pixels[row], texts)]),
+                }
+            )
+        return shown

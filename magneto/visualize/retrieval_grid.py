@@ -1,7 +1,6 @@
-"""What was found for a sentence or an image, drawn for a person to look at."""
+"""Drawings of retrieval: a sentence with its images, an image with its texts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,67 +8,54 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from magneto.inference.vision_language import Match
+
 SIDE = 112  # pixels of an image
 GAP = 10
 FONT_SIZE = 15
 LINE = 22  # pixels from line to line
-FOUND = 5  # answers to a query
-FRAME = 4  # pixels around an answer
+FOUND = 5  # images or texts of a query
+FRAME = 4  # pixels around an image
 RIGHT, WRONG, INK = (30, 140, 60), (200, 200, 200), (20, 20, 20)
 WIDTH = FOUND * (SIDE + 2 * GAP) + GAP
 
 
-@dataclass(frozen=True)
-class Answer:
-    """One of those that were found.
-
-    Attributes:
-        content: an image, (C, H, W) uint8, or a text.
-        similarity: cosine, 1 is the same direction.
-        right: whether it is a right one; None: it is not known.
-    """
-
-    content: np.ndarray | str
-    similarity: float
-    right: bool | None = None
-
-
-def images_for(sentence: str, answers: Sequence[Answer]) -> np.ndarray:
-    """A sentence above the images that were found, the best first, right ones in a green frame: (H, WIDTH, 3) uint8."""
+def images_for(sentence: str, matches: Sequence[Match]) -> np.ndarray:
+    """Draw a sentence above its first FOUND images, the best first, right ones in a green frame: (H, WIDTH, 3) uint8."""
     lines = wrapped(sentence, WIDTH - 2 * GAP)
     top = GAP + LINE * len(lines) + GAP
     canvas, draw = _canvas(top + SIDE + GAP + LINE + GAP)
     _write(draw, lines, GAP, GAP)
-    for place, answer in enumerate(answers):
-        left = GAP + place * (SIDE + 2 * GAP)
-        _paste(canvas, draw, answer.content, left, top, answer.right)
-        _write(draw, [f"{answer.similarity:.2f}"], left, top + SIDE + GAP)
+    for column, match in enumerate(matches[:FOUND]):
+        left = GAP + column * (SIDE + 2 * GAP)
+        _paste(canvas, draw, match.content, left, top, match.right)
+        _write(draw, [f"{match.similarity:.2f}"], left, top + SIDE + GAP)
     return np.asarray(canvas)
 
 
-def texts_for(image: np.ndarray, answers: Sequence[Answer]) -> np.ndarray:
-    """An image (C, H, W) uint8 beside the texts that were found, right ones in green: (H, WIDTH, 3) uint8."""
+def texts_for(image: np.ndarray, matches: Sequence[Match]) -> np.ndarray:
+    """Draw an image (C, H, W) uint8 beside its first FOUND texts, right ones in green: (H, WIDTH, 3) uint8."""
     left = SIDE + 3 * GAP
     lines = [
-        (line, answer)
-        for answer in answers
-        for line in wrapped(f"{answer.similarity:.2f}  {answer.content}", WIDTH - left - GAP)
+        (line, match)
+        for match in matches[:FOUND]
+        for line in wrapped(f"{match.similarity:.2f}  {match.content}", WIDTH - left - GAP)
     ]
     canvas, draw = _canvas(2 * GAP + max(SIDE, LINE * len(lines)))
     _paste(canvas, draw, image, GAP, GAP, None)
-    for place, (line, answer) in enumerate(lines):
-        _write(draw, [line], left, GAP + LINE * place, RIGHT if answer.right else INK)
+    for row, (line, match) in enumerate(lines):
+        _write(draw, [line], left, GAP + LINE * row, RIGHT if match.right else INK)
     return np.asarray(canvas)
 
 
-def above(panels: Sequence[np.ndarray]) -> np.ndarray:
-    """Panels of equal width, one above the other, with a line between them."""
+def above(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Join images of equal width, one above the other, with a line between them."""
     rule = np.full((1, WIDTH, 3), WRONG, np.uint8)
-    return np.concatenate([part for panel in panels for part in (rule, panel)][1:])
+    return np.concatenate([part for image in images for part in (rule, image)][1:])
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """Lines of at most `width` pixels, broken at white space, in words that are too long anywhere."""
+    """Return lines of at most `width` pixels, broken at white space, in words that are too long anywhere."""
     lines, line = [], ""
     for word in text.split():
         while (joined := f"{line} {word}" if line else word) and _font().getlength(joined) > width:
@@ -98,8 +84,8 @@ def _canvas(height: int) -> tuple[Image.Image, Any]:
 
 
 def _write(draw: Any, lines: Sequence[str], left: int, top: int, colour: tuple[int, int, int] = INK) -> None:
-    for number, line in enumerate(lines):
-        draw.text((left, top + LINE * number), line, fill=colour, font=_font())
+    for row, line in enumerate(lines):
+        draw.text((left, top + LINE * row), line, fill=colour, font=_font())
 
 
 def _paste(canvas: Image.Image, draw: Any, pixels: Any, left: int, top: int, right: bool | None) -> None:

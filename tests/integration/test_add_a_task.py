@@ -1,4 +1,4 @@
-"""docs/add_a_task.md: its two files are a task, as they stand there."""
+"""docs/add_a_task.md: its files are a task, as they stand there."""
 
 import re
 import sys
@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
+import magneto
 from tests.small_runs import drive
 
 PAGE = Path(__file__).parents[2] / "docs/add_a_task.md"
 
 
-def block(language: str) -> str:
-    """The only block of code in that language."""
-    (code,) = re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(), flags=re.DOTALL | re.MULTILINE)
-    return str(code)
+def blocks(language: str) -> list[str]:
+    """The blocks of code in that language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(), flags=re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture
@@ -25,13 +25,15 @@ def page_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The page's files in place; what the command line has to say for the YAML to be found."""
     module = ModuleType("magneto.tasks.next_token")
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    exec(compile(block("python"), str(PAGE), "exec"), module.__dict__)
-    (tmp_path / "conf/task").mkdir(parents=True)
-    (tmp_path / "conf/task/next_token.yaml").write_text(block("yaml"))
+    exec(compile(blocks("python")[0], str(PAGE), "exec"), module.__dict__)
+    for group, text in zip(("task", "predict"), blocks("yaml"), strict=True):
+        file = tmp_path / f"conf/{group}/next_token.yaml"
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
     return f"hydra.searchpath=[file://{tmp_path}/conf]"
 
 
-def test_the_task_of_the_page_trains_compares_and_predicts(
+def test_page_task_trains_and_predicts(
     page_task: str, text_overrides: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     # The corpus is chosen first, so that the YAML's own is there to be replaced.
@@ -47,6 +49,14 @@ def test_the_task_of_the_page_trains_compares_and_predicts(
     capsys.readouterr()
     folder = Path(results[-1]["folder"])
     for checkpoint in (folder / "checkpoints/best.ckpt", folder / "export"):
-        drive([], "mode=predict", f"checkpoint={checkpoint}", "prompt=baku cedo")
+        drive(
+            [page_task, "predict=next_token"],
+            "mode=predict",
+            f"checkpoint={checkpoint}",
+            "prompt=baku cedo",
+            "predict.tokens=3",
+        )
     first, second = capsys.readouterr().out.splitlines()
     assert first == second and first.startswith("baku cedo") and len(first) > len("baku cedo")
+    model = magneto.load(folder)
+    assert "baku cedo" + model.predict("baku cedo", tokens=3)["continuation"] == first

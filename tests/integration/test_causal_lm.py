@@ -2,12 +2,10 @@
 
 import json
 import math
-import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -20,7 +18,7 @@ from magneto.errors import MagnetoError
 from magneto.tasks.causal_lm import TextScores
 from magneto.tasks.registry import load_task
 from tests.conftest import BITS_PER_BYTE, WORDS
-from tests.small_runs import SHORT, drive, folders, training_losses
+from tests.small_runs import SHORT, drive, folders
 
 LEARN = ("trainer.max_steps=250", "trainer.val_check_interval=250", "optimizer.lr=1e-2")
 
@@ -51,7 +49,7 @@ def test_it_learns_a_language_to_its_entropy(run_lm) -> None:
     assert len(steps) > 20 and set(steps) == {1, 3}
 
 
-def test_perplexity_is_that_of_an_independent_computation(run_lm) -> None:
+def test_perplexity_against_plain_torch(run_lm) -> None:
     """Each test token once, with a window that slides by 16 of 32 tokens, by plain torch on the document texts."""
     result = run_lm("name=one", "trainer.max_steps=8")
     task = load_task(Path(result["folder"]) / "export")
@@ -96,30 +94,13 @@ def test_scores_of_two_processes_add_up() -> None:
     assert float(whole.compute()["bits_per_byte"]) == pytest.approx(18.75 / math.log(2) / 24)
 
 
-@pytest.mark.parametrize("stop_at", [4, 8, 20])
-def test_an_interrupted_run_goes_on_bit_identically(run_lm, resumes_identically, stop_at: int) -> None:
-    resumes_identically(run_lm, "backbone.dropout=0.1", stop_at=stop_at)
-
-
 def predicted(run_lm, capsys, source: Path, *more: str) -> tuple[list[dict[str, Any]], str]:
     capsys.readouterr()
     results = run_lm("mode=predict", f"checkpoint={source}", "predict.max_new_tokens=12", *more)["results"]
     return results, capsys.readouterr().out
 
 
-def test_checkpoint_and_export_generate_alike(run_lm, capsys, tmp_path: Path) -> None:
-    folder = Path(run_lm("name=one")["folder"])
-    moved = tmp_path / "elsewhere.ckpt"
-    shutil.copy(folder / "checkpoints/best.ckpt", moved)
-    found, shown = predicted(run_lm, capsys, moved, "prompt=baku cedo", "predict.stop=kona")
-    assert (found, shown) == predicted(
-        run_lm, capsys, folder / "export", "prompt=baku cedo", "predict.stop=kona"
-    )
-    assert shown == "baku cedo" + found[0]["continuation"] + "\n"
-    assert found[0]["tokens"] >= 1 and "kona" not in found[0]["continuation"]
-
-
-def test_lines_of_a_file_are_gone_on_with_in_their_order(run_lm, capsys, tmp_path: Path) -> None:
+def test_lines_are_continued_in_order(run_lm, capsys, tmp_path: Path) -> None:
     """In batches of two; greedy, so that a prompt gives the same wherever it stands."""
     source = Path(run_lm("name=one")["folder"]) / "export"
     prompts = ["baku", "cedo difa fogi gahu", "", "difa"]
@@ -135,7 +116,8 @@ def test_lines_of_a_file_are_gone_on_with_in_their_order(run_lm, capsys, tmp_pat
         assert alone[0]["continuation"] == one["continuation"]
 
 
-def test_samples_go_on_from_prompts_and_from_held_out_text(run_lm) -> None:
+def test_samples_of_prompts_and_held_out_text(run_lm) -> None:
+    """Samples go on from prompts and from held out text."""
     folder = Path(run_lm("task.prompts=[baku,difa]", "callbacks.samples=5", "trainer.max_steps=8")["folder"])
     rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     for split in ("val", "test"):
@@ -145,26 +127,7 @@ def test_samples_go_on_from_prompts_and_from_held_out_text(run_lm) -> None:
         assert all(row["reference"] for row in shown[2:]) and shown[0]["reference"] is None
 
 
-@pytest.mark.parametrize("backbone", ["magneto", "pre_ln", "post_ln", "deepnorm", "normformer"])
-def test_every_backbone_overfits_one_batch(run_lm, backbone: str, tmp_path: Path) -> None:
-    """Random letters, which nothing but memory can predict: as many blocks as a batch holds, again and again."""
-    random = np.random.default_rng(1)
-    for split, count in (("train", 8), ("val", 1), ("test", 1)):
-        (tmp_path / split).mkdir()
-        for number in range(count):
-            text = "".join(random.choice(list("abcdefgh"), 31))
-            (tmp_path / split / f"{number}.txt").write_text(text)
-    result = run_lm(
-        f"backbone={backbone}", "data.corpora.text_files.path=null",
-        *(f"data.corpora.text_files.{split}={tmp_path / split}" for split in ("train", "val", "test")),
-        "data.documents=separate", "data.tokenizer.vocab_size=261", "trainer.max_steps=150", "scheduler=constant",
-        "scheduler.warmup=30", "trainer.val_check_interval=150", "optimizer.lr=4e-3", "backbone.d_model=64",
-    )  # fmt: skip
-    losses = training_losses(result["folder"])
-    assert losses[-1] < 0.4 * math.log(8), losses
-
-
-def test_a_checkpoint_is_tested_on_text_in_blocks_of_another_length(run_lm) -> None:
+def test_checkpoint_keeps_its_block_size(run_lm) -> None:
     """Its own length is taken: here all that the positions reach."""
     result = run_lm("name=one", "trainer.max_steps=4")
     test = ("mode=test", f"checkpoint={result['folder']}/export")
@@ -197,7 +160,7 @@ def test_untied_and_smoothed(run_lm) -> None:
     assert math.log(result["metrics"]["test/perplexity"]) == pytest.approx(result["metrics"]["test/loss"])
 
 
-def test_gradients_do_not_depend_on_what_is_padding(run_lm) -> None:
+def test_padding_changes_no_loss(run_lm) -> None:
     """The hidden states at real places are those of the row without its padding."""
     task = load_task(Path(run_lm("trainer.max_steps=1", "name=one")["folder"]) / "export")
     tokens = torch.randint(5, 280, (2, 20))
@@ -213,21 +176,20 @@ def test_gradients_do_not_depend_on_what_is_padding(run_lm) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("backbone.architecture=encoder", "architecture=decoder"),
         ("backbone.max_positions=16", "max_positions=16"),
         ("task.label_smoothing=1", "label_smoothing=1"),
         ("+task.sample.temprature=1", "temperature"),
-        ("+task.tied=true", "task.tied"),
     ],
 )
-def test_a_mistake_gets_one_message_with_its_remedy(run_lm, override: str, message: str) -> None:
+def test_mistake_has_one_message(run_lm, override: str, message: str) -> None:
+    """A mistake gets one message with its remedy."""
     with pytest.raises(MagnetoError, match=message):
         run_lm(override)
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
-    [("predict.top_p=3", "top_p=3"), ("predict.beam=4", r"predict\.beam"), ("predict.batch=0", "batch=0")],
+    [("predict.top_p=3", "top_p=3"), ("predict.batch=0", "batch=0")],
 )
 def test_a_mistake_in_predict_too(run_lm, override: str, message: str) -> None:
     export = Path(run_lm("trainer.max_steps=1", "name=one")["folder"]) / "export"

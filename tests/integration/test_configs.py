@@ -9,14 +9,13 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from magneto.commands import build, resolve, trainer
+from magneto.commands import build, preflight, trainer
 from magneto.config.groups import CONF, options
+from magneto.config.parts import CallbacksConfig, LoggerConfig, OptimizerConfig, SchedulerConfig
 from magneto.config.validate import from_mapping
 from magneto.errors import MagnetoError
 from magneto.nn import BackboneConfig, build_backbone
 from magneto.tasks.registry import task_class
-from magneto.training import checkpointing, loggers
-from magneto.training.optim import OptimizerConfig, SchedulerConfig
 
 
 def plain(*overrides: str) -> dict:
@@ -36,9 +35,9 @@ def make(config: dict) -> None:
     build.build_data(config["data"])
     options = {key: value for key, value in config["task"].items() if key not in ("_target_", "name")}
     from_mapping(task.Options, options, "task")
-    from_mapping(checkpointing.Settings, config["callbacks"], "callbacks")
-    from_mapping(loggers.Settings, config["logger"], "logger")
-    inspect.signature(L.Trainer).bind(**trainer.trainer_arguments(config))
+    from_mapping(CallbacksConfig, config["callbacks"], "callbacks")
+    from_mapping(LoggerConfig, config["logger"], "logger")
+    inspect.signature(L.Trainer).bind(**trainer.trainer_arguments(trainer.trainer_config(config["trainer"])))
 
 
 EVERYTHING = choices("backbone", "size", "optimizer", "scheduler", "trainer", "callbacks", "logger", "debug")
@@ -103,11 +102,11 @@ def test_each_task_takes_its_kind_of_data_and_refuses_the_others(task: str, data
     fitting = TARGETS[data] == plain(f"task={task}")["data"]["_target_"]
     config = plain(f"task={task}", f"data={data}", *(needed(data) if fitting else []))
     if fitting:
-        resolve.check_task(config)
+        preflight.check_task(config)
         make(config)
     else:
         with pytest.raises(MagnetoError, match=rf"task={task} needs data of the kind \w+, and data="):
-            resolve.check_task(config)
+            preflight.check_task(config)
 
 
 IMAGES = [
@@ -146,6 +145,16 @@ def test_each_experiment_composes_instantiates_and_names_its_task(experiment: st
     make(config)
 
 
+@pytest.mark.parametrize("task", options("task"))
+def test_predict_group_has_the_task_options(task: str) -> None:
+    """And the group that is taken without `task=` has those of all tasks."""
+    config = plain(f"task={task}")
+    fields = dataclasses.fields(task_class(config["task"]["_target_"]).PredictOptions)
+    assert set(config["predict"]) == {field.name for field in fields}
+    assert set(config["predict"]) <= set(plain("mode=predict")["predict"])
+    assert not any(config["predict"].values()), "defaults stand in the dataclass"
+
+
 def test_every_field_of_the_backbone_can_be_overridden_from_the_command_line() -> None:
     assert set(plain("task=asr")["backbone"]) == {field.name for field in dataclasses.fields(BackboneConfig)}
 
@@ -161,13 +170,6 @@ def test_each_size_of_each_backbone_builds(size: str, backbone: str) -> None:
     assert len(stack.layers) == config["num_layers"]
 
 
-def test_the_documentation_pairs_take_their_directions_from_one_place() -> None:
-    override = "data.corpora.manpages.directions=[en-fr,en-de]"
-    corpora = plain("task=mt", "data=documentation_pairs", override)["data"]["corpora"]
-    assert list(corpora) == ["manpages", "libreoffice", "ddtp"]
-    assert all(source["directions"] == ["en-fr", "en-de"] for source in corpora.values())
-
-
 def test_questions_about_the_stamps_hold_out_what_their_captions_do() -> None:
     """task=vl_classification starts from task=vl: a stamp of its test is none that was trained on with its caption."""
     shares = [
@@ -181,10 +183,10 @@ def test_an_experiment_for_another_task_is_refused() -> None:
     config = plain("task=asr")
     config["experiment_task"] = "mlm"
     with pytest.raises(MagnetoError, match="task=mlm"):
-        resolve.check_task(config)
+        preflight.check_task(config)
 
 
 def test_the_task_wins_over_defaults_and_the_command_line_over_the_task() -> None:
     assert plain("task=asr")["data"]["name"] == "stamps"
-    assert plain("task=asr", "data=fotaq")["data"]["name"] == "fotaq"
+    assert plain("task=asr", "data=librispeech")["data"]["name"] == "librispeech"
     assert plain("task=asr", "backbone.position=rotary")["backbone"]["position"] == "rotary"

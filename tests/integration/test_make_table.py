@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from magneto.report.figures import COLOURS
+from magneto.report.axes import COLOURS
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,28 +1,63 @@
-"""The README's Python runs as it stands."""
+"""The Python blocks of README.md and docs/python.md run as they stand."""
 
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+from tests.small_runs import drive
+
+ROOT = Path(__file__).parents[2]
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/python.md")}
+BLOCKS = [
+    pytest.param(block, id=f"{name}-{index}")
+    for name, page in PAGES.items()
+    for index, block in enumerate(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL))
+]
+LOADS = re.compile(r'(?:magneto\.load|load_task)\("(.*?)"\)')
 
 
-def test_backbone_block_runs() -> None:
-    """The encoder of the first block keeps the shape of what it is given."""
+@pytest.mark.parametrize("block", [block for block in BLOCKS if not LOADS.search(block.values[0])])
+def test_block_runs(block: str) -> None:
+    """A block without a trained model defines or computes what it says."""
+    torch.manual_seed(0)
     names: dict[str, Any] = {}
-    exec(BLOCKS[0], names)
-    assert names["states"].shape == torch.Size((2, 100, 256))
+    exec(block, names)
+    shapes = {"states": (2, 100, 256), "scores": (2, 20, 5), "tokens": (2, 13)}
+    for name, shape in shapes.items():
+        assert names.get(name) is None or names[name].shape == torch.Size(shape)
 
 
-def test_prediction_block_runs(run_text: Callable[..., dict[str, Any]], capsys: Any) -> None:
-    """The second block continues a prompt with a run of its own task."""
+@pytest.mark.parametrize("block", [block for block in BLOCKS if LOADS.search(block.values[0])])
+def test_prediction_block_runs(
+    block: str, run_text: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A block with a trained model predicts with a small run of the task that it names."""
     result = run_text("task=causal_lm", "task.sample={max_new_tokens: 4}", "trainer.max_steps=8")
-    folder = re.search(r'load_task\("(.*?)"\)', BLOCKS[1])
+    folder = LOADS.search(block)
     assert folder is not None and Path(folder[1]).parts[:2] == ("runs", "causal_lm")
     capsys.readouterr()
-    exec(BLOCKS[1].replace(folder[1], result["folder"]), {})
+    exec(block.replace(folder[1], result["folder"]), {})
     assert capsys.readouterr().out.strip()
+
+
+def test_own_task_and_data_module_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text_overrides: list[str]
+) -> None:
+    """The classes of docs/python.md, outside of the package, in a run by `_target_`."""
+    (code,) = re.findall(r'```python\n(""".*?)```', PAGES["docs/python.md"], flags=re.DOTALL)
+    (yaml,) = re.findall(r"```yaml\n(.*?)```", PAGES["docs/python.md"], flags=re.DOTALL)
+    (tmp_path / "my_lm.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "conf/task").mkdir(parents=True)
+    (tmp_path / "conf/task/my_lm.yaml").write_text(yaml)
+    search = f"hydra.searchpath=[file://{tmp_path}/conf]"
+    result = drive(
+        [search, "task=my_lm", *text_overrides, "trainer.max_steps=3", "task.sample.max_new_tokens=4"]
+    )
+    assert result["status"] == "finished"
+    assert result["config"]["task"]["_target_"] == "my_lm.DropoutLM"
+    assert result["config"]["data"]["_target_"] == "my_lm.NoisyText"

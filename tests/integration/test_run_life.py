@@ -21,13 +21,16 @@ from filelock import FileLock
 
 from magneto.cli import literal
 from magneto.commands import train
+from magneto.commands.resolve import ResolvedRun
 from magneto.config.groups import CONF
 from magneto.data.batching import TokenBudgetSampler
+from magneto.data.text.module import TextDataModule
 from magneto.errors import MagnetoError
 from magneto.tasks.asr import ASR
 from magneto.tasks.causal_lm import CausalLM
 from magneto.tasks.registry import load_task
 from magneto.training import reproducibility
+from magneto.training.result import RunResult
 from magneto.training.run_folder import RunFolder
 from tests.small_runs import values
 
@@ -91,9 +94,19 @@ def test_log_holds_the_preparation(run_lm: Run, tmp_path: Path) -> None:
     assert 0 <= log.index("prepared ") < log.index("run ") < log.index(": magneto, ")
 
 
-def test_finished_is_told_before_data(run_lm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def no_data(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Preparing data is an error from the call on."""
+
+    def prepare(self: TextDataModule) -> None:
+        pytest.fail("data were prepared")
+
+    return lambda: monkeypatch.setattr(TextDataModule, "prepare", prepare)
+
+
+def test_finished_is_reported_before_data(run_lm: Run, no_data: Callable[[], None]) -> None:
     first = run_lm("name=one")
-    monkeypatch.setattr(train, "_prepare", lambda config: pytest.fail("data are touched"))
+    no_data()
     assert run_lm("name=one")["metrics"] == first["metrics"]
 
 
@@ -128,12 +141,12 @@ def test_lock_is_held_while_training(run_lm: Run, monkeypatch: pytest.MonkeyPatc
 
     fit, write = train._fit_and_test, RunFolder.write_result
 
-    def training(config: dict[str, Any], folder: RunFolder, *arguments: Any) -> dict[str, Any]:
-        refused(config, folder)
-        return fit(config, folder, *arguments)
+    def training(run: ResolvedRun, folder: RunFolder, *arguments: Any) -> dict[str, Any]:
+        refused(run.given, folder)
+        return fit(run, folder, *arguments)
 
-    def writing(self: RunFolder, result: dict[str, Any]) -> None:
-        refused(result["config"], self)
+    def writing(self: RunFolder, result: RunResult) -> None:
+        refused(result.config, self)
         write(self, result)
 
     with monkeypatch.context() as patch:
@@ -291,7 +304,7 @@ def test_killed_before_its_result(run_lm: Run, monkeypatch: pytest.MonkeyPatch) 
     whole = run_lm("name=whole")
     folder = Path(whole["folder"]).with_name("one")
     with monkeypatch.context() as patch, pytest.raises(OSError, match="killed"):
-        patch.setattr(train.checkpoint, "export", lambda *_: (_ for _ in ()).throw(OSError("killed")))
+        patch.setattr(train.checkpoint_io, "export", lambda *_: (_ for _ in ()).throw(OSError("killed")))
         run_lm("name=one")
     assert "test/" in (folder / "metrics.csv").read_text()
     assert run_lm("name=one")["metrics"] == whole["metrics"]
@@ -334,7 +347,7 @@ def test_other_accumulation_is_refused(run_lm: Run, killed: Path, tmp_path: Path
     with pytest.raises(MagnetoError, match=r"step 3 after 3 batches.*Set trainer\.accumulate_grad_batches=1"):
         run_lm("name=two", last, "trainer.accumulate_grad_batches=4")
     for steps in ("2", "3"):
-        with pytest.raises(MagnetoError, match=rf"stands at step 3, and trainer\.max_steps={steps}"):
+        with pytest.raises(MagnetoError, match=rf"is at step 3, and trainer\.max_steps={steps}"):
             run_lm("name=two", last, f"trainer.max_steps={steps}")
     assert not list(tmp_path.glob("runs/causal_lm/two/checkpoints/*"))
     assert run_lm("name=three", last, "trainer.max_steps=5")["steps"] == 5
@@ -395,6 +408,11 @@ def _replace(name: str, content: bytes | None) -> Callable[[Path], None]:
     return damage
 
 
+def _result(**values: Any) -> bytes:
+    result = {"schema": 1, "status": "finished", "task": "a", "name": "b", "seed": 1, "config": {}}
+    return json.dumps(result | values).encode()
+
+
 @pytest.mark.parametrize(
     ("damage", "file"),
     [
@@ -420,8 +438,8 @@ def _replace(name: str, content: bytes | None) -> Callable[[Path], None]:
         (_replace("config.yaml", b"a: \xff"), "config.yaml"),
         (_replace("config.yaml", None), "config.yaml"),
         (_replace("result.json", b'{"status": "finished"}'), "result.json"),
-        (_replace("result.json", b'{"status": "finished", "metrics": null}'), "result.json"),
-        (_replace("result.json", b'{"status": "finished", "metrics": {"a": "b"}}'), "result.json"),
+        (_replace("result.json", _result(metrics=None)), "result.json"),
+        (_replace("result.json", _result(metrics={"a": "b"})), "result.json"),
         (_replace("result.json", b"[]"), "result.json"),
         (_replace("result.json", b"\xff"), "result.json"),
         (_replace("result.json", None), "result.json"),
@@ -437,9 +455,7 @@ def test_damage_is_told(run_lm: Run, killed: Path, damage: Callable[[Path], None
     with pytest.raises(MagnetoError) as told:
         run_lm("name=one")
     assert file in str(told.value)
-    assert any(word in str(told.value) for word in ("Use ", "emove", "resume=never", "mend", "Mend")), (
-        told.value
-    )
+    assert any(word in str(told.value) for word in ("Use ", "emove", "resume to never", "hange")), told.value
     assert "\n" not in str(told.value).strip()
 
 
@@ -473,15 +489,17 @@ def test_damaged_exports_are_told(run_lm: Run, name: str, content: str, message:
     assert str(export) in str(told.value)
 
 
-def test_unwritable_places_are_told(run_lm: Run, killed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before data is touched: a run's folder without permission (also where root runs the tests), a file in its place."""
-    monkeypatch.setattr(train, "_prepare", lambda config: pytest.fail("data are touched"))
+def test_unwritable_folders(
+    run_lm: Run, killed: Path, monkeypatch: pytest.MonkeyPatch, no_data: Callable[[], None]
+) -> None:
+    """Before data is prepared: a run's folder without permission (also where root runs the tests), a file in its place."""
+    no_data()
     with monkeypatch.context() as patch:
         patch.setattr(os, "access", lambda *_: False)
-        with pytest.raises(MagnetoError, match=r"one: is no folder that can be written\. Mend"):
+        with pytest.raises(MagnetoError, match=r"one: is not a folder that can be written\. Change"):
             run_lm("name=one")
     killed.with_name("two").write_text("")
-    with pytest.raises(MagnetoError, match=r"two: is no folder that can be written\. Mend"):
+    with pytest.raises(MagnetoError, match=r"two: is not a folder that can be written\. Change"):
         run_lm("name=two")
 
 
@@ -560,10 +578,10 @@ def test_load_from_checkpoint(run_lm: Run) -> None:
 
 
 def test_signal_before_training(run_lm: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def stop(config: Any) -> None:
+    def stop(self: TextDataModule) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(train, "_prepare", stop)
+    monkeypatch.setattr(TextDataModule, "prepare", stop)
     assert run_lm("name=one")["status"] == "interrupted"
     assert not (tmp_path / "runs/causal_lm/one").exists()
 
@@ -607,12 +625,12 @@ def test_two_processes_resume_exactly(text_overrides: list[str], tmp_path: Path)
     assert whole.wait(300) == 0, whole.communicate()
     script = tmp_path / "stop.py"
     script.write_text(
-        "from magneto import callbacks; from magneto.cli import main\n"
-        "save = callbacks.Checkpoints._save\n"
+        "from magneto.training import checkpointing; from magneto.cli import main\n"
+        "save = checkpointing.Checkpoints._save\n"
         "def stop(self, trainer, name):\n"
         "    save(self, trainer, name)\n"
         "    self.signals.received = trainer.global_step >= 5\n"
-        "callbacks.Checkpoints._save = stop\nmain()\n"
+        "checkpointing.Checkpoints._save = stop\nmain()\n"
     )
     first = two_processes(tmp_path, [*settings, "name=parts"], script)
     assert first.wait(300) == 130, first.communicate()

@@ -12,7 +12,7 @@ import lightning as L
 import pytest
 
 from magneto.commands.console import ProgressLines
-from magneto.tasks.base import TaskModule
+from magneto.tasks.base import Task
 from magneto.training.checkpointing import Checkpoints
 from magneto.training.signals import StopSignals
 from tests.small_runs import values
@@ -46,7 +46,7 @@ def test_lines_of_a_run(run, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(name in again for name in result["metrics"])
 
 
-class Stub(TaskModule):
+class Stub(Task):
     """A task of which nothing is known but its length and its last validation."""
 
     monitor = "val/x"

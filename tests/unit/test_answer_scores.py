@@ -7,7 +7,7 @@ from magneto.metrics.vqa import AnswerScores
 
 
 def test_accuracy_is_that_of_each_kind_and_of_all() -> None:
-    scores = AnswerScores(["colour", "yes/no"], usual=[0, 2, 2], statements=False)
+    scores = AnswerScores(["colour", "yes/no"], majority=[0, 2, 2], statements=False)
     counts = torch.tensor([[8.0, 2, 0, 0], [0, 3, 0, 0], [0, 0, 10, 0], [0, 0, 0, 10]])
     scores.update(
         chosen=torch.tensor([1, 1, 2, 2]),
@@ -23,7 +23,7 @@ def test_accuracy_is_that_of_each_kind_and_of_all() -> None:
 
 
 def test_a_question_that_comes_twice_counts_once() -> None:
-    scores = AnswerScores([""], usual=[0, 0], statements=False)
+    scores = AnswerScores([""], majority=[0, 0], statements=False)
     for _ in range(2):
         scores.update(
             torch.tensor([0, 0]), torch.tensor([[1.0, 0], [0, 1]]), torch.ones(2),
@@ -36,8 +36,9 @@ def test_a_question_that_comes_twice_counts_once() -> None:
     assert scores.compute() == pytest.approx({"accuracy": 2 / 3, "facts/majority_accuracy": 2 / 3})
 
 
-def test_a_statement_is_understood_where_all_its_pairs_are_judged_rightly() -> None:
-    scores = AnswerScores([""], usual=[0, 0], statements=True)
+def test_consistency_of_statements() -> None:
+    """A statement is understood where all its pairs are judged rightly."""
+    scores = AnswerScores([""], majority=[0, 0], statements=True)
     right = torch.tensor([1, 1, 1, 0, 1, 0])  # groups 7 7, 8 8, and two that stand alone
     counts = torch.nn.functional.one_hot(torch.ones(6, dtype=torch.long), 2).float()
     scores.update(
@@ -54,4 +55,4 @@ def test_a_statement_is_understood_where_all_its_pairs_are_judged_rightly() -> N
 
 
 def test_nothing_seen_gives_nothing() -> None:
-    assert AnswerScores([""], usual=[0, 0], statements=True).compute() == {}
+    assert AnswerScores([""], majority=[0, 0], statements=True).compute() == {}

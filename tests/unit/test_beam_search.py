@@ -82,7 +82,8 @@ def same(found: list[Hypothesis], wanted: list[Hypothesis]) -> None:
 
 @pytest.mark.parametrize("penalty", [0.0, 0.6, 1.0, 2.0])
 @pytest.mark.parametrize("seed", range(3))
-def test_with_beams_for_everything_it_is_the_exhaustive_search(seed: int, penalty: float) -> None:
+def test_all_beams_are_the_exhaustive_search(seed: int, penalty: float) -> None:
+    """With beams for everything it is the exhaustive search."""
     vocabulary, limit = 4, 4
     table = Table(vocabulary, sentences=3, seed=seed)
     found = search(
@@ -139,7 +140,8 @@ def test_it_does_leave_early() -> None:
     assert table.steps == 1
 
 
-def test_sentences_that_are_certain_leave_the_batch() -> None:
+def test_certain_sentences_leave_the_batch() -> None:
+    """Sentences that are certain leave the batch."""
     table = Table(5, sentences=8)
     ends = torch.tensor([0.99, 0.0025, 0.0025, 0.0025, 0.0025]).log()
     table.log_probs[:6] = ends  # these end at once, the other two never by themselves
@@ -252,7 +254,8 @@ def test_cached_equals_uncached(placement: str) -> None:
 
 
 @pytest.mark.parametrize("position", ["sinusoidal", "learned", "rotary", "relative", "convolutional"])
-def test_a_batch_gives_what_its_sentences_give_alone(position: str) -> None:
+def test_batch_equals_single_sentences(position: str) -> None:
+    """A batch gives what its sentences give alone."""
     model = Translator("magneto", position)
     together = model.translate(SOURCES, beam=3, n_best=3)
     for source, hypotheses in zip(SOURCES, together, strict=True):
@@ -261,7 +264,7 @@ def test_a_batch_gives_what_its_sentences_give_alone(position: str) -> None:
 
 
 @torch.no_grad()
-def test_decoder_only_with_prompts_of_unequal_length() -> None:
+def test_prompts_of_unequal_length() -> None:
     """The cache holds the prompts without their last tokens, padded on the left."""
     torch.manual_seed(6)
     config = BackboneConfig(architecture="decoder", num_layers=2, d_model=16, num_heads=2, max_positions=40)

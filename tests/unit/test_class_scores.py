@@ -59,7 +59,8 @@ def test_scikit_learn_agrees() -> None:
     )
 
 
-def test_examples_without_a_class_are_passed_over_and_a_reset_forgets() -> None:
+def test_examples_without_a_class_are_ignored() -> None:
+    """Examples without a class are passed over and a reset forgets."""
     logits, labels = answers(4, 40)
     scores, known = ClassScores(names(4)), ClassScores(names(4))
     labels[::3] = -1
@@ -106,7 +107,8 @@ def test_the_matrix_is_drawn(classes: int) -> None:
     assert even.shape != uneven.shape or (even != uneven).any()
 
 
-def test_among_a_models_classes_only_those_of_a_set_can_win() -> None:
+def test_only_classes_of_the_set_can_win() -> None:
+    """Among a models classes only those of a set can win."""
     logits, _ = answers(6, 50)
     subset = torch.tensor([1, 4, 5])
     allowed = among(logits, subset)

@@ -50,7 +50,8 @@ def test_both_decoders_by_hand(path, tokens):
     assert ctc_beam_search(log_probs, lengths)[0][0].tokens == tokens
 
 
-def test_greedy_ignores_padding_and_equals_the_plain_loop():
+def test_greedy_equals_the_plain_loop():
+    """Greedy ignores padding and equals the plain loop."""
     log_probs, lengths = scores(6, 20, 4), torch.tensor([20, 1, 0, 7, 13, 20])
     expected = [
         list(collapse(row[:length].argmax(-1).tolist()))
@@ -84,8 +85,9 @@ def test_wide_beam_is_exact(frames, classes):
         assert sum(math.exp(h.score) for h in hypotheses) == pytest.approx(1.0)
 
 
-def test_beam_search_sums_paths_where_greedy_takes_the_best_one():
+def test_beam_search_sums_paths():
     # Best path: blank, blank (0.36), but the sequence [1] has 0.16 + 0.24 + 0.24.
+    """Beam search sums paths where greedy takes the best one."""
     log_probs = torch.tensor([[[0.6, 0.4], [0.6, 0.4]]]).log()
     lengths = torch.tensor([2])
     assert ctc_greedy(log_probs, lengths) == [[]]
@@ -94,7 +96,8 @@ def test_beam_search_sums_paths_where_greedy_takes_the_best_one():
     assert best.score == pytest.approx(math.log(0.64), abs=1e-6)
 
 
-def test_batch_with_padding_equals_each_utterance_alone():
+def test_padded_batch_equals_single_utterances():
+    """Batch with padding equals each utterance alone."""
     log_probs, lengths = scores(5, 30, 6, scale=2.0), torch.tensor([30, 17, 1, 0, 8])
     together = ctc_beam_search(log_probs, lengths, beam_width=8, n_best=3)
     for row, length, hypotheses in zip(log_probs, lengths, together, strict=True):
@@ -104,7 +107,7 @@ def test_batch_with_padding_equals_each_utterance_alone():
     assert [(h.tokens, h.score) for h in together[3]] == [([], 0.0)]
 
 
-def test_narrow_beam_gives_lower_bounds_that_close_as_it_widens():
+def test_narrow_beam_gives_lower_bounds():
     """The CTC loss is the exact (negative) log probability of one sequence."""
     log_probs, lengths = scores(4, 40, 5, scale=4.0), torch.full((4,), 40)
 
@@ -141,7 +144,8 @@ def test_pruned_tokens_are_impossible():
     assert [h.tokens for h in nothing_left[0]] == [[]]
 
 
-def test_default_pruning_hardly_changes_a_trained_models_scores():
+def test_default_pruning_changes_little():
+    """Default pruning hardly changes a trained models scores."""
     log_probs, lengths = scores(4, 50, 40, scale=5.0), torch.full((4,), 50)
     pruned = ctc_beam_search(log_probs, lengths)
     full = ctc_beam_search(log_probs, lengths, min_log_prob=-math.inf)

@@ -53,7 +53,7 @@ def test_values_of_the_right_type_are_kept(values: dict[str, Any]) -> None:
         ({"layers": [1, "two"]}, "task.layers=.*: input should be a valid integer"),
         ({"more": 0.4}, "task.more=0.4: input should be"),
         ({"betas": [0.9]}, r"task.betas=\[0.9\]: too few values"),
-        ({"cuont": 1}, "Did you mean 'count'"),
+        ({"cuont": 1}, "Did you mean 'task.count'"),
         (0.5, "task=0.5: must hold keys and values"),
         (None, "task=None: must hold keys and values"),
     ],

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from magneto.data.text.dataset import TextInfo
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import MagnetoError
 from magneto.inference.sampling import Continuation, Decoding, choose, generate, next_tokens, stream
@@ -14,6 +15,7 @@ from magneto.nn import KVCache
 from magneto.nn.config import SEQUENCE_POSITIONS
 from magneto.nn.placement import PLACEMENTS
 from magneto.tasks.causal_lm import CausalLM
+from tests.small_runs import info_of
 
 TEXT = "the naïve cat sat on the mat — 猫が座った 🐈 and said: stop"
 TOKENIZER = TextTokenizer.train([TEXT], kind="byte_bpe", vocab_size=270)
@@ -32,7 +34,7 @@ def model(context: int = 64, **backbone: Any) -> CausalLM:
     }
     task = CausalLM(
         backbone=values | backbone,
-        info={"tokenizer": TOKENIZER.to_json(), "vocab_size": VOCABULARY, "block_size": 8},
+        info=info_of(TextInfo, tokenizer=TOKENIZER.to_json(), vocab_size=VOCABULARY, block_size=8),
         optimizer={"lr": 1e-3}, scheduler={"name": "constant"}, total_steps=1,
     )  # fmt: skip
     with torch.no_grad():  # relative positions start at zero, norms at one
@@ -67,7 +69,8 @@ def tokens_of(
 @pytest.mark.parametrize("position", SEQUENCE_POSITIONS)
 @pytest.mark.parametrize("placement", list(PLACEMENTS))
 @torch.no_grad()
-def test_a_cached_padded_batch_gives_the_logits_of_each_whole_sequence(placement: str, position: str) -> None:
+def test_cached_padded_batch_has_the_same_logits(placement: str, position: str) -> None:
+    """A cached padded batch gives the logits of each whole sequence."""
     task = model(placement=placement, position=position)
     recording = Recording(task)
     found = tokens_of(recording, PROMPTS, Decoding(max_new_tokens=12, temperature=0))
@@ -79,7 +82,7 @@ def test_a_cached_padded_batch_gives_the_logits_of_each_whole_sequence(placement
         assert drawn == expected.argmax(-1).tolist()
 
 
-def test_a_sampled_batch_gives_what_its_prompts_give_in_any_company() -> None:
+def test_samples_do_not_depend_on_the_batch() -> None:
     """Also when rows end at different times and leave the batch."""
     task = model(position="rotary")
     settings = Decoding(max_new_tokens=40, temperature=1.5, top_p=0.9, seed=3)
@@ -117,7 +120,8 @@ def distribution(logits: Tensor, **settings: Any) -> Tensor:
     return torch.bincount(drawn, minlength=len(logits)) / len(grid)
 
 
-def test_draws_follow_the_distribution_and_its_cuts() -> None:
+def test_samples_follow_the_distribution() -> None:
+    """Draws follow the distribution and its cuts."""
     logits = torch.tensor([0.3, 2.0, -1.0, 1.0, -9.0])
     close = {"rtol": 0, "atol": 2e-5}
     whole = torch.softmax(logits, -1)
@@ -140,14 +144,15 @@ def test_draws_follow_the_distribution_and_its_cuts() -> None:
     torch.testing.assert_close(distribution(logits, temperature=1.0, top_k=50, top_p=None), whole, **close)
 
 
-def test_the_largest_random_number_draws_a_token_that_may_be_drawn() -> None:
+def test_largest_random_number() -> None:
+    """The largest random number draws a token that may be drawn."""
     last = torch.full((1,), 1 - 2**-53, dtype=torch.float64)
     for settings in (Decoding(temperature=1.0, top_p=None), Decoding(temperature=1.0, top_k=3)):
         assert choose(torch.tensor([[0.0, 1.0, -torch.inf]]), settings, last).item() in (0, 1)
 
 
 @torch.no_grad()
-def test_a_full_context_goes_on_from_its_newer_half() -> None:
+def test_full_context_keeps_its_newer_half() -> None:
     """And a prompt that is longer than the context loses its beginning."""
     task = model(context=8, position="learned")
     prompt = [5, 9, 200, 14, 3, 77, 31, 8, 90, 120]
@@ -215,20 +220,23 @@ def test_a_word_is_gone_on_with_after_its_space() -> None:
 
 
 @pytest.mark.parametrize("stop", ["on the", " on ", "n", "mat", "🐈 and", "が座"])
-def test_text_ends_before_a_stop_string_however_it_is_cut_into_tokens(stop: str) -> None:
+def test_stop_string_across_tokens(stop: str) -> None:
+    """Text ends before a stop string however it is cut into tokens."""
     _, whole = said(TOKENIZER.encode(TEXT), stop=stop)
     assert whole.reason == "stop"
     assert whole.text == TEXT[: TEXT.index(stop)]
     assert len(whole.tokens) < len(TOKENIZER.encode(TEXT))
 
 
-def test_the_first_of_several_stop_strings_counts_and_a_false_beginning_is_given_out() -> None:
+def test_first_of_several_stop_strings() -> None:
+    """The first of several stop strings counts and a false beginning is given out."""
     assert said(TOKENIZER.encode(TEXT), stop=["mat", "cat"])[1].text == "the naïve "
     _, whole = said(TOKENIZER.encode(TEXT), stop=["the matter", "stopped"])
     assert whole == Continuation(TEXT, tuple(TOKENIZER.encode(TEXT)), "end")
 
 
-def test_neither_end_nor_stop_string_come_before_the_least_number_of_tokens() -> None:
+def test_minimum_number_of_tokens() -> None:
+    """Neither end nor stop string come before the least number of tokens."""
     ids = TOKENIZER.encode("the cat")
     assert said(ids)[1].reason == "end"
     _, whole = said(ids, min_new_tokens=20, max_new_tokens=25, temperature=0)

@@ -11,8 +11,9 @@ from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import MagnetoError
 from magneto.inference.sampling import Decoding, next_tokens
 from magneto.pretrained.gpt2 import import_weights
-from magneto.pretrained.init_from import initialize_from, read_pretrained
+from magneto.pretrained.init_from import read_pretrained
 from magneto.tasks.causal_lm import CausalLM
+from tests.init_from import info_of, initialize_from
 
 transformers = pytest.importorskip("transformers")
 
@@ -41,7 +42,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 def task(folder: Path) -> CausalLM:
     imported = import_weights(str(folder))
     assert imported.tokenizer_json is not None
-    info = {"tokenizer": imported.tokenizer_json, "vocab_size": 263, "block_size": 48}
+    info = info_of(CausalLM, tokenizer=imported.tokenizer_json, vocab_size=263, block_size=48)
     ours = CausalLM(
         backbone=imported.backbone, info=info, optimizer={"lr": 1e-3}, scheduler={"name": "constant"}, total_steps=1
     )  # fmt: skip

@@ -49,7 +49,8 @@ def test_corpus_score_equals_jiwer(pairs):
 
 
 @given(WORDS, WORDS, st.sampled_from(["character", "word"]))
-def test_alignment_rebuilds_both_texts_at_least_cost(reference, hypothesis, unit):
+def test_alignment_rebuilds_both_texts(reference, hypothesis, unit):
+    """Alignment rebuilds both texts at least cost."""
     edits = align(reference, hypothesis, unit)
     space = " " if unit == "word" else ""
     assert space.join(edit.ref for edit in edits if edit.op != "insert") == reference
@@ -107,7 +108,8 @@ def test_unknown_group_names_the_nearest():
         score([("a", "a")], groups=["spanisch"], names=("spanish", "romanian"))
 
 
-def test_batching_and_repeated_samples_change_nothing():
+def test_batching_changes_no_rate():
+    """Batching and repeated samples change nothing."""
     metric = ErrorRate()
     for i in (0, 1, 1, 2, 3, 0):
         metric.update([CORPUS[i][0]], [CORPUS[i][1]], torch.tensor([i]))

@@ -44,7 +44,7 @@ def test_decoding_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         output = task.step(batch)
         graphs = counters["stats"]["unique_graphs"]
         assert graphs > 0
-        task.evaluate(batch, output)
+        translations = task.evaluate(batch, output)
     assert counters["stats"]["unique_graphs"] == graphs
-    assert len(task._hypotheses) == 2
+    assert len(translations) == 2
     torch._dynamo.reset()

@@ -6,7 +6,8 @@ import torch
 from magneto.visualize.image_grid import HIDDEN, hide, side_by_side, tile
 
 
-def test_small_images_are_enlarged_and_grey_ones_get_three_channels() -> None:
+def test_small_images_are_enlarged() -> None:
+    """Small images are enlarged and grey ones get three channels."""
     pixels = torch.arange(4, dtype=torch.uint8).view(1, 2, 2)
     shown = tile(pixels)
     assert shown.shape == (112, 112, 3)

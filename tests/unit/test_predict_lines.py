@@ -12,10 +12,11 @@ import torch
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import MagnetoError
 from magneto.inference.inputs import PredictInput
-from magneto.tasks.base import TaskModule
+from magneto.tasks.base import Task
 from magneto.tasks.causal_lm import CausalLM
 from magneto.tasks.mlm import MLM
 from magneto.tasks.text_classification import TextClassification
+from tests.small_runs import info_of
 
 TEXT = "the cat sat on the mat. the dog sat on the cat."
 BYTES = TextTokenizer.train([TEXT], kind="byte_bpe", vocab_size=275)
@@ -23,13 +24,15 @@ WORDS = TextTokenizer.train([TEXT], kind="bpe", vocab_size=40)
 BOM = b"\xef\xbb\xbf"
 
 
-def build(kind: type[TaskModule], tokenizer: TextTokenizer = BYTES, **info: Any) -> Any:
+def build(kind: type[Task], tokenizer: TextTokenizer = BYTES, **info: Any) -> Any:
     """A small model with random weights that reads 24 tokens."""
     torch.manual_seed(0)
+    if kind is not TextClassification:
+        info["block_size"] = 24
     shape = {"num_layers": 2, "d_model": 32, "num_heads": 4, "position": "rotary", "max_positions": 24}
     task = kind(
         backbone=shape | {"architecture": "decoder" if kind is CausalLM else "encoder"},
-        info={"tokenizer": tokenizer.to_json(), "vocab_size": tokenizer.vocab_size, "block_size": 24, **info},
+        info=info_of(kind.Data.Info, tokenizer=tokenizer.to_json(), vocab_size=tokenizer.vocab_size, **info),
         optimizer={"lr": 1e-3}, scheduler={"name": "constant"}, total_steps=1,
     )  # fmt: skip
     return task.eval()
@@ -58,7 +61,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def answers(task: Any, path: Path, **options: Any) -> list[dict[str, Any]]:
-    return list(task.predict(PredictInput(path=str(path)), options))
+    return list(task.predict_stream(PredictInput(path=str(path)), options))
 
 
 @pytest.mark.parametrize("line", [b"the cat sat", b"", b"\tx"])
@@ -127,7 +130,7 @@ def test_a_bad_line_has_an_empty_answer(
 def test_a_single_bad_prompt_is_an_error(make: Callable[[], Any]) -> None:
     task = make()
     with pytest.raises(MagnetoError, match="the cat"):
-        list(task.predict(PredictInput(prompts=("the cat",)), {}))
+        list(task.predict_stream(PredictInput(prompts=("the cat",)), {}))
 
 
 def test_samples_do_not_depend_on_the_batch(file: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -174,11 +177,11 @@ def test_a_space_at_the_end_of_a_prompt(
 
     monkeypatch.setattr(task, "next_logits", says)
     options = {"max_new_tokens": len(script), "temperature": 0}
-    *pieces, last = task.predict(PredictInput(prompts=(prompt,)), options)
+    *pieces, last = task.predict_stream(PredictInput(prompts=(prompt,)), options)
     expected = prompt + "sat on" if prompt.endswith(" ") else f"{prompt} sat on"
     assert last["text"] == "".join(piece["piece"] for piece in pieces) == expected
     assert last["text"] == last["prompt"] + last["continuation"]
-    assert [one["text"] for one in task.predict(PredictInput(prompts=(prompt, prompt)), options)] == [
+    assert [one["text"] for one in task.predict_stream(PredictInput(prompts=(prompt, prompt)), options)] == [
         expected
     ] * 2
 
@@ -188,7 +191,7 @@ def test_a_typed_backslash_n_is_explained(caplog: pytest.LogCaptureFixture) -> N
     for stop, hints in (("\n", 0), (r"\n", 1), (["a", r"b\nc"], 1)):
         caplog.clear()
         with caplog.at_level(logging.WARNING, "magneto"):
-            list(task.predict(PredictInput(prompts=("the",)), {"stop": stop, "max_new_tokens": 2}))
+            list(task.predict_stream(PredictInput(prompts=("the",)), {"stop": stop, "max_new_tokens": 2}))
         assert caplog.text.count(r"predict.stop=$'\n'") == hints
 
 

@@ -12,10 +12,11 @@ from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import MagnetoError
 from magneto.pretrained.bert import import_weights
 from magneto.pretrained.hub import fetch
-from magneto.pretrained.init_from import adopt, initialize_from, read_pretrained
+from magneto.pretrained.init_from import read_pretrained
 from magneto.tasks.mlm import MLM
 from magneto.tasks.text_classification import TextClassification
 from magneto.training.checkpoint_io import export
+from tests.init_from import adopt, info_of, initialize_from
 
 TEXTS = ["the cat sees a red house", "a dog and the cat see no house", "red dogs see all of the houses"]
 BACKBONE = {"placement": "magneto", "num_layers": 2, "d_model": 16, "num_heads": 2, "max_positions": 32}
@@ -30,7 +31,7 @@ def tokenizer() -> str:
 def mlm(tokenizer: str, seed: int = 0, **backbone: Any) -> MLM:
     torch.manual_seed(seed)
     size = TextTokenizer.from_json(tokenizer).vocab_size
-    info = {"tokenizer": tokenizer, "vocab_size": size, "block_size": 16}
+    info = info_of(MLM, tokenizer=tokenizer, vocab_size=size, block_size=16)
     return MLM(
         backbone={**BACKBONE, **backbone}, info=info, optimizer=OPTIMIZER, scheduler=SCHEDULER, total_steps=1
     )
@@ -39,10 +40,10 @@ def mlm(tokenizer: str, seed: int = 0, **backbone: Any) -> MLM:
 def classifier(tokenizer: str, seed: int = 9, labels: tuple[str, ...] = ("0", "1"), **backbone: Any) -> Any:
     torch.manual_seed(seed)
     size = TextTokenizer.from_json(tokenizer).vocab_size
-    info = {
-        "tokenizer": tokenizer, "vocab_size": size, "max_tokens": 16, "labels": list(labels), "range": [],
-        "metrics": ["accuracy"], "subsets": [""], "pairs": True,
-    }  # fmt: skip
+    info = info_of(
+        TextClassification, tokenizer=tokenizer, vocab_size=size, max_tokens=16, labels=list(labels), range=[],
+        metrics=["accuracy"], subsets=[""], pairs=True,
+    )  # fmt: skip
     return TextClassification(
         backbone={**BACKBONE, **backbone}, info=info, optimizer=OPTIMIZER, scheduler=SCHEDULER, total_steps=1
     )
@@ -178,10 +179,6 @@ def test_the_shape_and_the_tokenizer_come_with_the_weights(tokenizer: str, tmp_p
     file = Path(adopted["data"]["tokenizer"]["file"])
     assert file.is_relative_to(tmp_path / "data") and TextTokenizer.from_file(file).to_json() == tokenizer
     assert adopt(adopted, []) == adopted
-
-
-def test_nothing_changes_without_a_source(tmp_path: Path) -> None:
-    assert adopt(config(tmp_path, None), []) == config(tmp_path, None)
 
 
 @pytest.mark.parametrize("override", ["backbone.d_model=256", "size=tiny", "backbone.num_layers=6"])

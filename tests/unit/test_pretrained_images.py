@@ -11,18 +11,18 @@ from magneto.nn.config import BackboneConfig
 from magneto.nn.vision.renormalise import Renormalisation
 from magneto.nn.vision.resize import resized_positions, resized_relative_grid
 from magneto.nn.vision.visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
-from magneto.pretrained.init_from import adopt, initialize_from
-from magneto.tasks.base import TaskModule
+from magneto.tasks.base import Task
 from magneto.tasks.beit import BEiT
 from magneto.tasks.image_classification import ImageClassification
 from magneto.tasks.visual_tokenizer import VisualTokenization
 from magneto.training.checkpoint_io import export
 from magneto.training.optim import build_optimizer
+from tests.init_from import adopt, initialize_from
 
 BACKBONE = {"placement": "magneto", "num_layers": 2, "d_model": 16, "num_heads": 2, "ffn_dim": 32}
 
 
-def build(task: type[TaskModule], seed: int = 0, size: int = 16, **more: Any) -> Any:
+def build(task: type[Task], seed: int = 0, size: int = 16, **more: Any) -> Any:
     torch.manual_seed(seed)
     info = {
         "image_size": size, "patch_size": 4, "channels": 1, "labels": ["a", "b", "c"], "mean": [0.5], "std": [0.2],

@@ -10,16 +10,16 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor
 
+from magneto.inference.vision_language import Match, top_matches
 from magneto.metrics.retrieval import RetrievalScores, ranks
-from magneto.visualize import retrieval_examples as gallery_module
-from magneto.visualize.retrieval_examples import Gallery, nearest
+from magneto.visualize import retrieval_examples
+from magneto.visualize.retrieval_examples import RetrievalExamples
 from magneto.visualize.retrieval_grid import (
     GAP,
     RIGHT,
     SIDE,
     WIDTH,
     WRONG,
-    Answer,
     _font,
     above,
     images_for,
@@ -141,7 +141,8 @@ def test_batches_and_repetitions_change_nothing() -> None:
     assert metric.compute() == {}
 
 
-def test_a_model_that_finds_all_alike_finds_nothing() -> None:
+def test_equal_similarities_find_nothing() -> None:
+    """A model that finds all alike finds nothing."""
     same = torch.ones(20, 4) / 2
     numbers = torch.arange(20)
     metric = RetrievalScores(("en",), 4)
@@ -173,42 +174,42 @@ def test_two_processes_score_as_one(tmp_path: Path) -> None:
 
 def test_the_nearest_come_first() -> None:
     vectors = F.normalize(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), dim=-1)
-    found = nearest(vectors[0], vectors, 2)
-    assert [place for place, _ in found] == [0, 2] and found[1][1] == pytest.approx(0.5**0.5)
-    assert len(nearest(vectors[0], vectors, 10)) == 3
+    found = top_matches(vectors[0], vectors, 2)
+    assert [index for index, _ in found] == [0, 2] and found[1][1] == pytest.approx(0.5**0.5)
+    assert len(top_matches(vectors[0], vectors, 10)) == 3
 
 
-def filled() -> Gallery:
+def filled() -> RetrievalExamples:
     """Three images; the first two share a caption, the third has two. Vectors are turned by 10 degrees or more."""
-    shown = Gallery()
+    shown = RetrievalExamples()
     angles = torch.deg2rad(torch.tensor([0.0, 10.0, 90.0, 90.0]))
     vision = torch.stack((angles.cos(), angles.sin()), dim=1)
     angles = torch.deg2rad(torch.tensor([4.0, 4.0, 80.0, 1.0]))
     text = torch.stack((angles.cos(), angles.sin()), dim=1)
     pixels = torch.stack([torch.full((3, 4, 4), value, dtype=torch.uint8) for value in (10, 20, 30, 30)])
     captions = ["same", "same", "own", "far"]
-    shown.add(torch.tensor([5, 6, 7, 7]), pixels, vision, torch.tensor([50, 50, 51, 52]), captions, text)
+    shown.update(torch.tensor([5, 6, 7, 7]), pixels, vision, torch.tensor([50, 50, 51, 52]), captions, text)
     return shown
 
 
-def test_a_gallery_shows_what_is_found_and_where_the_right_ones_stand() -> None:
+def test_examples_have_matches_and_ranks() -> None:
+    """A gallery shows what is found and where the right ones stand."""
     first, second, third = filled().samples(3)
     assert [one["id"] for one in (first, second, third)] == ["00000005", "00000006", "00000007"]
     assert (first["text"], third["text"]) == ("same", "own")
     assert first["found"] == ["far", "same", "own"]  # at 1, 4 and 80 degrees
-    assert (first["place_of_image"], first["place_of_text"]) == (1, 2)
-    assert (second["place_of_image"], second["place_of_text"]) == (1, 1), (
-        "an image of the caption stands first"
-    )
-    assert third["found"] == ["own", "same", "far"] and third["place_of_text"] == 1
-    assert all(one["gallery"] == 3 for one in (first, second, third))
+    assert (first["rank_of_image"], first["rank_of_text"]) == (1, 2)
+    assert (second["rank_of_image"], second["rank_of_text"]) == (1, 1), "an image of the caption stands first"
+    assert third["found"] == ["own", "same", "far"] and third["rank_of_text"] == 1
+    assert all(one["images"] == 3 for one in (first, second, third))
     assert first["image"].shape[1:] == (WIDTH, 3)
 
 
-def test_a_gallery_keeps_some_images_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gallery_module, "LIMIT", 2)
-    assert [one["gallery"] for one in filled().samples(10)] == [2, 2]
-    assert Gallery().samples(3) == []
+def test_examples_keep_some_images_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gallery keeps some images only."""
+    monkeypatch.setattr(retrieval_examples, "LIMIT", 2)
+    assert [one["images"] for one in filled().samples(10)] == [2, 2]
+    assert RetrievalExamples().samples(3) == []
 
 
 # ------------------------------------------------------------------ drawings
@@ -220,9 +221,9 @@ def plain(value: int, side: int = 8, channels: int = 3) -> np.ndarray:
 
 def test_images_stand_in_a_row_with_frames() -> None:
     answers = [
-        Answer(plain(70), 0.9, True),
-        Answer(plain(80, channels=1), 0.5, False),
-        Answer(plain(90, 300), 0.1),
+        Match(plain(70), 0.9, True),
+        Match(plain(80, channels=1), 0.5, False),
+        Match(plain(90, 300), 0.1),
     ]
     panel = images_for("a sentence", answers)
     assert panel.shape[1] == WIDTH and panel.dtype == np.uint8
@@ -233,18 +234,20 @@ def test_images_stand_in_a_row_with_frames() -> None:
         assert tuple(panel[middle, left - 2]) == frame
 
 
-def test_texts_stand_beside_their_image_right_ones_in_green() -> None:
-    panel = texts_for(plain(70), [Answer("right", 0.9, True), Answer("wrong", 0.5, False)])
+def test_right_texts_are_green() -> None:
+    """Texts stand beside their image right ones in green."""
+    panel = texts_for(plain(70), [Match("right", 0.9, True), Match("wrong", 0.5, False)])
     green = (panel == RIGHT).all(-1).any(1).nonzero()[0]
     assert len(green) and green.max() < panel.shape[0] / 3, "the first line alone"
     assert (panel[GAP + 2 : GAP + SIDE - 2, GAP + 2 : GAP + SIDE - 2] == 70).all()
-    many = texts_for(plain(70), [Answer("word " * 60, 0.9)])
+    many = texts_for(plain(70), [Match("word " * 60, 0.9)])
     assert many.shape[0] > panel.shape[0], "it grows with the text"
     both = above([panel, many])
     assert both.shape == (panel.shape[0] + many.shape[0] + 1, WIDTH, 3)
 
 
-def test_long_texts_are_broken_at_spaces_and_long_words_anywhere() -> None:
+def test_long_texts_are_wrapped() -> None:
+    """Long texts are broken at spaces and long words anywhere."""
     text = "one two three four five six seven eight nine ten"
     lines = wrapped(text, 120)
     assert " ".join(lines) == text and len(lines) > 2

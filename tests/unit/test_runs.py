@@ -6,16 +6,21 @@ import os
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from magneto.errors import MagnetoError
-from magneto.training import run_folder
+from magneto.training import provenance
 from magneto.training.loggers import CSVLogger, read_metrics
+from magneto.training.provenance import git_revision
+from magneto.training.result import RunResult
 from magneto.training.resume import follow
-from magneto.training.run_folder import RunFolder, Start, difference, flatten, git_revision, run_name, slug
+from magneto.training.run_config import difference, flatten, run_name, slug
+from magneto.training.run_folder import RunFolder, Start
 
+FINISHED = RunResult(task="asr", name="run", seed=1, config={}, status="finished")
 CONFIG = {"name": None, "backbone": {"placement": "magneto"}, "size_name": "tiny", "seed": 3}
 
 
@@ -25,7 +30,10 @@ CONFIG = {"name": None, "backbone": {"placement": "magneto"}, "size_name": "tiny
         ([], "magneto-tiny-seed3"),
         (["task=asr", "backbone=magneto", "seed=3", "resume=never", "runs_dir=/x"], "magneto-tiny-seed3"),
         (["optimizer.lr=1e-3"], "magneto-tiny-seed3-optimizer.lr=1e-3"),
-        (["trainer.max_steps=5", "data=fotaq"], "magneto-tiny-seed3-data=fotaq-trainer.max_steps=5"),
+        (
+            ["trainer.max_steps=5", "data=librispeech"],
+            "magneto-tiny-seed3-data=librispeech-trainer.max_steps=5",
+        ),
         (["logger=csv", "trainer.threads=2", "data.num_workers=2"], "magneto-tiny-seed3"),
         (["data.corpora.stamps.folder=/a/b"], "magneto-tiny-seed3-data.corpora.stamps.folder=_a_b"),
         (
@@ -74,7 +82,7 @@ def test_a_checkpoint_from_elsewhere_does_not_overwrite_a_run(tmp_path: Path) ->
         own.begin({"lr": 1}, str(other))
     assert own.begin({"lr": 1}, str(own.last)).checkpoint == own.last
     own.last.unlink()
-    own.write_result({"status": "finished", "metrics": {}})
+    own.write_result(FINISHED)
     with pytest.raises(MagnetoError, match="holds a run already"):
         own.begin({"lr": 1}, str(other))
 
@@ -87,12 +95,8 @@ def test_further_processes_decide_as_the_first_one_does(tmp_path: Path) -> None:
     assert follow(folder, "auto") == folder.begin({"lr": 1}, "auto") == Start(checkpoint=folder.last)
     assert follow(folder, "never") == Start()
     assert follow(folder, str(folder.best)) == Start(checkpoint=folder.best)
-    folder.write_result({"status": "finished", "metrics": {}})
-    assert (
-        follow(folder, "auto")
-        == folder.begin({"lr": 1}, "auto")
-        == Start(result={"status": "finished", "metrics": {}})
-    )
+    folder.write_result(FINISHED)
+    assert follow(folder, "auto") == folder.begin({"lr": 1}, "auto") == Start(result=FINISHED)
 
 
 def test_damaged_files_of_a_run_are_named(tmp_path: Path) -> None:
@@ -128,7 +132,7 @@ def test_a_commit_of_the_users_own_is_not_told(tmp_path: Path, monkeypatch: pyte
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
     for command in (["init", "-q"], ["add", "own.py"], ["commit", "-qm", "own"]):
         subprocess.run([*git, *command], check=True)
-    monkeypatch.setattr(run_folder, "__file__", str(package / "runs.py"))
+    monkeypatch.setattr(provenance, "__file__", str(package / "runs.py"))
     assert git_revision() is None
     for command in (["add", "-f", "venv"], ["commit", "-qm", "vendored"]):
         subprocess.run([*git, *command], check=True)
@@ -190,11 +194,11 @@ def test_a_result_is_strict_json(tmp_path: Path) -> None:
     """Numbers that are not finite become null, and not a number again; bytes that are no UTF-8 come back."""
     folder = RunFolder(tmp_path)
     values = {"a": float("nan"), "b": float("inf"), "c": 1.5}
-    folder.write_result({"status": "diverged", "metrics": values, "path": "t\udce9xt"})
+    folder.write_result(replace(FINISHED, status="diverged", metrics=values, config={"path": "t\udce9xt"}))
     stored = json.loads(folder.result.read_text(encoding="utf-8"), parse_constant=pytest.fail)
     assert stored["metrics"] == {"a": None, "b": None, "c": 1.5}
     read = folder.read_result()
-    assert read is not None and math.isnan(read["metrics"]["a"]) and read["path"] == "t\udce9xt"
+    assert read is not None and math.isnan(read.metrics["a"]) and read.config["path"] == "t\udce9xt"
 
 
 def test_an_attempt_that_goes_on_has_no_result(tmp_path: Path) -> None:
@@ -202,7 +206,7 @@ def test_an_attempt_that_goes_on_has_no_result(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.begin({"lr": 1}, "auto")
     folder.last.write_bytes(b"")
-    folder.write_result({"status": "interrupted", "metrics": {}})
+    folder.write_result(replace(FINISHED, status="interrupted"))
     assert folder.look({"lr": 1}, "auto") == Start(checkpoint=folder.last) and folder.result.exists()
     assert folder.begin({"lr": 1}, "auto") == Start(checkpoint=folder.last) and not folder.result.exists()
 

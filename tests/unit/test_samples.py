@@ -11,7 +11,8 @@ from magneto.training.samples import log_samples, save_image
 PIXELS = np.arange(12, dtype=np.uint8).reshape(2, 2, 3) * 20
 
 
-def test_a_image_becomes_a_file_under_a_name_that_every_system_takes(tmp_path: Path) -> None:
+def test_image_file_has_a_portable_name(tmp_path: Path) -> None:
+    """A image becomes a file under a name that every system takes."""
     row = {"id": "a/b: c", "step": 3, "image": PIXELS}
     saved = save_image(row, tmp_path, "val-a/b: c")
     assert saved == {"id": "a/b: c", "step": 3, "image": "samples/val-a_b_c.png"}

@@ -3,23 +3,17 @@
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from magneto.commands import summary
-from magneto.errors import MagnetoError
+from magneto.training.result import RunResult
 
-RESULT: dict[str, Any] = {
-    "status": "finished",
-    "message": None,
-    "monitor": {"metric": "val/cer", "mode": "min", "best": 0.25, "best_step": 60},
-    "primary_metric": "test/cer",
-    "example_input": "input=recording.wav",
-    "metrics": {"test/cer": 0.3, "test/wer": float("nan"), "val/cer": 0.5},
-    "steps": 100,
-    "time": {"wall_s": 90.0, "data_wait_fraction": 0.034},
-}
+RESULT = RunResult(
+    task="asr", name="a", seed=1, config={}, status="finished", monitor="val/cer", mode="min", best=0.25, best_step=60,
+    primary_metric="test/cer", example_input="input=recording.wav", steps=100, wall_s=90.0, data_wait_fraction=0.034,
+    metrics={"test/cer": 0.3, "test/wer": float("nan"), "val/cer": 0.5},
+)  # fmt: skip
 
 
 def test_short_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,8 +47,10 @@ def test_full_summary(tmp_path: Path) -> None:
 
 
 def test_summary_of_a_diverged_run(tmp_path: Path) -> None:
-    """A run without metrics and export names none, and an older result.json will do."""
-    result = {"status": "diverged", "message": "the loss became nan", "metrics": {}, "steps": 3}
+    """A run without metrics and export names none."""
+    result = RunResult(
+        task="asr", name="a", seed=1, config={}, status="diverged", message="the loss became nan", steps=3
+    )
     assert summary.summarize(result, tmp_path, "diverged").splitlines() == [
         f"{tmp_path}: diverged",
         "  message  the loss became nan",
@@ -77,12 +73,6 @@ def test_durations() -> None:
     assert [summary.duration(one) for one in seconds] == [
         "0 s", "45 s", "1.5 min", "60.0 min", "1.5 h", "24.0 h", "2.3 days",
     ]  # fmt: skip
-
-
-def test_unknown_summary() -> None:
-    """The choices are named."""
-    with pytest.raises(MagnetoError, match="summary=long: is not known. Choose from short, full"):
-        summary.check("long")
 
 
 def test_summary_imports_nothing_heavy() -> None:

@@ -52,7 +52,7 @@ def update(metric: TranslationScores, rows: list[int], **more) -> None:
 @pytest.mark.parametrize(
     "batches", [[[0, 1, 2, 3, 4, 5]], [[5, 0], [3], [1, 2, 4]], [[0, 1, 2], [2, 3, 4, 5, 0]]]
 )
-def test_scores_are_those_of_sacrebleu_for_any_batches(batches: list[list[int]]) -> None:
+def test_scores_are_those_of_sacrebleu(batches: list[list[int]]) -> None:
     """Also where an example comes twice."""
     metric = TranslationScores(["en-fr", "en-de"])
     for rows in batches:
@@ -67,7 +67,8 @@ def test_scores_are_those_of_sacrebleu_for_any_batches(batches: list[list[int]])
     assert 0 < scores["bleu"] < 100
 
 
-def test_one_direction_has_no_parts_and_only_what_was_asked_for_is_computed() -> None:
+def test_one_direction_has_no_parts() -> None:
+    """One direction has no parts and only what was asked for is computed."""
     metric = TranslationScores(["en-fr"])
     metric.update(HYPOTHESES[:2], REFERENCES[:2], torch.arange(2), torch.zeros(2), scores=("bleu",))
     assert set(metric.compute()) == {"bleu"}

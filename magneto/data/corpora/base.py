@@ -1,32 +1,42 @@
-"""Corpora: one file each, from raw files to plain examples.
+"""What the corpora of all modalities share: the protocol of their readers, skipped examples, splits by a hash.
 
-What all speech corpora share: the example (`Utterance`), what a corpus gives (`Corpus`), the protocol
-(`SpeechReader`), and splits that are fixed by a hash.
+A corpus is one module, from raw files to plain examples. The `base.py` of each modality states its example and its corpus.
 """
 
 import hashlib
-from collections.abc import Hashable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
-from magneto.data.io.audio import Audio
+from magneto.errors import ConfigError, nearest
 
 SPLITS = ("train", "val", "test")
 
+T = TypeVar("T")
+CorpusT = TypeVar("CorpusT", covariant=True)
 
-@dataclass(frozen=True, kw_only=True)
-class Utterance:
-    """One recording with its transcript, as the corpus has it (text not yet normalised)."""
 
-    id: str  # unique in its corpus
-    audio: Audio
-    text: str
-    language: str
-    speaker: str
-    group: str  # what must not stand on both sides of a split
-    split: str  # train, val or test
-    duration: float | None = None  # seconds, where the corpus states it
+class Reader(Protocol[CorpusT]):
+    """The reader of a corpus. Its constructor takes plain values, as a YAML file has them."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return all settings, versions and files that decide the examples, as plain values.
+
+        It is cheap, needs no network, and names the prepared folder: another fingerprint prepares the corpus anew.
+        """
+        ...
+
+    def load(self, data_dir: Path) -> CorpusT:
+        """Find or fetch the corpus and list its examples. May be called again.
+
+        Args:
+            data_dir: downloads are unpacked into its folder `raw`.
+
+        Raises:
+            MagnetoError: the corpus is not available or has another form.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -38,35 +48,51 @@ class Skipped:
     reason: str
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """The examples of a corpus, what it skipped itself, and where it came from (plain values).
+class LazyExamples(Generic[T]):
+    """Examples that `make` makes anew each time they are iterated over, so that a corpus need not fit into memory."""
 
-    advice: what a user can do about its splits, for messages.
+    def __init__(self, make: Callable[[], Iterator[T]]) -> None:
+        self._make = make
+
+    def __iter__(self) -> Iterator[T]:
+        return self._make()
+
+
+def stated_splits(key: str, whole: T | None, named: Mapping[str, T | None]) -> dict[str | None, T]:
+    """Return the user's files by split: None -> `whole`, which is divided here, or those of train, val and test.
+
+    Args:
+        key: of `whole` in the configuration; "": there is none.
+        whole: the one file or folder, or None.
+        named: train, val and test -> theirs, or None; test alone is for the evaluation of a trained model.
+
+    Raises:
+        ConfigError: neither or both are given, or one of the splits is missing.
     """
+    given: dict[str | None, T] = {split: value for split, value in named.items() if value is not None}
+    if whole is not None and not given:
+        return {None: whole}
+    if whole is None and set(given) in (set(SPLITS), {"test"}):
+        return given
+    present = ([key] if whole is not None else []) + [str(split) for split in given]
+    one = f"`{key}`, which is divided by a hash, or " if key else ""
+    raise ConfigError(
+        f"data: set {one}all of train, val and test, or for mode=test test alone. Set are: {', '.join(present) or 'none'}."
+    )
 
-    utterances: list[Utterance]
-    skipped: list[Skipped] = field(default_factory=list)
-    origin: dict[str, Any] = field(default_factory=dict)
-    advice: str = ""
 
-
-class SpeechReader(Protocol):
-    """A speech corpus. Its constructor takes plain values."""
-
-    def fingerprint(self) -> dict[str, Any]:
-        """All settings and versions that decide the examples, as plain values; cheap, without network."""
-        ...
-
-    def load(self, data_dir: Path) -> Corpus:
-        """Find or fetch the corpus and list its examples. Raises `MagnetoError` when it cannot be had."""
-        ...
+def require_splits(key: str, named: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` if the mapping `key` has another key than train, val or test."""
+    if unknown := sorted(named.keys() - set(SPLITS)):
+        raise ConfigError(
+            f"data: {key} has {unknown[0]!r}; its splits are train, val and test.{nearest(unknown[0], SPLITS)}"
+        )
 
 
 def hash_split(group: str, *, val: float, test: float, kind: str = "speech") -> str:
-    """The side on which a group stands, fixed by the group's name alone.
+    """Return the split of a group, fixed by the group's name alone.
 
-    About the fractions `val` and `test` of all groups; the same on every machine and for every subset of the
+    About the fractions `val` and `test` of all groups are held out; the same on every machine and for every subset of the
     corpus. kind: of data, so that two kinds do not hold out the same groups by chance.
     """
     digest = hashlib.sha256(f"{kind}:{group}".encode()).digest()
@@ -81,7 +107,7 @@ class Groups:
         self._parent: dict[Hashable, Hashable] = {}
 
     def find(self, key: Hashable) -> Hashable:
-        """The representative of the key's group."""
+        """Return the representative of the key's group."""
         parent = self._parent.setdefault(key, key)
         while parent != self._parent[parent]:
             self._parent[key] = self._parent[parent]  # path halving
@@ -95,9 +121,7 @@ class Groups:
             self._parent[self.find(key)] = first
 
     def names(self) -> dict[Hashable, str]:
-        """Key -> name of its group: the smallest string among its members, so it does not depend on the
-        order.
-        """
+        """Return key -> name of its group: the smallest string among its members, whatever the order."""
         smallest: dict[Hashable, str] = {}
         for key in self._parent:
             root = self.find(key)

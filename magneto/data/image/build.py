@@ -1,19 +1,27 @@
-"""Builds the prepared folder of images: each decoded once, bad ones listed, splits made, mean and deviation measured."""
+"""Decode the images of the corpora, divide them into splits, measure mean and deviation, and write the Arrow tables.
+
+The columns, a row for each image: `id`; `label`, the index of its class (-1: none); `row`, its number over all splits, by
+which its augmentation and masks follow from the seed; `copy_of`, the row of the first image with the same bytes. Decoded
+images are `pixels` (C, S, S). Others are `encoded`, the bytes, or stay where they are: `path`, with `start` and `size` of
+the bytes within the file (size -1: the whole file). With captions also `captions`, `languages` (one for each caption) and
+`caption_row`, the number of the first of them over all splits.
+"""
 
 import hashlib
 import io
 import itertools
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 from rich.progress import (
     BarColumn,
@@ -24,7 +32,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from magneto.data.cache import short_hash
 from magneto.data.corpora.base import SPLITS, Skipped
 from magneto.data.corpora.image.base import (
     ImageCorpus,
@@ -36,17 +43,17 @@ from magneto.data.corpora.image.base import (
 )
 from magneto.data.image.dataset import WHOLE, channels_first
 from magneto.data.io.image import SVG_SIDE, BadImage, Slice, read_bytes, read_image, square
-from magneto.errors import DataError
+from magneto.data.prepared import Preparation
+from magneto.data.table import with_classes
 
 SHARD_LIMIT = 4 * 10**9  # bytes of decoded pixels up to which `store: auto` keeps them
-LISTED = 1000  # skipped images in the report; all are counted
 CHUNK = 256  # images in memory at once
-LEFT_OUT = -1  # split of an image that is not used
+PART = 2**28  # bytes of images that are written to a table at a time
 
 
 @dataclass(frozen=True)
 class Look:
-    """What an image turned out to be."""
+    """What an image is found to be."""
 
     digest: bytes  # of its bytes
     pixels: np.ndarray | None = None  # (C, S, S) uint8 where they are stored
@@ -72,71 +79,103 @@ def look(example: ImageExample, *, size: int | None, channels: int, fit: str) ->
     return Look(digest, None if size is None else pixels, moments)
 
 
-class Rows:
-    """What is known of the usable images, and where they are kept.
+class Spool:
+    """The usable images in the order in which they come, until all are known and their splits with them.
 
-    Decoded pixels are appended to images.u8. Without them, an image in a file stays there, and one that is in
-    memory only is appended to encoded.bin.
+    Pixels, or bytes of images that are in memory alone, wait in a temporary file.
+
+    Attributes:
+        examples: without their images.
+        digests: of each image's bytes.
+        moments: of each image: see `Look`.
+        stored: whether decoded pixels are kept.
     """
 
     def __init__(self, folder: Path, stored: bool) -> None:
-        self.folder, self.stored = folder, stored
+        self.path, self.stored = folder / "images.tmp", stored
         self.examples: list[ImageExample] = []
-        self.lost: set[str] = set()
-        """Classes of images that cannot be used."""
         self.digests: list[bytes] = []
         self.moments: list[np.ndarray] = []
-        self._names: dict[bytes, int] = {}
-        self._slices: list[tuple[int, int, int]] = []
-        self._file: BinaryIO = (folder / ("images.u8" if stored else "encoded.bin")).open("wb")
+        self._where: list[tuple[bytes | None, int, int]] = []  # file (None: the temporary one), start, size
+
+    def __enter__(self) -> Self:
+        self._file = self.path.open("w+b")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        self.path.unlink()
 
     def add(self, example: ImageExample, seen: Look) -> None:
         """Keep a usable image."""
         assert seen.moments is not None
+        image = example.image
         if seen.pixels is not None:
-            self._file.write(seen.pixels.tobytes())
+            self._where.append(self._append(seen.pixels.tobytes()))
+        elif isinstance(image, Path):
+            self._where.append((os.fsencode(image.absolute()), 0, WHOLE))
+        elif isinstance(image, Slice):
+            self._where.append((os.fsencode(image.path.absolute()), image.start, image.size))
         else:
-            self._slices.append(self._slice(example))
+            self._where.append(self._append(_png(image) if isinstance(image, np.ndarray) else image))
         self.examples.append(replace(example, image=b""))
         self.digests.append(seen.digest)
         self.moments.append(seen.moments)
 
-    def _slice(self, example: ImageExample) -> tuple[int, int, int]:
-        image = example.image
-        if isinstance(image, Path):
-            return self._name(image), 0, WHOLE
-        if isinstance(image, Slice):
-            return self._name(image.path), image.start, image.size
-        if isinstance(image, np.ndarray):
-            buffer = io.BytesIO()
-            Image.fromarray(image).save(buffer, "PNG")
-            image = buffer.getvalue()
+    def _append(self, content: bytes) -> tuple[None, int, int]:
         start = self._file.tell()
-        self._file.write(image)
-        return self._names.setdefault(b"encoded.bin", len(self._names)), start, len(image)
+        self._file.write(content)
+        return None, start, len(content)
 
-    def _name(self, path: Path) -> int:
-        return self._names.setdefault(os.fsencode(path.absolute()), len(self._names))
+    def parts(self, rows: Sequence[int]) -> Iterator[list[int]]:
+        """Yield the rows in parts whose images in the temporary file have at most about PART bytes."""
+        part: list[int] = []
+        size = 0
+        for row in rows:
+            part.append(row)
+            size += 0 if self._where[row][0] is not None else self._where[row][2]
+            if size >= PART:
+                yield part
+                part, size = [], 0
+        yield part
 
-    def close(self) -> None:
-        """Write what is left."""
-        empty = self._file.tell() == 0
-        self._file.close()
+    def columns(self, rows: Sequence[int], shape: tuple[int, int, int]) -> dict[str, Any]:
+        """Return the columns that hold the images. shape: of decoded pixels."""
         if self.stored:
-            return
-        if empty:
-            (self.folder / "encoded.bin").unlink()
-        np.save(self.folder / "names.npy", np.array(list(self._names)))
-        np.save(self.folder / "slices.npy", np.array(self._slices, np.int64).reshape(-1, 3))
+            self._file.flush()
+            pixels = np.memmap(self._file, np.uint8, "r", shape=(len(self.examples), *shape))
+            return {"pixels": pixels[list(rows)]}
+        where = [self._where[row] for row in rows]
+        in_files = [path is not None for path, _, _ in where]
+        return {
+            "path": [path for path, _, _ in where],
+            "start": [start if own else None for (_, start, _), own in zip(where, in_files, strict=True)],
+            "size": [size if own else None for (_, _, size), own in zip(where, in_files, strict=True)],
+            "encoded": [
+                None if own else self._read(start, size)
+                for (_, start, size), own in zip(where, in_files, strict=True)
+            ],
+        }
+
+    def _read(self, start: int, size: int) -> bytes:
+        self._file.seek(start)
+        return self._file.read(size)
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageBuilder:
-    """Settings of `ImageDataModule` under which `builder(folder)` fills a folder.
-
-    Writes facts.json, prepare_report.json, images.jsonl and index.npz; images.u8 with the decoded pixels, or
-    names.npy and slices.npy that tell where the files are. Raises `MagnetoError` when a split is left empty.
-    """
+    """Settings of `ImageDataModule` under which `builder(target)` writes the tables and returns the facts."""
 
     corpora: Mapping[str, ImageReader]
     data_dir: Path
@@ -146,124 +185,133 @@ class ImageBuilder:
     store: str
     fractions: tuple[float, float]
     workers: int
-    fingerprint: Mapping[str, Any]
-    captioned: bool = False
+    captioned: bool
     """Keep captions, and images with equal ones on one side of the split."""
 
-    def __call__(self, folder: Path) -> None:
-        loaded = {name: source.load(self.data_dir) for name, source in self.corpora.items()}
-        skipped: list[Skipped] = []
-        rows = self._collect(loaded, folder, skipped)
-        val, test = self.fractions
-        examples = rows.examples
-        splits = assign_splits(
-            [example.split for example in examples],
-            [example.group for example in examples],
-            rows.digests,
-            val=val,
-            test=test,
-            captions=[_captions(example) for example in examples] if self.captioned else None,
-        )
-        for example, split in zip(examples, splits, strict=True):
-            if split is None:
-                skipped.append(Skipped(example.id, "", "copy of an image on another side of the split"))
-        evaluation_only = all(corpus.evaluation_only for corpus in loaded.values())
-        _require_splits(splits, evaluation_only, skipped)
-        lost = rows.lost - {example.label for example in examples}
-        skipped += [Skipped(label, "", "class without a usable image") for label in sorted(lost)]
-        stated = dict.fromkeys(label for corpus in loaded.values() for label in corpus.labels)
-        labels = [label for label in stated if label not in lost]
-        number = {label: place for place, label in enumerate(labels)}
-        first: dict[bytes, int] = {}
-        np.savez(
-            folder / "index.npz",
-            first=np.array(
-                [first.setdefault(digest, row) for row, digest in enumerate(rows.digests)], np.int64
-            ),
-            split=np.array([LEFT_OUT if s is None else SPLITS.index(s) for s in splits], np.int8),
-            label=np.array([-1 if p.label is None else number[p.label] for p in examples], np.int32),
-        )
-        with (folder / "images.jsonl").open("w", encoding="utf-8", errors="backslashreplace") as file:
-            for example, split in zip(examples, splits, strict=True):
-                line: dict[str, Any] = {"id": example.id, "label": example.label, "split": split}
-                if self.captioned:
-                    line["captions"] = example.captions
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        self._write_facts(folder, rows, splits, labels, loaded, skipped, evaluation_only)
-
-    def _collect(self, loaded: Mapping[str, ImageCorpus], folder: Path, skipped: list[Skipped]) -> Rows:
-        """Look at all images; ids carry the corpus's name."""
+    def __call__(self, target: Preparation) -> dict[str, Any]:
+        loaded = {name: reader.load(self.data_dir) for name, reader in self.corpora.items()}
         total = sum(len(corpus.examples) for corpus in loaded.values())
         size = total * self.channels * self.image_size**2
         stored = self.store == "shards" or (self.store == "auto" and size <= SHARD_LIMIT)
-        rows = Rows(folder, stored)
+        with Spool(target.path, stored) as spool:
+            lost = self._collect(loaded, spool, target)
+            splits = self._splits(spool, target)
+            evaluation_only = all(corpus.evaluation_only for corpus in loaded.values())
+            if evaluation_only:
+                target.splits = ("test",)
+            target.require(
+                {split: splits.count(split) for split in SPLITS},
+                "Check data.corpora, and data.val_fraction and data.test_fraction if the corpus states no splits.",
+            )
+            lost -= {str(example.label) for example in spool.examples}
+            target.skips.extend(Skipped(label, "", "class without a usable image") for label in sorted(lost))
+            stated = dict.fromkeys(label for corpus in loaded.values() for label in corpus.labels)
+            labels = [label for label in stated if label not in lost]
+            self._write(spool, splits, labels, target)
+        counts = Counter(
+            (split, example.label) for example, split in zip(spool.examples, splits, strict=True)
+        )
+        measured = "test" if evaluation_only else "train"
+        moments = [m for m, split in zip(spool.moments, splits, strict=True) if split == measured]
+        mean, square_mean = np.mean(moments, axis=0)
+        std = np.sqrt(np.maximum(square_mean - mean**2, 0))
+        return {
+            "examples": dict(target.rows),
+            "labels": labels,
+            "label_counts": {split: {label: counts[split, label] for label in labels} for split in SPLITS}
+            if labels
+            else {},
+            "mean": [round(value, 6) for value in mean.tolist()],
+            # 1 where all is of one colour
+            "std": [round(value, 6) if value > 1e-3 else 1.0 for value in std.tolist()],
+            "corpus": {name: corpus.origin for name, corpus in loaded.items()},
+        }
+
+    def _collect(self, loaded: Mapping[str, ImageCorpus], spool: Spool, target: Preparation) -> set[str]:
+        """Look at all images; ids carry the corpus's name. Returns the classes of those that cannot be used."""
+        lost: set[str] = set()
         examine = partial(
-            look, size=self.image_size if stored else None, channels=self.channels, fit=self.fit
+            look, size=self.image_size if spool.stored else None, channels=self.channels, fit=self.fit
         )
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        total = sum(len(corpus.examples) for corpus in loaded.values())
         with Progress(*columns, TimeRemainingColumn()) as progress, ThreadPoolExecutor(self.workers) as pool:
             bar = progress.add_task("reading images", total=total)
             for name, corpus in loaded.items():
                 for chunk in _chunks(iter(corpus.examples)):
                     # Decoders let other threads run; what is decoded already would only be handed about.
                     plain = self.workers == 1 or isinstance(chunk[0].image, np.ndarray)
-                    for example, seen in zip(
-                        chunk, (map if plain else pool.map)(examine, chunk), strict=True
-                    ):
+                    found = (map if plain else pool.map)(examine, chunk)
+                    for example, seen in zip(chunk, found, strict=True):
                         named = replace(example, id=f"{name}/{example.id}")
                         if seen.reason is None:
-                            rows.add(named, seen)
+                            spool.add(named, seen)
                         else:
-                            skipped.append(Skipped(named.id, _file(example), seen.reason))
+                            target.skips.add(Skipped(named.id, _file(example), seen.reason))
                             if example.label is not None:
-                                rows.lost.add(example.label)
+                                lost.add(example.label)
                     progress.advance(bar, len(chunk))
-                skipped += [replace(item, id=f"{name}/{item.id}") for item in corpus.skipped]
-        rows.close()
-        return rows
+                target.skips.extend(replace(item, id=f"{name}/{item.id}") for item in corpus.skipped)
+        return lost
 
-    def _write_facts(
-        self,
-        folder: Path,
-        rows: Rows,
-        splits: Sequence[str | None],
-        labels: Sequence[str],
-        loaded: Mapping[str, ImageCorpus],
-        skipped: Sequence[Skipped],
-        evaluation_only: bool,
+    def _splits(self, spool: Spool, target: Preparation) -> list[str | None]:
+        """Return the split of each image; None: it is not used."""
+        val, test = self.fractions
+        splits = assign_splits(
+            [example.split for example in spool.examples],
+            [example.group for example in spool.examples],
+            spool.digests,
+            val=val,
+            test=test,
+            captions=[_captions(example) for example in spool.examples] if self.captioned else None,
+        )
+        for example, split in zip(spool.examples, splits, strict=True):
+            if split is None:
+                target.skips.add(Skipped(example.id, "", "copy of an image on another side of the split"))
+        return splits
+
+    def _write(
+        self, spool: Spool, splits: Sequence[str | None], labels: Sequence[str], target: Preparation
     ) -> None:
-        measured = "test" if evaluation_only else "train"
-        moments = [m for m, split in zip(rows.moments, splits, strict=True) if split == measured]
-        mean, square_mean = np.mean(moments, axis=0)
-        std = np.sqrt(np.maximum(square_mean - mean**2, 0))
-        counts = {split: Counter[str]() for split in SPLITS}
-        for example, split in zip(rows.examples, splits, strict=True):
-            if split is not None and example.label is not None:
-                counts[split][example.label] += 1
-        shape = [len(rows.examples), self.channels, self.image_size, self.image_size]
-        facts: dict[str, Any] = {
-            "examples": {split: splits.count(split) for split in SPLITS},
-            "labels": list(labels),
-            "label_counts": {s: {name: counts[s][name] for name in labels} for s in SPLITS if labels},
-            "mean": [round(value, 6) for value in mean.tolist()],
-            "std": [
-                round(value, 6) if value > 1e-3 else 1.0 for value in std.tolist()
-            ],  # of one colour all over
-            "corpus": {name: corpus.origin for name, corpus in loaded.items()},
-            "shape": shape if rows.stored else None,
-            "evaluation_only": evaluation_only,
-            "key": short_hash(self.fingerprint),
-        }
-        report = {
-            **facts,
-            "settings": self.fingerprint,
-            "skipped_by_reason": dict(Counter(item.reason for item in skipped).most_common()),
-            "skipped": [asdict(item) for item in skipped[:LISTED]],
-        }
-        for name, values in (("facts.json", facts), ("prepare_report.json", report)):
-            text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
-            # A file's name need not be UTF-8; what is not is escaped.
-            (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+        """Write the rows of each split in the order in which the images came."""
+        shape = (self.channels, self.image_size, self.image_size)
+        index: dict[str | None, int] = {label: number for number, label in enumerate(labels)} | {None: -1}
+        first: dict[bytes, int] = {}
+        copy_of = [first.setdefault(digest, row) for row, digest in enumerate(spool.digests)]
+        captions = [[*each_caption(example.captions)] for example in spool.examples]
+        caption_row = np.cumsum([0, *map(len, captions)])
+        with target.tables(schema(shape if spool.stored else None, labels, self.captioned)) as tables:
+            for split in SPLITS:
+                for rows in spool.parts([row for row, of in enumerate(splits) if of == split]):
+                    columns = {
+                        "id": [spool.examples[row].id for row in rows],
+                        "label": [index[spool.examples[row].label] for row in rows],
+                        "row": rows,
+                        "copy_of": [copy_of[row] for row in rows],
+                        **spool.columns(rows, shape),
+                    }
+                    if self.captioned:
+                        for name, place in (("captions", 1), ("languages", 0)):
+                            texts = [[caption[place] for caption in captions[row]] for row in rows]
+                            columns[name] = pa.array(texts, pa.list_(pa.string()))
+                        columns["caption_row"] = caption_row[rows]
+                    tables.write(split, columns)
+
+
+def schema(shape: tuple[int, int, int] | None, labels: Sequence[str], captioned: bool) -> pa.Schema:
+    """Return the columns. shape: of decoded pixels; None: images stay encoded."""
+    columns = {"id": pa.string(), "label": pa.int64(), "row": pa.int64(), "copy_of": pa.int64()}
+    if shape is None:
+        columns |= {"path": pa.binary(), "start": pa.int64(), "size": pa.int64(), "encoded": pa.binary()}
+    else:
+        pixels = pa.uint8()
+        for size in reversed(shape):
+            pixels = pa.list_(pixels, size)
+        columns["pixels"] = pixels
+    if captioned:
+        texts = pa.list_(pa.string())
+        columns |= {"captions": texts, "languages": texts, "caption_row": pa.int64()}
+    return with_classes(pa.schema(columns), label=labels)
 
 
 def _chunks(examples: Iterator[ImageExample]) -> Iterator[list[ImageExample]]:
@@ -280,15 +328,3 @@ def _file(example: ImageExample) -> str:
     if isinstance(example.image, Slice):
         return str(example.image.path)
     return str(example.image) if isinstance(example.image, Path) else ""
-
-
-def _require_splits(splits: Sequence[str | None], evaluation_only: bool, skipped: Sequence[Skipped]) -> None:
-    """Test images may be missing: those of validation then serve for both."""
-    for split in ("test",) if evaluation_only else ("train", "val"):
-        if split not in splits:
-            reasons = Counter(item.reason for item in skipped).most_common(5)
-            listed = "; ".join(f"{count} {reason}" for reason, count in reasons) or "none was skipped"
-            raise DataError(
-                f"No usable image is left for the {split} split ({len(splits)} can be read; skipped: {listed}). Check "
-                "data.corpora, and data.val_fraction and data.test_fraction if the corpus states no splits."
-            )

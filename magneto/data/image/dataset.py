@@ -1,12 +1,9 @@
-"""A prepared folder of images and its splits as data sets that give whole batches (see data/image.py)."""
+"""Prepared images of a split as batches (see module.py), and a user's own images as evaluation sees those."""
 
-from __future__ import annotations
-
-import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +11,27 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from magneto.data.collate import IGNORE as IGNORE  # part of the batches
 from magneto.data.info import DatasetInfo
-from magneto.data.io.image import WHITE, BadImage, Slice, read_image, square
+from magneto.data.io.image import (
+    SUFFIXES,
+    SVG_SIDE,
+    WHITE,
+    BadImage,
+    Slice,
+    find_images,
+    read_image,
+    square,
+)
+from magneto.data.prepared import BatchDataset
+from magneto.data.table import SplitTable
 from magneto.data.transforms.image import Augment, Draws, cut, middle
 from magneto.data.transforms.mask_patches import BlockMasking
 from magneto.errors import DataError
 
-WHOLE = -1  # size of a slice that is a whole file
+log = logging.getLogger(__name__)
+
+WHOLE = -1  # size of an image that is a whole file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,21 +42,21 @@ class ImageInfo(DatasetInfo):
     channels: int  # 1 or 3
     mean: list[float]  # of each channel over the training images, in units of full brightness
     std: list[float]
-    labels: list[str]  # in the order of their numbers; empty: no classes
+    labels: list[str]  # in the order of their indices; empty: no classes
     patch_size: int | None
-    fit: str  # how an image becomes a square: see `images.square`
+    fit: str  # how an image becomes a square: see `io.image.square`
     eval_crop: float  # share of the shorter side that evaluation sees
     examples: dict[str, int]  # per split
     label_counts: dict[str, dict[str, int]]  # split -> label -> images
-    corpus: dict[str, dict[str, Any]]  # by source, what was read: version, digest, how it was got
+    corpus: dict[str, dict[str, Any]]  # by corpus, what was read: version, digest, where it came from
 
     def normalise(self, images: Tensor) -> Tensor:
-        """(B, channels, S, S), 0 to 255 -> float32 of mean 0 and deviation 1 over the training images."""
+        """Return (B, channels, S, S), 0 to 255, as float32 of mean 0 and deviation 1 over the training images."""
         mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
         return (images.float() / 255 - mean) / std
 
     def pixels(self, images: Tensor) -> Tensor:
-        """The inverse of `normalise`: (B, channels, S, S) float -> uint8, for showing."""
+        """Invert `normalise`: (B, channels, S, S) float -> uint8, to be shown."""
         mean, std = (
             torch.tensor(values, device=images.device).view(1, -1, 1, 1) for values in (self.mean, self.std)
         )
@@ -60,65 +68,35 @@ class ImageInfo(DatasetInfo):
         return 2 * self.image_size
 
     def evaluation_image(self, image: Image.Image) -> np.ndarray:
-        """A decoded image as evaluation sees it: (channels, S, S) uint8."""
+        """Return a decoded image as evaluation sees it: (channels, S, S) uint8."""
         if self.fit == "pad" or self.eval_crop == 1:
             return channels_first(square(image, self.image_size, self.fit))
         return _cut_out(image, middle(*_size(image), self.eval_crop)[0], self.image_size)
 
 
-@dataclass
-class Prepared:
-    """A prepared folder, read lazily so that it is cheap to send to a worker."""
-
-    folder: Path
-    _pixels: np.ndarray | None = field(default=None, repr=False)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "_pixels": None}
-
-    @cached_property
-    def facts(self) -> dict[str, Any]:
-        """Counts, labels, mean and deviation, and the shape of the stored pixels (None: files are read)."""
-        return dict(json.loads((self.folder / "facts.json").read_text(encoding="utf-8")))
-
-    @cached_property
-    def index(self) -> dict[str, np.ndarray]:
-        """Per image: its split, -1 where it is left out; its label, -1 where it has none; the first with its bytes."""
-        with np.load(self.folder / "index.npz") as arrays:
-            return dict(arrays)
+class ImageTable(SplitTable):
+    """The prepared images of a split: see build.py for the columns."""
 
     @property
     def stored(self) -> bool:
-        """Whether the decoded pixels are in the folder."""
-        return self.facts["shape"] is not None
+        """Whether decoded pixels are kept."""
+        return "pixels" in self.arrow.column_names
 
-    @property
-    def pixels(self) -> np.ndarray:
-        """(N, C, S, S) uint8, memory-mapped."""
-        if self._pixels is None:
-            shape = tuple(self.facts["shape"])
-            self._pixels = np.memmap(self.folder / "images.u8", np.uint8, "r", shape=shape)
-        return self._pixels
+    def pixels(self, positions: np.ndarray) -> np.ndarray:
+        """Return the stored pixels of some images, (B, C, S, S) uint8."""
+        return self.values("pixels").take(positions)
 
-    @cached_property
-    def _names(self) -> np.ndarray:
-        names: np.ndarray = np.load(self.folder / "names.npy", mmap_mode="r")
-        return names
-
-    @cached_property
-    def _slices(self) -> np.ndarray:
-        slices: np.ndarray = np.load(self.folder / "slices.npy", mmap_mode="r")
-        return slices
-
-    def image(self, row: int) -> Path | Slice:
-        """Where the encoded image is."""
-        name, start, size = self._slices[row].tolist()
-        path = self.folder / os.fsdecode(bytes(self._names[name]))  # an absolute one replaces the folder
-        return path if size == WHOLE else Slice(path, start, size)
+    def image(self, position: int) -> bytes | Path | Slice:
+        """Return an encoded image, or where it is."""
+        row = self.row(position, "path", "start", "size", "encoded")
+        if row["path"] is None:
+            return bytes(row["encoded"])
+        path = Path(os.fsdecode(row["path"]))
+        return path if row["size"] == WHOLE else Slice(path, row["start"], row["size"])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class ImageReading:
     """How images of a split become batches."""
 
     split: str
@@ -128,43 +106,40 @@ class Reading:
     seed: int
 
 
-class ImageDataset(Dataset[dict[str, Any]]):
-    """Images of a prepared folder. Batches are asked for as lists of (epoch, position), all of one epoch.
+class ImageDataset(BatchDataset):
+    """The images of a split.
 
-    rows: (n,) of the folder; labels: (n,) their numbers in the model's list; classes: those that are to be told apart
-    where they are fewer than the model's.
+    Args:
+        table: of the split.
+        labels: (n,) their numbers in the model's list; -1: none.
+        reading: how they become batches.
+        classes: those that are to be told apart, where they are fewer than the model's.
     """
 
     def __init__(
         self,
-        prepared: Prepared,
-        rows: np.ndarray,
+        table: ImageTable,
         labels: np.ndarray,
-        reading: Reading,
+        reading: ImageReading,
         classes: Sequence[int] | None = None,
     ) -> None:
-        self.prepared, self.rows, self.labels, self.reading = prepared, rows, labels, reading
+        self.table, self.labels, self.reading = table, labels, reading
         self.classes = None if classes is None else torch.tensor(classes)
-        self.lengths = np.ones(len(rows), np.int64)
-        """(n,): batches are counted in images."""
+        self.lengths = np.ones(len(table), np.int64)  # batches are counted in images
 
-    def __len__(self) -> int:
-        return len(self.rows)
+    @property
+    def rows(self) -> np.ndarray:
+        """(n,) int64: the number of each image over all splits."""
+        return self.table.numbers("row")
 
-    def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
-        """A batch of one."""
-        return self.__getitems__([place])
-
-    def __getitems__(self, places: Sequence[tuple[int, int]]) -> dict[str, Any]:
-        """The batch: see data/image.py."""
-        epoch = places[0][0]
-        positions = np.array([position for _, position in places])
+    def batch(self, epoch: int, positions: np.ndarray) -> dict[str, Any]:
+        """Return the batch of these images: see module.py."""
         rows = self.rows[positions]
         draws = Draws(self.reading.seed, epoch, rows)
         batch = {
-            "id": torch.from_numpy(rows.astype(np.int64)),
-            "image": self._images(rows, draws),
-            "label": torch.from_numpy(self.labels[positions].astype(np.int64)),
+            "id": torch.from_numpy(rows),
+            "image": self._images(positions, draws),
+            "label": torch.from_numpy(self.labels[positions]),
         }
         masking, info = self.reading.masking, self.reading.info
         if masking is not None:
@@ -177,36 +152,26 @@ class ImageDataset(Dataset[dict[str, Any]]):
             batch["classes"] = self.classes
         return batch
 
-    def _images(self, rows: np.ndarray, draws: Draws) -> Tensor:
+    def _images(self, positions: np.ndarray, draws: Draws) -> Tensor:
         augment, info = self.reading.augment, self.reading.info
-        images = self._stored(rows, draws) if self.prepared.stored else self._decoded(rows, draws)
+        images = self._stored(positions, draws) if self.table.stored else self._decoded(positions, draws)
         if augment is None:
             return info.normalise(images)
         return augment.hide(info.normalise(augment.recolour(images.float(), draws)), draws)
 
-    def _stored(self, rows: np.ndarray, draws: Draws) -> Tensor:
+    def _stored(self, positions: np.ndarray, draws: Draws) -> Tensor:
         augment, info = self.reading.augment, self.reading.info
-        images = torch.from_numpy(self.prepared.pixels[rows])
-        size = np.full(len(rows), info.image_size)
+        images = torch.from_numpy(self.table.pixels(positions))
+        size = np.full(len(positions), info.image_size)
         if augment is not None and augment.crop_scale is not None:
             return cut(images.float(), augment.boxes(size, size, draws))
         if augment is None and info.fit == "crop" and info.eval_crop < 1:
             return cut(images.float(), middle(size, size, info.eval_crop))
         return images
 
-    def _decoded(self, rows: np.ndarray, draws: Draws) -> Tensor:
+    def _decoded(self, positions: np.ndarray, draws: Draws) -> Tensor:
         augment, info = self.reading.augment, self.reading.info
-        decoded = []
-        for row in rows.tolist():
-            image = self.prepared.image(row)
-            try:
-                decoded.append(read_image(image, info.channels, svg_side=info.svg_side))
-            except BadImage as bad:
-                path = image.path if isinstance(image, Slice) else image
-                raise DataError(
-                    f"{path}: {bad}. It could be read when the data was prepared: restore it, or remove "
-                    f"{self.prepared.folder} to prepare the data anew."
-                ) from bad
+        decoded = [self._decode(position) for position in positions.tolist()]
         if augment is None:
             return torch.from_numpy(np.stack([info.evaluation_image(one) for one in decoded]))
         if info.fit == "pad":
@@ -216,6 +181,18 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return torch.from_numpy(
             np.stack([_cut_out(*pair, info.image_size) for pair in zip(decoded, boxes, strict=True)])
         )
+
+    def _decode(self, position: int) -> Image.Image:
+        image, info = self.table.image(position), self.reading.info
+        try:
+            return read_image(image, info.channels, svg_side=info.svg_side)
+        except BadImage as bad:
+            path = image.path if isinstance(image, Slice) else image
+            name = path if isinstance(path, Path) else self.table.row(position, "id")["id"]
+            raise DataError(
+                f"{name}: {bad}. It could be read when the data was prepared: restore it, or remove "
+                f"{self.table.path.parents[1]} to prepare the data anew."
+            ) from bad
 
 
 def _size(image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
@@ -244,7 +221,56 @@ def channels_first(image: Image.Image) -> np.ndarray:
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def image_lines(folder: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a prepared folder's images.jsonl."""
-    with (folder / "images.jsonl").open(encoding="utf-8") as file:
-        yield from map(json.loads, file)
+# ------------------------------------------------------------------ a user's images, for mode=predict
+
+
+def user_images(
+    path: str | Path, channels: int = 3, svg_side: int = SVG_SIDE, key: str = "input"
+) -> Iterator[tuple[Path, Image.Image]]:
+    """Yield the image of a file, or all images below a folder, in the order of their names.
+
+    Args:
+        path: the file or folder.
+        channels: see `read_image`.
+        svg_side: see `read_image`; that of the model's info makes of a drawing what it was trained on.
+        key: the setting that names the path, for messages.
+
+    Raises:
+        DataError: there is no such file or folder; the named file, or every one of the folder, cannot be read. Single
+            bad images of a folder are skipped with a warning.
+    """
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        if not path.is_file():
+            raise DataError(f"{key}={path}: there is no such file or folder.")
+        try:
+            yield path, read_image(path, channels, svg_side=svg_side)
+        except BadImage as bad:
+            raise DataError(f"{key}={path}: {bad}. Give an image ({', '.join(SUFFIXES)}).") from bad
+        return
+    used = 0
+    bad_ones: list[str] = []
+    others: list[Path] = []
+    for file in find_images(path, others):
+        try:
+            image = read_image(file, channels, svg_side=svg_side)
+        except BadImage as bad:
+            bad_ones.append(f"{file}: {bad}")
+            log.warning("skipped: %s", bad_ones[-1])
+            continue
+        used += 1
+        yield file, image
+    if others:
+        endings = ", ".join(sorted({other.suffix.lower() or "none" for other in others})[:5])
+        log.warning("%d files with other endings were skipped (%s)", len(others), endings)
+    if not used:
+        reason = (
+            f"none can be read; the first: {bad_ones[0]}" if bad_ones else f"none with {', '.join(SUFFIXES)}"
+        )
+        raise DataError(f"{key}={path}: there is no image in this folder ({reason}).")
+
+
+def evaluation_batch(images: list[Image.Image], info: ImageInfo) -> Tensor:
+    """Return decoded images as a model expects them: (B, channels, S, S) float32, normalised."""
+    pixels = [torch.tensor(info.evaluation_image(image)) for image in images]
+    return info.normalise(torch.stack(pixels))

@@ -1,4 +1,4 @@
-"""Audio files to log-mel features. Kept free of Lightning, so that the workers of `prepare` start fast."""
+"""Audio files to log-mel features. Without Lightning, so that the workers of `prepare` start fast."""
 
 import contextlib
 import functools
@@ -17,15 +17,13 @@ import soundfile
 import torch
 import torchaudio
 
-from magneto.data.io.audio_streams import is_stream, recordings
+from magneto.data.io.audio_streams import is_stream, split_streams
 from magneto.errors import DataError
 
 LOG_FLOOR = 1e-10  # keeps digital silence finite
-DYNAMIC_RANGE = 12.0  # nats (52 dB): what lies further below the loudest place is room noise, not speech
-LEAST_DEVIATION = (
-    0.3  # nats: added to a band's deviation, so that a band of nothing but noise is not blown up
-)
-RATES = (1_000, 1_000_000)  # Hz: what lies outside is a damaged header
+DYNAMIC_RANGE = 12.0  # nats (52 dB): values further below the loudest one are room noise, not speech
+LEAST_DEVIATION = 0.3  # nats: added to a band's deviation, so that a band of noise alone is not amplified
+RATES = (1_000, 1_000_000)  # Hz: any other is of a damaged header
 SILENCE_PEAK = 1e-3  # -60 dBFS: no recording of speech stays below it
 LOUDEST = 2.0**31  # of 32-bit integers that were stored as they are; far above it the power overflows float32
 KERNEL_SIZE = 1_000_000  # of a resampler: up phases x down factor, about the entries of its kernel
@@ -36,7 +34,7 @@ AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".ai
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSettings:
-    """How a waveform becomes a feature matrix."""
+    """Settings of the feature matrix of a waveform."""
 
     sample_rate: int = 16_000
     num_mels: int = 80
@@ -45,11 +43,9 @@ class FeatureSettings:
 
     def __post_init__(self) -> None:
         if self.sample_rate < 4_000:
-            raise DataError(
-                f"features.sample_rate={self.sample_rate} is below 4000 Hz; speech is usually at 16000."
-            )
+            raise DataError(f"features.sample_rate={self.sample_rate} is below 4000 Hz. Set it to 16000.")
         if self.num_mels < 1:
-            raise DataError(f"features.num_mels={self.num_mels} must be at least 1; 80 is usual.")
+            raise DataError(f"features.num_mels={self.num_mels} must be at least 1. Set it to 80.")
         if not 0 < self.hop_ms <= self.window_ms:
             raise DataError(
                 f"features.hop_ms={self.hop_ms} must be above 0 and at most "
@@ -58,7 +54,7 @@ class FeatureSettings:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "FeatureSettings":
-        """Raises `DataError` for a key that does not exist."""
+        """Return the settings of a mapping. Raises `DataError` for an unknown key."""
         known = [field.name for field in fields(cls)]
         for key in values:
             if key not in known:
@@ -66,7 +62,7 @@ class FeatureSettings:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return asdict(self)
 
     @property
@@ -89,13 +85,13 @@ class Audio:
     size: int | None = None  # bytes; None: up to the end of the file
 
     def files(self) -> list[str | io.BytesIO]:
-        """What soundfile reads, in this order: one file, or as many as were joined. Raises OSError."""
+        """Return the files for soundfile in their order: one, or all that were joined. Raises OSError."""
         with self.path.open("rb") as file:
             if self.size is None and self.start == 0 and not is_stream(file.read(4)):
                 return [str(self.path)]
             file.seek(self.start)
             data = file.read(-1 if self.size is None else self.size)
-        return [io.BytesIO(recording) for recording in recordings(data)]
+        return [io.BytesIO(recording) for recording in split_streams(data)]
 
 
 class BadAudio(Exception):
@@ -126,17 +122,20 @@ def _mel(settings: FeatureSettings) -> torchaudio.transforms.MelSpectrogram:
     )
 
 
-def load_audio(source: Audio | Path | str, sample_rate: int, longest: float | None = None) -> torch.Tensor:
+def load_audio(audio: Audio | Path | str, sample_rate: int, longest: float | None = None) -> torch.Tensor:
     """Read a recording as mono float32 (samples,) in [-1, 1] at `sample_rate` Hz.
 
-    wav, flac, ogg, mp3 and whatever else libsndfile reads, in any rate; channels are averaged; files that were joined
-    follow one another. Raises `BadAudio` naming the reason when the file is missing, unreadable, without samples,
-    longer than `longest` seconds or holds values that are not finite or too large.
+    wav, flac, ogg, mp3 and all other formats of libsndfile, in any rate; channels are averaged; joined files follow one
+    another.
+
+    Raises:
+        BadAudio: the file is missing, unreadable, without samples, longer than `longest` seconds, or has values that are
+            not finite or too large; the message is the reason.
     """
-    source = source if isinstance(source, Audio) else Audio(Path(source))
+    audio = audio if isinstance(audio, Audio) else Audio(Path(audio))
     waveforms, seconds = [], 0.0
     try:
-        for file in source.files():
+        for file in audio.files():
             with _quiet():
                 samples, rate = _read(file, longest, seconds)
             seconds += len(samples) / rate
@@ -155,7 +154,7 @@ def load_audio(source: Audio | Path | str, sample_rate: int, longest: float | No
 
 
 def _read(file: str | io.BytesIO, longest: float | None, before: float) -> tuple[np.ndarray, int]:
-    """All samples (samples, channels), and their rate. before: seconds that count towards `longest` too."""
+    """Return all samples (samples, channels), and their rate. before: seconds that also count towards `longest`."""
     with soundfile.SoundFile(file) as opened:
         rate = opened.samplerate
         if not RATES[0] <= rate <= RATES[1]:
@@ -164,7 +163,7 @@ def _read(file: str | io.BytesIO, longest: float | None, before: float) -> tuple
         if opened.frames < UNKNOWN_LENGTH:
             if opened.frames > most:  # before its samples fill the memory
                 raise BadAudio(f"longer than {longest:g} s")
-            # Frames are named since what cannot seek, such as GSM, wants it so.
+            # The number of frames is needed for formats that cannot seek, such as GSM.
             return opened.read(frames=opened.frames, dtype="float32", always_2d=True), rate
         blocks, count, total = [], BLOCK, 0
         while count == BLOCK:
@@ -172,7 +171,7 @@ def _read(file: str | io.BytesIO, longest: float | None, before: float) -> tuple
             try:
                 count = len(opened.read(out=block))
             except soundfile.SoundFileError:
-                # The end of a FLAC file without length is an error for libsndfile; what it read by then is there.
+                # The end of a FLAC file without length is an error for libsndfile; the samples before it are read.
                 count = int(np.isfinite(block[:, 0]).sum())
                 if total + count == 0:
                     raise
@@ -194,12 +193,12 @@ def _mono(samples: np.ndarray, rate: int, sample_rate: int) -> torch.Tensor:
     return resampled
 
 
-_STDERR = threading.Lock()  # two threads that put it aside could not both put it back
+_STDERR = threading.Lock()  # two threads that replace it could not both restore it
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep off the screen what the MP3 decoder within libsndfile writes to the standard error itself."""
+    """Hide the messages that the MP3 decoder within libsndfile writes to the standard error itself."""
     with _STDERR:
         try:
             kept = os.dup(2)
@@ -216,11 +215,13 @@ def _quiet() -> Iterator[None]:
 
 
 def log_mel(waveform: torch.Tensor, settings: FeatureSettings) -> torch.Tensor:
-    """Waveform (samples,) -> log-mel features (frames, num_mels), mean 0 and variance 1 over the frames of
-    each band.
+    """Return log-mel features of a waveform, with mean 0 and variance 1 over the frames of each band.
 
-    Normalising each recording by itself removes level and microphone and needs no statistics of the corpus,
-    so a checkpoint transcribes a file without them. frames = samples // hop + 1.
+    Normalising each recording by itself removes level and microphone and needs no statistics of the corpus, so a
+    checkpoint transcribes a file without them.
+
+    Shape:
+        waveform (samples,) -> (frames, num_mels), frames = samples // hop + 1
     """
     # Reflection at the edges needs more samples than half an FFT window.
     shortest = (1 << (settings.window - 1).bit_length()) // 2 + 1
@@ -235,7 +236,7 @@ def log_mel(waveform: torch.Tensor, settings: FeatureSettings) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one recording: `frames` > 0, or the `reason` why it cannot be used."""
+    """The result for one recording: `frames` > 0, or the `reason` why it cannot be used."""
 
     frames: int = 0
     seconds: float = 0.0
@@ -243,20 +244,23 @@ class Outcome:
 
 
 def extract_shard(
-    sources: Sequence[Audio], settings: FeatureSettings, seconds: tuple[float, float], path: Path
+    recordings: Sequence[Audio], settings: FeatureSettings, seconds: tuple[float, float], path: Path
 ) -> list[Outcome]:
-    """Features of many recordings, one after the other in one float16 array (all frames, num_mels) at `path`.
+    """Write the features of many recordings, one after another, as one float16 array (all frames, num_mels).
 
-    `seconds`: the shortest and the longest duration that is used. Unusable recordings leave no frames and
-    have their reason in their outcome.
+    Args:
+        recordings: in the order of the array. Unusable ones have no frames, and a reason in their outcome.
+        settings: of the features.
+        seconds: the shortest and the longest duration that is used.
+        path: of the array.
     """
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # one process per core does the work; threads inside would only fight
+    torch.set_num_threads(1)  # one process per core does the work; more threads would only compete
     try:
         outcomes, parts = [], [np.empty((0, settings.num_mels), np.float16)]
-        for source in sources:
+        for audio in recordings:
             try:
-                waveform = load_audio(source, settings.sample_rate, longest=seconds[1])
+                waveform = load_audio(audio, settings.sample_rate, longest=seconds[1])
                 duration = waveform.numel() / settings.sample_rate
                 if duration < seconds[0]:
                     raise BadAudio(f"shorter than {seconds[0]:g} s")

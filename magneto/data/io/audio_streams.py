@@ -1,7 +1,7 @@
-"""Recordings in MP3, Ogg and FLAC files: joined ones are taken apart, a wrong length of an MP3 is set right.
+"""Recordings in MP3, Ogg and FLAC files: joined ones are separated, a wrong length of an MP3 is corrected.
 
 libsndfile trusts the beginning of a file: of joined files it reads the first, and of an MP3 of variable bit rate whose
-header (Xing) is missing or states no length a part. Ordinary files are passed on as they are.
+header (Xing) is missing or states no length only a part. Ordinary files are returned unchanged.
 """
 
 import functools
@@ -19,18 +19,18 @@ RATES = {MPEG_1: (44_100, 48_000, 32_000), MPEG_2: (22_050, 24_000, 16_000), MPE
 KBITS_1 = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
 KBITS_2 = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 SYNC = re.compile(rb"\xff[\xe2-\xff]|ID3")
-CHAIN = 3  # frames in a row that are no accident
+CHAIN = 3  # consecutive frames that are not found by chance
 XING_COUNT = 1  # flag: the number of frames follows
 HEADER_BIT_RATE = 9  # index: its frame has room for a Xing header at every sample rate
 
 
 def is_stream(start: bytes) -> bool:
-    """Whether a file with these first four bytes is to be looked at by `recordings`."""
+    """Return whether a file with these first four bytes may need `split_streams`."""
     return start.startswith((b"OggS", b"fLaC", b"ID3")) or SYNC.match(start) is not None
 
 
-def recordings(data: bytes) -> list[bytes]:
-    """Return the files in `data` that libsndfile reads to their ends: `[data]` where it is an ordinary one."""
+def split_streams(data: bytes) -> list[bytes]:
+    """Return the files in `data` that libsndfile reads completely: `[data]` for an ordinary one."""
     if data.startswith(b"OggS"):
         return _split(data, _ogg_starts(data))
     if data.startswith(b"fLaC"):
@@ -45,15 +45,15 @@ def _split(data: bytes, starts: list[int]) -> list[bytes]:
 
 
 def _ogg_starts(data: bytes) -> list[int]:
-    """Where the links of a chained Ogg file begin (RFC 3533): first pages that follow upon others."""
-    starts, place, in_head = [], 0, False
-    while (place := data.find(b"OggS", place)) >= 0 and place + OGG_HEADER <= len(data):
-        first = bool(data[place + 5] & OGG_FIRST_PAGE)
+    """Return where the links of a chained Ogg file begin (RFC 3533): first pages after other pages."""
+    starts, offset, in_head = [], 0, False
+    while (offset := data.find(b"OggS", offset)) >= 0 and offset + OGG_HEADER <= len(data):
+        first = bool(data[offset + 5] & OGG_FIRST_PAGE)
         if first and not in_head:
-            starts.append(place)
+            starts.append(offset)
         in_head = first
-        body = place + OGG_HEADER + data[place + 26]
-        place = body + sum(data[place + OGG_HEADER : body])
+        body = offset + OGG_HEADER + data[offset + 26]
+        offset = body + sum(data[offset + OGG_HEADER : body])
     return starts
 
 
@@ -62,7 +62,7 @@ def _ogg_starts(data: bytes) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What the header of an MP3 frame says."""
+    """The header of an MP3 frame."""
 
     size: int  # bytes of the frame
     stream: tuple[int, int, bool]  # version, sample rate, mono: the same in all of a recording
@@ -72,7 +72,7 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A frame of an MP3 file. tag: Xing, Info or VBRI where it holds no sound but a header of the whole."""
+    """A frame of an MP3 file. tag: Xing, Info or VBRI if it has no sound but a header of the whole file."""
 
     start: int
     kind: Kind
@@ -97,7 +97,7 @@ def _recording(data: bytes, part: list[Frame], stop: int) -> bytes:
         return data[part[0].start : stop]
     sound = part[1:] if part[0].tag else part
     first = sound[0]
-    # A frame without sound of the same stream (no checksum, no padding) that says how many follow.
+    # A frame without sound of the same stream (no checksum, no padding) that states the number of frames.
     _, second, third, fourth = data[first.start : first.start + 4]
     head = bytes([0xFF, second | 1, HEADER_BIT_RATE << 4 | third & 0x0C, fourth])
     kind = _kind(head)
@@ -107,53 +107,53 @@ def _recording(data: bytes, part: list[Frame], stop: int) -> bytes:
 
 
 def _length_is_right(data: bytes, part: list[Frame]) -> bool:
-    """Whether libsndfile finds the length: stated by a Xing header, or the same for each byte."""
+    """Return whether libsndfile finds the length: by a Xing header, or since the bit rate is constant."""
     first = part[0]
     if first.tag in (b"Xing", b"Info"):
-        place = first.start + 4 + first.kind.side + 4
-        flags, count = (int.from_bytes(data[at : at + 4]) for at in (place, place + 4))
+        offset = first.start + 4 + first.kind.side + 4
+        flags, count = (int.from_bytes(data[at : at + 4]) for at in (offset, offset + 4))
         return bool(flags & XING_COUNT) and count >= len(part) - 2  # some do not count the last
     return not first.tag and all(frame.kind.bit_rate == first.kind.bit_rate for frame in part)
 
 
 def _frames(data: bytes) -> Iterator[Frame]:
-    """All whole frames; what lies between them (ID3 tags, damage) is skipped."""
-    place, stream = 0, None  # stream: of the frame that ends here
-    while place + 4 <= len(data):
-        if data.startswith(b"ID3", place) and place + 10 <= len(data):
-            size = functools.reduce(lambda size, byte: size << 7 | byte, data[place + 6 : place + 10], 0)
-            place, stream = place + 10 + size, None
+    """Yield all complete frames; bytes between them (ID3 tags, damage) are skipped."""
+    offset, stream = 0, None  # stream: of the frame that ends here
+    while offset + 4 <= len(data):
+        if data.startswith(b"ID3", offset) and offset + 10 <= len(data):
+            size = functools.reduce(lambda size, byte: size << 7 | byte, data[offset + 6 : offset + 10], 0)
+            offset, stream = offset + 10 + size, None
             continue
-        kind = _kind(data[place : place + 4])
-        if kind is not None and (kind.stream == stream or _is_chain(data, place)):
-            if place + kind.size > len(data):
+        kind = _kind(data[offset : offset + 4])
+        if kind is not None and (kind.stream == stream or _is_chain(data, offset)):
+            if offset + kind.size > len(data):
                 return
-            yield Frame(place, kind, _tag(data, place, kind))
-            place, stream = place + kind.size, kind.stream
+            yield Frame(offset, kind, _tag(data, offset, kind))
+            offset, stream = offset + kind.size, kind.stream
         else:
-            following = SYNC.search(data, place + 1)
+            following = SYNC.search(data, offset + 1)
             if following is None:
                 return
-            place, stream = following.start(), None
+            offset, stream = following.start(), None
 
 
-def _is_chain(data: bytes, place: int) -> bool:
+def _is_chain(data: bytes, offset: int) -> bool:
     streams = set()
     for _ in range(CHAIN):
-        kind = _kind(data[place : place + 4])
+        kind = _kind(data[offset : offset + 4])
         if kind is None:
             return False
         streams.add(kind.stream)
-        place += kind.size
+        offset += kind.size
     return len(streams) == 1
 
 
-def _tag(data: bytes, place: int, kind: Kind) -> bytes:
-    start = place + 4 + kind.side
+def _tag(data: bytes, offset: int, kind: Kind) -> bytes:
+    start = offset + 4 + kind.side
     tag = data[start : start + 4]
     if tag in (b"Xing", b"Info"):
-        return tag if not any(data[place + 4 : start]) else b""
-    return b"VBRI" if data[place + 36 : place + 40] == b"VBRI" else b""
+        return tag if not any(data[offset + 4 : start]) else b""
+    return b"VBRI" if data[offset + 36 : offset + 40] == b"VBRI" else b""
 
 
 @functools.lru_cache(maxsize=4096)

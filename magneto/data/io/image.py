@@ -1,6 +1,6 @@
-"""Reading images: whatever people keep as images -> 8 bits a channel, grey or RGB, upright, without transparency.
+"""Read images of the usual formats: 8 bits a channel, grey or RGB, upright, without transparency.
 
-What cannot be used is refused with a reason that can be counted, and before it is decoded where its header tells.
+An image that cannot be used is refused with a reason that can be counted, before it is decoded where its header shows it.
 """
 
 import io
@@ -42,7 +42,7 @@ SAMPLE_FORMAT, SIGNED = 339, 2  # a tag of TIFF, and its value for numbers with 
 
 
 class BadImage(Exception):
-    """An image that cannot be used; the message is a short reason, the same for all images with that fault."""
+    """An image that cannot be used; the message is a short reason, the same for all images with this fault."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,12 @@ ImageData = bytes | Path | Slice | np.ndarray
 
 
 def printable(name: str) -> str:
-    """A file's name as UTF-8 can hold it; bytes that are no UTF-8 are escaped."""
+    """Return a file's name as valid UTF-8; other bytes are escaped."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def read_bytes(image: ImageData) -> bytes:
-    """The encoded bytes, or those of the pixels. Raises `BadImage` when the file cannot be read."""
+    """Return the encoded bytes, or those of the pixels. Raises `BadImage` if the file cannot be read."""
     if isinstance(image, bytes):
         return image
     if isinstance(image, np.ndarray):
@@ -85,19 +85,19 @@ def read_image(
     """Decode an image.
 
     CMYK, palettes and 16 bits a channel are converted, transparent places become white, the camera's rotation (EXIF)
-    is applied, an animation gives its first frame. The content decides what it is, not the file's name.
+    is applied, of an animation the first frame is read. The content decides the format, not the file's name.
 
     Args:
         image: see `ImageData`.
         channels: 1 for grey, 3 for colour.
-        limit: longest side in pixels. An area above Pillow's own limit (89 megapixels) is refused too.
+        limit: longest side in pixels. An area above Pillow's own limit (89 megapixels) is also refused.
         svg_side: longer side in pixels with which an SVG image is drawn.
 
     Returns:
-        an image of mode "L" or "RGB".
+        An image of mode "L" or "RGB".
 
     Raises:
-        BadImage: it is empty, truncated, damaged, no image, of a single row or column, or too large.
+        BadImage: it is empty, truncated, damaged, not an image, of a single row or column, or too large.
     """
     mode = {1: "L", 3: "RGB"}[channels]
     if isinstance(image, np.ndarray):
@@ -125,9 +125,9 @@ def read_image(
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The image turned as its camera says (EXIF); as it is stored where that cannot be read.
+    """Return the image with its camera's rotation (EXIF) applied, unchanged if that cannot be read.
 
-    Not `ImageOps.exif_transpose`, which writes the other EXIF fields anew and fails for one of an odd type.
+    Not `ImageOps.exif_transpose`, which rewrites the other EXIF fields and fails for one of an unexpected type.
     """
     try:
         turn = ROTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
@@ -144,7 +144,7 @@ def _check_size(width: int, height: int, limit: int) -> None:
 
 
 def _grey_scale(image: Image.Image) -> tuple[int, bool]:
-    """How many bits a grey value of more than 8 has, 16 unless a TIFF states fewer, and whether 0 is white."""
+    """Return the bits of a grey value with more than 8, 16 unless a TIFF states fewer, and whether 0 is white."""
     tags = getattr(image, "tag_v2", {})
     signed = tags.get(SAMPLE_FORMAT, (1,))[0] == SIGNED
     bits = min(16, tags.get(ExifTags.Base.BitsPerSample, (16,))[0])
@@ -152,7 +152,7 @@ def _grey_scale(image: Image.Image) -> tuple[int, bool]:
 
 
 def _flatten(image: Image.Image, bits: int, inverted: bool) -> Image.Image:
-    """8 bits a channel, on white."""
+    """Return the image with 8 bits a channel, on white."""
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image)
         if image.mode == "F" or values.min() < 0 or values.max() >= 1 << bits:
@@ -170,8 +170,9 @@ def _flatten(image: Image.Image, bits: int, inverted: bool) -> Image.Image:
 
 
 def _rasterise(data: bytes, side: int) -> bytes | None:
-    """SVG -> PNG whose longer side is `side`; None: it is no SVG. Text in it is not drawn: fonts differ from machine to
-    machine.
+    """Draw an SVG file as PNG with `side` pixels on the longer side; return None if it is no SVG.
+
+    Text is not drawn: fonts differ between machines.
     """
     try:
         text = svg_text(data)
@@ -201,10 +202,12 @@ def _rasterise(data: bytes, side: int) -> bytes | None:
 
 
 def square(image: Image.Image, size: int, fit: str) -> Image.Image:
-    """A square image of `size` pixels a side.
+    """Return a square image of `size` pixels a side.
 
-    fit: "crop" keeps the middle of a longer image, as for photographs; "pad" keeps all of it on white, as for
-    drawings.
+    Args:
+        image: of any size.
+        size: in pixels.
+        fit: "crop" keeps the middle of a longer image, as for photographs; "pad" keeps all of it on white, as for drawings.
     """
     if fit == "crop":
         return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
@@ -213,15 +216,15 @@ def square(image: Image.Image, size: int, fit: str) -> Image.Image:
 
 
 def find_images(folder: Path, others: list[Path] | None = None) -> list[Path]:
-    """Return the files below `folder` whose names end as images' do, sorted; see `walk`.
+    """Return the files below `folder` with the suffix of an image, sorted; see `walk`.
 
     others: takes the remaining files.
     """
     found: list[Path] = []
-    for place, names in walk(folder):
+    for parent, names in walk(folder):
         for name in names:
             if name.lower().endswith(SUFFIXES):
-                found.append(place / name)
+                found.append(parent / name)
             elif others is not None:
-                others.append(place / name)
+                others.append(parent / name)
     return sorted(found)

@@ -1,7 +1,7 @@
-"""Checks SVG before it is drawn: drawings may come from anywhere, and the renderer trusts them.
+"""Check SVG files before they are drawn, since the renderer trusts them.
 
-Drawings that nest too deep are refused, since they would overflow the renderer's stack and end the process. References
-to other files are dropped, so that a drawing looks alike on every machine.
+Drawings that nest too deep are refused: they would overflow the renderer's stack and end the process. References to other
+files are removed, so that a drawing is the same on every machine.
 """
 
 import codecs
@@ -11,9 +11,9 @@ from typing import Any
 from lxml import etree
 
 DEPTH_LIMIT = (
-    128  # elements, each inside the other or referred to by it; the renderer's stack overflows at about 220
+    128  # elements, each inside of the other or its reference; the renderer's stack overflows at about 220
 )
-VISITS = 10  # of each element on average; what refers to itself in many ways would be gone through for ever
+VISITS = 10  # of each element on average: elements that refer to themselves in many ways would take for ever
 TOO_DEEP = "SVG is nested too deep"
 _RASTER = re.compile(r"\s*data:image/(png|jpe?g|gif|webp)[;,]", re.IGNORECASE)
 _URL = re.compile(r"url\(\s*[\"']?\s*#([^\"')]+?)\s*[\"']?\s*\)")
@@ -47,7 +47,7 @@ def svg_text(data: bytes) -> str | None:
 
 
 def self_contained(text: str) -> str:
-    """Return the drawing without references to other files; without any, the same text.
+    """Return the drawing without references to other files; if it has none, the same text.
 
     Raises:
         ValueError: it is not well-formed, or nests too deep.
@@ -76,7 +76,7 @@ def self_contained(text: str) -> str:
 
 
 def _check_depth(root: Any) -> None:
-    """Raise ValueError when elements nest too deep, counting those that references put inside others."""
+    """Raise ValueError if elements nest too deep, including those that references put inside of others."""
     targets: dict[str, list[Any]] = {}
     for element in root.iter(etree.Element):
         targets.setdefault(element.get("id", ""), []).append(element)
@@ -86,7 +86,7 @@ def _check_depth(root: Any) -> None:
     visits, most = 0, 1000 + VISITS * sum(map(len, targets.values()))
 
     def height(element: Any, depth: int) -> tuple[int, bool]:
-        """Levels below and with `element`, and whether no loop of references was cut on the way."""
+        """Return the levels below and with `element`, and whether no loop of references was cut."""
         nonlocal visits
         visits += 1
         if depth > DEPTH_LIMIT or visits > most:
@@ -95,7 +95,7 @@ def _check_depth(root: Any) -> None:
         tallest, whole = 0, True
         inside = (part for name in _references(element, styled) for part in targets.get(name, ()))
         for part in (*element.iterchildren(etree.Element), *inside):
-            if part in entered:  # the renderer ignores a reference to what is being drawn
+            if part in entered:  # the renderer ignores a reference to an element that is being drawn
                 whole = False
                 continue
             if part in heights:
@@ -105,7 +105,7 @@ def _check_depth(root: Any) -> None:
                 whole = whole and sound
             tallest = max(tallest, below)
         entered.remove(element)
-        if whole:  # otherwise it is taller where it is reached from outside of the loop
+        if whole:  # otherwise it is higher when it is reached from outside of the loop
             heights[element] = tallest + 1
         return tallest + 1, whole
 
@@ -114,7 +114,7 @@ def _check_depth(root: Any) -> None:
 
 
 def _references(element: Any, styled: dict[str, set[str]]) -> set[str]:
-    """Ids of the elements that an element refers to."""
+    """Return ids of the elements that an element refers to."""
     found: set[str] = set()
     for name, value in element.attrib.items():
         if _local(name) == "href" and value.lstrip().startswith("#"):
@@ -129,7 +129,7 @@ def _references(element: Any, styled: dict[str, set[str]]) -> set[str]:
 
 
 def _styled(root: Any) -> dict[str, set[str]]:
-    """Class (`.name`), id (`#name`) or tag -> ids that style sheets name for such elements; "" is any element."""
+    """Return class (`.name`), id (`#name`) or tag -> ids in style sheets for such elements; "" is any element."""
     found: dict[str, set[str]] = {}
     for sheet in root.iter("{*}style"):
         for selectors, body in _RULE.findall(_COMMENT.sub("", "".join(sheet.itertext()))):

@@ -21,7 +21,8 @@ import numpy as np
 import pyarrow as pa
 
 from magneto.data.cache import progress
-from magneto.data.corpora.base import SPLITS, Skipped, SpeechReader, Utterance
+from magneto.data.corpora.base import SPLITS, Skipped
+from magneto.data.corpora.speech.base import SpeechReader, Utterance
 from magneto.data.io.audio import Audio, FeatureSettings, Outcome, extract_shard
 from magneto.data.prepared import Preparation
 from magneto.data.speech.dataset import SpeechInfo

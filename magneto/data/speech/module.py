@@ -18,7 +18,8 @@ import numpy as np
 from magneto.config.validate import from_mapping
 from magneto.data.cache import cpu_count
 from magneto.data.collate import Collate
-from magneto.data.corpora.base import SPLITS, SpeechReader
+from magneto.data.corpora.base import SPLITS
+from magneto.data.corpora.speech.base import SpeechReader
 from magneto.data.io.audio import Audio, FeatureSettings
 from magneto.data.module import Batching
 from magneto.data.prepared import Preparation, PreparedDataModule

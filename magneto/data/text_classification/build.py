@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from magneto.data.corpora.base import SPLITS
-from magneto.data.corpora.text_classification.labelled import LabelledCorpus, LabelledText, zero_digits
+from magneto.data.corpora.text_classification.base import LabelledCorpus, LabelledText, zero_digits
 from magneto.data.prepared import Preparation
 from magneto.data.table import with_classes
 from magneto.data.text_classification.dataset import TextClassificationInfo

@@ -12,7 +12,7 @@ import numpy as np
 
 from magneto.config.validate import from_mapping
 from magneto.data.collate import PAD_TO_MULTIPLE, Collate
-from magneto.data.corpora.text_classification.labelled import LabelledReader
+from magneto.data.corpora.text_classification.base import LabelledReader
 from magneto.data.module import Batching
 from magneto.data.prepared import Preparation, PreparedDataModule
 from magneto.data.text_classification.build import build

@@ -1,7 +1,7 @@
-"""Text normalisation and the tokenizers of the speech task: characters or subwords, blank = 0.
+"""Tokenizer of the speech task: characters or subwords, blank = 0.
 
-Everything that is needed to encode and decode goes into `CTCTokenizer.to_dict()`, plain values that a
-checkpoint carries; `CTCTokenizer.from_dict` gives the same tokenizer back without any file.
+`CTCTokenizer.to_dict()` is complete: plain values of a checkpoint, of which `CTCTokenizer.from_dict` makes the same
+tokenizer without any file.
 """
 
 import itertools
@@ -15,7 +15,7 @@ from magneto.errors import ConfigError, DataError
 BLANK = 0
 BLANK_TOKEN = "<blank>"
 KINDS = ("characters", "bpe", "unigram")
-WORD_BREAK = "\u200b"  # zero width space: of the format characters the one that divides words
+WORD_BREAK = "\u200b"  # zero width space: the one format character that divides words
 
 
 def train_subwords(
@@ -28,7 +28,7 @@ def train_subwords(
 ) -> Tokenizer:
     """Train a BPE or unigram vocabulary of exactly `vocab_size` entries, the special tokens first.
 
-    Raises `ConfigError` when the text does not support that many entries.
+    Raises `ConfigError` if the text does not support that many entries.
     """
     texts = list(texts)
     least = len(alphabet) + len(special_tokens) + 1  # one more for the word boundary that Metaspace adds
@@ -65,9 +65,11 @@ def train_subwords(
 class CTCTokenizer:
     """Characters or subwords with the CTC blank fixed at index 0.
 
-    `alphabet`: the characters of the training text, sorted. Characters outside of it are dropped by `encode`
-    (a model that has never seen one cannot emit it; the scores are taken against the full reference text,
-    where the dropped character counts as an error).
+    Args:
+        kind: characters, bpe or unigram.
+        alphabet: the characters of the training text, sorted. `encode` drops other characters: a model cannot emit a
+            character that it has never seen, and in the scores, of the full reference text, it counts as an error.
+        subwords: the vocabulary of bpe and unigram.
     """
 
     def __init__(self, kind: str, alphabet: Sequence[str], subwords: Tokenizer | None = None) -> None:
@@ -94,7 +96,7 @@ class CTCTokenizer:
         alphabet = sorted(set().union(*texts)) if texts else []
         if not alphabet:
             raise DataError(
-                "The training split has no text to learn a tokenizer from: check the corpus and its splits."
+                "The training split has no text to learn a tokenizer from. Check the corpus and its splits."
             )
         if kind == "characters":
             if vocab_size is not None:
@@ -119,7 +121,7 @@ class CTCTokenizer:
         return self._subwords.get_vocab_size() if self._subwords else len(self.alphabet) + 1
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a normalised text; never the blank."""
+        """Return the token ids of a normalised text, without blanks."""
         if self._subwords is None:
             return [self._ids[char] for char in text if char in self._ids]
         known = "".join(char for char in text if char in self._ids)
@@ -128,20 +130,20 @@ class CTCTokenizer:
         ]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids after CTC collapsing; blanks are passed over."""
+        """Return the text of token ids after CTC collapsing; blanks are skipped."""
         ids = [int(index) for index in ids if int(index) != BLANK]
         if self._subwords is None:
             return "".join(self.alphabet[index - 1] for index in ids)
         return str(self._subwords.decode(ids))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, fit for JSON and for a checkpoint."""
+        """Return plain values for JSON and for a checkpoint."""
         subwords = None if self._subwords is None else self._subwords.to_str()
         return {"kind": self.kind, "alphabet": self.alphabet, "subwords": subwords}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "CTCTokenizer":
-        """The tokenizer that `to_dict` described."""
+        """Return the tokenizer of a `to_dict`."""
         subwords = values["subwords"]
         return cls(
             values["kind"], values["alphabet"], None if subwords is None else Tokenizer.from_str(subwords)
@@ -149,5 +151,5 @@ class CTCTokenizer:
 
 
 def repeats(ids: Sequence[int]) -> int:
-    """How many neighbours are equal: CTC needs a blank between them, hence one frame more for each."""
+    """Return the number of equal neighbours: CTC needs a blank between them, and one frame more for each."""
     return sum(left == right for left, right in itertools.pairwise(ids))

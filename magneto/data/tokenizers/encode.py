@@ -12,8 +12,8 @@ from magneto.data.tokenizers.text import TextTokenizer
 class Encoded:
     """Token ids of many examples, one after another.
 
-    tokens: (all tokens,) uint32. start: (N + 1,), where each example begins. second: (N,), tokens of an example before
-    its second text; its length where there is none. truncated: examples that were cut.
+    tokens: (all tokens,) uint32. start: (N + 1,), index of each example's first token. second: (N,), tokens of an example
+    before its second text; its length if there is none. truncated: number of examples that were cut.
     """
 
     tokens: np.ndarray
@@ -31,10 +31,9 @@ class Encoded:
 def encode(
     tokenizer: TextTokenizer, texts: Sequence[str], pairs: Sequence[str | None], max_tokens: int
 ) -> Encoded:
-    """Texts, or pairs of texts, with the special tokens around them.
+    """Encode texts, or pairs of texts, with the special tokens around them.
 
-    White space counts as one space each. What is longer than `max_tokens` loses tokens at the end of the longer of
-    its texts.
+    Runs of white space become one space. An example of more than `max_tokens` loses tokens at the end of its longer text.
 
     Raises:
         MagnetoError: the tokenizer has no `<s>` or `</s>`.

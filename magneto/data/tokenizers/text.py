@@ -1,10 +1,10 @@
 """The tokenizer of the text tasks: byte-level BPE, BPE or unigram subwords, or any given `tokenizer.json`.
 
-All of it is one JSON text (`to_json`): a info, a checkpoint and an export carry it, and nothing else is needed to
-encode and decode. `byte_bpe` loses nothing: `decode(encode(text)) == text` for every text. `bpe` and `unigram` read
-text as a line: Unicode NFC, every run of white space one space, none at the ends; no subword joins letters with
-punctuation. Training `unigram` twice can give slightly different vocabularies (its trainer sums in no fixed order);
-the other two are exact.
+It is one JSON text (`to_json`), which an info, a checkpoint and an export contain, and which is all that encoding and
+decoding need. `byte_bpe` loses nothing: `decode(encode(text)) == text` for every text. `bpe` and `unigram` read text as a
+line: Unicode NFC, every run of white space one space, none at the ends; no subword joins letters with punctuation.
+Training `unigram` twice can give slightly different vocabularies (its trainer sums in no fixed order); the other two are
+exact.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ NAMES = {
     "unk": ("<unk>", "[UNK]", "<|unk|>"),
     "mask": ("[MASK]", "<mask>", "<|mask|>"),
 }
-"""What the roles are called in tokenizers that are in use; the first name that a vocabulary has is taken."""
+"""Role -> its names in existing tokenizers; the first name that a vocabulary has is used."""
 METASPACE = "▁"
-LONGEST_WORD = 10_000  # characters; longer ones are no text, and training would take hours over them
-# What no kind of tokenizer divides: Chinese or Thai without spaces has punctuation.
+LONGEST_WORD = 10_000  # characters; longer ones are not text, and training on them would take hours
+# Runs that no kind of tokenizer divides: Chinese or Thai without spaces has punctuation.
 _ENDLESS = regex.compile(
     rf"([^\s\p{{P}}]{{{LONGEST_WORD}}})[^\s\p{{P}}]+|([^\s\p{{L}}\p{{N}}]{{{LONGEST_WORD}}})[^\s\p{{L}}\p{{N}}]+"
 )
@@ -53,8 +53,8 @@ NEVER = -1e6  # log-probability of a special token's name as ordinary text
 class TextTokenizer:
     """Text <-> token ids.
 
-    `pad_id`, `bos_id`, `eos_id`, `unk_id`, `mask_id`: int, or None where the vocabulary has no such token (`require`
-    gives the id or a clear error).
+    `pad_id`, `bos_id`, `eos_id`, `unk_id`, `mask_id`: int, or None if the vocabulary has no such token (`require` returns
+    the id or raises an error).
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -63,7 +63,7 @@ class TextTokenizer:
         self._tokenizer.no_truncation()
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values()) + 1
-        """Rows that an embedding needs: the highest id + 1."""
+        """Rows of an embedding: the highest id + 1."""
         self._roles = {
             role: next((vocabulary[name] for name in names if name in vocabulary), None)
             for role, names in NAMES.items()
@@ -75,7 +75,7 @@ class TextTokenizer:
             {index for index in self._roles.values() if index is not None}
             | {index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         )
-        """Ids that stand for no text."""
+        """Ids of tokens that are not text."""
 
     # ------------------------------------------------------------------ making one
 
@@ -102,7 +102,7 @@ class TextTokenizer:
         texts = [_without_endless_words(text) for text in texts]
         if not any(texts):
             raise DataError(
-                "There is no training text to learn a tokenizer from: check the corpus and its splits."
+                "There is no training text to learn a tokenizer from. Check the corpus and its splits."
             )
         tokenizer, trainer, texts = (_byte_level if kind == "byte_bpe" else _words)(
             kind, texts, vocab_size, specials
@@ -113,13 +113,13 @@ class TextTokenizer:
             raise ConfigError(
                 f"data.tokenizer.vocab_size={vocab_size} is more than the training text supports: {len(texts)} texts of "
                 f"{sum(map(len, texts))} characters give only {reached} {kind} entries. Set data.tokenizer.vocab_size to "
-                f"{reached} or less, or give more text."
+                f"{reached} or less, or use more text."
             )
         return cls(_hide_specials(tokenizer, specials) if kind == "unigram" else tokenizer)
 
     @classmethod
     def from_file(cls, path: str | Path) -> TextTokenizer:
-        """A `tokenizer.json` of the tokenizers library: GPT-2's, BERT's, anyone's. Raises `DataError`."""
+        """Read a `tokenizer.json` of the tokenizers library, such as GPT-2's or BERT's. Raises `DataError`."""
         path = Path(path).expanduser()
         if not path.is_file():
             raise DataError(f"tokenizer.file={path}: there is no such file. Name a tokenizer.json.")
@@ -127,7 +127,7 @@ class TextTokenizer:
             return cls.from_json(path.read_text(encoding="utf-8"))
         except UnicodeDecodeError as error:
             raise DataError(
-                f"tokenizer.file={path}: is no text, so no tokenizer.json of the tokenizers library (.model and .spm are "
+                f"tokenizer.file={path}: not text, so no tokenizer.json of the tokenizers library (.model and .spm are "
                 "SentencePiece's). Convert it: docs/data.md shows how for one of them."
             ) from error
         except MagnetoError as error:
@@ -135,34 +135,34 @@ class TextTokenizer:
 
     @classmethod
     def from_json(cls, text: str) -> TextTokenizer:
-        """The tokenizer that `to_json` described. Raises `DataError` for anything else."""
+        """Return the tokenizer of a `to_json`. Raises `DataError` for any other text."""
         try:
             return cls(Tokenizer.from_str(text))
         except Exception as error:  # the library raises plain Exception
             raise DataError(f"this is not a tokenizer.json of the tokenizers library ({error}).") from error
 
     def to_json(self) -> str:
-        """All of it, as the text of a `tokenizer.json`; equal tokenizers give equal texts."""
+        """Return the text of a `tokenizer.json`; equal tokenizers have equal texts."""
         return str(self._tokenizer.to_str())
 
     # ------------------------------------------------------------------ text <-> ids
 
     def encode(self, text: str, specials: bool = False) -> list[int]:
-        """Ids of the text; no special token is added.
+        """Return the ids of a text; no special token is added.
 
         specials: whether the name of a special token in the text (`[MASK]`) is that token, or just text.
         """
         return self.encode_batch([text], specials)[0]
 
     def encode_batch(self, texts: Sequence[str], specials: bool = False) -> list[list[int]]:
-        """`encode` of many texts, on all cores."""
+        """Encode many texts, on all cores."""
         self._tokenizer.encode_special_tokens = not specials
         return [
             found.ids for found in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         ]
 
     def encode_batch_bytes(self, texts: Sequence[str]) -> list[tuple[list[int], np.ndarray]]:
-        """`encode_batch`, and for each token the number of UTF-8 bytes of the text that it stands for.
+        """Encode many texts, and return for each token the number of UTF-8 bytes of its text.
 
         The bytes of a text's tokens sum to the bytes of the text: those between two tokens (white space that the
         tokenizer drops) count for the later one, those at the end for the last one.
@@ -172,7 +172,7 @@ class TextTokenizer:
         return [(one.ids, _token_bytes(text, one)) for text, one in zip(texts, found, strict=True)]
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        """The text of token ids. Bytes that are no UTF-8 (a character cut in two) become U+FFFD."""
+        """Return the text of token ids. Bytes that are not UTF-8 (an incomplete character) become U+FFFD."""
         kept = [int(index) for index in ids]
         if skip_special:
             kept = [index for index in kept if index not in self.special_ids]
@@ -187,14 +187,14 @@ class TextTokenizer:
     # ------------------------------------------------------------------ single tokens
 
     def token(self, index: int) -> str:
-        """The token as the vocabulary writes it."""
+        """Return the token of an id as the vocabulary has it."""
         token = self._tokenizer.id_to_token(int(index))
         if token is None:
             raise DataError(f"Token {index} is not in the vocabulary of {self.vocab_size}.")
         return str(token)
 
     def id(self, token: str) -> int:
-        """The id of a token of the vocabulary. Raises `DataError` for any other."""
+        """Return the id of a token of the vocabulary. Raises `DataError` for any other."""
         index = self._tokenizer.token_to_id(token)
         if index is None:
             names = (self.token(special) for special in sorted(self.special_ids))
@@ -205,25 +205,25 @@ class TextTokenizer:
         return self._tokenizer.token_to_id(token) is not None
 
     def require(self, role: str) -> int:
-        """The id of `pad`, `bos`, `eos`, `unk` or `mask`. Raises `DataError` where the vocabulary has none."""
+        """Return the id of `pad`, `bos`, `eos`, `unk` or `mask`. Raises `DataError` if the vocabulary has none."""
         index = self._roles[role]
         if index is None:
             raise DataError(
                 f"The tokenizer has no {role} token, which is needed here: none of {', '.join(NAMES[role])} is in its "
-                "vocabulary. Give another tokenizer.file, or leave it null to train one."
+                "vocabulary. Set tokenizer.file to another one, or to null to train one."
             )
         return index
 
 
 def _without_endless_words(text: str) -> str:
-    """Only the beginning of each run of more than LONGEST_WORD characters without white space or punctuation."""
+    """Shorten each run of more than LONGEST_WORD characters without white space or punctuation."""
     if max(map(len, text.split()), default=0) <= LONGEST_WORD:
         return text
     return str(_ENDLESS.sub(lambda run: run[1] or run[2], text))
 
 
 def _special_tokens(names: Sequence[str]) -> list[AddedToken]:
-    # A mask takes the space before it along, so that "the [MASK] is" masks a whole word whose space belongs to it.
+    # A mask includes the space before it, so that "the [MASK] is" masks a whole word whose space belongs to it.
     return [AddedToken(name, lstrip=name == "[MASK]", normalized=False, special=True) for name in names]
 
 
@@ -247,7 +247,7 @@ def _byte_level(
 def _words(
     kind: str, texts: list[str], vocab_size: int, specials: Sequence[str]
 ) -> tuple[Tokenizer, Any, list[str]]:
-    """`bpe` and `unigram`: subwords of the words between white space; the space belongs to the word that follows."""
+    """Prepare `bpe` or `unigram`: subwords of the words between white space; a space belongs to the following word."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True) if kind == "bpe" else models.Unigram())
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
@@ -295,7 +295,7 @@ def _require_room(kind: str, vocab_size: int, alphabet: int, specials: int) -> N
 def _hide_specials(tokenizer: Tokenizer, specials: Sequence[str]) -> Tokenizer:
     """Keep a unigram model from reading the name of a special token, in ordinary text, as that token.
 
-    Its trainer gives these names the log-probability 0, the best there is.
+    Its trainer gives these names the log-probability 0, the highest one.
     """
     values = json.loads(tokenizer.to_str())
     for entry in values["model"]["vocab"][: len(specials)]:
@@ -304,13 +304,13 @@ def _hide_specials(tokenizer: Tokenizer, specials: Sequence[str]) -> Tokenizer:
 
 
 def _token_bytes(text: str, encoding: Encoding) -> np.ndarray:
-    """(tokens,) int64: UTF-8 bytes from the end of the token before to the end of this one."""
+    """Return (tokens,) int64: UTF-8 bytes from the end of the previous token to the end of this one."""
     ends = np.array([end for _, end in encoding.offsets], np.int64)
     if not len(ends):
         return ends
     points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     widths = 1 + (points > 0x7F).astype(np.int64) + (points > 0x7FF) + (points > 0xFFFF)
-    places = np.concatenate([[0], np.cumsum(widths)])
-    ends = places[np.maximum.accumulate(ends)]
-    ends[-1] = places[-1]
+    offsets = np.concatenate([[0], np.cumsum(widths)])
+    ends = offsets[np.maximum.accumulate(ends)]
+    ends[-1] = offsets[-1]
     return np.diff(ends, prepend=0)

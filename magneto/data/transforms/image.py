@@ -1,6 +1,6 @@
 """Augmentation of images in training, for a whole batch at once.
 
-What is drawn for an image follows from (seed, epoch, its number) alone: see `rng.uniforms`.
+The random numbers of an image follow from (seed, epoch, its index) alone: see `rng.uniforms`.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow converts to grey
 
 @dataclass(frozen=True)
 class Draws:
-    """Random numbers for the images of a batch: `draws("flip", 1)` gives (B, 1) float64 in [0, 1)."""
+    """Random numbers for the images of a batch: `draws("flip", 1)` returns (B, 1) float64 in [0, 1)."""
 
     seed: int
     epoch: int
@@ -47,7 +47,7 @@ class RandAugment:
             )
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        """(B, C, S, S) uint8 -> the same, image by image: each has operations of its own."""
+        """Transform (B, C, S, S) uint8, each image with operations of its own."""
         from torchvision.transforms import v2
 
         transform = v2.RandAugment(self.num_ops, self.magnitude)
@@ -62,12 +62,15 @@ class RandAugment:
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """What is changed in training images.
+    """Changes of training images.
 
-    crop_scale: bounds of the share of the area that is cut out and enlarged (random resized crop), crop_ratio of its
-    width / height; None: no crop. flip: mirror every other image. color_jitter: bound of the change of brightness,
-    contrast and saturation (0.4 for 0.6 to 1.4). randaugment: see `RandAugment`, as a dict. erase: share of the
-    images in which a rectangle is hidden.
+    Args:
+        crop_scale: bounds of the share of the area that is cropped and enlarged (random resized crop); None: no crop.
+        crop_ratio: bounds of the crop's width / height.
+        flip: mirror every second image.
+        erase: share of the images in which a rectangle is hidden.
+        color_jitter: bound of the change of brightness, contrast and saturation (0.4 for 0.6 to 1.4).
+        randaugment: see `RandAugment`, as a dict.
     """
 
     crop_scale: tuple[float, float] | None = None
@@ -98,7 +101,7 @@ class Augment:
             object.__setattr__(self, "_operations", operations)
 
     def boxes(self, width: np.ndarray, height: np.ndarray, draws: Draws) -> np.ndarray:
-        """Where to cut images of these sizes (B,): (B, 4) left, top, width, height in pixels."""
+        """Return the crops of images of these sizes (B,): (B, 4) left, top, width, height in pixels."""
         if self.crop_scale is None:
             return middle(width, height, 1.0)
         scale, ratio, left, top = draws("crop", 4).T
@@ -112,7 +115,7 @@ class Augment:
         )
 
     def recolour(self, images: Tensor, draws: Draws) -> Tensor:
-        """What is done to images that have been cut: (B, C, S, S) float32, 0 to 255, to the same."""
+        """Change the colours of cropped images, (B, C, S, S) float32, 0 to 255."""
         if self.flip:
             images = torch.where(_flags(draws("flip", 1) < 0.5), images.flip(-1), images)
         if self._operations is not None:
@@ -171,7 +174,7 @@ def cut(images: Tensor, boxes: np.ndarray) -> Tensor:
 
 
 def grey(images: Tensor) -> Tensor:
-    """(B, C, S, S) -> (B, 1, S, S)."""
+    """Return the grey values of (B, C, S, S) as (B, 1, S, S)."""
     if images.shape[1] == 1:
         return images
     weights = torch.tensor(GREY).view(1, 3, 1, 1)

@@ -1,4 +1,4 @@
-"""Which patches of an image a masked image model has to guess: blocks, for a whole batch at once."""
+"""Choose the hidden patches of a masked image model, in blocks, for a whole batch at once."""
 
 from dataclasses import dataclass
 
@@ -15,12 +15,14 @@ LEAST_SHARE = 16 / 196  # of the patches: BEiT's smallest block, 16 of 14 x 14
 class BlockMasking:
     """Block-wise masking of BEiT (Bao et al., arXiv 2106.08254, algorithm 1).
 
-    Blocks of random size and aspect are hidden until there is no room for another; single patches make up what is
-    missing then, so that every image has the same number of hidden patches (as the authors' code for BEiT v2 does).
+    Blocks of random size and aspect are hidden until there is no room for another; then single patches, so that every
+    image has the same number of hidden patches (as in the authors' code for BEiT v2).
 
-    ratio: share of the patches that are hidden. min_patches: of a block; None: as large a share as BEiT's 16 of 196.
-    max_patches: of a block; None: as many as there is room for. aspect: bounds of height / width, drawn uniformly in
-    the logarithm.
+    Args:
+        ratio: share of the patches that are hidden.
+        min_patches: of a block; None: the same share as BEiT's 16 of 196.
+        max_patches: of a block; None: no limit.
+        aspect: bounds of height / width, which is uniform in the logarithm.
     """
 
     ratio: float = 0.4
@@ -44,15 +46,15 @@ class BlockMasking:
             )
 
     def hidden(self, grid: int) -> int:
-        """How many of `grid` x `grid` patches are hidden: neither none nor all."""
+        """Return the number of hidden patches of `grid` x `grid`: at least one, and not all."""
         return min(max(1, round(self.ratio * grid**2)), grid**2 - 1)
 
     def draw(self, grid: int, examples: np.ndarray, *, seed: int, purpose: str, epoch: int) -> np.ndarray:
-        """Masks of a batch; that of an example does not depend on the others.
+        """Return the masks of a batch; that of an example does not depend on the others.
 
         Args:
             grid: patches a side.
-            examples: (B,) their numbers.
+            examples: (B,) their indices.
             seed: with purpose and epoch: see `uniforms`.
             purpose: of the random numbers.
             epoch: counted from 0.
@@ -69,7 +71,7 @@ class BlockMasking:
         hidden = np.zeros((len(examples), grid, grid), bool)
         room = np.full(len(examples), wanted)
         for attempt in range(ATTEMPTS):
-            open_ = np.flatnonzero(room)  # images that want more blocks
+            open_ = np.flatnonzero(room)  # images that need more blocks
             if not len(open_):
                 break
             area, aspect, top, left = random[open_, 4 * attempt : 4 * attempt + 4].T
@@ -96,6 +98,6 @@ class BlockMasking:
 
 
 def _within(line: np.ndarray, first: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """(B, grid) bool: which places of a line the range from `first` (B,) covers."""
+    """Return (B, grid) bool: the positions that the range from `first` (B,) covers."""
     covered: np.ndarray = (line >= first[:, None]) & (line < (first + length)[:, None])
     return covered

@@ -1,4 +1,4 @@
-"""Which tokens a masked language model has to guess, and what it sees in their places."""
+"""Choose the tokens that a masked language model predicts, and replace them in its input."""
 
 from dataclasses import dataclass, replace
 
@@ -13,11 +13,15 @@ LONGEST_SPAN = 10  # as in SpanBERT
 class Masking:
     """Masking of BERT (Devlin et al. 2019, arXiv 1810.04805, 3.1) or, with span > 1, of SpanBERT (1907.10529, 3.1).
 
-    probability: the share of a block's tokens that are chosen, exact up to rounding, at least one; span: mean length
-    of the runs that are chosen together, drawn geometrically, at most 10 tokens; mask: the share of runs that become
-    `[MASK]`; random: the share whose tokens become random ones; the rest is left as it is. eval_probability: the share
-    of the tokens that are chosen in evaluation; None: as in training. It pays to hide more than 15 % in training
-    (Wettig et al. 2023, arXiv 2202.08005), but scores compare at equal shares only.
+    Hiding more than 15 % in training helps (Wettig et al. 2023, arXiv 2202.08005), but scores can be compared only at
+    equal shares.
+
+    Args:
+        probability: the share of a block's tokens that are chosen, exact up to rounding, at least one.
+        mask: the share of the runs that become `[MASK]`.
+        random: the share of the runs whose tokens become random ones; the others are unchanged.
+        span: mean length of the runs that are chosen together, geometrically distributed, at most 10 tokens.
+        eval_probability: the share of the tokens that are chosen in evaluation; None: as in training.
     """
 
     probability: float = 0.15
@@ -42,39 +46,39 @@ class Masking:
             )
 
     def for_evaluation(self) -> "Masking":
-        """The masking of an evaluation."""
+        """Return the masking of an evaluation."""
         return self if self.eval_probability is None else replace(self, probability=self.eval_probability)
 
     def choose(self, allowed: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """Choose tokens of a block.
 
         Args:
-            allowed: (T,) bool, what may be chosen.
+            allowed: (T,) bool, the tokens that may be chosen.
             random: the stream to draw from.
 
         Returns:
             (T,) int64: 0 where a token is not chosen, else the number of its run, from 1.
         """
-        places = np.flatnonzero(allowed)
+        positions = np.flatnonzero(allowed)
         runs = np.zeros(len(allowed), np.int64)
-        if not len(places):
+        if not len(positions):
             return runs
-        wanted = max(1, round(self.probability * len(places)))
+        wanted = max(1, round(self.probability * len(positions)))
         if self.span == 1:
-            runs[random.permutation(places)[:wanted]] = np.arange(1, wanted + 1)
+            runs[random.permutation(positions)[:wanted]] = np.arange(1, wanted + 1)
             return runs
         chosen, number = 0, 0
-        for start in random.permutation(places):
+        for start in random.permutation(positions):
             if chosen == wanted:
                 break
             if runs[start]:
                 continue
             number += 1
             length = min(int(random.geometric(1 / self.span)), LONGEST_SPAN, wanted - chosen)
-            for place in range(start, min(start + length, len(allowed))):
-                if not allowed[place] or runs[place]:
+            for position in range(start, min(start + length, len(allowed))):
+                if not allowed[position] or runs[position]:
                     break
-                runs[place] = number
+                runs[position] = number
                 chosen += 1
         return runs
 
@@ -86,9 +90,14 @@ class Masking:
         ordinary: np.ndarray,
         random: np.random.Generator,
     ) -> np.ndarray:
-        """What the model sees: tokens (T,) int64 with those of `runs` (of `choose`) replaced.
+        """Return the input of the model: tokens (T,) int64, of which those of `runs` are replaced.
 
-        ordinary: ids from which random tokens are drawn.
+        Args:
+            tokens: (T,) int64.
+            runs: (T,) of `choose`.
+            mask_id: of `[MASK]`.
+            ordinary: ids of the random tokens.
+            random: the stream to draw from.
         """
         fate = random.random(int(runs.max(initial=0)) + 1)[runs]
         shown = np.where((runs > 0) & (fate < self.mask), mask_id, tokens)

@@ -12,10 +12,14 @@ from magneto.errors import DataError
 class SpecAugment:
     """Masks over bands and over time, drawn anew for each utterance and epoch, and a change of tempo.
 
-    freq_masks: number of band masks, each of 0..freq_width bands; time_masks: number of time masks, each of
-    0..time_ratio x length frames (so short utterances lose no larger share than long ones); speed: (slowest,
-    fastest) tempo, or None for none: the features are stretched in time by interpolation, pitch unchanged.
     Masked features become 0, their mean. After Park et al. 2019 (arXiv 1904.08779) and 2020 (1912.05533).
+
+    Args:
+        freq_masks: number of band masks.
+        freq_width: each is of 0 to `freq_width` bands.
+        time_masks: number of time masks.
+        time_ratio: each is of 0 to `time_ratio` x length frames, so that short utterances lose no larger share.
+        speed: (slowest, fastest) tempo; None: unchanged. Features are interpolated in time; the pitch is unchanged.
     """
 
     freq_masks: int = 2
@@ -38,13 +42,13 @@ class SpecAugment:
             )
 
     def tempo(self, random: np.random.Generator) -> float:
-        """A tempo, 1 when `speed` is None."""
+        """Return a random tempo, 1 if `speed` is None."""
         return 1.0 if self.speed is None else float(random.uniform(self.speed[0], self.speed[1]))
 
     def __call__(
         self, features: np.ndarray, random: np.random.Generator, least_frames: int = 1, tempo: float = 1.0
     ) -> np.ndarray:
-        """Features (T, num_mels) -> (T', num_mels) float32, a new array; T' = T / tempo, but >= least_frames."""
+        """Return (T', num_mels) float32 of features (T, num_mels), a new array; T' = T / tempo, but >= least_frames."""
         features = features.astype(np.float32)
         if tempo != 1.0:
             features = _stretch(features, max(min(least_frames, len(features)), round(len(features) / tempo)))
@@ -61,10 +65,10 @@ class SpecAugment:
 
 
 def _stretch(features: np.ndarray, frames: int) -> np.ndarray:
-    """Linear interpolation of (T, bands) to (frames, bands)."""
-    places = np.linspace(0, len(features) - 1, frames)
-    left = places.astype(np.int64)
+    """Interpolate (T, bands) linearly to (frames, bands)."""
+    positions = np.linspace(0, len(features) - 1, frames)
+    left = positions.astype(np.int64)
     right = np.minimum(left + 1, len(features) - 1)
-    weight = (places - left).astype(np.float32)[:, None]
+    weight = (positions - left).astype(np.float32)[:, None]
     stretched: np.ndarray = features[left] * (1 - weight) + features[right] * weight
     return stretched

@@ -8,15 +8,15 @@ from magneto.errors import DataError
 
 
 def clean_caption(text: str, lowercase: bool) -> str:
-    """Unicode NFC, white space as single spaces, in small letters if `lowercase`."""
+    """Return a text in Unicode NFC, with single spaces for white space, in lower case if `lowercase`."""
     text = " ".join(unicodedata.normalize("NFC", text).split())
     return unicodedata.normalize("NFC", text.lower()) if lowercase else text
 
 
 def readable_caption(text: str, lowercase: bool, key: str) -> str:
-    """A user's text, cleaned as captions are. Raises `DataError`, naming `key`, for one that cannot be read."""
+    """Return a user's text, cleaned like captions. Raises `DataError`, which names `key`, if it is unusable."""
     if reason := why_unusable(text):
-        raise DataError(f"{key}={text!r}: {reason}. Give words, in UTF-8.")
+        raise DataError(f"{key}={text!r}: {reason}. Set it to words in UTF-8.")
     return clean_caption(text, lowercase)
 
 
@@ -24,13 +24,12 @@ APOSTROPHES = "'\u2019\u2018\u02bc\uff07\u2032`\u00b4"  # quotes, modifier lette
 
 
 def normalize_text(text: str) -> str:
-    """The written form that a recogniser is trained on and scored against.
+    """Return the form of a text that a recogniser is trained and scored on.
 
-    Unicode NFC, lower case; letters, their combining marks and digits stay; an apostrophe between two letters
-    stays, as "'" ("l'avion"); invisible format characters (joiners, soft hyphens, direction marks) vanish;
-    every other character (punctuation, hyphens, currency signs, emoji) becomes a space; runs of spaces become
-    one; none at the ends. Digits stay digits: they are not spelled out, since the reading depends on the
-    language and the speaker.
+    Unicode NFC, lower case; letters, their combining marks and digits stay; an apostrophe between two letters stays, as "'"
+    ("l'avion"); invisible format characters (joiners, soft hyphens, direction marks) are removed; every other character
+    (punctuation, hyphens, currency signs, emoji) becomes a space; runs of spaces become one, without any at the ends. Digits
+    are not spelled out, since their reading depends on the language and the speaker.
     """
     text = "".join(char for char in text if char == WORD_BREAK or unicodedata.category(char) != "Cf")
     text = unicodedata.normalize("NFC", text).lower()
@@ -44,5 +43,5 @@ def normalize_text(text: str) -> str:
             kept.append(char)
         else:
             kept.append(" ")
-    # Lower-casing can leave a decomposed pair behind (Turkish dotted I): compose once more.
+    # Lower case can leave a decomposed pair (Turkish dotted I): compose again.
     return " ".join(unicodedata.normalize("NFC", "".join(kept)).split())

@@ -1,4 +1,4 @@
-"""From the tokens of an image to one vector."""
+"""Pooling of the tokens of an image to one vector."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,16 +9,19 @@ POOLINGS = ("mean", "class_token")
 
 
 class PatchPooling(nn.Module):
-    """[CLS] and patches (B, 1 + grid * grid, d_model) -> (B, parts * d_model).
+    """Mean of the patches, of the whole image or of each of its parts, or the vector of [CLS].
 
     Args:
-        kind: mean: of the patches; class_token: the vector of [CLS].
-        grid: patches on a side.
-        pool_grid: the mean is taken in each of pool_grid x pool_grid parts of the image, and these are joined. Where they do not
-            divide the grid, neighbouring parts share a row or a column of patches.
+        kind: "mean" of the patches, or "class_token".
+        grid: patches per side.
+        pool_grid: the image is divided into pool_grid x pool_grid parts, whose means are concatenated. Where pool_grid
+            does not divide grid, neighbouring parts share a row or a column of patches.
 
     Raises:
-        ConfigError: a kind that is not known, or pool_grid outside of 1 to grid.
+        ConfigError: an unknown kind, or pool_grid outside of 1 to grid.
+
+    Shape:
+        Input: (B, 1 + grid ** 2, d_model). Output: (B, pool_grid ** 2 * d_model).
     """
 
     def __init__(self, kind: str, grid: int, pool_grid: int = 1) -> None:
@@ -31,7 +34,7 @@ class PatchPooling(nn.Module):
             raise ConfigError(f"pool_grid={pool_grid}: must be 1 or more, and 1 unless pooling=mean.")
         if pool_grid > grid:
             raise ConfigError(
-                f"pool_grid={pool_grid}: the image has {grid} patches on a side, so choose from 1 to {grid}."
+                f"pool_grid={pool_grid}: the image has {grid} patches per side. Choose from 1 to {grid}."
             )
         self.kind, self.grid, self.pool_grid = kind, grid, pool_grid
         self.parts = pool_grid**2
@@ -41,5 +44,6 @@ class PatchPooling(nn.Module):
             return hidden[:, 0]
         if self.pool_grid == 1:
             return hidden[:, 1:].mean(1)
-        patches = hidden[:, 1:].transpose(1, 2).reshape(len(hidden), -1, self.grid, self.grid)
+        patches = hidden[:, 1:].transpose(1, 2)  # (B, d_model, N)
+        patches = patches.reshape(len(hidden), -1, self.grid, self.grid)  # (B, d_model, grid, grid)
         return F.adaptive_avg_pool2d(patches, self.pool_grid).flatten(1)

@@ -1,4 +1,4 @@
-"""Targets that nothing was trained for: the nearest of random codes to a random projection (BEST-RQ)."""
+"""Random targets without training: the nearest of random codes to a random projection (BEST-RQ)."""
 
 import torch
 import torch.nn.functional as F
@@ -8,14 +8,14 @@ SEED = 0  # of projection and codes: the same targets in every run
 
 
 class RandomProjection(nn.Module):
-    """Codes of patches (Chiu et al., arXiv 2202.01855, there of speech): (B, channels, H, W) -> (B, N) int64.
+    """Discrete codes of patches (Chiu et al., arXiv 2202.01855, there of speech).
 
-    Each patch, less its mean and divided by its deviation, is projected to `width` dimensions, and gets the code whose
-    direction is nearest. All patches of one brightness have one code of their own, as nothing is left of them.
+    Each patch is normalised by its mean and standard deviation, projected to `width` dimensions, and gets the code of the
+    nearest direction. All patches of constant brightness have the same code.
 
     Args:
-        patch_size: pixels a side.
-        channels: of the images.
+        patch_size: side of a patch in pixels.
+        channels: channels of the images.
         codes: size of the codebook.
         width: dimensions of a code.
     """
@@ -32,7 +32,7 @@ class RandomProjection(nn.Module):
 
     @torch.no_grad()
     def codes(self, images: Tensor) -> Tensor:
-        """(B, channels, H, W) -> (B, N) int64, patches in rows."""
+        """Return the codes of images (B, channels, H, W): (B, N) int64, patches in rows."""
         with torch.autocast(images.device.type, enabled=False):
             patches = F.pixel_unshuffle(images.float(), self.patch_size).flatten(2).transpose(1, 2)
             patches = F.layer_norm(patches, patches.shape[-1:])

@@ -1,4 +1,4 @@
-"""Positions that were learned on images of one size, for images of another: more or fewer patches of equal size."""
+"""Learned positions for images of another size: more or fewer patches of equal size."""
 
 import numpy as np
 import torch
@@ -7,10 +7,17 @@ from torch import Tensor
 
 
 def resized_positions(table: Tensor, grid: int) -> Tensor:
-    """Learned vectors of [CLS] and of G x G patches in rows, (1 + G * G, width), for grid x grid patches.
+    """Resize learned positions of [CLS] and G x G patches to grid x grid patches.
 
-    Bicubic, as ViTs are fine-tuned on other sizes (Dosovitskiy et al., arXiv 2010.11929, 3.2), and smoothed where there
-    become fewer. Growing tables are those of BEiT-3's own code (unilm, beit3/utils.py), shrunk ones those of timm.
+    The interpolation is bicubic, as in the fine-tuning of ViTs (Dosovitskiy et al., arXiv 2010.11929, 3.2), and
+    antialiased for fewer patches. Larger tables equal those of BEiT-3's code (unilm, beit3/utils.py), smaller ones timm's.
+
+    Args:
+        table: (1 + G ** 2, width), patches in rows.
+        grid: new number of patches per side.
+
+    Returns:
+        (1 + grid ** 2, width).
     """
     side = round((len(table) - 1) ** 0.5)
     assert len(table) == 1 + side**2, table.shape
@@ -20,28 +27,35 @@ def resized_positions(table: Tensor, grid: int) -> Tensor:
 
 
 def resized_relative_grid(table: Tensor, grid: int) -> Tensor:
-    """The table of `RelativeGridBias` for G x G patches, ((2 G - 1) ** 2 + 3, heads), for grid x grid patches.
+    """Resize the table of `RelativeGridBias` of G x G patches to grid x grid patches.
 
-    A displacement of so many patches keeps its entry where there become fewer patches. Where there become more, the old
-    displacements are spread in a geometric progression, so that near ones stay about where they are and far ones reach
-    the new corners, and the entries between are interpolated: BEiT's way (unilm, run_class_finetuning.py), linear in place
-    of cubic, as in timm. The three entries of [CLS] stay.
+    For fewer patches each displacement keeps its entry. For more, the old displacements are spread in a geometric
+    progression, so that near ones stay about where they are and far ones reach the new corners, and the entries between
+    are interpolated: the method of BEiT (unilm, run_class_finetuning.py), but linear and not cubic, as in timm. The three
+    entries of [CLS] stay.
+
+    Args:
+        table: ((2 G - 1) ** 2 + 3, heads).
+        grid: new number of patches per side.
+
+    Returns:
+        ((2 grid - 1) ** 2 + 3, heads).
     """
     side = (round((len(table) - 3) ** 0.5) + 1) // 2
     assert len(table) == (2 * side - 1) ** 2 + 3, table.shape
-    wanted = np.arange(1 - grid, grid)
-    given = spread(side - 1, grid - 1)
+    new = np.arange(1 - grid, grid)
+    old = spread(side - 1, grid - 1)
     entries = table[:-3].float().cpu().numpy().reshape(2 * side - 1, 2 * side - 1, -1)
     for axis in (0, 1):
-        entries = np.apply_along_axis(lambda line: np.interp(wanted, given, line), axis, entries)
+        entries = np.apply_along_axis(lambda row: np.interp(new, old, row), axis, entries)
     resized = torch.from_numpy(entries.reshape(-1, table.size(1))).to(table)
     return torch.cat((resized, table[-3:]))
 
 
 def spread(reach: int, new_reach: int) -> np.ndarray:
-    """(2 * reach + 1,): where the displacements -reach to reach come to lie so that the last one is at `new_reach`.
+    """Return (2 * reach + 1,): new positions of the displacements -reach to reach, of which the last is `new_reach`.
 
-    1, 1 + q, 1 + q + q ** 2, ...; q is 1 where the reach does not grow, or cannot, having one step only.
+    They are 1, 1 + q, 1 + q + q ** 2, ..., with q = 1 if the reach does not grow or is a single step.
     """
     powers = np.arange(reach)
     low = high = 1.0

@@ -8,19 +8,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _ROWS = 8192
-"""Vectors whose distances to all codes are in memory at once."""
+"""Number of vectors whose distances to all codes are in memory at once."""
 
 
 class Quantized(NamedTuple):
-    """What `VectorQuantizer` makes of z (B, N, width).
+    """Output of `VectorQuantizer` for z (B, N, width).
 
     Attributes:
-        vectors: (B, N, width), the codes' vectors; their gradient is handed on to z as it is (straight-through).
+        vectors: (B, N, width), the vectors of the codes; z gets their gradient unchanged (straight-through).
         codes: (B, N) int64.
-        commitment_loss: mean squared distance of z from its codes, which draws z to them; to be weighted by the caller
-            (0.25 in VQ-VAE, 1 in BEiT v2).
-        perplexity: exponential of the entropy of the codes of this batch, of all processes' in training; no gradient.
-        usage: share of the codebook that occurs in this batch, likewise.
+        commitment_loss: scalar, mean squared distance of z from its codes, which pulls z towards them. The caller weights
+            it (0.25 in VQ-VAE, 1 in BEiT v2).
+        perplexity: exponential of the entropy of the codes of this batch, in training of all processes; no gradient.
+        usage: share of the codebook that occurs in this batch, in training of all processes; no gradient.
     """
 
     vectors: Tensor
@@ -31,38 +31,40 @@ class Quantized(NamedTuple):
 
 
 def perplexity(counts: Tensor) -> Tensor:
-    """Exponential of the entropy of a histogram (codes,): so many equally frequent codes would be as uncertain."""
+    """Return the exponential of the entropy of a histogram (codes,): the number of equally frequent codes it equals."""
     shares = counts / counts.sum().clamp(min=1)
     return torch.xlogy(shares, shares).sum().neg().exp()
 
 
 def usage(counts: Tensor) -> Tensor:
-    """Share of the entries of a histogram (codes,) that are not zero."""
+    """Return the share of the entries of a histogram (codes,) that are not zero."""
     return (counts > 0).float().mean()
 
 
 class VectorQuantizer(nn.Module):
-    """The nearest of `codes` vectors for each vector: (B, N, width) -> `Quantized`.
+    """Quantisation of vectors to the nearest of the codes of a codebook.
 
-    The codebook has no gradient. In training mode each code follows the mean of the vectors that chose it, as an
-    exponential moving average of their sum and number, over all processes. It starts as the k-means centres of the first
-    batch in training mode. A code that has been chosen less than `revive_below` times as often as the average code is dead:
-    it becomes a random vector of the batch, with the count of an average code.
+    The codebook has no gradient. In training mode each code is the mean of the vectors assigned to it: an exponential
+    moving average of their sum and number, over all processes. It starts as the k-means centres of the first batch in
+    training mode. A code whose number falls below `revive_below` times the average is replaced by a random vector of the
+    batch, with the number of an average code.
 
-    With `normalize` vectors and codes are of length 1, so that the nearest is the one of largest cosine (BEiT v2, arXiv
-    2208.06366, 2.2). BEiT v2 averages the directions of the batches' means; here each vector counts alike.
+    With `normalize` vectors and codes have length 1, so that the nearest has the largest cosine (BEiT v2, arXiv
+    2208.06366, 2.2). BEiT v2 averages the directions of the batches' means; here all vectors have equal weight.
 
-    All state is in buffers, and random numbers come from torch's global generator. Everything is in fp32, under autocast
-    too.
+    All state is in buffers, and random numbers are from torch's global generator. Everything is fp32, also under autocast.
 
     Args:
         codes: size of the codebook.
-        width: of a vector.
-        decay: of the moving averages, for each batch.
-        normalize: whether vectors and codes are of length 1.
-        revive_below: see above; 0 lets dead codes be. At a decay of 0.99, 0.05 is reached by a code of average count that
-            is not chosen for 300 batches.
-        kmeans_iterations: of the start.
+        width: channels of a vector.
+        decay: decay of the moving averages per batch.
+        normalize: whether vectors and codes have length 1.
+        revive_below: see above; 0 keeps all codes. With a decay of 0.99, 0.05 means that a code of average number was not
+            assigned for 300 batches.
+        kmeans_iterations: iterations of k-means at the start.
+
+    Shape:
+        Input: (B, N, width). Output: `Quantized`.
     """
 
     codebook: Tensor
@@ -90,7 +92,7 @@ class VectorQuantizer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """A random codebook, for use before the first batch of a training, which makes it anew."""
+        """Set a random codebook, which the first batch in training mode replaces."""
         nn.init.normal_(self.codebook, std=self.codebook.size(1) ** -0.5)
         self.codebook.copy_(self._on_sphere(self.codebook))
         self.sums.copy_(self.codebook)
@@ -107,7 +109,7 @@ class VectorQuantizer(nn.Module):
             vectors = F.embedding(flat_codes, self.codebook).view_as(z)
             if self.training:
                 sums, counts = self._statistics(flat, flat_codes)
-                self._follow(sums, counts, flat)
+                self._update(sums, counts, flat)
             else:
                 counts = torch.bincount(flat_codes, minlength=len(self.codebook)).float()
             return Quantized(
@@ -120,20 +122,20 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def nearest(self, z: Tensor) -> Tensor:
-        """Codes of z (B, N, width), (B, N) int64; the state stays as it is, in training mode too."""
+        """Return the codes of z (B, N, width), (B, N) int64, and change no state, in training mode too."""
         with torch.autocast(z.device.type, enabled=False):
             return self._nearest(self._on_sphere(z.float()).flatten(0, 1)).view(z.shape[:2])
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """Vectors of codes (...) int64: (..., width)."""
+        """Return the vectors of codes (...) int64: (..., width)."""
         return F.embedding(codes, self.codebook)
 
     def extra_repr(self) -> str:
-        """Show the sizes where the module is printed."""
+        """Return the sizes, for the printed module."""
         codes, width = self.codebook.shape
         return f"codes={codes}, width={width}, decay={self.decay}, normalize={self.normalize}"
 
-    # ------------------------------------------------------------------ of flat vectors (M, width), without gradient
+    # Methods of flat vectors (M, width), without gradient.
 
     def _on_sphere(self, vectors: Tensor) -> Tensor:
         return F.normalize(vectors, dim=-1) if self.normalize else vectors
@@ -148,7 +150,7 @@ class VectorQuantizer(nn.Module):
         return torch.cat(parts)
 
     def _statistics(self, flat: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Of each code the sum (codes, width) and number (codes,) of the vectors that chose it, of all processes."""
+        """Return sum (codes, width) and number (codes,) of the vectors assigned to each code, over all processes."""
         sums = torch.zeros_like(self.sums).index_add_(0, codes, flat)
         counts = torch.bincount(codes, minlength=len(sums)).to(flat.dtype)
         if _distributed():
@@ -156,41 +158,41 @@ class VectorQuantizer(nn.Module):
             dist.all_reduce(counts)
         return sums, counts
 
-    def _draw(self, flat: Tensor) -> Tensor:
-        """A random vector for each code, none twice before all were taken; in all processes those of the first."""
+    def _sample(self, flat: Tensor) -> Tensor:
+        """Return a random vector for each code, none twice before all are used; all processes get those of the first."""
         order = torch.randperm(len(flat), device=flat.device)
-        drawn = flat[order[torch.arange(len(self.codebook), device=flat.device) % len(flat)]]
+        samples = flat[order[torch.arange(len(self.codebook), device=flat.device) % len(flat)]]
         if _distributed():
-            dist.broadcast(drawn, src=0)
-        return drawn
+            dist.broadcast(samples, src=0)
+        return samples
 
     def _start(self, flat: Tensor) -> None:
-        """k-means on the first batch."""
-        self.codebook.copy_(self._draw(flat))
+        """Set the codebook by k-means on the first batch."""
+        self.codebook.copy_(self._sample(flat))
         for _ in range(self.kmeans_iterations):
             sums, counts = self._statistics(flat, self._nearest(flat))
-            self._move(sums, counts)
+            self._set_means(sums, counts)
         sums, counts = self._statistics(flat, self._nearest(flat))
-        # An empty centre counts as one vector, until it is dead.
+        # An empty centre counts as one vector.
         self.counts.copy_(counts.clamp(min=1))
         self.sums.copy_(torch.where(counts[:, None] > 0, sums, self.codebook))
         self.started.fill_(True)
 
-    def _follow(self, sums: Tensor, counts: Tensor, flat: Tensor) -> None:
-        """One step of the moving averages, and of the revival."""
+    def _update(self, sums: Tensor, counts: Tensor, flat: Tensor) -> None:
+        """Update the moving averages and replace unused codes."""
         self.sums.lerp_(sums, 1 - self.decay)
         self.counts.lerp_(counts, 1 - self.decay)
-        self._move(self.sums, self.counts)
+        self._set_means(self.sums, self.counts)
         if self.revive_below:
             average = self.counts.mean()
             dead = self.counts < self.revive_below * average
-            drawn = self._draw(flat)
-            self.codebook.copy_(torch.where(dead[:, None], drawn, self.codebook))
-            self.sums.copy_(torch.where(dead[:, None], drawn * average, self.sums))
+            samples = self._sample(flat)
+            self.codebook.copy_(torch.where(dead[:, None], samples, self.codebook))
+            self.sums.copy_(torch.where(dead[:, None], samples * average, self.sums))
             self.counts.copy_(torch.where(dead, average, self.counts))
 
-    def _move(self, sums: Tensor, counts: Tensor) -> None:
-        """Put each code at the mean of its vectors; those without any stay where they are."""
+    def _set_means(self, sums: Tensor, counts: Tensor) -> None:
+        """Set each code to the mean of its vectors; codes without vectors stay as they are."""
         means = self._on_sphere(sums / counts.clamp(min=1e-6)[:, None])
         self.codebook.copy_(torch.where(counts[:, None] > 1e-6, means, self.codebook))
 

@@ -1,10 +1,10 @@
-"""Images as discrete codes, one for each patch: the targets of BEiT (arXiv 2106.08254).
+"""Visual tokenizer: images as discrete codes, one for each patch, the targets of BEiT (arXiv 2106.08254).
 
-Two kinds, by what is made of the codes:
+There are two kinds, by what is decoded from the codes:
 
-- pixels: an autoencoder of 3 x 3 convolutions over the grid of patches, after van den Oord et al. (arXiv 1711.00937, 4.1);
-- features of a teacher (VQ-KD, BEiT v2, arXiv 2208.06366, 2.2): our Transformer encodes, a shallow one predicts what the
-  teacher says of each patch.
+- pixels: an autoencoder of 3 x 3 convolutions over the grid of patches (van den Oord et al., arXiv 1711.00937, 4.1);
+- features of a teacher (VQ-KD, BEiT v2, arXiv 2208.06366, 2.2): a Transformer encodes, a shallow one predicts the
+  teacher's features of each patch.
 
 Shapes: B images (B, channels, image_size, image_size), normalised; N = (image_size / patch_size) ** 2 patches in rows,
 the grid of `PatchStem`; [CLS] has no code.
@@ -29,29 +29,38 @@ from magneto.nn.vision.vector_quantizer import Quantized, VectorQuantizer
 
 @dataclass(frozen=True, kw_only=True)
 class VisualTokenizerConfig:
-    """A tokenizer in plain values. Raises `ConfigError` on values that cannot be meant."""
+    """Description of a visual tokenizer in plain values.
+
+    All arguments are keywords and have a default.
+
+    Raises:
+        ConfigError: a value that is not allowed, or that contradicts another one.
+    """
 
     image_size: int = 28
+    """Side of the (square) image in pixels."""
     patch_size: int = 4
+    """Side of a patch in pixels; must divide `image_size`."""
     channels: int = 1
+    """1 for grey, 3 for colour."""
     codes: int = 512
     """Size of the codebook; BEiT and BEiT v2 have 8192."""
     code_width: int = 32
-    """Channels of a code, few beside those of the encoder; 32 in BEiT v2."""
+    """Channels of a code, fewer than those of the encoder; 32 in BEiT v2."""
     width: int = 64
     """Channels of the convolutions, for pixels."""
     blocks: int = 2
-    """Residual blocks on either side of the codebook, for pixels."""
+    """Residual blocks of the encoder and of the decoder, for pixels."""
     decay: float = 0.99
+    """See `VectorQuantizer`, as for the next two."""
     normalize: bool = True
     revive_below: float = 0.05
-    """See `VectorQuantizer`."""
     teacher_width: int | None = None
-    """Width of the teacher's features, for VQ-KD; None: the codes stand for pixels."""
+    """Width of the teacher's features, for VQ-KD; None: the codes are decoded to pixels."""
     backbone: BackboneConfig | None = None
-    """The encoder of VQ-KD; its decoder is of the same kind."""
+    """Encoder of VQ-KD; its decoder has the same width."""
     decoder_layers: int = 1
-    """Depth of the decoder of VQ-KD: a shallow one leaves the meaning to the codes."""
+    """Depth of the decoder of VQ-KD: a shallow one needs more information in the codes."""
 
     def __post_init__(self) -> None:
         for name in ("image_size", "patch_size", "channels", "code_width", "width", "decoder_layers"):
@@ -63,43 +72,50 @@ class VisualTokenizerConfig:
             raise ConfigError(f"blocks={self.blocks}: must be at least 0.")
         if self.image_size % self.patch_size:
             raise ConfigError(
-                f"image_size={self.image_size} does not divide by patch_size={self.patch_size}: take another patch_size."
+                f"image_size={self.image_size} does not divide by patch_size={self.patch_size}. Set patch_size to a divisor."
             )
         for name in ("decay", "revive_below"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be at least 0 and below 1.")
         if (self.teacher_width is None) != (self.backbone is None):
             raise ConfigError(
-                "teacher_width and backbone go together: both for VQ-KD, whose Transformer learns a teacher's features, "
-                "neither for a tokenizer of pixels."
+                "teacher_width and backbone go together. Set both for VQ-KD, which learns the features of a teacher, "
+                "or neither for a tokenizer of pixels."
             )
         if self.backbone is not None and (
             self.backbone.architecture != "encoder" or self.backbone.multiway != "none"
         ):
             raise ConfigError(
-                "the backbone of VQ-KD must be an encoder of images alone: architecture=encoder and multiway=none."
+                "the backbone of VQ-KD must be an encoder of images only. Set architecture=encoder and multiway=none."
             )
 
     @property
     def grid(self) -> int:
-        """Patches on a side."""
+        """Patches per side."""
         return self.image_size // self.patch_size
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "VisualTokenizerConfig":
-        """A config from plain values; an unknown key is refused and the nearest known one named."""
+        """Build a config from plain values by name. Raises `ConfigError` also for an unknown key, with the nearest one."""
         backbone = values.get("backbone")
         if isinstance(backbone, dict):
             values = {**values, "backbone": BackboneConfig.from_dict(backbone)}
         return from_mapping(cls, values, "visual_tokenizer")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, such that `from_dict(to_dict())` is equal to this config."""
+        """Return plain values, from which `from_dict` builds an equal config."""
         return asdict(self)
 
 
 class VisualTokenizer(nn.Module):
-    """Encoder, codebook and decoder; see the head of this module."""
+    """Encoder, codebook and decoder of images.
+
+    Args:
+        config: description of the tokenizer.
+
+    Shape:
+        Input: (B, channels, image_size, image_size). Output: the same, or for VQ-KD (B, N, teacher_width); and `Quantized`.
+    """
 
     def __init__(self, config: VisualTokenizerConfig) -> None:
         super().__init__()
@@ -121,29 +137,29 @@ class VisualTokenizer(nn.Module):
         )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Quantized]:
-        """From images to what `decode` makes of their codes, and the codes; in training mode the codebook learns."""
-        quantized = self.quantizer(self.encode(images))
-        output: Tensor = self.decoder(quantized.vectors)
+        """Return what is decoded from the codes of images, and the codes; in training mode the codebook learns."""
+        quantized = self.quantizer(self.encode(images))  # vectors: (B, N, code_width)
+        output: Tensor = self.decoder(quantized.vectors)  # images, or (B, N, teacher_width)
         return output, quantized
 
     def encode(self, images: Tensor) -> Tensor:
-        """What is to be quantised: (B, N, code_width)."""
+        """Encode images to the vectors that are quantised, (B, N, code_width)."""
         z: Tensor = self.encoder(images)
         return z
 
     def codes(self, images: Tensor) -> Tensor:
-        """Codes of images, (B, N) int64. Changes no state, in training mode too."""
+        """Return the codes of images, (B, N) int64, and change no state, in training mode too."""
         with torch.no_grad():
             return self.quantizer.nearest(self.encode(images))
 
     def decode(self, codes: Tensor) -> Tensor:
-        """From codes (B, N) int64 to images, or for VQ-KD to features (B, N, teacher_width)."""
+        """Decode codes (B, N) int64 to images, or for VQ-KD to features (B, N, teacher_width)."""
         output: Tensor = self.decoder(self.quantizer.lookup(codes))
         return output
 
     @torch.no_grad()
     def renormalise(self, change: Renormalisation) -> None:
-        """Go on with images that are normalised in another way: the same codes of them, the same images of codes."""
+        """Change the weights for images of another normalisation: same codes of images, same images of codes."""
         encoder = self.encoder
         first = encoder.patches if isinstance(encoder, ConvolutionalEncoder) else encoder.stem.projection
         pairs: list[tuple[nn.Conv2d | nn.ConvTranspose2d | nn.Linear, Any]] = [(first, change.reads)]
@@ -156,11 +172,11 @@ class VisualTokenizer(nn.Module):
             layer.bias.copy_(bias)
 
     def reconstruction_loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Mean over the batch: squared error of a pixel, or for VQ-KD 1 - cosine of a patch's features.
+        """Return the mean squared error of a pixel, or for VQ-KD the mean of 1 - cosine of a patch's features.
 
         Args:
-            output: what `forward` or `decode` gave.
-            target: the images, or for VQ-KD the teacher's features (B, N, teacher_width).
+            output: result of `forward` or `decode`.
+            target: images, or for VQ-KD the teacher's features (B, N, teacher_width).
         """
         if self.config.teacher_width is None:
             return F.mse_loss(output.float(), target.float())
@@ -195,7 +211,7 @@ class ConvolutionalEncoder(nn.Module):
 
 
 class ConvolutionalDecoder(nn.Module):
-    """(B, N, code_width) -> images: the encoder turned round."""
+    """(B, N, code_width) -> images: the layers of the encoder in reverse order."""
 
     def __init__(self, config: VisualTokenizerConfig) -> None:
         super().__init__()
@@ -213,9 +229,9 @@ class ConvolutionalDecoder(nn.Module):
 
 
 class TransformerEncoder(nn.Module):
-    """Images -> (B, N, code_width): patches, our encoder, and two maps with a tanh between them, as in BEiT v2.
+    """Images -> (B, N, code_width): patches, an `Encoder`, and two maps with a tanh between them, as in BEiT v2.
 
-    [CLS] goes along, so that every position of the backbone is possible, and is dropped.
+    There is a [CLS] token, so that all positions of the backbone are possible; its output is dropped.
     """
 
     def __init__(self, config: VisualTokenizerConfig, backbone: BackboneConfig) -> None:
@@ -241,7 +257,7 @@ class TransformerDecoder(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw [CLS] anew; the parts draw their own."""
+        """Initialise [CLS] again; the parts do so themselves."""
         nn.init.normal_(self.class_token, std=self.class_token.numel() ** -0.5)
 
     def forward(self, vectors: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ SEED = {"seed": 1, "purpose": "masks", "epoch": 0}
 
 
 @pytest.mark.parametrize(("grid", "hidden"), [(7, 20), (8, 26), (14, 78), (2, 2), (1, 0)])
-def test_every_image_has_the_share_of_hidden_patches(grid, hidden):
+def test_the_share_of_hidden_patches(grid, hidden):
+    """It is that of every image."""
     masks = BlockMasking().draw(grid, np.arange(300), **SEED)
     assert masks.shape == (300, grid**2) and masks.dtype == bool
     assert (masks.sum(1) == hidden).all()
@@ -39,7 +40,8 @@ def test_a_largest_block_and_single_patches():
     assert (small.sum((1, 2)) == 78).all()
 
 
-def test_a_mask_depends_on_seed_epoch_and_example_alone():
+def test_masks_depend_on_seed_and_example():
+    """And on the epoch alone."""
     masking, examples = BlockMasking(), np.arange(64)
     masks = masking.draw(7, examples, **SEED)
     assert np.array_equal(masks[[5, 40, 7]], masking.draw(7, np.array([5, 40, 7]), **SEED))

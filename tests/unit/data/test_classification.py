@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from magneto.data.corpora.text_classification.glue import TASKS, GlueReader, read_test_file
-from magneto.data.corpora.text_classification.labelled import TsvReader, read_table
 from magneto.data.corpora.text_classification.state_of_the_union_era import StateOfTheUnionEraReader
+from magneto.data.corpora.text_classification.tsv import TsvReader, read_table
 from magneto.data.text_classification.dataset import TextClassificationInfo, padding
 from magneto.data.text_classification.module import TextClassificationDataModule
 from magneto.data.tokenizers.encode import encode
@@ -80,9 +80,9 @@ def make(task: str, folder: Path) -> Path:
     return folder
 
 
-def module(source: Any, tmp_path: Path, **more: Any) -> TextClassificationDataModule:
+def module(reader: Any, tmp_path: Path, **more: Any) -> TextClassificationDataModule:
     settings = {"tokenizer": {"kind": "bpe", "vocab_size": 90}, "max_tokens": 24, "batch_size": 4, **more}
-    return TextClassificationDataModule(source, data_dir=str(tmp_path / "data"), **settings)
+    return TextClassificationDataModule(reader, data_dir=str(tmp_path / "data"), **settings)
 
 
 # ------------------------------------------------------------------ GLUE
@@ -156,7 +156,7 @@ def test_a_score_that_is_no_number_is_skipped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: (folder / "dev.tsv").unlink(), "dev.tsv of GLUE's RTE is not there"),
+        (lambda folder: (folder / "dev.tsv").unlink(), "dev.tsv of GLUE's RTE is missing"),
         (lambda folder: (folder / "train.tsv").write_text(""), "no example"),
         (
             lambda folder: (folder / "train.tsv").write_text("index\tsentence\tlabel\n0\ta\tb\n"),
@@ -291,8 +291,8 @@ def test_batches_are_padded_and_marked() -> None:
 
 
 def test_every_example_is_seen_once_an_epoch_and_a_run_goes_on_exactly(tmp_path: Path) -> None:
-    source = GlueReader("MNLI", str(make("MNLI", tmp_path)))
-    data = module(source, tmp_path)
+    reader = GlueReader("MNLI", str(make("MNLI", tmp_path)))
+    data = module(reader, tmp_path)
     data.prepare()
     data.setup()
     per_epoch = data.batches_per_epoch()
@@ -315,28 +315,28 @@ def test_every_example_is_seen_once_an_epoch_and_a_run_goes_on_exactly(tmp_path:
 
 
 def test_a_given_tokenizer_is_used_and_known_by_its_content(tmp_path: Path, tokenizer: TextTokenizer) -> None:
-    source = GlueReader("STS-B", str(make("STS-B", tmp_path)))
+    reader = GlueReader("STS-B", str(make("STS-B", tmp_path)))
     file = tmp_path / "tokenizer.json"
     file.write_text(tokenizer.to_json())
-    data = module(source, tmp_path, tokenizer={"file": str(file), "kind": "unigram", "vocab_size": 8000})
+    data = module(reader, tmp_path, tokenizer={"file": str(file), "kind": "unigram", "vocab_size": 8000})
     data.prepare()
     assert (
         data.info.tokenizer == tokenizer.to_json() and data.info.range == [0.0, 5.0] and not data.info.labels
     )
     moved = tmp_path / "elsewhere.json"
     moved.write_text(tokenizer.to_json())
-    assert module(source, tmp_path, tokenizer={"file": str(moved)}).folder == data.folder
-    assert module(source, tmp_path).folder != data.folder
+    assert module(reader, tmp_path, tokenizer={"file": str(moved)}).folder == data.folder
+    assert module(reader, tmp_path).folder != data.folder
     with pytest.raises(MagnetoError, match=r"nowhere\.json"):
-        module(source, tmp_path, tokenizer={"file": str(tmp_path / "nowhere.json")}).prepare()
+        module(reader, tmp_path, tokenizer={"file": str(tmp_path / "nowhere.json")}).prepare()
     with pytest.raises(MagnetoError, match="vocab_size"):
-        module(source, tmp_path, tokenizer={})
+        module(reader, tmp_path, tokenizer={})
 
 
 def test_evaluation_takes_the_tokens_of_a_checkpoint(tmp_path: Path, tokenizer: TextTokenizer) -> None:
-    source = GlueReader("MNLI", str(make("MNLI", tmp_path)))
-    own = module(source, tmp_path, tokenizer={"kind": "unigram", "vocab_size": 50})
-    other = module(source, tmp_path, max_tokens=16)
+    reader = GlueReader("MNLI", str(make("MNLI", tmp_path)))
+    own = module(reader, tmp_path, tokenizer={"kind": "unigram", "vocab_size": 50})
+    other = module(reader, tmp_path, max_tokens=16)
     for data in (own, other):
         data.prepare()
     other.setup()
@@ -362,8 +362,8 @@ def three_classes(folder: Path, **more: Any) -> TsvReader:
 
 def test_a_table_alone_is_read_as_the_model_reads(tmp_path: Path) -> None:
     """With the model's tokenizer and the numbers of its classes, of which the table may lack some."""
-    source = three_classes(tmp_path)
-    model = module(source, tmp_path)
+    reader = three_classes(tmp_path)
+    model = module(reader, tmp_path)
     model.prepare()
     model.setup()
     rows = [(sentence(number), ("land", "water")[number % 2]) for number in range(10)]
@@ -381,7 +381,7 @@ def test_a_table_alone_is_read_as_the_model_reads(tmp_path: Path) -> None:
         ):
             assert row[mask].tolist() == wanted.tokens[start:stop].tolist()
     assert found == {text: ("air", "land", "water").index(label) for text, label in rows}
-    same = module(source, tmp_path).for_model(model.info.to_dict())
+    same = module(reader, tmp_path).for_model(model.info.to_dict())
     assert same.folder == model.folder, "what the model was trained on is not prepared a second time"
     with pytest.raises(
         MagnetoError, match=r"train and val splits.*A test set alone is .*mode=test checkpoint=RUN"
@@ -418,7 +418,7 @@ def test_tables_of_other_programs_are_explained(tmp_path: Path) -> None:
     file = tmp_path / "a.tsv"
     for content, message in (
         (b"sentence,label\na,b\n", r"no tab in its first line, 'sentence,label'.*tabs between the columns"),
-        ("sentence\tlabel\na\tb\n".encode("utf-16"), "is UTF-16, not UTF-8"),
+        ("sentence\tlabel\na\tb\n".encode("utf-16"), "UTF-16, not UTF-8"),
         (b"sentence\tlabel\tlabel\na\tb\tc\n", "two columns are called 'label'"),
     ):
         file.write_bytes(content)
@@ -440,8 +440,8 @@ def test_f1_is_of_the_positive_label(tmp_path: Path, caplog: pytest.LogCaptureFi
     rows = [(sentence(number), ("abusive", "ok")[number % 2]) for number in range(20)]
     files = {split: table(tmp_path / f"{split}.tsv", rows) for split in ("train", "val", "test")}
     for positive, second in ((None, "ok"), ("ok", "ok"), ("abusive", "abusive")):
-        source = TsvReader(**files, metrics=["f1"], positive=positive)
-        data = module(source, tmp_path, tokenizer={"kind": "bpe", "vocab_size": 50})
+        reader = TsvReader(**files, metrics=["f1"], positive=positive)
+        data = module(reader, tmp_path, tokenizer={"kind": "bpe", "vocab_size": 50})
         with caplog.at_level("INFO"):
             data.prepare()
         assert data.info.labels[1] == second and f"f1 is that of the label {second}" in caplog.text

@@ -20,7 +20,8 @@ SETTINGS = FeatureSettings()
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
 @pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 48_000])
 @pytest.mark.parametrize("channels", [1, 2])
-def test_any_format_rate_and_channels_becomes_16_khz_mono(tmp_path, suffix, rate, channels):
+def test_every_format_becomes_16_khz_mono(tmp_path, suffix, rate, channels):
+    """Whatever its rate and number of channels."""
     path = tmp_path / f"a.{suffix}"
     soundfile.write(path, tone(1.0, rate, channels), rate)
     waveform = load_audio(path, 16_000)
@@ -29,7 +30,8 @@ def test_any_format_rate_and_channels_becomes_16_khz_mono(tmp_path, suffix, rate
     assert 0.2 < waveform.abs().max() < 0.7
 
 
-def test_channels_are_averaged_and_a_slice_of_a_container_is_read(tmp_path):
+def test_channels_and_slices(tmp_path):
+    """Channels are averaged; a slice of a container file is read."""
     left, right = tone(0.5, 16_000, seed=1)[:, 0], tone(0.5, 16_000, seed=2)[:, 0]
     soundfile.write(tmp_path / "a.wav", np.stack([left, right], 1), 16_000, subtype="FLOAT")
     whole = load_audio(tmp_path / "a.wav", 16_000)
@@ -93,7 +95,8 @@ def claimed_flac(samples: int) -> bytes:
         ("a.flac", claimed_flac(2**36 - 1), 30.0, "longer than 30 s"),
     ],
 )
-def test_headers_that_lie_are_found_before_anything_is_read(tmp_path, name, content, longest, reason):
+def test_wrong_headers_are_found_first(tmp_path, name, content, longest, reason):
+    """Before samples are read."""
     (tmp_path / name).write_bytes(content)
     with pytest.raises(BadAudio, match=reason):
         load_audio(tmp_path / name, 16_000, longest)
@@ -245,7 +248,8 @@ def test_resampling_of_odd_rates_is_bounded(tmp_path, rate):
     assert spectrum.max() < 1e-2 * 0.25 * len(waveform)  # no images: 40 dB below the tone
 
 
-def test_log_mel_is_torchaudios_normalised_per_band():
+def test_log_mel_is_that_of_torchaudio():
+    """Normalised over the frames of each band."""
     waveform = torch.from_numpy(tone(1.23, 16_000)[:, 0])
     audio = log_mel(waveform, SETTINGS)
     assert audio.shape == (len(waveform) // 160 + 1, 80)
@@ -258,11 +262,12 @@ def test_log_mel_is_torchaudios_normalised_per_band():
     torch.testing.assert_close(log_mel(0.1 * waveform, SETTINGS)[:, 20], audio[:, 20], atol=0.05, rtol=0)
 
 
-def test_the_shortest_recordings_have_features_too():
+def test_short_recordings_have_features():
     assert log_mel(torch.randn(5), SETTINGS).isfinite().all()
 
 
-def test_a_shard_holds_the_good_ones_and_names_the_bad_ones(tmp_path):
+def test_a_shard_of_features(tmp_path):
+    """It has the good recordings, and the reasons of the others."""
     for name, samples in {"good": tone(1, 16_000), "silent": np.zeros((16_000, 1)), "short": tone(0.05, 16_000),
                           "long": tone(4, 16_000), "last": tone(0.5, 16_000, seed=3)}.items():  # fmt: skip
         soundfile.write(tmp_path / f"{name}.wav", samples, 16_000)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from magneto.data.corpora.base import SPLITS
 from magneto.data.corpora.vqa.base import QuestionReader
 from magneto.data.corpora.vqa.colours import main_colour
 from magneto.data.corpora.vqa.nlvr2 import Nlvr2Reader
@@ -40,9 +41,9 @@ def nlvr2(tmp_path: Path) -> Path:
     return write_nlvr2(tmp_path / "nlvr2")
 
 
-def module(source: QuestionReader, tmp_path: Path, **settings: Any) -> VqaDataModule:
+def module(reader: QuestionReader, tmp_path: Path, **settings: Any) -> VqaDataModule:
     data = VqaDataModule(
-        {"toy": source},
+        {"toy": reader},
         data_dir=str(tmp_path / "data"),
         tokenizer={"kind": "byte_bpe", "vocab_size": 270},
         **{"image_size": SIZE, "patch_size": 4, "lowercase": True, "prepare_workers": 1, **settings},
@@ -61,6 +62,10 @@ def report(data: VqaDataModule) -> dict[str, Any]:
     return found
 
 
+def rows_of(data: VqaDataModule) -> list[dict[str, Any]]:
+    return [row for split in SPLITS for row in data.table(split).arrow.to_pylist()]
+
+
 def edit(file: Path, key: str, change: Callable[[list[Any]], None]) -> None:
     """Change the list `key` of a JSON file."""
     content = json.loads(file.read_text())
@@ -68,13 +73,14 @@ def edit(file: Path, key: str, change: Callable[[list[Any]], None]) -> None:
     file.write_text(json.dumps(content))
 
 
-def test_vqa_questions_become_batches_with_the_answers_of_ten_people(vqa: Path, tmp_path: Path) -> None:
+def test_a_batch_of_vqa(vqa: Path, tmp_path: Path) -> None:
+    """Questions with the answers of ten people; without a test split those of validation serve as the test."""
     data = module(vqa_source(vqa), tmp_path)
     info = data.info
     assert info.images == 1 and info.kinds == ["other", "yes/no"]
     assert info.questions == {"train": 80, "val": 24, "test": 0}
     assert set(info.labels) == {*NAMES, "yes", "no"} and info.labels[0] == "no"
-    assert [info.labels[usual] for usual in info.usual][1] == "no"
+    assert [info.labels[answer] for answer in info.majority_answers][1] == "no"
     batch = data.val_set.__getitems__([(0, 0), (0, 1)])
     assert batch["image"].shape == (2, 1, 3, SIZE, SIZE) and batch["people"].tolist() == [10, 10]
     assert batch["text"] == ["what colour is it?", "is it red?"]
@@ -84,10 +90,15 @@ def test_vqa_questions_become_batches_with_the_answers_of_ten_people(vqa: Path, 
     assert {k: v for k, v in counts[1].items() if v} == {"no": 10}
     shown_colour = info.pixels(batch["image"][:, 0]).float().mean((2, 3))[0]
     assert torch.allclose(shown_colour, torch.tensor(COLOURS["green"]).float(), atol=12)
-    assert data.test_set.rows.tolist() == data.val_set.rows.tolist()
+    ids = [
+        [n for b in loader for n in b["id"].tolist()]
+        for loader in (data.val_dataloader(), data.test_dataloader())
+    ]
+    assert ids[0] == ids[1] and len(ids[0]) == 24
 
 
-def test_rare_answers_cannot_be_chosen_and_are_told(vqa: Path, tmp_path: Path) -> None:
+def test_rare_answers(vqa: Path, tmp_path: Path) -> None:
+    """They cannot be chosen; training skips their questions, and they are counted."""
     data = module(vqa_source(vqa), tmp_path, num_answers=2)
     assert data.info.labels[0] == "no" and len(data.info.labels) == 2
     assert data.info.unanswerable["train"] > 0
@@ -95,7 +106,8 @@ def test_rare_answers_cannot_be_chosen_and_are_told(vqa: Path, tmp_path: Path) -
     assert len(data.val_set) == 24
 
 
-def test_broken_and_missing_parts_of_vqa_are_counted_listed_and_skipped(vqa: Path, tmp_path: Path) -> None:
+def test_broken_parts_of_vqa(vqa: Path, tmp_path: Path) -> None:
+    """They are counted, listed and skipped."""
     (vqa / "train2014/COCO_train2014_000000000001.jpg").unlink()
     (vqa / "train2014/COCO_train2014_000000000002.jpg").write_bytes(b"")
 
@@ -188,17 +200,17 @@ def test_people_count_whatever_they_answered(vqa: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("corpus", ["vqa", "nlvr2"])
-def test_a_image_that_changes_is_noticed(corpus: str, tmp_path: Path) -> None:
+def test_an_image_that_changes(corpus: str, tmp_path: Path) -> None:
     """One that is missing and arrives, one that is replaced, one that vanishes."""
     folder = (write_vqa if corpus == "vqa" else write_nlvr2)(tmp_path / corpus)
-    source = vqa_source(folder) if corpus == "vqa" else Nlvr2Reader(**nlvr2_files(folder))
+    reader = vqa_source(folder) if corpus == "vqa" else Nlvr2Reader(**nlvr2_files(folder))
     file = sorted(folder.rglob("*.jpg" if corpus == "vqa" else "*.png"))[0]
-    content, seen = file.read_bytes(), [source.fingerprint()]
-    assert source.fingerprint() == seen[0]
+    content, seen = file.read_bytes(), [reader.fingerprint()]
+    assert reader.fingerprint() == seen[0]
     for change in (file.unlink, lambda: file.write_bytes(content + b"0")):
         change()
-        assert source.fingerprint() not in seen
-        seen.append(source.fingerprint())
+        assert reader.fingerprint() not in seen
+        seen.append(reader.fingerprint())
 
 
 @pytest.mark.parametrize(
@@ -210,13 +222,15 @@ def test_a_image_that_changes_is_noticed(corpus: str, tmp_path: Path) -> None:
         ('{"questions": [{"image_id": 1}]}', "data_subtype"),
     ],
 )
-def test_files_of_another_form_are_refused(vqa: Path, tmp_path: Path, content: str, message: str) -> None:
+def test_files_of_another_form(vqa: Path, tmp_path: Path, content: str, message: str) -> None:
+    """The error names the file and its fault."""
     (vqa / "v2_val_questions.json").write_text(content)
     with pytest.raises(MagnetoError, match=f"v2_val_questions.json.*{message}"):
         module(vqa_source(vqa), tmp_path)
 
 
-def test_questions_without_annotations_are_refused(vqa: Path) -> None:
+def test_questions_without_annotations(vqa: Path) -> None:
+    """Files must come in pairs, of known splits."""
     files = vqa_files(vqa)
     with pytest.raises(MagnetoError, match="split val has questions or annotations alone"):
         VqaReader(files["questions"], {"train": files["annotations"]["train"]}, str(vqa))
@@ -226,7 +240,8 @@ def test_questions_without_annotations_are_refused(vqa: Path) -> None:
         VqaReader()
 
 
-def test_nlvr2_statements_have_two_images_and_groups(nlvr2: Path, tmp_path: Path) -> None:
+def test_a_batch_of_nlvr2(nlvr2: Path, tmp_path: Path) -> None:
+    """Statements have two images, and groups of those with the same sentence."""
     data = module(Nlvr2Reader(**nlvr2_files(nlvr2)), tmp_path)
     info = data.info
     assert info.images == 2 and set(info.labels) == {"true", "false"}
@@ -243,7 +258,8 @@ def test_nlvr2_statements_have_two_images_and_groups(nlvr2: Path, tmp_path: Path
     assert [bool((row - red).abs().max() < 15) for row in left] == [True] * 4 + [False] * 4
 
 
-def test_broken_lines_of_nlvr2_are_counted_listed_and_skipped(nlvr2: Path, tmp_path: Path) -> None:
+def test_broken_lines_of_nlvr2(nlvr2: Path, tmp_path: Path) -> None:
+    """They are counted, listed and skipped."""
     file = nlvr2 / "train.json"
     lines = file.read_bytes().splitlines()
     lines[0] = b"{"
@@ -263,18 +279,19 @@ def test_broken_lines_of_nlvr2_are_counted_listed_and_skipped(nlvr2: Path, tmp_p
         module(Nlvr2Reader(**nlvr2_files(nlvr2)), tmp_path)
 
 
-def test_a_model_gets_its_own_answers_and_tokens(vqa: Path, tmp_path: Path) -> None:
+def test_for_model(vqa: Path, tmp_path: Path) -> None:
+    """Answers, tokens and sizes are those of the checkpoint's model."""
     trained = module(vqa_source(vqa), tmp_path, num_answers=3)
     other = module(vqa_source(vqa), tmp_path, max_tokens=8, image_size=2 * SIZE)
-    other.for_model(trained.info.to_dict())
-    other.setup()
+    other = other.for_model(trained.info.to_dict())
     assert other.info.labels == trained.info.labels and other.info.max_tokens == trained.info.max_tokens
     ours, theirs = (data.val_set.__getitems__([(0, 0), (0, 1)]) for data in (other, trained))
     for key in ("image", "tokens", "counts"):
         assert torch.equal(ours[key], theirs[key]), key
 
 
-def test_a_model_of_statements_takes_no_questions(vqa: Path, nlvr2: Path, tmp_path: Path) -> None:
+def test_for_model_of_statements(vqa: Path, nlvr2: Path, tmp_path: Path) -> None:
+    """A model of two images takes no questions about one."""
     statements = module(Nlvr2Reader(**nlvr2_files(nlvr2)), tmp_path)
     with pytest.raises(MagnetoError, match="This data has 1 images for each question"):
         module(vqa_source(vqa), tmp_path).for_model(statements.info.to_dict())
@@ -292,35 +309,37 @@ def stamps(tmp_path: Path) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_synthetic_questions_follow_from_folder_and_colour(stamps: Path, tmp_path: Path) -> None:
+def test_synthetic_questions(stamps: Path, tmp_path: Path) -> None:
+    """Their answers follow from folder and colour."""
     data = module(
         StampQuestionsReader(folder=str(stamps)), tmp_path, val_fraction=0.2, test_fraction=0.2, fit="pad"
     )
-    lines = [json.loads(line) for line in (data.folder / "questions.jsonl").read_text().splitlines()]
+    lines = rows_of(data)
     assert len(lines) == 60 * 4 and data.info.kinds == ["colour", "what", "yes/no"]
     for line in lines:
-        (image,), (answer,) = line["images"], line["answers"]
+        (image,), (answer,) = line["image_ids"], line["answers"]
         if line["kind"] == "colour":
             assert answer == NAMES[int(Path(image).name) % 4]
         elif line["kind"] == "what":
             assert answer in shown(image)[-1]
         else:
-            assert any(thing in line["text"] for thing in shown(image)) == (answer == "yes"), line
+            assert any(thing in line["question"] for thing in shown(image)) == (answer == "yes"), line
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_synthetic_statements_are_as_often_true_as_false(stamps: Path, tmp_path: Path) -> None:
+def test_synthetic_statements(stamps: Path, tmp_path: Path) -> None:
+    """Each is true of two of its four pairs."""
     data = module(
         StampStatementsReader(folder=str(stamps)), tmp_path, val_fraction=0.2, test_fraction=0.2, fit="pad"
     )
-    lines = [json.loads(line) for line in (data.folder / "questions.jsonl").read_text().splitlines()]
-    assert {line["split"] for line in lines} == {"train", "val", "test"}
-    by_group: dict[str, list[str]] = {}
+    lines = rows_of(data)
+    assert all(data.info.questions.values())
+    by_group: dict[int, list[str]] = {}
     for line in lines:
         by_group.setdefault(line["group"], []).append(line["answers"][0])
-        left, right = ("vehicles" in image for image in line["images"])
-        if "vehicle" in line["text"]:
-            pattern = line["text"].removesuffix(" a vehicle")
+        left, right = ("vehicles" in image for image in line["image_ids"])
+        if "vehicle" in line["question"]:
+            pattern = line["question"].removesuffix(" a vehicle")
             truth = {
                 "both pictures show": left and right,
                 "the left picture shows": left,

@@ -12,15 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from magneto.data.collate import pad_texts
+from magneto.data.collate import IGNORE, pad_texts
+from magneto.data.corpora.base import SPLITS
 from magneto.data.corpora.image.base import ImageCorpus, ImageExample
 from magneto.data.corpora.image.caption_file import CaptionFileReader
 from magneto.data.corpora.image.coco_captions import CocoCaptionsReader
 from magneto.data.corpora.image.emoji import LANGUAGES, EmojiReader
 from magneto.data.corpora.image.hub_images import HubImagesReader
 from magneto.data.corpora.image.webdataset import WebDatasetReader
-from magneto.data.image_text.captioned import CaptionedReader
-from magneto.data.image_text.dataset import IGNORE
+from magneto.data.image_text.build import CaptionedReader
 from magneto.data.image_text.module import ImageTextDataModule
 from magneto.data.transforms.text import clean_caption
 from magneto.errors import MagnetoError
@@ -66,7 +66,8 @@ def test_a_file_of_captions(tmp_path: Path) -> None:
     assert only.captions == {"de": ["one", "another"]} and only.image == tmp_path / "p/x/1.png"
 
 
-def test_bad_lines_of_a_file_of_captions_are_listed(tmp_path: Path) -> None:
+def test_bad_lines_of_a_caption_file(tmp_path: Path) -> None:
+    """They are listed."""
     good = json.dumps({"image": "1.png", "caption": "fine", "split": "train"}).encode()
     lines = [
         good, b"{broken", b"[1]", b'{"image": "2.png", "caption": "caf\xe9"}', b'{"image": "3.png"}', b'{"caption": "a"}',
@@ -77,20 +78,21 @@ def test_bad_lines_of_a_file_of_captions_are_listed(tmp_path: Path) -> None:
     corpus = CaptionFileReader(str(tmp_path / "a.jsonl")).load(tmp_path)
     assert [image.id for image in corpus.examples] == ["1.png"]
     assert [(item.id, item.reason) for item in corpus.skipped] == [
-        ("line 2", "no JSON object"), ("line 3", "no JSON object"), ("line 4", "not UTF-8"), ("line 5", "no caption"),
+        ("line 2", "not valid JSON"), ("line 3", "no JSON object"), ("line 4", "not UTF-8"), ("line 5", "no caption"),
         ("line 6", "no image"), ("line 7", "no caption"), ("line 8", "split 'dev' is none of train, val, test"),
         ("line 9", "another split than the image's first line"), ("line 10", "caption is no text"),
     ]  # fmt: skip
 
 
-def test_files_of_captions_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
-    for source, message in (
+def test_caption_files_that_cannot_be_used(tmp_path: Path) -> None:
+    """They are errors that say why."""
+    for reader, message in (
         ({}, "name the file"),
         ({"file": "a.csv"}, "must be .jsonl or .tsv"),
         ({"file": str(tmp_path / "none.jsonl")}, "cannot be read"),
     ):
         with pytest.raises(MagnetoError, match=message):
-            CaptionFileReader(**source).load(tmp_path)
+            CaptionFileReader(**reader).load(tmp_path)
     (tmp_path / "a.tsv").write_text("image\tcaptions\n1.png\ta\n")
     with pytest.raises(MagnetoError, match="no column 'caption'. Did you mean 'captions'"):
         CaptionFileReader(str(tmp_path / "a.tsv")).load(tmp_path)
@@ -131,15 +133,15 @@ def test_the_files_of_coco(tmp_path: Path) -> None:
     assert next(iter(CocoCaptionsReader(annotations, str(tmp_path)).load(tmp_path).examples)).image == beside
 
 
-def changes_of(source: Any, present: Path, missing: Path, bad: Path) -> None:
+def changes_of(reader: Any, present: Path, missing: Path, bad: Path) -> None:
     """Check that an image that arrives, is replaced or vanishes is noticed, and another file is not."""
-    seen = [source.fingerprint()]
+    seen = [reader.fingerprint()]
     save(bad, 0)
-    assert source.fingerprint() == seen[0] == json.loads(json.dumps(seen[0]))
+    assert reader.fingerprint() == seen[0] == json.loads(json.dumps(seen[0]))
     for change in (lambda: save(missing, 4), lambda: save(present, 5), missing.unlink):
         change()
-        assert source.fingerprint() not in seen[-1:]
-        seen.append(source.fingerprint())
+        assert reader.fingerprint() not in seen[-1:]
+        seen.append(reader.fingerprint())
 
 
 def test_a_listed_image_that_changes_is_noticed(tmp_path: Path) -> None:
@@ -209,30 +211,30 @@ def test_the_splits_of_karpathy(tmp_path: Path) -> None:
         (b'{"images": [{"filename": "a.jpg"}]}', "not of the form"), (None, "cannot be read"),
     ],
 )  # fmt: skip
-def test_broken_files_of_coco_are_explained(tmp_path: Path, content: bytes | None, message: str) -> None:
+def test_broken_files_of_coco(tmp_path: Path, content: bytes | None, message: str) -> None:
+    """The error names the file and its fault."""
     file = tmp_path / "a.json"
     if content is not None:
         file.write_bytes(content)
     for annotations in (str(file), {"train": str(file)}):
-        source = CocoCaptionsReader(annotations, "coco")
-        source.fingerprint()
+        reader = CocoCaptionsReader(annotations, "coco")
+        reader.fingerprint()
         with pytest.raises(MagnetoError, match=message):
-            source.load(tmp_path)
+            reader.load(tmp_path)
 
 
 def test_coco_needs_its_folder_and_known_splits() -> None:
     with pytest.raises(MagnetoError, match="name COCO's captions and images"):
         CocoCaptionsReader("a.json")
-    with pytest.raises(MagnetoError, match="not of dev"):
+    with pytest.raises(MagnetoError, match="has 'dev'"):
         CocoCaptionsReader({"dev": "a.json"}, "coco")
 
 
 # ------------------------------------------------------------------ the hub, shards, emoji
 
 
-def test_captions_of_the_hub_in_several_columns_and_lists(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_captions_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In several columns, and in lists."""
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     file = save(tmp_path / "1.png", 1)
@@ -246,11 +248,11 @@ def test_captions_of_the_hub_in_several_columns_and_lists(
         {"image": datasets.Image(), "caption": datasets.Sequence(texts), "de": texts}
     )
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "x.parquet")
-    source = HubImagesReader(
+    reader = HubImagesReader(
         "parquet", data_files={"train": str(tmp_path / "x.parquet")}, splits={"train": "train"}, label=None,
         caption={"en": "caption", "de": "de"},
     )  # fmt: skip
-    captions = [image.captions for image in source.load(tmp_path).examples]
+    captions = [image.captions for image in reader.load(tmp_path).examples]
     assert captions == [{"en": ["a dog", "an animal"], "de": ["ein Hund"]}, {"en": ["a cat"]}, {}]
     with pytest.raises(MagnetoError, match="no column 'fr'"):
         HubImagesReader(
@@ -297,7 +299,8 @@ class Corpus:
         return ImageCorpus(examples=images, labels=("x",))
 
 
-def test_captions_are_cleaned_and_what_is_left_out_is_listed(tmp_path: Path) -> None:
+def test_captions_are_cleaned(tmp_path: Path) -> None:
+    """What is left out is listed."""
     corpus = CaptionedReader(
         Corpus(
             {"en": " A\u0301  Dog\n"}, {"en": ["a dog", "A Dog", "\0", "half \ud800"]}, {"fr": "un chien"}, {"en": ""}, {}
@@ -337,13 +340,13 @@ def captions(count: int) -> list[dict[str, Any]]:
 def module(tmp_path: Path) -> Any:
     """`module(languages=["en"], ...)`: prepared images with captions."""
 
-    def make(source: Any = None, **more: Any) -> ImageTextDataModule:
+    def make(reader: Any = None, **more: Any) -> ImageTextDataModule:
         settings: dict[str, Any] = {
             "tokenizer": {"kind": "byte_bpe", "vocab_size": 270}, "image_size": SIZE, "patch_size": 4, "batch_size": 8,
             "max_tokens": 24, "data_dir": str(tmp_path / "data"), "val_fraction": 0.2, "test_fraction": 0.2,
             "prepare_workers": 1,
         }  # fmt: skip
-        data = ImageTextDataModule({"toy": source or Corpus(*captions(60))}, **{**settings, **more})
+        data = ImageTextDataModule({"toy": reader or Corpus(*captions(60))}, **{**settings, **more})
         data.prepare()
         data.setup()
         return data
@@ -376,12 +379,13 @@ def test_a_batch(module: Any) -> None:
         n: {t for v in c.values() for t in ([v] if isinstance(v, str) else v)}
         for n, c in enumerate(captions(60))
     }
-    lines = [json.loads(line) for line in (data.images.folder / "images.jsonl").open()]
+    table = data.images.table("train")
+    ids = dict(zip(table.numbers("row").tolist(), table.arrow["id"].to_pylist(), strict=True))
     for row in range(count):
         tokens, real = batch["tokens"][row], batch["mask"][row]
         assert tokens[0] == data.tokenizer.id("<s>") and tokens[real][-1] == data.tokenizer.id("</s>")
         text = data.tokenizer.decode(tokens[real].tolist())
-        number = int(lines[int(batch["id"][row])]["id"].removeprefix("toy/"))
+        number = int(ids[int(batch["id"][row])].removeprefix("toy/"))
         assert text in known[number]
         assert data.info.languages[int(batch["language"][row])] == (
             "en" if text.startswith("number") else "fr"
@@ -390,7 +394,8 @@ def test_a_batch(module: Any) -> None:
         assert np.array_equal(shown, pixels(number))
 
 
-def test_evaluation_sees_every_caption_and_training_one_of_each_image(module: Any) -> None:
+def test_captions_of_an_epoch(module: Any) -> None:
+    """Evaluation sees all captions, training one of each image, another one in another epoch."""
     data = module(languages=["en", "fr"])
     assert len(data.val_set) == data.info.captions["val"] == 3 * data.info.examples["val"]
     assert len(data.train_set) == data.info.examples["train"]
@@ -405,14 +410,13 @@ def test_evaluation_sees_every_caption_and_training_one_of_each_image(module: An
     assert drawn[0] != drawn[1], "another caption in another epoch"
 
 
-def test_equal_captions_stand_on_one_side_and_share_their_key(module: Any) -> None:
+def test_equal_captions_share_split_and_key(module: Any) -> None:
     """In any of the languages: "nombre 6" is a caption of images 6, 7 and 8."""
     data = module(languages=["fr"], val_fraction=0.3, test_fraction=0.3)
-    lines = [json.loads(line) for line in (data.images.folder / "images.jsonl").open()]
     sides: dict[str, set[str]] = {}
-    for line in lines:
-        for text in line["captions"]["fr"]:
-            sides.setdefault(text, set()).add(line["split"])
+    for split in SPLITS:
+        for text in data.table(split).arrow["caption"].to_pylist():
+            sides.setdefault(text, set()).add(split)
     assert all(len(side) == 1 for side in sides.values()) and len(set.union(*sides.values())) == 3
     keys: dict[str, set[int]] = {}
     for batch in data.test_dataloader():
@@ -428,11 +432,11 @@ MASKING = {
 }
 
 
-def test_copies_of_a_image_share_their_key(module: Any) -> None:
+def test_copies_of_an_image_share_their_key(module: Any) -> None:
     """So that each is right for the captions of the other, in training and in the gallery."""
     texts = captions(40)
-    source = Corpus(*texts, splits=["train"] * 20 + ["val"] * 10 + ["test"] * 10)
-    apart = module(source)
+    reader = Corpus(*texts, splits=["train"] * 20 + ["val"] * 10 + ["test"] * 10)
+    apart = module(reader)
     for batch in [*train_batches(apart, 3), *apart.val_dataloader(), *apart.test_dataloader()]:
         assert torch.equal(batch["image_id"], batch["id"])
 
@@ -447,7 +451,7 @@ def test_copies_of_a_image_share_their_key(module: Any) -> None:
         def fingerprint(self) -> dict[str, Any]:
             return {**super().fingerprint(), "copies": True}
 
-    alike = module(Copies(*texts, splits=source.splits))
+    alike = module(Copies(*texts, splits=reader.splits))
     for batch in [*train_batches(alike, 3), *alike.val_dataloader(), *alike.test_dataloader()]:
         assert torch.equal(batch["image_id"], batch["id"] // 2 * 2)
 
@@ -470,7 +474,8 @@ def test_what_is_hidden(module: Any) -> None:
     assert all(map(same, first, again)), "in evaluation, the same for all runs"
 
 
-def test_batches_follow_from_seed_and_place_alone(module: Any) -> None:
+def test_batches_repeat(module: Any) -> None:
+    """They follow from the seed and their index in the run alone."""
     more = {"masking": MASKING, "augment": {"crop_scale": [0.5, 1.0]}, "languages": ["en", "fr"]}
     whole = train_batches(module(**more), 12)
     assert all(map(same, whole, train_batches(module(**more), 12)))
@@ -483,7 +488,8 @@ def test_batches_follow_from_seed_and_place_alone(module: Any) -> None:
     assert torch.equal(alone["image"][0], clone.__getitems__(places)["image"][1])
 
 
-def test_the_facts_and_their_reuse(module: Any, tmp_path: Path) -> None:
+def test_info_and_its_folders(module: Any, tmp_path: Path) -> None:
+    """Languages and lengths make other folders of captions; images are decoded once."""
     data = module(languages=None, lowercase=True)
     info = data.info
     assert info.languages == ["en", "fr"] and info.vocab_size == 270 and info.lowercase
@@ -500,7 +506,8 @@ def test_the_facts_and_their_reuse(module: Any, tmp_path: Path) -> None:
     assert all(batch["tokens"].shape[1] <= 9 for batch in others[2].val_dataloader())
 
 
-def test_a_checkpoint_brings_tokenizer_sizes_and_languages(module: Any) -> None:
+def test_for_model(module: Any) -> None:
+    """Tokenizer, sizes, letters and language indices are those of the checkpoint's model."""
     model = module(
         languages=["en", "fr"],
         tokenizer={"kind": "byte_bpe", "vocab_size": 280},
@@ -508,19 +515,18 @@ def test_a_checkpoint_brings_tokenizer_sizes_and_languages(module: Any) -> None:
         lowercase=True,
     )
     data = module(languages=["fr"], image_size=16, max_tokens=10)
-    data.for_model(model.info.to_dict())
-    data.setup()
+    data = data.for_model(model.info.to_dict())
     assert data.tokenizer == model.tokenizer and data.lowercase and data.max_tokens == 20
     batch = next(iter(data.test_dataloader()))
     assert batch["image"].shape[2:] == (SIZE, SIZE)
     assert (batch["language"] == 1).all(), "French is the model's second language"
     other = module(Corpus(*({"de": f"nummer {n}"} for n in range(30))), languages=["de"])
-    other.for_model(model.info.to_dict())
-    other.setup()
+    other = other.for_model(model.info.to_dict())
     assert (next(iter(other.test_dataloader()))["language"] == -1).all()
 
 
-def test_bad_images_are_left_out_with_their_captions(module: Any, tmp_path: Path) -> None:
+def test_bad_images_lose_their_captions(module: Any, tmp_path: Path) -> None:
+    """They are skipped, counted and listed."""
     for number in range(12):
         save(tmp_path / f"{number}.png", number)
     (tmp_path / "0.png").write_bytes(b"")
@@ -543,7 +549,7 @@ def test_bad_images_are_left_out_with_their_captions(module: Any, tmp_path: Path
     ("settings", "message"),
     [
         ({"languages": []}, "must be a list"),
-        ({"languages": ["nl"]}, "No usable image is left for the train split.*60 no caption in nl"),
+        ({"languages": ["nl"]}, "No usable image is left for the train and val splits.*60 no caption in nl"),
         ({"max_tokens": 2}, "max_tokens=2"),
         ({"imagesize": 9}, "imagesize"),
         ({"masking": {"words": {}}}, "data.masking.words"),
@@ -551,12 +557,14 @@ def test_bad_images_are_left_out_with_their_captions(module: Any, tmp_path: Path
         ({"tokenizer": {"kind": "bpe"}}, "data.tokenizer"),
     ],
 )
-def test_mistakes_are_told(module: Any, settings: dict[str, Any], message: str) -> None:
+def test_invalid_settings(module: Any, settings: dict[str, Any], message: str) -> None:
+    """The message names the setting."""
     with pytest.raises(MagnetoError, match=message):
         module(**settings)
 
 
-def test_padding_stops_at_the_longest_text_that_is_allowed() -> None:
+def test_padding_stops_at_max_tokens() -> None:
+    """A multiple is not rounded up beyond the longest text that is allowed."""
     tokens, mask = pad_texts([np.arange(5), np.arange(9)], 7, 12)
     assert tokens.shape == (2, 12) and mask.sum(1).tolist() == [5, 9] and (tokens[~mask] == 7).all()
     assert pad_texts([np.arange(5)], 0, 100)[0].shape == (1, 8)

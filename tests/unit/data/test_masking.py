@@ -17,7 +17,8 @@ def draw(masking: Masking, allowed: np.ndarray, seed: int = 0):
 
 
 @pytest.mark.parametrize("span", [1.0, 3.0])
-def test_the_share_is_exact_and_the_fates_are_80_10_10(span):
+def test_the_share_of_masked_tokens(span):
+    """It is exact; 80, 10 and 10 % are masked, replaced and kept."""
     allowed = np.ones(40_000, bool)
     allowed[::10] = False
     tokens, runs, shown = draw(Masking(span=span), allowed)
@@ -30,7 +31,8 @@ def test_the_share_is_exact_and_the_fates_are_80_10_10(span):
     assert np.isin(shown[chosen & (shown != MASK)], ORDINARY).all()
 
 
-def test_runs_are_consecutive_of_the_mean_length_and_share_their_fate():
+def test_masked_runs():
+    """They are consecutive, of the mean length, and treated alike."""
     _, runs, shown = draw(Masking(span=3.0), np.ones(100_000, bool))
     numbers, lengths = np.unique(runs[runs > 0], return_counts=True)
     assert lengths.max() <= LONGEST_SPAN and 2.3 < lengths.mean() < 3.2
@@ -40,12 +42,14 @@ def test_runs_are_consecutive_of_the_mean_length_and_share_their_fate():
         assert len({bool(value) for value in shown[places] == MASK}) == 1
 
 
-def test_single_tokens_each_have_a_fate_of_their_own():
+def test_single_tokens_are_independent():
+    """Each is masked, replaced or kept."""
     _, runs, _ = draw(Masking(), np.ones(1000, bool))
     assert sorted(runs[runs > 0]) == list(range(1, 151))
 
 
-def test_at_least_one_token_and_none_where_none_may_be():
+def test_at_least_one_token_is_masked():
+    """None where none may be."""
     for count in (1, 2, 3):
         assert (draw(Masking(), np.ones(count, bool))[1] > 0).sum() == 1
     tokens, runs, shown = draw(Masking(), np.zeros(5, bool))

@@ -44,7 +44,8 @@ def test_every_format_gives_its_pixels(kind):
     assert error <= (40 if kind in ("GIF", "JPEG") else 0)
 
 
-def test_channels_and_the_places_where_a_image_may_be(tmp_path):
+def test_channels_and_forms_of_an_image(tmp_path):
+    """A file, bytes, a slice or an array."""
     image = gradient()
     data = encoded(image, "PNG")
     (tmp_path / "a.jpg").write_bytes(data)  # a wrong extension: the content decides
@@ -218,7 +219,8 @@ def test_an_animation_gives_its_first_frame():
         (b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', "SVG of one colour"),
     ],
 )
-def test_what_cannot_be_used_is_refused_with_a_reason(data, reason):
+def test_bad_images_are_refused(data, reason):
+    """With a reason."""
     with pytest.raises(BadImage, match=reason):
         read_image(data)
 
@@ -228,7 +230,8 @@ def test_a_missing_file_is_refused(tmp_path):
         read_image(tmp_path / "none.png")
 
 
-def test_svg_is_drawn_in_its_proportions_with_lengths_in_any_unit():
+def test_svg_is_drawn_in_its_proportions():
+    """With lengths in any unit."""
     for lengths in ({"w": "40", "h": "20"}, {"w": "40mm", "h": "20mm"}, {"w": "40pt", "h": "20.0pt"}):
         read = read_image(SVG.format(**lengths).encode(), svg_side=64)
         assert read.width == 64 and read.height in (32, 33)  # 20mm are 75.6 pixels
@@ -249,7 +252,8 @@ def test_svg_of_another_encoding_and_hostile_svg():
         read_image(f"{bomb}]><svg xmlns='http://www.w3.org/2000/svg'><text>&j;</text></svg>".encode())
 
 
-def test_square_crops_the_middle_or_pads_with_white():
+def test_square_crops_or_pads():
+    """The middle is kept; the padding is white."""
     image = Image.new("RGB", (60, 20), "blue")
     image.paste("red", (20, 0, 40, 20))
     assert (np.asarray(square(image, 20, "crop")) == (255, 0, 0)).all()
@@ -259,7 +263,8 @@ def test_square_crops_the_middle_or_pads_with_white():
     assert (np.asarray(square(image.convert("L"), 30, "pad"))[0] == 255).all()
 
 
-def test_find_images_goes_deep_and_passes_over_hidden_and_other_files(tmp_path: Path):
+def test_find_images(tmp_path: Path):
+    """However deep; hidden and other files are skipped."""
     for name in ("b/c/2.JPEG", "a/1.png", "a/notes.txt", ".trash/3.png", "a/._1.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()

@@ -35,7 +35,8 @@ def tokenizers() -> dict[str, TextTokenizer]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_special_tokens_come_first_and_the_size_is_exact(tokenizers, kind):
+def test_special_tokens_come_first(tokenizers, kind):
+    """The size of the vocabulary is exact."""
     tokenizer = tokenizers[kind]
     assert [tokenizer.token(index) for index in range(7)] == [*SPECIALS, "<2de>", "<2fr>"]
     roles = (tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id, tokenizer.mask_id)
@@ -46,7 +47,8 @@ def test_special_tokens_come_first_and_the_size_is_exact(tokenizers, kind):
 
 @given(st.text())
 @settings(max_examples=200, deadline=None)
-def test_byte_level_bpe_loses_nothing_and_counts_every_byte(tokenizers, text):
+def test_byte_level_bpe_loses_nothing(tokenizers, text):
+    """Every byte is counted."""
     tokenizer = tokenizers["byte_bpe"]
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
@@ -70,7 +72,8 @@ def test_subwords_read_text_as_a_line(tokenizers, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_special_tokens_name_is_plain_text_unless_asked_for(tokenizers, kind):
+def test_names_of_special_tokens_are_text(tokenizers, kind):
+    """Unless they are asked for."""
     tokenizer = tokenizers[kind]
     text = "the [MASK] people</s> <2de>"
     plain = tokenizer.encode(text)
@@ -83,7 +86,8 @@ def test_a_special_tokens_name_is_plain_text_unless_asked_for(tokenizers, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_mask_stands_for_a_whole_word_with_its_space(tokenizers, kind):
+def test_a_mask_replaces_a_word(tokenizers, kind):
+    """With its space."""
     tokenizer = tokenizers[kind]
     text = "war peace war"
     whole, masked = tokenizer.encode(text), tokenizer.encode("war [MASK] war", specials=True)
@@ -92,7 +96,8 @@ def test_a_mask_stands_for_a_whole_word_with_its_space(tokenizers, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_bytes_of_tokens_sum_to_the_bytes_of_the_text(tokenizers, kind):
+def test_bytes_of_tokens_sum_to_the_text(tokenizers, kind):
+    """Of any text."""
     texts = [*sample(5), "  naïve \n\n 日本☃ war \t ", "", "x"]
     for text, (ids, widths) in zip(texts, tokenizers[kind].encode_batch_bytes(texts), strict=True):
         assert len(ids) == len(widths) and (widths >= 0).all()
@@ -143,11 +148,11 @@ def test_text_without_spaces_is_learnt_whole():
 
 def test_a_sentencepiece_model_is_named(tmp_path):
     (tmp_path / "x.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\xdb\xff")
-    with pytest.raises(MagnetoError, match=r"x\.model: is no text.*SentencePiece's.*docs/data\.md"):
+    with pytest.raises(MagnetoError, match=r"x\.model: not text.*SentencePiece's.*docs/data\.md"):
         TextTokenizer.from_file(tmp_path / "x.model")
 
 
-def test_an_endless_word_does_not_hold_training_up():
+def test_an_endless_word_does_not_stop_training():
     chooser = random.Random(1)
     endless = "".join(chooser.choice("abcdefgh") for _ in range(3_000_000))
     tokenizer = TextTokenizer.train([*sample(), "war " + endless + " peace"], kind="byte_bpe", vocab_size=400)
@@ -226,7 +231,7 @@ def test_unknown_tokens_and_ids(tokenizers):
         tokenizers["bpe"].token(10_000)
 
 
-def test_decoding_takes_tensors_and_cut_characters(tokenizers):
+def test_decoding_of_tensors_and_cut_characters(tokenizers):
     tokenizer = tokenizers["byte_bpe"]
     assert tokenizer.decode(np.array(tokenizer.encode("war"))) == "war"
     cut = tokenizer.encode("☃")[:1]

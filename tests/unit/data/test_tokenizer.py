@@ -63,7 +63,8 @@ def test_round_trip_blank_and_serialisation(settings):
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_a_character_that_training_never_showed_is_dropped(settings):
+def test_unknown_characters_are_dropped(settings):
+    """Those that training did not show."""
     tokenizer = CTCTokenizer.train(TEXTS, **settings)
     assert tokenizer.decode(tokenizer.encode("un âne 中")).rstrip() == "un âne"
 

@@ -10,55 +10,57 @@ from magneto.nn import BackboneConfig, Decoder, Encoder
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"placement": "magnet0"}, "did you mean 'magneto'"),
-        ({"placement": "preln"}, "did you mean 'pre_ln'"),
+        ({"placement": "magnet0"}, "Did you mean 'magneto'"),
+        ({"placement": "preln"}, "Did you mean 'pre_ln'"),
         ({"placement": "zzz"}, "Choose from magneto, pre_ln, post_ln, deepnorm, normformer"),
-        ({"architecture": "encoder-decoder"}, "did you mean 'encoder_decoder'"),
-        ({"activation": "gelo"}, "did you mean 'gelu'"),
-        ({"norm": "layer_norm"}, "did you mean 'layernorm'"),
-        ({"position": "rotery"}, "did you mean 'rotary'"),
-        ({"gain": "formulas"}, "did you mean 'formula'"),
-        ({"d_model": 250, "num_heads": 4}, "take num_heads=5, or d_model=252"),
+        ({"architecture": "encoder-decoder"}, "Did you mean 'encoder_decoder'"),
+        ({"activation": "gelo"}, "Did you mean 'gelu'"),
+        ({"norm": "layer_norm"}, "Did you mean 'layernorm'"),
+        ({"position": "rotery"}, "Did you mean 'rotary'"),
+        ({"gain": "formulas"}, "Did you mean 'formula'"),
+        ({"d_model": 250, "num_heads": 4}, "Set num_heads=5, or d_model=252"),
         ({"num_layers": 0}, "num_layers=0: must be at least 1"),
         ({"dropout": 1.0}, "dropout=1.0: a probability"),
         ({"drop_path": -0.1}, "drop_path=-0.1"),
         ({"norm_eps": 0.0}, "for example 1e-5"),
-        ({"decoder_layers": 3}, "give the depth as num_layers"),
+        ({"decoder_layers": 3}, "Set the depth as num_layers"),
         ({"position": "rotary", "d_model": 12, "num_heads": 4}, "so that this is even"),
         ({"position": "sinusoidal", "d_model": 15, "num_heads": 5}, "even d_model"),
         ({"position": "convolutional", "conv_position_kernel": 30}, "must be odd"),
         ({"position": "relative", "relative_buckets": 30}, "multiple of 4"),
         ({"position": "relative", "relative_max_distance": 16}, "for example 128"),
-        ({"d_model": "256"}, "d_model='256' is a str: give a value of type int"),
+        ({"d_model": "256"}, "d_model='256' is a str. Set it to a value of type int"),
         ({"num_layers": 6.0}, "num_layers=6.0 is a float"),
         ({"bias": 1}, "bias=1 is a int"),
         ({"num_layers": True}, "num_layers=True is a bool"),
         ({"ffn_dim": "4x"}, "int or null"),
-        ({"multiway": "feedforward"}, "did you mean 'feed_forward'"),
-        ({"multiway": "full", "architecture": "decoder"}, "multiway=full is a property of an encoder: set"),
+        ({"multiway": "feedforward"}, "Did you mean 'feed_forward'"),
+        ({"multiway": "full", "architecture": "decoder"}, "multiway=full is a property of an encoder. Set"),
         (
             {"multiway": "full", "architecture": "encoder_decoder"},
-            "set architecture=encoder, not encoder_dec",
+            "Set architecture=encoder, not encoder_dec",
         ),
         ({"fusion_layers": 2}, "fusion_layers=2 has no effect with multiway=none"),
         ({"fusion_layers": 7, "multiway": "feed_forward"}, "between 0 and num_layers=6"),
         ({"fusion_layers": -1, "multiway": "feed_forward"}, "fusion_layers=-1: must be between 0"),
-        ({"position": "relative_2d"}, "needs grid, the patches on a side"),
+        ({"position": "relative_2d"}, "needs the patches per side"),
         ({"position": "relative_2d", "grid": 0}, "grid=0: must be at least 1"),
         (
             {"position": "relative_2d", "grid": 7, "architecture": "decoder"},
-            "have no past: set architecture=enc",
+            "have no past. Set architecture=enc",
         ),
     ],
 )
-def test_bad_values_are_refused_with_the_remedy(values: dict[str, Any], message: str) -> None:
+def test_bad_values_raise_with_the_remedy(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as error:
         BackboneConfig(**values)
     assert message in str(error.value)
 
 
 def test_unknown_key_names_the_nearest() -> None:
-    with pytest.raises(ValueError, match="'num_layer' is not known: did you mean 'num_layers'"):
+    with pytest.raises(
+        ValueError, match="backbone.num_layer: there is no such key. Did you mean 'num_layers'"
+    ):
         BackboneConfig.from_dict({"num_layer": 3})
 
 
@@ -68,8 +70,9 @@ def test_round_trip_through_plain_values() -> None:
     assert all(isinstance(v, str | int | float | bool | None) for v in config.to_dict().values())
 
 
-def test_a_stack_that_the_architecture_does_not_have() -> None:
-    with pytest.raises(ValueError, match="architecture=encoder has no decoder: set architecture=decoder"):
+def test_missing_side_raises() -> None:
+    """A side that the architecture does not have."""
+    with pytest.raises(ValueError, match="architecture=encoder has no decoder. Set architecture=decoder"):
         Decoder(BackboneConfig())
     with pytest.raises(ValueError, match="architecture=decoder has no encoder"):
         Encoder(BackboneConfig(architecture="decoder"))

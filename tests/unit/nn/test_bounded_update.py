@@ -25,7 +25,7 @@ def sizes() -> dict[str, tuple[float, float]]:
     }
 
 
-def test_growth_with_depth_is_ordered_as_the_theory_says(sizes: dict[str, tuple[float, float]]) -> None:
+def test_growth_with_depth_has_the_papers_order(sizes: dict[str, tuple[float, float]]) -> None:
     growth = {name: deep / shallow for name, (shallow, deep) in sizes.items()}
     assert growth["Magneto"] < 3
     assert 1.2 * growth["Magneto"] < growth["Magneto, no gain"] < growth["Pre-LN"]

@@ -35,7 +35,7 @@ def by_hand(vision: Tensor, text: Tensor, scale: float, captions: list[int]) -> 
 
 
 @pytest.mark.parametrize("captions", [[0, 1, 2, 3, 4], [0, 1, 0, 2, 0], [0, 0, 0, 0, 0]])
-def test_it_is_the_mean_cross_entropy_of_both_directions(captions: list[int]) -> None:
+def test_loss_is_the_mean_of_both_directions(captions: list[int]) -> None:
     vision, text = pairs(5)
     loss = contrastive_loss(vision, text, torch.tensor(9.0), labels_of(*captions))
     assert float(loss) == pytest.approx(by_hand(vision, text, 9.0, captions), rel=1e-5)
@@ -49,7 +49,8 @@ def test_a_column_is_enough_to_be_alike() -> None:
     assert float(loss) == pytest.approx(by_hand(vision, text, 5.0, [0, 0, 1]), rel=1e-5)
 
 
-def test_a_perfect_model_has_no_loss_and_autocast_changes_nothing() -> None:
+def test_perfect_pairs_and_autocast() -> None:
+    """Perfect pairs have no loss, and autocast changes nothing."""
     vision = torch.eye(6)[:4]
     assert float(contrastive_loss(vision, vision, torch.tensor(100.0), labels_of(0, 1, 2, 3))) < 1e-6
     vision, text = pairs(4)

@@ -34,12 +34,12 @@ def test_estimate_is_what_torch_counts(architecture: str, activation: str) -> No
 
 @pytest.mark.parametrize("split", [0, 5, 12])
 @pytest.mark.parametrize("multiway", ["feed_forward", "full"])
-def test_experts_that_a_token_does_not_visit_cost_nothing(multiway: str, split: int) -> None:
+def test_other_experts_cost_no_flops(multiway: str, split: int) -> None:
     config = BackboneConfig(
         multiway=multiway, fusion_layers=1, num_layers=2, d_model=32, num_heads=4, position="none"
     )
     model, x = build_backbone(config), torch.randn(2, 12, 32, requires_grad=True)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(x, split=split).sum().backward()
+        model(x, num_vision_tokens=split).sum().backward()
     expected = 2 * 12 * training_flops_per_token(config, 12)
     assert counter.get_total_flops() == pytest.approx(expected, rel=1e-6)

@@ -44,7 +44,7 @@ def test_it_is_cross_entropy(chunk: int | None, smoothing: float, with_bias: boo
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_only_the_gradients_that_are_wanted_are_formed() -> None:
+def test_only_required_gradients_are_computed() -> None:
     hidden, weight, bias, targets = inputs()
     found = chunked_cross_entropy(hidden.detach(), weight, targets, bias.detach())
     assert found.correct is None and not found.nll.requires_grad
@@ -54,7 +54,8 @@ def test_only_the_gradients_that_are_wanted_are_formed() -> None:
         assert not chunked_cross_entropy(hidden, weight, targets).loss_sum.requires_grad
 
 
-def test_a_tied_table_gets_its_gradient_from_both_ends() -> None:
+def test_tied_table_gets_both_gradients() -> None:
+    """A tied table gets the gradients of the input and of the output layer."""
     torch.manual_seed(0)
     stem = TokenStem(V, BackboneConfig(d_model=12, num_heads=2))
     tokens, targets = torch.randint(V, (2, N))
@@ -79,7 +80,7 @@ def test_no_position_to_predict_is_a_loss_of_zero() -> None:
 
 
 @pytest.mark.parametrize("chunk", [5, None])
-def test_autocast_multiplies_in_bf16_and_sums_in_fp32(chunk: int | None) -> None:
+def test_autocast_products_bf16_sums_fp32(chunk: int | None) -> None:
     hidden, weight, bias, targets = inputs()
     leaves = [hidden, weight, bias]
     with torch.autocast("cpu", torch.bfloat16):
@@ -104,7 +105,7 @@ def test_bf16_weights_work_as_they_are() -> None:
     assert weight.grad is not None and weight.grad.dtype == torch.bfloat16
 
 
-def test_a_second_walk_of_the_graph_is_refused_rather_than_wrong() -> None:
+def test_second_backward_raises() -> None:
     hidden, weight, _, targets = inputs()
     loss = chunked_cross_entropy(hidden, weight, targets).loss_sum
     loss.backward(retain_graph=True)

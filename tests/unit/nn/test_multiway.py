@@ -1,4 +1,4 @@
-"""Multiway stacks: who goes through which expert, and that it changes nothing else."""
+"""Multiway stacks: which tokens go through which expert."""
 
 from typing import Any
 
@@ -45,7 +45,7 @@ def test_every_parameter_gets_a_gradient(placement: str, way: str) -> None:
     model = build(placement, multiway=way, fusion_layers=1, input_norm=True, dropout=0.1, drop_path=0.1)
     x, loss = tokens(8), torch.zeros(())
     for split, mask in ((0, None), (T, None), (SPLIT, real([9, 6, 7, 9, 8, 9, 6, 9]))):
-        out = model(x, mask, split=split)
+        out = model(x, mask, num_vision_tokens=split)
         assert isinstance(out, Tensor) and out.shape == x.shape
         loss = loss + out.square().sum()
     loss.backward()
@@ -75,7 +75,7 @@ def test_equal_experts_are_a_plain_stack(placement: str, way: str, position: str
         plain.zero_grad()
         model.zero_grad()
         x.grad = y.grad = None
-        a, b = model(x, seen, split=split), plain(y, seen)
+        a, b = model(x, seen, num_vision_tokens=split), plain(y, seen)
         close(a, b)
         direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
         for out in (a, b):
@@ -93,7 +93,7 @@ def test_equal_experts_are_a_plain_stack(placement: str, way: str, position: str
 @pytest.mark.parametrize(("split", "used"), [(0, {TEXT}), (T, {VISION}), (SPLIT, {VISION, TEXT, FUSION})])
 def test_a_batch_touches_its_experts_alone(way: str, split: int, used: set[str]) -> None:
     model = build(multiway=way, fusion_layers=1)
-    out = model(tokens(), split=split)
+    out = model(tokens(), num_vision_tokens=split)
     assert isinstance(out, Tensor)
     out.square().sum().backward()
     touched = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
@@ -121,7 +121,7 @@ def test_modalities_meet_in_attention(way: str) -> None:
     model, x = build(multiway=way), tokens()
     changed = x.clone()
     changed[1, SPLIT:] = 0
-    before, after = model(x, split=SPLIT), model(changed, split=SPLIT)
+    before, after = model(x, num_vision_tokens=SPLIT), model(changed, num_vision_tokens=SPLIT)
     assert isinstance(before, Tensor) and isinstance(after, Tensor)
     assert (before[1, :SPLIT] - after[1, :SPLIT]).abs().amax(-1).min() > 1e-3
     close(before[[0, 2]], after[[0, 2]])
@@ -129,10 +129,10 @@ def test_modalities_meet_in_attention(way: str) -> None:
 
 def test_padding_of_a_text_changes_nothing() -> None:
     model, x, lengths = build(multiway="full", fusion_layers=1), tokens(), [9, 6, 7]
-    batch = model(x.masked_fill(~real(lengths)[..., None], 1e3), real(lengths), split=SPLIT)
+    batch = model(x.masked_fill(~real(lengths)[..., None], 1e3), real(lengths), num_vision_tokens=SPLIT)
     assert isinstance(batch, Tensor)
     for row, length in enumerate(lengths):
-        alone = model(x[row : row + 1, :length], split=SPLIT)
+        alone = model(x[row : row + 1, :length], num_vision_tokens=SPLIT)
         assert isinstance(alone, Tensor)
         torch.testing.assert_close(batch[row, :length], alone[0], atol=1e-5, rtol=1e-5)
 
@@ -166,7 +166,7 @@ def test_checkpointing_changes_no_gradient(way: str) -> None:
     for checkpointing in (False, True):
         model = build(multiway=way, dropout=0.2, drop_path=0.2, activation_checkpointing=checkpointing)
         torch.manual_seed(3)
-        out = model(tokens(), split=SPLIT)
+        out = model(tokens(), num_vision_tokens=SPLIT)
         assert isinstance(out, Tensor)
         out.square().sum().backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
@@ -175,24 +175,24 @@ def test_checkpointing_changes_no_gradient(way: str) -> None:
 
 
 @pytest.mark.slow
-def test_compiles_to_one_graph_for_each_kind_of_batch() -> None:
+def test_compiles_one_graph_per_kind_of_batch() -> None:
     model, x = build(multiway="full", num_layers=1), tokens()
-    expected = [model(x, split=split) for split in (0, T, SPLIT)]
+    expected = [model(x, num_vision_tokens=split) for split in (0, T, SPLIT)]
     model.compile(fullgraph=True, backend="eager")
     for split, out in zip((0, T, SPLIT), expected, strict=True):
-        torch.testing.assert_close(model(x, split=split), out, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model(x, num_vision_tokens=split), out, atol=1e-5, rtol=1e-5)
 
 
 def test_features_of_intermediate_layers() -> None:
-    _, features = build()(tokens(), return_layers=(1, 0), split=SPLIT)
+    _, features = build()(tokens(), return_layers=(1, 0), num_vision_tokens=SPLIT)
     assert [feature.shape for feature in features] == [(3, T, D)] * 2
 
 
-def test_split_goes_with_multiway_only() -> None:
-    with pytest.raises(MagnetoError, match="multiway=feed_forward: the encoder needs split"):
+def test_num_vision_tokens_needs_multiway() -> None:
+    with pytest.raises(MagnetoError, match="multiway=feed_forward: .* Set num_vision_tokens"):
         build()(tokens())
-    with pytest.raises(MagnetoError, match="multiway=none: the encoder knows no modalities.*split=5"):
-        build(multiway="none")(tokens(), split=5)
+    with pytest.raises(MagnetoError, match="num_vision_tokens=5 has no effect with multiway=none"):
+        build(multiway="none")(tokens(), num_vision_tokens=5)
     for split in (-1, T + 1):
-        with pytest.raises(MagnetoError, match=f"split={split}: must be between 0 and .* 9"):
-            build()(tokens(), split=split)
+        with pytest.raises(MagnetoError, match=f"num_vision_tokens={split}: must be between 0 and .* 9"):
+            build()(tokens(), num_vision_tokens=split)

@@ -1,4 +1,4 @@
-"""From the tokens of an image to one vector: which patches make which part."""
+"""Pooling of the tokens of an image."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def test_the_class_token_is_the_first() -> None:
 @pytest.mark.parametrize(
     ("kind", "pool_grid", "message"),
     [
-        ("mean", 5, "4 patches on a side, so choose from 1 to 4"),
+        ("mean", 5, "4 patches per side. Choose from 1 to 4"),
         ("mean", 0, "must be 1 or more"),
         ("class_token", 2, "1 unless pooling=mean"),
         ("means", 1, "pooling=means: must be one of mean, class_token"),

@@ -5,7 +5,8 @@ import torch
 from magneto.nn.vision.random_projection import RandomProjection
 
 
-def test_codes_are_the_same_in_every_run_and_follow_the_order_of_the_patches() -> None:
+def test_codes_do_not_depend_on_the_seed() -> None:
+    """Codes are the same in every run, in the order of the patches."""
     images = torch.rand(3, 2, 12, 8, generator=torch.Generator().manual_seed(1))
     torch.manual_seed(5)
     one = RandomProjection(4, 2, 64).codes(images)

@@ -23,7 +23,7 @@ def test_more_patches_as_timm_resizes_them(before: int, after: int) -> None:
     torch.testing.assert_close(resized_relative_grid(table, after), theirs, atol=2e-3, rtol=0)
 
 
-def test_fewer_patches_keep_the_bias_of_each_displacement() -> None:
+def test_fewer_patches_keep_each_displacement() -> None:
     def bias(table: torch.Tensor, grid: int) -> torch.Tensor:
         module = RelativeGridBias(BackboneConfig(num_heads=3, d_model=6, position="relative_2d", grid=grid))
         with torch.no_grad():
@@ -45,7 +45,7 @@ def test_equal_sizes_change_nothing(grid: int) -> None:
 
 
 @pytest.mark.parametrize(("reach", "new"), [(3, 7), (13, 23), (2, 30), (1, 4), (6, 3)])
-def test_near_displacements_stay_and_far_ones_reach_the_corner(reach: int, new: int) -> None:
+def test_spread_reaches_the_corner(reach: int, new: int) -> None:
     places = spread(reach, new)
     assert len(places) == 2 * reach + 1 and places[reach] == 0 and places[reach + 1] == 1
     assert np.allclose(places, -places[::-1]) and (np.diff(places) > 0).all()

@@ -56,7 +56,8 @@ def test_the_gradient_goes_straight_through() -> None:
     assert not list(quantizer.parameters())
 
 
-def test_the_commitment_draws_vectors_to_their_codes() -> None:
+def test_commitment_gradient() -> None:
+    """The commitment loss pulls vectors towards their codes."""
     quantizer, z = started(normalize=False).eval(), torch.randn(4, 7, 3, requires_grad=True)
     quantized = quantizer(z)
     (gradient,) = torch.autograd.grad(quantized.commitment_loss, z)
@@ -141,7 +142,7 @@ def test_measures_of_a_histogram() -> None:
     assert usage(torch.tensor([5.0, 5.0, 0.0, 5.0])) == 0.75
 
 
-def test_the_state_and_the_random_numbers_decide_all() -> None:
+def test_state_dict_continues_bit_by_bit() -> None:
     """A copy from the state dict goes on bit by bit as the original does; another seed starts otherwise."""
 
     def run(quantizer: VectorQuantizer, seeds: range) -> None:

@@ -90,7 +90,8 @@ def test_codes_do_not_teach_the_codebook() -> None:
     assert all(torch.equal(value, before[name]) for name, value in tokenizer.state_dict().items())
 
 
-def test_a_toy_set_is_reconstructed_from_most_of_the_codes() -> None:
+def test_pixels_are_reconstructed() -> None:
+    """A small set is reconstructed, from most of the codes."""
     torch.manual_seed(0)
     images = shapes(256)
     config = VisualTokenizerConfig(
@@ -121,7 +122,7 @@ def test_features_of_a_teacher_are_predicted() -> None:
 
 
 @pytest.mark.parametrize("position", ["learned", "relative_2d"])
-def test_every_parameter_of_a_distilled_tokenizer_gets_a_gradient(position: str) -> None:
+def test_distilled_parameters_get_a_gradient(position: str) -> None:
     backbone = BackboneConfig(**{**BACKBONE.to_dict(), "position": position, "grid": 7})
     tokenizer = VisualTokenizer(distilled(backbone=backbone, decoder_layers=3, codes=16))
     assert len(tokenizer.decoder.backbone.layers) == 3  # type: ignore[union-attr]
@@ -148,13 +149,13 @@ def test_round_trip_through_plain_values(config: VisualTokenizerConfig) -> None:
         ({"backbone": BACKBONE}, "teacher_width and backbone go together"),
         (
             {"backbone": {"architecture": "decoder"}, "teacher_width": 8},
-            "must be an encoder of images alone",
+            "must be an encoder of images only",
         ),
         ({"backbone": {"multiway": "full"}, "teacher_width": 8}, "architecture=encoder and multiway=none"),
-        ({"code": 512}, "visual_tokenizer.code: there is no such key. Did you mean 'codes'"),
+        ({"code": 512}, "visual_tokenizer.code: there is no such key. Did you mean 'visual_tokenizer.codes'"),
     ],
 )
-def test_bad_values_are_refused_with_the_remedy(values: dict[str, Any], message: str) -> None:
+def test_bad_values_raise_with_the_remedy(values: dict[str, Any], message: str) -> None:
     with pytest.raises(MagnetoError) as error:
         VisualTokenizerConfig.from_dict(values)
     assert message in str(error.value)

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from magneto.errors import MagnetoError
 from magneto.nn import BackboneConfig, Encoder, PatchStem, TokenStem, VisionLanguageStem
 from magneto.pretrained.beit3 import import_weights
-from magneto.pretrained.init_from import adopt, initialize_from, read_pretrained
+from magneto.pretrained.init_from import read_pretrained
 from magneto.tasks.registry import load_task
 from magneto.tasks.vision_language import VisionLanguage
+from tests.init_from import adopt, initialize_from
 from tests.small_runs import SHORT, drive, folders
 from tests.toy_captions import SIZE, caption_settings, write_squares
 from tests.unit.oracles.weights import close
@@ -83,9 +84,9 @@ class Ours(nn.Module):
         real: Tensor | None = None,
         masked: Tensor | None = None,
     ) -> Any:
-        x, split = self.stem(images, tokens, masked)
-        mask = None if real is None else F.pad(real, (0 if images is None else split, 0), value=True)
-        return self.backbone(x, mask, split=split)
+        x, count = self.stem(images, tokens, masked)
+        mask = None if real is None else F.pad(real, (0 if images is None else count, 0), value=True)
+        return self.backbone(x, mask, num_vision_tokens=count)
 
 
 def loaded(source: str) -> Ours:
@@ -97,7 +98,7 @@ def loaded(source: str) -> Ours:
 
 @pytest.mark.parametrize("normalize_output", [True, False])
 @torch.no_grad()
-def test_images_texts_and_pairs_give_equal_outputs(normalize_output: bool, tmp_path: Path) -> None:
+def test_images_texts_and_pairs_agree(normalize_output: bool, tmp_path: Path) -> None:
     theirs = beit3(normalize_output=normalize_output)
     ours = loaded(save(theirs, tmp_path))
     assert (ours.backbone.final_norm is None) != normalize_output
@@ -116,7 +117,7 @@ def test_images_texts_and_pairs_give_equal_outputs(normalize_output: bool, tmp_p
     close(a[seen], b[seen], "padded pairs with hidden patches")
 
 
-def test_the_configuration_is_read_off_the_weights(tmp_path: Path) -> None:
+def test_configuration_follows_from_the_weights(tmp_path: Path) -> None:
     pretrained = read_pretrained(save(beit3(), tmp_path))
     found = pretrained.backbone
     assert (found.placement, found.multiway, found.position) == ("magneto", "full", "none")
@@ -159,7 +160,7 @@ def test_files_of_a_fine_tuning_are_read_too(tmp_path: Path) -> None:
     assert all(torch.equal(bare[name], tensor) for name, tensor in expected.items())
 
 
-def test_positions_are_interpolated_for_images_of_another_size(tmp_path: Path) -> None:
+def test_positions_of_another_image_size(tmp_path: Path) -> None:
     """As the authors' fine-tuning does with the rows from 3 on of their table, of which 2 are unused and one is [CLS]'s."""
     model = beit3()
     source = save(model, tmp_path)

@@ -13,9 +13,7 @@ DOCS = Path(__file__).parents[3] / "docs"
 ROWS = 300
 
 
-def test_the_converted_tokenizer_agrees_with_sentencepiece(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_converted_tokenizer_gives_the_same_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """XLM-R puts <s>, <pad>, </s>, <unk> before the pieces (whose first three are SentencePiece's own) and <mask> after."""
     monkeypatch.chdir(tmp_path)
     page = (DOCS / "data.md").read_text()

@@ -290,7 +290,7 @@ def test_departure_biases_are_drawn_and_scaled(placement: str) -> None:
             assert not module.bias.any()
 
 
-def test_departure_deepnorm_beta_of_an_encoder_with_a_decoder() -> None:
+def test_departure_deepnorm_beta_of_the_encoder() -> None:
     """1.15 (N^4 M)^(-1/16) where DeepNet's figure 2 has 0.87 of it: 1.15 is 1 / 0.87."""
     scaled, plain = encoder_decoder(layers=(6, 6), deepnorm=True), encoder_decoder(layers=(6, 6), subln=False)
     depth_power = (6**4 * 6) ** (-1 / 16)
@@ -332,7 +332,7 @@ def test_departure_unknown_options_are_ignored() -> None:
         BackboneConfig.from_dict({"num_layrs": 99})
 
 
-def test_departure_bool_attention_mask_bars_nothing() -> None:
+def test_departure_bool_mask_bars_nothing() -> None:
     """A bool mask (True = barred) adds 1 to the barred scores instead of -1e8; as floats it works."""
     theirs = encoder(subln=True)
     x, changed = stream(), stream()
@@ -349,7 +349,7 @@ def test_departure_bool_attention_mask_bars_nothing() -> None:
     close(ours(x, causal=True)[:, :5], ours(changed, causal=True)[:, :5])
 
 
-def test_departure_relative_positions_of_a_decoder() -> None:
+def test_departure_relative_decoder_positions() -> None:
     """Half of its buckets stand for the future, which a causal stack never sees; T5 gives a decoder all of them."""
     theirs = decoder(subln=True, rel_pos_buckets=32, max_rel_pos=128)
     long = stream(length=200)

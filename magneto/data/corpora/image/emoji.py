@@ -1,6 +1,6 @@
 """Emoji: the colour bitmaps of Google's Noto font, with their names in 14 languages (docs/data.md).
 
-The names are the files of the Python package `emoji` (Unicode's CLDR); they are read as data, nothing of it is run.
+The names are in files of the Python package `emoji` (Unicode's CLDR). They are read as data; its code is not run.
 """
 
 import json
@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from magneto.data.corpora.base import Skipped
-from magneto.data.corpora.download import Package, listing_digest, locate
-from magneto.data.corpora.image.base import ImageCorpus, ImageExample, Lazily
+from magneto.data.corpora.download import locate
+from magneto.data.corpora.image.base import ImageCorpus, ImageExample, LazyImages
+from magneto.data.corpora.package import Package
+from magneto.data.io.digest import listing_digest
 from magneto.errors import ConfigError, DataError
 
 FONT = Package(
@@ -48,11 +50,15 @@ PEOPLE = re.compile("[\U0001f468\U0001f469]")  # man, woman
 
 
 class EmojiReader:
-    """All emoji that the font has an image for. They have no classes.
+    """All emoji of which the font has an image. They have no classes.
 
-    languages: of the captions; None: all 14. skin_tones: take the variants of each emoji in five skin tones too. folder:
-    where NotoColorEmoji.ttf is; names_folder: where emoji.json, emoji_fr.json... are; None: find or fetch them. Variants of
-    one emoji by skin tone and gender stand on one side of a split.
+    Variants of one emoji by skin tone and gender have one split.
+
+    Args:
+        languages: of the captions; None: all 14.
+        skin_tones: include the variants of each emoji in five skin tones.
+        folder: the folder of NotoColorEmoji.ttf; None: find or fetch it.
+        names_folder: the folder of emoji.json, emoji_fr.json...; None: find or fetch it.
     """
 
     def __init__(
@@ -65,12 +71,14 @@ class EmojiReader:
         languages = LANGUAGES if languages is None else languages
         if not languages or (unknown := [name for name in languages if name not in LANGUAGES]):
             what = f"has {unknown[0]!r}" if languages else "is empty"
-            raise ConfigError(f"data: languages {what}; emoji have names in {', '.join(LANGUAGES)}.")
+            raise ConfigError(
+                f"data: languages {what}. Choose from {', '.join(LANGUAGES)}, which emoji have names in."
+            )
         self.languages, self.skin_tones = tuple(languages), skin_tones
         self.folder, self.names_folder = folder, names_folder
 
     def fingerprint(self) -> dict[str, Any]:
-        """Settings and versions."""
+        """See `Reader`."""
         fingerprint: dict[str, Any] = {
             "corpus": "emoji",
             "versions": [FONT.version, NAMES.version],
@@ -84,7 +92,7 @@ class EmojiReader:
         return fingerprint
 
     def load(self, data_dir: Path) -> ImageCorpus:
-        """All emoji, drawn while they are read."""
+        """Return all emoji, drawn while they are read."""
         font = locate(FONT, data_dir, self.folder)
         names = locate(NAMES, data_dir, self.names_folder)
         captions = read_names(names.root, self.languages)
@@ -104,14 +112,14 @@ class EmojiReader:
                     yield ImageExample(id=name, image=image, group=concept(emoji), captions=texts)
 
         return ImageCorpus(
-            examples=Lazily(examples, len(captions)),
+            examples=LazyImages(examples, len(captions)),
             skipped=skipped,
-            origin={"font": font.facts(), "names": names.facts()},
+            origin={"font": font.origin(), "names": names.origin()},
         )
 
 
 class Drawing:
-    """Draws the emoji of a bitmap font. Raises `MagnetoError` when the font or Pillow cannot."""
+    """Drawing of the emoji of a bitmap font. Raises `MagnetoError` if the font or Pillow cannot."""
 
     def __init__(self, font: Path) -> None:
         from PIL import ImageFont, features
@@ -124,10 +132,12 @@ class Drawing:
         try:
             self._font = ImageFont.truetype(str(font), POINT_SIZE, layout_engine=ImageFont.Layout.RAQM)
         except OSError as error:
-            raise DataError(f"{font}: no font with bitmaps of {POINT_SIZE} points ({error}).") from error
+            raise DataError(
+                f"{font}: not a font with bitmaps of {POINT_SIZE} points ({error}). Use NotoColorEmoji.ttf."
+            ) from error
 
     def __call__(self, emoji: str) -> np.ndarray | None:
-        """(128, 136, 3) uint8 on white; None where the font has no image of its own for these characters."""
+        """Return (128, 136, 3) uint8 on white; None if the font has no image of its own for these characters."""
         from PIL import Image, ImageDraw
 
         if self._font.getbbox(emoji) != (0, 0, *BITMAP):  # several images side by side, or none
@@ -138,10 +148,10 @@ class Drawing:
 
 
 def read_names(folder: Path, languages: Sequence[str]) -> Mapping[str, dict[str, str]]:
-    """Emoji -> language -> name, for the fully qualified ones. Raises `DataError` for files of another form."""
+    """Return emoji -> language -> name, of the fully qualified ones. Raises `DataError` for files of another form."""
     try:
         base = json.loads((folder / "emoji.json").read_text(encoding="utf-8"))
-        chosen = [emoji for emoji, facts in base.items() if facts["status"] == FULLY_QUALIFIED]
+        chosen = [emoji for emoji, entry in base.items() if entry["status"] == FULLY_QUALIFIED]
         tables = {
             language: {emoji: base[emoji]["en"] for emoji in chosen}
             if language == "en"
@@ -157,15 +167,17 @@ def read_names(folder: Path, languages: Sequence[str]) -> Mapping[str, dict[str,
             for emoji in chosen
         }
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise DataError(f"{folder}: not the names of {NAMES.name} {NAMES.version} ({error!r}).") from error
+        raise DataError(
+            f"{folder}: not the names of {NAMES.name} {NAMES.version} ({error!r}). Fetch them again."
+        ) from error
 
 
 def _plain(name: str) -> str:
-    """The name without the colons and underscores of `:grinning_face:`."""
+    """Return a name without the colons and underscores of `:grinning_face:`."""
     return name.strip(":").replace("_", " ").strip()
 
 
 def concept(emoji: str) -> str:
-    """The emoji without skin tone, gender and presentation: equal for the variants of one image."""
+    """Return an emoji without skin tone, gender and presentation: equal for the variants of one image."""
     plain = GENDERS.sub("", TONES.sub("", emoji.replace("\ufe0f", "")))
     return PEOPLE.sub("\U0001f9d1", plain)

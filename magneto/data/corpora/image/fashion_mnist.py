@@ -3,15 +3,16 @@
 import gzip
 import struct
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from magneto.data.corpora.download import Package, listing_digest, locate
-from magneto.data.corpora.image.base import ImageCorpus, ImageExample, Lazily, held_out
-from magneto.errors import ConfigError, DataError
+from magneto.data.corpora.download import locate
+from magneto.data.corpora.image.base import ImageCorpus, images_of_arrays
+from magneto.data.corpora.package import Package
+from magneto.data.io.digest import listing_digest
+from magneto.errors import DataError
 
 COMMIT = "b2617bb6d3ffa2e429640350f613e3291e10b141"
 PACKAGE = Package(
@@ -28,70 +29,44 @@ PACKAGE = Package(
     homepage="https://github.com/zalandoresearch/fashion-mnist",
 )
 LABELS = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
 FILES = {"train": "train", "test": "t10k"}
 
 
 class FashionMnistReader:
     """60,000 training and 10,000 test images, as published.
 
-    validation: so many of the training images are held out, by a hash. folder: where the four .gz files are; None:
-    find or fetch them.
+    Args:
+        validation: the number of training images that are held out, by a hash.
+        folder: the folder of the four .gz files; None: find or fetch them.
     """
 
     def __init__(self, validation: int = 5_000, folder: str | None = None) -> None:
-        if validation < 1:
-            raise ConfigError(f"data: validation={validation} must be at least 1.")
         self.validation, self.folder = validation, folder
 
     def fingerprint(self) -> dict[str, Any]:
-        """Settings and version."""
-        fingerprint: dict[str, Any] = {"corpus": PACKAGE.name, "version": PACKAGE.version, "recipe": 1}
-        fingerprint["validation"] = self.validation
+        """See `Reader`."""
+        fingerprint = PACKAGE.fingerprint(None, recipe=1, validation=self.validation)
         if self.folder is not None:
             fingerprint["files"] = listing_digest(Path(self.folder).expanduser(), ("**/*-ubyte.gz",))
         return fingerprint
 
     def load(self, data_dir: Path) -> ImageCorpus:
-        """All images, held in memory (55 MB)."""
+        """Return all images, held in memory (55 MB)."""
         located = locate(PACKAGE, data_dir, self.folder)
-        sides = {}
-        for side, prefix in FILES.items():
-            images = read_idx(located.root / f"{prefix}-images-idx3-ubyte.gz", 3)
-            labels = read_idx(located.root / f"{prefix}-labels-idx1-ubyte.gz", 1)
-            if len(images) != len(labels) or labels.max(initial=0) >= len(LABELS):
-                raise DataError(f"{located.root}: the labels of {prefix} do not belong to its images.")
-            sides[side] = images, labels
-        names = [f"train/{number}" for number in range(len(sides["train"][0]))]
-        validation = held_out(names, self.validation)
-
-        def examples() -> Iterator[ImageExample]:
-            for side, (images, labels) in sides.items():
-                for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
-                    held = side == "train" and number in validation
-                    yield ImageExample(
-                        id=f"{side}/{number}",
-                        image=image,
-                        label=LABELS[label],
-                        split="val" if held else side,
-                    )
-
-        count = sum(len(images) for images, _ in sides.values())
-        return ImageCorpus(examples=Lazily(examples, count), labels=LABELS, origin=located.facts())
+        sides = {
+            side: (
+                read_idx(located.root / f"{prefix}-images-idx3-ubyte.gz", 3),
+                read_idx(located.root / f"{prefix}-labels-idx1-ubyte.gz", 1).tolist(),
+            )
+            for side, prefix in FILES.items()
+        }
+        return images_of_arrays(sides, LABELS, self.validation, located.root, located.origin())
 
 
 def read_idx(file: Path, dimensions: int) -> np.ndarray:
-    """An IDX file of bytes, compressed by gzip: uint8 of so many dimensions. Raises `DataError` when it is damaged."""
+    """Read a compressed IDX file of bytes: uint8 of `dimensions` dimensions. Raises `DataError` if it is damaged."""
     try:
         raw = gzip.decompress(file.read_bytes())
         magic, *shape = struct.unpack_from(f">{1 + dimensions}I", raw)
@@ -99,4 +74,4 @@ def read_idx(file: Path, dimensions: int) -> np.ndarray:
             raise ValueError(f"it begins with {magic:#x}, not {0x800 + dimensions:#x}")
         return np.frombuffer(raw, np.uint8, offset=4 * (1 + dimensions)).reshape(shape)
     except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
-        raise DataError(f"{file}: no whole IDX file ({error}). Fetch it again.") from error
+        raise DataError(f"{file}: not a complete IDX file ({error}). Fetch it again.") from error

@@ -5,20 +5,28 @@ from pathlib import Path
 from typing import Any
 
 from magneto.data.corpora.base import SPLITS, Skipped
-from magneto.data.corpora.image.base import ImageCorpus, ImageExample, Lazily
-from magneto.data.corpora.text.hub import FILE_BUILDERS, file_fingerprint, hub_dataset, plain
+from magneto.data.corpora.hub import HubData
+from magneto.data.corpora.image.base import ImageCorpus, ImageExample, LazyImages
 from magneto.errors import ConfigError
-
-BUILDERS = (*FILE_BUILDERS, "imagefolder", "webdataset")  # of the library, for local files
 
 
 class HubImagesReader:
     """Rows with a column of images, and columns of classes or captions.
 
-    name, config, revision, data_files: see `hub_rows`. splits: ours -> the data set's; with `train` alone, the others
-    are held out from it by a hash; with train and one other, that one serves for validation and test. image, label,
-    caption: names of the columns; label and caption may be None, and caption a dict language -> column. Such a column has
-    a text or a list of texts. language: of a single column's captions. limit: rows of each split.
+    With `train` alone in `splits`, the others are held out from it by a hash; with train and one other, that one is
+    validation and test.
+
+    Args:
+        name: see `HubData`, as for splits, revision, data_files and limit; also imagefolder and webdataset, for local files.
+        config: the data set's configuration.
+        splits: ours -> the data set's.
+        image: the column of the images.
+        label: the column of the classes; None: there are no classes.
+        caption: the column of captions, or language -> column; a row has a text or a list of texts.
+        language: of a single column's captions.
+        revision: of the data set.
+        data_files: local files.
+        limit: rows of each split, at most.
     """
 
     def __init__(
@@ -39,116 +47,95 @@ class HubImagesReader:
             raise ConfigError(
                 "data: name a data set of the hub (data.corpora.hub_images.name=uoft-cs/cifar10)."
             )
-        self.splits = dict(splits or {"train": "train", "val": "validation", "test": "test"})
-        if "train" not in self.splits or self.splits.keys() - set(SPLITS):
-            raise ConfigError(
-                f"data: splits of {name} names {', '.join(self.splits)}; name train, and val and test where there are."
-            )
-        if name in FILE_BUILDERS and not data_files:
-            raise ConfigError(f"data: name={name} reads local files: name them with data_files.")
-        self.columns = {"image": image, "label": label}
+        allowed = (("train",), ("train", "val"), ("train", "test"), SPLITS)
+        self.data = HubData(
+            name, splits, allowed=allowed, revision=revision, data_files=data_files, limit=limit
+        )
+        self.config, self.image, self.label = config, image, label
         self.captions = {language: caption} if isinstance(caption, str) else dict(caption or {})
-        self.limit = limit
-        self.arguments: dict[str, Any] = {
-            "name": name,
-            "config": config,
-            "revision": revision,
-            "data_files": plain(data_files),
-        }
 
     def fingerprint(self) -> dict[str, Any]:
-        """All settings; of local files also sizes and times."""
-        settings = {**self.arguments, "data_files": file_fingerprint(self.arguments["data_files"])}
-        more = {
-            "splits": self.splits,
-            "columns": self.columns,
-            "captions": self.captions,
-            "limit": self.limit,
-        }
-        return {"corpus": "hub_images", "recipe": 1, **settings, **more}
+        """See `Reader`; of local files also sizes and times."""
+        columns = {"image": self.image, "label": self.label, "captions": self.captions}
+        settings = {"config": self.config, "columns": columns}
+        return {"corpus": "hub_images", "recipe": 1, **self.data.fingerprint(), **settings}
 
     def load(self, data_dir: Path) -> ImageCorpus:
-        """The rows of all splits, images not decoded."""
-        sides = {side: self._open(split) for side, split in self.splits.items()}
+        """Return the rows of all splits, images not decoded."""
+        sides = {side: self._open(side) for side in self.data.splits}
         skipped: list[Skipped] = []
-        label = self.columns["label"]
+        label = self.label
+        # Names of a ClassLabel, whose values are indices; of any other column the values are the classes.
         names = None if label is None else getattr(sides["train"].features[label], "names", None)
-        if label is not None and names is None:  # no ClassLabel: the values that there are
+        labels = names or []
+        if label is not None and names is None:
             values = {value for rows in sides.values() for value in rows.unique(label) if value is not None}
-            names = [str(value) for value in sorted(values)]
-            number = None
-        else:
-            number = names
+            labels = [str(value) for value in sorted(values)]
+
+        def label_of(row: Mapping[str, Any]) -> str | None:
+            value = None if label is None else row[label]
+            if value is None or (
+                names is not None and value == -1
+            ):  # -1: the library's convention for no class
+                return None
+            return str(value) if names is None else str(names[value])
 
         def examples() -> Iterator[ImageExample]:
             skipped.clear()
             for side, rows in sides.items():
-                stated = self._stated(side)
-                for place, row in enumerate(rows):
-                    own = f"{self.splits[side]}:{place}"
-                    image = _image(row[self.columns["image"]])
+                for number, row in enumerate(rows):
+                    own = f"{self.data.splits[side]}:{number}"
+                    image = _image(row[self.image])
                     if image is None:
                         skipped.append(Skipped(own, own, "row without an image"))
                         continue
-                    value = None if label is None else row[label]
-                    unlabelled = value is None or (
-                        number is not None and value == -1
-                    )  # -1: the library's convention
+                    texts = {language: _texts(row[column]) for language, column in self.captions.items()}
                     yield ImageExample(
                         id=own,
                         image=image,
-                        label=None if unlabelled else str(value) if number is None else number[value],
-                        split=stated,
-                        captions={
-                            language: texts
-                            for language, column in self.captions.items()
-                            if (texts := _texts(row[column]))
-                        },
+                        label=label_of(row),
+                        split="val" if side == "test" and "val" not in sides else self.data.stated(side),
+                        captions={language: found for language, found in texts.items() if found},
                     )
 
         return ImageCorpus(
-            examples=Lazily(examples, sum(len(rows) for rows in sides.values())),
-            labels=tuple(names or ()),
+            examples=LazyImages(examples, sum(map(len, sides.values()))),
+            labels=tuple(labels),
             skipped=skipped,
-            origin={"dataset": self.arguments["name"], "revision": self.arguments["revision"]},
+            origin=self.data.origin(),
         )
 
-    def _stated(self, side: str) -> str | None:
-        if len(self.splits) == 1:
-            return None
-        return "val" if side == "test" and "val" not in self.splits else side
-
-    def _open(self, split: str) -> Any:
+    def _open(self, side: str) -> Any:
         import datasets
 
-        rows = hub_dataset(split=split, **self.arguments)
-        for name in (*self.columns.values(), *self.captions.values()):
+        rows = self.data.open(side, self.config)
+        for name in (self.image, self.label, *self.captions.values()):
             if name is not None and name not in rows.column_names:
                 raise ConfigError(
-                    f"data: {self.arguments['name']} has no column {name!r}; it has {', '.join(rows.column_names)}. Name "
+                    f"data: {self.data.name} has no column {name!r}; it has {', '.join(rows.column_names)}. Name "
                     "the right one (data.corpora...image, label, caption)."
                 )
-        rows = rows.select(range(min(self.limit or len(rows), len(rows))))
-        image, label = self.columns["image"], self.columns["label"]
-        assert image is not None
-        if label is not None and not isinstance(rows.features[label], (datasets.ClassLabel, datasets.Value)):
+        rows = rows.select(range(min(self.data.limit or len(rows), len(rows))))
+        if self.label is not None and not isinstance(
+            rows.features[self.label], (datasets.ClassLabel, datasets.Value)
+        ):
             raise ConfigError(
-                f"data: column {label!r} of {self.arguments['name']} has several values in a row, or a structure: name a "
+                f"data: column {self.label!r} of {self.data.name} has several values in a row, or a structure: name a "
                 "column of one class each (data.corpora...label), or label=null."
             )
-        if isinstance(rows.features[image], datasets.Image):
-            rows = rows.cast_column(image, datasets.Image(decode=False))
+        if isinstance(rows.features[self.image], datasets.Image):
+            rows = rows.cast_column(self.image, datasets.Image(decode=False))
         return rows
 
 
 def _texts(value: Any) -> list[str]:
-    """What is in a column of captions: a text, or several."""
+    """Return the captions in a column of a row: a text, or several."""
     values = value if isinstance(value, list) else [value]
     return [text for text in values if isinstance(text, str) and text.strip()]
 
 
 def _image(value: Any) -> bytes | Path | None:
-    """What is in a column of images: bytes, a path, or both."""
+    """Return the image in a column of a row: bytes, a path, or both."""
     if isinstance(value, bytes):
         return value
     if isinstance(value, dict) and value.get("bytes"):

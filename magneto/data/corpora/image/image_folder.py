@@ -1,4 +1,4 @@
-"""Images in a folder for each class, as ImageNet lies on disk and torchvision's `ImageFolder` reads it (docs/data.md).
+"""Images in a folder for each class, as those of ImageNet and of torchvision's `ImageFolder` (docs/data.md).
 
 root/train/CLASS/*.jpg  root/val/CLASS/*.jpg  [root/test/CLASS/*.jpg]      or      root/CLASS/*.jpg
 """
@@ -14,6 +14,7 @@ from magneto.data.corpora.base import Skipped
 from magneto.data.corpora.image.base import ImageCorpus, ImageExample, held_out
 from magneto.data.io.folders import walk
 from magneto.data.io.image import SUFFIXES, find_images, printable
+from magneto.data.io.text import read_lines
 from magneto.errors import ConfigError, DataError
 
 SIDES = {
@@ -23,15 +24,19 @@ SIDES = {
 
 
 class ImageFolderReader:
-    """Any tree with a folder for each class.
+    """Any tree with a folder for each class. Links to folders are followed.
 
-    folder: its root. Folders `train`, `val` and `test` in it are the splits; without them the classes are divided by a
-    hash (`data.val_fraction`, `data.test_fraction`). validation: share of the training images that is held out by a
-    hash for validation; the folder `val` is then the test, as ImageNet's is reported. None: `val` is the validation,
-    and the test too where there is no folder `test`. evaluation: all images are a test set, for models that were
-    trained on another corpus (ImageNet-A, -R, -Sketch). names: a table FOLDER<tab>LABEL, one line a class: what the
-    model calls the classes, where the folders are called otherwise. classes_only: `train`, `val` and `test` are classes.
-    Links to folders are followed.
+    Folders `train`, `val` and `test` in the root are the splits; without them the classes are divided by a hash
+    (`data.val_fraction`, `data.test_fraction`).
+
+    Args:
+        folder: the root.
+        validation: share of the training images that is held out by a hash for validation; the folder `val` is then the
+            test, as ImageNet is reported. None: `val` is the validation, and also the test if there is no folder `test`.
+        evaluation: all images are a test set, for models that were trained on another corpus (ImageNet-A, -R, -Sketch).
+        names: a table FOLDER<tab>LABEL, one line a class: the model's names of the classes, where those of the folders
+            differ.
+        classes_only: folders named `train`, `val` and `test` are classes.
     """
 
     def __init__(
@@ -53,7 +58,7 @@ class ImageFolderReader:
         self.names = None if names is None else Path(names).expanduser()
 
     def fingerprint(self) -> dict[str, Any]:
-        """Settings, and names, sizes and times of all files (the images may be read where they lie)."""
+        """See `Reader`; of all files names, sizes and times, since images may be read from their own files."""
         return {
             "corpus": "image_folder",
             "recipe": 2,
@@ -66,23 +71,22 @@ class ImageFolderReader:
         }
 
     def load(self, data_dir: Path) -> ImageCorpus:
-        """All images; the classes are those of the training folder, in the order of their folders' names."""
+        """Return all images; the classes are those of the training folder, in the order of their folders' names."""
         if not self.folder.is_dir():
-            raise DataError(f"folder={self.folder}: there is no such folder.")
+            raise DataError(f"folder={self.folder}: there is no such folder. Set it to an existing one.")
         skipped: list[Skipped] = []
-        found: dict[str, dict[str, list[Path]]] = {}  # side -> class's folder -> files
-        for side, root in self._roots(skipped).items():
-            found[side] = _classes(root, skipped)
+        # Split -> folder of a class -> files.
+        found = {side: _classes(root, skipped) for side, root in self._roots(skipped).items()}
         names = self._read_names()
         folders = sorted({name for classes in found.values() for name in classes})
         for side in ("val", "test"):
             if "train" in found and (strange := sorted(found.get(side, {}).keys() - found["train"].keys())):
                 raise DataError(
-                    f"{self.folder}: {side} has classes that train has not: {', '.join(strange[:5])}. Name folders of "
-                    "one class alike."
+                    f"{self.folder}: {side} has classes that train has not: {', '.join(strange[:5])}. Give the folders of "
+                    "one class one name."
                 )
         if missing := [name for name in folders if names and name not in names]:
-            raise DataError(f"{self.names}: there is no line for the folder {missing[0]}.")
+            raise DataError(f"{self.names}: there is no line for the folder {missing[0]}. Add it.")
         labels = tuple(dict.fromkeys(names.get(name, name) for name in folders))
         return ImageCorpus(
             examples=list(self._images(found, names)),
@@ -93,7 +97,7 @@ class ImageFolderReader:
         )
 
     def _roots(self, skipped: list[Skipped]) -> dict[str, Path]:
-        """Split -> the folder of its classes; "" where the corpus states no split."""
+        """Return split -> the folder of its classes; "" where the corpus states no split."""
         sides: dict[str, Path] = {}
         beside: list[Path] = []
         for path in sorted(self.folder.iterdir()):
@@ -146,13 +150,13 @@ class ImageFolderReader:
         held: set[str] = set()
         if "train" in found and self.validation is not None:
             paths = [self._name(path) for files in found["train"].values() for path in files]
-            held = {paths[place] for place in held_out(paths, max(1, round(self.validation * len(paths))))}
+            held = {paths[index] for index in held_out(paths, max(1, round(self.validation * len(paths))))}
         for side, classes in found.items():
-            # ImageNet's way: its folder `val` is what is reported.
+            # As ImageNet is reported: its folder `val` is the test.
             stated = "test" if side == "val" and held and "test" not in found else side
             if side == "val" and held and "test" in found:
                 raise DataError(
-                    f"{self.folder}: with val and test folders nothing is to be held out: leave out `validation`."
+                    f"{self.folder}: with val and test folders no images are held out: leave out `validation`."
                 )
             for name, files in classes.items():
                 for path in files:
@@ -166,12 +170,8 @@ class ImageFolderReader:
     def _read_names(self) -> dict[str, str]:
         if self.names is None:
             return {}
-        try:
-            lines = self.names.read_text(encoding="utf-8-sig").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"names={self.names}: cannot be read ({error}).") from error
         pairs = {}
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(read_lines(self.names, "names"), 1):
             name, tab, label = line.partition("\t")
             if line.strip() and not (tab and name.strip() and label.strip()):
                 raise DataError(f"{self.names}, line {number}: {line[:40]!r} is not FOLDER<tab>LABEL.")
@@ -181,18 +181,18 @@ class ImageFolderReader:
 
 
 def _classes(root: Path, skipped: list[Skipped]) -> dict[str, list[Path]]:
-    """Class's folder -> its images, however deep. Raises `DataError` when there is none."""
+    """Return folder of a class -> its images, however deep. Raises `DataError` if there is none."""
     found: dict[str, list[Path]] = {}
     others: list[Path] = []
     for path in sorted(root.iterdir()):
         if path.name.startswith("."):
             continue
         if path.is_dir():
-            # One class however its accents are written: macOS writes them apart.
+            # One class, however its accents are encoded: macOS decomposes them.
             name = unicodedata.normalize("NFC", printable(path.name))
             found[name] = found.get(name, []) + find_images(path, others)
         elif path.name.lower().endswith(SUFFIXES):
-            skipped.append(Skipped(path.name, str(path), "in no class's folder"))
+            skipped.append(Skipped(path.name, str(path), "in no folder of a class"))
     for path in others:
         ending = f"names that end in {path.suffix.lower()}" if path.suffix else "names without an ending"
         skipped.append(Skipped(printable(path.name), str(path), f"{ending} are not read"))
@@ -201,17 +201,17 @@ def _classes(root: Path, skipped: list[Skipped]) -> dict[str, list[Path]]:
         del found[name]
     if not found:
         raise DataError(
-            f"{root}: there is no folder with images in it ({', '.join(SUFFIXES)}); a folder for each class is wanted."
+            f"{root}: there is no folder with images in it ({', '.join(SUFFIXES)}); each class needs a folder."
         )
     return found
 
 
 def _listing(root: Path) -> str:
-    """A digest of all names, sizes and times."""
+    """Return a digest of all names, sizes and times."""
     total = hashlib.sha256()
-    for place, names in walk(root):
-        entries = {entry.name: entry for entry in os.scandir(place)}
-        total.update(os.fsencode(place.relative_to(root)) + b"/\0")
+    for folder, names in walk(root):
+        entries = {entry.name: entry for entry in os.scandir(folder)}
+        total.update(os.fsencode(folder.relative_to(root)) + b"/\0")
         for name in names:
             try:
                 stat = entries[name].stat()

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from magneto.data.corpora.base import Groups, Skipped
-from magneto.data.corpora.download import listing_digest, locate
+from magneto.data.corpora.download import locate
 from magneto.data.corpora.image.base import ImageCorpus, ImageExample
 from magneto.data.corpora.speech.stamps import PACKAGE as RECORDINGS
-from magneto.data.corpora.text.base import BadText, decode_text
+from magneto.data.io.text import BadText, decode_text
 from magneto.data.transforms.text import normalize_text
 from magneto.errors import ConfigError
 
@@ -25,9 +25,11 @@ VARIANT = re.compile(r"_(mirror|flip)(_flip)?$")  # an image that the program sh
 class StampImagesReader:
     """All stamps; the class is the topmost folder (animals, food...).
 
-    languages: of the captions that are kept, as in the files ("en", "fr", "pt_BR"); None: all 78. folder: where the
-    stamps are (the folder that holds `animals`, `clothes`...); None: find or fetch them. A stamp that is there as PNG
-    and as SVG is taken as PNG. Stamps with equal English captions stand on one side of a split.
+    Of a stamp that exists as PNG and as SVG the PNG is used. Stamps with equal English captions have one split.
+
+    Args:
+        languages: of the captions that are kept, as in the files ("en", "fr", "pt_BR"); None: all 78.
+        folder: the folder of `animals`, `clothes`...; None: find or fetch it.
     """
 
     def __init__(self, languages: Sequence[str] | None = None, folder: str | None = None) -> None:
@@ -39,15 +41,12 @@ class StampImagesReader:
         self.folder = folder
 
     def fingerprint(self) -> dict[str, Any]:
-        """Settings and version."""
-        fingerprint: dict[str, Any] = {"corpus": "stamp_images", "version": PACKAGE.version, "recipe": 1}
-        fingerprint["languages"] = None if self.languages is None else list(self.languages)
-        if self.folder is not None:
-            fingerprint["files"] = listing_digest(Path(self.folder).expanduser(), PACKAGE.patterns)
-        return fingerprint
+        """See `Reader`."""
+        languages = None if self.languages is None else list(self.languages)
+        return PACKAGE.fingerprint(self.folder, recipe=1, languages=languages) | {"corpus": "stamp_images"}
 
     def load(self, data_dir: Path) -> ImageCorpus:
-        """All images."""
+        """Return all images."""
         located = locate(PACKAGE, data_dir, self.folder)
         root = located.root
         skipped: list[Skipped] = []
@@ -82,11 +81,11 @@ class StampImagesReader:
             for name, path, captions in found
         ]
         labels = tuple(sorted({example.label for example in examples if example.label is not None}))
-        return ImageCorpus(examples=examples, labels=labels, skipped=skipped, origin=located.facts())
+        return ImageCorpus(examples=examples, labels=labels, skipped=skipped, origin=located.origin())
 
 
 def read_captions(file: Path) -> dict[str, str]:
-    """Language -> caption: the first line is English, the others are `xx.utf8=...`; {} where there is no file.
+    """Return language -> caption: the first line is English, the others are `xx.utf8=...`; {} without a file.
 
     Raises `BadText` when it is not UTF-8.
     """

@@ -1,7 +1,7 @@
 """Images in WebDataset's tar shards: members KEY.jpg with KEY.cls or KEY.json (docs/data.md).
 
-Shards are read in place by the standard library: their headers once, in `prepare`, and then single members, wherever
-they are. So any order of the images is a matter of seeking, training resumes exactly, and nothing is unpacked.
+Shards are read in place by the standard library: their headers once, in `prepare`, and then single members, which are
+slices of the file. Images can so be read in any order, training resumes exactly, and nothing is unpacked.
 """
 
 import json
@@ -12,10 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from magneto.data.corpora.base import SPLITS, Skipped
+from magneto.data.corpora.base import Skipped, require_splits
 from magneto.data.corpora.image.base import ImageCorpus, ImageExample
 from magneto.data.io.image import SUFFIXES, Slice
-from magneto.errors import ConfigError, DataError
+from magneto.data.io.text import BadText, decode_text, read_lines
+from magneto.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -26,11 +27,13 @@ BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 class WebDatasetReader:
     """Tar files (not compressed) on a local or mounted disk.
 
-    shards: a glob, a range `{00000..00099}.tar` or a list of them, divided by a hash of the keys; or a dict of them: train,
-    val, test (one that is missing is taken from train by `data.val_fraction`... only when none but train is given). label:
-    key of the class in KEY.json, where there is no KEY.cls. caption: key of a text or of a list of texts in KEY.json; each
-    line of KEY.txt is one too; language: of these texts. labels: names of the classes that the files give as numbers: a
-    file, one name a line.
+    Args:
+        shards: a glob, a range `{00000..00099}.tar` or a list of them, divided by a hash of the keys; or split -> the same
+            (with train alone, the others are held out from it by a hash).
+        label: key of the class in KEY.json, where there is no KEY.cls.
+        caption: key of a text or of a list of texts in KEY.json; each line of KEY.txt is one too.
+        language: of these texts.
+        labels: a file with the names of the classes that are given as numbers, one name a line.
     """
 
     def __init__(
@@ -46,10 +49,7 @@ class WebDatasetReader:
                 "data: name the tar files: shards=folder/*.tar, or shards={train: ..., val: ..., test: ...}."
             )
         sides = shards if isinstance(shards, Mapping) else {"": shards}
-        if unknown := sides.keys() - {"", *SPLITS}:
-            raise ConfigError(
-                f"data: shards has {', '.join(sorted(unknown))}; its splits are train, val and test."
-            )
+        require_splits("shards", {side: value for side, value in sides.items() if side})
         self.shards = {
             side: [one for each in ([value] if isinstance(value, str) else value) for one in _expand(each)]
             for side, value in sides.items()
@@ -58,7 +58,7 @@ class WebDatasetReader:
         self.labels = None if labels is None else Path(labels).expanduser()
 
     def fingerprint(self) -> dict[str, Any]:
-        """Settings, and names, sizes and times of the shards."""
+        """See `Reader`; of the shards names, sizes and times."""
         files = {
             side: [
                 [str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns]
@@ -72,7 +72,7 @@ class WebDatasetReader:
         return {"corpus": "webdataset", "recipe": 2, "shards": files, "settings": settings, "labels": names}
 
     def load(self, data_dir: Path) -> ImageCorpus:
-        """The headers of all shards. The classes are sorted, numbers as numbers."""
+        """Return the samples of all shards, by their headers. The classes are sorted, numbers as numbers."""
         skipped: list[Skipped] = []
         names = self._names()
         examples: list[ImageExample] = []
@@ -83,7 +83,7 @@ class WebDatasetReader:
                         f"data: no file fits shards={pattern}. Name tar files, by a glob (folder/*.tar) or a range "
                         "(folder/{00000..00099}.tar)."
                     )
-            # A lone training set is divided as one without any stated split.
+            # A training set alone is divided like one without stated splits.
             split = None if side == "" or set(self.shards) == {"train"} else side
             for path in [path for pattern in patterns for path in _find(pattern)]:
                 examples += self._read(path, split, names, skipped)
@@ -97,17 +97,13 @@ class WebDatasetReader:
         )
 
     def _names(self) -> list[str]:
-        if self.labels is None:
-            return []
-        try:
-            return [line.strip() for line in self.labels.read_text("utf-8-sig").split("\n") if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"labels={self.labels}: cannot be read ({error}).") from error
+        lines = [] if self.labels is None else read_lines(self.labels, "labels")
+        return [line.strip() for line in lines if line.strip()]
 
     def _read(
         self, path: Path, split: str | None, names: Sequence[str], skipped: list[Skipped]
     ) -> Iterator[ImageExample]:
-        """The images of a shard. Members of one sample need not stand side by side."""
+        """Yield the images of a shard. Members of one sample may be anywhere in it."""
         samples: dict[str, dict[str, bytes | Slice]] = {}
         key = ""
         try:
@@ -133,7 +129,7 @@ class WebDatasetReader:
         except (tarfile.TarError, OSError, EOFError) as error:
             log.warning("%s breaks off: %s", path, error)
             skipped.append(Skipped(path.name, str(path), "shard breaks off"))
-            samples.pop(key, None)  # what it had more is not known
+            samples.pop(key, None)  # its other members are not known
         for key, members in samples.items():
             yield from self._image(path, key, members, split, names, skipped)
 
@@ -154,15 +150,15 @@ class WebDatasetReader:
             skipped.append(Skipped(own, str(path), "sample without an image"))
             return
         try:
-            facts = json.loads(texts.get("json", b"{}").decode("utf-8-sig"))
-            if not isinstance(facts, dict):
-                raise ValueError
-            class_, text = (texts.get(kind, b"").decode("utf-8-sig").strip() for kind in ("cls", "txt"))
-        except ValueError:  # bytes that are no UTF-8 too
+            values = json.loads(decode_text(texts.get("json", b"{}")))
+            if not isinstance(values, dict):
+                raise BadText
+            class_, text = (decode_text(texts.get(kind, b"")).strip() for kind in ("cls", "txt"))
+        except ValueError:  # BadText too
             skipped.append(Skipped(own, str(path), "damaged .json, .cls or .txt"))
             return
-        captions = _texts(text.splitlines() or facts.get(self.caption))
-        labels = _texts(class_ or facts.get(self.label))
+        captions = _texts(text.splitlines() or values.get(self.caption))
+        labels = _texts(class_ or values.get(self.label))
         if len(labels) > 1 and not captions:
             skipped.append(Skipped(own, str(path), "several classes"))
             return
@@ -187,25 +183,27 @@ class WebDatasetReader:
 
 
 def _texts(value: Any) -> list[str]:
-    """What a key of KEY.json holds: a text or a number, or several."""
+    """Return the texts of a value of KEY.json: a text or a number, or several."""
     values = value if isinstance(value, list) else [value]
     texts = (str(text).strip() for text in values if text is not None and not isinstance(text, dict | list))
     return [text for text in texts if text]
 
 
 def _find(pattern: str) -> list[Path]:
-    """The files that a glob fits. Its folders, and the name as a whole, may have brackets or stars of their own."""
+    """Return the files that a glob fits. Its folders, and the whole name, may contain brackets or stars themselves."""
     path = Path(pattern).expanduser().absolute()
     parts = path.parts
     folder, count = Path(path.anchor), 1
     while count < len(parts) and (folder / parts[count]).exists():
         folder, count = folder / parts[count], count + 1
-    found = [path] if count == len(parts) else sorted(folder.glob("/".join(parts[count:])))
-    return [file for file in found if file.is_file()]
+    if count == len(parts):
+        return [path] if path.is_file() else []
+    found = sorted(folder.glob("/".join(parts[count:])))
+    return [file for file in found if file.is_file() and not file.name.startswith("._")]  # those of macOS
 
 
 def _expand(pattern: str) -> list[str]:
-    """`a-{00..02}.tar` -> a-00.tar, a-01.tar, a-02.tar; `{a,b}` -> a, b."""
+    """Expand `a-{00..02}.tar` to a-00.tar, a-01.tar, a-02.tar; `{a,b}` to a, b."""
     found = BRACES.search(pattern)
     if found is None:
         return [pattern]

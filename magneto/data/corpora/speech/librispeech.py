@@ -1,11 +1,10 @@
 """LibriSpeech (Panayotov et al. 2015): about 1000 hours of read English, by torchaudio's own dataset class.
 
-torchaudio knows the checksums and unpacks; the download itself is ours, since torchaudio's does not resume.
-Its reading of audio is not used either (it needs FFmpeg): the files are read with soundfile like all others.
+torchaudio knows the checksums and unpacks; the download is ours, since torchaudio's does not resume. Its reading of
+audio is not used either (it needs FFmpeg): the files are read with soundfile like all others.
 """
 
 import hashlib
-import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,27 +12,18 @@ from typing import Any
 
 from filelock import FileLock
 
-from magneto.data.corpora.base import Corpus, Skipped, Utterance
-from magneto.data.corpora.download import Unavailable, download
+from magneto.data.corpora.archives import download
+from magneto.data.corpora.base import Skipped
+from magneto.data.corpora.package import Unavailable
+from magneto.data.corpora.speech.base import SpeechCorpus, Utterance
 from magneto.data.io.audio import Audio
 from magneto.errors import ConfigError, DataError
 
-log = logging.getLogger(__name__)
-
-SUBSETS = (
-    "train-clean-100",
-    "train-clean-360",
-    "train-other-500",
-    "dev-clean",
-    "dev-other",
-    "test-clean",
-    "test-other",
-)
 MEGABYTES = {
     "train-clean-100": 6_300,
     "train-clean-360": 23_000,
     "train-other-500": 30_000,
-}  # the others: about 330
+}  # others: about 330
 UTTERANCES = {
     "train-clean-100": 28_539,
     "train-clean-360": 104_014,
@@ -50,8 +40,11 @@ ADDRESS = "https://www.openslr.org/resources/12/"
 class LibriSpeechReader:
     """LibriSpeech with its own split.
 
-    train, val, test: names of subsets, as published (train-clean-100, dev-clean, ...). folder: where a folder
-    `LibriSpeech` is or shall be; None: in the data folder.
+    Args:
+        train: names of subsets, as published (train-clean-100, train-other-500, ...).
+        val: likewise.
+        test: likewise.
+        folder: the folder of the folder `LibriSpeech`, which is downloaded if it is missing; None: the data folder.
     """
 
     def __init__(
@@ -64,16 +57,16 @@ class LibriSpeechReader:
         self.subsets = {"train": tuple(train), "val": tuple(val), "test": tuple(test)}
         chosen = self._chosen()
         for subset in chosen:
-            if subset not in SUBSETS:
-                raise ConfigError(f"data: LibriSpeech has no subset {subset!r}; it has {', '.join(SUBSETS)}.")
-            if chosen.count(subset) > 1:
+            if subset not in UTTERANCES:
                 raise ConfigError(
-                    f"data: LibriSpeech's {subset} stands on two sides of the split; name it once."
+                    f"data: LibriSpeech has no subset {subset!r}; it has {', '.join(UTTERANCES)}."
                 )
+            if chosen.count(subset) > 1:
+                raise ConfigError(f"data: LibriSpeech's {subset} is named for two splits. Name it once.")
         self.folder = folder
 
     def fingerprint(self) -> dict[str, Any]:
-        """The subsets, which have one version; of one in `folder` that is not whole, its files: more may arrive."""
+        """See `Reader`; of a subset in `folder` that is incomplete, its files: more may arrive."""
         fingerprint: dict[str, Any] = {
             "corpus": "LibriSpeech",
             "recipe": 1,
@@ -81,7 +74,7 @@ class LibriSpeechReader:
         }
         if self.folder is not None:
             fingerprint["folder"] = str(Path(self.folder).expanduser().resolve())
-            # One that is missing will be downloaded, and is whole then.
+            # One that is missing will be downloaded, and is complete then.
             for subset in self._chosen():
                 folder = self._root() / ARCHIVE_ROOT / subset
                 files = sorted(folder.glob("[!.]*/[!.]*/[!.]*"))
@@ -91,9 +84,9 @@ class LibriSpeechReader:
         return fingerprint
 
     def missing_bytes(self, data_dir: Path) -> int:
-        """Return about how many bytes `load` and the preparation will write below `data_dir`.
+        """Return about the number of bytes that `load` and the preparation will write below `data_dir`.
 
-        The recordings that are not there yet, and the archive while it is unpacked; later log-mel features of all, which
+        Those of the missing recordings, and of the archive while it is unpacked; later log-mel features of all, which
         at 80 channels of 2 bytes are about as large as FLAC (58 and 63 MB an hour).
         """
         sizes = {subset: MEGABYTES.get(subset, 330) * 10**6 for subset in self._chosen()}
@@ -107,14 +100,12 @@ class LibriSpeechReader:
         return [subset for subsets in self.subsets.values() for subset in subsets]
 
     def _root(self, data_dir: Path = Path()) -> Path:
-        """The folder that holds, or is to hold, `LibriSpeech`."""
+        """Return the folder that has, or will have, `LibriSpeech`."""
         root = data_dir / "raw" if self.folder is None else Path(self.folder).expanduser()
         return root.parent if root.name == ARCHIVE_ROOT else root
 
-    def load(self, data_dir: Path) -> Corpus:
-        """All utterances of the chosen subsets; what is missing is downloaded. Raises `MagnetoError` when that
-        fails.
-        """
+    def load(self, data_dir: Path) -> SpeechCorpus:
+        """Return all utterances of the chosen subsets, after downloading those that are missing."""
         root = self._root(data_dir)
         utterances: list[Utterance] = []
         skipped: list[Skipped] = []
@@ -122,7 +113,7 @@ class LibriSpeechReader:
             for subset in subsets:
                 _fetch(root, subset)
                 _read(root / ARCHIVE_ROOT / subset, split, utterances, skipped)
-        return Corpus(utterances, skipped, {"subsets": {k: list(v) for k, v in self.subsets.items()}})
+        return SpeechCorpus(utterances, skipped, {"subsets": {k: list(v) for k, v in self.subsets.items()}})
 
 
 def _fetch(root: Path, subset: str) -> None:
@@ -135,7 +126,7 @@ def _fetch(root: Path, subset: str) -> None:
 
     checksums = {address.rsplit("/", 1)[1]: checksum for address, checksum in librispeech._CHECKSUMS.items()}
     name = f"{subset}.tar.gz"
-    work = root / f".{subset}.partial"  # kept when interrupted: the next run goes on with it
+    work = root / f".{subset}.partial"  # kept when interrupted: the next run continues with it
     work.mkdir(parents=True, exist_ok=True)
     final.parent.mkdir(exist_ok=True)
     with FileLock(work.with_suffix(".lock")):
@@ -146,8 +137,8 @@ def _fetch(root: Path, subset: str) -> None:
         except Unavailable as reason:
             raise DataError(
                 f"LibriSpeech {subset} could not be downloaded ({reason}). With a network try again (it "
-                f"goes on where it stopped); or unpack {name} from https://www.openslr.org/12 in {root}, or "
-                "name with `folder=...` where it is."
+                f"continues where it stopped); or unpack {name} from https://www.openslr.org/12 in {root}; or set "
+                "`folder=...` to the folder that has it."
             ) from reason
         # torchaudio takes an existing folder for a complete one: unpack aside, then rename.
         shutil.rmtree(work / ARCHIVE_ROOT, ignore_errors=True)

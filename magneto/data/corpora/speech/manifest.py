@@ -5,18 +5,19 @@ seconds (a recording of another length is skipped as damaged), `lang`, `speaker`
 divided here `split` (train, val, test) or `group`.
 """
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from magneto.data.corpora.base import SPLITS, Corpus, Groups, Skipped, Utterance, hash_split
+from magneto.data.corpora.base import SPLITS, Groups, Skipped, hash_split, stated_splits
+from magneto.data.corpora.speech.base import SpeechCorpus, Utterance
 from magneto.data.io.audio import Audio
+from magneto.data.io.digest import file_digest, files_digest
+from magneto.data.io.text import BadText, json_lines
 from magneto.data.transforms.text import normalize_text
-from magneto.errors import DataError
+from magneto.errors import ConfigError, DataError
 
 KEYS = "data.corpora.manifest."  # as conf/data/manifest.yaml has them
 EXAMPLE = '{"audio_filepath": "clips/a.wav", "duration": 2.5, "text": "hello there"}'
@@ -25,10 +26,16 @@ EXAMPLE = '{"audio_filepath": "clips/a.wav", "duration": 2.5, "text": "hello the
 class ManifestReader:
     """Recordings (wav, flac, ogg, mp3 ...; any sample rate; mono or more channels) with transcripts.
 
-    Either `manifest`, one file that is divided by each line's `split`, and where it has none by a hash
-    (fractions `val_fraction` and `test_fraction`; lines with the same `group`, the same audio file or the
-    same text stand on one side; a side that would stay empty gets the smallest group of another); or `train`,
-    `val` and `test`, one file each; or `test` alone, to test a checkpoint. language: of the lines without `lang`.
+    Args:
+        manifest: one file, divided by each line's `split`, and where it has none by a hash: lines with the same `group`,
+            the same audio file or the same text have one split; a split that would be empty gets the smallest group of
+            another.
+        train: in place of `manifest`, one file for each split.
+        val: likewise.
+        test: likewise; alone, to test a checkpoint.
+        val_fraction: share of the groups that the hash gives to val.
+        test_fraction: to test.
+        language: of the lines without `lang`.
     """
 
     def __init__(
@@ -41,71 +48,44 @@ class ManifestReader:
         test_fraction: float = 0.05,
         language: str = "und",
     ) -> None:
-        separate = {"train": train, "val": val, "test": test}
-        if (manifest is None) == all(path is None for path in separate.values()):
-            raise DataError(
-                f"{'No' if manifest is None else 'More than one'} manifest is named. Set either {KEYS}manifest (one "
-                f"file, divided here) or {KEYS}train, {KEYS}val and {KEYS}test (three files)."
-            )
-        missing = [side for side, path in separate.items() if path is None]
-        if manifest is None and missing and missing != ["train", "val"]:
-            raise DataError(
-                f"The manifest of {' and '.join(missing)} is missing. Set "
-                f"{' and '.join(KEYS + side for side in missing)}, or {KEYS}manifest to have one file divided."
-            )
+        named = stated_splits("manifest", manifest, {"train": train, "val": val, "test": test})
         if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
-            raise DataError(
+            raise ConfigError(
                 f"{KEYS}val_fraction={val_fraction} and test_fraction={test_fraction} must be above 0 and "
                 "together below 1."
             )
-        self.files = {
-            side: Path(path).expanduser()
-            for side, path in ({"": manifest, **separate}).items()
-            if path is not None
-        }
+        self.files = {split: Path(path).expanduser() for split, path in named.items()}
         self.fractions = (val_fraction, test_fraction)
         self.language = language
 
     def fingerprint(self) -> dict[str, Any]:
-        """The manifests' contents, and sizes and times of the audio files: replacing a broken file prepares
-        anew.
-        """
-        audio = hashlib.sha256()
-        for _, path in self._files():
-            for entry in _lines(path):
-                stat = entry.audio.stat() if entry.audio.is_file() else None
-                audio.update(f"{entry.audio}\0{stat and (stat.st_size, stat.st_mtime_ns)}\0".encode())
+        """See `Reader`; of the audio files names, sizes and times, so that a replaced one is prepared anew."""
         return {
             "corpus": "manifest",
             "recipe": 1,
-            "manifests": {
-                side: hashlib.sha256(path.read_bytes()).hexdigest() for side, path in self._files()
-            },
-            "audio": audio.hexdigest(),
+            "manifests": {split or "": file_digest(path) for split, path in self._files()},
+            "audio": files_digest(line.audio for _, path in self._files() for line in _lines(path)),
             "fractions": list(self.fractions),
             "language": self.language,
         }
 
-    def load(self, data_dir: Path) -> Corpus:
-        """All lines. Raises `MagnetoError` for a missing manifest and a line that breaks the convention."""
+    def load(self, data_dir: Path) -> SpeechCorpus:
+        """Return all lines. Raises `DataError` for a missing manifest and a line that breaks the convention."""
         utterances, skipped = [], []
-        advice = (
-            f"Set {KEYS}train and {KEYS}val to train."
-            if [*self.files] == ["test"]
-            else "Check the manifests."
-        )
-        for side, path in self._files():
+        testing = [*self.files] == ["test"]
+        advice = f"Set {KEYS}train and {KEYS}val to train." if testing else "Check the manifests."
+        for split, path in self._files():
             lines = list(_lines(path))
-            if side:
-                splits = [side] * len(lines)
+            if split:
+                splits = [split] * len(lines)
             else:
                 splits, groups = self._divide(lines)
                 advice = (
                     f"Give its lines a `split`, or raise {KEYS}val_fraction and test_fraction: lines with the "
-                    f"same group, recording or text stand on one side, which leaves {groups} groups."
+                    f"same group, recording or text have one split, which leaves {groups} groups."
                 )
-            for line, split in zip(lines, splits, strict=True):
-                name = f"{side}:{line.number}" if side else str(line.number)
+            for line, own in zip(lines, splits, strict=True):
+                name = f"{split}:{line.number}" if split else str(line.number)
                 if not line.audio.is_file():
                     skipped.append(Skipped(name, str(line.audio), f"missing file (named in {path.name})"))
                     continue
@@ -117,20 +97,23 @@ class ManifestReader:
                         language=line.language or self.language,
                         speaker=line.speaker,
                         group=line.group or str(line.audio),
-                        split=split,
+                        split=own,
                         duration=line.duration,
                     )
                 )
-        return Corpus(utterances, skipped, {"manifests": [path.name for _, path in self._files()]}, advice)
+        origin = {"manifests": [path.name for path in self.files.values()]}
+        return SpeechCorpus(utterances, skipped, origin, advice)
 
-    def _files(self) -> Iterator[tuple[str, Path]]:
-        for side, path in self.files.items():
+    def _files(self) -> Iterator[tuple[str | None, Path]]:
+        for split, path in self.files.items():
             if not path.is_file():
-                raise DataError(f"The manifest {path} is not there. Check {KEYS}{side or 'manifest'}.")
-            yield side, path
+                raise DataError(
+                    f"The manifest {path} is missing. Set {KEYS}{split or 'manifest'} to an existing file."
+                )
+            yield split, path
 
     def _divide(self, lines: list["Line"]) -> tuple[list[str], int]:
-        """The side of each line, and the number of groups that cannot be divided."""
+        """Return the split of each line, and the number of groups that cannot be divided."""
         groups = Groups()
         texts = [normalize_text(line.text) for line in lines]
         for line, text in zip(lines, texts, strict=True):
@@ -140,21 +123,21 @@ class ManifestReader:
         names = groups.names()
         val, test = self.fractions
         own = [names[f"line {line.relative}"] for line in lines]
-        side_of = {name: hash_split(name, val=val, test=test) for name in own}
-        # The hash may leave a side of a small set empty: it gets the smallest group of what can be used.
+        split_of = {name: hash_split(name, val=val, test=test) for name in own}
+        # The hash may leave a split of a small set empty: it gets the smallest group with usable lines.
         given, sizes = set(), Counter[str]()
         for line, text, name in zip(lines, texts, own, strict=True):
             if text and line.audio.is_file():
                 given.add(line.split)
                 sizes[name] += not line.split
-        for side in SPLITS:
-            held = Counter(side_of[name] for name, size in sizes.items() if size)
+        for split in SPLITS:
+            held = Counter(split_of[name] for name, size in sizes.items() if size)
             donor = max(SPLITS, key=lambda one: held[one])
-            if side not in given and not held[side] and held[donor] > 1:
-                _, smallest = min((n, name) for name, n in sizes.items() if n and side_of[name] == donor)
-                side_of[smallest] = side
-        splits = [line.split or side_of[name] for line, name in zip(lines, own, strict=True)]
-        return splits, len(side_of)
+            if split not in given and not held[split] and held[donor] > 1:
+                _, smallest = min((n, name) for name, n in sizes.items() if n and split_of[name] == donor)
+                split_of[smallest] = split
+        splits = [line.split or split_of[name] for line, name in zip(lines, own, strict=True)]
+        return splits, len(split_of)
 
 
 @dataclass(frozen=True)
@@ -174,48 +157,35 @@ class Line:
 
 def _lines(manifest: Path) -> Iterator[Line]:
     with manifest.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            where = f"{manifest}:{number}"
+        for number, values in json_lines(file):
             try:
-                text = raw.decode("utf-8-sig")
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{where}: not UTF-8 ({error.reason} at byte {error.start}). Save the manifest as UTF-8."
-                ) from error
-            if text.strip():
-                yield _line(text, number, where, manifest.parent)
+                yield _line(values, number, manifest.parent)
+            except BadText as bad:
+                raise DataError(f"{manifest}:{number}: {bad}. A line looks like {EXAMPLE}") from bad
 
 
-def _line(raw: str, number: int, where: str, folder: Path) -> Line:
-    try:
-        values = json.loads(raw)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{where}: not valid JSON ({error.msg} at column {error.colno}). A line looks like {EXAMPLE}"
-        ) from error
+def _line(values: Any, number: int, folder: Path) -> Line:
+    """Check the value of a line. Raises `BadText`."""
+    if isinstance(values, BadText):
+        raise BadText(f"{values} ({values.__cause__})")
     if not isinstance(values, dict):
-        raise DataError(f"{where}: a line must be a JSON object, such as {EXAMPLE}")
+        raise BadText("not a JSON object")
     for key in ("audio_filepath", "text"):
         if key not in values:
-            raise DataError(f"{where}: the key {key!r} is missing. A line looks like {EXAMPLE}")
+            raise BadText(f"the key {key!r} is missing")
     for key in ("audio_filepath", "text", "lang", "speaker", "group", "split"):
         if not isinstance(values.get(key, ""), str | int):
-            raise DataError(
-                f"{where}: {key!r} must be text, not {values[key]!r}. A line looks like {EXAMPLE}"
-            )
+            raise BadText(f"{key!r} must be text, not {values[key]!r}")
     duration = values.get("duration")
     if duration is not None and (
         isinstance(duration, bool) or not isinstance(duration, int | float) or duration < 0
     ):
-        raise DataError(f"{where}: 'duration' must be a number of seconds, not {duration!r}.")
+        raise BadText(f"'duration' must be a number of seconds, not {duration!r}")
     if values.get("offset"):
-        raise DataError(
-            f"{where}: 'offset' (a part of a longer recording) is not supported: cut the recording into one "
-            "file a line."
-        )
+        raise BadText("'offset' (a part of a longer recording) is not supported: cut it into one file a line")
     split = str(values.get("split", ""))
     if split and split not in SPLITS:
-        raise DataError(f"{where}: 'split' is {split!r}; it must be one of {', '.join(SPLITS)}.")
+        raise BadText(f"'split' is {split!r}; it must be one of {', '.join(SPLITS)}")
     relative = str(values["audio_filepath"])
     return Line(
         number=number,

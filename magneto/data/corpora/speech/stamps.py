@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from magneto.data.corpora.base import Corpus, Groups, Skipped, Utterance, hash_split
-from magneto.data.corpora.download import Package, listing_digest, locate
+from magneto.data.corpora.base import Groups, Skipped, hash_split
+from magneto.data.corpora.download import locate
+from magneto.data.corpora.package import Package
+from magneto.data.corpora.speech.base import SpeechCorpus, Utterance
 from magneto.data.io.audio import Audio
 from magneto.data.transforms.text import normalize_text
 from magneto.errors import ConfigError
@@ -46,10 +48,12 @@ VAL, TEST = 0.04, 0.06
 class StampsReader:
     """Spoken captions of the Tux Paint stamps.
 
-    languages: codes as in the file names; the default five are those whose text fits the audio. folder: where
-    the stamps are (the folder that holds `animals`, `clothes`, ...); None: find or fetch them.
-    Splits go by stamp: all languages of a stamp, stamps with an equal caption in some language, and stamps
-    that share a recording stand on one side, fixed by a hash.
+    Splits are by stamp: all languages of a stamp, stamps with an equal caption in some language, and stamps that share a
+    recording have one split, fixed by a hash.
+
+    Args:
+        languages: codes as in the file names; the default five are those whose text fits the audio.
+        folder: the folder of `animals`, `clothes`, ...; None: find or fetch it.
     """
 
     def __init__(self, languages: Sequence[str] = FITTING, folder: str | None = None) -> None:
@@ -60,7 +64,7 @@ class StampsReader:
             if language in UNFIT:
                 raise ConfigError(
                     f"data: language {language!r} of the Tux Paint stamps is refused: its captions are not "
-                    "what is said in the recordings (correlation of length and duration "
+                    "spoken in the recordings (correlation of length and duration "
                     f"{UNFIT[language]}). Use {fitting}."
                 )
             if language not in FITTING and language not in DOUBTFUL:
@@ -74,24 +78,14 @@ class StampsReader:
         self.folder = folder
 
     def fingerprint(self) -> dict[str, Any]:
-        """Settings and versions that decide the examples."""
-        fingerprint = {
-            "corpus": PACKAGE.name,
-            "version": PACKAGE.version,
-            "recipe": 1,
-            "split": [VAL, TEST],
-            "languages": list(self.languages),
-        }
-        if self.folder is not None:
-            fingerprint["files"] = listing_digest(Path(self.folder).expanduser(), PACKAGE.patterns)
-        return fingerprint
+        """See `Reader`."""
+        settings = {"recipe": 1, "split": [VAL, TEST], "languages": list(self.languages)}
+        return PACKAGE.fingerprint(self.folder, **settings)
 
-    def load(self, data_dir: Path) -> Corpus:
-        """Distinct recordings with a caption. A recording that is a byte-identical copy of another is passed
-        over.
-        """
+    def load(self, data_dir: Path) -> SpeechCorpus:
+        """Return the distinct recordings with a caption. Byte-identical copies of a recording are skipped."""
         located = locate(PACKAGE, data_dir, self.folder)
-        return Corpus(*_read(located.root, self.languages), located.facts())
+        return SpeechCorpus(*_read(located.root, self.languages), located.origin())
 
 
 def _captions(file: Path) -> dict[str, str]:

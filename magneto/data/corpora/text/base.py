@@ -1,32 +1,31 @@
-"""What all text corpora share: the example (`Document`), what a corpus gives, its protocol, and text read with care."""
+"""Text corpora: the example, the corpus, the protocol of their readers, and the checks of a text."""
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import regex
 
-from magneto.data.corpora.base import Skipped
+from magneto.data.corpora.base import Reader, Skipped
 
-LINES = 100  # of a file without documents, or units of a translation memory, that stand on one side of the split together
+LINES = 100  # neighbours of a file without documents, or units of a translation memory, that have one split
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Document:
-    """A text that stands for itself: a speech, a page, a file."""
+    """A text that is complete in itself: a speech, a page, a file."""
 
     id: str  # unique in its corpus
     text: str
-    group: str  # what must not stand on both sides of a split: a file, a template
+    group: str  # must not be on two sides of a split: a file, a template
     split: str | None  # train, val or test where the corpus states it; None: by a hash of the group
 
 
 @dataclass(frozen=True)
 class TextCorpus:
-    """The documents of a corpus, what it skipped itself (complete once `documents` has been read), its origin.
+    """The documents of a corpus, what its reader skipped (complete once `documents` has been read), its origin.
 
     documents: made while they are read, so that a corpus need not fit into memory.
     """
@@ -36,37 +35,16 @@ class TextCorpus:
     origin: dict[str, Any] = field(default_factory=dict)
 
 
-class TextReader(Protocol):
-    """A text corpus. Its constructor takes plain values."""
-
-    def fingerprint(self) -> dict[str, Any]:
-        """All settings and versions that decide the documents, as plain values; cheap, without network."""
-        ...
-
-    def load(self, data_dir: Path) -> TextCorpus:
-        """Find or fetch the corpus. May be called again. Raises `MagnetoError` when it cannot be had."""
-        ...
-
-
-class BadText(ValueError):
-    """Bytes that are no text; the message says why, the same for all such bytes (it is counted)."""
-
-
-def decode_text(raw: bytes) -> str:
-    """UTF-8, with or without a byte-order mark. Raises `BadText`."""
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise BadText("not UTF-8") from None
+TextReader = Reader[TextCorpus]
 
 
 def text_of(value: object) -> str:
-    """A value of somebody's JSON that should be a text: "", which is listed as empty, for anything else."""
+    """Return a value of a JSON file that should be a text; for any other type "", which is listed as empty."""
     return value if isinstance(value, str) else ""
 
 
 def why_unusable(text: str) -> str | None:
-    """Why this text cannot be trained on, None where it can."""
+    """Return why a text cannot be used, or None if it can."""
     if not text or text.isspace():
         return "empty"
     if "\0" in text:
@@ -82,16 +60,6 @@ VARIABLE = regex.compile(r"N*\d[\dN]*|N+".replace("N", r"[^\p{L}\p{N}\p{M}_]"), 
 
 
 def content_group(text: str) -> str:
-    """A name for all texts that differ only in case, numbers, punctuation and white space: a template's copies."""
+    """Return a name that is the same for texts that differ only in case, numbers, punctuation and white space."""
     plain = VARIABLE.sub(" ", text.casefold()).strip()
     return hashlib.blake2b(plain.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
-
-
-class Lazily(Iterable[Document]):
-    """Documents that are made anew each time they are iterated over."""
-
-    def __init__(self, make: Callable[[], Iterator[Document]]) -> None:
-        self._make = make
-
-    def __iter__(self) -> Iterator[Document]:
-        return self._make()

@@ -1,7 +1,7 @@
 """The Debian documentation union: manuals in English, about 50 MB of technical prose (see docs/data.md).
 
 A document is a file: reStructuredText, Markdown and POD as they are written, HTML as its text without navigation.
-Copies are left out. Files that share half of their lines (templates, editions of one text) stand on one side.
+Copies are left out. Files that share half of their lines (templates, editions of one text) have one split.
 """
 
 import gzip
@@ -16,17 +16,40 @@ from pathlib import Path
 from typing import Any
 
 from magneto.data.corpora.base import Groups, Skipped, hash_split
-from magneto.data.corpora.download import Package, listing_digest, locate, needed_files
-from magneto.data.corpora.text.base import BadText, Document, TextCorpus, content_group, decode_text
+from magneto.data.corpora.download import locate
+from magneto.data.corpora.package import Package
+from magneto.data.corpora.text.base import Document, TextCorpus, content_group
 from magneto.data.corpora.text.html_text import html_text
+from magneto.data.io.digest import listing_digest, needed_files
+from magneto.data.io.text import BadText, decode_text
 from magneto.errors import DataError, nearest
 
 log = logging.getLogger(__name__)
 
 
-def _package(name: str, version: str, sha256: str, inside: str, patterns: tuple[str, ...], content: str, megabytes: int,
-             homepage: str) -> Package:  # fmt: skip
-    return Package(
+# name, version, SHA-256 of the package, folder, patterns, SHA-256 of the needed files, megabytes, homepage
+_TABLE: tuple[tuple[str, str, str, str, tuple[str, ...], str, int, str], ...] = (
+    ("linux-doc-6.1", "6.1.192-2", "d1d1b5a602f0d439ecc39e713e044bf2df30d839fb4bf8a7b859ba3273c47993",
+     "usr/share/doc/linux-doc-6.1/Documentation", ("**/*.rst.gz", "**/*.txt.gz"),
+     "84cec4dffe031b85f16daa6731704bff2499e3a3e312d93c4b8609d9d1ee734b", 37, "https://www.kernel.org/doc/"),
+    ("anarchism", "15.3-3", "cf21c10948b00e923c62eb31c39a3390413fa26c5ee0e3b925feb0ec7fe42948",
+     "usr/share/doc/anarchism/markdown", ("*.md", "*.md.gz"),
+     "99ec2049a6402eed887aae7ff4a1296bd7c9e29e42abb6527523444ce0858743", 7, "http://www.anarchistfaq.org/"),
+    ("python3.11-doc", "3.11.2-6+deb12u9", "5b3594189d6ef9a6963ce0347fd307a1cc67620ad697e144db366070e2e146be",
+     "usr/share/doc/python3.11/html/_sources", ("**/*.rst.txt",),
+     "fbfbfeb726497d4e6532774c69509e321d0acf2d213a5341b42b62731b71ae3f", 13, "https://docs.python.org/3.11/"),
+    ("perl-doc", "5.36.0-7+deb12u4", "f4269cff4576d6f02a6756df842988e58451c7e945b08517dd235531b24e48f8",
+     "usr/share/perl/5.36.0/pod", ("*.pod",),
+     "2a75ee1bc40d13354a244edab1ad470d606f60504e75856f3e1cbca5e5ca86f1", 8, "https://perldoc.perl.org/"),
+    ("postgresql-doc-15", "15.20-0+deb12u1", "4c44bf2c599f208b3f46454a6cf7a72e25ec46ff74d37b59dd31ad76b00eebb7",
+     "usr/share/doc/postgresql-doc-15/html", ("*.html",),
+     "3e3264dbf518e203ef8cb83f4e16355f442c361d77f7daec1b86164ebc4683a5", 3, "https://www.postgresql.org/docs/15/"),
+    ("libreoffice-help-en-us", "4:7.4.7-1+deb12u14", "8faa840285734d6cfe1ed25537b48f07e74bd6412e3917bf8e5f8a653f7b3712",
+     "usr/share/libreoffice/help/en-US/text", ("**/*.html",),
+     "e94216328ecf9602877074db1df47169f02754d1ab0eb93cf14e0d8bea30b364", 2, "https://help.libreoffice.org/"),
+)  # fmt: skip
+PACKAGES = {
+    name: Package(
         name=name,
         version=version,
         sha256=sha256,
@@ -37,86 +60,19 @@ def _package(name: str, version: str, sha256: str, inside: str, patterns: tuple[
         megabytes=megabytes,
         homepage=homepage,
     )
-
-
-PACKAGES = {
-    package.name: package
-    for package in (
-        _package(
-            "linux-doc-6.1",
-            "6.1.192-2",
-            "d1d1b5a602f0d439ecc39e713e044bf2df30d839fb4bf8a7b859ba3273c47993",
-            "usr/share/doc/linux-doc-6.1/Documentation",
-            ("**/*.rst.gz", "**/*.txt.gz"),
-            "84cec4dffe031b85f16daa6731704bff2499e3a3e312d93c4b8609d9d1ee734b",
-            37,
-            "https://www.kernel.org/doc/",
-        ),
-        _package(
-            "anarchism",
-            "15.3-3",
-            "cf21c10948b00e923c62eb31c39a3390413fa26c5ee0e3b925feb0ec7fe42948",
-            "usr/share/doc/anarchism/markdown",
-            ("*.md", "*.md.gz"),
-            "99ec2049a6402eed887aae7ff4a1296bd7c9e29e42abb6527523444ce0858743",
-            7,
-            "http://www.anarchistfaq.org/",
-        ),
-        _package(
-            "python3.11-doc",
-            "3.11.2-6+deb12u9",
-            "5b3594189d6ef9a6963ce0347fd307a1cc67620ad697e144db366070e2e146be",
-            "usr/share/doc/python3.11/html/_corpora",
-            ("**/*.rst.txt",),
-            "fbfbfeb726497d4e6532774c69509e321d0acf2d213a5341b42b62731b71ae3f",
-            13,
-            "https://docs.python.org/3.11/",
-        ),
-        _package(
-            "perl-doc",
-            "5.36.0-7+deb12u4",
-            "f4269cff4576d6f02a6756df842988e58451c7e945b08517dd235531b24e48f8",
-            "usr/share/perl/5.36.0/pod",
-            ("*.pod",),
-            "2a75ee1bc40d13354a244edab1ad470d606f60504e75856f3e1cbca5e5ca86f1",
-            8,
-            "https://perldoc.perl.org/",
-        ),
-        _package(
-            "postgresql-doc-15",
-            "15.20-0+deb12u1",
-            "4c44bf2c599f208b3f46454a6cf7a72e25ec46ff74d37b59dd31ad76b00eebb7",
-            "usr/share/doc/postgresql-doc-15/html",
-            ("*.html",),
-            "3e3264dbf518e203ef8cb83f4e16355f442c361d77f7daec1b86164ebc4683a5",
-            3,
-            "https://www.postgresql.org/docs/15/",
-        ),
-        _package(
-            "libreoffice-help-en-us",
-            "4:7.4.7-1+deb12u14",
-            "8faa840285734d6cfe1ed25537b48f07e74bd6412e3917bf8e5f8a653f7b3712",
-            "usr/share/libreoffice/help/en-US/text",
-            ("**/*.html",),
-            "e94216328ecf9602877074db1df47169f02754d1ab0eb93cf14e0d8bea30b364",
-            2,
-            "https://help.libreoffice.org/",
-        ),
-    )
+    for name, version, sha256, inside, patterns, content, megabytes, homepage in _TABLE
 }
 
 VAL, TEST = 0.02, 0.02
 LEAST_CHARS = 200  # shorter files are tables of contents and redirections
 FOREIGN = re.compile(r"(^|/)translations/")  # of the kernel's documents
-LONG_LINE, COMMON = (
-    40,
-    20,
-)  # characters of a line that tells; a line of more files is boilerplate and tells nothing
+LONG_LINE = 40  # characters of a line that is compared
+COMMON = 20  # a line of more files is boilerplate, which says nothing about similarity
 
 
 @dataclass
 class Page:
-    """A file that is kept, before it gets its side."""
+    """A file that is kept, before it gets its split."""
 
     id: str
     text: str
@@ -124,8 +80,11 @@ class Page:
 
 
 class DocumentationReader:
-    """packages: names out of PACKAGES; None: all. folder: where they are unpacked (it holds `usr`); None: installed
-    copies, else fetched. Sides are fixed by a hash of the names of similar files: 2% val, 2% test.
+    """Documents of some or all packages. Splits are fixed by a hash of the names of similar files: 2% val, 2% test.
+
+    Args:
+        packages: names of PACKAGES; None: all.
+        folder: the folder where they are unpacked (that of `usr`); None: installed copies, else fetched.
     """
 
     def __init__(self, packages: list[str] | None = None, folder: str | None = None) -> None:
@@ -140,7 +99,7 @@ class DocumentationReader:
         self._corpus: TextCorpus | None = None
 
     def fingerprint(self) -> dict[str, Any]:
-        """Packages with versions, recipe, and the files where a folder is named."""
+        """See `Reader`."""
         versions = {name: PACKAGES[name].version for name in self.packages}
         fingerprint = {"corpus": "documentation", "recipe": 1, "packages": versions, "split": [VAL, TEST]}
         if self.folder is not None:
@@ -152,7 +111,7 @@ class DocumentationReader:
         return fingerprint
 
     def load(self, data_dir: Path) -> TextCorpus:
-        """All files; kept in memory, since the sides depend on all of them."""
+        """Return all files. They are kept in memory, since the splits depend on all of them."""
         if self._corpus is None:
             pages: list[Page] = []
             skipped: list[Skipped] = []
@@ -160,21 +119,21 @@ class DocumentationReader:
             seen: set[bytes] = set()
             for name in self.packages:
                 located = locate(PACKAGES[name], data_dir, self.folder)
-                origin[name] = located.facts()
+                origin[name] = located.origin()
                 log.info("documentation: reading %s", name)
                 for path in needed_files(located.root, PACKAGES[name].patterns):
-                    place = path.relative_to(located.root).as_posix()
-                    if FOREIGN.search(place):
+                    relative = path.relative_to(located.root).as_posix()
+                    if FOREIGN.search(relative):
                         continue
-                    page = _read(path, f"{name}/{place}")
+                    page = _read(path, f"{name}/{relative}")
                     if isinstance(page, Skipped):
                         skipped.append(page)
-                    elif (content := file_key(page.text)) in seen:
-                        skipped.append(Skipped(page.id, place, "copy of another file"))
+                    elif (content := _file_key(page.text)) in seen:
+                        skipped.append(Skipped(page.id, relative, "copy of another file"))
                     else:
                         seen.add(content)
                         pages.append(page)
-            groups = similar(pages)
+            groups = _similar(pages)
             documents = [
                 Document(
                     id=page.id,
@@ -203,13 +162,13 @@ def _read(path: Path, name: str) -> Page | Skipped:
     return Page(name, text, frozenset(hash(line) for line in lines if len(line) >= LONG_LINE))
 
 
-def file_key(text: str) -> bytes:
-    """The same for files that differ in nothing but white space."""
+def _file_key(text: str) -> bytes:
+    """Return a key that is the same for files that differ only in white space."""
     return hashlib.blake2b(" ".join(text.split()).encode(), digest_size=16).digest()
 
 
-def similar(pages: list[Page]) -> dict[str, str]:
-    """Page id -> name of its group.
+def _similar(pages: list[Page]) -> dict[str, str]:
+    """Return page id -> name of its group.
 
     Pages are joined that differ only in numbers and punctuation, or share half of the smaller one's long lines.
     """

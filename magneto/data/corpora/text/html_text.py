@@ -20,7 +20,7 @@ class _Reader(HTMLParser):
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
         self.parts: list[str] = []
-        self._unread, self._depth = "", 0  # the tag that is passed over, and how often it is open
+        self._unread, self._depth = "", 0  # the tag that is skipped, and how often it is open
         self._pre = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -35,7 +35,7 @@ class _Reader(HTMLParser):
             self._pre += tag == "pre"
 
     def handle_endtag(self, tag: str) -> None:
-        if tag in VOID:  # of <br/>, whose start has said it all
+        if tag in VOID:  # of <br/>, which its start has handled
             return
         if self._depth:
             self._depth -= tag == self._unread
@@ -61,7 +61,7 @@ class _Reader(HTMLParser):
 
 
 def html_text(page: str) -> str:
-    """What a reader sees of a page: paragraphs apart by an empty line, no navigation, no markup."""
+    """Return the visible text of a page: paragraphs apart by an empty line, no navigation, no markup."""
     reader = _Reader()
     reader.feed(page)
     reader.close()

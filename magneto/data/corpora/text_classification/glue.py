@@ -1,9 +1,8 @@
-"""The nine tasks of GLUE (Wang et al., arXiv 1804.07461) in the TSV files that the benchmark is handed out as.
+"""The nine tasks of GLUE (Wang et al., arXiv 1804.07461) in the benchmark's TSV files.
 
-What is odd about them: CoLA's train and dev have no line of column names; MRPC's and others' texts hold single
-quotation marks, so nothing may be unquoted; QQP has lines that break off; MNLI has two dev and two test sets and a few
-examples without an agreed label ("-"). The labels of the test sets are held back: `mode=predict` writes what the
-benchmark's server takes.
+Their exceptions: CoLA's train and dev have no line of column names; texts of MRPC and others hold single quotation marks,
+so nothing may be unquoted; QQP has incomplete lines; MNLI has two dev and two test sets and a few examples without an
+agreed label ("-"). The labels of the test sets are not published: `mode=predict` writes files for the benchmark's server.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,14 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from magneto.data.corpora.base import Skipped, hash_split
-from magneto.data.corpora.download import listing_digest
-from magneto.data.corpora.text_classification.labelled import (
-    Columns,
-    LabelledCorpus,
-    LabelledText,
-    read_examples,
-    read_table,
-)
+from magneto.data.corpora.text_classification.base import LabelledCorpus, LabelledText
+from magneto.data.corpora.text_classification.tsv import Columns, read_examples, read_table
+from magneto.data.io.digest import listing_digest
 from magneto.errors import ConfigError, DataError, nearest
 
 BINARY = ("0", "1")
@@ -73,7 +67,7 @@ TASKS = {
 
 
 def glue_task(name: str) -> GlueTask:
-    """The task of that name. Raises `DataError` for any other."""
+    """Return the task of that name. Raises `DataError` for any other."""
     if name not in TASKS:
         raise DataError(f"{name!r} is no task of GLUE.{nearest(name, TASKS)} Choose from {', '.join(TASKS)}.")
     return TASKS[name]
@@ -82,9 +76,12 @@ def glue_task(name: str) -> GlueTask:
 class GlueReader:
     """One task of GLUE from its folder.
 
-    task: a key of TASKS. folder: the one that holds train.tsv, or its parent GLUE folder. val_fraction: share of
-    train.tsv, fixed by a hash of the text, that is held out for validation; dev is then the test set alone. With 0, as
-    in the literature, dev is both the validation and the test set: the best checkpoint is chosen on what is reported.
+    Args:
+        task: a key of TASKS.
+        folder: the folder of train.tsv, or its parent GLUE folder.
+        val_fraction: share of train.tsv, fixed by a hash of the text, that is held out for validation; dev is then the
+            test set alone. With 0, as in the literature, dev is both the validation and the test set: the best checkpoint
+            is chosen on the reported set.
     """
 
     def __init__(self, task: str, folder: str | None = None, val_fraction: float = 0.0) -> None:
@@ -101,7 +98,7 @@ class GlueReader:
         self.val_fraction = val_fraction
 
     def fingerprint(self) -> dict[str, Any]:
-        """Settings, and sizes and times of the files."""
+        """See `Reader`; of the files sizes and times."""
         return {
             "recipe": 1,
             "task": self.name,
@@ -110,11 +107,11 @@ class GlueReader:
         }
 
     def load(self, data_dir: Path) -> LabelledCorpus:
-        """Training and dev sets. Raises `DataError` when a file is missing."""
+        """Return the training and dev sets. Raises `DataError` if a file is missing."""
         for file in ("train.tsv", *(file for _, file in self.task.dev)):
             if not (self.folder / file).is_file():
                 raise DataError(
-                    f"{self.folder}: {file} of GLUE's {self.name} is not there. Name its folder with data.corpus.folder "
+                    f"{self.folder}: {file} of GLUE's {self.name} is missing. Set data.corpus.folder to its folder "
                     "(the data: https://gluebenchmark.com/tasks)."
                 )
         skipped: list[Skipped] = []
@@ -136,7 +133,7 @@ class GlueReader:
                 self.val_fraction
                 and hash_split(example.text, val=self.val_fraction, test=0.0, kind="text") == "val"
             ):
-                # Of the main subset, like the dev set that stands for it elsewhere.
+                # Of the main subset, like the dev set that is the validation otherwise.
                 yield LabelledText(**{**vars(example), "split": "val", "subset": self.task.dev[0][0]})
             else:
                 yield example
@@ -147,10 +144,10 @@ class GlueReader:
 
 
 def read_test_file(file: Path, name: str) -> Iterator[tuple[str, str, str | None]]:
-    """The examples of an unlabelled GLUE test file: index, text, second text or None.
+    """Yield the examples of an unlabelled GLUE test file: index, text, second text or None.
 
     Raises:
-        DataError: the file is not laid out as that task's, or a line is broken: the server wants every index.
+        DataError: the file has another form, or a line is broken: the server needs every index.
     """
     task = glue_task(name)
     wanted: Sequence[str] = [

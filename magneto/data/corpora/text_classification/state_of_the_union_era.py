@@ -1,7 +1,7 @@
-"""When was it said? Paragraphs of the State of the Union, labelled with the period of their speech.
+"""Paragraphs of the State of the Union, labelled with the period of their speech.
 
-A labelled task made of facts alone: the year stands in the name of the speech's file. It asks for more than key words,
-since the numerals in a paragraph (years, sums of money) are written as zeros.
+The label needs no annotator: the year is in the name of the speech's file. Key words alone do not give it away, since
+the digits in a paragraph (years, sums of money) are written as zeros.
 """
 
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from magneto.data.corpora.text.state_of_the_union import StateOfTheUnionReader
-from magneto.data.corpora.text_classification.labelled import LabelledCorpus, LabelledText, zero_digits
+from magneto.data.corpora.text_classification.base import LabelledCorpus, LabelledText, zero_digits
 from magneto.errors import ConfigError
 
 FIRST, LAST = 1790, 2026  # years of the corpus
@@ -17,11 +17,14 @@ _PARAGRAPH = re.compile(r"\n\s*\n")
 
 
 class StateOfTheUnionEraReader:
-    """Paragraphs of the annual messages and their period, as classes.
+    """Paragraphs of the annual messages, and their periods as classes.
 
-    years: length of a period, from 1790 on. min_words: shorter paragraphs (salutations, headings) are left out.
-    folder: as for `StateOfTheUnionReader`. Splits are those of `StateOfTheUnionReader`: by year, and the same speeches are held out here as in
-    a language model's pretraining on data=sotu.
+    Splits are those of `StateOfTheUnionReader`, by year: the same speeches are held out as in pretraining on data=sotu.
+
+    Args:
+        years: length of a period, from 1790 on.
+        min_words: shorter paragraphs (salutations, headings) are left out.
+        folder: see `StateOfTheUnionReader`.
     """
 
     name = "sotu-era"
@@ -38,16 +41,16 @@ class StateOfTheUnionEraReader:
         self.speeches = StateOfTheUnionReader(folder)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Settings, and the fingerprint of the speeches."""
+        """See `Reader`."""
         return {"recipe": 1, "years": self.years, "min_words": self.min_words, **self.speeches.fingerprint()}
 
     def period(self, year: int) -> str:
-        """The period of a year, such as `1830-1869`; the last one may be cut short by the corpus's end."""
+        """Return the period of a year, such as `1830-1869`; the last may be shorter, as the corpus ends."""
         start = year - (year - FIRST) % self.years
         return f"{start}-{start + self.years - 1}"
 
     def load(self, data_dir: Path) -> LabelledCorpus:
-        """All paragraphs that are long enough, each distinct text once."""
+        """Return all paragraphs that are long enough, each distinct text once."""
         corpus = self.speeches.load(data_dir)
         examples: list[LabelledText] = []
         seen: set[str] = set()

@@ -1,12 +1,11 @@
-"""What all parallel corpora share: the example (`Pair`), what a corpus gives, its protocol, names of directions."""
+"""Parallel corpora: the example, the corpus, the protocol of their readers, names of directions."""
 
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from magneto.data.corpora.base import Skipped
+from magneto.data.corpora.base import Reader, Skipped
 from magneto.errors import ConfigError
 
 LANGUAGE = re.compile(r"[a-z]{2,3}(_[A-Za-z]{2,4}|_[0-9]{3})*(@[a-z]+)?")
@@ -21,36 +20,31 @@ class Pair:
     target: str
     source_language: str
     target_language: str
-    group: str  # what must not stand on both sides of a split: a file, a package, a document
+    group: str  # must not be on two sides of a split: a file, a package, a document
     split: str | None  # train, val or test where the corpus states it; None: by a hash of the group
 
 
 @dataclass(frozen=True)
 class TranslationCorpus:
-    """The pairs of a corpus, what it skipped itself (complete once `pairs` has been read), where it came from."""
+    """The pairs of a corpus, what its reader skipped (complete once `pairs` has been read), its origin."""
 
     pairs: Iterable[Pair]
     skipped: Sequence[Skipped] = ()
     origin: dict[str, Any] = field(default_factory=dict)
 
 
-class TranslationReader(Protocol):
-    """A parallel corpus. Its constructor takes plain values."""
-
-    def fingerprint(self) -> dict[str, Any]:
-        """All settings and versions that decide the pairs, as plain values; cheap, without network."""
-        ...
-
-    def load(self, data_dir: Path) -> TranslationCorpus:
-        """Find or fetch the corpus and read its pairs. Raises `MagnetoError` when it cannot be had."""
-        ...
+TranslationReader = Reader[TranslationCorpus]
 
 
 def parse_directions(directions: Sequence[str], known: Iterable[str] | None = None) -> list[tuple[str, str]]:
-    """["en-fr", "en-pt_BR"] -> [("en", "fr"), ("en", "pt_BR")].
+    """Return directions as pairs of languages: ["en-fr", "en-pt_BR"] -> [("en", "fr"), ("en", "pt_BR")].
 
-    known: the language codes that the corpus has; None: any code of the right form. Raises `ConfigError` for a
-    direction of another form, twice the same, an unknown language, or none at all.
+    Args:
+        directions: source and target language, with a hyphen.
+        known: the language codes of the corpus; None: any code of the right form.
+
+    Raises:
+        ConfigError: a direction of another form, a repeated one, an unknown language, or no direction.
     """
     if isinstance(directions, str):
         directions = [directions]

@@ -1,11 +1,10 @@
-"""Messages of programs: gettext catalogs, .po or .mo, of any folder, wheel or known package (see docs/data.md).
+"""Messages of programs: gettext catalogs, .po or .mo, of any folder, wheel or known package (docs/data.md).
 
 A catalog holds the messages of one domain in one language: `fr/LC_MESSAGES/django.po`, or `po/fr.po`. Its keys are the
 messages in the language of the program's source, so that two translations join by their key.
 """
 
 import gettext
-import hashlib
 import struct
 import tempfile
 import zipfile
@@ -18,8 +17,10 @@ from typing import Any
 import regex
 
 from magneto.data.corpora.base import Skipped
-from magneto.data.corpora.download import Package, listing_digest, locate
+from magneto.data.corpora.download import locate
+from magneto.data.corpora.package import Package
 from magneto.data.corpora.translation.base import LANGUAGE, Pair, TranslationCorpus, parse_directions
+from magneto.data.io.digest import file_digest, listing_digest
 from magneto.errors import ConfigError
 
 PATTERNS = ("**/*.po", "**/*.mo")
@@ -28,7 +29,7 @@ PATTERNS = ("**/*.po", "**/*.mo")
 ACCELERATOR = regex.compile(
     r"\s*\([&_][A-Za-z0-9]\)|(?<![&\w\"'`])(?:&(?!#?\w+;)(?=[^\W_])|_(?=\p{L})(?!\p{Ll}))"
 )
-MANY = 1000  # its plural form stands for the plural of English: no language has a form of its own for it
+MANY = 1000  # its plural form translates the plural of English: no language has a form of its own for it
 
 PACKAGES = {
     "django": Package(
@@ -60,11 +61,14 @@ Messages = dict[Key, tuple[str, str]]  # -> text, and why it is not used or ""
 
 
 class GettextReader:
-    """Messages in any pairs of languages.
+    """Messages in any pairs of languages. Splits are by message, whatever its languages.
 
-    directions: such as [en-fr, fr-en, de-fr]. packages: names of PACKAGES. paths: folders, wheels or other zip archives,
-    and single catalogs of your own. original: the language of the keys; a catalog of that language, where there is one,
-    gives the text instead (keys such as `label_title` are no text). Splits go by message, whatever its languages.
+    Args:
+        directions: such as [en-fr, fr-en, de-fr].
+        packages: names of PACKAGES.
+        paths: folders, wheels or other zip archives, and single catalogs of the user.
+        original: the language of the keys; a catalog of that language, where there is one, has the texts instead (keys
+            such as `label_title` are not text).
     """
 
     def __init__(
@@ -80,7 +84,7 @@ class GettextReader:
         for name in self.packages:
             if name not in PACKAGES:
                 raise ConfigError(
-                    f"data: packages: {name!r} is not known ({', '.join(PACKAGES)}); give its folder in paths."
+                    f"data: packages: {name!r} is not known ({', '.join(PACKAGES)}). Name its folder in paths."
                 )
         if not self.packages and not self.paths:
             raise ConfigError(
@@ -88,7 +92,7 @@ class GettextReader:
             )
 
     def fingerprint(self) -> dict[str, Any]:
-        """Settings, versions and files that decide the pairs."""
+        """See `Reader`."""
         return {
             "corpus": "gettext",
             "recipe": 2,  # the first took the first and the last plural form, and entities for accelerators
@@ -103,15 +107,15 @@ class GettextReader:
         if path.is_dir():
             return listing_digest(path, PATTERNS)
         if not path.is_file():
-            raise ConfigError(f"data: paths: {path}: there is no such file or folder.")
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+            raise ConfigError(f"data: paths: {path}: there is no such file or folder. Name an existing one.")
+        return file_digest(path)
 
     def load(self, data_dir: Path) -> TranslationCorpus:
-        """Messages that are translated in both languages; fuzzy ones are skipped. Of plurals, the forms of 1 and of many."""
+        """Return messages with a translation in both languages, of plurals the forms of 1 and of many; skip fuzzy ones."""
         skipped: list[Skipped] = []
         located = {name: locate(PACKAGES[name], data_dir) for name in self.packages}
         roots = {name: (found.root, PACKAGES[name].patterns) for name, found in located.items()}
-        origin = {name: found.facts() for name, found in located.items()}
+        origin = {name: found.origin() for name, found in located.items()}
         origin |= {path.name: {"digest": self._digest(path)} for path in self.paths}
         return TranslationCorpus(self._pairs(roots, skipped), skipped, origin)
 
@@ -119,15 +123,15 @@ class GettextReader:
         self, roots: Mapping[str, tuple[Path, tuple[str, ...]]], skipped: list[Skipped]
     ) -> Iterator[Pair]:
         with ExitStack() as stack:
-            places = [(name, root, _find(root, patterns)) for name, (root, patterns) in roots.items()]
+            sources = [(name, root, _find(root, patterns)) for name, (root, patterns) in roots.items()]
             for path in self.paths:
                 root = path
                 if zipfile.is_zipfile(path):
                     root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
                     _unpack(path, root)
-                places.append((path.name, root, _find(root, PATTERNS) if root.is_dir() else [path]))
+                sources.append((path.name, root, _find(root, PATTERNS) if root.is_dir() else [path]))
             languages = {self.original}
-            for name, root, files in places:
+            for name, root, files in sources:
                 domains: dict[str, dict[str, list[Path]]] = {}
                 for file in files:
                     language, domain = _language_and_domain(file, root)
@@ -136,15 +140,14 @@ class GettextReader:
                         domains.setdefault(domain, {}).setdefault(language, []).append(file)
                 for domain in sorted(domains):
                     yield from self._domain(f"{name}:{domain}", domains[domain], skipped)
-            # Checked at last, so that one reading does; raises for a language that no catalog has.
+            # Last, so that all catalogs are read once; raises for a language that no catalog has.
             parse_directions(["-".join(direction) for direction in self.directions], languages - {""})
 
     def _domain(self, name: str, catalogs: dict[str, list[Path]], skipped: list[Skipped]) -> Iterator[Pair]:
         messages: dict[str, Messages] = {}
         for language, files in catalogs.items():
-            for file in sorted(
-                files, key=lambda path: path.suffix == ".mo"
-            ):  # .po first: it says what is fuzzy
+            # .po first: it says what is fuzzy.
+            for file in sorted(files, key=lambda path: path.suffix == ".mo"):
                 for key, message in _read(file, f"{name}:{language}", skipped).items():
                     messages.setdefault(language, {}).setdefault(key, message)
         keys = {key: (key[1], "") for texts in messages.values() for key in texts}
@@ -155,12 +158,12 @@ class GettextReader:
                 continue
             for key, (text, reason) in messages[source].items():
                 translation, other = messages[target].get(key, ("", "not translated"))
-                fingerprint = f"{name}:{source}-{target}:{key[0]}:{key[1]}"
+                own_id = f"{name}:{source}-{target}:{key[0]}:{key[1]}"
                 if reason or other:
-                    skipped.append(Skipped(fingerprint, name, reason or other))
+                    skipped.append(Skipped(own_id, name, reason or other))
                     continue
                 yield Pair(
-                    id=fingerprint,
+                    id=own_id,
                     source=_plain(text),
                     target=_plain(translation),
                     source_language=source,
@@ -178,7 +181,7 @@ def _find(root: Path, patterns: Sequence[str]) -> list[Path]:
 
 
 def _unpack(archive: Path, target: Path) -> None:
-    """The archive's catalogs; `extract` keeps members inside of the folder."""
+    """Unpack the archive's catalogs; `extract` keeps members inside of the folder."""
     with zipfile.ZipFile(archive) as file:
         for member in file.namelist():
             if member.endswith((".po", ".mo")):
@@ -186,26 +189,26 @@ def _unpack(archive: Path, target: Path) -> None:
 
 
 def _language_and_domain(file: Path, root: Path) -> tuple[str, str]:
-    """Language and domain, from the path; "" for a path that names no language.
+    """Return language and domain, from the path; "" for a path that names no language.
 
     app/locale/fr/LC_MESSAGES/django.po: fr, app/locale/django; app/po/fr.po: fr, app/po.
     """
     relative = file.relative_to(root) if file != root else Path(file.name)
-    for place, (folder, following) in enumerate(pairwise(relative.parts)):
+    for index, (folder, following) in enumerate(pairwise(relative.parts)):
         if following == "LC_MESSAGES":
-            return folder.replace("-", "_"), "/".join((*relative.parts[:place], file.stem))
+            return folder.replace("-", "_"), "/".join((*relative.parts[:index], file.stem))
     language = file.stem.replace("-", "_")
     return (language if LANGUAGE.fullmatch(language) else ""), relative.parent.as_posix()
 
 
 def _read(file: Path, name: str, skipped: list[Skipped]) -> Messages:
-    """The messages of a catalog; none of one that cannot be read, which is skipped as a whole."""
+    """Return the messages of a catalog; none of one that cannot be read, which is skipped as a whole."""
     import polib
 
     try:
         catalog = polib.mofile(str(file)) if file.suffix == ".mo" else polib.pofile(str(file))
     except (OSError, ValueError, LookupError, EOFError, struct.error) as error:
-        # UnicodeDecodeError is a ValueError; struct.error is what a compiled catalog gives that breaks off.
+        # UnicodeDecodeError is a ValueError; struct.error is raised for a compiled catalog that breaks off.
         skipped.append(Skipped(name, file.name, f"unreadable catalog ({type(error).__name__})"))
         return {}
     messages: Messages = {}
@@ -226,7 +229,7 @@ def _read(file: Path, name: str, skipped: list[Skipped]) -> Messages:
 
 
 def _plural_forms(header: str) -> tuple[int, int] | None:
-    """The forms of 1 and of many by a catalog's `nplurals=2; plural=(n != 1);`; None without a usable rule."""
+    """Return the forms of 1 and of many by a catalog's `nplurals=2; plural=(n != 1);`; None without a usable rule."""
     rule = header.partition("plural=")[2].partition(";")[0]
     try:
         form = gettext.c2py(rule)
@@ -236,5 +239,5 @@ def _plural_forms(header: str) -> tuple[int, int] | None:
 
 
 def _plain(text: str) -> str:
-    """Without the mark of the accelerator key (`&File`, `_File`), if there is just one."""
+    """Return a text without the mark of the accelerator key (`&File`, `_File`), if there is exactly one."""
     return ACCELERATOR.sub("", text) if len(ACCELERATOR.findall(text)) == 1 else text

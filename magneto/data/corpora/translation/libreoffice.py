@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from magneto.data.corpora.base import Skipped
-from magneto.data.corpora.download import Located, Package, listing_digest, locate
+from magneto.data.corpora.download import locate
+from magneto.data.corpora.package import Located, Package
 from magneto.data.corpora.translation.base import Pair, TranslationCorpus, parse_directions
+from magneto.data.io.digest import listing_digest
 
 VERSION = "4:7.4.7-1+deb12u14"
 PARAGRAPHS = ("p", "h1", "h2", "h3", "h4", "h5", "h6")
 NOT_PROSE = frozenset(
     {"code", "codeintable", "smathcode", "related", "youtube_consent"}
 )  # classes of paragraphs
-LEAST_WORDS = 2  # a single word is a label; what it is called elsewhere says little without its place
+LEAST_WORDS = 2  # a single word is a label, whose translation depends on where it is
 LEAST_LETTERS = 0.5  # of the characters between spaces; with fewer it is a formula
 WITHOUT_SPACES = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")  # Japanese and Chinese
 
@@ -55,7 +57,7 @@ LANGUAGES = {
 
 
 def package(language: str) -> Package:
-    """The package that holds a language's pages."""
+    """Return the package with a language's pages."""
     name, folder, sha256, content = LANGUAGES[language]
     return Package(
         name=f"libreoffice-help-{name}",
@@ -71,10 +73,11 @@ def package(language: str) -> Package:
 
 
 class LibreOfficeReader:
-    """Paragraphs and headings of the help pages.
+    """Paragraphs and headings of the help pages. Splits are by help file.
 
-    directions: such as [en-fr, de-fr]; the languages are those of LANGUAGES. folder: the folder that holds `en-US`,
-    `fr` and so on; None: find or fetch them. Splits go by help file.
+    Args:
+        directions: such as [en-fr, de-fr]; the languages are those of LANGUAGES.
+        folder: the folder of `en-US`, `fr` and so on; None: find or fetch them.
     """
 
     def __init__(self, directions: Sequence[str] = ("en-fr",), folder: str | None = None) -> None:
@@ -83,11 +86,11 @@ class LibreOfficeReader:
 
     @property
     def languages(self) -> list[str]:
-        """Of all directions."""
+        """Languages of all directions."""
         return sorted({language for direction in self.directions for language in direction})
 
     def fingerprint(self) -> dict[str, Any]:
-        """Settings and versions that decide the pairs."""
+        """See `Reader`."""
         fingerprint: dict[str, Any] = {
             "corpus": "libreoffice-help",
             "version": VERSION,
@@ -100,11 +103,11 @@ class LibreOfficeReader:
         return fingerprint
 
     def load(self, data_dir: Path) -> TranslationCorpus:
-        """Paragraphs that both languages have. Code, links and single words are skipped."""
+        """Return paragraphs that both languages have. Code, links and single words are skipped."""
         located = {name: locate(package(name), data_dir, self.folder) for name in self.languages}
         skipped: list[Skipped] = []
         return TranslationCorpus(
-            self._pairs(located, skipped), skipped, {name: found.facts() for name, found in located.items()}
+            self._pairs(located, skipped), skipped, {name: found.origin() for name, found in located.items()}
         )
 
     def _pairs(self, located: dict[str, Located], skipped: list[Skipped]) -> Iterator[Pair]:
@@ -115,16 +118,16 @@ class LibreOfficeReader:
         for file in files:
             pages = {name: _read(root / file) for name, root in roots.items()}
             for source, target in self.directions:
-                for place, (text, reason) in pages[source].items():
-                    fingerprint = f"{source}-{target}:{file.as_posix()}#{place}"
-                    translation, _ = pages[target].get(place, ("", ""))
+                for paragraph, (text, reason) in pages[source].items():
+                    name = f"{source}-{target}:{file.as_posix()}#{paragraph}"
+                    translation, _ = pages[target].get(paragraph, ("", ""))
                     if not reason and not translation:
                         reason = "not translated"
                     if reason:
-                        skipped.append(Skipped(fingerprint, file.as_posix(), reason))
+                        skipped.append(Skipped(name, file.as_posix(), reason))
                         continue
                     yield Pair(
-                        id=fingerprint,
+                        id=name,
                         source=text,
                         target=translation,
                         source_language=source,
@@ -135,7 +138,7 @@ class LibreOfficeReader:
 
 
 def _read(path: Path) -> dict[str, tuple[str, str]]:
-    """Paragraph id -> its text and why it is not used, or "". Empty for a file that is not there or is no HTML."""
+    """Return paragraph id -> its text and why it is not used, or "". Empty for a file that is missing or no HTML."""
     from lxml import etree, html
 
     paragraphs: dict[str, tuple[str, str]] = {}
@@ -144,8 +147,8 @@ def _read(path: Path) -> dict[str, tuple[str, str]]:
     except (OSError, etree.LxmlError):
         return paragraphs
     for element in root.iter(*PARAGRAPHS):
-        place = element.get("id", "")
-        if not place.startswith(("par_", "hd_")) or place in paragraphs:
+        name = element.get("id", "")
+        if not name.startswith(("par_", "hd_")) or name in paragraphs:
             continue
         text = " ".join("".join(_text(element)).split())
         if not text:
@@ -157,7 +160,7 @@ def _read(path: Path) -> dict[str, tuple[str, str]]:
             reason = "single word"
         elif sum(map(str.isalpha, text)) < LEAST_LETTERS * len(text.replace(" ", "")):
             reason = "formula or table of numbers"
-        paragraphs[place] = (text, reason)
+        paragraphs[name] = (text, reason)
     return paragraphs
 
 
@@ -169,10 +172,10 @@ def _parser() -> Any:
 
 
 def _text(element: Any) -> Iterator[str]:
-    """The text as a reader on Linux sees it.
+    """Yield the parts of the text as a reader on Linux sees it.
 
-    Icons and line breaks end a word (what stands around them would be glued together). Of a switch between systems or
-    programs only the default is read: the page holds all variants and hides the others.
+    Icons and line breaks separate words. Of a switch between systems or programs only the default is read: the page has
+    all variants and hides the others.
     """
     yield element.text or ""
     variants = element.get("class") == "switchinline"

@@ -1,4 +1,4 @@
-"""Your own parallel text: two line-aligned files, a TSV or a TMX file (see docs/data.md)."""
+"""The user's own parallel text: two line-aligned files, a TSV or a TMX file (see docs/data.md)."""
 
 import html
 import re
@@ -7,11 +7,11 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from magneto.data.corpora.base import SPLITS, Skipped
-from magneto.data.corpora.download import file_digest
-from magneto.data.corpora.text.base import LINES, BadText, decode_text
-from magneto.data.corpora.text.text_files import DAMAGES, open_text
+from magneto.data.corpora.base import Skipped, stated_splits
+from magneto.data.corpora.text.base import LINES
 from magneto.data.corpora.translation.base import Pair, TranslationCorpus, parse_directions
+from magneto.data.io.digest import file_digest
+from magneto.data.io.text import DAMAGES, BadText, decode_text, open_text
 from magneto.errors import ConfigError, DataError
 
 LANGUAGE_ATTRIBUTES = ("{http://www.w3.org/XML/1998/namespace}lang", "lang")
@@ -19,12 +19,19 @@ INLINE = ("bpt", "ept", "it", "ph", "ut")  # TMX: codes of the format that the t
 
 
 class TranslationFilesReader:
-    """Either `source` and `target`, two files with as many lines; or `tsv`, with the source and the target in its first
-    two columns; or `tmx`, a translation memory; each also as .gz or .zst.
+    """Pairs of `source` and `target`, or of `tsv`, or of `tmx`; each file may be compressed, .gz or .zst.
 
-    direction: such as en-fr. train, val, test: in place of one corpus that is divided here, a mapping with the same keys
-    for each split (all three; test alone for the evaluation of a trained model). Without a split, lines and units of a
-    TMX are divided in blocks of LINES neighbours.
+    Without stated splits, lines and units of a TMX are divided in blocks of LINES neighbours.
+
+    Args:
+        direction: such as en-fr.
+        source: a file whose line n is translated by line n of `target`.
+        target: that file.
+        tsv: a file with the source and the target in its first two columns.
+        tmx: a translation memory.
+        train: in place of the four above, a mapping with the same keys for each split.
+        val: likewise.
+        test: likewise; alone for the evaluation of a trained model.
     """
 
     def __init__(
@@ -40,40 +47,33 @@ class TranslationFilesReader:
     ) -> None:
         self.direction = parse_directions([direction])[0]
         whole = {"source": source, "target": target, "tsv": tsv, "tmx": tmx}
-        splits = {"train": train, "val": val, "test": test}
         given = {name: value for name, value in whole.items() if value is not None}
-        if given and any(splits.values()):
-            raise ConfigError(
-                "data: name files for the whole corpus, or for each of train, val and test, not both."
-            )
+        splits = {"train": train or None, "val": val or None, "test": test or None}
         self.parts: dict[str | None, dict[str, Path]] = {}
-        if test and not (train or val):
-            splits = {"test": test}
-        for side, files in splits.items() if any(splits.values()) else ((None, given),):
-            if sorted(files or ()) not in (["source", "target"], ["tmx"], ["tsv"]):
+        for split, files in stated_splits(
+            "files (source and target, tsv or tmx)", given or None, splits
+        ).items():
+            if sorted(files) not in (["source", "target"], ["tmx"], ["tsv"]):
                 raise ConfigError(
-                    f"data: {f'the files of {side}' if side else 'the files'}: name `source` and `target` (line by "
+                    f"data: {f'the files of {split}' if split else 'the files'}: set `source` and `target` (line by "
                     "line), or `tsv`, or `tmx`."
                 )
-            self.parts[side] = {name: Path(path).expanduser() for name, path in (files or {}).items()}
+            self.parts[split] = {name: Path(path).expanduser() for name, path in files.items()}
 
     def fingerprint(self) -> dict[str, Any]:
-        """The files' contents."""
+        """See `Reader`; of the files their contents."""
         files = {
-            f"{side or 'all'}/{kind}": path
-            for side, part in self.parts.items()
+            f"{split or 'all'}/{kind}": path
+            for split, part in self.parts.items()
             for kind, path in part.items()
         }
-        for name, path in files.items():
-            if not path.is_file():
-                raise ConfigError(f"data: {name}: {path}: there is no such file.")
         digests = {}
         for name, path in files.items():
             try:
                 digests[name] = file_digest(path)
             except OSError as error:
-                raise ConfigError(
-                    f"data: {name}: {path}: cannot be read ({error.strerror}). Check its permissions."
+                raise DataError(
+                    f"data: {name}: {path}: cannot be read ({error.strerror}). Set it to a readable file."
                 ) from error
         return {
             "corpus": "translation_files",
@@ -83,23 +83,22 @@ class TranslationFilesReader:
         }
 
     def load(self, data_dir: Path) -> TranslationCorpus:
-        """All pairs. Raises `MagnetoError`, also while they are read, for files that do not fit together."""
+        """Return all pairs. Raises `DataError`, also while they are read, for files that do not fit together."""
         skipped: list[Skipped] = []
         return TranslationCorpus(self._pairs(skipped), skipped, self.fingerprint())
 
     def _pairs(self, skipped: list[Skipped]) -> Iterator[Pair]:
         for split, part in self.parts.items():
-            assert split is None or split in SPLITS
             if "tmx" in part:
-                found = _tmx(part["tmx"], self.direction, skipped)
+                pairs = _tmx(part["tmx"], self.direction, skipped)
             elif "tsv" in part:
-                found = _tsv(part["tsv"], skipped)
+                pairs = _tsv(part["tsv"], skipped)
             else:
-                found = _lines(part["source"], part["target"], skipped)
+                pairs = _lines(part["source"], part["target"], skipped)
             try:
-                for fingerprint, group, source, target in found:
+                for name, group, source, target in pairs:
                     yield Pair(
-                        id=f"{split}:{fingerprint}" if split else fingerprint,
+                        id=f"{split}:{name}" if split else name,
                         source=source,
                         target=target,
                         source_language=self.direction[0],
@@ -110,15 +109,14 @@ class TranslationFilesReader:
             except DAMAGES as error:
                 raise DataError(
                     f"{' or '.join(map(str, part.values()))}: damaged ({error or type(error).__name__}). Fetch or "
-                    "compress the file anew."
+                    "compress the file again."
                 ) from error
 
 
-Found = Iterator[tuple[str, str, str, str]]  # id, group, source, target
+Rows = Iterator[tuple[str, str, str, str]]  # id, group, source, target
 
 
-def _lines(source: Path, target: Path, skipped: list[Skipped]) -> Found:
-    """Lines end with a line feed only, so that unusual separators inside of a text do not shift the files."""
+def _lines(source: Path, target: Path, skipped: list[Skipped]) -> Rows:
     with open_text(source) as left, open_text(target) as right:
         for number, (one, other) in enumerate(zip_longest(left, right), start=1):
             if one is None or other is None:
@@ -126,12 +124,12 @@ def _lines(source: Path, target: Path, skipped: list[Skipped]) -> Found:
                 more = 1 + sum(1 for _ in file)
                 raise DataError(
                     f"{short} has {number - 1} lines, {long} has {number - 1 + more}: line n of one must be the "
-                    "translation of line n of the other. Find the missing line, or align them anew."
+                    "translation of line n of the other. Find the missing line, or align them again."
                 )
             yield from _decoded(number, f"{source.name}+{target.name}", (one, other), skipped)
 
 
-def _tsv(path: Path, skipped: list[Skipped]) -> Found:
+def _tsv(path: Path, skipped: list[Skipped]) -> Rows:
     with open_text(path) as file:
         for number, line in enumerate(file, start=1):
             columns = line.rstrip(b"\r\n").split(b"\t")
@@ -142,7 +140,7 @@ def _tsv(path: Path, skipped: list[Skipped]) -> Found:
             yield from _decoded(number, path.name, columns[:2], skipped)
 
 
-def _decoded(number: int, file: str, sides: Sequence[bytes], skipped: list[Skipped]) -> Found:
+def _decoded(number: int, file: str, sides: Sequence[bytes], skipped: list[Skipped]) -> Rows:
     try:
         source, target = map(decode_text, sides)
     except BadText as bad:
@@ -152,16 +150,16 @@ def _decoded(number: int, file: str, sides: Sequence[bytes], skipped: list[Skipp
 
 
 def _block(file: str, number: int) -> str:
-    """The group of line or unit `number`, from 1: neighbours belong together."""
+    """Return the group of line or unit `number`, from 1: neighbours belong together."""
     return f"{file}:{(number - 1) // LINES}"
 
 
-def _tmx(path: Path, direction: tuple[str, str], skipped: list[Skipped]) -> Found:
-    """Units of a TMX file, read as a stream. Entities are not expanded and nothing outside of the file is loaded."""
+def _tmx(path: Path, direction: tuple[str, str], skipped: list[Skipped]) -> Rows:
+    """Yield units of a TMX file, read as a stream. Entities are not expanded, no other file is loaded."""
     from lxml import etree
 
     languages: set[str] = set()
-    found = 0
+    usable = False
     with open_text(path) as file:
         units = etree.iterparse(
             file,
@@ -176,7 +174,7 @@ def _tmx(path: Path, direction: tuple[str, str], skipped: list[Skipped]) -> Foun
             for number, (_, unit) in enumerate(units, start=1):
                 if number == 1 and _declares_entities(unit.getroottree()):
                     raise DataError(
-                        f"{path}: the file declares XML entities, which are not read: save it without a DTD."
+                        f"{path}: the file declares XML entities, which are not read. Save it without a DTD."
                     )
                 texts = _variants(unit)
                 languages.update(texts)
@@ -187,17 +185,19 @@ def _tmx(path: Path, direction: tuple[str, str], skipped: list[Skipped]) -> Foun
                 if None in sides:
                     skipped.append(Skipped(str(number), path.name, "a language is missing in the unit"))
                     continue
-                found += 1
+                usable = True
                 yield str(number), _block(path.name, number), str(sides[0]), str(sides[1])
         except etree.XMLSyntaxError as error:
             known = units.error_log.last_error  # lxml's own is "no element found" for an unknown entity
             raise DataError(
-                f"{path}: no well-formed XML ({known.message.strip() if known else error.msg}). Export the translation "
-                "memory anew; characters such as &nbsp; are written as themselves or as numbers (&#160;)."
+                f"{path}: not well-formed XML ({known.message.strip() if known else error.msg}). Export the translation "
+                "memory again; characters such as &nbsp; are written as themselves or as numbers (&#160;)."
             ) from error
-    if not found:
+    if not usable:
         named = ", ".join(sorted(languages)) or "none"
-        raise DataError(f"{path}: no unit has both {' and '.join(direction)}; its languages: {named}.")
+        raise DataError(
+            f"{path}: no unit has both {' and '.join(direction)}; its languages: {named}. Set direction to two of them."
+        )
 
 
 def _declares_entities(tree: Any) -> bool:
@@ -206,7 +206,7 @@ def _declares_entities(tree: Any) -> bool:
 
 
 def _variants(unit: Any) -> dict[str, str]:
-    """Language as written -> text, without codes of the original format."""
+    """Return language as written -> text, without codes of the original format."""
     texts: dict[str, str] = {}
     for variant in unit.iterfind("{*}tuv"):
         language = next((variant.get(name) for name in LANGUAGE_ATTRIBUTES if variant.get(name)), "")
@@ -227,7 +227,7 @@ def _text(element: Any) -> Iterator[str]:
 
 
 def _choose(texts: dict[str, str], language: str) -> str | None:
-    """The text in a language: en is also EN, en-US or en_GB."""
+    """Return the text in a language: en is also EN, en-US or en_GB."""
     wanted = language.casefold()
     for name, text in texts.items():
         plain = name.replace("-", "_").casefold()

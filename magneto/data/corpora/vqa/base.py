@@ -1,4 +1,4 @@
-"""Questions and statements about images: the example, the corpus, and the protocol of its corpora."""
+"""Questions and statements about images: the example, the corpus, the protocol of their readers."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from magneto.data.corpora.base import Skipped
-from magneto.data.corpora.image.base import ImageReader
+from magneto.data.corpora.base import Reader, Skipped
+from magneto.data.corpora.image.base import ImageCorpus
 
 TRUTH = ("false", "true")
 """The answers to statements."""
@@ -16,19 +16,19 @@ TRUTH = ("false", "true")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
-    """A question about one image, or a statement about two, with what people answered. It is on its images' side."""
+    """A question about one image, or a statement about two, with people's answers. It has the split of its images."""
 
     id: str  # unique in its corpus
     text: str
     images: tuple[str, ...]  # their ids
     answers: tuple[str, ...]  # one of each person who was asked; "" for one that cannot be chosen
-    kind: str = ""  # accuracy is told of each kind
-    group: str | None = None  # a statement that is made of several pairs of images; None: of this one only
+    kind: str = ""  # accuracy is reported of each kind
+    group: str | None = None  # the same statement about several pairs of images; None: about this one only
 
 
 @dataclass(frozen=True)
 class QuestionCorpus:
-    """The questions of a corpus, what it skipped itself (complete once `questions` has been read), its origin."""
+    """The questions of a corpus, what its reader skipped (complete once `questions` has been read), its origin."""
 
     questions: Iterable[Question]
     skipped: list[Skipped] = field(default_factory=list)
@@ -36,21 +36,21 @@ class QuestionCorpus:
 
 
 class UsableImages(Protocol):
-    """The images of a source that are prepared and stand on a side of the split."""
+    """The images of a corpus that are prepared and have a split."""
 
     @property
     def splits(self) -> Mapping[str, str]:
-        """Id -> train, val or test, in the order of the source."""
+        """Id -> train, val or test, in the order of the corpus."""
         ...
 
     def pixels(self, id: str) -> np.ndarray:
-        """(H, W) or (H, W, 3) uint8, as evaluation sees it."""
+        """Return (H, W) or (H, W, 3) uint8, as evaluation sees it."""
         ...
 
 
-class QuestionReader(ImageReader, Protocol):
-    """Images with questions. The constructor takes plain values; `load` lists the images, without classes."""
+class QuestionReader(Reader[ImageCorpus], Protocol):
+    """The reader of images and of questions about them."""
 
     def questions(self, data_dir: Path, images: UsableImages) -> QuestionCorpus:
-        """All questions; those about an image that is not usable may be among them, and are skipped later."""
+        """Return the questions about `images`. A question about another image may be among them; it is skipped."""
         ...

@@ -1,4 +1,4 @@
-"""The colour of the thing in a drawing, in words."""
+"""The colour of the object in a drawing, in words."""
 
 import numpy as np
 from PIL import Image
@@ -11,9 +11,12 @@ _OF_HUE = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "red")
 
 
 def main_colour(pixels: np.ndarray) -> str | None:
-    """The colour of most of what is not white ground; None where no colour is that clear.
+    """Return the colour of most pixels that are not white background; None if no colour is clear.
 
-    pixels: (H, W) or (H, W, 3) uint8. White things cannot be told from the ground.
+    A white object cannot be distinguished from the background.
+
+    Args:
+        pixels: (H, W) or (H, W, 3) uint8.
     """
     image = Image.fromarray(pixels).convert("RGB")
     thing = np.asarray(image).min(axis=2) < _PAPER

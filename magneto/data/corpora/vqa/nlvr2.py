@@ -1,21 +1,21 @@
-"""NLVR2 (Suhr et al., arXiv 1811.00491): statements about two photographs, true or false, as on disk (docs/data.md).
+"""NLVR2 (Suhr et al., arXiv 1811.00491): statements about two photographs, true or false (docs/data.md).
 
 A file of JSON lines for each split; the statement `train-10171-0-1` is about `train-10171-0-img0.png` and
-`train-10171-0-img1.png`. Its name tells the split, the number of a set, of a pair of the set and of a sentence of the set:
-the same sentence is said of several pairs, and is understood where all of them are judged rightly.
+`train-10171-0-img1.png`. Its name states the split, the number of a set, of a pair of the set and of a sentence of the set:
+one sentence is about several pairs, and is understood if the answers about all of them are correct.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from magneto.data.corpora.base import SPLITS, Skipped
-from magneto.data.corpora.download import file_digest
+from magneto.data.corpora.base import SPLITS, Skipped, require_splits
 from magneto.data.corpora.image.base import ImageCorpus, ImageExample, image_files_digest
-from magneto.data.corpora.text.base import BadText, decode_text, text_of
+from magneto.data.corpora.text.base import text_of
 from magneto.data.corpora.vqa.base import TRUTH, Question, QuestionCorpus, UsableImages
-from magneto.errors import ConfigError, DataError, nearest
+from magneto.data.io.digest import file_digest
+from magneto.data.io.text import json_lines, read_bytes
+from magneto.errors import ConfigError, DataError
 
 _PARTS = 4  # of an identifier
 
@@ -23,9 +23,10 @@ _PARTS = 4  # of an identifier
 class Nlvr2Reader:
     """Statements with two images each.
 
-    files: split -> file: {train: train.json, val: dev.json, test: test1.json}; validation may serve as the test.
-    folders: split -> folder of its images, in which they lie directly or in the numbered folders of the training set
-    (`directory` of a line).
+    Args:
+        files: split -> file: {train: train.json, val: dev.json, test: test1.json}; validation may also be the test.
+        folders: split -> folder of its images, directly or in the numbered folders of the training set (`directory` of a
+            line).
     """
 
     def __init__(
@@ -36,19 +37,15 @@ class Nlvr2Reader:
                 "data: name NLVR2's files and images (data.corpora.nlvr2.files={train: train.json, val: dev.json, test: "
                 "test1.json} data.corpora.nlvr2.folders={train: images/train, val: dev, test: test1})."
             )
-        for key, named in (("files", files), ("folders", folders)):
-            for split in named:
-                if split not in SPLITS:
-                    raise ConfigError(
-                        f"data: {key} are of {', '.join(SPLITS)}, not of {split!r}.{nearest(split, SPLITS)}"
-                    )
+        require_splits("files", files)
+        require_splits("folders", folders)
         if alone := files.keys() ^ folders.keys():
             raise ConfigError(f"data: split {sorted(alone)[0]} has a file or a folder alone. Name both.")
         self.files = {split: Path(files[split]).expanduser() for split in SPLITS if split in files}
         self.folders = {split: Path(folder).expanduser() for split, folder in folders.items()}
 
     def fingerprint(self) -> dict[str, Any]:
-        """Content of the files, where the images are, and their sizes and times."""
+        """See `Reader`; of the images names, sizes and times."""
         files = {split: file_digest(file) if file.is_file() else None for split, file in self.files.items()}
         return {
             "corpus": "nlvr2",
@@ -59,13 +56,13 @@ class Nlvr2Reader:
         }
 
     def load(self, data_dir: Path) -> ImageCorpus:
-        """The images that statements are about."""
+        """Return the images of the statements."""
         images: dict[str, ImageExample] = {}
         for split, line in self._lines([]):
             for name in _images(line["identifier"]):
                 if name not in images:
-                    place = self._find(split, line.get("directory"), name)
-                    images[name] = ImageExample(id=name, image=place, split=split)
+                    path = self._find(split, line.get("directory"), name)
+                    images[name] = ImageExample(id=name, image=path, split=split)
         return ImageCorpus(examples=list(images.values()), origin=self._origin())
 
     def _find(self, split: str, directory: Any, name: str) -> Path:
@@ -73,7 +70,7 @@ class Nlvr2Reader:
         return direct if directory is None or direct.exists() else self.folders[split] / str(directory) / name
 
     def questions(self, data_dir: Path, images: UsableImages) -> QuestionCorpus:
-        """All statements."""
+        """Return all statements."""
         skipped: list[Skipped] = []
         found = []
         for _, line in self._lines(skipped):
@@ -93,29 +90,23 @@ class Nlvr2Reader:
         return QuestionCorpus(found, skipped, self._origin())
 
     def _lines(self, skipped: list[Skipped]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(split, object) of the lines with an identifier and a sentence."""
+        """Yield (split, object) of the lines with an identifier and a sentence."""
         for split, file in self.files.items():
-            try:
-                lines = file.read_bytes().split(b"\n")
-            except OSError as error:
-                raise DataError(f"files={file}: cannot be read ({error.strerror}).") from error
-            good = 0
-            for number, raw in enumerate(lines, start=1):
-                if not raw.strip():
-                    continue
+            usable = False
+            for number, line in json_lines(read_bytes(file, "files").split(b"\n")):
                 try:
-                    line = json.loads(decode_text(raw))
                     if len(line["identifier"].split("-")) != _PARTS or not isinstance(line["sentence"], str):
                         raise ValueError
-                except (BadText, ValueError, KeyError, TypeError, AttributeError):
+                except (ValueError, KeyError, TypeError, AttributeError):  # of BadText too
                     reason = "no JSON object with an identifier and a sentence"
                     skipped.append(Skipped(f"line {number}", file.name, reason))
                     continue
-                good += 1
+                usable = True
                 yield split, line
-            if not good:
+            if not usable:
                 raise DataError(
-                    f"files={file}: no line is of NLVR2's form, a JSON object with identifier, sentence and label."
+                    f"files={file}: no line is of NLVR2's form, a JSON object with identifier, sentence and label. "
+                    "Name the published file."
                 )
 
     def _origin(self) -> dict[str, Any]:
@@ -128,6 +119,6 @@ def _images(identifier: str) -> tuple[str, str]:
 
 
 def _sentence(identifier: str) -> str:
-    """The identifier without the number of the pair."""
+    """Return the identifier without the number of the pair."""
     split, number, _, sentence = identifier.split("-")
     return f"{split}-{number}-{sentence}"

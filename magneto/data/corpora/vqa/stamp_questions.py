@@ -1,8 +1,8 @@
 """Synthetic questions and statements about the images of the Tux Paint stamps (docs/data.md).
 
-No person asked or answered them: they are made by the patterns below from the folders of the stamps (a stamp of
-animals/birds shows a bird) and from the colour that most of the image has. They show that a model learns to read a
-question and to look at an image, and measure nothing that VQA or NLVR2 measure.
+No person asked or answered them: the patterns below make them from the folders of the stamps (a stamp of animals/birds
+shows a bird) and from the main colour of the image. They show that a model learns to read a question and to look at an
+image, and do not replace VQA or NLVR2.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +30,7 @@ THINGS = {
     "symbols/chess": "a chess piece", "symbols/money": "money", "town/houses": "a house",
     "town/roadsigns": "a road sign", "vehicles": "a vehicle",
 }  # fmt: skip
-"""Folder -> what its stamps show."""
+"""Folder -> the object that its stamps show."""
 ASK_COLOUR = ("what colour is it?", "which colour does it have?", "what is its main colour?")
 ASK_THING = ("what is it?", "what is this?", "what does the picture show?")
 ASK_WHETHER = ("is it {}?", "is this {}?", "does the picture show {}?")
@@ -40,15 +40,16 @@ STATEMENTS: dict[str, tuple[tuple[bool, bool], ...]] = {
     "the right picture shows {}": ((True, True), (False, True)),
     "only one of the pictures shows {}": ((True, False), (False, True)),
 }
-"""Pattern -> for the left and the right image whether they show it, wherever the statement is true."""
-PAIRS = 2  # true ones, and as many false ones, of each statement
-STATED_FOR = 4  # images that show a thing: so many give one statement of each pattern
+"""Pattern -> for the left and the right image whether they show it, in all cases where the statement is true."""
+PAIRS = 2  # true ones of each statement, and the same number of false ones
+STATED_FOR = 4  # images of an object for one statement of each pattern
 
 
 class StampQuestionsReader:
     """Three kinds of questions about each stamp: its colour, what it is, and whether it is something ("yes" or "no").
 
-    folder: where the stamps are; None: find or fetch them.
+    Args:
+        folder: see `StampImagesReader`.
     """
 
     corpus, recipe = "stamp_questions", 1
@@ -57,18 +58,18 @@ class StampQuestionsReader:
         self._stamps = StampImagesReader(languages=["en"], folder=folder)
 
     def fingerprint(self) -> dict[str, Any]:
-        """That of the images, and the patterns."""
+        """See `Reader`."""
         return {"corpus": self.corpus, "recipe": self.recipe, "stamps": self._stamps.fingerprint()}
 
     def load(self, data_dir: Path) -> ImageCorpus:
-        """The stamps that have a place in `THINGS`, without their classes."""
+        """Return the stamps whose folders are in `THINGS`, without their classes."""
         corpus = self._stamps.load(data_dir)
         images = [replace(image, label=None, captions={}) for image in corpus.examples if shown(image.id)]
         origin = {**corpus.origin, "synthetic": True}
         return ImageCorpus(examples=images, skipped=corpus.skipped, origin=origin)
 
     def questions(self, data_dir: Path, images: UsableImages) -> QuestionCorpus:
-        """Made anew, always the same."""
+        """Return the questions, always the same."""
         asked = [
             question
             for id in images.splits
@@ -78,12 +79,12 @@ class StampQuestionsReader:
 
 
 class StampStatementsReader(StampQuestionsReader):
-    """Statements about two stamps of one side of the split; each is made of four pairs, and true of two of them."""
+    """Statements about two stamps of one split; each is made about four pairs, and true of two of them."""
 
     corpus, recipe = "stamp_statements", 1
 
     def questions(self, data_dir: Path, images: UsableImages) -> QuestionCorpus:
-        """Made anew, always the same."""
+        """Return the statements, always the same."""
         made: list[Question] = []
         for split in SPLITS:
             members = [id for id, of in images.splits.items() if of == split]
@@ -97,15 +98,17 @@ class StampStatementsReader(StampQuestionsReader):
 
 
 def shown(id: str) -> list[str]:
-    """What a stamp shows, by its folders: the general first."""
+    """Return the objects that a stamp shows, by its folders: the general first."""
     folders = id.split("/")[:-1]
     paths = ("/".join(folders[: depth + 1]) for depth in range(len(folders)))
     return [THINGS[path] for path in paths if path in THINGS]
 
 
 def _ask(id: str, colour: str | None, others: Sequence[str]) -> Iterator[Question]:
-    """others: images whose things the image is asked about in vain. What is common is then asked for as often in vain as
-    not, and the question alone does not tell the answer.
+    """Yield the questions about an image.
+
+    The object of the question with answer "no" is one of a random image of `others`: a common object then has as many
+    answers "no" as "yes", and the question alone does not give the answer away.
     """
     random = random_stream(0, f"questions about {id}", 0)
     things = shown(id)
@@ -132,12 +135,12 @@ def _state(split: str, members: Sequence[str], showing: Mapping[str, set[str]]) 
             for number in range(max(1, len(with_it) // STATED_FOR)):
                 group = f"{split}: {text} {number}"
                 random = random_stream(0, group, 0)
-                for place in range(2 * PAIRS):
-                    true = place < PAIRS
+                for index in range(2 * PAIRS):
+                    true = index < PAIRS
                     combination = _one(truths if true else falsehoods, random)
                     pair = _pair(combination, with_it, without, random)
                     yield Question(
-                        id=f"{group} {place}",
+                        id=f"{group} {index}",
                         text=text,
                         images=pair,
                         answers=(TRUTH[true],),
@@ -148,7 +151,7 @@ def _state(split: str, members: Sequence[str], showing: Mapping[str, set[str]]) 
 def _pair(
     has: tuple[bool, bool], with_it: Sequence[str], without: Sequence[str], random: np.random.Generator
 ) -> tuple[str, str]:
-    """Two different images, left and right, of which each shows the thing or not as `has` says."""
+    """Return two different images, left and right, of which each shows the object or not, as `has` says."""
     if has[0] == has[1]:
         first, second = random.choice(len(with_it if has[0] else without), 2, replace=False).tolist()
         return (with_it[first], with_it[second]) if has[0] else (without[first], without[second])

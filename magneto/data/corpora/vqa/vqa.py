@@ -1,27 +1,29 @@
 """VQA (Goyal et al., arXiv 1612.00837, version 2): questions about COCO's photographs, ten answers each (docs/data.md).
 
-As they lie on disk: a file of questions and one of annotations for each split, and the folder of COCO's images.
+As published: a file of questions and one of annotations for each split, and the folder of COCO's images.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from magneto.data.corpora.base import SPLITS, Skipped
-from magneto.data.corpora.download import file_digest
+from magneto.data.corpora.base import SPLITS, Skipped, require_splits
 from magneto.data.corpora.image.base import ImageCorpus, ImageExample, image_files_digest
 from magneto.data.corpora.text.base import text_of
 from magneto.data.corpora.vqa.base import Question, QuestionCorpus, UsableImages
-from magneto.errors import ConfigError, DataError, nearest
+from magneto.data.io.digest import file_digest
+from magneto.data.io.text import read_json
+from magneto.errors import ConfigError, DataError
 
 
 class VqaReader:
     """Questions with one image each.
 
-    questions, annotations: split -> file, such as {train: v2_OpenEnded_mscoco_train2014_questions.json, ...} and {train:
-    v2_mscoco_train2014_annotations.json, ...}; validation may serve as the test. folder: holds the images, or the folders
-    train2014, val2014... of them.
+    Args:
+        questions: split -> file, such as {train: v2_OpenEnded_mscoco_train2014_questions.json, ...}; validation may also be
+            the test.
+        annotations: split -> file, such as {train: v2_mscoco_train2014_annotations.json, ...}.
+        folder: the folder of the images, or of their folders train2014, val2014...
     """
 
     def __init__(
@@ -36,11 +38,7 @@ class VqaReader:
                 "data.corpora.vqa.annotations={train: ANNOTATIONS.json, val: ...} data.corpora.vqa.folder=coco)."
             )
         for key, files in (("questions", questions), ("annotations", annotations)):
-            for split in files:
-                if split not in SPLITS:
-                    raise ConfigError(
-                        f"data: {key} are of {', '.join(SPLITS)}, not of {split!r}.{nearest(split, SPLITS)}"
-                    )
+            require_splits(key, files)
         if alone := questions.keys() ^ annotations.keys():
             raise ConfigError(
                 f"data: split {sorted(alone)[0]} has questions or annotations alone. Name both: without answers there is "
@@ -54,7 +52,7 @@ class VqaReader:
         self.folder = Path(folder).expanduser()
 
     def fingerprint(self) -> dict[str, Any]:
-        """Content of the files, where the images are, and their sizes and times."""
+        """See `Reader`; of the images names, sizes and times."""
         files = {
             split: [file_digest(file) if file.is_file() else None for file in pair]
             for split, pair in self.files.items()
@@ -68,7 +66,7 @@ class VqaReader:
         }
 
     def load(self, data_dir: Path) -> ImageCorpus:
-        """The images that questions are about."""
+        """Return the images of the questions."""
         images: dict[str, ImageExample] = {}
         for split, (file, _) in self.files.items():
             content = _read(file, "questions")
@@ -85,7 +83,7 @@ class VqaReader:
         return direct if direct.exists() else self.folder / subset / name
 
     def questions(self, data_dir: Path, images: UsableImages) -> QuestionCorpus:
-        """All questions, joined with their annotations by number."""
+        """Return all questions, joined with their annotations by id."""
         skipped: list[Skipped] = []
         return QuestionCorpus(list(self._joined(skipped)), skipped, self._origin())
 
@@ -128,23 +126,21 @@ class VqaReader:
 
 
 def _read(file: Path, key: str) -> dict[str, Any]:
-    """A file of the official form: an object whose `key` is a list."""
-    try:
-        content: Any = json.loads(file.read_bytes())
-    except OSError as error:
-        raise DataError(f"{key}={file}: cannot be read ({error.strerror}).") from error
-    except ValueError as error:
-        raise DataError(f"{key}={file}: damaged ({error}).") from error
+    """Return the object of a file of the official form: its `key` is a list."""
+    content = read_json(file, key)
     if not isinstance(content, dict) or not isinstance(content.get(key), list):
-        raise DataError(f"{key}={file}: not of VQA's form, which is an object with a list of {key}.")
-    return content
+        raise DataError(
+            f"{key}={file}: not of VQA's form, which is an object with a list of {key}. Name the published file."
+        )
+    return dict(content)
 
 
 def _subset(file: Path, content: Mapping[str, Any]) -> str:
-    """The part of COCO, train2014 for instance, as images' names have it; test-dev's images are those of test2015."""
+    """Return the part of COCO in the names of the images (train2014); images of test-dev are of test2015."""
     subset = str(content.get("data_subtype", ""))
     if not subset:
         raise DataError(
-            f"questions={file}: has no data_subtype (train2014, val2014...), by which images are named."
+            f"questions={file}: has no data_subtype (train2014, val2014...), by which images are named. Name the "
+            "published file."
         )
     return subset.replace("test-dev", "test")

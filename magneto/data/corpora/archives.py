@@ -1,0 +1,111 @@
+"""Download a release archive, and unpack it.
+
+pooch would do the first without continuing an interrupted download, which matters for archives of gigabytes, and the
+second without Debian packages.
+"""
+
+import http.client
+import logging
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from magneto.data.corpora.package import TIMEOUT_S, Unavailable
+from magneto.data.io.digest import file_digest
+
+log = logging.getLogger(__name__)
+
+CHUNK = 1 << 20
+
+
+def download(url: str, target: Path, sha256: str | None, megabytes: int) -> None:
+    """Fetch `url` into `target`, continuing with the part that an interrupted download left in `TARGET.part`.
+
+    Raises:
+        Unavailable: the server does not answer or ends early, or the file is damaged.
+    """
+    if target.is_file():
+        if sha256 is None or file_digest(target) == sha256:
+            return
+        target.unlink()
+    part = target.with_name(target.name + ".part")
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    log.info("downloading %s (%d MB)", url, megabytes)
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+            mode = "ab" if answer.status == 206 else "wb"  # 206: the server sends only the missing part
+            with part.open(mode) as file:
+                shutil.copyfileobj(answer, file, CHUNK)
+            # Of HTTP, where a connection that ends early raises nothing.
+            if missing := getattr(answer, "length", None):
+                raise Unavailable(
+                    f"{url}: the connection ended early, {missing} bytes are missing. Repeat the command to continue."
+                )
+    except urllib.error.HTTPError as error:
+        if error.code != 416:  # 416: nothing is missing
+            raise Unavailable(f"{url}: the server answers {error.code} {error.reason}") from error
+    except (OSError, urllib.error.URLError, http.client.HTTPException) as error:
+        raise Unavailable(f"{url}: {getattr(error, 'reason', None) or error}") from error
+    if sha256 is not None and file_digest(part) != sha256:
+        part.unlink()
+        raise Unavailable(f"{url}: the file is damaged (SHA-256 differs from the pinned one)")
+    part.rename(target)
+
+
+def unpack(archive: Path, target: Path) -> None:
+    """Unpack a .deb, .zip, .whl or tar archive into a new folder. Raises `Unavailable` if it is damaged."""
+    target.mkdir(parents=True)
+    try:
+        if archive.suffix == ".deb":
+            _unpack_deb(archive, target)
+        elif archive.suffix in (".zip", ".whl"):
+            with zipfile.ZipFile(archive) as file:
+                file.extractall(target)
+        else:
+            with tarfile.open(archive) as file:
+                file.extractall(target, filter="data")
+    except (
+        tarfile.TarError,
+        zipfile.BadZipFile,
+        subprocess.CalledProcessError,
+        EOFError,
+        ValueError,
+    ) as error:
+        raise Unavailable(f"{archive.name} cannot be unpacked: {error}") from error
+
+
+def _unpack_deb(archive: Path, target: Path) -> None:
+    if shutil.which("dpkg-deb"):
+        subprocess.run(["dpkg-deb", "-x", str(archive), str(target)], check=True, capture_output=True)
+        return
+    with archive.open("rb") as file:  # a .deb is an `ar` archive; its member data.tar.* holds the files
+        for name, size in _ar_members(file):
+            if name.startswith("data.tar"):
+                with tempfile.TemporaryFile() as data:
+                    while size and (chunk := file.read(min(size, CHUNK))):
+                        data.write(chunk)
+                        size -= len(chunk)
+                    data.seek(0)
+                    with tarfile.open(fileobj=data) as tar:
+                        tar.extractall(target, filter="data")
+                return
+    raise ValueError("no data.tar inside")
+
+
+def _ar_members(file: BinaryIO) -> Iterator[tuple[str, int]]:
+    """Yield names and sizes of the members of an `ar` archive; the file is at the member's first byte."""
+    if file.read(8) != b"!<arch>\n":
+        raise ValueError("not a Debian package")
+    while len(header := file.read(60)) == 60:
+        size = int(header[48:58])
+        start = file.tell()
+        yield header[:16].decode("ascii").strip().rstrip("/"), size
+        file.seek(start + size + size % 2)  # members start at even offsets

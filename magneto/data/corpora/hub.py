@@ -1,0 +1,148 @@
+"""Data sets of the Hugging Face hub, by name, or local files through the same library, for all modalities."""
+
+import contextlib
+import glob
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from magneto.data.corpora.base import SPLITS
+from magneto.data.io.digest import listing_digest, path_digest
+from magneto.errors import ConfigError, MagnetoError
+
+FILE_BUILDERS = ("json", "parquet", "csv", "text")  # of the library, for local files
+PUBLISHED = {"train": "train", "val": "validation", "test": "test"}
+"""Our splits -> their usual names on the hub."""
+
+
+class MissingSplit(ConfigError):
+    """The data set can be read, and has no split of that name."""
+
+
+class HubData:
+    """A data set, or local files, and which of its splits are ours.
+
+    Args:
+        name: of the data set on the hub, or the path of a folder of its form; or json, parquet, csv or text for the local
+            files `data_files`.
+        splits: ours -> the data set's; with `train` alone, the others are held out from it.
+        allowed: which combinations of splits the reader takes.
+        revision: as `datasets.load_dataset` takes it.
+        data_files: likewise.
+        streaming: read while downloading, nothing is kept on disk.
+        limit: rows of each split, at most.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        splits: Mapping[str, str] | None,
+        *,
+        allowed: Collection[Collection[str]] = (("train",), ("test",), SPLITS),
+        revision: str | None = None,
+        data_files: Any = None,
+        streaming: bool = False,
+        limit: int | None = None,
+    ) -> None:
+        self.name, self.revision, self.streaming, self.limit = name, revision, streaming, limit
+        self.data_files = _each(data_files, _home)
+        self.splits = dict(splits or PUBLISHED)
+        if set(self.splits) not in map(set, allowed):
+            options = ", or ".join(" and ".join(option) for option in allowed)
+            raise ConfigError(f"data: splits of {name} names {', '.join(self.splits)}. Name {options}.")
+        if name in FILE_BUILDERS and not data_files:
+            raise ConfigError(f"data: name={name} reads local files. Set data_files to them.")
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return all settings that decide the rows; of local files also sizes and times."""
+        settings = {"name": self.name, "splits": self.splits, "revision": self.revision, "limit": self.limit}
+        return {**settings, "data_files": _each(self.data_files, file_fingerprint)}
+
+    def origin(self) -> dict[str, Any]:
+        """Return where the rows come from, for reports."""
+        return {"dataset": self.name, **({"revision": self.revision} if self.revision else {})}
+
+    def stated(self, side: str) -> str | None:
+        """Return the split of the examples of our split `side`; None where the others are held out from it."""
+        return None if set(self.splits) == {"train"} else side
+
+    def rows(self, side: str, config: str | None = None) -> Iterator[dict[str, Any]]:
+        """Yield the rows of our split `side`. For errors see `open`."""
+        rows = self.open(side, config)
+        with self._explained(side, config):
+            yield from itertools.islice(rows, self.limit)
+
+    def open(self, side: str, config: str | None = None) -> Any:
+        """Return the library's own object for our split `side` of a configuration.
+
+        Raises:
+            MissingSplit: the data set has no such split.
+            ConfigError: the data set, the configuration or a file is not available.
+        """
+        import datasets  # imported here: it takes a second, and only these corpora need it
+
+        split = self.splits[side]
+        where = {"revision": self.revision, "data_files": _each(self.data_files, _pattern)}
+        try:
+            with self._explained(side, config):
+                return datasets.load_dataset(
+                    self.name, config, split=split, streaming=self.streaming, **where
+                )
+        except MagnetoError as error:
+            if not isinstance(error.__cause__, ValueError):
+                raise
+            # The library's own error is the same for a bad slice, such as train[:1%.
+            try:
+                known = set(datasets.get_dataset_split_names(self.name, config, **where))
+            except (ValueError, OSError, datasets.exceptions.DatasetsError):
+                raise error from error.__cause__
+            if {part.partition("[")[0] for part in split.split("+")} <= known:
+                raise
+            raise MissingSplit(str(error)) from error.__cause__
+
+    @contextlib.contextmanager
+    def _explained(self, side: str, config: str | None) -> Iterator[None]:
+        """Raise errors of the library as `ConfigError`."""
+        import datasets
+
+        what = f"split {self.splits[side]!r} of the data set {self.name}" + (f" ({config})" if config else "")
+        try:
+            yield
+        # StopIteration is what the library raises for a pattern that fits no file.
+        except (ValueError, OSError, RuntimeError, StopIteration, datasets.exceptions.DatasetsError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ConfigError(
+                f"data: {what} cannot be read: {reason}. Check the name, config and split, and the network; or download "
+                "its files and name them (data.corpora...data_files with name=parquet, json, csv or text)."
+            ) from error
+
+
+def _each(data_files: Any, change: Callable[[str], Any]) -> Any:
+    """Return `data_files` as plain lists and dicts (Hydra has containers of its own), with `change` of each name."""
+    if isinstance(data_files, str):
+        return change(data_files)
+    if isinstance(data_files, Mapping):
+        return {key: _each(value, change) for key, value in data_files.items()}
+    return None if data_files is None else [_each(value, change) for value in data_files]
+
+
+def _home(name: str) -> str:
+    """Fill in the user's home."""
+    return name if "://" in name else str(Path(name).expanduser())
+
+
+def _pattern(name: str) -> str:
+    """Return a name for the library, which takes it for a pattern: a file that exists is itself."""
+    return glob.escape(name) if Path(name).is_file() else name
+
+
+def file_fingerprint(name: str) -> Any:
+    """Return a name with size and time of its local files, so that a change is noticed."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return [path.name, path_digest(path)]
+    root = next((folder for folder in path.parents if not glob.has_magic(str(folder))), Path())
+    if "://" in name or not root.is_dir():
+        return name
+    return [path.name, listing_digest(root, (str(path.relative_to(root)),))]

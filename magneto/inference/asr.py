@@ -1,0 +1,141 @@
+"""Transcribe recordings of any length with a CTC model."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from magneto.data.io.audio import FeatureSettings, log_mel
+from magneto.data.speech.dataset import SpeechInfo, user_recordings
+from magneto.data.tokenizers.ctc import CTCTokenizer
+from magneto.errors import ConfigError, DataError, nearest
+from magneto.inference.ctc import ctc_beam_search, ctc_greedy
+from magneto.inference.inputs import PredictInput
+
+DECODERS = ("greedy", "beam")
+WINDOW, CONTEXT = 60, 5  # seconds: of what is computed at once, and of what a window's edges lack
+
+
+@dataclass(frozen=True, kw_only=True)
+class AsrPredictOptions:
+    """Options of `mode=predict`, `conf/predict/asr.yaml`; None: as the task was trained."""
+
+    decoder: str | None = None
+    """greedy (best path) or beam (prefix beam search)."""
+    beam_width: int | None = None
+    """Prefixes kept by the beam search."""
+
+    def __post_init__(self) -> None:
+        check_decoding(self.decoder, self.beam_width, "predict")
+
+
+class Recogniser(Protocol):
+    """A model of log probabilities over characters."""
+
+    info: SpeechInfo
+    tokenizer: CTCTokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        ...
+
+    def __call__(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, mels) and (B,) -> log probabilities (B, T', V) and their lengths (B,)."""
+        ...
+
+
+def check_decoding(decoder: str | None, beam_width: int | None, where: str) -> None:
+    """Raise `ConfigError` for an unknown decoder or an impossible beam; `where` is the key that holds them."""
+    if beam_width is not None and beam_width < 1:
+        raise ConfigError(f"{where}.beam_width={beam_width}: must be a whole number, 1 or more.")
+    if decoder is not None and decoder not in DECODERS:
+        raise ConfigError(
+            f"{where}.decoder={decoder}: must be one of {', '.join(DECODERS)}.{nearest(decoder, DECODERS)}"
+        )
+
+
+def decode(
+    tokenizer: CTCTokenizer, log_probs: Tensor, lengths: Tensor, decoder: str, beam_width: int
+) -> list[str]:
+    """Return the texts of a batch.
+
+    Args:
+        tokenizer: of the model.
+        log_probs: (B, T, V).
+        lengths: (B,) int64, frames of each row.
+        decoder: one of `DECODERS`.
+        beam_width: prefixes kept by the beam search.
+    """
+    if decoder == "greedy":
+        tokens = ctc_greedy(log_probs, lengths)
+    else:
+        best = ctc_beam_search(log_probs, lengths, beam_width=beam_width)
+        tokens = [hypotheses[0].tokens if hypotheses else [] for hypotheses in best]
+    return [tokenizer.decode(ids) for ids in tokens]
+
+
+def transcribe(
+    model: Recogniser, inputs: PredictInput, decoder: str, beam_width: int
+) -> Iterator[dict[str, Any]]:
+    """Transcribe audio files, the audio files of a folder, or waveforms.
+
+    Yields:
+        `path` (of a waveform its index, `[0]`) and `transcript`.
+
+    Raises:
+        MagnetoError: texts are given; there is no such file, or it cannot be read.
+    """
+    for path, features in _recordings(inputs, model.info):
+        log_probs, lengths = recognise(model, features[None].to(model.device), Path(path).name)
+        (transcript,) = decode(model.tokenizer, log_probs, lengths, decoder, beam_width)
+        yield {"text": f"{path}\t{transcript}", "path": path, "transcript": transcript}
+
+
+def _recordings(inputs: PredictInput, info: SpeechInfo) -> Iterator[tuple[str, Tensor]]:
+    """Yield a name and features (T, mels)."""
+    for index, item in enumerate(inputs.files()):
+        if not isinstance(item, np.ndarray | Tensor):
+            yield from ((str(path), features) for path, features in user_recordings(item, info))
+            continue
+        waveform = torch.as_tensor(item, dtype=torch.float32)
+        if waveform.ndim != 1 or not len(waveform) or not waveform.isfinite().all():
+            raise DataError(
+                f"recording {index}: an array of shape {tuple(waveform.shape)}. Give a waveform (samples,) of finite "
+                "numbers in [-1, 1]."
+            )
+        yield f"[{index}]", log_mel(waveform, FeatureSettings.from_dict(info.features))
+
+
+def recognise(model: Recogniser, features: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """Run the model on one recording (1, T, mels) of any length, in time that grows with the length alone.
+
+    A recording above `WINDOW` seconds is taken in windows, with a progress bar, called `name`, on a terminal. Each overlaps
+    the next by two times `CONTEXT` seconds, and its outermost `CONTEXT` seconds, which lack their context, are left to its
+    neighbour.
+
+    Returns:
+        Log probabilities (1, T', V) and their length (1,).
+    """
+    subsampling = model.info.subsampling
+    second = subsampling * round(1000 / (model.info.features["hop_ms"] * subsampling))
+    frames, window, context = features.shape[1], WINDOW * second, CONTEXT * second
+    if frames <= window:
+        return model(features, torch.tensor([frames], device=model.device))
+    starts = range(0, frames - 2 * context, window - 2 * context)
+    screen = Console(stderr=True)
+    parts = []
+    for start in track(starts, name, console=screen, transient=True, disable=not screen.is_terminal):
+        part = features[:, start : start + window]
+        log_probs, _ = model(part, torch.tensor([part.shape[1]], device=model.device))
+        first = context // subsampling if start > 0 else 0
+        last = (window - context) // subsampling if start != starts[-1] else None
+        parts.append(log_probs[:, first:last])
+    whole = torch.cat(parts, dim=1)
+    return whole, torch.tensor([whole.shape[1]], device=model.device)

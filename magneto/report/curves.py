@@ -1,0 +1,101 @@
+"""Curves of metrics over optimizer steps: read from metrics.csv, averaged over seeds, thinned for a figure."""
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from magneto.training import migrate
+
+HUGE = 1e100
+"""A value beyond is no measurement, and the arithmetic of figures overflows."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One metric of one run: `steps` (N,), increasing optimizer steps, and `values` (N,), finite or not."""
+
+    steps: NDArray[np.int64]
+    values: NDArray[np.float64]
+
+    def finite(self) -> "Curve":
+        """The points whose value is finite, and not so large that a figure overflows."""
+        keep = np.abs(self.values) < HUGE
+        return Curve(self.steps[keep], self.values[keep])
+
+
+def read_curves(path: Path) -> dict[str, Curve]:
+    """Read a tidy `step,metric,value` file; a missing or unreadable file gives no curves.
+
+    A killed run leaves a truncated last line. `0.4` may be the beginning of `0.4123`, so a last line without
+    its line feed is dropped even if it parses, as is every line that does not parse. Of several values at one
+    step the last counts: a resumed run repeats the steps after its checkpoint.
+    """
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    points: dict[str, dict[int, float]] = {}
+    for line in text.replace("\0", "").splitlines(keepends=True):
+        if not line.endswith("\n"):
+            continue
+        try:
+            # One by one: the quotation mark of a damaged line must not swallow those below it.
+            step, metric, value = next(csv.reader([line]))
+            number = int(step)
+            if 0 <= number < 2**63:
+                points.setdefault(migrate.metric(metric), {})[number] = float(value)
+        except (ValueError, csv.Error):  # the header, or a line that was cut
+            continue
+    curves = {}
+    for metric, series in points.items():
+        steps = np.array(sorted(series), dtype=np.int64)
+        curves[metric] = Curve(steps, np.array([series[step] for step in steps.tolist()], dtype=np.float64))
+    return curves
+
+
+POINTS = 150  # a denser curve is averaged over neighbouring points before it is drawn
+
+
+@dataclass(frozen=True)
+class Band:
+    """Mean, lowest and highest value of several seeds at `steps` (N,)."""
+
+    steps: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
+def aggregate(curves: Sequence[Curve]) -> Band | None:
+    """Mean and range over seeds on the union of their steps, within the steps that every seed covers.
+
+    A seed that was not logged at a step is interpolated linearly between its own neighbouring points; outside
+    its first and last point it has no value, so the band ends where the shortest curve does. None when no
+    step is common.
+    """
+    finite = [curve for curve in map(Curve.finite, curves) if curve.steps.size]
+    if not finite:
+        return None
+    start, end = max(curve.steps[0] for curve in finite), min(curve.steps[-1] for curve in finite)
+    steps = np.unique(np.concatenate([curve.steps for curve in finite]))
+    steps = steps[(steps >= start) & (steps <= end)]
+    if not steps.size:
+        return None
+    values = np.stack([np.interp(steps, curve.steps, curve.values) for curve in finite])
+    return Band(steps.astype(np.float64), values.mean(0), values.min(0), values.max(0))
+
+
+def thin(curve: Curve, points: int = POINTS) -> Curve:
+    """Average neighbouring points of a long curve down to at most `points`; its end stays where it is."""
+    size = math.ceil(curve.steps.size / points)
+    if size <= 1:
+        return curve
+    edges = np.arange(curve.steps.size % size or size, curve.steps.size, size)
+    parts = np.split(curve.values, edges)
+    lasts = np.array([part[-1] for part in np.split(curve.steps, edges)], dtype=np.int64)
+    return Curve(lasts, np.array([part.mean() for part in parts]))

@@ -1,0 +1,38 @@
+"""Write files whole or not at all."""
+
+import contextlib
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from magneto.errors import ConfigError
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader, or a killed writer, never leaves half of it.
+
+    Bytes that are no UTF-8, which Python keeps as surrogates in a text, become the escapes of JSON and YAML.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    if isinstance(content, str):
+        content = content.encode("utf-8", errors="backslashreplace")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise ConfigError(
+            f"{path}: cannot be written ({error}). Free space or change the permissions."
+        ) from error
+
+
+def finite(value: Any) -> Any:
+    """Return plain values with None in place of numbers that are not finite."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
