@@ -35,7 +35,7 @@ from magneto.data.translation.dataset import tag_token
 from magneto.errors import ConfigError, DataError
 
 TOKENIZER_PAIRS = 1_000_000  # training pairs at most that a tokenizer is learnt from, evenly spread
-CHUNK = 20_000  # pairs that are tokenised at a time
+CHUNK = 5_000  # pairs that are tokenised at a time
 FEW = 20  # groups, of which a hash may well give none to a split
 
 Row = dict[str, Any]  # a pair on its way: id, direction, split, group, source, target
