@@ -79,7 +79,7 @@ class RetrievalModel(Protocol):
 
 @dataclass(frozen=True)
 class Drawings:
-    """How results become images, (H, W, 3) uint8.
+    """Functions that draw results, (H, W, 3) uint8.
 
     Attributes:
         images_of: of a sentence and the images that were retrieved for it.

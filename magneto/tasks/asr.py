@@ -31,7 +31,7 @@ from magneto.training.samples import Sample
 
 @dataclass(frozen=True, kw_only=True)
 class ASROptions:
-    """What `conf/task/asr.yaml` sets under `task`."""
+    """Options under `task`, see `conf/task/asr.yaml`."""
 
     decoder: str = "greedy"
     """greedy (best path) or beam (prefix beam search), for evaluation and `mode=predict`."""

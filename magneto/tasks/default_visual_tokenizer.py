@@ -23,7 +23,7 @@ SEED = 0  # one tokenizer for the runs of all seeds
 
 @dataclass(frozen=True, kw_only=True)
 class DefaultTokenizer:
-    """What `task.default_tokenizer` of conf/task/beit.yaml sets: a small one of `task=visual_tokenizer`."""
+    """Options under `task.default_tokenizer`, see `conf/task/beit.yaml`: a small model of `task=visual_tokenizer`."""
 
     codes: int = 512
     code_width: int = 16
@@ -40,9 +40,9 @@ class DefaultTokenizer:
 
 
 def default_tokenizer(data: ImageDataModule, settings: DefaultTokenizer) -> Path:
-    """The export folder of the tokenizer of this data; trained on its images unless that was done before.
+    """Return the export folder of the tokenizer of this data; train it on its images unless that was done before.
 
-    Its images are augmented as those of the model that will predict its codes. It takes the first device at hand; the
+    Its images are augmented as those of the model that will predict its codes. It takes a GPU if there is one; the
     other processes of a run wait.
     """
     info = data.info.to_dict()
@@ -62,7 +62,7 @@ def default_tokenizer(data: ImageDataModule, settings: DefaultTokenizer) -> Path
 
 
 def _train(data: ImageDataModule, info: Mapping[str, Any], settings: DefaultTokenizer) -> VisualTokenization:
-    """A plain loop: the task's own step, optimizer and schedule."""
+    """Train it in a plain loop, with the task's own step, optimizer and schedule."""
     plain = data.copy()
     plain.masking, plain.batch_size, plain.seed = None, settings.batch_size, SEED
     plain.setup("fit")
@@ -100,7 +100,7 @@ def _train(data: ImageDataModule, info: Mapping[str, Any], settings: DefaultToke
 
 @torch.no_grad()
 def _measure(task: VisualTokenization, data: ImageDataModule, device: torch.device) -> dict[str, float]:
-    """Reconstruction, perplexity and usage on the validation images."""
+    """Return reconstruction, perplexity and usage on the validation images."""
     for batch in data.val_dataloader():
         batch = {**batch, "image": batch["image"].to(device)}
         task.evaluate(batch, task.step(batch))

@@ -1,4 +1,4 @@
-"""What a model predicts of hidden patches: codes of a visual tokenizer, of a random projection, or the pixels.
+"""Targets of hidden patches: codes of a visual tokenizer, of a random projection, or the pixels.
 
 Shared by the tasks that hide patches: `task=beit` and `task=vl`.
 """
@@ -29,7 +29,7 @@ EPS = 1e-6  # under the square root of a patch's variance
 
 @dataclass(frozen=True, kw_only=True)
 class TargetOptions:
-    """The options of what is predicted; which patches are hidden is the data's business (`data.masking`)."""
+    """The options of what is predicted; which patches are hidden is set by `data.masking`."""
 
     target: str = "codes"
     """codes of a visual tokenizer; pixels: of each hidden patch, less their mean and divided by their deviation, with
@@ -62,7 +62,7 @@ class MaskedImages(Task):
 
     uses_labels = False
     target: VisualTokenizer | RandomProjection | None  # no value here: it would hide the module of that name
-    """What gives the codes; None for pixels."""
+    """Model of the codes; None for pixels."""
 
     @staticmethod
     def prepare_target(options: TargetOptions, data: ImageDataModule) -> dict[str, Any]:
@@ -111,7 +111,7 @@ class MaskedImages(Task):
                 self.target.renormalise(change)
 
     def train(self, mode: bool = True) -> Self:
-        """As every module; what gives the targets stays as it is."""
+        """Set the mode; the model of the targets stays in evaluation mode."""
         super().train(mode)
         if self.target is not None:
             self.target.eval()

@@ -40,7 +40,7 @@ log = logging.getLogger("magneto")
 
 @dataclass(frozen=True, kw_only=True)
 class MTOptions:
-    """What `conf/task/mt.yaml` sets under `task`."""
+    """Options under `task`, see `conf/task/mt.yaml`."""
 
     label_smoothing: float = 0.1
     """Share of the target's mass that is spread over the vocabulary, in training; `val/loss` is without it."""
@@ -53,7 +53,7 @@ class MTOptions:
     max_length_ratio: float = 2.0
     """An output has at most this many times the tokens of its source, and ten more."""
     val_sentences: int | None = 500
-    """About so many sentences, spread evenly, are translated (greedily) at each validation, for `val/bleu`; null: all."""
+    """Sentences, spread evenly, that are translated greedily at each validation for `val/bleu`, about; null: all."""
     bleu_tokenize: str | None = None
     """sacrebleu's tokenizer of BLEU; null: by the target language, as sacrebleu's command line chooses it."""
 
@@ -73,14 +73,14 @@ class MTOptions:
 
 @dataclass
 class DecoderState:
-    """What the decoder needs between two steps: the encoded sources of its rows, and its cache."""
+    """State of the decoder between two steps: the encoded sources of its rows, and its cache."""
 
     memory: Tensor
     memory_mask: Tensor
     cache: KVCache
 
     def reorder(self, index: Tensor, *, memory: bool = True) -> None:
-        """As `KVCache.reorder`. The memory itself is read in the first step only, and stays as it was."""
+        """Reorder as `KVCache.reorder`. The memory itself is read in the first step only, and stays as it is."""
         self.cache.reorder(index, memory=memory)
         if memory:
             self.memory_mask = self.memory_mask[index]

@@ -30,7 +30,7 @@ POOLINGS = ("first", "mean")
 
 @dataclass(frozen=True, kw_only=True)
 class TextClassificationOptions:
-    """What `conf/task/text_classification.yaml` sets under `task`."""
+    """Options under `task`, see `conf/task/text_classification.yaml`."""
 
     pooling: str = "mean"
     """first: the vector of `<s>`, as BERT; mean: of all tokens, which asks nothing of a special token that masked
@@ -84,12 +84,10 @@ class TextClassification(Task):
     def build(self) -> None:
         """Stem, encoder, pooler, head; GLUE's metrics."""
         longest = -(-self.info.max_tokens // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE
-        bounded = self.config.position in ("learned", "sinusoidal", "rotary")
-        if bounded and longest > self.config.max_positions:
-            raise ConfigError(
-                f"data.max_tokens={self.info.max_tokens}: the backbone has max_positions={self.config.max_positions}. "
-                f"Set data.max_tokens to {self.config.max_positions // PAD_TO_MULTIPLE * PAD_TO_MULTIPLE} or less."
-            )
+        most = self.config.max_positions // PAD_TO_MULTIPLE * PAD_TO_MULTIPLE
+        self.require_positions(
+            longest, f"data.max_tokens={self.info.max_tokens}", f"set data.max_tokens to {most} or less"
+        )
         self.tokenizer = TextTokenizer.from_json(self.info.tokenizer)
         self.labels: list[str] = self.info.labels
         self.stem = TokenStem(self.info.vocab_size, self.config)
@@ -186,7 +184,3 @@ class TextClassification(Task):
     ) -> Iterator[dict[str, Any]]:
         """Label lines, or the test file of a GLUE task."""
         return classify(self, inputs, options)
-
-    def tokenizer_json(self) -> str | None:
-        """As the data has it."""
-        return str(self.info.tokenizer)

@@ -74,7 +74,7 @@ class VisionLanguageLosses:
 
 @dataclass(frozen=True, kw_only=True)
 class VLOptions(TargetOptions):
-    """What `conf/task/vl.yaml` sets under `task`; what is hidden is the data's business (`data.masking`)."""
+    """Options under `task`, see `conf/task/vl.yaml`; what is hidden is set by `data.masking`."""
 
     losses: Mapping[str, float] = field(default_factory=dict)
     """See `VisionLanguageLosses`."""
@@ -348,10 +348,6 @@ class VisionLanguage(MaskedImages):
         stem = self.stem.vision.projection.weight.numel() * sum(count * p for count, p, _ in runs)
         encoder = sum(count * (p + w) * training_flops_per_token(self.config, p + w) for count, p, w in runs)
         return float(encoder + 6 * (heads + stem))
-
-    def tokenizer_json(self) -> str | None:
-        """As the data has it."""
-        return str(self.info.tokenizer)
 
     # ------------------------------------------------------------------ use
 

@@ -37,7 +37,7 @@ TABLES = ("learned", "sinusoidal", "rotary")
 
 @dataclass(frozen=True, kw_only=True)
 class VisualTokenizerOptions:
-    """What `conf/task/visual_tokenizer.yaml` sets under `task`; see `VisualTokenizerConfig` for the sizes."""
+    """Options under `task`, see `conf/task/visual_tokenizer.yaml`; see `VisualTokenizerConfig` for the sizes."""
 
     codes: int = 512
     code_width: int = 16
@@ -187,8 +187,8 @@ class VisualTokenization(Task):
         grid, patch = self.tokenizer.config.grid, self.tokenizer.config.patch_size
         colours = np.random.default_rng(0).integers(0, 256, (self.options.codes, 3), np.uint8)
         for row in zip(*pixels, codes.cpu(), strict=True):
-            drawn = colours[row[-1].view(grid, grid).numpy()].repeat(patch, axis=0).repeat(patch, axis=1)
-            yield side_by_side([*map(tile, row[:-1]), tile(drawn.transpose(2, 0, 1))])
+            painted = colours[row[-1].view(grid, grid).numpy()].repeat(patch, axis=0).repeat(patch, axis=1)
+            yield side_by_side([*map(tile, row[:-1]), tile(painted.transpose(2, 0, 1))])
 
     def flops(self, batch: Batch) -> float:
         """Encoder and decoder, forward and backward, counted on one image."""
@@ -263,7 +263,7 @@ def _teacher(name: str, file: str | None) -> Any:
 
 
 def _of_patches(teacher: Any, features: Any) -> Tensor:
-    """What `forward_features` gives, (B, prefix + N, C), (B, C, H, W) or (B, H, W, C) -> (B, N, C).
+    """Reorder what `forward_features` returns: (B, prefix + N, C), (B, C, H, W) or (B, H, W, C) -> (B, N, C).
 
     Raises:
         ConfigError: it gives something else.

@@ -48,7 +48,7 @@ TARGETS = {"thirds": shared, "left_out": vqa_accuracy}
 
 @dataclass(frozen=True, kw_only=True)
 class VLClassificationOptions:
-    """What `conf/task/vl_classification.yaml` sets under `task`."""
+    """Options under `task`, see `conf/task/vl_classification.yaml`."""
 
     targets: str = "thirds"
     """Of questions, what an answer that n people gave is to get. thirds: min(n / 3, 1); left_out: its accuracy, which is
@@ -214,10 +214,6 @@ class VisionLanguageClassification(Task):
         pair += 6 * patches * self.stem.vision.projection.weight.numel()
         linear = [m for part in (self.pooler, self.head) for m in part.modules() if isinstance(m, Linear)]
         return float(rows * (each * pair + 6 * sum(module.weight.numel() for module in linear)))
-
-    def tokenizer_json(self) -> str | None:
-        """As the data has it."""
-        return str(self.info.tokenizer)
 
     def predictions(self, inputs: PredictInput, options: VqaPredictOptions) -> Iterator[dict[str, Any]]:
         """Answer the question about each image, or judge the statement about it and a second one."""
