@@ -277,19 +277,21 @@ class Task(TrainingModule):
         """Trainable parameters."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
-    def require_positions(self, length: int, setting: str, remedy: str) -> None:
+    def require_positions(self, length: int, setting: str, remedy: str, table: bool = False) -> None:
         """Check that the positions of the backbone reach the longest sequence of the data.
 
         Args:
             length: tokens of the longest sequence, special tokens and padding included.
             setting: what in the data's configuration decides it, with its value.
             remedy: what to set it to.
+            table: whether the stem has learned positions of its own, `max_positions` of them.
 
         Raises:
             ConfigError: they do not.
         """
         reach = self.config.max_positions
-        if self.config.position in ("learned", "sinusoidal", "rotary") and length > reach:
+        limited = table or self.config.position in ("learned", "sinusoidal", "rotary")
+        if limited and length > reach:
             raise ConfigError(
                 f"{setting} is more than backbone.max_positions={reach} (position={self.config.position}): {remedy}, or "
                 "raise backbone.max_positions, unless it comes with init_from."

@@ -3,17 +3,17 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Lt
 from torch import Tensor
 from torchmetrics import Metric
 
 from magneto.config.validate import from_mapping
 from magneto.data.text.module import IGNORE, TextDataModule
 from magneto.data.tokenizers.text import TextTokenizer
-from magneto.errors import ConfigError
 from magneto.inference.causal_lm import CausalLMPredictOptions, continue_prompts, encode_prompt
 from magneto.inference.inputs import PredictInput
 from magneto.inference.sampling import Decoding, generate
@@ -38,7 +38,7 @@ class CausalLMOptions:
 
     tie_embeddings: bool = True
     """The table of the embeddings is the output layer too."""
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Share of the target's mass that is spread over the vocabulary, in training; evaluation is without it."""
     prompts: tuple[str, ...] = ()
     """Prompts of the samples of each evaluation; the other samples continue held-out text."""
@@ -46,8 +46,6 @@ class CausalLMOptions:
     """Sampling of these: fields of `magneto.inference.sampling.Decoding`."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.label_smoothing < 1:
-            raise ConfigError(f"task.label_smoothing={self.label_smoothing}: must be at least 0 and below 1.")
         object.__setattr__(self, "prompts", tuple(self.prompts))
         from_mapping(Decoding, self.sample, "task.sample")
 

@@ -4,14 +4,14 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
 from rich.progress import track
 
 from magneto.data.cache import prepare_once, short_hash
 from magneto.data.image.module import ImageDataModule
-from magneto.errors import ConfigError
 from magneto.tasks.visual_tokenizer import VisualTokenization
 from magneto.training import checkpoint_io
 
@@ -29,14 +29,9 @@ class DefaultTokenizer:
     code_width: int = 16
     width: int = 64
     blocks: int = 2
-    steps: int = 400
-    batch_size: int = 128
+    steps: Annotated[int, Ge(1)] = 400
+    batch_size: Annotated[int, Ge(1)] = 128
     lr: float = 2.0e-3
-
-    def __post_init__(self) -> None:
-        for key in ("steps", "batch_size"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"task.default_tokenizer.{key}={getattr(self, key)}: must be at least 1.")
 
 
 def default_tokenizer(data: ImageDataModule, settings: DefaultTokenizer) -> Path:

@@ -10,10 +10,11 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
 from magneto.data.image.dataset import ImageDataset
@@ -67,25 +68,19 @@ class ImageClassificationOptions:
     cache_features: bool = False
     """Linear probe: the features of the training images are computed once and kept in memory, for data without
     augmentation."""
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
     """In training alone."""
-    mixup: float = 0.0
+    mixup: Annotated[float, Ge(0)] = 0.0
     """Both parameters of mixup's Beta distribution (arXiv 1710.09412); 0: off."""
-    cutmix: float = 0.0
+    cutmix: Annotated[float, Ge(0)] = 0.0
     """The same of cutmix (arXiv 1905.04899). Where both are on, each batch has one of the two at random."""
-    head_std: float = 0.01
+    head_std: Annotated[float, Ge(0)] = 0.01
     """Standard deviation of the head's first weights. BEiT and MAE fine-tune from 2e-5: a head whose outputs are
     almost equal at first keeps the gradients of the encoder small. For a probe it does not matter."""
-    head_dropout: float = 0.0
+    head_dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     """On the pooled vector."""
 
     def __post_init__(self) -> None:
-        for key in ("label_smoothing", "head_dropout"):
-            if not 0 <= getattr(self, key) < 1:
-                raise ConfigError(f"task.{key}={getattr(self, key)}: must be at least 0 and below 1.")
-        for key in ("mixup", "cutmix", "head_std"):
-            if getattr(self, key) < 0:
-                raise ConfigError(f"task.{key}={getattr(self, key)}: must be 0 or more.")
         if not self.linear_probe and (self.layers is not None or self.cache_features):
             raise ConfigError(
                 "task.layers and task.cache_features are for probes: set task.linear_probe=true."

@@ -7,16 +7,16 @@ The head is BERT's (pooler and classifier); with `init_from=` the encoder comes 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
 from magneto.data.collate import PAD_TO_MULTIPLE
 from magneto.data.text_classification.module import TextClassificationDataModule
 from magneto.data.tokenizers.text import TextTokenizer
-from magneto.errors import ConfigError, nearest
 from magneto.inference.inputs import PredictInput
 from magneto.inference.text_classification import TextClassificationPredictOptions, classify
 from magneto.metrics.glue import GlueScores
@@ -25,26 +25,16 @@ from magneto.tasks.base import Task
 from magneto.training.module import Batch, StepOutput
 from magneto.training.samples import Sample
 
-POOLINGS = ("first", "mean")
-
 
 @dataclass(frozen=True, kw_only=True)
 class TextClassificationOptions:
     """Options under `task`, see `conf/task/text_classification.yaml`."""
 
-    pooling: str = "mean"
+    pooling: Literal["first", "mean"] = "mean"
     """first: the vector of `<s>`, as BERT; mean: of all tokens, which asks nothing of a special token that masked
     language modelling on packed text never saw."""
-    head_dropout: float = 0.1
+    head_dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
     """On the pooled vector."""
-
-    def __post_init__(self) -> None:
-        if self.pooling not in POOLINGS:
-            raise ConfigError(
-                f"task.pooling={self.pooling}: must be one of {', '.join(POOLINGS)}.{nearest(self.pooling, POOLINGS)}"
-            )
-        if not 0 <= self.head_dropout < 1:
-            raise ConfigError(f"task.head_dropout={self.head_dropout}: must be at least 0 and below 1.")
 
 
 class TextPooler(nn.Module):

@@ -10,10 +10,11 @@ then stand for what a trained model sees in a patch.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchmetrics import MeanMetric, Metric
@@ -46,7 +47,7 @@ class VisualTokenizerOptions:
     decay: float = 0.99
     normalize: bool = True
     revive_below: float = 0.05
-    commitment: float = 0.25
+    commitment: Annotated[float, Ge(0)] = 0.25
     """Weight of the encoder's distance to its codes."""
     teacher: str | None = None
     """VQ-KD: name of a timm model whose features are learnt, one vector for each patch; the backbone is the encoder then."""
@@ -57,8 +58,6 @@ class VisualTokenizerOptions:
     decoder_layers: int = 1
 
     def __post_init__(self) -> None:
-        if self.commitment < 0:
-            raise ConfigError(f"task.commitment={self.commitment}: must be 0 or more.")
         if self.teacher is None and (self.teacher_file is not None or self.teacher_width is not None):
             raise ConfigError(
                 "task.teacher_file and task.teacher_width need task.teacher, the name of a timm model."
