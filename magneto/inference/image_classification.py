@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from magneto.data.image.dataset import ImageInfo
-from magneto.errors import ConfigError
 from magneto.inference.images import image_batches
 from magneto.inference.inputs import PredictInput
 
@@ -19,12 +19,8 @@ BATCH = 32
 class ImageClassificationPredictOptions:
     """Options of `mode=predict`, `conf/predict/image_classification.yaml`."""
 
-    top_k: int = 5
+    top_k: Annotated[int, Ge(1)] = 5
     """Classes that are listed for each image, the most probable first."""
-
-    def __post_init__(self) -> None:
-        if self.top_k < 1:
-            raise ConfigError(f"predict.top_k={self.top_k}: must be at least 1.")
 
 
 class ImageClassifier(Protocol):

@@ -1,4 +1,4 @@
-"""What a user gives to `mode=predict` and to `Task.predict`."""
+"""Input of `mode=predict` and of `Task.predict`."""
 
 from __future__ import annotations
 

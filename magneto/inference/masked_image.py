@@ -19,7 +19,7 @@ class MaskedImageModel(Protocol):
 
     info: ImageInfo
     target: Any
-    """What gives the codes; None for pixels."""
+    """Model of the codes; None for pixels."""
 
     @property
     def device(self) -> torch.device:

@@ -4,10 +4,11 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge
 from torch import Tensor
 
 from magneto.data.tokenizers.text import TextTokenizer
@@ -23,14 +24,10 @@ _MASK_WITH_SPACE = re.compile(rf"\s*{re.escape(MASK)}")
 class MaskedLMPredictOptions:
     """Options of `mode=predict`, `conf/predict/mlm.yaml`."""
 
-    top_k: int = 5
+    top_k: Annotated[int, Ge(1)] = 5
     """Candidates for each mask, the most probable first."""
     score: bool = False
     """Do not fill masks: give the pseudo-perplexity of each sentence instead."""
-
-    def __post_init__(self) -> None:
-        if self.top_k < 1:
-            raise ConfigError(f"predict.top_k={self.top_k}: must be 1 or more.")
 
 
 class MaskedModel(Protocol):

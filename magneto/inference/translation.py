@@ -5,9 +5,10 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from magneto.data.tokenizers.text import TextTokenizer
@@ -30,14 +31,10 @@ class TranslationPredictOptions:
     """Above 1 favours long translations."""
     n_best: int = 1
     """Translations of each line, best first."""
-    batch: int = 32
+    batch: Annotated[int, Ge(1)] = 32
     """Lines translated at once. Results appear line by line with 1, and after several batches otherwise."""
     target: str | None = None
     """Language to translate into, where the model knows several."""
-
-    def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise ConfigError(f"predict.batch={self.batch}: must be 1 or more.")
 
 
 class Translator(Protocol):

@@ -3,10 +3,11 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from magneto.data.corpora.text.base import why_unusable
@@ -44,7 +45,7 @@ class RetrievalPredictOptions:
     """A sentence, or several."""
     captions: str | float | None = None
     """A file with a caption a line."""
-    top_k: int = 5
+    top_k: Annotated[int, Ge(1)] = 5
     """Images of a sentence, or captions of an image."""
 
     def __post_init__(self) -> None:
@@ -53,8 +54,6 @@ class RetrievalPredictOptions:
                 'task=vl finds the images of input= that fit a sentence (predict.query="a red apple"), or the lines of a '
                 "file that fit each image (predict.captions=FILE). Set one of the two."
             )
-        if self.top_k < 1:
-            raise ConfigError(f"predict.top_k={self.top_k}: must be 1 or more.")
 
 
 class RetrievalModel(Protocol):
@@ -79,7 +78,7 @@ class RetrievalModel(Protocol):
 
 @dataclass(frozen=True)
 class Drawings:
-    """How results become images, (H, W, 3) uint8.
+    """Functions that draw results, (H, W, 3) uint8.
 
     Attributes:
         images_of: of a sentence and the images that were retrieved for it.

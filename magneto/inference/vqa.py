@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from magneto.data.tokenizers.text import TextTokenizer
@@ -27,7 +28,7 @@ class VqaPredictOptions:
     """The question, or the statement."""
     second: str | float | None = None
     """The right image of a statement; `input=` is the left one."""
-    top_k: int = 5
+    top_k: Annotated[int, Ge(1)] = 5
     """Answers that are listed, the most probable first."""
 
     def __post_init__(self) -> None:
@@ -36,8 +37,6 @@ class VqaPredictOptions:
                 'predict.question is missing: the model answers a question about the image. Set predict.question="what '
                 'colour is it?".'
             )
-        if self.top_k < 1:
-            raise ConfigError(f"predict.top_k={self.top_k}: must be 1 or more.")
 
 
 class VqaModel(Protocol):

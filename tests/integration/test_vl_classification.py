@@ -185,7 +185,7 @@ def test_start_from_another_image_size(questions: list[str], shared: list[str], 
     ("options", "message"),
     [
         (["task.targets=third"], "task.targets=third: must be one of thirds, left_out.*'thirds'"),
-        (["backbone.max_positions=8"], "backbone has max_positions=8"),
+        (["backbone.max_positions=8"], "max_positions=8"),
         (["data.num_answers=1"], "data.num_answers=1"),
         (["+data.max_token=9"], "max_token"),
     ],
