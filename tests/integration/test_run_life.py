@@ -554,11 +554,15 @@ def test_load_from_checkpoint(run_lm: Run) -> None:
 
 
 def test_signal_before_training(run_lm: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The job of a cluster is queued again, and there is no folder."""
+    queued = []
+
     def stop(self: TextDataModule) -> None:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGUSR1)
 
     monkeypatch.setattr(TextDataModule, "prepare", stop)
-    assert run_lm("name=one")["status"] == "interrupted"
+    monkeypatch.setattr(train, "_requeue", lambda: queued.append(1))
+    assert run_lm("name=one")["status"] == "interrupted" and queued
     assert not (tmp_path / "runs/causal_lm/one").exists()
 
 
