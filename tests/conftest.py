@@ -107,7 +107,7 @@ def translation_overrides(toy_translation_files: Path, prepared_dir: Path, tmp_p
 
 @pytest.fixture
 def run(overrides: list[str]) -> Run:
-    """`run("seed=2", ...)` composes the real configuration with further overrides and drives `engine.run`."""
+    """`run("seed=2", ...)` composes the real configuration with further overrides and drives `magneto.commands.run`."""
     return partial(drive, overrides)
 
 

@@ -1,4 +1,4 @@
-"""task=mlm, end to end through `engine.run`: learn, overfit, resume, fill masks, score sentences."""
+"""task=mlm, end to end through `magneto.commands.run`: learn, overfit, resume, fill masks, score sentences."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Translation, end to end through `engine.run`: learn, resume, average, score as sacrebleu does, translate."""
+"""Translation, end to end through `magneto.commands.run`: learn, resume, average, score as sacrebleu does, translate."""
 
 import io
 import json

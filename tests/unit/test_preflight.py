@@ -53,7 +53,7 @@ def refusal(settings: list[str], *overrides: str) -> str:
         ("trainer.precision=16-mixed", "trainer.precision=16-mixed: must be one of auto"),
         ("trainer.num_sanity_val_steps=abc", "trainer.num_sanity_val_steps=abc: input should be a valid integer"),
         ("trainer.limit_val_batches=abc", "trainer.limit_val_batches=abc: input should be a valid integer or a valid"),
-        ("trainer.limit_val_batches=0", "trainer.limit_val_batches=0: input should be greater than or equal to 1 or greater than 0"),
+        ("trainer.limit_val_batches=0", "trainer.limit_val_batches=0: input should be greater than or equal to 1 or"),
         ("trainer.limit_test_batches=0", "trainer.limit_test_batches=0: input should be greater"),
         ("trainer.limit_test_batches=1.5", "invalid value 1.5 for limit_test_batches"),
         ("trainer.deterministic=maybe", "trainer.deterministic=maybe: input should be a valid boolean or 'warn'"),
