@@ -8,11 +8,20 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from magneto.errors import DataError
 
@@ -108,6 +117,15 @@ def _within(name: str | bytes | int | None, folder: Path) -> bool:
         return True
     path, folder = Path(os.fsdecode(name)).absolute(), folder.absolute()
     return path.is_relative_to(folder) or folder.is_relative_to(path)
+
+
+@contextmanager
+def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar on the screen; the function that is given advances it by a number of examples."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn()) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda count: bar.advance(task, count)
 
 
 def cpu_count() -> int:

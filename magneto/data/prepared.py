@@ -88,21 +88,22 @@ class Preparation:
 
     Attributes:
         path: where it is written.
+        key: hash of all that it depends on.
         noun: what its examples are called, such as "document".
         splits: those that must not be empty.
         skips: the examples that are not used.
         report: further facts for prepare_report.json that no model needs.
     """
 
-    def __init__(self, path: Path, noun: str, splits: Sequence[str]) -> None:
-        self.path, self.noun, self.splits = path, noun, splits
+    def __init__(self, path: Path, key: str, noun: str, splits: Sequence[str]) -> None:
+        self.path, self.key, self.noun, self.splits = path, key, noun, splits
         self.skips = SkipLog()
         self.report: dict[str, Any] = {}
         self._tables: TableWriter | None = None
 
     def tables(self, schema: pa.Schema) -> TableWriter:
         """Return the writer of the tables, all of which have this schema."""
-        self._tables = TableWriter(self.path, schema)
+        self._tables = TableWriter(self.path, schema, self.key)
         return self._tables
 
     @property
@@ -238,7 +239,7 @@ class PreparedDataModule(BucketedDataModule, Generic[InfoT]):
         self.check()
 
     def _build(self, folder: Path) -> None:
-        target = Preparation(folder, self.noun, self.splits)
+        target = Preparation(folder, self.key, self.noun, self.splits)
         facts = {**self.build(target), "key": self.key}
         target.require(target.rows, "Check data.corpora and the files that it names.")
         self.Info.from_dict(
@@ -287,13 +288,14 @@ class PreparedDataModule(BucketedDataModule, Generic[InfoT]):
         model = self.Info.from_dict(info)
         data = self.adapted(model)
         data.model = model
-        if data.reads and not (is_complete(data.folder) and data._is_read_by(model)):
+        if data.reads and not (is_complete(data.folder) and data.serves(model)):
             data = data.copy()
             data.given = model
         data.prepare()
         return data
 
-    def _is_read_by(self, model: InfoT) -> bool:
+    def serves(self, model: InfoT) -> bool:
+        """Return whether the prepared folder is as the model reads it."""
         return all(getattr(self.info, name) == getattr(model, name) for name in self.reads)
 
     def copy(self) -> Self:

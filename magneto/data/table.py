@@ -25,12 +25,17 @@ DATA = "data-00000-of-00001.arrow"
 class TableWriter:
     """Tables of the splits of a folder, all of one schema. To be used in a `with` statement.
 
+    Args:
+        folder: where they are written.
+        schema: the columns.
+        fingerprint: by which `datasets` knows the contents.
+
     Attributes:
         rows: split -> rows written so far.
     """
 
-    def __init__(self, folder: Path, schema: pa.Schema) -> None:
-        self.folder, self.schema = folder, schema
+    def __init__(self, folder: Path, schema: pa.Schema, fingerprint: str = "") -> None:
+        self.folder, self.schema, self.fingerprint = folder, schema, fingerprint
         self.rows = dict.fromkeys(SPLITS, 0)
         self._files = ExitStack()
 
@@ -53,7 +58,7 @@ class TableWriter:
         for split in SPLITS:
             state: dict[str, Any] = {
                 "_data_files": [{"filename": DATA}],
-                "_fingerprint": f"{self.folder.name.strip('.')}-{split}",
+                "_fingerprint": f"{self.fingerprint}{split}",
                 "_format_columns": None,
                 "_format_kwargs": {},
                 "_format_type": None,

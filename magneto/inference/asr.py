@@ -13,8 +13,7 @@ from rich.progress import track
 from torch import Tensor
 
 from magneto.data.io.audio import FeatureSettings, log_mel
-from magneto.data.speech.dataset import SpeechInfo
-from magneto.data.speech.predict import user_recordings
+from magneto.data.speech.dataset import SpeechInfo, user_recordings
 from magneto.data.tokenizers.ctc import CTCTokenizer
 from magneto.errors import DataError
 from magneto.inference.ctc import ctc_beam_search, ctc_greedy

@@ -154,7 +154,7 @@ class ASR(Task):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         rate = int(self.info.features["sample_rate"])
         try:
-            audio = data.prepared.audio(int(sample["id"]))
+            audio = data.audio(int(sample["id"]))
             if audio is None:
                 return None
             samples = load_audio(audio, rate, longest=MAX_PLAYED_S).numpy()

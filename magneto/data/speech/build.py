@@ -1,32 +1,32 @@
-"""Builds the prepared folder of a speech corpus: text normalised, features computed by all cores, bad recordings listed."""
+"""Recordings as log-mel features, computed by all cores, and transcripts, in Arrow tables.
 
-import json
+The columns, a row for each utterance: `row`, its number over all splits; `id`, `speaker`, `group`; `language`, a number;
+`text`, normalised; `seconds`; `file`, `start` and `size`, where the recording is; `features`, (frames, num_mels); `targets`,
+token ids.
+"""
+
 import logging
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+import pyarrow as pa
 
-from magneto.data.cache import short_hash
+from magneto.data.cache import progress
 from magneto.data.corpora.base import SPLITS, Skipped
 from magneto.data.corpora.speech.base import SpeechReader, Utterance
 from magneto.data.io.audio import Audio, FeatureSettings, Outcome, extract_shard
-from magneto.data.speech.dataset import Example, SpeechInfo, shard_name
+from magneto.data.prepared import Preparation
+from magneto.data.speech.dataset import SpeechInfo
+from magneto.data.table import with_classes
 from magneto.data.tokenizers.ctc import CTCTokenizer, repeats
 from magneto.data.transforms.text import normalize_text
 from magneto.errors import DataError
@@ -34,104 +34,112 @@ from magneto.errors import DataError
 log = logging.getLogger(__name__)
 
 DIGITS = "digits in its transcript"
-LEAST_SHARD, MOST_SHARDS = 64, 400  # recordings in a shard at least; shards at most (each is one open file)
+LEAST_SHARD, MOST_SHARDS = 64, 400  # recordings in a shard at least; shards at most
+SETTINGS = "Check the recordings, data.min_seconds and data.max_seconds."
+
+
+@dataclass(frozen=True, kw_only=True)
+class CTCTokenizerSettings:
+    """A tokenizer that is trained on the training transcripts.
+
+    Attributes:
+        kind: characters, bpe or unigram.
+        vocab_size: entries of subwords, the blank included; characters follow from the text.
+    """
+
+    kind: str = "characters"
+    vocab_size: int | None = None
+
+
+@dataclass(frozen=True)
+class SpeechExample:
+    """An utterance on its way into the tables, with the place of its features in a file of many."""
+
+    utterance: Utterance
+    seconds: float
+    shard: int
+    offset: int
+    frames: int
+    targets: Sequence[int] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpeechBuilder:
-    """Settings of `SpeechDataModule` under which `builder(folder)` fills a folder.
+    """Settings of `SpeechDataModule` under which `build(target)` fills a folder.
 
-    Writes features-*.npy, index.npz, utterances.jsonl, info.json and prepare_report.json. Raises `DataError` when a
-    split is left empty. model: of a checkpoint that is to be tested: the test split alone is prepared, with the
-    model's tokenizer.
+    Attributes:
+        model: of a checkpoint that is to be tested: the test split alone is prepared, with the model's tokenizer.
     """
 
     corpora: Mapping[str, SpeechReader]
     data_dir: Path
-    feature_settings: FeatureSettings
-    tokenizer_settings: Mapping[str, Any]
+    features: FeatureSettings
+    tokenizer: CTCTokenizerSettings
     digits: str
     seconds: tuple[float, float]
     subsampling: int
     workers: int
-    fingerprint: Mapping[str, Any]
     model: SpeechInfo | None = None
 
-    def __call__(self, folder: Path) -> None:
-        utterances, skipped, corpora, advice = self._collect()
-        total = len(utterances) + len(skipped)
+    def build(self, target: Preparation) -> dict[str, Any]:
+        """Write the tables; return the facts of the corpus."""
+        utterances, corpora, advice = self._collect(target)
         # The splits are known before the hours that the features may take.
-        self._require_splits(utterances, total, skipped, advice)
+        target.require(_count(utterances), advice)
         if self.model is not None:
             self.model.require_languages({utterance.language for utterance in utterances})
-        examples = self._extract(utterances, folder, skipped)
-        settings = "Check the recordings, data.min_seconds and data.max_seconds."
-        self._require_splits([example.utterance for example in examples], total, skipped, settings)
+        examples = self._extract(utterances, target)
+        target.require(_count(example.utterance for example in examples), SETTINGS)
         if self.model is not None:
             tokenizer = CTCTokenizer.from_dict(self.model.tokenizer)
         else:
             tokenizer = CTCTokenizer.train(
                 (example.utterance.text for example in examples if example.utterance.split == "train"),
-                **self.tokenizer_settings,
+                **asdict(self.tokenizer),
             )
-        examples = self._encode(examples, tokenizer, skipped)
-        self._require_splits([example.utterance for example in examples], total, skipped, settings)
+        examples = self._encode(examples, tokenizer, target)
+        target.require(_count(example.utterance for example in examples), SETTINGS)
         languages = sorted({example.utterance.language for example in examples})
-        _write_index(folder / "index.npz", examples, languages)
-        with (folder / "utterances.jsonl").open("w", encoding="utf-8") as file:
-            for example in examples:
-                file.write(json.dumps(example.row(), ensure_ascii=False) + "\n")
+        self._write(examples, languages, target)
         seconds = dict.fromkeys(SPLITS, 0.0)
         counts: Counter[tuple[str, str]] = Counter()
         for example in examples:
             seconds[example.utterance.split] += example.seconds
             counts[example.utterance.language, example.utterance.split] += 1
-        info = SpeechInfo(
-            features=self.feature_settings.to_dict(),
-            tokenizer=tokenizer.to_dict(),
-            languages=languages,
-            subsampling=self.subsampling,
-            utterances={split: sum(counts[language, split] for language in languages) for split in SPLITS},
-            hours={split: round(seconds[split] / 3600, 4) for split in SPLITS},
-            per_language={
+        return {
+            "features": self.features.to_dict(),
+            "tokenizer": tokenizer.to_dict(),
+            "languages": languages,
+            "subsampling": self.subsampling,
+            "utterances": dict(target.rows),
+            "hours": {split: round(seconds[split] / 3600, 4) for split in SPLITS},
+            "per_language": {
                 language: {split: counts[language, split] for split in SPLITS} for language in languages
             },
-            corpora=corpora,
-            key=short_hash(self.fingerprint),
-        )
-        report = {
-            "used": info.utterances,
-            "hours": info.hours,
-            "per_language": info.per_language,
             "corpora": corpora,
-            "settings": self.fingerprint,
-            "skipped_by_reason": dict(Counter(item.reason for item in skipped).most_common()),
-            "skipped": [asdict(item) for item in skipped],
         }
-        for name, values in (("info.json", info.to_dict()), ("prepare_report.json", report)):
-            text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
-            (folder / name).write_text(text, encoding="utf-8")
 
-    def _collect(self) -> tuple[list[Utterance], list[Skipped], dict[str, dict[str, Any]], str]:
-        """All utterances of the splits that are wanted, with normalised text, corpus by corpus; ids carry the
-        corpus's name. Last: what to do when a split is empty.
+    def _collect(self, target: Preparation) -> tuple[list[Utterance], dict[str, dict[str, Any]], str]:
+        """Return all utterances of the splits that are needed, with normalised text, corpus by corpus.
+
+        Ids carry the corpus's name. Last: what to do when a split is empty.
         """
-        utterances, skipped, corpora, advice = [], [], {}, []
+        utterances, corpora, advice = [], {}, []
         sides: dict[Audio, set[str]] = defaultdict(set)
-        for name, source in self.corpora.items():
-            corpus = source.load(self.data_dir)
+        for name, reader in self.corpora.items():
+            corpus = reader.load(self.data_dir)
             corpora[name] = corpus.origin
             advice.append(corpus.advice)
-            skipped += [Skipped(f"{name}/{item.id}", item.file, item.reason) for item in corpus.skipped]
+            target.skips.extend(replace(item, id=f"{name}/{item.id}") for item in corpus.skipped)
             for utterance in corpus.utterances:
-                if utterance.split not in self._splits:
+                if utterance.split not in target.splits:
                     continue
                 text = normalize_text(utterance.text)
                 normalised = replace(utterance, id=f"{name}/{utterance.id}", text=text)
                 if not text:
-                    skipped.append(_skip(normalised, "empty transcript"))
+                    target.skips.add(_skip(normalised, "empty transcript"))
                 elif self.digits == "drop" and any(char.isdigit() for char in text):
-                    skipped.append(_skip(normalised, DIGITS))
+                    target.skips.add(_skip(normalised, DIGITS))
                 else:
                     utterances.append(normalised)
                     sides[utterance.audio].add(utterance.split)
@@ -141,41 +149,19 @@ class SpeechBuilder:
                 len(shared),
                 shared[0],
             )
-        if skipped and not utterances:
+        if target.skips.counts and not utterances:
             advice = ["Check the corpus: paths in a manifest that are not absolute begin at its folder."]
-        return utterances, skipped, corpora, " ".join(filter(None, advice)) or "Check the corpus."
+        if DIGITS in target.skips.counts:
+            advice.append("Set data.digits to keep.")
+        return utterances, corpora, " ".join(filter(None, advice)) or "Check the corpus."
 
-    @property
-    def _splits(self) -> tuple[str, ...]:
-        return SPLITS if self.model is None else ("test",)
-
-    def _require_splits(
-        self, utterances: Sequence[Utterance], total: int, skipped: Sequence[Skipped], advice: str
-    ) -> None:
-        """Raise `DataError` with the reasons, counted, and the advice when a split is empty."""
-        present = {utterance.split for utterance in utterances}
-        empty = [split for split in self._splits if split not in present]
-        if not empty:
-            return
-        reasons = Counter(item.reason for item in skipped).most_common(5)
-        listed = "; ".join(f"{count} {reason}" for reason, count in reasons) or "none"
-        first = f"; the first: {skipped[0].file}" if skipped else ""
-        if any(item.reason == DIGITS for item in skipped):
-            advice += " Set data.digits to keep."
-        raise DataError(
-            f"No usable utterance is left for the {' and '.join(empty)} {'split' if len(empty) == 1 else 'splits'} "
-            f"({total} were looked at; skipped: {listed}{first}). {advice}"
-        )
-
-    def _extract(
-        self, utterances: Sequence[Utterance], folder: Path, skipped: list[Skipped]
-    ) -> list[Example]:
-        """Compute the shards; the recordings that can be used, and where their features are."""
+    def _extract(self, utterances: Sequence[Utterance], target: Preparation) -> list[SpeechExample]:
+        """Compute the features; return the recordings that can be used, and where their features are."""
         size = max(LEAST_SHARD, math.ceil(len(utterances) / MOST_SHARDS))
         parts = [utterances[start : start + size] for start in range(0, len(utterances), size)]
         results: list[list[Outcome]] = [[] for _ in parts]
         for shard, outcomes in self._run_jobs(
-            [[utterance.audio for utterance in part] for part in parts], folder
+            [[utterance.audio for utterance in part] for part in parts], target.path
         ):
             results[shard] = outcomes
         examples = []
@@ -186,50 +172,80 @@ class SpeechBuilder:
                 if reason is None and _cut_off(outcome.seconds, utterance.duration):
                     reason = "duration differs from the stated one"
                 if reason is None:
-                    examples.append(Example(utterance, outcome.seconds, shard, offset, outcome.frames))
+                    examples.append(SpeechExample(utterance, outcome.seconds, shard, offset, outcome.frames))
                 else:
-                    skipped.append(_skip(utterance, reason))
+                    target.skips.add(_skip(utterance, reason))
                 offset += outcome.frames
         return examples
 
     def _encode(
-        self, examples: Sequence[Example], tokenizer: CTCTokenizer, skipped: list[Skipped]
-    ) -> list[Example]:
-        """Add the targets; leave out what CTC cannot align: it needs an output frame for each token and
-        repeat.
-        """
+        self, examples: Sequence[SpeechExample], tokenizer: CTCTokenizer, target: Preparation
+    ) -> list[SpeechExample]:
+        """Return those that CTC can align, with targets: it needs an output frame for each token and repeat."""
         fitting = []
         for example in examples:
             targets = tokenizer.encode(example.utterance.text)
             if not targets and self.model is None:  # a tested model answers for what it cannot write
-                skipped.append(
-                    _skip(example.utterance, "no character of the training text in its transcript")
-                )
+                reason = "no character of the training text in its transcript"
             elif len(targets) + repeats(targets) > example.frames // self.subsampling:
-                skipped.append(_skip(example.utterance, "transcript too long for its audio"))
+                reason = "transcript too long for its audio"
             else:
                 fitting.append(replace(example, targets=targets))
+                continue
+            target.skips.add(_skip(example.utterance, reason))
         return fitting
 
+    def _write(
+        self, examples: Sequence[SpeechExample], languages: Sequence[str], target: Preparation
+    ) -> None:
+        """Move the features from the files of the workers, one after another, into the tables."""
+        columns = {
+            "row": pa.int64(),
+            "id": pa.string(),
+            "language": pa.int64(),
+            "speaker": pa.string(),
+            "group": pa.string(),
+            "text": pa.string(),
+            "seconds": pa.float64(),
+            "file": pa.string(),
+            "start": pa.int64(),
+            "size": pa.int64(),
+            "features": pa.list_(pa.list_(pa.float16(), self.features.num_mels)),
+            "targets": pa.list_(pa.int32()),
+        }
+        number = 0
+        with target.tables(with_classes(pa.schema(columns), language=languages)) as tables:
+            for shard, members in groupby(examples, key=lambda example: example.shard):
+                file = target.path / _shard_name(shard)
+                features = np.load(file, mmap_mode="r")
+                rows: dict[str, list[tuple[Any, ...]]] = {split: [] for split in SPLITS}
+                for one in members:
+                    spoken, audio = one.utterance, one.utterance.audio
+                    rows[spoken.split].append((
+                        number, spoken.id, languages.index(spoken.language), spoken.speaker, spoken.group, spoken.text,
+                        round(one.seconds, 3), str(audio.path.absolute()), audio.start, audio.size,
+                        features[one.offset : one.offset + one.frames], one.targets,
+                    ))  # fmt: skip
+                    number += 1
+                for split, of_split in rows.items():
+                    if of_split:
+                        tables.write(split, dict(zip(columns, zip(*of_split, strict=True), strict=True)))
+                del features, rows
+                file.unlink()
+        for file in target.path.glob(_shard_name("*")):  # those without a usable recording
+            file.unlink()
+
     def _run_jobs(self, jobs: list[list[Audio]], folder: Path) -> Iterator[tuple[int, list[Outcome]]]:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
         workers = min(self.workers, len(jobs))
-        with Progress(*columns) as progress:
-            bar = progress.add_task("computing features", total=sum(map(len, jobs)))
+        with progress("computing features", sum(map(len, jobs))) as advance:
             arguments = [
-                (job, self.feature_settings, self.seconds, folder / shard_name(n))
+                (job, self.features, self.seconds, folder / _shard_name(n))
                 for n, job in enumerate(jobs)
             ]
             if workers == 1:
                 for shard, job in enumerate(arguments):
                     yield shard, extract_shard(*job)
-                    progress.advance(bar, len(job[0]))
+                    advance(len(job[0]))
                 return
             # spawn: a forked child of a process that has used torch's threads can hang
             with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
@@ -237,7 +253,7 @@ class SpeechBuilder:
                 try:
                     for future in as_completed(futures):
                         yield futures[future], future.result()
-                        progress.advance(bar, len(jobs[futures[future]]))
+                        advance(len(jobs[futures[future]]))
                 except BrokenProcessPool as error:
                     raise DataError(
                         "A process that computes features was killed, most likely for want of memory: set "
@@ -257,17 +273,10 @@ def _cut_off(seconds: float, stated: float | None) -> bool:
     return stated is not None and abs(seconds - stated) > max(0.5, 0.1 * stated)
 
 
-def _write_index(path: Path, examples: Sequence[Example], languages: Sequence[str]) -> None:
-    """See `Prepared.index`."""
-    stops = np.cumsum([len(example.targets) for example in examples])
-    np.savez(
-        path,
-        shard=np.array([example.shard for example in examples], np.int32),
-        offset=np.array([example.offset for example in examples], np.int64),
-        frames=np.array([example.frames for example in examples], np.int64),
-        target_start=np.concatenate([[0], stops[:-1]]),
-        target_stop=stops,
-        targets=np.concatenate([np.array(example.targets, np.int32) for example in examples]),
-        language=np.array([languages.index(example.utterance.language) for example in examples], np.int16),
-        split=np.array([SPLITS.index(example.utterance.split) for example in examples], np.int8),
-    )
+def _shard_name(shard: int | str) -> str:
+    return f"features-{shard}.npy"
+
+
+def _count(utterances: Iterable[Utterance]) -> dict[str, int]:
+    counts = Counter(utterance.split for utterance in utterances)
+    return {split: counts[split] for split in SPLITS}

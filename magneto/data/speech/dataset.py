@@ -1,25 +1,27 @@
-"""The prepared folder of a speech corpus, its splits as data sets, and their batches (see data/speech.py)."""
+"""The facts and the examples of prepared speech, and recordings that a user has (see module.py for the batches)."""
 
-import itertools
-import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
-from magneto.data.corpora.base import SPLITS
-from magneto.data.corpora.speech.base import Utterance
+from magneto.data.collate import Collate, Pad
 from magneto.data.info import DatasetInfo
-from magneto.data.io.audio import Audio
+from magneto.data.io.audio import AUDIO_SUFFIXES, BadAudio, FeatureSettings, load_audio, log_mel
+from magneto.data.io.folders import walk
+from magneto.data.prepared import PreparedDataset
 from magneto.data.rng import random_stream
+from magneto.data.table import SplitTable
 from magneto.data.tokenizers.ctc import BLANK, CTCTokenizer, repeats
 from magneto.data.transforms.speech import SpecAugment
-from magneto.errors import DataError
+from magneto.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
 
 TEMPO_KNOTS = 64  # frames from one drawn tempo to the next; lengths between them interpolate
 
@@ -68,168 +70,114 @@ class SpeechInfo(DatasetInfo):
             )
 
 
-@dataclass
-class Prepared:
-    """A prepared folder, read lazily so that it is cheap to send to a worker."""
-
-    folder: Path
-    _shards: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "_shards": {}}
-
-    @cached_property
-    def info(self) -> SpeechInfo:
-        return SpeechInfo.from_dict(json.loads((self.folder / "info.json").read_text(encoding="utf-8")))
-
-    @cached_property
-    def index(self) -> dict[str, np.ndarray]:
-        """Per utterance: shard, offset and frames of its features; target_start, target_stop in `targets`;
-        language, split.
-        """
-        with np.load(self.folder / "index.npz") as arrays:
-            return dict(arrays)
-
-    @cached_property
-    def texts(self) -> list[str]:
-        """Normalised transcripts."""
-        return [row["text"] for row in self.rows()]
-
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """What a person would want to know of each utterance, in the order of the ids."""
-        with (self.folder / "utterances.jsonl").open(encoding="utf-8") as file:
-            yield from map(json.loads, file)
-
-    def audio(self, row: int) -> Audio | None:
-        """Where the recording is, unless an earlier version prepared the folder and did not note it."""
-        with (self.folder / "utterances.jsonl").open(encoding="utf-8") as file:
-            noted = json.loads(next(itertools.islice(file, row, None))).get("audio")
-        return None if noted is None else Audio(Path(noted[0]), *noted[1:])
-
-    def features(self, row: int) -> np.ndarray:
-        """(T, num_mels) float16, memory-mapped."""
-        shard = int(self.index["shard"][row])
-        if shard not in self._shards:
-            self._shards[shard] = np.load(self.folder / shard_name(shard), mmap_mode="r")
-        offset = self.index["offset"][row]
-        return self._shards[shard][offset : offset + self.index["frames"][row]]
-
-    def targets(self, row: int) -> np.ndarray:
-        """(U,) int32."""
-        return self.index["targets"][self.index["target_start"][row] : self.index["target_stop"][row]]
+def padding(multiple: int) -> Collate:
+    """Return what makes batches of utterances; the length of the features is rounded up to a multiple."""
+    features = Pad(multiple=multiple, dtype=np.float32, lengths="feature_lengths")
+    return Collate({"features": features, "targets": Pad(value=BLANK, lengths="target_lengths")})
 
 
-@dataclass(frozen=True)
-class Example:
-    """An utterance on its way into the prepared folder."""
+class SpeechDataset(PreparedDataset):
+    """The utterances of a split.
 
-    utterance: Utterance
-    seconds: float
-    shard: int
-    offset: int  # of its features in the shard
-    frames: int
-    targets: Sequence[int] = ()
-
-    def row(self) -> dict[str, Any]:
-        """Its line in utterances.jsonl."""
-        names = ("id", "split", "language", "speaker", "group", "text")
-        audio = self.utterance.audio
-        return {
-            **{name: getattr(self.utterance, name) for name in names},
-            "seconds": round(self.seconds, 3),
-            "audio": [str(audio.path.absolute()), audio.start, audio.size],
-        }
-
-
-def shard_name(shard: int) -> str:
-    return f"features-{shard:05d}.npy"
-
-
-class SpeechDataset(Dataset[dict[str, Any]]):
-    """One split of a prepared folder. Items are asked for as (epoch, position in the split).
-
-    info: of the model that the items are for, where it is not the folder's own: its tokenizer and languages
-    are used.
+    Args:
+        table: of the split.
+        languages: (languages of the data,) their numbers in the model's list.
+        tokenizer: of the model, where it is not that of the data.
+        subsampling: frames of features per frame of the model's output.
+        augment: of training examples.
+        seed: of the augmentation.
     """
 
     def __init__(
         self,
-        prepared: Prepared,
-        split: str,
-        info: SpeechInfo | None = None,
+        table: SplitTable,
+        languages: np.ndarray,
+        tokenizer: CTCTokenizer | None,
+        subsampling: int,
         augment: SpecAugment | None = None,
         seed: int = 0,
     ) -> None:
-        self.prepared, self.augment, self.seed = prepared, augment, seed
-        own, model = prepared.info, info or prepared.info
-        self._tokenizer = (
-            None if model.tokenizer == own.tokenizer else CTCTokenizer.from_dict(model.tokenizer)
-        )
-        self._languages = [model.languages.index(language) for language in own.languages]
-        self.rows = np.flatnonzero(prepared.index["split"] == SPLITS.index(split))
-        self.lengths = prepared.index["frames"][self.rows]
-        self._subsampling = prepared.info.subsampling
-        _ = prepared.texts  # read here, once, not in every worker
+        self.table, self.tokenizer, self.subsampling = table, tokenizer, subsampling
+        self.augment, self.seed = augment, seed
+        self.languages = languages[table.numbers("language")]
+        self.lengths = np.diff(table.bounds("features"))
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
-        epoch, position = place
-        row = int(self.rows[position])
-        features, text = self.prepared.features(row), self.prepared.texts[row]
+    def example(self, epoch: int, position: int) -> dict[str, Any]:
+        """Return an utterance."""
+        row = int(self.table.numbers("row")[position])
+        features, text = self.table.list("features", position), self.table.row(position, "text")["text"]
         targets = (
-            self.prepared.targets(row).tolist() if self._tokenizer is None else self._tokenizer.encode(text)
+            self.table.list("targets", position).tolist()
+            if self.tokenizer is None
+            else self.tokenizer.encode(text)
         )
         if self.augment is not None:
-            least = self._subsampling * (len(targets) + repeats(targets))
+            least = self.subsampling * (len(targets) + repeats(targets))
             tempo = self._tempo(epoch, len(features))
             features = self.augment(features, random_stream(self.seed, "augment", epoch, row), least, tempo)
         return {
             "id": row,
             "features": features,
             "targets": targets,
-            "language": self._languages[self.prepared.index["language"][row]],
+            "language": int(self.languages[position]),
             "text": text,
         }
 
     def _tempo(self, epoch: int, frames: int) -> float:
-        """The epoch's tempo for recordings of this length: neighbouring lengths have neighbouring tempi.
+        """Return the epoch's tempo for recordings of this length: neighbouring lengths have neighbouring tempi.
 
         Recordings of about one length share batches; tempi of their own would fill these up with padding.
         """
         assert self.augment is not None
-        knot, place = divmod(frames, TEMPO_KNOTS)
+        knot, rest = divmod(frames, TEMPO_KNOTS)
         first, second = (
             self.augment.tempo(random_stream(self.seed, "tempo", epoch, number))
             for number in (knot, knot + 1)
         )
-        return first + (second - first) * place / TEMPO_KNOTS
+        return first + (second - first) * rest / TEMPO_KNOTS
 
 
-class Collate:
-    """Items -> a padded batch; the length of the features is rounded up to a multiple of
-    `pad_to_multiple`.
+def user_recordings(path: str | Path, info: SpeechInfo) -> Iterator[tuple[Path, torch.Tensor]]:
+    """Yield a file and its features (frames, num_mels), or all recordings below a folder in the order of their names.
+
+    Raises:
+        ConfigError: there is no such file or folder; the named file, or every one of the folder, cannot be read. Single
+            bad recordings of a folder are skipped with a warning, and files with other endings are counted.
     """
-
-    def __init__(self, pad_to_multiple: int) -> None:
-        self.pad_to_multiple = pad_to_multiple
-
-    def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        frames = [len(item["features"]) for item in items]
-        padded = -(-max(frames) // self.pad_to_multiple) * self.pad_to_multiple
-        features = np.zeros((len(items), padded, items[0]["features"].shape[1]), np.float32)
-        units = [len(item["targets"]) for item in items]
-        targets = np.full((len(items), max(units)), BLANK, np.int64)
-        for row, item in enumerate(items):
-            features[row, : frames[row]] = item["features"]
-            targets[row, : units[row]] = item["targets"]
-        return {
-            "id": torch.tensor([item["id"] for item in items]),
-            "features": torch.from_numpy(features),
-            "feature_lengths": torch.tensor(frames),
-            "targets": torch.from_numpy(targets),
-            "target_lengths": torch.tensor(units),
-            "language": torch.tensor([item["language"] for item in items]),
-            "text": [item["text"] for item in items],
-        }
+    path = Path(path).expanduser()
+    settings = FeatureSettings.from_dict(info.features)
+    if not path.is_dir():
+        if not path.is_file():
+            raise ConfigError(f"input={path}: there is no such file or folder.")
+        try:
+            yield path, log_mel(load_audio(path, settings.sample_rate), settings)
+        except BadAudio as bad:
+            raise ConfigError(
+                f"input={path}: {bad}. Give a readable {', '.join(AUDIO_SUFFIXES)} file."
+            ) from bad
+        return
+    found, others = [], Counter[str]()
+    for file in sorted(folder / name for folder, names in walk(path) for name in names):
+        suffix = file.suffix.lower()
+        if suffix in AUDIO_SUFFIXES:
+            found.append(file)
+        else:
+            others[suffix or "without one"] += 1
+    if others:
+        listed = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(8))
+        log.warning("%s: left out for their endings: %s", path, listed)
+    if not found:
+        raise ConfigError(f"input={path}: no audio file in this folder ({', '.join(AUDIO_SUFFIXES)}).")
+    bad_ones: list[str] = []
+    for file in found:
+        try:
+            waveform = load_audio(file, settings.sample_rate)
+        except BadAudio as bad:
+            bad_ones.append(f"{file}: {bad}")
+            log.warning("skipped: %s", bad_ones[-1])
+            continue
+        yield file, log_mel(waveform, settings)
+    if len(bad_ones) == len(found):
+        raise ConfigError(
+            f"input={path}: none of the {len(found)} audio files can be read; the first: {bad_ones[0]}."
+        )

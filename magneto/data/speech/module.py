@@ -1,52 +1,63 @@
 """Speech with transcripts: corpora -> log-mel features on disk -> batches for CTC.
 
-    corpora --text normalised--> recordings --all cores--> float16 shards, memory-mapped --> sampler -->
+    corpora --text normalised--> recordings --all cores--> float16 features, memory-mapped --> sampler -->
     SpecAugment --> batch
 
-A batch is a dict: `id` (B,) int64, the row in the prepared folder's utterances.jsonl; `features` (B, T,
-num_mels) float32, zero where padded; `feature_lengths` (B,) int64; `targets` (B, U) int64, blank where
-padded; `target_lengths` (B,) int64; `language` (B,) int64, an index into `info.languages`; `text` list of B
-normalised transcripts.
+A batch is a dict: `id` (B,) int64, the column `row` of the tables; `features` (B, T, num_mels) float32, zero where padded;
+`feature_lengths` (B,) int64; `targets` (B, U) int64, blank where padded; `target_lengths` (B,) int64; `language` (B,)
+int64, an index into `info.languages`; `text` list of B normalised transcripts.
 """
 
-import json
-import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
-from functools import cached_property
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
-from magneto.data.cache import cpu_count, is_complete, prepare_once, short_hash
+import numpy as np
+
+from magneto.config.validate import from_mapping
+from magneto.data.cache import cpu_count
+from magneto.data.collate import Collate
+from magneto.data.corpora.base import SPLITS
 from magneto.data.corpora.speech.base import SpeechReader
-from magneto.data.io.audio import FeatureSettings
-from magneto.data.messages import counts, skipped
-from magneto.data.module import Batching, BucketedDataModule
-from magneto.data.speech.build import SpeechBuilder
-from magneto.data.speech.dataset import Collate, Prepared, SpeechDataset, SpeechInfo
+from magneto.data.io.audio import Audio, FeatureSettings
+from magneto.data.module import Batching
+from magneto.data.prepared import Preparation, PreparedDataModule
+from magneto.data.speech.build import CTCTokenizerSettings, SpeechBuilder
+from magneto.data.speech.dataset import SpeechDataset, SpeechInfo, padding
+from magneto.data.tokenizers.ctc import CTCTokenizer
 from magneto.data.transforms.speech import SpecAugment
 from magneto.errors import ConfigError, DataError
 
-log = logging.getLogger(__name__)
-
 FEW = 10  # utterances: a split with fewer is warned of
-FORMAT = 3  # of the prepared folder: raise it when the code makes other files from the same settings
 
 
-class SpeechDataModule(BucketedDataModule):
+class SpeechDataModule(PreparedDataModule[SpeechInfo]):
     """Transcribed speech from one or more corpora.
 
-    corpora: name -> corpus. features: FeatureSettings as a dict. tokenizer: {"kind": characters | bpe |
-    unigram, "vocab_size": int}. digits: "keep", or "drop" to leave out utterances whose transcript has digits
-    (they are read out as words that the text does not show). min_seconds, max_seconds: durations outside are
-    skipped. subsampling: feature frames per output frame of the model; an utterance whose transcript does not
-    fit into its output frames is skipped. batch_frames: padded feature frames of a training batch on one rank
-    (a tempo below 1 can exceed it by that factor); eval_batch_frames: of an evaluation batch (None: the
-    same). augment: SpecAugment as a dict, None for none. prepare_workers: processes that compute features
-    (None: all cores).
+    Args:
+        corpora: name -> corpus.
+        features: `FeatureSettings` as a dict.
+        tokenizer: `CTCTokenizerSettings` as a dict.
+        digits: "keep", or "drop" to leave out utterances whose transcript has digits (they are read out as words that
+            the text does not show).
+        min_seconds: shorter recordings are skipped.
+        max_seconds: longer recordings are skipped.
+        subsampling: feature frames per output frame of the model; an utterance whose transcript does not fit into its
+            output frames is skipped.
+        batch_frames: padded feature frames of a training batch on one rank (a tempo below 1 can exceed it by that
+            factor).
+        eval_batch_frames: of an evaluation batch; None: the same.
+        max_batch_size: utterances of a batch.
+        pad_to_multiple: what lengths are rounded up to.
+        augment: `SpecAugment` as a dict, None for none.
+        prepare_workers: processes that compute features; None: all cores.
+        data_dir, num_workers, seed: see `PreparedDataModule`.
     """
 
     Info = SpeechInfo
+    kind, noun = "speech", "utterance"
+    FORMAT = 4
 
     def __init__(
         self,
@@ -68,9 +79,7 @@ class SpeechDataModule(BucketedDataModule):
         prepare_workers: int | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(data_dir=data_dir, num_workers=num_workers, seed=seed)
-        if not corpora:
-            raise ConfigError("data.corpora is empty: name at least one corpus.")
+        super().__init__(corpora, data_dir=data_dir, num_workers=num_workers, seed=seed)
         if digits not in ("keep", "drop"):
             raise ConfigError(f"data.digits={digits!r} must be keep or drop.")
         if not 0 < min_seconds < max_seconds:
@@ -88,9 +97,8 @@ class SpeechDataModule(BucketedDataModule):
         for name, value in counts.items():
             if value is not None and value < 1:
                 raise ConfigError(f"data.{name}={value} must be at least 1.")
-        self.corpora = dict(corpora)
-        self.feature_settings = FeatureSettings.from_dict(dict(features or {}))
-        self.tokenizer_settings = _strict(tokenizer or {}, ("kind", "vocab_size"), "tokenizer")
+        self.features = FeatureSettings.from_dict(dict(features or {}))
+        self.tokenizer = from_mapping(CTCTokenizerSettings, tokenizer or {}, "data.tokenizer")
         self.digits = digits
         self.seconds = (min_seconds, max_seconds)
         self.subsampling = subsampling
@@ -98,111 +106,85 @@ class SpeechDataModule(BucketedDataModule):
         self.eval_batch_frames = eval_batch_frames or batch_frames
         self.max_batch_size = max_batch_size
         self.pad_to_multiple = pad_to_multiple
-        names = tuple(field.name for field in fields(SpecAugment))
-        self.augment = None if augment is None else SpecAugment(**_strict(augment, names, "augment"))
+        self.augment = None if augment is None else from_mapping(SpecAugment, augment, "data.augment")
         self.prepare_workers = prepare_workers or cpu_count()
-        self._prepared: Prepared | None = None
-        self._info: SpeechInfo | None = None  # of a checkpoint, where it differs
-        self._tested: SpeechInfo | None = None  # of a checkpoint: only what tests it is prepared
 
-    # ------------------------------------------------------------------------------------------------- prepar
-
-    @cached_property
-    def _fingerprint(self) -> dict[str, Any]:
-        """All that the prepared folder depends on."""
+    def settings(self) -> dict[str, Any]:
+        """Return the features, the tokenizer, and what decides which recordings are used."""
         return {
-            "format": FORMAT,
-            "corpora": {name: source.fingerprint() for name, source in self.corpora.items()},
-            "features": self.feature_settings.to_dict(),
-            "tokenizer": self.tokenizer_settings,
+            "features": self.features.to_dict(),
+            "tokenizer": asdict(self.tokenizer),
             "digits": self.digits,
             "seconds": list(self.seconds),
             "subsampling": self.subsampling,
         }
 
-    @cached_property
-    def folder(self) -> Path:
-        """The prepared folder; its name carries a hash of all that its contents depend on."""
-        return self.data_dir / "prepared" / f"speech-{'-'.join(self.corpora)}-{short_hash(self._fingerprint)}"
-
-    def prepare(self) -> None:
-        """Fetch the corpora and compute features, tokenizer and index, unless that is done. Says what was
-        skipped.
-        """
-        built = prepare_once(self.folder, self._builder())
-        report = json.loads((self.folder / "prepare_report.json").read_text(encoding="utf-8"))
-        if built:
-            log.info("prepared %s", self.folder)
-        used, hours = report["used"], sum(report["hours"].values())
-        log.info("speech: %s, %.2f h", counts(used, "utterances"), hours)
-        if few := [f"{count} {split}" for split, count in used.items() if 0 < count < FEW]:
-            log.warning(
-                "speech: only %s utterances: scores are coarse, and the one of val chooses the checkpoint. Use more "
-                "data, or raise data.corpora.manifest.val_fraction and test_fraction.",
-                " and ".join(few),
-            )
-        if report["skipped_by_reason"]:
-            where = self.folder / "prepare_report.json"
-            log.warning("speech: %s", skipped(report["skipped_by_reason"], where))
-
-    def _builder(self) -> SpeechBuilder:
-        return SpeechBuilder(
+    def build(self, target: Preparation) -> dict[str, Any]:
+        """Compute features and tokenizer."""
+        builder = SpeechBuilder(
             corpora=self.corpora,
             data_dir=self.data_dir,
-            feature_settings=self.feature_settings,
-            tokenizer_settings=self.tokenizer_settings,
+            features=self.features,
+            tokenizer=self.tokenizer,
             digits=self.digits,
             seconds=self.seconds,
             subsampling=self.subsampling,
             workers=self.prepare_workers,
-            fingerprint=self._fingerprint,
-            model=self._tested,
+            model=self.given,
         )
+        return builder.build(target)
 
-    # ------------------------------------------------------------------------------------------------ reading
+    def details(self) -> str:
+        """Return the hours of all splits."""
+        return f", {sum(self.info.hours.values()):.2f} h"
 
-    @property
-    def prepared(self) -> Prepared:
-        """The prepared folder. Raises `DataError` when `prepare` has not been run."""
-        if self._prepared is None:
-            if not (self.folder / "info.json").is_file():
-                raise DataError(
-                    f"The speech data is not prepared ({self.folder} is not there): run with mode=prepare "
-                    "first."
-                )
-            self._prepared = Prepared(self.folder)
-        return self._prepared
+    def warnings(self, report: Mapping[str, Any]) -> Iterator[str]:
+        """Warn of small splits."""
+        if few := [f"{count} {split}" for split, count in report["used"].items() if 0 < count < FEW]:
+            yield (
+                f"only {' and '.join(few)} utterances: scores are coarse, and the one of val chooses the checkpoint. Use "
+                "more data, or raise data.corpora.manifest.val_fraction and test_fraction."
+            )
 
-    @property
-    def info(self) -> SpeechInfo:
-        """The facts of the prepared data."""
-        return self.prepared.info
-
-    def for_model(self, info: Mapping[str, Any]) -> Self:
-        """Targets by the tokenizer of a checkpoint, languages by its list; the features must be the same.
-
-        Where the data is not prepared, the test split alone is.
-        """
-        model, features = SpeechInfo.from_dict(info), self.feature_settings.to_dict()
-        if model.features != features:
+    def adapted(self, model: SpeechInfo) -> Self:
+        """Return a copy. Raises `DataError` where the model takes other features."""
+        if model.features != self.features.to_dict():
             raise DataError(
-                f"The checkpoint's model takes features {model.features}, this data has {features}: "
+                f"The checkpoint's model takes features {model.features}, this data has {self.features.to_dict()}: "
                 "give data.features the checkpoint's values."
             )
-        if not is_complete(self.folder):
-            self._tested = model
-            self._fingerprint |= {"tests": short_hash(model.tokenizer)}
-            del self.folder  # its name is that of other contents
-        self.prepare()
-        model.require_languages(self.info.languages)
-        self._info = model
-        return self
+        return self.copy()
 
-    def setup(self, stage: str | None = None) -> None:
-        """Open the splits."""
-        self.train_set = SpeechDataset(self.prepared, "train", self._info, self.augment, self.seed)
-        self.val_set = SpeechDataset(self.prepared, "val", self._info)
-        self.test_set = SpeechDataset(self.prepared, "test", self._info)
+    def serves(self, model: SpeechInfo) -> bool:
+        """Return True: the model's tokenizer is applied to the texts when they are read."""
+        return True
+
+    def check(self) -> None:
+        """Raise `DataError` for a language that the model does not know."""
+        if self.model is not None:
+            self.model.require_languages(self.info.languages)
+
+    def open(self, split: str) -> SpeechDataset:
+        """Return the utterances of a split."""
+        own, model, training = self.info, self.model or self.info, split == "train"
+        return SpeechDataset(
+            self.table(split),
+            np.array([model.languages.index(language) for language in own.languages]),
+            None if model.tokenizer == own.tokenizer else CTCTokenizer.from_dict(model.tokenizer),
+            own.subsampling,
+            self.augment if training else None,
+            self.seed if training else 0,
+        )
+
+    def audio(self, row: int) -> Audio | None:
+        """Return where the recording of an utterance of this number is; None for a number that there is not."""
+        for split in SPLITS:
+            table = self.table(split)
+            found = np.flatnonzero(table.numbers("row") == row)
+            if len(found):
+                at = table.row(int(found[0]), "file", "start", "size")
+                return Audio(Path(at["file"]), at["start"], at["size"])
+        return None
 
     @property
     def batching(self) -> Batching:
@@ -216,12 +198,5 @@ class SpeechDataModule(BucketedDataModule):
         )
 
     def collate(self, dataset: SpeechDataset) -> Collate:
-        """Padded batches."""
-        return Collate(self.pad_to_multiple)
-
-
-def _strict(values: Mapping[str, Any], known: Sequence[str], name: str) -> dict[str, Any]:
-    for key in values:
-        if key not in known:
-            raise ConfigError(f"data.{name}.{key} is not a setting; the settings are {', '.join(known)}.")
-    return dict(values)
+        """Return what pads features and targets."""
+        return padding(self.pad_to_multiple)
