@@ -205,7 +205,11 @@ def test_impossible_probes_are_refused(run: Run, overrides: list[str], message: 
 
 def test_a_senseless_number_of_answers_is_refused(run: Run) -> None:
     folder = run("name=one", "trainer.max_steps=2")["folder"]
-    for number, what in (("0", "greater than or equal to 1"), ("1.5", "valid integer"), ("many", "valid integer")):
+    for number, what in (
+        ("0", "greater than or equal to 1"),
+        ("1.5", "valid integer"),
+        ("many", "valid integer"),
+    ):
         with pytest.raises(MagnetoError, match=rf"predict.top_k={number}: .*{what}"):
             run("mode=predict", f"checkpoint={folder}/export", "input=.", f"predict.top_k={number}")
 

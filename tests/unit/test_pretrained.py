@@ -92,9 +92,7 @@ def test_heads_of_other_labels_stay_new(tokenizer: str, tmp_path: Path) -> None:
         ({"inner_ffn_norm": False}, "inner_ffn_norm: True"),
     ],
 )
-def test_misfits_are_named(
-    tokenizer: str, tmp_path: Path, change: dict[str, Any], message: str
-) -> None:
+def test_misfits_are_named(tokenizer: str, tmp_path: Path, change: dict[str, Any], message: str) -> None:
     """What does not fit is named, and nothing is copied."""
     source = export(mlm(tokenizer), tmp_path / "export")
     task = classifier(tokenizer, **change)
@@ -247,9 +245,7 @@ def test_masked_bert_has_equal_logits(tokenizer: str, tmp_path: Path, activation
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_bert_without_head_is_equal(
-    tokenizer: str, tmp_path: Path
-) -> None:
+def test_bert_without_head_is_equal(tokenizer: str, tmp_path: Path) -> None:
     """States, pooled vectors and second segments."""
     theirs = randomised(transformers.BertModel(bert_config()))
     source = saved(theirs, tmp_path, tokenizer)

@@ -239,8 +239,7 @@ class SpeechBuilder:
         workers = min(self.workers, len(jobs))
         with progress("computing features", sum(map(len, jobs))) as advance:
             arguments = [
-                (job, self.features, self.seconds, folder / _shard_name(n))
-                for n, job in enumerate(jobs)
+                (job, self.features, self.seconds, folder / _shard_name(n)) for n, job in enumerate(jobs)
             ]
             if workers == 1:
                 for shard, job in enumerate(arguments):
