@@ -17,7 +17,7 @@ from magneto.data.speech.dataset import SpeechInfo, user_recordings
 from magneto.data.tokenizers.ctc import CTCTokenizer
 from magneto.errors import DataError
 from magneto.inference.ctc import ctc_beam_search, ctc_greedy
-from magneto.inference.inputs import PredictInput
+from magneto.inference.inputs import PredictInput, PredictModel
 
 Decoder = Literal["greedy", "beam"]
 """Best path, or prefix beam search."""
@@ -33,20 +33,14 @@ class AsrPredictOptions:
     """Prefixes kept by the beam search."""
 
 
-class Recogniser(Protocol):
+class Recogniser(PredictModel, Protocol):
     """A model of log probabilities over characters."""
 
     info: SpeechInfo
     tokenizer: CTCTokenizer
 
-    @property
-    def device(self) -> torch.device:
-        """Where it is."""
-        ...
-
     def __call__(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, mels) and (B,) -> log probabilities (B, T', V) and their lengths (B,)."""
-        ...
 
 
 def decode(

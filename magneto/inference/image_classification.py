@@ -4,13 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
-import torch
 from annotated_types import Ge
 from torch import Tensor
 
 from magneto.data.image.dataset import ImageInfo
 from magneto.inference.images import image_batches
-from magneto.inference.inputs import PredictInput
+from magneto.inference.inputs import PredictInput, PredictModel
 
 BATCH = 32
 
@@ -23,20 +22,14 @@ class ImageClassificationPredictOptions:
     """Classes that are listed for each image, the most probable first."""
 
 
-class ImageClassifier(Protocol):
+class ImageClassifier(PredictModel, Protocol):
     """A classifier of images."""
 
     info: ImageInfo
     labels: list[str]
 
-    @property
-    def device(self) -> torch.device:
-        """Where it is."""
-        ...
-
     def __call__(self, images: Tensor) -> Tensor:
         """(B, C, S, S) -> fp32 logits (B, classes)."""
-        ...
 
 
 def classify_images(

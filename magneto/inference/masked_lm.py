@@ -13,7 +13,7 @@ from torch import Tensor
 
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import ConfigError, MagnetoError
-from magneto.inference.inputs import PredictInput
+from magneto.inference.inputs import PredictInput, PredictModel
 
 MASK = "[MASK]"
 SCORE_BATCH = 64
@@ -30,24 +30,16 @@ class MaskedLMPredictOptions:
     """Do not fill masks: give the pseudo-perplexity of each sentence instead."""
 
 
-class MaskedModel(Protocol):
+class MaskedModel(PredictModel, Protocol):
     """A masked language model with its tokenizer."""
 
-    info: Any
     tokenizer: TextTokenizer
-
-    @property
-    def device(self) -> torch.device:
-        """Where it is."""
-        ...
 
     def __call__(self, tokens: Tensor, mask: Tensor | None, chosen: Tensor) -> Tensor:
         """(B, T) int64, padding mask, (B, T) bool with N chosen positions -> (N, d_model)."""
-        ...
 
     def logits(self, states: Tensor) -> Tensor:
         """(N, d_model) -> fp32 (N, V)."""
-        ...
 
 
 def fill_or_score(

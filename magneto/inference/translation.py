@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Annotated, Any, Protocol
 
-import torch
 from annotated_types import Ge
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from magneto.data.translation.cleaning import tidy
 from magneto.data.translation.dataset import Marks, TranslationInfo
 from magneto.errors import ConfigError, nearest
 from magneto.inference.beam_search import Hypothesis, check_search
-from magneto.inference.inputs import PredictInput
+from magneto.inference.inputs import PredictInput, PredictModel
 
 log = logging.getLogger("magneto")
 
@@ -37,22 +36,16 @@ class TranslationPredictOptions:
     """Language to translate into, where the model knows several."""
 
 
-class Translator(Protocol):
+class Translator(PredictModel, Protocol):
     """An encoder-decoder that searches translations."""
 
     info: TranslationInfo
     target_tokenizer: TextTokenizer
 
-    @property
-    def device(self) -> torch.device:
-        """Where it is."""
-        ...
-
     def search(
         self, source: Tensor, mask: Tensor, *, beam: int, length_penalty: float, n_best: int
     ) -> list[list[Hypothesis]]:
         """Return the `n_best` translations of each row of source (B, S)."""
-        ...
 
 
 def one_line(text: str) -> str:

@@ -14,7 +14,7 @@ from magneto.data.corpora.text.base import why_unusable
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import ConfigError
 from magneto.inference.images import image_batches
-from magneto.inference.inputs import PredictInput
+from magneto.inference.inputs import PredictInput, PredictModel
 from magneto.inference.texts import text_batches
 
 BATCH = 64
@@ -56,24 +56,16 @@ class RetrievalPredictOptions:
             )
 
 
-class RetrievalModel(Protocol):
+class RetrievalModel(PredictModel, Protocol):
     """A model that has vectors of length 1 for images and texts."""
 
-    info: Any
     tokenizer: TextTokenizer
-
-    @property
-    def device(self) -> torch.device:
-        """Where it is."""
-        ...
 
     def image_vectors(self, images: Tensor) -> Tensor:
         """(B, C, S, S) -> fp32 (B, E)."""
-        ...
 
     def text_vectors(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """(B, T) int64 and bool -> fp32 (B, E)."""
-        ...
 
 
 @dataclass(frozen=True)

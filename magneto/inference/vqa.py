@@ -14,7 +14,7 @@ from magneto.data.tokenizers.text import TextTokenizer
 from magneto.data.vqa.dataset import VqaInfo
 from magneto.errors import ConfigError
 from magneto.inference.images import image_batches, read_images
-from magneto.inference.inputs import PredictInput
+from magneto.inference.inputs import PredictInput, PredictModel
 from magneto.inference.texts import text_batches
 
 BATCH = 32
@@ -39,24 +39,17 @@ class VqaPredictOptions:
             )
 
 
-class VqaModel(Protocol):
+class VqaModel(PredictModel, Protocol):
     """A model that answers questions, or judges statements."""
 
     info: VqaInfo
     tokenizer: TextTokenizer
 
-    @property
-    def device(self) -> torch.device:
-        """Where it is."""
-        ...
-
     def __call__(self, images: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """(B, P, C, S, S), (B, T) int64 and its mask -> fp32 logits (B, answers)."""
-        ...
 
     def describe(self, logits: Tensor, top_k: int) -> list[list[dict[str, Any]]]:
         """Return the `top_k` answers of each row, as `answer` and `probability`."""
-        ...
 
 
 def answer(model: VqaModel, inputs: PredictInput, options: VqaPredictOptions) -> Iterator[dict[str, Any]]:

@@ -131,7 +131,7 @@ def test_refused_before_anything(override: str, message: str, settings: list[str
         ("trainer.limit_test_batches=0", "trainer.limit_test_batches=0"),
         ("seed=-1", "seed=-1: input should be"),
         ("input=a.txt", "input=a.txt has no effect with mode=test"),
-        ("predict.beam=4", "predict.beam=4 has no effect with mode=test"),
+        ("predict.top_k=4", "predict.top_k=4 has no effect with mode=test"),
         ("checkpoint=/nowhere.ckpt", "checkpoint /nowhere.ckpt: no such file"),
         ("checkpoint=null", "mode=test needs checkpoint="),
     ],
