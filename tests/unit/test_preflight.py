@@ -99,7 +99,7 @@ def refusal(settings: list[str], *overrides: str) -> str:
         ("task.name=foo", "task.name=foo: the task's name is causal_lm"),
         ("+data.foo=1", "data.foo: there is no such key"),
         ("+data.corpora.text_files.foo=1", "data.corpora.text_files.foo: there is no such key"),
-        ("+data.corpora.foo=1", "data.corpora.foo=1: this is no source"),
+        ("+data.corpora.foo=1", "data.corpora.foo=1: this is no corpus"),
         ("data.block_size=abc", "data.block_size=abc: input should be a valid integer"),
         ("init_from=hf:", "init_from=hf:: there is nothing with this name"),
         ("init_from=/nowhere", "init_from=/nowhere: there is nothing with this name"),

@@ -109,7 +109,7 @@ def test_backbones_of_the_command_without_grid(tmp_path: Path) -> None:
     ("data", "override", "message"),
     [
         ({}, "data.patch_size=8", "reads patches of 4 pixels.*data.patch_size=8. Leave it out"),
-        ({"channels": 3}, "data=cifar10", "are grey, and data=cifar10 gives them in colour. Say data.channels=1"),
+        ({"channels": 3}, "data=cifar10", "are grey, and data=cifar10 gives them in colour. Set data.channels to 1"),
     ],
 )  # fmt: skip
 def test_other_images_are_refused_with_the_remedy(
