@@ -266,7 +266,7 @@ def documented_commands() -> list[str]:
         re.sub(r"--tasks [\w,]+", f"--tasks {LOCAL_TASKS}", line)
         for file in files
         for line in re.findall(
-            r"python -m magneto\.lm_eval (.*checkpoint=.*)", file.read_text(encoding="utf-8")
+            r"python -m magneto\.commands\.lm_eval (.*checkpoint=.*)", file.read_text(encoding="utf-8")
         )
     ]
     assert len(found) >= 3
