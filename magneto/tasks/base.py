@@ -30,24 +30,24 @@ class Task(TrainingModule):
     A task implements `build`, `step` and `flops`, and overrides what else it needs. Its hooks, in the order in which they
     are called:
 
-    ==================  ===========================================  ==========================================  =============================
-    hook                called                                       returns                                     default
-    ==================  ===========================================  ==========================================  =============================
-    prepare (class)     once the data is prepared, in every process  options to add to config["task"]            {}
-    shape_from (class)  before the model is built                    backbone fields that follow from the data   {}
-    build               by the constructor                           None; makes the modules, fills self.scores  required
-    initialize          a fresh run, before training                 None; reads given weights                   nothing
-    step                each batch of training and evaluation        StepOutput                                  required
-    throughput_counts   each batch of training                       examples, tokens or audio_seconds           examples
-    flops               the first batches of training                FLOPs of a training step                    required
-    evaluate            each batch of an evaluation, after step      what samples needs; updates self.scores     None
-    samples             each batch of an evaluation, after evaluate  examples to look at, each with id           []
-    overview            end of an evaluation, metrics computed       as samples, of the whole evaluation         []
-    after_evaluation    end of an evaluation, metrics logged         None; writes files of its own               nothing
-    recording           for loggers that play sound                  the audio file of a sample                  None
-    tokenizer_json      export                                       content of tokenizer.json                   info.tokenizer, if it is text
-    predictions         mode=predict and predict()                   results, as they come                       ConfigError
-    ==================  ===========================================  ==========================================  =============================
+    ==================  ============================  ===================================  ==============
+    hook                called                        returns                              default
+    ==================  ============================  ===================================  ==============
+    prepare (class)     once the data is prepared     options to add to config["task"]     {}
+    shape_from (class)  before the model is built     backbone fields from the data        {}
+    build               by the constructor            None; makes modules and self.scores  required
+    initialize          a fresh run, before training  None; reads given weights            nothing
+    step                every batch                   StepOutput                           required
+    throughput_counts   every batch of training       examples, tokens or audio_seconds    examples
+    flops               first batches of training     FLOPs of a training step             required
+    evaluate            evaluation, after step        what samples needs                   None
+    samples             evaluation, after evaluate    examples to look at, each with id    []
+    overview            end of an evaluation          examples of the whole evaluation     []
+    after_evaluation    its metrics are logged        None; writes files of its own        nothing
+    recording           for loggers that play sound   the audio file of a sample           None
+    tokenizer_json      export                        content of tokenizer.json            info.tokenizer
+    predictions         mode=predict and predict()    results, as they come                ConfigError
+    ==================  ============================  ===================================  ==============
 
     Args:
         backbone: fields of `BackboneConfig`.
