@@ -39,7 +39,7 @@ class Task(TrainingModule):
     initialize          a fresh run, before training                 None; reads given weights                   nothing
     step                each batch of training and evaluation        StepOutput                                  required
     throughput_counts   each batch of training                       examples, tokens or audio_seconds           examples
-    flops               the first batches of training                FLOPs of a training step                    required
+    flops               each batch of training                       FLOPs of a training step                    required
     evaluate            each batch of an evaluation, after step      what samples needs; updates self.scores     None
     samples             each batch of an evaluation, after evaluate  examples to look at, each with id           []
     overview            end of an evaluation, metrics computed       as samples, of the whole evaluation         []
