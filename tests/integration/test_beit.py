@@ -299,7 +299,7 @@ def test_a_given_tokenizer_is_used(tokenize: Run, run: Run) -> None:
         ("data.patch_size=null", "data.patch_size"),
         (
             "task.default_tokenizer.step=3",
-            "task.default_tokenizer.step: there is no such key. Did you mean 'steps'",
+            "task.default_tokenizer.step: there is no such key. Did you mean 'task.default_tokenizer.steps'",
         ),
     ],
 )

@@ -120,7 +120,8 @@ def test_translation_baselines(
     """Beside the two baselines, the references themselves as a system's output."""
     pytest.importorskip("sklearn")
     overrides = [
-        "data=translation_files", *translation_files(toy_translation_files), f"data_dir={tmp_path}", "data.tokenizer.vocab_size=90",
+        "data=translation_files", *translation_files(toy_translation_files),
+        f"data_dir={tmp_path}", "data.tokenizer.vocab_size=90",
     ]  # fmt: skip
     script("translation_baselines", *overrides, "--hypotheses", toy_translation_files / "test.fr").main()
     printed = capsys.readouterr().out

@@ -410,7 +410,7 @@ def test_mistakes_of_predict_are_told(
         (("task.losses={masked: 1}",), "data.masking is missing"),
         ((*MASKED, "data.batch_size=5"), "data.batch_size=5.*at least 6"),
         (("data.batch_size=1",), "data.batch_size=1: with task.losses.contrastive it must be at least 2"),
-        (("+task.losses.mask=1",), "Did you mean 'masked'"),
+        (("+task.losses.mask=1",), "Did you mean 'task.losses.masked'"),
         (("task.temperature=0",), "task.temperature=0"),
         (("backbone.max_positions=8",), "data.max_tokens=16.*max_positions=8"),
         (("data.patch_size=null",), "data.patch_size"),

@@ -175,7 +175,7 @@ class Scripted:
         self.tokens, self.asked = [*tokens, *[TOKENIZER.require("eos")] * 50], 0
 
     def next_logits(self, tokens: Tensor, mask: Tensor | None, cache: KVCache) -> Tensor:
-        cache.extend(tokens.shape[1], mask, len(tokens), tokens.device)
+        cache.extend(tokens[..., None].float(), mask, 0)
         logits = torch.zeros(len(tokens), VOCABULARY)
         logits[:, self.tokens[self.asked]] = 100.0
         self.asked += 1

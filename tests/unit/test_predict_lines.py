@@ -172,7 +172,7 @@ def test_a_space_at_the_end_of_a_prompt(
     step = iter([*logits, *logits])
 
     def says(tokens: torch.Tensor, mask: Any, cache: Any) -> torch.Tensor:
-        cache.extend(tokens.shape[1], mask, len(tokens), tokens.device)
+        cache.extend(tokens[..., None].float(), mask, 0)
         return next(step).expand(len(tokens), -1)
 
     monkeypatch.setattr(task, "next_logits", says)
