@@ -7,7 +7,7 @@ pyarrow alone: importing `datasets` takes seconds.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -91,30 +91,43 @@ def with_classes(schema: pa.Schema, **names: Sequence[str]) -> pa.Schema:
 
 
 def to_arrow(values: Any, kind: pa.DataType) -> pa.Array:
-    """Return the values of some rows as an Arrow array: see `TableWriter.write`."""
+    """Return the values of some rows as an Arrow array: see `TableWriter.write`.
+
+    Buffers are made by numpy: `pa.array` would import pandas, which takes 60 MB.
+    """
     if isinstance(values, pa.Array):
         return values
+    count, valid = len(values), None
+    if not isinstance(values, np.ndarray) and any(value is None for value in values):
+        present = np.array([value is not None for value in values])
+        valid = pa.py_buffer(np.packbits(present, bitorder="little"))
     if pa.types.is_fixed_size_list(kind):
         inner = to_arrow(np.reshape(values, (-1, *np.shape(values)[2:])), kind.value_type)
         return pa.FixedSizeListArray.from_arrays(inner, type=kind)
     if pa.types.is_list(kind):
-        lengths = [0 if row is None else len(row) for row in values]
-        rows = [row for row in values if row is not None]
-        flat = np.concatenate(rows) if rows else np.empty((0, *_fixed_shape(kind.value_type)), np.uint8)
-        return pa.ListArray.from_arrays(
-            pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32()),
-            to_arrow(flat, kind.value_type),
-            type=kind,
-            mask=None if len(rows) == len(values) else pa.array([row is None for row in values]),
-        )
+        rows = [row for row in values if row is not None and len(row)]
+        if pa.types.is_string(kind.value_type):
+            flat: Any = [text for row in rows for text in row]
+        else:
+            flat = np.concatenate(rows) if rows else np.empty((0, *_fixed_shape(kind.value_type)), np.uint8)
+        buffers = [valid, _offsets(0 if row is None else len(row) for row in values)]
+        return pa.Array.from_buffers(kind, count, buffers, children=[to_arrow(flat, kind.value_type)])
     if pa.types.is_string(kind):
         # A file's name need not be UTF-8; what is not is escaped.
-        values = [
-            value if value is None else value.encode(errors="backslashreplace").decode() for value in values
-        ]
-    elif isinstance(values, np.ndarray) and values.dtype != kind.to_pandas_dtype():
-        values = values.astype(kind.to_pandas_dtype())
-    return pa.array(values, kind)
+        texts = [b"" if text is None else text.encode(errors="backslashreplace") for text in values]
+        return pa.Array.from_buffers(
+            kind, count, [valid, _offsets(map(len, texts)), pa.py_buffer(b"".join(texts))]
+        )
+    plain = values if valid is None else [0 if value is None else value for value in values]
+    numbers = np.ascontiguousarray(plain, kind.to_pandas_dtype())
+    return pa.Array.from_buffers(kind, count, [valid, pa.py_buffer(numbers)])
+
+
+def _offsets(lengths: Iterable[int]) -> pa.Buffer:
+    """Where rows of these lengths begin and end."""
+    bounds = np.cumsum([0, *lengths])
+    assert bounds[-1] < 2**31, "Arrow's lists count to 2^31: write fewer rows at a time"
+    return pa.py_buffer(bounds.astype(np.int32))
 
 
 def _fixed_shape(kind: pa.DataType) -> tuple[int, ...]:
