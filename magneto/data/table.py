@@ -187,22 +187,24 @@ class SplitTable:
         """All columns."""
         return pa.ipc.open_stream(pa.memory_map(str(self.path))).read_all()
 
+    def _chunks(self, name: str) -> list[pa.Array]:
+        column = self.arrow.column(name)
+        return column.chunks or [to_arrow([], column.type)]
+
     def __len__(self) -> int:
         return int(self.arrow.num_rows)
 
     def numbers(self, name: str) -> np.ndarray:
         """Return a column of numbers, (rows,)."""
         if name not in self._read:
-            self._read[name] = self.arrow.column(name).to_numpy()
+            self._read[name] = np.concatenate([_plain(chunk) for chunk in self._chunks(name)])
         numbers: np.ndarray = self._read[name]
         return numbers
 
     def values(self, name: str) -> Flat:
         """Return the values of a column of lists, one row after another; rows of a fixed size keep their shape."""
         if name not in self._read:
-            column = self.arrow.column(name)
-            chunks = column.chunks or [pa.array([], column.type)]
-            self._read[name] = Flat([_view(chunk) for chunk in chunks])
+            self._read[name] = Flat([_view(chunk) for chunk in self._chunks(name)])
         flat: Flat = self._read[name]
         return flat
 
@@ -210,7 +212,7 @@ class SplitTable:
         """Return where the rows of a column of lists begin and end in its `values`, (rows + 1,) int64."""
         key = f"bounds of {name}"
         if key not in self._read:
-            lengths = [np.diff(chunk.offsets.to_numpy()) for chunk in self.arrow.column(name).chunks]
+            lengths = [np.diff(_plain(chunk.offsets)) for chunk in self._chunks(name) if len(chunk)]
             self._read[key] = np.cumsum(np.concatenate([[0], *lengths]), dtype=np.int64)
         bounds: np.ndarray = self._read[key]
         return bounds
@@ -236,5 +238,13 @@ def _view(array: pa.Array) -> np.ndarray:
     while pa.types.is_fixed_size_list(array.type):
         shape.append(array.type.list_size)
         array = array.values
-    view: np.ndarray = array.to_numpy(zero_copy_only=True).reshape(shape)
+    return _plain(array).reshape(shape)
+
+
+def _plain(array: pa.Array) -> np.ndarray:
+    """Numbers, without a copy, and without pandas, which `to_numpy` would import."""
+    dtype = np.dtype(array.type.to_pandas_dtype())
+    if not len(array):
+        return np.empty(0, dtype)
+    view: np.ndarray = np.frombuffer(array.buffers()[1], dtype, len(array), array.offset * dtype.itemsize)
     return view

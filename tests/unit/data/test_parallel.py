@@ -275,17 +275,6 @@ def test_training_batches_keep_the_budget_and_go_on_where_a_run_stopped(tmp_path
         assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_preparing_twice_gives_the_same_files_and_happens_once(tmp_path: Path) -> None:
-    one, other = (ready(corpus(), tmp_path / name) for name in "ab")
-    for file in ("train/data-00000-of-00001.arrow", "info.json", "prepare_report.json"):
-        assert (one.folder / file).read_bytes() == (other.folder / file).read_bytes()
-    before = (one.folder / "info.json").stat().st_mtime_ns
-    again = module(corpus(), tmp_path / "a")
-    again.prepare()
-    assert (again.folder / "info.json").stat().st_mtime_ns == before
-    assert module(corpus(), tmp_path / "a", max_tokens=50).folder != again.folder
-
-
 def test_broken_pairs_are_counted_and_listed_and_the_rest_is_used(tmp_path: Path) -> None:
     good = corpus()
     bad = {

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 from collections import Counter
 from pathlib import Path
 
@@ -249,11 +248,6 @@ def test_small_splits_and_shared_files_warn(corpus, caplog):
     assert "train 30 · val 10 · test 2 utterances" in caplog.text
 
 
-def test_reading_before_prepare_says_so(corpus):
-    with pytest.raises(MagnetoError, match="mode=prepare"):
-        _ = module(corpus(4)).info
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -276,11 +270,6 @@ def test_impossible_options_name_their_key(options, tmp_path):
     assert (next(iter(value)) if isinstance(value, dict) else key) in str(error.value)
 
 
-def test_no_source_at_all():
-    with pytest.raises(MagnetoError, match="corpora is empty"):
-        SpeechDataModule({})
-
-
 # ------------------------------------------------------------------------------------------------ batches
 
 
@@ -288,13 +277,6 @@ def batches(data: SpeechDataModule, epochs: int = 2, **run) -> list[dict]:
     total = epochs * data.batches_per_epoch(run.get("world_size", 1))
     data.configure_run(total, 0, **run)
     return list(data.train_dataloader())
-
-
-def test_training_batches_do_not_depend_on_the_number_of_workers(corpus):
-    folder = corpus(30)
-    augment = {"freq_masks": 2, "time_masks": 2, "speed": [0.9, 1.1]}
-    none, two = (batches(ready(folder, augment=augment, num_workers=n)) for n in (0, 2))
-    assert len(none) == len(two) and all(map(equal, none, two))
 
 
 def test_a_new_epoch_and_a_new_seed_augment_anew(corpus):
@@ -320,30 +302,6 @@ def test_two_ranks_see_together_what_one_sees_with_twice_the_budget(corpus):
     assert len(ranks[0]) == len(ranks[1]) == len(whole)
     for one, *parts in zip(whole, *ranks, strict=True):
         assert sorted(one["id"].tolist()) == sorted(torch.cat([part["id"] for part in parts]).tolist())
-
-
-def test_evaluation_over_ranks_repeats_nothing(corpus):
-    folder = corpus(40)
-    seen = []
-    for rank in range(3):
-        data = ready(folder, augment={})
-        data.configure_run(1, 0, rank, 3)
-        seen += [fingerprint for batch in data.val_dataloader() for fingerprint in batch["id"].tolist()]
-    assert sorted(seen) == sorted(data.val_set.table.numbers("row").tolist())
-
-
-def test_a_run_that_is_shorter_than_what_is_done_is_refused(corpus):
-    data = ready(corpus(20))
-    with pytest.raises(MagnetoError, match="batch 7"):
-        data.configure_run(5, 7)
-
-
-def test_datasets_are_small_to_send_to_a_worker(corpus):
-    data = ready(corpus(20))
-    _ = data.train_set[0, 0]
-    assert len(pickle.dumps(data.train_set.table)) < 1_000
-    again = pickle.loads(pickle.dumps(data.train_set))
-    assert np.array_equal(again[0, 1]["features"], data.train_set[0, 1]["features"])
 
 
 # ------------------------------------------------------------------------------------------------ augmentatio
@@ -444,13 +402,6 @@ def test_checkpoint_is_tested_on_test_lines_alone(corpus, caplog, alone):
     assert len([p for p in (folder / "data/prepared").iterdir() if p.is_dir()]) == 1
     with pytest.raises(MagnetoError, match="train and val splits"):
         SpeechDataModule({"own": source}, data_dir=str(folder / "more")).prepare()
-
-
-def test_training_folder_serves_the_test(corpus):
-    folder = corpus(20)
-    data = ready(folder)
-    again = module(folder).for_model(data.info.to_dict())
-    assert again.folder == data.folder
 
 
 def test_unknown_language_refused_before_features(corpus, monkeypatch):

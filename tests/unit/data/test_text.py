@@ -373,8 +373,3 @@ def test_masking_needs_a_mask(tmp_path):
     assert module(tmp_path, tokenizer=settings).tokenizer.mask_id is None
     with pytest.raises(MagnetoError, match="no mask token"):
         module(tmp_path, tokenizer=settings, masking={})
-
-
-def test_unprepared_data_says_so(tmp_path):
-    with pytest.raises(MagnetoError, match="mode=prepare"):
-        _ = TextDataModule({"speeches": Speeches()}, data_dir=str(tmp_path)).info
