@@ -30,7 +30,25 @@ class Task(TrainingModule):
     A task implements `build`, `step` and `flops`, and overrides what else it needs. Its hooks, in the order in which they
     are called:
 
-    ==================  ============================  ===================================  =======
+    ==================  ============================  ===================================  ==============
+    hook                called                        returns                              default
+    ==================  ============================  ===================================  ==============
+    prepare (class)     once the data is prepared     options to add to config["task"]     {}
+    shape_from (class)  before the model is built     backbone fields from the data        {}
+    build               by the constructor            None; makes modules and self.scores  required
+    initialize          a fresh run, before training  None; reads given weights            nothing
+    step                every batch                   StepOutput                           required
+    throughput_counts   every batch of training       examples, tokens or audio_seconds    examples
+    flops               every batch of training       FLOPs of a training step             required
+    evaluate            evaluation, after step        what samples needs                   None
+    samples             evaluation, after evaluate    examples to look at, each with id    []
+    overview            end of an evaluation          examples of the whole evaluation     []
+    after_evaluation    its metrics are logged        None; writes files of its own        nothing
+    recording           for loggers that play sound   the audio file of a sample           None
+    tokenizer_json      export                        content of tokenizer.json            info.tokenizer
+    predictions         mode=predict and predict()    results, as they come                ConfigError
+    ==================  ============================  ===================================  ==============
+
     Args:
         backbone: fields of `BackboneConfig`.
         info: the info of the prepared data (vocabulary, feature width), as plain values.
