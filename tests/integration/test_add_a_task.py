@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import magneto
-from tests.small_runs import drive
+from tests.toys.runs import drive
 
 PAGE = Path(__file__).parents[2] / "docs/add_a_task.md"
 

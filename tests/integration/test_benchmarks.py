@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from magneto.errors import MagnetoError
-from tests.toy_translation import translation_files
+from tests.toys.translation import translation_files
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 Script = Callable[..., Any]
@@ -135,6 +135,7 @@ def test_translation_baselines(
     assert scores["copy of the source"][0] < 10 < scores["look-up (words)"][0] < 100
 
 
-def test_data_that_does_not_fit_the_task_is_refused(script: Script) -> None:
+def test_unfit_data_is_refused(script: Script) -> None:
+    """Data that does not fit the task is refused."""
     with pytest.raises(MagnetoError, match="needs data of the kind TranslationDataModule"):
         script("translation_baselines", "data=fashion_mnist").main()

@@ -22,8 +22,8 @@ from magneto.config.groups import CONF
 from magneto.errors import MagnetoError
 from magneto.training import run_folder
 from magneto.training.result import RunResult
-from tests.small_runs import SHORT, SMALL, drive, folders, training_losses
-from tests.toy_captions import KINDS, caption_settings, write_squares
+from tests.toys.captions import KINDS, caption_settings, write_squares
+from tests.toys.runs import SHORT, SMALL, drive, folders, training_losses
 
 ROOT = CONF.parent
 

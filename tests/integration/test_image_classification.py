@@ -17,8 +17,8 @@ from PIL import Image
 
 from magneto.errors import MagnetoError
 from magneto.tasks.registry import load_task
-from tests.small_runs import SHORT, SMALL, drive, folders, training_losses
-from tests.toy_images import CLASSES, image_settings, write_patterns
+from tests.toys.images import CLASSES, image_settings, write_patterns
+from tests.toys.runs import SHORT, SMALL, drive, folders, training_losses
 
 Run = Callable[..., dict[str, Any]]
 

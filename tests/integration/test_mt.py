@@ -21,8 +21,8 @@ from magneto.errors import MagnetoError
 from magneto.inference import translation
 from magneto.metrics.translation import TranslationScores
 from magneto.tasks.registry import load_task
-from tests.small_runs import SHORT, drive, folders
-from tests.toy_translation import toy_translation, translation_files
+from tests.toys.runs import SHORT, drive, folders
+from tests.toys.translation import toy_translation, translation_files
 
 
 def plain_data(config: dict) -> TranslationDataModule:

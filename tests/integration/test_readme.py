@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from magneto.errors import ConfigError
-from tests.small_runs import drive
+from tests.toys.runs import drive
 
 ROOT = Path(__file__).parents[2]
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/python.md")}

@@ -32,7 +32,7 @@ from magneto.tasks.registry import load_task
 from magneto.training import reproducibility
 from magneto.training.result import RunResult
 from magneto.training.run_folder import RunFolder
-from tests.small_runs import values
+from tests.toys.runs import values
 
 Run = Callable[..., dict[str, Any]]
 Kill = Callable[..., AbstractContextManager[None]]

@@ -15,7 +15,7 @@ from magneto.commands.console import ProgressLines
 from magneto.tasks.base import Task
 from magneto.training.checkpointing import Checkpoints
 from magneto.training.signals import StopSignals
-from tests.small_runs import values
+from tests.toys.runs import values
 
 ROOT = Path(__file__).parents[2]
 

@@ -23,7 +23,7 @@ from magneto.tasks.registry import task_class
 from magneto.training.module import TrainingModule
 from tests.integration.test_golden_curves import CASES
 from tests.integration.test_old_exports import OLD, answers
-from tests.small_runs import drive, training_losses, values
+from tests.toys.runs import drive, training_losses, values
 
 Run = Callable[..., dict[str, Any]]
 every_case = pytest.mark.parametrize("case", CASES)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from magneto.errors import MagnetoError
-from tests.small_runs import SHORT, SMALL, drive, folders
+from tests.toys.runs import SHORT, SMALL, drive, folders
 
 FRUIT, TOOLS = ["apple", "pear", "plum", "fig"], ["saw", "drill", "plane", "file"]
 OTHER = ["the", "a", "red", "old", "big", "on", "in", "and", "sees", "has"]

@@ -18,8 +18,8 @@ from magneto.data.collate import IGNORE
 from magneto.errors import MagnetoError
 from magneto.tasks.registry import load_task
 from magneto.tasks.vision_language import VisionLanguage
-from tests.small_runs import SHORT, SMALL, drive, folders, training_losses, values
-from tests.toy_captions import KINDS, SIZE, caption_settings, write_squares
+from tests.toys.captions import KINDS, SIZE, caption_settings, write_squares
+from tests.toys.runs import SHORT, SMALL, drive, folders, training_losses, values
 
 Run = Callable[..., dict[str, Any]]
 MASKED = (
@@ -240,7 +240,8 @@ def test_masked_then_contrastive(run: Run) -> None:
         run("mode=predict", f"checkpoint={source}", "input=.", "predict.query=red")
 
 
-def test_the_head_of_codes_stays_with_its_codebook(run: Run) -> None:
+def test_code_head_stays_with_its_codebook(run: Run) -> None:
+    """The head of codes stays with its codebook."""
     source = Path(run("name=first", *MASKED)["folder"]) / "export"
     head = load_task(source).state_dict()["image_head.weight"]
     others = ("task.target=random_projection", f"task.random_codes={len(head)}")

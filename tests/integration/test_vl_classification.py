@@ -14,8 +14,7 @@ from PIL import Image
 from magneto.errors import MagnetoError
 from magneto.tasks.registry import load_task
 from magneto.tasks.vqa import VisionLanguageClassification
-from tests.small_runs import SHORT, SMALL, drive, folders, training_losses
-from tests.toy_questions import (
+from tests.toys.questions import (
     TOY_IMAGES,
     nlvr2_files,
     overrides_of,
@@ -24,6 +23,7 @@ from tests.toy_questions import (
     write_nlvr2,
     write_vqa,
 )
+from tests.toys.runs import SHORT, SMALL, drive, folders, training_losses
 
 Run = Callable[..., dict[str, Any]]
 

@@ -67,7 +67,8 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_without_a_key_the_run_is_offline_and_holds_the_metrics(run, offline) -> None:
+def test_offline_without_a_key(run, offline) -> None:
+    """Without a key the run is offline and holds the metrics."""
     started = time.monotonic()
     result = run("logger.wandb=auto")
     assert time.monotonic() - started < 120

@@ -15,7 +15,7 @@ from magneto.nn import KVCache
 from magneto.nn.config import SEQUENCE_POSITIONS
 from magneto.nn.placement import PLACEMENTS
 from magneto.tasks.causal_lm import CausalLM
-from tests.small_runs import info_of
+from tests.toys.runs import info_of
 
 TEXT = "the naïve cat sat on the mat — 猫が座った 🐈 and said: stop"
 TOKENIZER = TextTokenizer.train([TEXT], kind="byte_bpe", vocab_size=270)

@@ -16,7 +16,7 @@ from magneto.tasks.base import Task
 from magneto.tasks.causal_lm import CausalLM
 from magneto.tasks.mlm import MLM
 from magneto.tasks.text_classification import TextClassification
-from tests.small_runs import info_of
+from tests.toys.runs import info_of
 
 TEXT = "the cat sat on the mat. the dog sat on the cat."
 BYTES = TextTokenizer.train([TEXT], kind="byte_bpe", vocab_size=275)

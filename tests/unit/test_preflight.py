@@ -12,7 +12,7 @@ from magneto.data.corpora.speech.librispeech import LibriSpeechReader
 from magneto.data.module import DataModule
 from magneto.errors import MagnetoError
 from magneto.training import devices
-from tests.small_runs import drive
+from tests.toys.runs import drive
 
 TORCHRUN = {
     "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0",

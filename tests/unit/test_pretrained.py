@@ -16,7 +16,7 @@ from magneto.pretrained.init_from import read_pretrained
 from magneto.tasks.mlm import MLM
 from magneto.tasks.text_classification import TextClassification
 from magneto.training.checkpoint_io import export
-from tests.init_from import adopt, info_of, initialize_from
+from tests.toys.init_from import adopt, info_of, initialize_from
 
 TEXTS = ["the cat sees a red house", "a dog and the cat see no house", "red dogs see all of the houses"]
 BACKBONE = {"placement": "magneto", "num_layers": 2, "d_model": 16, "num_heads": 2, "max_positions": 32}

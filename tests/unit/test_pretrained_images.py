@@ -17,7 +17,7 @@ from magneto.tasks.image_classification import ImageClassification
 from magneto.tasks.visual_tokenizer import VisualTokenization
 from magneto.training.checkpoint_io import export
 from magneto.training.optim import build_optimizer
-from tests.init_from import adopt, initialize_from
+from tests.toys.init_from import adopt, initialize_from
 
 BACKBONE = {"placement": "magneto", "num_layers": 2, "d_model": 16, "num_heads": 2, "ffn_dim": 32}
 

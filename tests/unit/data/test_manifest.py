@@ -8,7 +8,7 @@ import pytest
 
 from magneto.data.corpora.speech.manifest import ManifestReader
 from magneto.errors import MagnetoError
-from tests.unit.data.recordings import read_manifest, write_manifest
+from tests.toys.recordings import read_manifest, write_manifest
 
 
 def test_lines_become_utterances(corpus, tmp_path):

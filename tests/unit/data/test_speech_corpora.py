@@ -15,7 +15,7 @@ from magneto.data.corpora.speech import librispeech
 from magneto.data.corpora.speech.librispeech import LibriSpeechReader
 from magneto.data.corpora.speech.stamps import StampsReader
 from magneto.errors import MagnetoError
-from tests.unit.data.recordings import tone
+from tests.toys.recordings import tone
 
 # ------------------------------------------------------------------------------------------------ splits
 
