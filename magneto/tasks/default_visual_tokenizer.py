@@ -41,9 +41,9 @@ def default_tokenizer(data: ImageDataModule, settings: DefaultTokenizer) -> Path
     other processes of a run wait.
     """
     info = data.info.to_dict()
-    facts = {key: info[key] for key in ("key", "image_size", "channels", "patch_size", "mean", "std")}
+    relevant = {key: info[key] for key in ("key", "image_size", "channels", "patch_size", "mean", "std")}
     augment = None if data.augment is None else asdict(data.augment)
-    fingerprint = {"format": FORMAT, "data": facts, "augment": augment, "settings": asdict(settings)}
+    fingerprint = {"format": FORMAT, "data": relevant, "augment": augment, "settings": asdict(settings)}
     folder = data.data_dir / "prepared" / f"visual-tokenizer-{short_hash(fingerprint)}"
 
     def build(target: Path) -> None:

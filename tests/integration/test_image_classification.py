@@ -164,11 +164,11 @@ PROBE = ("task.linear_probe=true", "task.layers=[0,1]", "task.pool_grid=2", "opt
 
 
 def test_kept_features_train_the_same_probe(run: Run) -> None:
-    kept, anew = (
+    kept, again = (
         run(f"name=cache_{cache}", *PROBE, f"task.cache_features={cache}") for cache in ("true", "false")
     )
     losses = training_losses(kept["folder"])
-    assert losses == pytest.approx(training_losses(anew["folder"]), abs=1e-4)
+    assert losses == pytest.approx(training_losses(again["folder"]), abs=1e-4)
     assert losses[-1] < losses[0] - 0.1
     assert load_task(Path(kept["folder"]) / "export").head.linear.weight.shape == (3, 2 * 32 * 2**2)
 

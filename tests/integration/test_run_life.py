@@ -130,7 +130,7 @@ def test_busy_run_is_refused(run_lm: Run, tmp_path: Path, resume: str) -> None:
 
 
 def test_lock_is_held_while_training(run_lm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the time that the folder is laid out until the result is written; then the run can be made anew."""
+    """From the time that the folder is laid out until the result is written; then the run can be made again."""
     seen = []
 
     def refused(config: dict[str, Any], folder: RunFolder) -> None:

@@ -105,7 +105,7 @@ def test_retrieval_in_two_languages(trained: dict[str, Any]) -> None:
 
 @torch.no_grad()
 def test_scores_from_single_pairs(trained: dict[str, Any]) -> None:
-    """Computed anew, one pair at a time: neither padding nor the batch matters, nor how the metric keeps its state."""
+    """Computed again, one pair at a time: neither padding nor the batch matters, nor how the metric keeps its state."""
     batches, task = batches_and_task(Path(trained["folder"]))
     task.eval()
     images: dict[int, torch.Tensor] = {}

@@ -175,7 +175,7 @@ def _png(pixels: np.ndarray) -> bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageBuilder:
-    """Settings of `ImageDataModule` under which `builder(target)` writes the tables and returns the facts."""
+    """Settings of `ImageDataModule` under which `builder(target)` writes the tables and returns the fields of the info."""
 
     corpora: Mapping[str, ImageReader]
     data_dir: Path

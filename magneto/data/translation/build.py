@@ -126,7 +126,7 @@ class Gathered:
 
 
 def build(target: Preparation, recipe: Recipe) -> dict[str, Any]:
-    """Write the tables; return the facts of the corpus."""
+    """Write the tables; return the fields of the info that describe the corpus."""
     gathered = _gather(recipe, target)
     verdict = decide(gathered.columns, recipe.clean, recipe.max_ratio)
     split = np.array(gathered.columns.side)
@@ -321,7 +321,7 @@ def _require_one_target(directions: Sequence[str]) -> None:
         if count > 1:
             raise DataError(
                 f"The pairs from {source!r} go to {count} languages ({', '.join(directions)}), and nothing tells the "
-                "model which is wanted: set data.tag=true."
+                "model which one to write: set data.tag=true."
             )
 
 

@@ -19,7 +19,7 @@ from magneto.data.corpora.base import SPLITS
 
 MAX_CHARACTERS = 10_000  # a longer side is no sentence; it is not even looked at
 SLACK = 10  # characters added to both sides before their ratio is taken: short texts vary more
-ENOUGH = 100  # pairs from which a direction's usual ratio is estimated
+ENOUGH = 100  # pairs from which the median ratio of a direction is estimated
 
 DUPLICATE, RATIO, NEAR = "duplicate", "length ratio", "near-duplicate on another side of the split"
 VERDICTS = ("", RATIO, DUPLICATE, NEAR)
@@ -143,7 +143,7 @@ class Columns:
 def decide(columns: Columns, clean: Cleaning, max_ratio: float) -> np.ndarray:
     """(pairs,) int8, an index into VERDICTS for each pair.
 
-    max_ratio: how many times longer or shorter than is usual in its direction a translation may be. Of duplicates the
+    max_ratio: how many times longer or shorter than the median of its direction a translation may be. Of duplicates the
     one in train is kept, else the one in test, and of these the first. Val and test sides that a corpus itself states
     are left whole, so that scores stay comparable: there the near-duplicates leave train.
     """
@@ -155,8 +155,8 @@ def decide(columns: Columns, clean: Cleaning, max_ratio: float) -> np.ndarray:
     ratio, direction = np.array(columns.ratio), np.array(columns.direction)
     for number in np.unique(direction):
         rows = np.flatnonzero(direction == number)
-        usual = np.median(ratio[rows]) if len(rows) >= ENOUGH else 0.0
-        verdict[rows[np.abs(ratio[rows] - usual) > np.log(max_ratio)]] = VERDICTS.index(RATIO)
+        median = np.median(ratio[rows]) if len(rows) >= ENOUGH else 0.0
+        verdict[rows[np.abs(ratio[rows] - median) > np.log(max_ratio)]] = VERDICTS.index(RATIO)
     verdict[published] = 0
 
     if clean.duplicates:

@@ -150,14 +150,14 @@ def read_test_file(file: Path, name: str) -> Iterator[tuple[str, str, str | None
         DataError: the file has another form, or a line is broken: the server needs every index.
     """
     task = glue_task(name)
-    wanted: Sequence[str] = [
+    required: Sequence[str] = [
         n for n in (task.test_index, task.columns.text, task.columns.pair) if n is not None
     ]
     broken: list[Skipped] = []
     rows = [row for _, row in read_table(file, None, broken)]
     if broken:
         raise DataError(f"{file}: damaged, {broken[0].reason} at {broken[0].id} ({len(broken)} such lines).")
-    if missing := [column for column in wanted if column not in rows[0]]:
+    if missing := [column for column in required if column not in rows[0]]:
         raise DataError(
             f"{file}: not the test file of GLUE's {name}, it has no column {missing[0]!r} but {', '.join(rows[0])}."
         )

@@ -106,9 +106,9 @@ def read_examples(
     Raises:
         DataError: the file is missing, or lacks one of the columns.
     """
-    wanted = [name for name in (columns.text, columns.pair, columns.label) if name is not None]
+    required = [name for name in (columns.text, columns.pair, columns.label) if name is not None]
     for number, row in read_table(file, columns.names, skipped):
-        for name in wanted:
+        for name in required:
             if name not in row:
                 raise DataError(
                     f"{file}: there is no column {name!r}; it has {', '.join(row)}.{nearest(name, row)} Set "
