@@ -26,7 +26,7 @@ from magneto.data.translation.cleaning import (
     MAX_CHARACTERS,
     VERDICTS,
     Cleaning,
-    Columns,
+    PairColumns,
     decide,
     tidy,
     unusable,
@@ -115,7 +115,7 @@ class Gathered:
     """The outcome of the first pass; the pairs themselves stand in `file`, one JSON object a line."""
 
     file: Path
-    columns: Columns
+    columns: PairColumns
     directions: list[str]
     corpora: dict[str, dict[str, Any]]
 
@@ -196,7 +196,7 @@ def _learn(recipe: Recipe, gathered: Gathered, train: np.ndarray) -> list[TextTo
 
 def _gather(recipe: Recipe, target: Preparation) -> Gathered:
     """Return all pairs that are usable by themselves, with tidy text; ids carry the corpus's name."""
-    gathered = Gathered(target.path / "all.jsonl", Columns(recipe.clean.templates), [], {})
+    gathered = Gathered(target.path / "all.jsonl", PairColumns(recipe.clean.templates), [], {})
     numbers: dict[str, int] = {}
     val, test = recipe.fractions
     with gathered.file.open("w", encoding="utf-8") as file:

@@ -1,6 +1,6 @@
 """Which pairs of a parallel corpus are used: what is unusable, repeated, or on the wrong side of the split.
 
-The pairs go by once (`unusable`, `Columns.add`), so a corpus of any size fits: eight bytes are kept of each text. Then
+The pairs go by once (`unusable`, `PairColumns.add`), so a corpus of any size fits: eight bytes are kept of each text. Then
 `decide` looks at all of them at once.
 """
 
@@ -108,7 +108,7 @@ def _hash(text: str) -> int:
 
 
 @dataclass
-class Columns:
+class PairColumns:
     """What `decide` must know of each pair."""
 
     templates: bool
@@ -140,7 +140,7 @@ class Columns:
         return len(self.pair)
 
 
-def decide(columns: Columns, clean: Cleaning, max_ratio: float) -> np.ndarray:
+def decide(columns: PairColumns, clean: Cleaning, max_ratio: float) -> np.ndarray:
     """(pairs,) int8, an index into VERDICTS for each pair.
 
     max_ratio: how many times longer or shorter than the median of its direction a translation may be. Of duplicates the

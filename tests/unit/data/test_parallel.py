@@ -14,7 +14,15 @@ from magneto.data.collate import IGNORE
 from magneto.data.corpora.base import SPLITS, Skipped
 from magneto.data.corpora.translation.base import Pair, TranslationCorpus, parse_directions
 from magneto.data.tokenizers.text import TextTokenizer
-from magneto.data.translation.cleaning import VERDICTS, Cleaning, Columns, decide, template, tidy, unusable
+from magneto.data.translation.cleaning import (
+    VERDICTS,
+    Cleaning,
+    PairColumns,
+    decide,
+    template,
+    tidy,
+    unusable,
+)
 from magneto.data.translation.dataset import Marks, TranslationInfo
 from magneto.data.translation.module import TranslationDataModule
 from magneto.errors import MagnetoError
@@ -147,7 +155,7 @@ def judge(
     rows: Sequence[tuple[str, str, str, bool]], clean: Cleaning | None = None, max_ratio: float = 3
 ) -> list[str]:
     clean = clean or Cleaning()
-    columns = Columns(clean.templates)
+    columns = PairColumns(clean.templates)
     for source, target, split, stated in rows:
         columns.add(source, target, ("en", "fr"), 0, SPLITS.index(split), stated)
     return [VERDICTS[number] for number in decide(columns, clean, max_ratio)]

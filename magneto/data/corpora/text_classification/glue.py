@@ -12,7 +12,7 @@ from typing import Any
 
 from magneto.data.corpora.base import Skipped, hash_split
 from magneto.data.corpora.text_classification.base import LabelledCorpus, LabelledText
-from magneto.data.corpora.text_classification.tsv import Columns, read_examples, read_table
+from magneto.data.corpora.text_classification.tsv import TsvColumns, read_examples, read_table
 from magneto.data.io.digest import listing_digest
 from magneto.errors import ConfigError, DataError, nearest
 
@@ -24,7 +24,7 @@ ENTAILMENT = ("entailment", "not_entailment")
 class GlueTask:
     """Layout and metrics of one task; `dev` maps the names of its evaluation sets to their files."""
 
-    columns: Columns
+    columns: TsvColumns
     labels: tuple[str, ...]
     metrics: tuple[str, ...] = ("accuracy",)
     dev: tuple[tuple[str, str], ...] = (("dev", "dev.tsv"),)
@@ -32,17 +32,17 @@ class GlueTask:
     """Column of the test file that numbers its examples."""
 
 
-def _pair(text: str, pair: str, label: str) -> Columns:
-    return Columns(text=text, pair=pair, label=label)
+def _pair(text: str, pair: str, label: str) -> TsvColumns:
+    return TsvColumns(text=text, pair=pair, label=label)
 
 
 TASKS = {
     "CoLA": GlueTask(
-        columns=Columns(text="sentence", label="label", names=("source", "label", "star", "sentence")),
+        columns=TsvColumns(text="sentence", label="label", names=("source", "label", "star", "sentence")),
         labels=BINARY,
         metrics=("matthews",),
     ),
-    "SST-2": GlueTask(columns=Columns(text="sentence", label="label"), labels=BINARY),
+    "SST-2": GlueTask(columns=TsvColumns(text="sentence", label="label"), labels=BINARY),
     "MRPC": GlueTask(
         columns=_pair("#1 String", "#2 String", "Quality"), labels=BINARY, metrics=("accuracy", "f1")
     ),
