@@ -214,7 +214,7 @@ def growth(step: Callable[[], None], device: str, times: int = 3) -> float:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # the most held begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # the most held begins again
         before = resident("VmRSS")
     for _ in range(times):
         step()

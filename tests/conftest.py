@@ -13,8 +13,8 @@ import soundfile
 import torch
 
 from magneto.training import checkpointing
-from tests.small_runs import SHORT, SMALL, drive, folders, values
-from tests.toy_translation import toy_sentence, toy_translation
+from tests.toys.runs import SHORT, SMALL, drive, folders, values
+from tests.toys.translation import toy_sentence, toy_translation
 
 LETTERS = "abcdef"
 RATE = 16_000
@@ -107,7 +107,7 @@ def translation_overrides(toy_translation_files: Path, prepared_dir: Path, tmp_p
 
 @pytest.fixture
 def run(overrides: list[str]) -> Run:
-    """`run("seed=2", ...)` composes the real configuration with further overrides and drives `engine.run`."""
+    """`run("seed=2", ...)` composes the real configuration with further overrides and drives `magneto.commands.run`."""
     return partial(drive, overrides)
 
 
@@ -178,7 +178,7 @@ def kill_after_save(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Abstract
 
 @pytest.fixture
 def rows_of() -> Callable[..., list[tuple[str, ...]]]:
-    """See `small_runs.values`."""
+    """See `toys.runs.values`."""
     return values
 
 

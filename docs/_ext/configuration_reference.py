@@ -14,17 +14,22 @@ from sphinx.application import Sphinx
 from sphinx.pycode import ModuleAnalyzer
 
 from magneto.config.groups import CONF, options
+from magneto.config.parts import (
+    CallbacksConfig,
+    LoggerConfig,
+    OptimizerConfig,
+    SchedulerConfig,
+    TrainerConfig,
+)
 from magneto.nn.config import BackboneConfig
 from magneto.tasks.registry import task_class
-from magneto.training.checkpointing import Settings as CallbacksConfig
-from magneto.training.loggers import Settings as LoggerConfig
-from magneto.training.optim import OptimizerConfig, SchedulerConfig
 
 PAGE = Path(__file__).parents[1] / "reference" / "configuration.md"
 FIELDS = {
     "backbone": BackboneConfig,
     "optimizer": OptimizerConfig,
     "scheduler": SchedulerConfig,
+    "trainer": TrainerConfig,
     "callbacks": CallbacksConfig,
     "logger": LoggerConfig,
 }
@@ -54,8 +59,8 @@ def page() -> str:
     """Return the whole page."""
     parts = [
         "# Configuration",
-        "Every key of a run with its default, as `python run.py task=asr --cfg job` prints it. `GROUP=OPTION` on the command line "
-        "chooses a file of `conf/GROUP/`, `KEY=VALUE` sets one value.",
+        "Every key of a run with its default, as `python run.py task=asr --cfg job` prints it. `GROUP=OPTION` on the "
+        "command line chooses a file of `conf/GROUP/`, `KEY=VALUE` sets one value.",
         "## Top level",
         _table(_keys(CONF / "config.yaml"), skip=("defaults", "hydra", "backbone", "predict")),
     ]
@@ -66,6 +71,8 @@ def page() -> str:
             parts += [part for name in _bases() for part in _data_base(name)]
         for option in options(group):
             file = CONF / group / f"{option}.yaml"
+            if not file.is_file():  # the defaults of the dataclass
+                continue
             parts += [f"### {group}={option}", _heading(file)]
             parts.append(
                 _table(_keys(file), skip=("defaults",), known=_option_docs(file) if group == "task" else {})
@@ -121,7 +128,7 @@ def _walk(node: yaml.MappingNode, lines: list[str], prefix: str) -> Iterator[tup
             yield from _walk(value, lines, f"{name}.")
         else:
             text = "\n".join(lines)[value.start_mark.index : value.end_mark.index].strip() or "null"
-            last = line if isinstance(value, yaml.ScalarNode) else value.end_mark.line
+            last = line if isinstance(value, yaml.ScalarNode) else min(value.end_mark.line, len(lines) - 1)
             yield name, text, _comment(lines, last, key.start_mark.column)
 
 

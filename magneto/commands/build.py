@@ -26,15 +26,7 @@ log = logging.getLogger("magneto")
 
 def build_data(node: Mapping[str, Any]) -> DataModule:
     """Return the data module that `config["data"]` describes; a constructor's error is raised without Hydra's wrapping."""
-    arguments = {name: value for name, value in node.items() if name != "name"}
-    _check_arguments(arguments, "data")
-    try:
-        module = hydra.utils.instantiate(arguments, _convert_="all")
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, MagnetoError):
-            raise cause from None
-        raise ConfigError(f"data: {cause or error}") from error
+    module = _instantiate({name: value for name, value in node.items() if name != "name"}, "data")
     assert isinstance(module, DataModule), module
     for name, source in getattr(module, "corpora", {}).items():
         if not hasattr(source, "fingerprint"):
@@ -42,6 +34,42 @@ def build_data(node: Mapping[str, Any]) -> DataModule:
                 f"data.corpora.{name}={source}: this is no corpus. Set its _target_, or leave it out."
             )
     return module
+
+
+def build_extra(nodes: Mapping[str, Any], where: str, kind: type) -> list[Any]:
+    """Return the objects that a user adds to a run by `_target_`.
+
+    Args:
+        nodes: name -> `_target_` and arguments.
+        where: the key that holds them, `callbacks.extra` or `logger.extra`.
+        kind: what they must be.
+
+    Raises:
+        ConfigError: one cannot be made, or is of another kind.
+    """
+    made = []
+    for name, node in nodes.items():
+        if not isinstance(node, Mapping) or "_target_" not in node:
+            raise ConfigError(f"{where}.{name}={node}: names no class. Set {where}.{name}._target_.")
+        one = _instantiate(node, f"{where}.{name}")
+        if not isinstance(one, kind):
+            raise ConfigError(
+                f"{where}.{name}._target_={node['_target_']}: is no {kind.__module__}.{kind.__name__}. Use a class "
+                "derived from it."
+            )
+        made.append(one)
+    return made
+
+
+def _instantiate(node: Mapping[str, Any], where: str) -> Any:
+    _check_arguments(node, where)
+    try:
+        return hydra.utils.instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, MagnetoError):
+            raise cause from None
+        raise ConfigError(f"{where}: {cause or error}") from error
 
 
 def _check_arguments(node: Mapping[str, Any], where: str) -> None:

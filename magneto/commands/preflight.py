@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import lightning as L
 from hydra.utils import get_class
+from lightning.pytorch.loggers import Logger
 
 from magneto.commands import build, trainer
 from magneto.config import schema
@@ -66,6 +68,8 @@ def check(config: Mapping[str, Any]) -> Parts:
         check_task(config)
         data = build.build_data(config["data"])
         _check_parts(config)
+        build.build_extra(parts.callbacks.extra, "callbacks.extra", L.Callback)
+        build.build_extra(parts.logger.extra, "logger.extra", Logger)
         loggers.check(parts.logger)
         _check_space(data)
     if mode == "train":

@@ -88,14 +88,12 @@ def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
             run = replace(run, pretrained=None)  # the task has its weights
             result = replace(result, **_fit_and_test(run, folder, start, signals, task, usage))
             peak = usage.peak_memory
-            del (
-                run,
-                task,
-                usage,
-            )  # each of them holds data or weights (Lightning gives callbacks the task's `log`)
+            del run, task, usage  # each holds data or weights (Lightning gives callbacks the task's `log`)
         except Interrupted:
             log.warning("interrupted before training: repeat the command to resume")
             if result is None or folder is None:  # while the configuration was resolved
+                if signals.requeue:
+                    _requeue()
                 return {"status": "interrupted", "metrics": {}, "folder": None}
             result = replace(result, status="interrupted", message="stopped before training")
             peak = peak_memory()
@@ -104,7 +102,7 @@ def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
                 failure = replace(result, status="failed", message=f"{type(error).__name__}: {error}")
                 with contextlib.suppress(MagnetoError):  # the error itself matters more than its record
                     opened.write_result(failure)
-            explained = None if folder is None else _explained(error, folder)
+            explained = _explained(error, folder)
             if explained is None:
                 raise
             raise explained from error
@@ -127,15 +125,15 @@ def _already_ended(folder: RunFolder, result: RunResult, run: ResolvedRun) -> di
     return {**result.to_dict(), "folder": str(folder.path)}
 
 
-def _explained(error: BaseException, folder: RunFolder) -> MagnetoError | None:
+def _explained(error: BaseException, folder: RunFolder | None) -> MagnetoError | None:
     """Return the message for an error whose cause lies outside the program; None for any other error."""
     if isinstance(error, OSError):
-        file, own = error.filename, folder.path.absolute()
-        inside = isinstance(file, str) and Path(file).absolute().is_relative_to(own)
+        file, own = error.filename, None if folder is None else folder.path.absolute()
+        inside = own is not None and isinstance(file, str) and Path(file).absolute().is_relative_to(own)
         if inside or error.errno in UNWRITABLE:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             return ConfigError(
-                f"{file or own} cannot be written ({error.strerror}). The last complete checkpoint is kept; "
+                f"{file or own or 'a file'} cannot be written ({error.strerror}). The last complete checkpoint is kept; "
                 f"{'free space' if full else 'change its permissions or remove it'} and repeat the command: the run "
                 "continues from there."
             )

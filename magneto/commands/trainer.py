@@ -22,6 +22,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
 from magneto.commands import console
+from magneto.commands.build import build_extra
 from magneto.config.parts import EXTRA_TRAINER_KEYS, LoggerConfig, Parts, TrainerConfig, defaults
 from magneto.config.validate import from_mapping
 from magneto.errors import ConfigError, MagnetoError, nearest
@@ -219,7 +220,8 @@ def build_trainer(
     if watch.average_last:
         callbacks.append(LastWeights(folder.checkpoints, watch.average_last))
     bar = progress_bar(settings)
-    callbacks += [monitor, stability.StabilityProbe(watch.probe_every), saver, *bar]
+    callbacks += [monitor, stability.StabilityProbe(watch.probe_every)]
+    callbacks += [*build_extra(watch.extra, "callbacks.extra", L.Callback), saver, *bar]
     callbacks.append(console.ProgressLines(saver, bar=bool(bar)))
     trainer = lightning_trainer(
         settings,
@@ -251,14 +253,15 @@ def build_tester(settings: TrainerConfig, folder: Path) -> L.Trainer:
 def build_loggers(
     folder: RunFolder, settings: LoggerConfig, config: Mapping[str, Any], step: int, task: Task
 ) -> list[Logger]:
-    """Return the logger of metrics.csv, rewound to `step`, and that of W&B unless it is disabled."""
+    """Return the logger of metrics.csv, rewound to `step`, the user's own, and that of W&B unless it is disabled."""
     csv_logger = CSVLogger(folder.metrics)
     csv_logger.rewind(step)
+    loggers: list[Logger] = [csv_logger, *build_extra(settings.extra, "logger.extra", Logger)]
     wandb = wandb_logger(folder.path, settings, config)
-    if wandb is None:
-        return [csv_logger]
-    wandb.keep_best(task.monitor, task.mode)
-    return [csv_logger, wandb]
+    if wandb is not None:
+        wandb.keep_best(task.monitor, task.mode)
+        loggers.append(wandb)
+    return loggers
 
 
 def close(loggers: Sequence[Logger]) -> None:

@@ -5,7 +5,7 @@ them. This module is imported by `python run.py --help`: it must not import torc
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -72,6 +72,8 @@ class CallbacksConfig:
     """The mean of the weights at this number of last validations is tested and exported, instead of the best ones."""
     samples: Annotated[int, Ge(0)] = 8
     """Examples to look at, logged at each validation."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Callbacks of your own: name -> `_target_`, a class derived from lightning.Callback, and its arguments."""
 
     def __post_init__(self) -> None:
         """Check that weights are averaged in one way."""
@@ -95,6 +97,8 @@ class LoggerConfig:
     group: str | None = None
     """None: the run's name without its seed, so that seeds are one group."""
     tags: Sequence[str] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Loggers of your own: name -> `_target_`, a class derived from Lightning's Logger, and its arguments."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,4 +184,8 @@ def _check_effects(config: Any, where: str, optional: Sequence[str], taken: Sequ
 
 def defaults(cls: type) -> Mapping[str, Any]:
     """Return the keys of a part that a composed configuration has, with their defaults."""
-    return {field.name: field.default for field in fields(cls) if field.name not in EXTRA_TRAINER_KEYS}
+    return {
+        one.name: one.default if one.default_factory is MISSING else one.default_factory()
+        for one in fields(cls)
+        if one.name not in EXTRA_TRAINER_KEYS
+    }

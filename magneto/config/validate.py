@@ -81,6 +81,6 @@ def _reason(value: Any, errors: Sequence[Mapping[str, Any]]) -> str:
         choices = re.findall(r"'([^']*)'", errors[0]["ctx"]["expected"])
         return f"must be one of {', '.join(choices)}.{nearest(value, choices)}"
     messages = ["too few values" if item["type"] == "missing" else item["msg"] for item in errors]
-    wanted = " or ".join(dict.fromkeys(messages)).replace("array", "list")
-    wanted = wanted.replace(" or Input should be", " or")
-    return f"{wanted[0].lower()}{wanted[1:]}."
+    reasons = " or ".join(dict.fromkeys(messages)).replace("array", "list")
+    reasons = reasons.replace(" or Input should be", " or")
+    return f"{reasons[0].lower()}{reasons[1:]}."

@@ -180,7 +180,7 @@ def _end_workers() -> None:
 class RunLoader(DataLoader[Any]):
     """A DataLoader over all training batches of a run, from the first step to the last.
 
-    Its length is the length of the run, also when it goes on in the middle. `state_dict` and `load_state_dict` are the
+    Its length is the length of the run, also when it resumes in the middle. `state_dict` and `load_state_dict` are the
     protocol by which Lightning keeps a loader's position in its checkpoints.
 
     Args:
@@ -223,6 +223,6 @@ class RunLoader(DataLoader[Any]):
         if not isinstance(consumed, int) or not 0 <= consumed <= len(self):
             raise DataError(
                 f"The checkpoint stands at batch {consumed!r} of a run of {len(self)}. Use the other checkpoint of the run "
-                "(best.ckpt or last.ckpt), or start anew with resume=never."
+                "(best.ckpt or last.ckpt), or start again with resume=never."
             )
         self.consumed = consumed

@@ -56,7 +56,7 @@ def prepare_once(folder: Path, build: Callable[[Path], None]) -> bool:
     """Make `folder` by `build(temporary folder)` unless it is there and whole; returns whether it was built.
 
     Only one process builds, the others wait. The folder appears at once and complete (built beside, then
-    renamed); one that is broken is built anew; what a killed build left is removed. Raises `DataError` when
+    renamed); one that is broken is built again; what a killed build left is removed. Raises `DataError` when
     the folder cannot be written, or a file that `build` reads has no permission.
     """
     try:
@@ -76,7 +76,7 @@ def prepare_once(folder: Path, build: Callable[[Path], None]) -> bool:
             if is_complete(folder):
                 return False
             if folder.exists():
-                log.warning("%s is incomplete or damaged: it is prepared anew", folder)
+                log.warning("%s is incomplete or damaged: it is prepared again", folder)
                 shutil.rmtree(folder)
             for leftover in folder.parent.glob(f".{glob.escape(folder.name)}-*.tmp"):
                 shutil.rmtree(leftover)
@@ -103,16 +103,16 @@ def prepare_once(folder: Path, build: Callable[[Path], None]) -> bool:
         data_dir = folder.parent.parent  # corpora keep there what they fetch
         if error.errno in FORBIDDEN and not _within(error.filename, data_dir):
             raise DataError(
-                f"{error.filename} cannot be read ({error.strerror}). Mend its permissions or leave it out."
+                f"{error.filename} cannot be read ({error.strerror}). Correct its permissions or leave it out."
             ) from error
         raise DataError(
             f"{error.filename or folder} cannot be written ({error.strerror}). Choose another data_dir or "
-            "mend its permissions or make room."
+            "correct its permissions or free space."
         ) from error
 
 
 def _within(name: str | bytes | int | None, folder: Path) -> bool:
-    """Whether the file of an `OSError` lies in `folder` or on the way to it; one that is not told does."""
+    """Whether the file of an `OSError` lies in `folder` or on the way to it; an unknown file does."""
     if not isinstance(name, str | bytes):
         return True
     path, folder = Path(os.fsdecode(name)).absolute(), folder.absolute()

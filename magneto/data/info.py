@@ -1,4 +1,4 @@
-"""The facts of prepared data that a model needs to know: plain values, kept in its checkpoint."""
+"""Info of prepared data that a model needs to know: plain values, kept in its checkpoint."""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -9,7 +9,7 @@ from magneto.errors import DataError
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
-    """Base of the facts of one kind of data.
+    """Base of the info of one kind of data.
 
     Attributes:
         key: hash of all that the prepared folder depends on.
@@ -31,5 +31,5 @@ class DatasetInfo:
         own = {field.name: values[field.name] for field in fields(cls) if field.name in values}
         for field in fields(cls):
             if field.name not in own and field.default is field.default_factory is MISSING:
-                raise DataError(f"the facts of the data have no {field.name!r}, which {cls.__name__} needs.")
+                raise DataError(f"the info of the data has no {field.name!r}, which {cls.__name__} needs.")
         return cls(**own)

@@ -1,4 +1,4 @@
-"""What all data modules share: folders that are prepared once, and facts that are read from them."""
+"""Base of all data modules: folders that are prepared once, info that is read from them, loaders."""
 
 import logging
 from abc import abstractmethod
@@ -23,12 +23,12 @@ class DataModule(L.LightningDataModule):
     """One kind of data. Constructors take plain values (and corpora made of plain values).
 
     The engine calls, in this order: `prepare()`, or `for_model(info)`, in one process or in all; `info`; `setup(stage)`;
-    `configure_run(...)`, once it knows how long the run is and where it goes on; then Lightning asks for the
+    `configure_run(...)`, once it knows how long the run is and where it resumes; then Lightning asks for the
     loaders.
     """
 
     Info: ClassVar[type[DatasetInfo]]
-    """The facts that `info` holds, and that a model of this data is built from."""
+    """Class of `info`, from which a model of this data is built."""
 
     def __init__(self, *, data_dir: str = "data", num_workers: int = 0, seed: int = 0) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class DataModule(L.LightningDataModule):
     @property
     @abstractmethod
     def info(self) -> DatasetInfo:
-        """The frozen facts of the prepared data (plain values). Raises `MagnetoError` before `prepare`."""
+        """Info of the prepared data. Raises `MagnetoError` before `prepare`."""
 
     @abstractmethod
     def batches_per_epoch(self, world_size: int = 1) -> int:
@@ -72,7 +72,7 @@ class DataModule(L.LightningDataModule):
         if not 0 <= consumed_batches <= total_batches:
             raise DataError(
                 f"The checkpoint stands at batch {consumed_batches}, but the run has only {total_batches}: "
-                "raise the number of steps, or start anew with resume=never."
+                "raise the number of steps, or start again with resume=never."
             )
         self.total_batches, self.consumed_batches = total_batches, consumed_batches
         self.rank, self.world_size = rank, world_size

@@ -11,7 +11,7 @@ A kind of data is a `PreparedDataModule`, in three files:
 
 * `module.py`: the constructor with its checks, `settings()`, and what else follows from the settings;
 * `build.py`: `build(target)` reads the corpora, adds what cannot be used to `target.skips`, writes rows by
-  `with target.tables(schema) as tables: tables.write(split, columns)`, and returns the facts of the corpus: the fields
+  `with target.tables(schema) as tables: tables.write(split, columns)`, and returns the fields
   of `Info` that `info_of_settings()` does not give. Rows keep the order in which the corpora give them. Where a number
   of the example over all splits is the seed of its masks or crops, or is shown to people, it is a column `row`;
 * `dataset.py`: the `Info`, and the examples of a split, which `open(split)` makes of `self.table(split)`: a
@@ -20,7 +20,7 @@ A kind of data is a `PreparedDataModule`, in three files:
 
 A module does not change after construction. To evaluate the model of a checkpoint, `for_model(info)` returns a new one,
 with the settings that `adapted(model)` gives it. The folder of the data's own settings is used if it has been prepared
-and the facts that `reads` names are the model's; otherwise one is prepared with those facts of the model
+and the fields of the info that `reads` names are the model's; otherwise one is prepared with those of the model
 (`self.given`), which needs a test split only.
 """
 
@@ -92,7 +92,7 @@ class Preparation:
         noun: what its examples are called, such as "document".
         splits: those that must not be empty.
         skips: the examples that are not used.
-        report: further facts for prepare_report.json that no model needs.
+        report: further values for prepare_report.json that no model needs.
     """
 
     def __init__(self, path: Path, key: str, noun: str, splits: Sequence[str]) -> None:
@@ -161,7 +161,7 @@ class PreparedDataModule(BucketedDataModule, Generic[InfoT]):
         self.model: InfoT | None = None
         """The info of the checkpoint's model that is evaluated."""
         self.given: InfoT | None = None
-        """The same, where the data must be prepared anew as the model reads it."""
+        """The same, where the data must be prepared again as the model reads it."""
 
     # ------------------------------------------------------------------ what a kind of data says
 
@@ -171,7 +171,11 @@ class PreparedDataModule(BucketedDataModule, Generic[InfoT]):
 
     @abstractmethod
     def build(self, target: Preparation) -> dict[str, Any]:
-        """Write the tables; return the facts of the corpus. Raises `DataError` for one that cannot be used."""
+        """Write the tables; return the fields of the info that describe the corpus.
+
+        Raises:
+            DataError: the corpus cannot be used.
+        """
 
     @abstractmethod
     def open(self, split: str) -> Any:
@@ -240,10 +244,10 @@ class PreparedDataModule(BucketedDataModule, Generic[InfoT]):
 
     def _build(self, folder: Path) -> None:
         target = Preparation(folder, self.key, self.noun, self.splits)
-        facts = {**self.build(target), "key": self.key}
+        values = {**self.build(target), "key": self.key}
         target.require(target.rows, "Check data.corpora and the files that it names.")
         self.Info.from_dict(
-            facts | self.info_of_settings()
+            values | self.info_of_settings()
         )  # before the folder is there: a fact may be missing
         report = {
             "used": target.rows,
@@ -252,8 +256,8 @@ class PreparedDataModule(BucketedDataModule, Generic[InfoT]):
             "skipped_by_reason": target.skips.by_reason(),
             "skipped": [asdict(item) for item in target.skips.listed],
         }
-        for name, values in (("info.json", facts), ("prepare_report.json", report)):
-            text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+        for name, content in (("info.json", values), ("prepare_report.json", report)):
+            text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
             # A file's name need not be UTF-8; what is not is escaped.
             (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
 
@@ -261,7 +265,7 @@ class PreparedDataModule(BucketedDataModule, Generic[InfoT]):
 
     @cached_property
     def info(self) -> InfoT:
-        """The facts of the prepared data.
+        """Info of the prepared data.
 
         Raises:
             DataError: `prepare` has not been run.
@@ -271,8 +275,8 @@ class PreparedDataModule(BucketedDataModule, Generic[InfoT]):
             raise DataError(
                 f"The {self.kind} data is not prepared ({self.folder} is not there): run with mode=prepare first."
             )
-        facts = json.loads(file.read_text(encoding="utf-8"))
-        info: InfoT = self.Info.from_dict(facts | self.info_of_settings())
+        values = json.loads(file.read_text(encoding="utf-8"))
+        info: InfoT = self.Info.from_dict(values | self.info_of_settings())
         return info
 
     def table(self, split: str) -> SplitTable:

@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -14,11 +15,12 @@ from torch import Tensor
 from magneto.data.io.audio import FeatureSettings, log_mel
 from magneto.data.speech.dataset import SpeechInfo, user_recordings
 from magneto.data.tokenizers.ctc import CTCTokenizer
-from magneto.errors import ConfigError, DataError, nearest
+from magneto.errors import DataError
 from magneto.inference.ctc import ctc_beam_search, ctc_greedy
-from magneto.inference.inputs import PredictInput
+from magneto.inference.inputs import PredictInput, PredictModel
 
-DECODERS = ("greedy", "beam")
+Decoder = Literal["greedy", "beam"]
+"""Best path, or prefix beam search."""
 WINDOW, CONTEXT = 60, 5  # seconds: of what is computed at once, and of what a window's edges lack
 
 
@@ -26,43 +28,23 @@ WINDOW, CONTEXT = 60, 5  # seconds: of what is computed at once, and of what a w
 class AsrPredictOptions:
     """Options of `mode=predict`, `conf/predict/asr.yaml`; None: as the task was trained."""
 
-    decoder: str | None = None
-    """greedy (best path) or beam (prefix beam search)."""
-    beam_width: int | None = None
+    decoder: Decoder | None = None
+    beam_width: Annotated[int, Ge(1)] | None = None
     """Prefixes kept by the beam search."""
 
-    def __post_init__(self) -> None:
-        check_decoding(self.decoder, self.beam_width, "predict")
 
-
-class Recogniser(Protocol):
+class Recogniser(PredictModel, Protocol):
     """A model of log probabilities over characters."""
 
     info: SpeechInfo
     tokenizer: CTCTokenizer
 
-    @property
-    def device(self) -> torch.device:
-        """Where it is."""
-        ...
-
     def __call__(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, mels) and (B,) -> log probabilities (B, T', V) and their lengths (B,)."""
-        ...
-
-
-def check_decoding(decoder: str | None, beam_width: int | None, where: str) -> None:
-    """Raise `ConfigError` for an unknown decoder or an impossible beam; `where` is the key that holds them."""
-    if beam_width is not None and beam_width < 1:
-        raise ConfigError(f"{where}.beam_width={beam_width}: must be a whole number, 1 or more.")
-    if decoder is not None and decoder not in DECODERS:
-        raise ConfigError(
-            f"{where}.decoder={decoder}: must be one of {', '.join(DECODERS)}.{nearest(decoder, DECODERS)}"
-        )
 
 
 def decode(
-    tokenizer: CTCTokenizer, log_probs: Tensor, lengths: Tensor, decoder: str, beam_width: int
+    tokenizer: CTCTokenizer, log_probs: Tensor, lengths: Tensor, decoder: Decoder, beam_width: int
 ) -> list[str]:
     """Return the texts of a batch.
 
@@ -70,7 +52,7 @@ def decode(
         tokenizer: of the model.
         log_probs: (B, T, V).
         lengths: (B,) int64, frames of each row.
-        decoder: one of `DECODERS`.
+        decoder: of the search.
         beam_width: prefixes kept by the beam search.
     """
     if decoder == "greedy":
@@ -82,7 +64,7 @@ def decode(
 
 
 def transcribe(
-    model: Recogniser, inputs: PredictInput, decoder: str, beam_width: int
+    model: Recogniser, inputs: PredictInput, decoder: Decoder, beam_width: int
 ) -> Iterator[dict[str, Any]]:
     """Transcribe audio files, the audio files of a folder, or waveforms.
 

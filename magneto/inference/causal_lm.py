@@ -4,7 +4,9 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
+
+from annotated_types import Ge
 
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import ConfigError, MagnetoError
@@ -18,13 +20,8 @@ log = logging.getLogger("magneto")
 class CausalLMPredictOptions(Decoding):
     """Options of `mode=predict`, `conf/predict/causal_lm.yaml`: those of `Decoding`, and one more."""
 
-    batch: int = 16
+    batch: Annotated[int, Ge(1)] = 16
     """Prompts continued at once, where there are several."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.batch < 1:
-            raise ConfigError(f"predict.batch={self.batch}: must be 1 or more.")
 
 
 class PromptModel(LanguageModel, Protocol):

@@ -162,7 +162,7 @@ def ctc_beam_search(
 
 
 def _prune(log_probs: Tensor, lengths: Tensor, min_log_prob: float) -> tuple[Tensor, Tensor, Tensor]:
-    """What the search looks at, on the CPU: blank scores (B, T), tokens (B, T, C) and their scores.
+    """Return the input of the search, on the CPU: blank scores (B, T), tokens (B, T, C) and their scores.
 
     C is the largest number of tokens above the threshold in any frame; smaller sets are filled up with
     scores of -inf. A frame behind an utterance's end is a certain blank, which changes no prefix's

@@ -2,15 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
-import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from magneto.data.image.dataset import ImageInfo
-from magneto.errors import ConfigError
 from magneto.inference.images import image_batches
-from magneto.inference.inputs import PredictInput
+from magneto.inference.inputs import PredictInput, PredictModel
 
 BATCH = 32
 
@@ -19,28 +18,18 @@ BATCH = 32
 class ImageClassificationPredictOptions:
     """Options of `mode=predict`, `conf/predict/image_classification.yaml`."""
 
-    top_k: int = 5
+    top_k: Annotated[int, Ge(1)] = 5
     """Classes that are listed for each image, the most probable first."""
 
-    def __post_init__(self) -> None:
-        if self.top_k < 1:
-            raise ConfigError(f"predict.top_k={self.top_k}: must be at least 1.")
 
-
-class ImageClassifier(Protocol):
+class ImageClassifier(PredictModel, Protocol):
     """A classifier of images."""
 
     info: ImageInfo
     labels: list[str]
 
-    @property
-    def device(self) -> torch.device:
-        """Where it is."""
-        ...
-
     def __call__(self, images: Tensor) -> Tensor:
         """(B, C, S, S) -> fp32 logits (B, classes)."""
-        ...
 
 
 def classify_images(

@@ -1,4 +1,4 @@
-"""What a user gives to `mode=predict` and to `Task.predict`."""
+"""Input of `mode=predict` and of `Task.predict`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,23 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import torch
 
 from magneto.errors import ConfigError, MagnetoError
 
 log = logging.getLogger("magneto")
+
+
+class PredictModel(Protocol):
+    """What every prediction needs of a model."""
+
+    info: Any
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
 
 
 @dataclass(frozen=True)

@@ -11,32 +11,24 @@ from torch import Tensor
 from magneto.data.image.dataset import ImageInfo
 from magneto.data.transforms.mask_patches import BlockMasking
 from magneto.inference.images import image_batches
-from magneto.inference.inputs import PredictInput
+from magneto.inference.inputs import PredictInput, PredictModel
 
 
-class MaskedImageModel(Protocol):
+class MaskedImageModel(PredictModel, Protocol):
     """A model that predicts codes or pixels of hidden patches."""
 
     info: ImageInfo
     target: Any
-    """What gives the codes; None for pixels."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where it is."""
-        ...
+    """Model of the codes; None for pixels."""
 
     def __call__(self, images: Tensor, masked: Tensor) -> Tensor:
         """(B, C, S, S) and (B, N) bool with M hidden patches in all -> fp32 (M, codes or pixels)."""
-        ...
 
     def targets(self, images: Tensor, masked: Tensor) -> Tensor:
         """Return the codes (M,) or pixels (M, C * patch * patch) of the hidden patches."""
-        ...
 
     def panel(self, image: Tensor, masked: Tensor, outputs: Tensor) -> np.ndarray:
         """Return (H, W, 3) uint8: the image, the same without what is hidden, and completed."""
-        ...
 
 
 def complete_images(model: MaskedImageModel, inputs: PredictInput, grid: int) -> Iterator[dict[str, Any]]:

@@ -4,15 +4,16 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge
 from torch import Tensor
 
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import ConfigError, MagnetoError
-from magneto.inference.inputs import PredictInput
+from magneto.inference.inputs import PredictInput, PredictModel
 
 MASK = "[MASK]"
 SCORE_BATCH = 64
@@ -23,34 +24,22 @@ _MASK_WITH_SPACE = re.compile(rf"\s*{re.escape(MASK)}")
 class MaskedLMPredictOptions:
     """Options of `mode=predict`, `conf/predict/mlm.yaml`."""
 
-    top_k: int = 5
+    top_k: Annotated[int, Ge(1)] = 5
     """Candidates for each mask, the most probable first."""
     score: bool = False
     """Do not fill masks: give the pseudo-perplexity of each sentence instead."""
 
-    def __post_init__(self) -> None:
-        if self.top_k < 1:
-            raise ConfigError(f"predict.top_k={self.top_k}: must be 1 or more.")
 
-
-class MaskedModel(Protocol):
+class MaskedModel(PredictModel, Protocol):
     """A masked language model with its tokenizer."""
 
-    info: Any
     tokenizer: TextTokenizer
-
-    @property
-    def device(self) -> torch.device:
-        """Where it is."""
-        ...
 
     def __call__(self, tokens: Tensor, mask: Tensor | None, chosen: Tensor) -> Tensor:
         """(B, T) int64, padding mask, (B, T) bool with N chosen positions -> (N, d_model)."""
-        ...
 
     def logits(self, states: Tensor) -> Tensor:
         """(N, d_model) -> fp32 (N, V)."""
-        ...
 
 
 def fill_or_score(

@@ -4,7 +4,7 @@
 
 A row's tokens depend on its own prompt, the settings and its index in the whole list alone: padding is masked, positions
 count real tokens, every row has its own random numbers, and rows that are finished leave the batch. So a batch gives what
-its prompts give one by one (to rounding, as long as the context is not full).
+its prompts give alone (to rounding, as long as the context is not full).
 
 The context is `max_positions` tokens. A longer prompt loses its beginning. When the cache is full, the newer half of
 what was read is read again as a fresh context and the older half is forgotten: a pass over half a context for every half
@@ -90,7 +90,7 @@ class LanguageModel(Protocol):
 
 @dataclass(frozen=True)
 class Continuation:
-    """What was generated for one prompt."""
+    """Generated text of one prompt."""
 
     text: str
     """Without the prompt, the stop string and the end token."""
@@ -144,10 +144,10 @@ def stream(
     ]
     finished: set[int] = set()
     barred = tokenizer.special_ids - {end}
-    for drawn in next_tokens(
+    for sampled in next_tokens(
         model, prompts, settings, indices=indices, end=end, barred=barred, finished=finished
     ):
-        for row, token in drawn:
+        for row, token in sampled:
             text = texts[row]
             shown = len(text.shown)
             reason: Reason | None = None
@@ -198,8 +198,8 @@ def next_tokens(
     streams = [
         random_stream(settings.seed, "generation", 0, n) for n in (rows if indices is None else indices)
     ]
-    drawn_ahead = np.stack([random.random(settings.max_new_tokens) for random in streams])
-    uniform = torch.from_numpy(drawn_ahead).to(model.device)
+    numbers = np.stack([random.random(settings.max_new_tokens) for random in streams])
+    uniform = torch.from_numpy(numbers).to(model.device)
     cache = KVCache()
     logits = _read(model, read, cache)
     never = torch.zeros(logits.shape[1], device=model.device)
@@ -210,18 +210,18 @@ def next_tokens(
     for step in range(settings.max_new_tokens):
         bar = before_end if step < settings.min_new_tokens else never
         tokens = choose(logits + bar, settings, uniform[:, step])
-        drawn = tokens.tolist()
-        yield list(zip(rows, drawn, strict=True))
+        sampled = tokens.tolist()
+        yield list(zip(rows, sampled, strict=True))
         if step + 1 == settings.max_new_tokens:
             return
         live = [
             index
-            for index, (row, token) in enumerate(zip(rows, drawn, strict=True))
+            for index, (row, token) in enumerate(zip(rows, sampled, strict=True))
             if token != end and row not in finished
         ]
         if not live:
             return
-        for window, token in zip(read, drawn, strict=True):
+        for window, token in zip(read, sampled, strict=True):
             window.append(token)
         if len(live) < len(rows):
             rows, read = [rows[index] for index in live], [read[index] for index in live]

@@ -6,7 +6,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from magneto.data.corpora.text_classification.base import zero_digits
@@ -15,7 +14,7 @@ from magneto.data.text_classification.dataset import padding
 from magneto.data.tokenizers.encode import encode
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import ConfigError, MagnetoError
-from magneto.inference.inputs import PredictInput
+from magneto.inference.inputs import PredictInput, PredictModel
 
 BATCH = 32
 
@@ -31,25 +30,17 @@ class TextClassificationPredictOptions:
     """Name of a GLUE task: `input=` is its unlabelled test file, the output is what the benchmark's server takes."""
 
 
-class TextClassifier(Protocol):
+class TextClassifier(PredictModel, Protocol):
     """A classifier with its tokenizer."""
 
-    info: Any
     tokenizer: TextTokenizer
     labels: list[str]
 
-    @property
-    def device(self) -> torch.device:
-        """Where it is."""
-        ...
-
     def __call__(self, tokens: Tensor, mask: Tensor, second: Tensor) -> Tensor:
         """(B, T) int64, bool and bool -> fp32 logits."""
-        ...
 
     def describe(self, logits: Tensor) -> list[dict[str, Any]]:
         """Return the answer of each row."""
-        ...
 
 
 def classify(

@@ -5,9 +5,9 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
-import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from magneto.data.tokenizers.text import TextTokenizer
@@ -15,7 +15,7 @@ from magneto.data.translation.cleaning import tidy
 from magneto.data.translation.dataset import Marks, TranslationInfo
 from magneto.errors import ConfigError, nearest
 from magneto.inference.beam_search import Hypothesis, check_search
-from magneto.inference.inputs import PredictInput
+from magneto.inference.inputs import PredictInput, PredictModel
 
 log = logging.getLogger("magneto")
 
@@ -30,32 +30,22 @@ class TranslationPredictOptions:
     """Above 1 favours long translations."""
     n_best: int = 1
     """Translations of each line, best first."""
-    batch: int = 32
+    batch: Annotated[int, Ge(1)] = 32
     """Lines translated at once. Results appear line by line with 1, and after several batches otherwise."""
     target: str | None = None
     """Language to translate into, where the model knows several."""
 
-    def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise ConfigError(f"predict.batch={self.batch}: must be 1 or more.")
 
-
-class Translator(Protocol):
+class Translator(PredictModel, Protocol):
     """An encoder-decoder that searches translations."""
 
     info: TranslationInfo
     target_tokenizer: TextTokenizer
 
-    @property
-    def device(self) -> torch.device:
-        """Where it is."""
-        ...
-
     def search(
         self, source: Tensor, mask: Tensor, *, beam: int, length_penalty: float, n_best: int
     ) -> list[list[Hypothesis]]:
         """Return the `n_best` translations of each row of source (B, S)."""
-        ...
 
 
 def one_line(text: str) -> str:

@@ -3,17 +3,18 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from magneto.data.corpora.text.base import why_unusable
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import ConfigError
 from magneto.inference.images import image_batches
-from magneto.inference.inputs import PredictInput
+from magneto.inference.inputs import PredictInput, PredictModel
 from magneto.inference.texts import text_batches
 
 BATCH = 64
@@ -44,7 +45,7 @@ class RetrievalPredictOptions:
     """A sentence, or several."""
     captions: str | float | None = None
     """A file with a caption a line."""
-    top_k: int = 5
+    top_k: Annotated[int, Ge(1)] = 5
     """Images of a sentence, or captions of an image."""
 
     def __post_init__(self) -> None:
@@ -53,33 +54,23 @@ class RetrievalPredictOptions:
                 'task=vl finds the images of input= that fit a sentence (predict.query="a red apple"), or the lines of a '
                 "file that fit each image (predict.captions=FILE). Set one of the two."
             )
-        if self.top_k < 1:
-            raise ConfigError(f"predict.top_k={self.top_k}: must be 1 or more.")
 
 
-class RetrievalModel(Protocol):
+class RetrievalModel(PredictModel, Protocol):
     """A model that has vectors of length 1 for images and texts."""
 
-    info: Any
     tokenizer: TextTokenizer
-
-    @property
-    def device(self) -> torch.device:
-        """Where it is."""
-        ...
 
     def image_vectors(self, images: Tensor) -> Tensor:
         """(B, C, S, S) -> fp32 (B, E)."""
-        ...
 
     def text_vectors(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """(B, T) int64 and bool -> fp32 (B, E)."""
-        ...
 
 
 @dataclass(frozen=True)
 class Drawings:
-    """How results become images, (H, W, 3) uint8.
+    """Functions that draw results, (H, W, 3) uint8.
 
     Attributes:
         images_of: of a sentence and the images that were retrieved for it.

@@ -4,29 +4,22 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from magneto.data.image.dataset import ImageInfo
 from magneto.inference.images import image_batches
-from magneto.inference.inputs import PredictInput
+from magneto.inference.inputs import PredictInput, PredictModel
 from magneto.nn.vision.visual_tokenizer import VisualTokenizer
 
 
-class CodebookModel(Protocol):
+class CodebookModel(PredictModel, Protocol):
     """A visual tokenizer that draws its codes."""
 
     info: ImageInfo
     tokenizer: VisualTokenizer
 
-    @property
-    def device(self) -> torch.device:
-        """Where it is."""
-        ...
-
     def panels(self, images: Tensor, decoded: Tensor, codes: Tensor) -> Iterator[np.ndarray]:
         """Yield (H, W, 3) uint8 of each image: itself, the reconstruction where there is one, the codes as colours."""
-        ...
 
 
 def tokenize_images(model: CodebookModel, inputs: PredictInput) -> Iterator[dict[str, Any]]:

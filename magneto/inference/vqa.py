@@ -4,16 +4,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.data.vqa.dataset import VqaInfo
 from magneto.errors import ConfigError
 from magneto.inference.images import image_batches, read_images
-from magneto.inference.inputs import PredictInput
+from magneto.inference.inputs import PredictInput, PredictModel
 from magneto.inference.texts import text_batches
 
 BATCH = 32
@@ -27,7 +28,7 @@ class VqaPredictOptions:
     """The question, or the statement."""
     second: str | float | None = None
     """The right image of a statement; `input=` is the left one."""
-    top_k: int = 5
+    top_k: Annotated[int, Ge(1)] = 5
     """Answers that are listed, the most probable first."""
 
     def __post_init__(self) -> None:
@@ -36,28 +37,19 @@ class VqaPredictOptions:
                 'predict.question is missing: the model answers a question about the image. Set predict.question="what '
                 'colour is it?".'
             )
-        if self.top_k < 1:
-            raise ConfigError(f"predict.top_k={self.top_k}: must be 1 or more.")
 
 
-class VqaModel(Protocol):
+class VqaModel(PredictModel, Protocol):
     """A model that answers questions, or judges statements."""
 
     info: VqaInfo
     tokenizer: TextTokenizer
 
-    @property
-    def device(self) -> torch.device:
-        """Where it is."""
-        ...
-
     def __call__(self, images: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """(B, P, C, S, S), (B, T) int64 and its mask -> fp32 logits (B, answers)."""
-        ...
 
     def describe(self, logits: Tensor, top_k: int) -> list[list[dict[str, Any]]]:
         """Return the `top_k` answers of each row, as `answer` and `probability`."""
-        ...
 
 
 def answer(model: VqaModel, inputs: PredictInput, options: VqaPredictOptions) -> Iterator[dict[str, Any]]:

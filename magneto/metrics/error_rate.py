@@ -180,7 +180,7 @@ def _tokens(text: str, unit: Unit) -> list[str]:
 
 
 def _count(reference: str, hypothesis: str, unit: Unit) -> list[int]:
-    """How often each of OPERATIONS occurs in the alignment."""
+    """Count each of OPERATIONS in the alignment."""
     ops = [edit.op for edit in align(reference, hypothesis, unit)]
     return [ops.count(op) for op in OPERATIONS]
 

@@ -107,7 +107,7 @@ class TranslationScores(Metric):
         self.directions = list(directions)
         chosen = [bleu_tokenizer(name.split("-")[1], tokenize) for name in directions]
         self.remarks = sorted({remark for _, remark in chosen if remark is not None})
-        """What a user should know of the tokenizers."""
+        """Remarks on the tokenizers, for the log."""
         bleu = {name: sacrebleu_bleu(name) for name, _ in chosen}
         for metric in bleu.values():  # the signature of one that has counted nothing is not available
             metric._extract_corpus_statistics(["a"], [["a"]])

@@ -248,7 +248,7 @@ def _check_values(config: BackboneConfig) -> None:
                 f"{name}={value}: there is no such {name}.{nearest(value, options)} Choose from {', '.join(options)}."
             )
         if not options and type(value) not in kinds and not (type(value) is int and float in kinds):
-            wanted = " or ".join("null" if kind is NoneType else kind.__name__ for kind in kinds)
+            expected = " or ".join("null" if kind is NoneType else kind.__name__ for kind in kinds)
             raise ConfigError(
-                f"{name}={value!r} is a {type(value).__name__}. Set it to a value of type {wanted}."
+                f"{name}={value!r} is a {type(value).__name__}. Set it to a value of type {expected}."
             )

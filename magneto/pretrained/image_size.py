@@ -98,7 +98,7 @@ def renormalised(
         weights: its tensors by name.
         own: info of the data that it is fine-tuned on.
     """
-    if not all(facts.get(key) for facts in (info, own) for key in ("mean", "std")) or "image_size" not in own:
+    if not all(one.get(key) for one in (info, own) for key in ("mean", "std")) or "image_size" not in own:
         return {}
     if len(info["mean"]) != len(own["mean"]):
         return {}  # grey and in colour: an error follows where the tensors do not fit

@@ -1,11 +1,15 @@
 """Finished runs -> one comparison: tables (Markdown, CSV, LaTeX), figures (PNG) and a page for the browser.
 
-    loading     folders on disk  -> Run           what can be read; the rest is named
-    comparison  Run              -> Section, Row  one section a task and corpus, one row a configuration
-    examples    Section          -> Example       the same few inputs, with what each row made of them
+    loading     folders on disk  -> Run           what can be read; the rest with its reason
+    curves      metrics.csv      -> Curve, Band   values over steps, averaged over seeds
+    comparison  Run              -> Section, Row  one section per task and corpus, one row per configuration
+    labels      Run              -> text          names of rows, by what differs
+    statistics  values           -> Stat          means, spreads and differences over seeds
+    examples    Section          -> Example       the same inputs, with the output of each row
     tables      Section          -> Table         results, costs, parts, runs, differences; verdict
     overview    Sections         -> Overview      several tasks in one table and one figure
     figures     Section          -> PNG           result, learning curves, stability probe
+    axes        Row              -> Style         colours, titles, legends and scales of figures
     markup      tables, figures  -> report.md, table.csv, table.tex
     page        tables, figures  -> report.html, with examples side by side
     screen      tables           -> the terminal
@@ -30,7 +34,7 @@ from magneto.report.overview import overview_of
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """What `write_report` wrote, and what it had to leave out (one sentence each)."""
+    """Files of `write_report`, and the comparison that they show."""
 
     folder: Path
     markdown: Path
@@ -43,7 +47,7 @@ class ReportFiles:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What was left out."""
+        """One sentence for each run or file that was left out."""
         return self.comparison.problems
 
 
@@ -61,10 +65,10 @@ def write_report(
 
     Args:
         paths: run folders, or folders that contain them.
-        out_dir: made if missing.
-        title: of the page; None names the tasks.
+        out_dir: created if missing.
+        title: title of the page; None: the names of the tasks.
         command: shown as the command that made the runs or the report.
-        metric: the primary_metric metric (`test/cer`); None takes the task's own, else the monitored one on the test split.
+        metric: the primary metric (`test/cer`); None takes the task's own, else the monitored one on the test split.
         include_debug: compare debug runs too, not only those whose own folder is one of `paths`.
 
     Raises:
@@ -85,7 +89,7 @@ def write_report(
 
 
 def folder_name(overrides: Sequence[str]) -> str:
-    """A short name for the report of a sweep: the values of its first choice, and a hash of all overrides."""
+    """Return a short name for the report of a sweep: the values of its first choice, and a hash of all overrides."""
     swept = [text.partition("=")[2] for text in overrides if "," in text.partition("=")[2]]
     words = re.sub(r"[^A-Za-z0-9_.]+", "-", swept[0] if swept else "sweep").strip("-.")[:40]
     return f"{words}-{hashlib.sha256(' '.join(overrides).encode(errors='replace')).hexdigest()[:8]}"

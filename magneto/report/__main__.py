@@ -21,9 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("paths", nargs="+", metavar="PATH", help="run folders, or folders that contain runs")
     parser.add_argument("--out", metavar="DIR", help="where to write (default: report/ where the runs lie)")
     parser.add_argument("--title", help="title of the page")
-    parser.add_argument(
-        "--metric", help="primary_metric metric, such as test/cer (default: the one of the task)"
-    )
+    parser.add_argument("--metric", help="primary metric, such as test/cer (default: the one of the task)")
     parser.add_argument("--include-debug", action="store_true", help="compare runs of debug= too")
     parser.add_argument(
         "--wandb",
@@ -54,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _default_folder(paths: Sequence[str]) -> Path:
-    """`report` in the folder that holds all runs; beside a single run, not in it."""
+    """Return `report` in the folder of all runs; beside a single run, not in it."""
     folder = Path(os.path.commonpath([Path(path).absolute() for path in paths]))
     return (folder.parent if (folder / "result.json").is_file() else folder) / "report"
 

@@ -49,7 +49,7 @@ _CHARACTER = 0.083  # inches that one of a label takes on average at 10 points, 
 
 @dataclass(frozen=True)
 class Style:
-    """How the lines of a row look."""
+    """Colour and line style of a row."""
 
     colour: str
     dash: Dash
@@ -64,9 +64,9 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def row_styles(rows: Sequence[Row]) -> dict[str, Style]:
-    """Row label -> colour and line style, the same in every figure and beside the row's name on the page."""
+    """Return row label -> style, the same in every figure and beside the row's name on the page."""
     if len({row.backbone for row in rows}) == 1 and len(rows) > 1:
-        # One backbone throughout: its colour would tell nothing apart, so the others are used as well.
+        # One backbone in all rows: its colour would distinguish nothing, so the others are used as well.
         own = COLOURS.get(rows[0].backbone, _OTHER_COLOURS[0])
         cycle = [own, *(colour for colour in (*COLOURS.values(), *_OTHER_COLOURS) if colour != own)]
         return {
@@ -101,12 +101,12 @@ def new_figure(panels: int, columns: int, height: float) -> tuple[Figure, list[A
 
 
 def set_title(ax: Axes, text: str, width: float = _WIDTH - 1, indent: str = "") -> None:
-    """A title above the left edge of axes that are about `width` inches wide."""
+    """Set a title above the left edge of axes that are about `width` inches wide."""
     ax.set_title(wrap(text, width / 1.1, indent), fontsize=11, color=INK, loc="left", parse_math=False)
 
 
 def wrap(text: str, width: float, indent: str = "") -> str:
-    """`text` at 10 points in lines of at most `width` inches; what four lines do not hold is cut."""
+    """Return `text` in lines of at most `width` inches at 10 points, four at most; the rest is cut."""
     characters = int(width / _CHARACTER)
     lines = textwrap.wrap(text, characters, break_on_hyphens=False, max_lines=4, placeholder=" …")
     return "\n".join(indent + line for line in lines)
@@ -126,7 +126,7 @@ def metric_name(metric: str) -> str:
 
 
 def end_markers(rows: Sequence[Row]) -> list[Line2D]:
-    """Legend entries for the marks at the ends of runs that did not finish, as far as they occur."""
+    """Return legend entries for the end marks of runs that did not finish, as far as there are any."""
     statuses = {run.status for row in rows for run in row.runs}
     marks = []
     if "diverged" in statuses:
@@ -138,14 +138,14 @@ def end_markers(rows: Sequence[Row]) -> list[Line2D]:
 
 
 def end_shape(status: str) -> dict[str, Any]:
-    """A cross where a run diverged, an open square where it stopped otherwise."""
+    """Return the marker of a run's end: a cross if it diverged, an open square if it stopped otherwise."""
     if status == "diverged":
         return {"marker": "x", "markersize": 8, "markeredgewidth": 2.4}
     return {"marker": "s", "markersize": 7, "markeredgewidth": 1.6, "fillstyle": "none"}
 
 
 def add_legend(figure: Figure, handles: Sequence[Line2D]) -> None:
-    """One legend above all panels, in as many columns as its longest label leaves room for."""
+    """Add one legend above all panels, in as many columns as its longest label allows."""
     labels = [str(handle.get_label()) for handle in handles]
     longest = max(len(line) for label in labels for line in label.split("\n"))
     columns = max(1, min(len(handles), int(figure.get_figwidth() * 11 / (longest + 6))))
@@ -166,7 +166,7 @@ def add_legend(figure: Figure, handles: Sequence[Line2D]) -> None:
 
 
 def fit_scale(ax: Axes, bands: list[NDArray[np.float64]], strays: list[Curve], logarithmic: bool) -> None:
-    """Fit the y axis to the finished runs: a run that explodes leaves through the top and is marked there."""
+    """Fit the y axis to the finished runs; a run that explodes leaves at the top and is marked there."""
     outside = [curve.finite().values for curve in strays]
     inside = np.concatenate(bands) if bands else np.concatenate(outside) if outside else np.zeros(0)
     if not inside.size:

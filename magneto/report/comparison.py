@@ -13,7 +13,7 @@ from magneto.report.loading import Run, setting, shown
 from magneto.report.statistics import Difference, Stat, difference, summarise
 
 BACKBONES = ("post_ln", "pre_ln", "deepnorm", "normformer", "magneto")
-"""The order of rows: baselines first, the paper's backbone last."""
+"""Order of rows: baselines first, the paper's backbone last."""
 
 SIZES = ("tiny", "small", "base", "large")
 
@@ -26,7 +26,7 @@ _HIGHER = frozenset(
 
 @dataclass(frozen=True)
 class Row:
-    """The runs of one configuration. `runs` is ordered by seed and holds each seed once."""
+    """Runs of one configuration, ordered by seed; each seed once."""
 
     label: str
     backbone: str
@@ -36,7 +36,7 @@ class Row:
 
     @cached_property
     def finished(self) -> tuple[Run, ...]:
-        """The runs that enter means."""
+        """Runs that means are taken over."""
         return tuple(run for run in self.runs if run.finished)
 
     @property
@@ -45,15 +45,15 @@ class Row:
         return len(self.finished) == len(self.runs)
 
     def count(self, status: str) -> int:
-        """How many runs of the row ended with `status`."""
+        """Return the number of runs of the row with this status."""
         return sum(run.status == status for run in self.runs)
 
     def values(self, metric: str) -> dict[int, float]:
-        """Seed -> value, of the finished runs that have a finite value of `metric`."""
+        """Return seed -> value of the finished runs with a finite value of `metric`."""
         return {run.seed: run.metrics[metric] for run in self.finished if metric in run.metrics}
 
     def stat(self, metric: str) -> Stat | None:
-        """Mean and spread of `metric`; None when no finished run has it."""
+        """Return mean and spread of `metric`; None if no finished run has it."""
         return summarise(self.values(metric).values())
 
 
@@ -61,7 +61,7 @@ class Row:
 class Section:
     """Rows that may be compared with each other: the same task on the same data, trained for as many steps.
 
-    `conditions` tells it from other sections of the same task and data (`300 steps`); empty where there are none.
+    `conditions` distinguishes it from other sections of the same task and data (`300 steps`); empty if there are none.
     """
 
     task: str
@@ -74,12 +74,12 @@ class Section:
 
     @property
     def title(self) -> str:
-        """`asr on stamps`, and `, 300 steps` where there are others."""
+        """`asr on stamps`, and `, 300 steps` if there are others."""
         return ", ".join([f"{self.task} on {self.data}" if self.data else self.task, *self.conditions])
 
     @property
     def slug(self) -> str:
-        """The title as a piece of a file name."""
+        """Title as part of a file name."""
         text = "-".join([self.task, self.data, *self.conditions])
         return re.sub(r"[^A-Za-z0-9_]+", "-", text).strip("-").lower()[:80] or "runs"
 
@@ -90,7 +90,7 @@ class Section:
 
     @cached_property
     def reference(self) -> Row | None:
-        """What the others are compared with: the only Pre-LN, else the first with a result; None if alone."""
+        """Row that the others are compared with: the only Pre-LN, else the first with a result; None if there is one row."""
         measured = [row for row in self.rows if row.values(self.primary_metric)]
         if len(measured) < 2:
             return None
@@ -99,7 +99,7 @@ class Section:
 
     @cached_property
     def metrics(self) -> tuple[str, ...]:
-        """The primary_metric metric, then the other metrics of the same split over the whole of it, losses last."""
+        """Primary metric, then the other metrics of the whole split, losses last."""
         split = self.primary_metric.split("/")[0]
         names = {
             name: None
@@ -114,7 +114,7 @@ class Section:
 
     @cached_property
     def breakdowns(self) -> dict[str, tuple[str, ...]]:
-        """Metric -> its parts that some finished run has (`test/cer` -> `es`, `fr`)."""
+        """Metric -> its parts that a finished run has (`test/cer` -> `es`, `fr`)."""
         found = {}
         for metric in self.metrics:
             parts = {name for row in self.rows for run in row.finished for name in run.metrics}
@@ -125,7 +125,7 @@ class Section:
 
     @cached_property
     def sweep(self) -> tuple[str, dict[str, dict[float, Row]]] | None:
-        """The one key that tells rows of a backbone apart, and backbone -> value -> row; None if there is no such key.
+        """Single key that differs between rows of a backbone, and backbone -> value -> row; None if there is no such key.
 
         Its values are numbers, three or more: `-m backbone=pre_ln,magneto optimizer.lr=1e-3,2e-3,4e-3`.
         """
@@ -143,7 +143,7 @@ class Section:
         return (key, found) if len({value for rows in found.values() for value in rows}) >= 3 else None
 
     def better(self, metric: str) -> str | None:
-        """`min` or `max`, whichever is better; None when it cannot be known."""
+        """Return `min` or `max`, whichever is better; None if neither the monitor nor the name says so."""
         base = metric.split("/")[1] if "/" in metric else metric
         if self.monitor and self.monitor_mode and base == self.monitor.split("/")[-1]:
             return self.monitor_mode
@@ -152,7 +152,7 @@ class Section:
         return None if lower == higher else "min" if lower else "max"
 
     def best(self, metric: str) -> float | None:
-        """The best mean of the rows without a diverged seed: a mean over survivors is not a fair one."""
+        """Return the best mean of the rows without a diverged seed, since a mean over the other seeds is not fair."""
         stats = [row.stat(metric) for row in self.rows if not row.count("diverged")]
         means = [stat.mean for stat in stats if stat]
         better = self.better(metric)
@@ -161,7 +161,7 @@ class Section:
         return min(means) if better == "min" else max(means)
 
     def difference(self, row: Row, metric: str) -> Difference | None:
-        """Of `row` to the reference row; None without two seeds each, and for the reference itself."""
+        """Return the difference of `row` to the reference; None without two seeds each, and for the reference itself."""
         if self.reference is None or row is self.reference:
             return None
         return difference(row.values(metric), self.reference.values(metric))
@@ -169,9 +169,9 @@ class Section:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything a report shows, before it is drawn or written.
+    """Content of a report, before it is drawn or written.
 
-    `left_out` are the runs that compete nowhere, each with the reason; `problems` says in sentences what was left out.
+    `left_out` are the runs that are in no section, each with the reason; `problems` are sentences on what was left out.
     """
 
     sections: tuple[Section, ...]
@@ -194,9 +194,9 @@ def compare(
 
     Args:
         runs: at least one.
-        problems: what was left out while reading, handed on to the report.
-        metric: the primary_metric metric; None takes the task's own, or else the monitored one on the test split.
-        include_debug: compare debug runs too, not only those whose own folder was given.
+        problems: sentences on what was left out while reading, for the report.
+        metric: the primary metric; None takes the task's own, or else the monitored one on the test split.
+        include_debug: compare all debug runs, not only those whose own folder was given.
 
     Raises:
         ConfigError: no run is left to compare, or none has `metric`.
@@ -236,7 +236,7 @@ def compare(
             Section(
                 task=task,
                 data=data,
-                conditions=conditions.told(others),
+                conditions=conditions.describe(others),
                 rows=_rows(members, left_out, problems),
                 primary_metric=_primary_metric(members, metric, monitored),
                 monitor=monitored.monitor,
@@ -248,7 +248,7 @@ def compare(
 
 @dataclass(frozen=True)
 class Conditions:
-    """What runs of one task must share, besides the name of the data, for their results to be comparable.
+    """What runs of one task must have in common, besides the name of the data, to be comparable.
 
     Attributes:
         sources: key and value of all that says where the data come from.
@@ -260,8 +260,8 @@ class Conditions:
     steps: int | None
     test_batches: str | None
 
-    def told(self, others: Sequence["Conditions"]) -> tuple[str, ...]:
-        """In words, as far as these conditions differ from those of `others`, and what limits the test."""
+    def describe(self, others: Sequence["Conditions"]) -> tuple[str, ...]:
+        """Return in words what differs from the conditions `others`, and what limits the test."""
         words = []
         if len({other.sources for other in others}) > 1:
             shared = set.intersection(*(set(other.sources) for other in others))
@@ -296,20 +296,20 @@ def _conditions(run: Run) -> Conditions:
 
 
 def _section_order(item: tuple[tuple[str, str, Conditions], list[Run]]) -> tuple[Any, ...]:
-    """By task, data and conditions; what has no result yet comes last."""
+    """Sort by task, data and conditions; sections without a result are last."""
     (task, data, conditions), runs = item
     waiting = not any(run.finished for run in runs)
     return waiting, task, data, conditions.sources, conditions.steps or 0, conditions.test_batches or ""
 
 
 def differing_keys(rows: Sequence[Row]) -> list[str]:
-    """The configuration keys that do not have one value in all rows, sorted."""
+    """Return the configuration keys that differ between rows, sorted."""
     keys = {key for row in rows for key in row.config}
     return sorted(key for key in keys if len({row.config.get(key) for row in rows}) > 1)
 
 
 def _primary_metric(runs: Sequence[Run], metric: str | None, monitored: Run) -> str:
-    """The first that some run has: `metric`, the task's own, the monitored one on test, as validated, any on test."""
+    """Return the first that a run has: `metric`, the task's own, the monitored one on test, as validated, any on test."""
     have = sorted({name for run in runs for name in run.metrics})
     monitor = monitored.monitor
     on_test = f"test/{monitor.split('/', 1)[-1]}" if monitor else "test/loss"
@@ -344,7 +344,7 @@ def _rows(runs: Sequence[Run], left_out: list[tuple[Run, str]], problems: list[s
 def _one_per_seed(
     runs: Sequence[Run], left_out: list[tuple[Run, str]], problems: list[str]
 ) -> tuple[Run, ...]:
-    """Runs by seed. Two runs of a seed are not two measurements: one (finished) stays, others are named."""
+    """Return the runs by seed; of two runs of a seed one (finished) stays, and the other is a problem."""
     kept: dict[int, Run] = {}
     for run in sorted(runs, key=lambda run: (run.seed, not run.finished)):
         if run.seed in kept:

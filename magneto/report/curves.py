@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 from magneto.training import migrate
 
 HUGE = 1e100
-"""A value beyond is no measurement, and the arithmetic of figures overflows."""
+"""Values above this are no measurements, and overflow in figures."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One metric of one run: `steps` (N,), increasing optimizer steps, and `values` (N,), finite or not."""
+    """Metric of a run: `steps` (N,), increasing optimizer steps, and `values` (N,), finite or not."""
 
     steps: NDArray[np.int64]
     values: NDArray[np.float64]
 
     def finite(self) -> "Curve":
-        """The points whose value is finite, and not so large that a figure overflows."""
+        """Return the points whose value is finite and does not overflow in a figure."""
         keep = np.abs(self.values) < HUGE
         return Curve(self.steps[keep], self.values[keep])
 
@@ -72,7 +72,7 @@ class Band:
 
 
 def aggregate(curves: Sequence[Curve]) -> Band | None:
-    """Mean and range over seeds on the union of their steps, within the steps that every seed covers.
+    """Return mean and range over seeds on the union of their steps, within the steps that every seed covers.
 
     A seed that was not logged at a step is interpolated linearly between its own neighbouring points; outside
     its first and last point it has no value, so the band ends where the shortest curve does. None when no

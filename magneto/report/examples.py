@@ -1,7 +1,7 @@
-"""What the runs of a section made of the same few examples: read from their samples, shown by `page` and `markup`.
+"""Outputs of the runs of a section for the same examples: read from their samples, shown by `page` and `markup`.
 
-A sample is an object of plain values with `id` and `kind`. One of the OUTPUTS is what the model said, `reference` what
-is right, `image` a file that shows what it made, and every other text is what the model was given (`source`,
+A sample is an object of plain values with `id` and `kind`. One of the OUTPUTS is the text of the model, `reference` the
+correct one, `image` a file of its output, and every other text is the input of the model (`source`,
 `prompt`, a text with masks).
 """
 
@@ -15,7 +15,7 @@ from magneto.report.comparison import Row, Section
 from magneto.report.loading import Run
 
 OUTPUTS = ("hypothesis", "continuation", "filled", "predicted")
-"""Of transcripts and translations, continuations, filled masks, classes."""
+"""Keys of a model's text: transcripts and translations, continuations, filled masks, classes."""
 MOST = 8
 LONGEST = 600  # characters of one text that are shown
 _PARTS = ("language", "direction")
@@ -24,16 +24,16 @@ _ABOUT = {"id", "kind", "split", "marked", "image", "picture", "reference", *_PA
 
 @dataclass(frozen=True)
 class Example:
-    """One example and what each row's model made of it.
+    """Example with the output of each row.
 
     Attributes:
-        about: its id, language or direction, and kind.
-        kind: of the sample.
-        language: of reference and output; None where it is not known.
-        given: (name, text) of what the model saw.
-        reference: what is right; None where nothing is.
-        outputs: each row and its output, where that is text.
-        images: each row and the file of its image, where there is one.
+        about: id, language or direction, and kind.
+        kind: kind of the sample.
+        language: language of reference and output; None if it is not known.
+        given: (name, text) of each input of the model.
+        reference: the correct text; None if there is none.
+        outputs: each row with a text as output, and the text.
+        images: each row with an image as output, and its file.
     """
 
     about: str
@@ -46,8 +46,8 @@ class Example:
 
 
 def examples(section: Section) -> tuple[list[Example], list[Run]]:
-    """The examples of a section, and the runs that they come from: of each row the finished one of lowest seed."""
-    shown = [(row, run) for row in section.rows if (run := _speaker(row)) is not None]
+    """Return the examples of a section and their runs: of each row the finished one with the lowest seed."""
+    shown = [(row, run) for row in section.rows if (run := _source(row)) is not None]
     runs = [run for _, run in shown]
     return [
         _example(name, [(row, run, run.samples[name]) for row, run in shown if name in run.samples])
@@ -55,8 +55,8 @@ def examples(section: Section) -> tuple[list[Example], list[Run]]:
     ], runs
 
 
-def _speaker(row: Row) -> Run | None:
-    """The run whose examples stand for the row."""
+def _source(row: Row) -> Run | None:
+    """Return the run whose examples are shown for the row."""
     return next((run for run in (*row.finished, *row.runs) if run.samples), None)
 
 
@@ -65,7 +65,7 @@ def _part(sample: dict[str, Any]) -> str:
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
-    """Ids that the most runs have, by turns over kinds, languages and directions so that each is seen."""
+    """Return ids that most runs have, in turns over kinds, languages and directions so that each is shown."""
     order = list(dict.fromkeys(name for run in runs for name in run.samples))
     coverage = {name: sum(name in run.samples for run in runs) for name in order}
     most = max(coverage.values(), default=0)
@@ -106,9 +106,9 @@ def _example(name: str, samples: Sequence[tuple[Row, Run, dict[str, Any]]]) -> E
 
 
 def _output(sample: dict[str, Any]) -> str | None:
-    """Empty where the model said nothing, None where it does not speak."""
-    said = [str(sample[key]) for key in OUTPUTS if key in sample]
-    return said[0] if said else None
+    """Return the text of the model, which may be empty; None if its output is no text."""
+    texts = [str(sample[key]) for key in OUTPUTS if key in sample]
+    return texts[0] if texts else None
 
 
 def _short(text: str) -> str:

@@ -43,12 +43,12 @@ from magneto.training.result import STATUSES
 
 _LAYER = re.compile(r"/layer_(\d+)$")  # how the stability probe names a layer's value
 
-_MOST = 20  # rows in one figure: more lines cannot be told apart
+_MOST = 20  # rows in one figure: more lines cannot be distinguished
 
 
 @dataclass(frozen=True)
 class SavedFigure:
-    """A PNG that was written, what it shows in a heading, and in words for those who do not see it."""
+    """PNG file of a figure, with its heading and a description in words."""
 
     path: Path
     title: str
@@ -58,7 +58,7 @@ class SavedFigure:
 def draw(section: Section, folder: Path) -> list[SavedFigure]:
     """Draw every figure that the section's runs have numbers for, as `<section>_<figure>.png` in `folder`.
 
-    Of many rows those are drawn that are best in the primary_metric metric; the title says so.
+    Of many rows only the best in the primary metric are drawn, and the title says so.
     """
     styles = row_styles(section.rows)
     saved_figures = []
@@ -85,7 +85,8 @@ def draw(section: Section, folder: Path) -> list[SavedFigure]:
             _by_value(section, styles),
             by_value,
             f"{section.primary_metric} by {key}",
-            f"{section.primary_metric} over {key}, for each backbone ({', '.join(swept)}) a line through its means, a dot a seed.",
+            f"{section.primary_metric} over {key}, for each backbone ({', '.join(swept)}) a line through its means, "
+            "a dot a seed.",
         )
     logged = {name: None for run in section.runs for name in run.curves}
     save(
@@ -113,7 +114,7 @@ def draw(section: Section, folder: Path) -> list[SavedFigure]:
 
 
 def _best_rows(section: Section) -> tuple[Row, ...]:
-    """All rows, or the `_MOST` with the best mean, in their order."""
+    """Return all rows, or the `_MOST` with the best mean, in their order."""
     if len(section.rows) <= _MOST:
         return section.rows
     sign = -1 if section.better(section.primary_metric) == "max" else 1
@@ -125,7 +126,7 @@ def _best_rows(section: Section) -> tuple[Row, ...]:
 
 
 def _learning_metrics(section: Section, logged: list[str]) -> list[str]:
-    """Training and validation loss, the monitored metric, others that should fall or rise; six at most."""
+    """Return training and validation loss, the monitored metric and others with a direction; six at most."""
     first = ["train/loss", "val/loss", section.monitor]
     others = sorted(name for name in logged if re.fullmatch(r"(train|val)/[^/]+", name))
     others = [name for name in others if section.better(name)]
@@ -146,7 +147,7 @@ def _result(section: Section, styles: dict[str, Style]) -> Figure | None:
 
 
 def _by_value(section: Section, styles: dict[str, Style]) -> Figure | None:
-    """The primary_metric metric over the key that was swept; what did not finish stands above the frame."""
+    """Draw the primary metric over the swept key; runs that did not finish are above the frame."""
     if section.sweep is None or not any(row.values(section.primary_metric) for row in section.rows):
         return None
     key, swept = section.sweep
@@ -172,10 +173,10 @@ def _by_value(section: Section, styles: dict[str, Style]) -> Figure | None:
         for value, row in rows.items():
             for run in row.runs:
                 if not run.finished:
-                    place, above = 1.03 + 0.06 * lost[value], ax.get_xaxis_transform()
+                    height, above = 1.03 + 0.06 * lost[value], ax.get_xaxis_transform()
                     ax.plot(
                         [value],
-                        [place],
+                        [height],
                         color=colour,
                         clip_on=False,
                         transform=above,
@@ -196,7 +197,7 @@ def _by_value(section: Section, styles: dict[str, Style]) -> Figure | None:
 
 
 def draw_overview(sections: Sequence[Section], folder: Path) -> SavedFigure:
-    """Small multiples, a panel a section under its title: the primary_metric metric of every seed, as `overview.png`."""
+    """Draw `overview.png`: a panel per section with the primary metric of every seed."""
     rows = max(len(section.rows) for section in sections)
     width = column_width(len(sections), 3)
     titles = []
@@ -227,7 +228,7 @@ def _dots(
     ticks: int = 6,
     reasons: bool = True,
 ) -> None:
-    """The primary_metric metric: a line of dots a row, the mean as a bar, and what did not finish at the right."""
+    """Draw the primary metric: a line of dots per row, the mean as a bar, runs that did not finish at the right."""
     for index, row in enumerate(section.rows):
         colour, values = styles[row.label].colour, list(row.values(section.primary_metric).values())
         if values:
@@ -237,8 +238,8 @@ def _dots(
             )
         right = ax.get_yaxis_transform()
         lost = sorted((run.status for run in row.runs if not run.finished), key=STATUSES.index)
-        for place, status in enumerate(lost):
-            x = 1.02 + (0.025 if reasons else 0.07) * place
+        for index_of_run, status in enumerate(lost):
+            x = 1.02 + (0.025 if reasons else 0.07) * index_of_run
             ax.plot([x], [index], color=colour, clip_on=False, transform=right, **end_shape(status))
         if lost and reasons:
             text = "\n".join(f"{lost.count(status)} {status}" for status in dict.fromkeys(lost))
@@ -252,7 +253,7 @@ def _dots(
 
 
 def _panels(rows: Sequence[Row], metrics: Sequence[str], styles: dict[str, Style]) -> Figure | None:
-    """One panel a metric, every row in each, one legend above."""
+    """Draw a panel per metric with every row, and one legend above."""
     if not metrics:
         return None
     figure, axes = new_figure(len(metrics), 2, 2.6)
@@ -311,7 +312,7 @@ def _panel(ax: Axes, metric: str, rows: Sequence[Row], styles: dict[str, Style],
 
 
 def _layers(rows: Sequence[Row], family: str, styles: dict[str, Style]) -> Figure | None:
-    """Small multiples on one scale: a panel a row, a line a layer; last, all rows over depth at their end."""
+    """Draw panels on one scale: one per row with a line per layer; the last has all rows over depth at their end."""
     logged = {name for row in rows for run in row.runs for name in run.curves}
     names = sorted((name for name in logged if _LAYER.sub("", name) == family), key=_layer_number)
     shades = [matplotlib.colormaps["viridis"](0.9 * i / max(1, len(names) - 1)) for i in range(len(names))]
@@ -353,7 +354,7 @@ def _layers(rows: Sequence[Row], family: str, styles: dict[str, Style]) -> Figur
 
 
 def _depth_profile(ax: Axes, rows: Sequence[Row], names: Sequence[str], styles: dict[str, Style]) -> None:
-    """The last value of every layer, averaged over the finished seeds (over all if none finished)."""
+    """Draw the last value of every layer, averaged over the finished seeds (over all if none finished)."""
     for row in rows:
         layers, means = [], []
         for name in names:

@@ -1,4 +1,4 @@
-"""Labels of rows: the configuration keys and choices that tell rows of a comparison apart."""
+"""Labels of rows: the configuration keys and choices that differ between the rows of a comparison."""
 
 import json
 import re
@@ -20,7 +20,7 @@ _NOT_A_DIFFERENCE = re.compile(
 
 
 def leaves(config: dict[str, Any]) -> dict[str, str]:
-    """Dotted key -> value as text, of every leaf of a resolved configuration that can make a difference."""
+    """Return dotted key -> value as text, of every leaf of a configuration that can make a difference."""
     found: dict[str, str] = {}
 
     def walk(node: Any, key: str) -> None:
@@ -39,12 +39,12 @@ def leaves(config: dict[str, Any]) -> dict[str, str]:
 
 
 def is_difference(key: str) -> bool:
-    """Whether the value of a configuration key can tell what a run computed."""
+    """Return whether a configuration key can change what a run computes."""
     return not _NOT_A_DIFFERENCE.fullmatch(key)
 
 
 def choices_of(run: Run) -> dict[str, str]:
-    """What was chosen by name: backbone, size and every group override such as `optimizer=lion`."""
+    """Return the choices by name: backbone, size and every group override such as `optimizer=lion`."""
     chosen = {"backbone": run.backbone, "size": run.size}
     for override in run.overrides:
         key, _, value = override.lstrip("+~").partition("=")
@@ -57,14 +57,14 @@ def choices_of(run: Run) -> dict[str, str]:
 
 
 def overridden_keys(runs: Sequence[Run]) -> set[str] | None:
-    """The keys that were set on the command line; None where that is not known."""
+    """Return the keys that were set on the command line; None if that is not known."""
     if all(run.status == "unfinished" for run in runs):
         return None
     return {override.lstrip("+~").partition("=")[0] for run in runs for override in run.overrides}
 
 
 UNSET = "unset"
-"""What a label says of a choice that a row's command did not make: its value is in the table of differences."""
+"""Value in a label of a choice that the command did not make; the table of differences has its value."""
 
 _FIELDS = 3  # of a label, as far as they tell all rows apart
 
@@ -72,7 +72,7 @@ _FIELDS = 3  # of a label, as far as they tell all rows apart
 def row_labels(
     choices: list[dict[str, str]], configs: list[dict[str, str]], overridden: list[set[str] | None]
 ) -> list[str]:
-    """Name each row by what tells it from the others.
+    """Name each row by what differs from the other rows.
 
     A key that follows from the named choices (`backbone.placement` from `backbone=`) is not repeated; a key
     that varies among rows of equal choices, or that somebody set by hand, is. Where many vary, a row names those in
@@ -92,19 +92,19 @@ def row_labels(
         seen = by_choice.setdefault(tuple(chosen.get(name) for name in (*names, *groups)), {})
         for key in keys:
             seen.setdefault(key, set()).add(config.get(key))
-    told = [key for key in keys if key in by_hand or any(len(seen[key]) > 1 for seen in by_choice.values())]
-    told.sort(key=lambda key: key not in by_hand)
+    shown = [key for key in keys if key in by_hand or any(len(seen[key]) > 1 for seen in by_choice.values())]
+    shown.sort(key=lambda key: key not in by_hand)
     fields = [
         {name: chosen.get(name, UNSET if known is not None else "unknown") for name in groups}
-        | {key: config.get(key, UNSET) for key in told}
+        | {key: config.get(key, UNSET) for key in shown}
         for chosen, config, known in zip(choices, configs, overridden, strict=True)
     ]
     heads = [[chosen[name] for name in names if chosen[name]] for chosen in choices]
     whole = [" · ".join(filter(None, (chosen["backbone"], chosen["size"]))) or "run" for chosen in choices]
-    for count in range(min(_FIELDS, len(told) + len(groups)), len(told) + len(groups) + 1):
+    for count in range(min(_FIELDS, len(shown) + len(groups)), len(shown) + len(groups) + 1):
         for short in (shorten, str):
             labels = [
-                " · ".join([*head, *_told(own, fields, count, short)]) or alone
+                " · ".join([*head, *_fields_of(own, fields, count, short)]) or alone
                 for head, own, alone in zip(heads, fields, whole, strict=True)
             ]
             if len(set(labels)) == len(labels):
@@ -117,19 +117,19 @@ def _varies(key: str, tables: Sequence[dict[str, str]]) -> bool:
 
 
 def _explains(group: str, keys: Sequence[str], configs: Sequence[dict[str, str]]) -> bool:
-    """Whether a choice such as `optimizer=` can be why some of the varying `keys` vary: all, where it has no keys itself."""
+    """Return whether a choice such as `optimizer=` can explain some of the varying `keys`: all, if it has none itself."""
     has_keys = any(key.startswith(f"{group}.") for config in configs for key in config)
     return not has_keys or any(key.startswith(f"{group}.") for key in keys)
 
 
-def _told(
+def _fields_of(
     own: dict[str, str], every: Sequence[dict[str, str]], count: int, short: Callable[[str], str]
 ) -> list[str]:
-    """At most `count` of a row's fields: all of them, or those that the row does not share with most others."""
+    """Return at most `count` of a row's fields: all, or those that most other rows do not share."""
     names = list(own)
     if len(names) > _FIELDS:
-        usual = {name: Counter(fields[name] for fields in every).most_common(1)[0] for name in own}
-        names = [name for name in own if own[name] != usual[name][0] or 2 * usual[name][1] <= len(every)]
+        common = {name: Counter(fields[name] for fields in every).most_common(1)[0] for name in own}
+        names = [name for name in own if own[name] != common[name][0] or 2 * common[name][1] <= len(every)]
     hidden = len(names) - count
     return [f"{name}={short(own[name])}" for name in names[:count]] + (
         [f"{hidden} more"] if hidden > 0 else []
@@ -137,7 +137,7 @@ def _told(
 
 
 def shorten(value: str) -> str:
-    """A value as a label shows it: the name of a file without its folder, the beginning of a long text."""
+    """Return a value for a label: the name of a file without its folder, the beginning of a long text."""
     if "/" in value and len(value) > 24:
         value = "…/" + value.rstrip("/").rpartition("/")[2]
     return value if len(value) <= 40 else value[:39] + "…"

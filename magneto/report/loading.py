@@ -1,7 +1,7 @@
-"""From folders on disk to `Run`s: what a finished, diverged, failed, interrupted or killed run left behind.
+"""From folders on disk to `Run`s, whether the run finished, diverged, failed, was interrupted or was killed.
 
-A report must not fail because one run is broken. So everything that cannot be read is named, with its reason,
-in a list of problems, and the rest is compared. Without torch: a report is made in seconds.
+A report must not fail because one run is broken: what cannot be read is in a list of problems with its reason, and the
+rest is compared. This module does not import torch, so that a report takes seconds.
 """
 
 import json
@@ -22,15 +22,15 @@ from magneto.training.result import SCHEMA, RunResult
 _DEBUG = re.compile(r"\+{0,2}debug=")
 
 _SET_ASIDE = re.compile(r"\.old\d+$")
-"""What `resume=never` calls the folder of an older run: superseded, so only read when it is given by name."""
+"""Suffix of an older run's folder that `resume=never` set aside; it is read only if its own path is given."""
 
 _OWN_FOLDERS = ("checkpoints", "export", "samples", "wandb")
-"""What a run's folder holds besides its files: no other run."""
+"""Folders inside of a run's folder, which hold no other run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run(RunResult):
-    """One run as its result.json (or else its config.yaml) describes it.
+    """Run as its result.json, or else its config.yaml, describes it.
 
     `metrics` and `throughput` hold finite values only. `named`: its folder was given, not one above it.
     """
@@ -40,17 +40,17 @@ class Run(RunResult):
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its planned end; only such runs enter a mean."""
+        """Whether the run reached its planned end; means are over such runs only."""
         return self.status == "finished"
 
     @property
     def trained(self) -> bool:
-        """Whether the run came to its first optimizer step, as far as its files say."""
+        """Whether the run reached its first optimizer step, as far as its files show."""
         return bool(self.steps) or self.finished or (self.folder / "checkpoints" / "last.ckpt").exists()
 
     @property
     def debug(self) -> bool:
-        """Whether the command said `debug=`."""
+        """Whether the command had `debug=`."""
         chosen = [text.lstrip("+").partition("=")[2] for text in self.overrides if _DEBUG.match(text)]
         return bool(chosen) and chosen[-1] not in ("null", "")
 
@@ -67,7 +67,7 @@ class Run(RunResult):
 
     @cached_property
     def samples(self) -> dict[str, dict[str, Any]]:
-        """The samples of samples.jsonl by example id: those of the test split where the run came to it."""
+        """Samples of samples.jsonl by example id, of the test split if there are any."""
         return read_samples(self.folder / "samples.jsonl")
 
 
@@ -106,13 +106,13 @@ def load_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
 
 
 def shown(path: Path) -> str:
-    """A path as a message shows it: relative to the working folder when it lies below it."""
+    """Return a path for a message: relative to the working folder if it is inside of it."""
     absolute = path.absolute()
     return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else path)
 
 
 def setting(config: dict[str, Any], key: str) -> Any:
-    """The value of a dotted key of a configuration; None where there is none."""
+    """Return the value of a dotted key of a configuration; None if there is none."""
     node: Any = config
     for name in key.split("."):
         node = node.get(name) if isinstance(node, dict) else None
@@ -120,7 +120,7 @@ def setting(config: dict[str, Any], key: str) -> Any:
 
 
 def _run_folders(paths: list[Path], problems: list[str]) -> list[Path]:
-    """Each run's folder once, as the user wrote it. Links are followed; a folder that was visited is not entered again."""
+    """Return each run's folder once, as the user wrote it. Links are followed, but no folder is entered twice."""
     found: list[Path] = []
     aside: list[str] = []
     visited: set[Path] = set()
@@ -154,12 +154,12 @@ def _run_folders(paths: list[Path], problems: list[str]) -> list[Path]:
 
 
 def few(names: list[str]) -> str:
-    """The first names of a list that may be long."""
+    """Return the first three names of a list, and the number of the others."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _unreadable(path: Path) -> str | None:
-    """Why a file that is there cannot be read; None where it can or is not there."""
+    """Return why a file cannot be read; None if it can or does not exist."""
     try:
         path.open("rb").close()
     except FileNotFoundError:
@@ -170,7 +170,7 @@ def _unreadable(path: Path) -> str | None:
 
 
 def _read_run(folder: Path, named: bool) -> Run:
-    """The run in `folder`.
+    """Read the run in `folder`.
 
     Raises:
         ConfigError: neither result.json nor config.yaml can be read; the message names the file.
@@ -195,7 +195,7 @@ def _read_run(folder: Path, named: bool) -> Run:
 
 
 def _unfinished(folder: Path, config: Any) -> dict[str, Any]:
-    """What result.json would say of a run that is still running or was killed, from its configuration."""
+    """Return the result.json of a run that is still running or was killed, from its configuration."""
     if not isinstance(config, dict):
         raise ConfigError("does not hold a configuration")
     return {
@@ -224,7 +224,7 @@ def _measured(values: dict[str, float]) -> dict[str, float]:
 
 
 def _last_step(folder: Path) -> int | None:
-    """The last step in metrics.csv, of a run that could not note how far it came."""
+    """Return the last step in metrics.csv, for a run whose result does not have it."""
     return max((int(curve.steps[-1]) for curve in read_curves(folder / "metrics.csv").values()), default=None)
 
 

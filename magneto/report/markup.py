@@ -34,7 +34,7 @@ _EXAMPLES = 3  # of report.md
 
 
 def to_markdown(table: Table) -> str:
-    """A GitHub table with its notes below."""
+    """Return a GitHub table with its notes below."""
 
     def text(cell: Cell) -> str:
         value = markdown_text(cell.text)
@@ -50,7 +50,7 @@ def to_markdown(table: Table) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Text that Markdown shows as it is, on one line; `pre_ln` needs no escape inside a word."""
+    """Escape text for Markdown, on one line; `_` inside of a word, as in `pre_ln`, needs no escape."""
     text = re.sub(r"([\\`*|<>\[\]])", r"\\\1", " ".join(text.split()))
     return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)
 
@@ -72,12 +72,12 @@ _LATEX = {
 
 
 def latex_text(text: str) -> str:
-    """Text with LaTeX's special characters escaped."""
+    """Escape the special characters of LaTeX."""
     return "".join(_LATEX.get(char, char) for char in " ".join(text.split()))
 
 
 def to_latex(table: Table) -> str:
-    """A floating booktabs table; needs `booktabs` in the preamble."""
+    """Return a floating table, which needs `booktabs` in the preamble."""
 
     def text(cell: Cell) -> str:
         value = latex_text(cell.text)
@@ -103,7 +103,7 @@ def to_latex(table: Table) -> str:
 
 
 def write_csv(comparison: Comparison, path: Path) -> None:
-    """One line a configuration, in full precision, for a script; empty where there is no value."""
+    """Write a row per configuration in full precision, for a script; empty where there is no value."""
     records: list[dict[str, Any]] = []
     for section in comparison.sections:
         names = [*section.metrics]
@@ -140,7 +140,7 @@ def write_csv(comparison: Comparison, path: Path) -> None:
 
 
 def paper_tables(comparison: Comparison, overview: Overview | None) -> list[Table]:
-    """The tables that a paper would show: all tasks at once; and of each results, parts, costs."""
+    """Return the tables for a paper: the overview, and results, parts and costs of each section."""
     tables = [overview.table] if overview else []
     for section in comparison.sections:
         tables += [main_table(section), *breakdown_tables(section), cost_table(section)]
@@ -155,7 +155,7 @@ def markdown_report(
     command: str | None,
     folder: Path,
 ) -> str:
-    """report.md: the tables and figures as GitHub shows them; `images` by section slug."""
+    """Return report.md: tables and figures for GitHub; `saved_figures` by section slug."""
     parts = [f"# {markdown_text(title)}"]
     if command:
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
@@ -188,7 +188,7 @@ def _figure_tag(figure: SavedFigure) -> str:
 
 
 def _examples(section: Section, folder: Path) -> list[str]:
-    """A few examples with the outputs of every row; all of them, with their errors marked, are in report.html."""
+    """Return the first examples with the outputs of every row; report.html has all, with errors marked."""
     parts = []
     for example in examples(section)[0][:_EXAMPLES]:
         texts = [*example.given, *([("reference", example.reference)] if example.reference else [])]

@@ -1,4 +1,4 @@
-"""Several tasks in one table and one figure: a row a task and corpus, a column a backbone."""
+"""Overview of several tasks: a table with a row per task and corpus and a column per backbone, and a figure."""
 
 import math
 from collections.abc import Sequence
@@ -11,23 +11,24 @@ from magneto.report.tables import DAGGER, NONE, Cell, Table, duration, main_tabl
 
 PICKED = "‡"
 ENDED = ("finished", "diverged")
-"""What is a result."""
+"""Statuses of a run with a result."""
 
 _ARROWS = {"min": " ↓", "max": " ↑", None: ""}
 
 
 @dataclass(frozen=True)
 class Overview:
-    """All tasks at once."""
+    """Table and figure of all tasks."""
 
     table: Table
     figure: SavedFigure | None
 
 
 def overview_of(sections: Sequence[Section], folder: Path) -> Overview | None:
-    """The primary_metric metric of every section by backbone, its figure in `folder`; None of fewer than two with a result.
+    """Return the primary metric of every section by backbone, with its figure in `folder`.
 
-    Where a backbone has several configurations, the one stands here that was best in validation.
+    It is None if fewer than two sections have a result. Of several configurations of a backbone the best in validation is
+    shown.
     """
     sections = [section for section in sections if any(run.status in ENDED for run in section.runs)]
     if len(sections) < 2:
@@ -42,7 +43,7 @@ def overview_of(sections: Sequence[Section], folder: Path) -> Overview | None:
 
 
 def _one_a_backbone(section: Section) -> tuple[Row, ...]:
-    """Of each backbone the row with the best mean of the monitored metric, among those that finished the most seeds."""
+    """Return the best row of each backbone in the monitored metric, among those with the most finished seeds."""
     sign = -1 if section.monitor_mode == "max" else 1
 
     def rank(row: Row) -> tuple[float, float]:
@@ -66,8 +67,8 @@ def _table(sections: Sequence[Section], several: Sequence[bool]) -> Table:
         # The cells of the section's own table, so that the two never disagree.
         own = main_table(section)
         metric = f"{section.primary_metric}{_ARROWS[section.better(section.primary_metric)]}"
-        place = own.header.index(metric)
-        cells = {row.backbone: line[place] for row, line in zip(section.rows, own.rows, strict=True)}
+        column = own.header.index(metric)
+        cells = {row.backbone: cells[column] for row, cells in zip(section.rows, own.rows, strict=True)}
         finished = [run for row in section.rows for run in row.finished]
         walls = [run.wall_s for run in finished if run.wall_s is not None]
         rows.append(
@@ -94,6 +95,6 @@ def _table(sections: Sequence[Section], several: Sequence[bool]) -> Table:
 
 
 def _seeds(section: Section) -> str:
-    """`2`, or `1 to 2` where the backbones have different numbers of finished runs."""
+    """Return `2`, or `1 to 2` if the backbones have different numbers of finished runs."""
     counts = [len(row.finished) for row in section.rows]
     return str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"

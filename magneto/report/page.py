@@ -1,4 +1,4 @@
-"""report.html: one file that opens from disk, without a network and without a script.
+"""report.html: one file that opens from disk, without network and scripts.
 
 Every text comes from data (transcripts, error messages, configuration values), so every text goes through
 `_e`, and the page forbids itself, by its content security policy, to run or to load anything.
@@ -116,14 +116,14 @@ def render(
     command: str | None,
     folder: Path,
 ) -> str:
-    """The whole page; `images` by section slug, links relative to `folder`."""
+    """Return the page; `saved_figures` by section slug, links relative to `folder`."""
     runs = comparison.runs
     rows = sum(len(section.rows) for section in comparison.sections)
-    facts = f"{_plural(len(runs), 'run')} · {_plural(rows, 'configuration')}"
+    summary = f"{_plural(len(runs), 'run')} · {_plural(rows, 'configuration')}"
     for status in STATUSES[1:]:
         count = sum(run.status == status for run in runs)
-        facts += f" · {count} {status}" if count else ""
-    parts = [f"<h1>{_e(title)}</h1>", f'<p class="soft">{facts}</p>']
+        summary += f" · {count} {status}" if count else ""
+    parts = [f"<h1>{_e(title)}</h1>", f'<p class="soft">{summary}</p>']
     if command:
         parts.append(f"<pre><code>{_e(command)}</code></pre>")
     if comparison.problems:
@@ -214,7 +214,7 @@ def _figure_tag(figure: SavedFigure) -> str:
 
 
 def _image(file: Path, alt: str) -> str:
-    """A PNG file within the page: it opens from disk, without the folder that the file lies in."""
+    """Return a PNG file as part of the page, which then needs no other file."""
     try:
         data = base64.b64encode(file.read_bytes()).decode("ascii")
     except OSError as error:
@@ -223,7 +223,7 @@ def _image(file: Path, alt: str) -> str:
 
 
 def _samples(section: Section, folder: Path) -> str:
-    """The same few examples side by side."""
+    """Return the examples with the outputs of all rows side by side."""
     shown, runs = examples(section)
     if not shown:
         return ""
@@ -241,7 +241,7 @@ def _samples(section: Section, folder: Path) -> str:
 
 
 def _compared(example: Example) -> bool:
-    """Whether the outputs are marked: a continuation may be good and unlike the text's own."""
+    """Return whether the outputs are marked; a continuation is not, as it may differ from the reference and be good."""
     return bool(example.reference and example.reference.strip()) and example.kind != "continuation"
 
 
@@ -265,9 +265,9 @@ def _line(label: str, text: str, count: str, lang: str) -> str:
 
 
 def _marked(example: Example, output: str) -> tuple[str, str]:
-    """An output as HTML with its errors marked, and their number in words; plain where nothing is compared.
+    """Return an output as HTML with its errors marked, and their number in words.
 
-    Speech is compared by characters, other text by words: a translation is rarely wrong by a letter.
+    Speech is compared by characters, other text by words.
     """
     if not _compared(example):
         return _e(output), ""

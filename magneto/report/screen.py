@@ -1,4 +1,4 @@
-"""The comparison on the terminal: of each section its result and a table, then where the whole report is."""
+"""Comparison on the terminal: a table and the result of each section, and the path of the report."""
 
 from rich.console import Console
 from rich.table import Table as ScreenTable
@@ -9,7 +9,7 @@ from magneto.report.comparison import Section
 from magneto.report.loading import shown
 from magneto.report.tables import cost_table, main_table, verdict
 
-_WIDE = 24  # characters: beside a longer label, one metric is all that a terminal of 80 columns has room for
+_WIDE = 24  # characters: beside a longer label, a terminal of 80 columns has room for one metric
 _MOST = 8  # tables
 
 
@@ -29,7 +29,7 @@ def print_report(files: ReportFiles, console: Console | None = None) -> None:
 
 
 def screen_table(section: Section) -> ScreenTable:
-    """Configurations against seeds, the first metrics and the time of a run; the best in bold."""
+    """Return the configurations with seeds, the first metrics and the time of a run; the best in bold."""
     main, cost = main_table(section), cost_table(section)
     metrics = [index for index, name in enumerate(main.header) if name.endswith((" ↓", " ↑"))]
     count = 1 if max(len(row.label) for row in section.rows) > _WIDE else 2

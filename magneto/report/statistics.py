@@ -31,7 +31,7 @@ class Difference:
 
 
 def summarise(values: Iterable[float]) -> Stat | None:
-    """Mean and sample standard deviation; no spread is made up for one value."""
+    """Return mean and sample standard deviation; a single value has no deviation."""
     array = np.array(list(values), dtype=np.float64)
     if not array.size:
         return None
@@ -39,7 +39,7 @@ def summarise(values: Iterable[float]) -> Stat | None:
 
 
 def difference(ours: dict[int, float], theirs: dict[int, float]) -> Difference | None:
-    """Mean of `ours` minus mean of `theirs` (seed -> value) with a 95% interval by Student's t.
+    """Return the mean of `ours` minus the mean of `theirs` (seed -> value), with a 95% interval by Student's t.
 
     Paired over the seeds that both have when these are two or more, else Welch's with its degrees of freedom
     rounded down (a slightly wider interval). None when either side has a single value.
@@ -62,7 +62,7 @@ def difference(ours: dict[int, float], theirs: dict[int, float]) -> Difference |
 
 
 def _t95(freedom: int) -> float:
-    """The 97.5% quantile of Student's t (Cornish-Fisher expansion of the normal's above the table)."""
+    """Return the 97.5% quantile of Student's t, above the table by the Cornish-Fisher expansion of the normal's."""
     if freedom <= len(_T95):
         return _T95[freedom - 1]
     z = 1.959964

@@ -1,4 +1,4 @@
-"""What a report says, as data: tables and sentences. `markup` writes them as text, `page` as HTML."""
+"""Tables and sentences of a report as data. `markup` writes them as text, `page` as HTML."""
 
 import math
 import os
@@ -18,7 +18,7 @@ NONE = "–"
 DAGGER = "†"
 
 _THROUGHPUT = ("audio_seconds_per_s", "tokens_per_s", "images_per_s", "examples_per_s")
-"""The first of these that a run measured is its throughput: the unit of work of its task."""
+"""Units of throughput: the first one that a run measured is shown."""
 
 
 _MEMORY: dict[str, Callable[[Run], int | None]] = {
@@ -30,7 +30,7 @@ _MEMORY: dict[str, Callable[[Run], int | None]] = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One entry of a table; `href` is relative to the report's folder; `colour` is shown beside the text."""
+    """Cell of a table; `href` is relative to the report's folder; `colour` is shown beside the text."""
 
     text: str
     bold: bool = False
@@ -40,7 +40,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A header and rows of cells; the columns in `words` are set flush left, the others hold numbers."""
+    """Table with a header and rows of cells; the columns in `words` hold text, the others numbers."""
 
     title: str
     header: tuple[str, ...]
@@ -50,7 +50,7 @@ class Table:
 
 
 def main_table(section: Section) -> Table:
-    """Configurations against the test metrics that are better low or high: the table of the paper."""
+    """Return the main table: configurations with the test metrics that have a direction."""
     columns: list[tuple[str, Callable[[Row], Cell]]] = [
         ("configuration", _label_column(section)),
         ("parameters", _cost_column(lambda run: run.parameters, count_text, finished=False)),
@@ -69,7 +69,7 @@ def main_table(section: Section) -> Table:
 
 
 def diagnostics_table(section: Section) -> Table | None:
-    """The test metrics that tell what happens but not what is better, such as a share of blanks."""
+    """Return the test metrics without a direction, such as a share of blanks; None if there are none."""
     names = [
         name for name in section.metrics if name != section.primary_metric and section.better(name) is None
     ]
@@ -81,13 +81,13 @@ def diagnostics_table(section: Section) -> Table | None:
 
 
 def detail_tables(section: Section) -> list[Table]:
-    """What stands below the main table: parts, further metrics, costs."""
+    """Return the tables below the main table: parts, further metrics, costs."""
     further = diagnostics_table(section)
     return [*breakdown_tables(section), *([further] if further else []), cost_table(section)]
 
 
 def cost_table(section: Section) -> Table:
-    """What the runs took: steps, minutes, throughput in the task's unit of work, memory."""
+    """Return the costs of the runs: steps, time, throughput in the task's unit, memory."""
     columns: list[tuple[str, Callable[[Row], Cell]]] = [
         ("configuration", _label_column(section)),
         ("steps", _cost_column(lambda run: run.steps, "{:,.0f}".format)),
@@ -109,7 +109,7 @@ def cost_table(section: Section) -> Table:
 
 
 def breakdown_tables(section: Section) -> list[Table]:
-    """One table for each metric that is also known by language, direction or class."""
+    """Return a table for each metric that has parts by language, direction or class."""
     return [
         _table(
             f"{metric} by {_part_name(section, parts)}",
@@ -124,7 +124,7 @@ def breakdown_tables(section: Section) -> list[Table]:
 
 
 def _part_name(section: Section, parts: Sequence[str]) -> str:
-    """What the parts of a metric are, as the samples of the runs say it."""
+    """Return the name of the parts of a metric, from the samples of the runs."""
     for key in ("language", "direction"):
         if any(sample.get(key) in parts for run in section.runs for sample in run.samples.values()):
             return key
@@ -132,7 +132,7 @@ def _part_name(section: Section, parts: Sequence[str]) -> str:
 
 
 def runs_table(comparison: Comparison, folder: Path) -> Table:
-    """Every run with a link to its folder, also those that did not finish and, last, those that compete nowhere."""
+    """Return all runs with links to their folders; those that are in no section are last."""
     several = len(comparison.sections) > 1
     header = ["run", "status", "steps", *(["task"] if several else []), "configuration", "seed"]
     header += ["result", "best validation", "time", "data loading time"]
@@ -188,7 +188,7 @@ def _time_cells(run: Run) -> tuple[Cell, Cell]:
 
 
 def differences_table(section: Section) -> Table | None:
-    """The configuration keys that differ between the rows; None when there is one row."""
+    """Return the configuration keys that differ between the rows; None if none do."""
     keys = differing_keys(section.rows)
     if not keys:
         return None
@@ -198,7 +198,7 @@ def differences_table(section: Section) -> Table | None:
 
 
 def versions_table(comparison: Comparison) -> Table:
-    """Git commit and library versions with the number of runs that had each."""
+    """Return git commits and library versions with the number of runs of each."""
     counts: dict[tuple[str, str], int] = {}
     for run in comparison.runs:
         for item in [("git commit", run.git or "unknown"), *sorted(run.versions.items())]:
@@ -212,7 +212,7 @@ def versions_table(comparison: Comparison) -> Table:
 
 
 def unfinished(section: Section) -> list[str]:
-    """One sentence for each run that did not finish: what happened to it, when, and why."""
+    """Return a sentence for each run that did not finish: status, step and message."""
     return [
         f"{short_name(run)}: {run.status}"
         + (f" at step {run.steps:,}" if run.steps is not None else "")
@@ -224,7 +224,7 @@ def unfinished(section: Section) -> list[str]:
 
 
 def verdict(section: Section) -> str | None:
-    """The result in one sentence, with what its interval allows to say; None when nothing can be compared."""
+    """Return the result in one sentence, with its interval; None if nothing can be compared."""
     best = section.best(section.primary_metric)
     if best is None:
         return None
@@ -249,12 +249,12 @@ def verdict(section: Section) -> str | None:
 
 
 def short_name(run: Run) -> str:
-    """A run's name, without the middle of a long one: its beginning tells the backbone, its end the last key."""
+    """Return a run's name, without the middle of a long one: the backbone is at its beginning, the last key at its end."""
     return run.name if len(run.name) <= 60 else f"{run.name[:30]}…{run.name[-29:]}"
 
 
 def seeds_text(row: Row) -> str:
-    """`2`, or `1 of 2 (1 diverged) †`: a mean over survivors says so."""
+    """Return `2`, or `1 of 2 (1 diverged) †` if not all seeds finished."""
     if row.complete:
         return str(len(row.runs))
     reasons = [f"{row.count(status)} {status}" for status in STATUSES[1:] if row.count(status)]
@@ -264,7 +264,7 @@ def seeds_text(row: Row) -> str:
 
 
 def decimals(values: Sequence[float | None]) -> int:
-    """How many decimals a column of such values is printed with."""
+    """Return the number of decimals for a column of such values."""
     largest = max((abs(value) for value in values if value is not None), default=1.0)
     if largest == 0:
         return 3
@@ -274,12 +274,12 @@ def decimals(values: Sequence[float | None]) -> int:
 
 
 def number(value: float | None, places: int) -> str:
-    """A number with a typographic minus, or a dash for none."""
+    """Return a number with a typographic minus, or a dash for None."""
     return NONE if value is None else f"{value:,.{places}f}".replace("-", "−")
 
 
 def duration(seconds: float | None) -> str:
-    """`12 s`, `3.4 min`, `2.1 h`: the unit in which the number can be read; a dash for none."""
+    """Return `12 s`, `3.4 min` or `2.1 h`; a dash for None."""
     if seconds is None:
         return NONE
     if seconds < 59.5:
@@ -288,7 +288,7 @@ def duration(seconds: float | None) -> str:
 
 
 def relative_link(target: Path, folder: Path) -> str:
-    """A URL from the report's folder to a run's folder, so that the two can be moved together."""
+    """Return a URL from the report's folder to a run's folder, relative, so that both can be moved together."""
     return quote(os.fsencode(Path(os.path.relpath(target.resolve(), folder.resolve())).as_posix()))
 
 
@@ -314,7 +314,7 @@ def _cost_column(
     *,
     finished: bool = True,
 ) -> Callable[[Row], Cell]:
-    """`value` over the finished (or all) runs of a row, averaged (or picked otherwise) and put into words."""
+    """Return a column of `value` as text, averaged over the finished (or all) runs of a row, or as `pick` does it."""
 
     def cell(row: Row) -> Cell:
         runs = row.finished if finished else row.runs
@@ -358,7 +358,7 @@ def _difference_column(section: Section, metric: str) -> Callable[[Row], Cell]:
 
 
 def count_text(value: float) -> str:
-    """`5.2 M`: a parameter count as people say it."""
+    """Return a number of parameters, as `5.2 M`."""
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.1f} {unit}"

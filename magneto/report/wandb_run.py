@@ -17,7 +17,7 @@ _CONNECT_S = 20.0
 def log_to_wandb(
     table: Path, saved_figures: Sequence[SavedFigure], folder: Path, project: str, title: str
 ) -> Path:
-    """Log `table` (a CSV) and `images`: online where a key is found, else offline, without a question.
+    """Log `table` (a CSV) and figures: online if there is a key, else offline.
 
     Returns:
         The run's own folder below `folder`/wandb; of an offline run, what `wandb sync` takes.

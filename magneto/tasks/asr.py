@@ -7,19 +7,19 @@ the placements differ, and leaves out the rest. docs/numerics.md says so too.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import soundfile
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Lt
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from magneto.data.io.audio import BadAudio, load_audio
 from magneto.data.speech.module import SpeechDataModule
 from magneto.data.tokenizers.ctc import CTCTokenizer
-from magneto.errors import ConfigError
-from magneto.inference.asr import AsrPredictOptions, check_decoding, decode, transcribe
+from magneto.inference.asr import AsrPredictOptions, Decoder, decode, transcribe
 from magneto.inference.ctc import BLANK, ctc_blank_ratio
 from magneto.inference.inputs import PredictInput
 from magneto.metrics.error_rate import ErrorRate, align, mark_errors
@@ -31,25 +31,16 @@ from magneto.training.samples import Sample
 
 @dataclass(frozen=True, kw_only=True)
 class ASROptions:
-    """What `conf/task/asr.yaml` sets under `task`."""
+    """Options under `task`, see `conf/task/asr.yaml`."""
 
-    decoder: str = "greedy"
+    decoder: Decoder = "greedy"
     """greedy (best path) or beam (prefix beam search), for evaluation and `mode=predict`."""
-    beam_width: int = 16
+    beam_width: Annotated[int, Ge(1)] = 16
     """Prefixes kept by the beam search."""
-    intermediate_losses: int = 0
+    intermediate_losses: Annotated[int, Ge(0)] = 0
     """Layers, evenly spread, whose outputs learn to transcribe too (intermediate CTC: Lee and Watanabe 2021)."""
-    intermediate_weight: float = 0.5
+    intermediate_weight: Annotated[float, Ge(0), Lt(1)] = 0.5
     """Share of their mean loss in the training loss."""
-
-    def __post_init__(self) -> None:
-        if self.intermediate_losses < 0:
-            raise ConfigError(f"task.intermediate_losses={self.intermediate_losses}: must be 0 or more.")
-        if not 0 <= self.intermediate_weight < 1:
-            raise ConfigError(
-                f"task.intermediate_weight={self.intermediate_weight}: must be from 0 to below 1."
-            )
-        check_decoding(self.decoder, self.beam_width, "task")
 
 
 MAX_PLAYED_S = 30.0

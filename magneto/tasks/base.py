@@ -30,22 +30,24 @@ class Task(TrainingModule):
     A task implements `build`, `step` and `flops`, and overrides what else it needs. Its hooks, in the order in which they
     are called:
 
-    | hook | called | returns | default |
-    |---|---|---|---|
-    | `prepare` (class) | once the data is prepared, in every process | options to add to `config["task"]` | {} |
-    | `shape_from` (class) | before the model is built | backbone fields that follow from the data | {} |
-    | `build` | by the constructor | None; makes the modules, fills `self.scores` | required |
-    | `initialize` | a fresh run, before training | None; reads given weights | nothing |
-    | `step` | each batch of training and evaluation | `StepOutput` | required |
-    | `throughput_counts` | each batch of training | `examples`, `tokens` or `audio_seconds` | examples |
-    | `flops` | the first batches of training | FLOPs of a training step | required |
-    | `evaluate` | each batch of an evaluation, after `step` | what `samples` needs; updates `self.scores` | None |
-    | `samples` | each batch of an evaluation, after `evaluate` | examples to look at, each with `id` | [] |
-    | `overview` | end of an evaluation, metrics computed | as `samples`, of the whole evaluation | [] |
-    | `after_evaluation` | end of an evaluation, metrics logged | None; writes files of its own | nothing |
-    | `recording` | for loggers that play sound | the audio file of a sample | None |
-    | `tokenizer_json` | export | content of `tokenizer.json` | None |
-    | `predictions` | `mode=predict` and `predict()` | results, one by one | ConfigError |
+    ==================  ============================  ===================================  ==============
+    hook                called                        returns                              default
+    ==================  ============================  ===================================  ==============
+    prepare (class)     once the data is prepared     options to add to config["task"]     {}
+    shape_from (class)  before the model is built     backbone fields from the data        {}
+    build               by the constructor            None; makes modules and self.scores  required
+    initialize          a fresh run, before training  None; reads given weights            nothing
+    step                every batch                   StepOutput                           required
+    throughput_counts   every batch of training       examples, tokens or audio_seconds    examples
+    flops               every batch of training       FLOPs of a training step             required
+    evaluate            evaluation, after step        what samples needs                   None
+    samples             evaluation, after evaluate    examples to look at, each with id    []
+    overview            end of an evaluation          examples of the whole evaluation     []
+    after_evaluation    its metrics are logged        None; writes files of its own        nothing
+    recording           for loggers that play sound   the audio file of a sample           None
+    tokenizer_json      export                        content of tokenizer.json            info.tokenizer
+    predictions         mode=predict and predict()    results, as they come                ConfigError
+    ==================  ============================  ===================================  ==============
 
     Args:
         backbone: fields of `BackboneConfig`.
@@ -74,9 +76,9 @@ class Task(TrainingModule):
     primary_metric: ClassVar[str | None] = None
     """The metric that runs are compared by, without its split, where it is not the monitored one."""
     example_input: str | None = None
-    """What `mode=predict` takes, for the command at the end of a run; None: nothing."""
+    """Arguments of `mode=predict`, for the command that is printed at the end of a run; None: it is not offered."""
     uses_labels: ClassVar[bool] = True
-    """Whether the classes of the data, if it has any, are what is learnt: other data must have the same ones then."""
+    """Whether the classes of the data, if it has any, are learnt: other data must have the same ones then."""
 
     def __init__(
         self,
@@ -146,26 +148,31 @@ class Task(TrainingModule):
 
     @classmethod
     def shape_from(cls, backbone: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str, Any]:
-        """Fields of the backbone that follow from the data, such as the patches on a side of an image."""
+        """Return the fields of the backbone that follow from the data, such as the patches on a side of an image."""
         return {}
 
     @classmethod
     def prepare(cls, config: Mapping[str, Any], data: DataModule) -> dict[str, Any]:
-        """Options that need work beyond the data's own, such as a model whose outputs are this task's targets.
+        """Return options that need work beyond the data's own, such as a model whose outputs are this task's targets.
 
-        Called by every process once the data is prepared; what takes long goes through `prepare_once`.
+        Called by every process once the data is prepared. Use `prepare_once` for what takes long.
 
         Args:
             config: the whole resolved configuration.
             data: of this task, prepared.
 
         Returns:
-            what to put into `config["task"]`, plain values.
+            What to put into `config["task"]`, plain values.
         """
         return {}
 
     def initialize(self) -> None:
         """Read given weights, before the training of a fresh run; a resumed one finds them in its checkpoint."""
+
+    def tokenizer_json(self) -> str | None:
+        """Return the tokenizer as a `tokenizer.json`, for the export; None where the task has none."""
+        tokenizer = getattr(self.info, "tokenizer", None)
+        return tokenizer if isinstance(tokenizer, str) else None
 
     def predictions(self, inputs: PredictInput, options: Any) -> Iterator[dict[str, Any]]:
         """Apply the model to what a user gives: plain results.
@@ -227,14 +234,14 @@ class Task(TrainingModule):
     # ------------------------------------------------------------------ the model
 
     def named_layers(self) -> Iterator[tuple[str, nn.Module]]:
-        """The layers of the backbone, as the stability probe names them: `layer_00`, or `encoder/layer_00`."""
+        """Yield the layers of the backbone, as the stability probe names them: `layer_00`, or `encoder/layer_00`."""
         for path, stack in self._stacks():
             side = next((part for part in path.split(".") if part in ("encoder", "decoder")), None)
             prefix = f"{side}/" if side else ""
             yield from ((f"{prefix}layer_{index:02d}", layer) for index, layer in enumerate(stack.layers))
 
     def _stacks(self) -> list[tuple[str, Stack]]:
-        """The stacks of the backbone by their paths, without those of a model that only gives targets."""
+        """Return the stacks of the backbone by their paths, without those of a model that only gives targets."""
         return [
             (path, module)
             for path, module in self.named_modules()
@@ -242,12 +249,12 @@ class Task(TrainingModule):
         ]
 
     def layer_modules(self) -> list[nn.Module]:
-        """What makes the input of the layers (stem, absolute positions), and the layers, for `optimizer.layer_decay`.
+        """Return what makes the input of the layers (stem, absolute positions), and the layers, for `optimizer.layer_decay`.
 
         Relative positions belong to no layer; they have the head's learning rate, as in BEiT's fine-tuning.
 
         Raises:
-            ConfigError: the task has more than one stack, so that its layers stand in no single order.
+            ConfigError: the task has more than one stack, so that its layers have no single order.
         """
         stacks = self._stacks()
         if len(stacks) != 1:
@@ -272,19 +279,21 @@ class Task(TrainingModule):
         """Trainable parameters."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
-    def require_positions(self, length: int, setting: str, remedy: str) -> None:
-        """Refuse data whose longest sequence is beyond the reach of the backbone's positions.
+    def require_positions(self, length: int, setting: str, remedy: str, table: bool = False) -> None:
+        """Check that the positions of the backbone reach the longest sequence of the data.
 
         Args:
             length: tokens of the longest sequence, special tokens and padding included.
             setting: what in the data's configuration decides it, with its value.
             remedy: what to set it to.
+            table: whether the stem has learned positions of its own, `max_positions` of them.
 
         Raises:
-            ConfigError: the positions reach less far.
+            ConfigError: they do not.
         """
         reach = self.config.max_positions
-        if self.config.position in ("learned", "sinusoidal", "rotary") and length > reach:
+        limited = table or self.config.position in ("learned", "sinusoidal", "rotary")
+        if limited and length > reach:
             raise ConfigError(
                 f"{setting} is more than backbone.max_positions={reach} (position={self.config.position}): {remedy}, or "
                 "raise backbone.max_positions, unless it comes with init_from."

@@ -33,7 +33,7 @@ from magneto.visualize.image_grid import hide, side_by_side, tile
 
 @dataclass(frozen=True, kw_only=True)
 class BEiTOptions(TargetOptions):
-    """What `conf/task/beit.yaml` sets under `task`."""
+    """Options under `task`, see `conf/task/beit.yaml`."""
 
 
 class BEiT(MaskedImages):

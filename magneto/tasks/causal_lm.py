@@ -3,17 +3,17 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Lt
 from torch import Tensor
 from torchmetrics import Metric
 
 from magneto.config.validate import from_mapping
 from magneto.data.text.module import IGNORE, TextDataModule
 from magneto.data.tokenizers.text import TextTokenizer
-from magneto.errors import ConfigError
 from magneto.inference.causal_lm import CausalLMPredictOptions, continue_prompts, encode_prompt
 from magneto.inference.inputs import PredictInput
 from magneto.inference.sampling import Decoding, generate
@@ -29,25 +29,23 @@ from magneto.tasks.base import Task
 from magneto.training.module import Batch, StepOutput
 from magneto.training.samples import Sample
 
-HELD_OUT_PROMPT = 32  # tokens of a held-out block, half of it at most, that a sample goes on from
+HELD_OUT_PROMPT = 32  # tokens of a held-out block, half of it at most, that a sample continues
 
 
 @dataclass(frozen=True, kw_only=True)
 class CausalLMOptions:
-    """What `conf/task/causal_lm.yaml` sets under `task`."""
+    """Options under `task`, see `conf/task/causal_lm.yaml`."""
 
     tie_embeddings: bool = True
     """The table of the embeddings is the output layer too."""
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Share of the target's mass that is spread over the vocabulary, in training; evaluation is without it."""
     prompts: tuple[str, ...] = ()
-    """What the samples of each evaluation go on from; the others go on from held-out text."""
+    """Prompts of the samples of each evaluation; the other samples continue held-out text."""
     sample: Mapping[str, Any] = field(default_factory=dict)
-    """How samples are drawn: fields of `magneto.inference.sampling.Decoding`."""
+    """Sampling of these: fields of `magneto.inference.sampling.Decoding`."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.label_smoothing < 1:
-            raise ConfigError(f"task.label_smoothing={self.label_smoothing}: must be at least 0 and below 1.")
         object.__setattr__(self, "prompts", tuple(self.prompts))
         from_mapping(Decoding, self.sample, "task.sample")
 
@@ -135,7 +133,7 @@ class CausalLM(Task):
         return F.linear(hidden, self.output_weight).float()
 
     def next_logits(self, tokens: Tensor, mask: Tensor | None, cache: KVCache) -> Tensor:
-        """What `magneto.inference.sampling` asks for: (B, T) new tokens -> (B, V) fp32 logits of what follows the last."""
+        """Next token, for `magneto.inference.sampling`: (B, T) new tokens -> (B, V) fp32 logits of what follows the last."""
         return self.logits(self(tokens, mask, cache)[:, -1])
 
     def step(self, batch: Batch) -> StepOutput:
@@ -199,7 +197,3 @@ class CausalLM(Task):
     def predictions(self, inputs: PredictInput, options: CausalLMPredictOptions) -> Iterator[dict[str, Any]]:
         """Continue one prompt, shown as it is written, or several, batch by batch."""
         return continue_prompts(self, inputs, options)
-
-    def tokenizer_json(self) -> str | None:
-        """The tokenizer as a `tokenizer.json`."""
-        return str(self.info.tokenizer)

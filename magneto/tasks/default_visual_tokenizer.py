@@ -4,14 +4,14 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
 from rich.progress import track
 
 from magneto.data.cache import prepare_once, short_hash
 from magneto.data.image.module import ImageDataModule
-from magneto.errors import ConfigError
 from magneto.tasks.visual_tokenizer import VisualTokenization
 from magneto.training import checkpoint_io
 
@@ -23,32 +23,27 @@ SEED = 0  # one tokenizer for the runs of all seeds
 
 @dataclass(frozen=True, kw_only=True)
 class DefaultTokenizer:
-    """What `task.default_tokenizer` of conf/task/beit.yaml sets: a small one of `task=visual_tokenizer`."""
+    """Options under `task.default_tokenizer`, see `conf/task/beit.yaml`: a small model of `task=visual_tokenizer`."""
 
     codes: int = 512
     code_width: int = 16
     width: int = 64
     blocks: int = 2
-    steps: int = 400
-    batch_size: int = 128
+    steps: Annotated[int, Ge(1)] = 400
+    batch_size: Annotated[int, Ge(1)] = 128
     lr: float = 2.0e-3
-
-    def __post_init__(self) -> None:
-        for key in ("steps", "batch_size"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"task.default_tokenizer.{key}={getattr(self, key)}: must be at least 1.")
 
 
 def default_tokenizer(data: ImageDataModule, settings: DefaultTokenizer) -> Path:
-    """The export folder of the tokenizer of this data; trained on its images unless that was done before.
+    """Return the export folder of the tokenizer of this data; train it on its images unless that was done before.
 
-    Its images are augmented as those of the model that will predict its codes. It takes the first device at hand; the
+    Its images are augmented as those of the model that will predict its codes. It takes a GPU if there is one; the
     other processes of a run wait.
     """
     info = data.info.to_dict()
-    facts = {key: info[key] for key in ("key", "image_size", "channels", "patch_size", "mean", "std")}
+    relevant = {key: info[key] for key in ("key", "image_size", "channels", "patch_size", "mean", "std")}
     augment = None if data.augment is None else asdict(data.augment)
-    fingerprint = {"format": FORMAT, "data": facts, "augment": augment, "settings": asdict(settings)}
+    fingerprint = {"format": FORMAT, "data": relevant, "augment": augment, "settings": asdict(settings)}
     folder = data.data_dir / "prepared" / f"visual-tokenizer-{short_hash(fingerprint)}"
 
     def build(target: Path) -> None:
@@ -62,7 +57,7 @@ def default_tokenizer(data: ImageDataModule, settings: DefaultTokenizer) -> Path
 
 
 def _train(data: ImageDataModule, info: Mapping[str, Any], settings: DefaultTokenizer) -> VisualTokenization:
-    """A plain loop: the task's own step, optimizer and schedule."""
+    """Train it in a plain loop, with the task's own step, optimizer and schedule."""
     plain = data.copy()
     plain.masking, plain.batch_size, plain.seed = None, settings.batch_size, SEED
     plain.setup("fit")
@@ -100,7 +95,7 @@ def _train(data: ImageDataModule, info: Mapping[str, Any], settings: DefaultToke
 
 @torch.no_grad()
 def _measure(task: VisualTokenization, data: ImageDataModule, device: torch.device) -> dict[str, float]:
-    """Reconstruction, perplexity and usage on the validation images."""
+    """Return reconstruction, perplexity and usage on the validation images."""
     for batch in data.val_dataloader():
         batch = {**batch, "image": batch["image"].to(device)}
         task.evaluate(batch, task.step(batch))

@@ -10,10 +10,11 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
 from magneto.data.image.dataset import ImageDataset
@@ -50,13 +51,14 @@ FEATURE_BATCH = 256
 
 @dataclass(frozen=True, kw_only=True)
 class ImageClassificationOptions:
-    """What `conf/task/image_classification.yaml` sets under `task`."""
+    """Options under `task`, see `conf/task/image_classification.yaml`."""
 
     pooling: str = "mean"
     """mean: of the patches, as BEiT is fine-tuned; class_token: the vector of [CLS], as ViT."""
     pool_grid: int = 1
-    """The mean is taken in each of pool_grid x pool_grid parts of the image, and these are joined: where classes show in the
-    place of things, as probes of feature maps do (Zhang et al., arXiv 1611.09842). From 1 to the patches on a side."""
+    """The mean is taken in each of pool_grid x pool_grid parts of the image, and these are joined, as probes of feature
+    maps do (Zhang et al., arXiv 1611.09842), for classes that differ in the position of things. From 1 to the patches on a
+    side."""
     linear_probe: bool = False
     """Stem and backbone are frozen, without dropout; features are normalised by a BatchNorm without weights of its own
     (MAE, arXiv 2111.06377, A.1); a linear map of them is trained."""
@@ -66,25 +68,19 @@ class ImageClassificationOptions:
     cache_features: bool = False
     """Linear probe: the features of the training images are computed once and kept in memory, for data without
     augmentation."""
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
     """In training alone."""
-    mixup: float = 0.0
+    mixup: Annotated[float, Ge(0)] = 0.0
     """Both parameters of mixup's Beta distribution (arXiv 1710.09412); 0: off."""
-    cutmix: float = 0.0
-    """The same of cutmix (arXiv 1905.04899). Where both are on, a toss of a coin chooses for each batch."""
-    head_std: float = 0.01
-    """Standard deviation of the head's first weights. BEiT and MAE fine-tune from 2e-5: a head that says nothing at first
-    spares the encoder its first gradients. A probe does not care."""
-    head_dropout: float = 0.0
+    cutmix: Annotated[float, Ge(0)] = 0.0
+    """The same of cutmix (arXiv 1905.04899). Where both are on, each batch has one of the two at random."""
+    head_std: Annotated[float, Ge(0)] = 0.01
+    """Standard deviation of the head's first weights. BEiT and MAE fine-tune from 2e-5: a head whose outputs are
+    almost equal at first keeps the gradients of the encoder small. For a probe it does not matter."""
+    head_dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     """On the pooled vector."""
 
     def __post_init__(self) -> None:
-        for key in ("label_smoothing", "head_dropout"):
-            if not 0 <= getattr(self, key) < 1:
-                raise ConfigError(f"task.{key}={getattr(self, key)}: must be at least 0 and below 1.")
-        for key in ("mixup", "cutmix", "head_std"):
-            if getattr(self, key) < 0:
-                raise ConfigError(f"task.{key}={getattr(self, key)}: must be 0 or more.")
         if not self.linear_probe and (self.layers is not None or self.cache_features):
             raise ConfigError(
                 "task.layers and task.cache_features are for probes: set task.linear_probe=true."
@@ -146,7 +142,7 @@ class ImageClassification(Task):
 
     @classmethod
     def prepare(cls, config: Mapping[str, Any], data: DataModule) -> dict[str, Any]:
-        """Nothing; refuses kept features of images that differ from epoch to epoch, and a probe's batches of one."""
+        """Check that kept features are of unchanging images, and the batch size of a probe; add no option."""
         assert isinstance(data, ImageDataModule)
         if config["task"].get("linear_probe") and data.batch_size < 4:
             raise ConfigError(
@@ -194,7 +190,7 @@ class ImageClassification(Task):
         return layers
 
     def _mixing(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
-        """What mixes the images of a batch and their targets; it draws from torch's generator, which is seeded step by
+        """Return what mixes the images of a batch and their targets; it uses torch's generator, which is seeded step by
         step (`callbacks.StepSeed`), so that a resumed run mixes alike.
         """
         if not (self.options.mixup or self.options.cutmix):
@@ -210,7 +206,7 @@ class ImageClassification(Task):
         return mixing
 
     def train(self, mode: bool = True) -> "ImageClassification":
-        """As every module; what a linear probe leaves alone stays in evaluation mode."""
+        """Set the mode; the frozen part of a linear probe stays in evaluation mode."""
         super().train(mode)
         if self.options.linear_probe:
             self.stem.eval()

@@ -1,4 +1,4 @@
-"""What a model predicts of hidden patches: codes of a visual tokenizer, of a random projection, or the pixels.
+"""Targets of hidden patches: codes of a visual tokenizer, of a random projection, or the pixels.
 
 Shared by the tasks that hide patches: `task=beit` and `task=vl`.
 """
@@ -6,14 +6,15 @@ Shared by the tasks that hide patches: `task=beit` and `task=vl`.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch.nn.functional as F
+from annotated_types import Ge
 from torch import Tensor
 
 from magneto.config.validate import from_mapping
 from magneto.data.image.module import ImageDataModule
-from magneto.errors import ConfigError, nearest
+from magneto.errors import ConfigError
 from magneto.nn.vision.random_projection import RandomProjection
 from magneto.nn.vision.renormalise import Renormalisation
 from magneto.nn.vision.visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
@@ -23,35 +24,28 @@ from magneto.tasks.visual_tokenizer import VisualTokenization
 from magneto.training.checkpoint_io import read_model
 from magneto.training.module import Batch
 
-TARGETS = ("codes", "pixels", "random_projection")
 EPS = 1e-6  # under the square root of a patch's variance
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetOptions:
-    """The options of what is predicted; which patches are hidden is the data's business (`data.masking`)."""
+    """The options of what is predicted; which patches are hidden is set by `data.masking`."""
 
-    target: str = "codes"
+    target: Literal["codes", "pixels", "random_projection"] = "codes"
     """codes of a visual tokenizer; pixels: of each hidden patch, less their mean and divided by their deviation, with
     squared error; random_projection: codes for which nothing is trained."""
     tokenizer: str | None = None
     """codes: checkpoint or export of a task=visual_tokenizer; null: `default_tokenizer` is trained on this data, once."""
     default_tokenizer: Mapping[str, Any] = field(default_factory=dict)
     """See `DefaultTokenizer`."""
-    random_codes: int = 512
+    random_codes: Annotated[int, Ge(2)] = 512
     """random_projection: size of the codebook."""
     visual_tokenizer: Mapping[str, Any] | None = None
     """Sizes of the tokenizer, found by `prepare`; with the weights of a checkpoint they are all that is needed of it."""
 
     def __post_init__(self) -> None:
-        if self.target not in TARGETS:
-            raise ConfigError(
-                f"task.target={self.target}: must be one of {', '.join(TARGETS)}.{nearest(self.target, TARGETS)}"
-            )
         if self.target != "codes" and self.tokenizer is not None:
             raise ConfigError(f"task.tokenizer has no effect with task.target={self.target}: set it to null.")
-        if self.random_codes < 2:
-            raise ConfigError(f"task.random_codes={self.random_codes}: a codebook needs at least 2.")
 
 
 class MaskedImages(Task):
@@ -62,7 +56,7 @@ class MaskedImages(Task):
 
     uses_labels = False
     target: VisualTokenizer | RandomProjection | None  # no value here: it would hide the module of that name
-    """What gives the codes; None for pixels."""
+    """Model of the codes; None for pixels."""
 
     @staticmethod
     def prepare_target(options: TargetOptions, data: ImageDataModule) -> dict[str, Any]:
@@ -111,7 +105,7 @@ class MaskedImages(Task):
                 self.target.renormalise(change)
 
     def train(self, mode: bool = True) -> Self:
-        """As every module; what gives the targets stays as it is."""
+        """Set the mode; the model of the targets stays in evaluation mode."""
         super().train(mode)
         if self.target is not None:
             self.target.eval()

@@ -30,7 +30,7 @@ SAMPLE_TOKENS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class MLMOptions:
-    """What `conf/task/mlm.yaml` sets under `task`: what is masked, and how, is the data's business (`data.masking`)."""
+    """Options under `task`, see `conf/task/mlm.yaml`: what is masked, and how, is set by `data.masking`."""
 
 
 class Perplexity(MeanMetric):
@@ -102,7 +102,7 @@ class MLM(Task):
         return out
 
     def logits(self, states: Tensor) -> Tensor:
-        """What `forward` gives, (N, d_model) -> fp32 (N, V)."""
+        """Outputs of `forward`, (N, d_model) -> fp32 (N, V)."""
         return (self.stem.logits(states) + self.head.output_bias).float()
 
     def step(self, batch: Batch) -> StepOutput:
@@ -163,10 +163,6 @@ class MLM(Task):
         head = self.head.dense.weight.numel() + self.stem.embedding.weight.numel()
         chosen = int((batch["targets"] != IGNORE).sum())
         return float(rows * length * training_flops_per_token(self.config, length) + 6 * chosen * head)
-
-    def tokenizer_json(self) -> str | None:
-        """As the data has it."""
-        return str(self.info.tokenizer)
 
     def predictions(self, inputs: PredictInput, options: MaskedLMPredictOptions) -> Iterator[dict[str, Any]]:
         """Fill the `[MASK]`s of each sentence, or give its pseudo-perplexity."""

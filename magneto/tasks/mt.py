@@ -3,15 +3,15 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from magneto.data.translation.dataset import IGNORE
 from magneto.data.translation.module import TranslationDataModule
-from magneto.errors import ConfigError
 from magneto.inference.beam_search import Hypothesis, beam_search, check_search
 from magneto.inference.inputs import PredictInput
 from magneto.inference.translation import TranslationPredictOptions, one_line, translate
@@ -40,9 +40,9 @@ log = logging.getLogger("magneto")
 
 @dataclass(frozen=True, kw_only=True)
 class MTOptions:
-    """What `conf/task/mt.yaml` sets under `task`."""
+    """Options under `task`, see `conf/task/mt.yaml`."""
 
-    label_smoothing: float = 0.1
+    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.1
     """Share of the target's mass that is spread over the vocabulary, in training; `val/loss` is without it."""
     tie_output: bool = True
     """The table of the target's embeddings is the output layer too."""
@@ -50,22 +50,14 @@ class MTOptions:
     """Beams of the search on the test split, and of `mode=predict` unless it says otherwise."""
     length_penalty: float = 1.0
     """Exponent of the length in a hypothesis's score, see magneto/inference/beam_search.py."""
-    max_length_ratio: float = 2.0
+    max_length_ratio: Annotated[float, Gt(0)] = 2.0
     """An output has at most this many times the tokens of its source, and ten more."""
-    val_sentences: int | None = 500
-    """About so many sentences, spread evenly, are translated (greedily) at each validation, for `val/bleu`; null: all."""
+    val_sentences: Annotated[int, Ge(0)] | None = 500
+    """Sentences, spread evenly, that are translated greedily at each validation for `val/bleu`, about; null: all."""
     bleu_tokenize: str | None = None
     """sacrebleu's tokenizer of BLEU; null: by the target language, as sacrebleu's command line chooses it."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.label_smoothing < 1:
-            raise ConfigError(f"task.label_smoothing={self.label_smoothing}: must be at least 0 and below 1.")
-        if self.max_length_ratio <= 0:
-            raise ConfigError(
-                f"task.max_length_ratio={self.max_length_ratio}: must be above 0, for example 2."
-            )
-        if self.val_sentences is not None and self.val_sentences < 0:
-            raise ConfigError(f"task.val_sentences={self.val_sentences}: must be 0 or more, or null for all.")
         check_search(self.beam, 1, self.length_penalty, "task")
         if self.bleu_tokenize is not None:
             sacrebleu_bleu(self.bleu_tokenize)
@@ -73,14 +65,14 @@ class MTOptions:
 
 @dataclass
 class DecoderState:
-    """What the decoder needs between two steps: the encoded sources of its rows, and its cache."""
+    """State of the decoder between two steps: the encoded sources of its rows, and its cache."""
 
     memory: Tensor
     memory_mask: Tensor
     cache: KVCache
 
     def reorder(self, index: Tensor, *, memory: bool = True) -> None:
-        """As `KVCache.reorder`. The memory itself is read in the first step only, and stays as it was."""
+        """Reorder as `KVCache.reorder`. The memory itself is read in the first step only, and stays as it is."""
         self.cache.reorder(index, memory=memory)
         if memory:
             self.memory_mask = self.memory_mask[index]

@@ -7,16 +7,16 @@ The head is BERT's (pooler and classifier); with `init_from=` the encoder comes 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
 from magneto.data.collate import PAD_TO_MULTIPLE
 from magneto.data.text_classification.module import TextClassificationDataModule
 from magneto.data.tokenizers.text import TextTokenizer
-from magneto.errors import ConfigError, nearest
 from magneto.inference.inputs import PredictInput
 from magneto.inference.text_classification import TextClassificationPredictOptions, classify
 from magneto.metrics.glue import GlueScores
@@ -25,26 +25,16 @@ from magneto.tasks.base import Task
 from magneto.training.module import Batch, StepOutput
 from magneto.training.samples import Sample
 
-POOLINGS = ("first", "mean")
-
 
 @dataclass(frozen=True, kw_only=True)
 class TextClassificationOptions:
-    """What `conf/task/text_classification.yaml` sets under `task`."""
+    """Options under `task`, see `conf/task/text_classification.yaml`."""
 
-    pooling: str = "mean"
+    pooling: Literal["first", "mean"] = "mean"
     """first: the vector of `<s>`, as BERT; mean: of all tokens, which asks nothing of a special token that masked
     language modelling on packed text never saw."""
-    head_dropout: float = 0.1
+    head_dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
     """On the pooled vector."""
-
-    def __post_init__(self) -> None:
-        if self.pooling not in POOLINGS:
-            raise ConfigError(
-                f"task.pooling={self.pooling}: must be one of {', '.join(POOLINGS)}.{nearest(self.pooling, POOLINGS)}"
-            )
-        if not 0 <= self.head_dropout < 1:
-            raise ConfigError(f"task.head_dropout={self.head_dropout}: must be at least 0 and below 1.")
 
 
 class TextPooler(nn.Module):
@@ -84,12 +74,10 @@ class TextClassification(Task):
     def build(self) -> None:
         """Stem, encoder, pooler, head; GLUE's metrics."""
         longest = -(-self.info.max_tokens // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE
-        bounded = self.config.position in ("learned", "sinusoidal", "rotary")
-        if bounded and longest > self.config.max_positions:
-            raise ConfigError(
-                f"data.max_tokens={self.info.max_tokens}: the backbone has max_positions={self.config.max_positions}. "
-                f"Set data.max_tokens to {self.config.max_positions // PAD_TO_MULTIPLE * PAD_TO_MULTIPLE} or less."
-            )
+        most = self.config.max_positions // PAD_TO_MULTIPLE * PAD_TO_MULTIPLE
+        self.require_positions(
+            longest, f"data.max_tokens={self.info.max_tokens}", f"set data.max_tokens to {most} or less"
+        )
         self.tokenizer = TextTokenizer.from_json(self.info.tokenizer)
         self.labels: list[str] = self.info.labels
         self.stem = TokenStem(self.info.vocab_size, self.config)
@@ -186,7 +174,3 @@ class TextClassification(Task):
     ) -> Iterator[dict[str, Any]]:
         """Label lines, or the test file of a GLUE task."""
         return classify(self, inputs, options)
-
-    def tokenizer_json(self) -> str | None:
-        """As the data has it."""
-        return str(self.info.tokenizer)

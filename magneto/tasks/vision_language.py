@@ -12,10 +12,11 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
@@ -62,35 +63,24 @@ log = logging.getLogger("magneto")
 class VisionLanguageLosses:
     """Weight of each loss; 0 switches it off."""
 
-    masked: float = 1.0
-    contrastive: float = 1.0
+    masked: Annotated[float, Ge(0)] = 1.0
+    contrastive: Annotated[float, Ge(0)] = 1.0
 
     def __post_init__(self) -> None:
-        if min(self.masked, self.contrastive) < 0 or self.masked + self.contrastive == 0:
-            raise ConfigError(
-                f"task.losses: masked={self.masked} and contrastive={self.contrastive} must be 0 or more, and not both 0."
-            )
+        if self.masked + self.contrastive == 0:
+            raise ConfigError("task.losses: masked and contrastive must be not both 0. Set one of them to 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class VLOptions(TargetOptions):
-    """What `conf/task/vl.yaml` sets under `task`; what is hidden is the data's business (`data.masking`)."""
+    """Options under `task`, see `conf/task/vl.yaml`; what is hidden is set by `data.masking`."""
 
     losses: Mapping[str, float] = field(default_factory=dict)
     """See `VisionLanguageLosses`."""
-    embedding_width: int | None = None
+    embedding_width: Annotated[int, Ge(1)] | None = None
     """Of the vectors that are compared; null: that of the backbone."""
-    temperature: float = 0.07
+    temperature: Annotated[float, Ge(1 / LARGEST_SCALE), Le(1)] = 0.07
     """That similarities are divided by at first; it is learnt."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 1 / LARGEST_SCALE <= self.temperature <= 1:
-            raise ConfigError(
-                f"task.temperature={self.temperature}: must lie between {1 / LARGEST_SCALE} and 1."
-            )
-        if self.embedding_width is not None and self.embedding_width < 1:
-            raise ConfigError(f"task.embedding_width={self.embedding_width}: must be at least 1.")
 
 
 class VisionLanguage(MaskedImages):
@@ -144,7 +134,14 @@ class VisionLanguage(MaskedImages):
 
     def build(self) -> None:
         """Stem, encoder, the heads that the losses need; retrieval scores, accuracy of what is hidden."""
-        self._check()
+        most = self.config.max_positions
+        self.require_positions(
+            self.info.max_tokens,
+            f"data.max_tokens={self.info.max_tokens}",
+            f"set data.max_tokens to {most} or less",
+            table=True,
+        )
+        require_patches(self.name, self.info)
         self.tokenizer = TextTokenizer.from_json(self.info.tokenizer)
         self.losses = from_mapping(VisionLanguageLosses, self.options.losses, "task.losses")
         if self.losses.contrastive:
@@ -176,14 +173,6 @@ class VisionLanguage(MaskedImages):
                 self.scores["examples"] = RetrievalExamples()
         else:
             self.monitor, self.mode = "val/loss", "min"
-
-    def _check(self) -> None:
-        if self.info.max_tokens > self.config.max_positions:
-            raise ConfigError(
-                f"data.max_tokens={self.info.max_tokens}: the backbone has max_positions={self.config.max_positions}. "
-                "Lower the one or raise the other."
-            )
-        require_patches(self.name, self.info)
 
     def _leave_out_pairs(self) -> None:
         """Without pairs and masks, what only these use is not trained: processes would wait for its gradients."""
@@ -348,10 +337,6 @@ class VisionLanguage(MaskedImages):
         stem = self.stem.vision.projection.weight.numel() * sum(count * p for count, p, _ in runs)
         encoder = sum(count * (p + w) * training_flops_per_token(self.config, p + w) for count, p, w in runs)
         return float(encoder + 6 * (heads + stem))
-
-    def tokenizer_json(self) -> str | None:
-        """As the data has it."""
-        return str(self.info.tokenizer)
 
     # ------------------------------------------------------------------ use
 

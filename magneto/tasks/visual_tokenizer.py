@@ -10,10 +10,11 @@ then stand for what a trained model sees in a patch.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchmetrics import MeanMetric, Metric
@@ -37,7 +38,7 @@ TABLES = ("learned", "sinusoidal", "rotary")
 
 @dataclass(frozen=True, kw_only=True)
 class VisualTokenizerOptions:
-    """What `conf/task/visual_tokenizer.yaml` sets under `task`; see `VisualTokenizerConfig` for the sizes."""
+    """Options under `task`, see `conf/task/visual_tokenizer.yaml`; see `VisualTokenizerConfig` for the sizes."""
 
     codes: int = 512
     code_width: int = 16
@@ -46,7 +47,7 @@ class VisualTokenizerOptions:
     decay: float = 0.99
     normalize: bool = True
     revive_below: float = 0.05
-    commitment: float = 0.25
+    commitment: Annotated[float, Ge(0)] = 0.25
     """Weight of the encoder's distance to its codes."""
     teacher: str | None = None
     """VQ-KD: name of a timm model whose features are learnt, one vector for each patch; the backbone is the encoder then."""
@@ -57,8 +58,6 @@ class VisualTokenizerOptions:
     decoder_layers: int = 1
 
     def __post_init__(self) -> None:
-        if self.commitment < 0:
-            raise ConfigError(f"task.commitment={self.commitment}: must be 0 or more.")
         if self.teacher is None and (self.teacher_file is not None or self.teacher_width is not None):
             raise ConfigError(
                 "task.teacher_file and task.teacher_width need task.teacher, the name of a timm model."
@@ -187,8 +186,8 @@ class VisualTokenization(Task):
         grid, patch = self.tokenizer.config.grid, self.tokenizer.config.patch_size
         colours = np.random.default_rng(0).integers(0, 256, (self.options.codes, 3), np.uint8)
         for row in zip(*pixels, codes.cpu(), strict=True):
-            drawn = colours[row[-1].view(grid, grid).numpy()].repeat(patch, axis=0).repeat(patch, axis=1)
-            yield side_by_side([*map(tile, row[:-1]), tile(drawn.transpose(2, 0, 1))])
+            painted = colours[row[-1].view(grid, grid).numpy()].repeat(patch, axis=0).repeat(patch, axis=1)
+            yield side_by_side([*map(tile, row[:-1]), tile(painted.transpose(2, 0, 1))])
 
     def flops(self, batch: Batch) -> float:
         """Encoder and decoder, forward and backward, counted on one image."""
@@ -263,7 +262,7 @@ def _teacher(name: str, file: str | None) -> Any:
 
 
 def _of_patches(teacher: Any, features: Any) -> Tensor:
-    """What `forward_features` gives, (B, prefix + N, C), (B, C, H, W) or (B, H, W, C) -> (B, N, C).
+    """Reorder what `forward_features` returns: (B, prefix + N, C), (B, C, H, W) or (B, H, W, C) -> (B, N, C).
 
     Raises:
         ConfigError: it gives something else.

@@ -12,16 +12,17 @@ encoder comes from `task=vl` or from published weights (magneto/pretrained/init_
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.data.vqa.answers import shared, vqa_accuracy
 from magneto.data.vqa.module import VqaDataModule
-from magneto.errors import ConfigError, nearest
+from magneto.errors import ConfigError
 from magneto.inference.image_classification import top_answers
 from magneto.inference.inputs import PredictInput
 from magneto.inference.vqa import VqaPredictOptions, answer
@@ -48,21 +49,13 @@ TARGETS = {"thirds": shared, "left_out": vqa_accuracy}
 
 @dataclass(frozen=True, kw_only=True)
 class VLClassificationOptions:
-    """What `conf/task/vl_classification.yaml` sets under `task`."""
+    """Options under `task`, see `conf/task/vl_classification.yaml`."""
 
-    targets: str = "thirds"
+    targets: Literal["thirds", "left_out"] = "thirds"
     """Of questions, what an answer that n people gave is to get. thirds: min(n / 3, 1); left_out: its accuracy, which is
     0.3, 0.6, 0.9, 1 of ten people (BEiT-3's code)."""
-    head_std: float = 0.02
+    head_std: Annotated[float, Ge(0)] = 0.02
     """Standard deviation of the head's last weights at first. BEiT-3 takes 0.02 for questions, 2e-5 for statements."""
-
-    def __post_init__(self) -> None:
-        if self.targets not in TARGETS:
-            raise ConfigError(
-                f"task.targets={self.targets}: must be one of {', '.join(TARGETS)}.{nearest(self.targets, TARGETS)}"
-            )
-        if self.head_std < 0:
-            raise ConfigError(f"task.head_std={self.head_std}: must be 0 or more.")
 
 
 class VqaPooler(nn.Module):
@@ -95,11 +88,13 @@ class VisionLanguageClassification(Task):
 
     def build(self) -> None:
         """Stem, encoder, the head that the data needs; accuracy."""
-        if self.info.max_tokens > self.config.max_positions:
-            raise ConfigError(
-                f"data.max_tokens={self.info.max_tokens}: the backbone has max_positions={self.config.max_positions}. "
-                f"Set data.max_tokens to {self.config.max_positions} or less."
-            )
+        most = self.config.max_positions
+        self.require_positions(
+            self.info.max_tokens,
+            f"data.max_tokens={self.info.max_tokens}",
+            f"set data.max_tokens to {most} or less",
+            table=True,
+        )
         require_patches(self.name, self.info)
         self.labels: list[str] = self.info.labels
         if len(self.labels) < 2:
@@ -214,10 +209,6 @@ class VisionLanguageClassification(Task):
         pair += 6 * patches * self.stem.vision.projection.weight.numel()
         linear = [m for part in (self.pooler, self.head) for m in part.modules() if isinstance(m, Linear)]
         return float(rows * (each * pair + 6 * sum(module.weight.numel() for module in linear)))
-
-    def tokenizer_json(self) -> str | None:
-        """As the data has it."""
-        return str(self.info.tokenizer)
 
     def predictions(self, inputs: PredictInput, options: VqaPredictOptions) -> Iterator[dict[str, Any]]:
         """Answer the question about each image, or judge the statement about it and a second one."""

@@ -138,7 +138,7 @@ def wandb_mode(settings: LoggerConfig) -> str:
     Raises:
         ConfigError: there is no such mode, or it is online and there is no key.
     """
-    mode = settings.wandb
+    mode: str = settings.wandb
     if mode == "auto":
         disabled = os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on")
         mode = os.environ.get("WANDB_MODE") or ("disabled" if disabled else "auto")

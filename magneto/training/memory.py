@@ -7,6 +7,7 @@ import re
 import resource
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,7 +31,7 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def memory_of_run(peak: int) -> dict[str, int | None]:
+def memory_of_run(peak: int) -> dict[str, Any]:
     """Return the peak memory of a run in bytes; call it once all that the run allocated is out of scope.
 
     `peak_memory_bytes` is the GPU's. A run on the CPU has `run_peak_memory_bytes`: the largest resident size of its process

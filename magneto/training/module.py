@@ -26,7 +26,7 @@ Batch = dict[str, Any]
 
 @dataclass
 class StepOutput:
-    """What `TrainingModule.step` gives back.
+    """Result of `TrainingModule.step`.
 
     Attributes:
         loss_sum: scalar, the loss summed over the batch. A sum, not a mean: the base class divides by the weight of
@@ -86,7 +86,7 @@ class TrainingModule(L.LightningModule):
         self.evaluated: dict[str, float] = {}
         """Metrics of the last evaluation, by their logged names."""
         self.evaluation_facts: dict[str, dict[str, float]] = {}
-        """What the metrics named `facts/...` say of the data of each split: no model changes it."""
+        """Values of the metrics named `facts/...` of each split: they describe its data, and no model changes them."""
         self.samples_file: Path | None = None
 
     def register_scores(self) -> None:
@@ -97,7 +97,7 @@ class TrainingModule(L.LightningModule):
     # ------------------------------------------------------------------ hooks
 
     def step(self, batch: Batch) -> StepOutput:
-        """Loss of one batch, in training as in evaluation."""
+        """Return the loss of one batch, in training as in evaluation."""
         raise NotImplementedError
 
     def evaluate(self, batch: Batch, output: StepOutput) -> Any:
@@ -127,15 +127,15 @@ class TrainingModule(L.LightningModule):
         """Do what is left to do at the end of an evaluation, in every process: metrics are reset after it."""
 
     def throughput_counts(self, batch: Batch) -> dict[str, float]:
-        """What throughput is counted in: `examples`, and `tokens` or `audio_seconds`."""
+        """Return the counts of throughput: `examples`, and `tokens` or `audio_seconds`."""
         return {"examples": float(len(batch["id"]))}
 
     def flops(self, batch: Batch) -> float:
-        """Model FLOPs of one training step on this batch, padding included (forward and backward pass)."""
+        """Return the model FLOPs of one training step on this batch, padding included (forward and backward pass)."""
         raise NotImplementedError
 
     def tokenizer_json(self) -> str | None:
-        """The tokenizer as a `tokenizer.json`, for the export; None where the task has none."""
+        """Return the tokenizer as a `tokenizer.json`, for the export; None where there is none."""
         return None
 
     def named_layers(self) -> Iterator[tuple[str, nn.Module]]:
@@ -204,7 +204,7 @@ class TrainingModule(L.LightningModule):
         self._evaluation_step(batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """As `validation_step`."""
+        """Loss, metrics and samples of one batch."""
         self._evaluation_step(batch)
 
     def on_validation_epoch_end(self) -> None:
@@ -282,7 +282,7 @@ class TrainingModule(L.LightningModule):
         return reduced
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the unfinished logging window and the last evaluation, so that a resumed run tells the same."""
+        """Keep the unfinished logging window and the last evaluation, so that a resumed run logs the same."""
         checkpoint["evaluated"] = dict(self.evaluated)
         own = torch.tensor([float(value) for value in self._window.values()], dtype=torch.float64)
         rows = (

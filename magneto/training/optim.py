@@ -22,7 +22,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from magneto.config.parts import Duration, OptimizerConfig, SchedulerConfig
 from magneto.errors import ConfigError
 
-OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    "sgd": torch.optim.SGD,
+}
 
 # Modules that multiply features by their weights: only these weights are decayed. _ConvNd: all convolutions.
 DECAYED = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.RNNBase, nn.MultiheadAttention)
@@ -38,9 +42,9 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.O
     Raises:
         MagnetoError: `layer_decay` is set and the module has no `layer_modules()`.
     """
-    settings: dict[str, Any] = {"eps": config.eps, "momentum": config.momentum}
-    settings["betas"] = None if config.betas is None else tuple(config.betas)
-    settings = {key: value for key, value in settings.items() if value is not None}
+    betas = None if config.betas is None else tuple(config.betas)  # YAML has lists only
+    given = {"betas": betas, "eps": config.eps, "momentum": config.momentum}
+    settings: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     groups = parameter_groups(
         module, lr=config.lr, weight_decay=config.weight_decay, layer_decay=config.layer_decay
     )

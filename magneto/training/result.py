@@ -103,27 +103,24 @@ class RunResult:
         if status not in STATUSES:
             raise ConfigError(f"status is {status!r}, not one of {', '.join(STATUSES)}")
         monitor, time = (_get(raw, key, dict) or {} for key in ("monitor", "time"))
-        return cls(
-            task=_get(raw, "task", str, required=True), name=_get(raw, "name", str, required=True),
-            **{key: _get(raw, key, str) or "" for key in ("backbone", "size", "data")},
-            seed=_get(raw, "seed", int, required=True),
-            overrides=tuple(str(item) for item in _get(raw, "overrides", list) or ()),
-            versions={str(key): str(value) for key, value in (_get(raw, "versions", dict) or {}).items()},
-            metrics=_numbers(_get(raw, "metrics", dict, required=status in ENDED), "metrics"),
-            config=_get(raw, "config", dict, required=True), status=status,
-            monitor=_get(monitor, "metric", str, "monitor."), mode=_get(monitor, "mode", str, "monitor."),
-            best=_get(monitor, "best", float, "monitor."), best_step=_get(monitor, "best_step", int, "monitor."),
-            primary_metric=_get(raw, "primary_metric", str) or _get(raw, "headline", str),
-            throughput=_numbers(_get(raw, "throughput", dict), "throughput"),
-            **{key: _get(time, key, float, "time.") for key in _TIME},
-            **{key: _get(raw, key, str) for key in ("message", "git", "example_input")},
-            **{key: _get(raw, key, int) for key in _COUNTS},
-            **{key: _get(raw, key, dict) or {} for key in ("probe", "data_facts")},
-            **more,
-        )  # fmt: skip
+        values: dict[str, Any] = {key: _get(raw, key, str, required=True) for key in ("task", "name")}
+        values["seed"] = _get(raw, "seed", int, required=True)
+        values["metrics"] = _numbers(_get(raw, "metrics", dict, required=status in ENDED), "metrics")
+        values["throughput"] = _numbers(_get(raw, "throughput", dict), "throughput")
+        values["config"] = _get(raw, "config", dict, required=True)
+        values |= {key: _get(raw, key, str) or "" for key in ("backbone", "size", "data")}
+        values |= {key: _get(raw, key, str) for key in ("message", "git", "example_input")}
+        values |= {key: _get(raw, key, int) for key in _COUNTS}
+        values |= {key: _get(raw, key, dict) or {} for key in ("probe", "data_facts", "versions")}
+        values |= {key: _get(time, key, float, "time.") for key in _TIME}
+        values["monitor"] = _get(monitor, "metric", str, "monitor.")
+        values |= {key: _get(monitor, key, kind, "monitor.") for key, kind in _MONITOR.items()}
+        values["primary_metric"] = _get(raw, "primary_metric", str) or _get(raw, "headline", str)
+        values["overrides"] = tuple(map(str, _get(raw, "overrides", list) or ()))
+        return cls(status=status, **values, **more)
 
 
-_MONITOR = ("mode", "best", "best_step")
+_MONITOR = {"mode": str, "best": float, "best_step": int}
 _TIME = ("wall_s", "fit_s", "data_wait_fraction")
 _COUNTS = ("steps", "parameters", "world_size", "peak_memory_bytes", "run_peak_memory_bytes")
 

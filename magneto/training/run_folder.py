@@ -258,7 +258,7 @@ class RunFolder:
 
 def to_yaml(config: Mapping[str, Any]) -> str:
     """Return a configuration as YAML, its keys in their order."""
-    return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+    return str(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
 
 
 def run_folder(config: Mapping[str, Any], overrides: Sequence[str]) -> RunFolder:

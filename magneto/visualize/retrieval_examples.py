@@ -1,4 +1,4 @@
-"""What a retrieval model finds for some pairs of an evaluation, as samples with a drawing."""
+"""Retrieval for some pairs of an evaluation, as samples with a drawing."""
 
 from collections.abc import Sequence
 from typing import Any

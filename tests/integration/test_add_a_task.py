@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import magneto
-from tests.small_runs import drive
+from tests.toys.runs import drive
 
 PAGE = Path(__file__).parents[2] / "docs/add_a_task.md"
 
@@ -37,7 +37,7 @@ def test_page_task_trains_and_predicts(
     page_task: str, text_overrides: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     # The corpus is chosen first, so that the YAML's own is there to be replaced.
-    run: Callable[..., dict[str, Any]] = lambda *more: drive(  # noqa: E731
+    run: Callable[..., dict[str, Any]] = lambda *more: drive(
         [page_task, "task=next_token", "optimizer.lr=1e-2", *text_overrides], *more
     )
     results = [run(f"backbone={name}", f"name={name}") for name in ("post_ln", "pre_ln", "magneto")]

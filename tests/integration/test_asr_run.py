@@ -1,4 +1,4 @@
-"""The spine, end to end through `engine.run`: learn, resume, refuse, predict, export."""
+"""The spine, end to end through `magneto.commands.run`: learn, resume, refuse, predict, export."""
 
 import errno
 import itertools

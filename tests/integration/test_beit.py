@@ -20,8 +20,8 @@ from magneto.errors import MagnetoError
 from magneto.tasks.beit import BEiT
 from magneto.tasks.registry import load_task
 from magneto.tasks.visual_tokenizer import VisualTokenization, _of_patches
-from tests.small_runs import SHORT, SMALL, drive, folders, training_losses, values
-from tests.toy_images import image_settings, write_patterns
+from tests.toys.images import image_settings, write_patterns
+from tests.toys.runs import SHORT, SMALL, drive, folders, training_losses, values
 
 Run = Callable[..., dict[str, Any]]
 CODEBOOK = ("task.codes=32", "task.code_width=8", "task.width=16", "task.blocks=1")
@@ -61,7 +61,8 @@ def samples_of(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_a_tokenizer_learns_to_draw_with_its_codes(tokenize: Run) -> None:
+def test_tokenizer_learns_to_draw(tokenize: Run) -> None:
+    """A tokenizer learns to draw with its codes."""
     result = tokenize("trainer.max_steps=250", "trainer.val_check_interval=250", "optimizer.lr=5e-3")
     metrics = result["metrics"]
     # Pixels have variance 1: the mean image would leave about that.
@@ -299,7 +300,7 @@ def test_a_given_tokenizer_is_used(tokenize: Run, run: Run) -> None:
         ("data.patch_size=null", "data.patch_size"),
         (
             "task.default_tokenizer.step=3",
-            "task.default_tokenizer.step: there is no such key. Did you mean 'steps'",
+            "task.default_tokenizer.step: there is no such key. Did you mean 'task.default_tokenizer.steps'",
         ),
     ],
 )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from magneto.errors import MagnetoError
-from tests.toy_translation import translation_files
+from tests.toys.translation import translation_files
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 Script = Callable[..., Any]
@@ -120,7 +120,8 @@ def test_translation_baselines(
     """Beside the two baselines, the references themselves as a system's output."""
     pytest.importorskip("sklearn")
     overrides = [
-        "data=translation_files", *translation_files(toy_translation_files), f"data_dir={tmp_path}", "data.tokenizer.vocab_size=90",
+        "data=translation_files", *translation_files(toy_translation_files),
+        f"data_dir={tmp_path}", "data.tokenizer.vocab_size=90",
     ]  # fmt: skip
     script("translation_baselines", *overrides, "--hypotheses", toy_translation_files / "test.fr").main()
     printed = capsys.readouterr().out
@@ -134,6 +135,7 @@ def test_translation_baselines(
     assert scores["copy of the source"][0] < 10 < scores["look-up (words)"][0] < 100
 
 
-def test_data_that_does_not_fit_the_task_is_refused(script: Script) -> None:
+def test_unfit_data_is_refused(script: Script) -> None:
+    """Data that does not fit the task is refused."""
     with pytest.raises(MagnetoError, match="needs data of the kind TranslationDataModule"):
         script("translation_baselines", "data=fashion_mnist").main()

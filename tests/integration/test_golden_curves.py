@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.small_runs import SHORT, SMALL, drive, folders, values
-from tests.toy_captions import caption_settings, write_squares
-from tests.toy_images import image_settings, write_patterns
-from tests.toy_questions import TOY_IMAGES, overrides_of, vqa_files, write_vqa
-from tests.toy_translation import toy_translation
+from tests.toys.captions import caption_settings, write_squares
+from tests.toys.images import image_settings, write_patterns
+from tests.toys.questions import TOY_IMAGES, overrides_of, vqa_files, write_vqa
+from tests.toys.runs import SHORT, SMALL, drive, folders, values
+from tests.toys.translation import toy_translation
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "curves.json"
 RELATIVE, ABSOLUTE = 2e-3, 2e-4

@@ -17,8 +17,8 @@ from PIL import Image
 
 from magneto.errors import MagnetoError
 from magneto.tasks.registry import load_task
-from tests.small_runs import SHORT, SMALL, drive, folders, training_losses
-from tests.toy_images import CLASSES, image_settings, write_patterns
+from tests.toys.images import CLASSES, image_settings, write_patterns
+from tests.toys.runs import SHORT, SMALL, drive, folders, training_losses
 
 Run = Callable[..., dict[str, Any]]
 
@@ -164,11 +164,11 @@ PROBE = ("task.linear_probe=true", "task.layers=[0,1]", "task.pool_grid=2", "opt
 
 
 def test_kept_features_train_the_same_probe(run: Run) -> None:
-    kept, anew = (
+    kept, again = (
         run(f"name=cache_{cache}", *PROBE, f"task.cache_features={cache}") for cache in ("true", "false")
     )
     losses = training_losses(kept["folder"])
-    assert losses == pytest.approx(training_losses(anew["folder"]), abs=1e-4)
+    assert losses == pytest.approx(training_losses(again["folder"]), abs=1e-4)
     assert losses[-1] < losses[0] - 0.1
     assert load_task(Path(kept["folder"]) / "export").head.linear.weight.shape == (3, 2 * 32 * 2**2)
 
@@ -205,7 +205,11 @@ def test_impossible_probes_are_refused(run: Run, overrides: list[str], message: 
 
 def test_a_senseless_number_of_answers_is_refused(run: Run) -> None:
     folder = run("name=one", "trainer.max_steps=2")["folder"]
-    for number, what in (("0", "must be at least 1"), ("1.5", "valid integer"), ("many", "valid integer")):
+    for number, what in (
+        ("0", "greater than or equal to 1"),
+        ("1.5", "valid integer"),
+        ("many", "valid integer"),
+    ):
         with pytest.raises(MagnetoError, match=rf"predict.top_k={number}: .*{what}"):
             run("mode=predict", f"checkpoint={folder}/export", "input=.", f"predict.top_k={number}")
 

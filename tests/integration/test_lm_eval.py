@@ -66,7 +66,7 @@ def log_likelihood(task: CausalLM, context: list[int], continuation: list[int]) 
     return found, log_probs.argmax(-1).tolist() == continuation
 
 
-def test_log_likelihoods_are_those_of_single_sequences(exported: Path, model: MagnetoLM) -> None:
+def test_log_likelihoods_alone_and_in_batches(exported: Path, model: MagnetoLM) -> None:
     """With an empty context, a space at the end of a context, one that is too long, and unequal lengths in a batch."""
     task = load_task(exported)
     tokenizer = task.tokenizer
@@ -85,7 +85,8 @@ def test_log_likelihoods_are_those_of_single_sequences(exported: Path, model: Ma
         assert value == pytest.approx(expected[0], abs=1e-4) and greedy == expected[1]
 
 
-def test_what_greedy_decoding_gives_is_called_greedy(exported: Path, model: MagnetoLM) -> None:
+def test_greedy_continuations_are_marked(exported: Path, model: MagnetoLM) -> None:
+    """What greedy decoding gives is called greedy."""
     task = load_task(exported)
     drawn = generate(
         task, task.tokenizer, [task.tokenizer.encode("the cat")], Decoding(max_new_tokens=5, temperature=0)
@@ -97,9 +98,8 @@ def test_what_greedy_decoding_gives_is_called_greedy(exported: Path, model: Magn
     assert not model._loglikelihood_tokens([(("", ""), context, other)])[0][1]
 
 
-def test_rolling_scores_every_token_once_with_all_the_context_there_is(
-    exported: Path, model: MagnetoLM
-) -> None:
+def test_rolling_scores_every_token_once(exported: Path, model: MagnetoLM) -> None:
+    """Rolling scores every token once with all the context there is."""
     task = load_task(exported)
     text = f"{TEXT} {TEXT}"
     ids = task.tokenizer.encode(text)
@@ -266,7 +266,7 @@ def documented_commands() -> list[str]:
         re.sub(r"--tasks [\w,]+", f"--tasks {LOCAL_TASKS}", line)
         for file in files
         for line in re.findall(
-            r"python -m magneto\.lm_eval (.*checkpoint=.*)", file.read_text(encoding="utf-8")
+            r"python -m magneto\.commands\.lm_eval (.*checkpoint=.*)", file.read_text(encoding="utf-8")
         )
     ]
     assert len(found) >= 3

@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
-def test_make_table_goes_from_nothing_to_one_table(text_overrides: list[str], tmp_path: Path) -> None:
+def test_make_table_from_nothing(text_overrides: list[str], tmp_path: Path) -> None:
+    """Make table goes from nothing to one table."""
     arguments = [text for text in text_overrides if not text.startswith("runs_dir=")]
     arguments += ["trainer.max_steps=2", "trainer.val_check_interval=2", "callbacks.samples=1"]
     table = tmp_path / "table"

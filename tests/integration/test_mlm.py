@@ -1,4 +1,4 @@
-"""task=mlm, end to end through `engine.run`: learn, overfit, resume, fill masks, score sentences."""
+"""task=mlm, end to end through `magneto.commands.run`: learn, overfit, resume, fill masks, score sentences."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from magneto.inference.inputs import PredictInput
 from magneto.inference.masked_lm import encode
 from magneto.tasks.mlm import MLM
 from magneto.tasks.registry import load_task
-from tests.small_runs import SHORT, SMALL, drive, folders
+from tests.toys.runs import SHORT, SMALL, drive, folders
 
 COUNT = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 Run = Callable[..., dict[str, Any]]

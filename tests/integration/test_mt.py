@@ -1,4 +1,4 @@
-"""Translation, end to end through `engine.run`: learn, resume, average, score as sacrebleu does, translate."""
+"""Translation, end to end through `magneto.commands.run`: learn, resume, average, score as sacrebleu does, translate."""
 
 import io
 import json
@@ -21,8 +21,8 @@ from magneto.errors import MagnetoError
 from magneto.inference import translation
 from magneto.metrics.translation import TranslationScores
 from magneto.tasks.registry import load_task
-from tests.small_runs import SHORT, drive, folders
-from tests.toy_translation import toy_translation, translation_files
+from tests.toys.runs import SHORT, drive, folders
+from tests.toys.translation import toy_translation, translation_files
 
 
 def plain_data(config: dict) -> TranslationDataModule:
@@ -290,7 +290,8 @@ def test_translator_starts_from_another(run, tmp_path: Path, shared: bool) -> No
 def test_a_test_set_alone_gives_the_same_scores(run, toy_translation_files: Path, tmp_path: Path) -> None:
     """Neither train and val files nor a vocabulary of its own are needed to test a trained model."""
     first = run("trainer.max_steps=6", "name=one")
-    files = f"data.corpora.files.test={{source:{toy_translation_files / 'test.en'},target:{toy_translation_files / 'test.fr'}}}"
+    source, target = (toy_translation_files / f"test.{language}" for language in ("en", "fr"))
+    files = f"data.corpora.files.test={{source:{source},target:{target}}}"
     command = ["task=mt", "data=translation_files", files, *folders(tmp_path / "data", tmp_path), *SHORT]
     tested = drive(command, "mode=test", f"checkpoint={Path(first['folder']) / 'export'}")["metrics"]
     for name in ("test/loss", "test/bleu", "test/chrf", "test/ter"):

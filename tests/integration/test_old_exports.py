@@ -19,7 +19,7 @@ import magneto
 from magneto.errors import MagnetoError
 from magneto.report import write_report
 from tests.integration.test_golden_curves import CASES
-from tests.small_runs import drive
+from tests.toys.runs import drive
 
 OLD = Path(__file__).parents[1] / "golden" / "old"
 INPUTS = OLD / "inputs"

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_an_installed_wheel_runs_from_another_folder(overrides: list[str], tmp_path: Path) -> None:
+def test_installed_wheel_runs_elsewhere(overrides: list[str], tmp_path: Path) -> None:
+    """An installed wheel runs from another folder."""
     source, installed, elsewhere = (tmp_path / name for name in ("source", "installed", "elsewhere"))
     for name in ("magneto", "conf"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))

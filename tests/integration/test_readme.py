@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.small_runs import drive
+from magneto.errors import ConfigError
+from tests.toys.runs import drive
 
 ROOT = Path(__file__).parents[2]
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/python.md")}
@@ -61,3 +62,48 @@ def test_own_task_and_data_module_train(
     assert result["status"] == "finished"
     assert result["config"]["task"]["_target_"] == "my_lm.DropoutLM"
     assert result["config"]["data"]["_target_"] == "my_lm.NoisyText"
+
+
+def test_own_callback_and_logger(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    text_overrides: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The classes of docs/python.md take part in a run by `callbacks.extra` and `logger.extra`."""
+    (code,) = (str(block.values[0]) for block in BLOCKS if "class Table" in str(block.values[0]))
+    (tmp_path / "my_extras.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    result = drive(
+        [
+            "task=causal_lm", *text_overrides, "trainer.max_steps=4", "trainer.val_check_interval=4",
+            "task.sample.max_new_tokens=4",
+            "+callbacks.extra.announce={_target_: my_extras.Announce, prefix: now}",
+            f"+logger.extra.table={{_target_: my_extras.Table, save_dir: {tmp_path}/tables}}",
+        ]
+    )  # fmt: skip
+    assert result["status"] == "finished"
+    assert "'val/loss'" in capsys.readouterr().out.partition("now {")[2]
+    (table,) = (tmp_path / "tables").rglob("metrics.csv")
+    assert "val/loss" in table.read_text()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+callbacks.extra.mine={_target_: my.Thing}", "callbacks.extra.mine"),
+        ("+callbacks.extra.mine=5", "names no class. Set callbacks.extra.mine._target_"),
+        (
+            "+logger.extra.mine={_target_: collections.Counter}",
+            "is no lightning.pytorch.loggers.logger.Logger",
+        ),
+        (
+            "+callbacks.extra.mine={_target_: lightning.pytorch.callbacks.Timer, dration: 1}",
+            "Did you mean 'callbacks.extra.mine.duration'",
+        ),
+    ],
+)
+def test_wrong_extras_are_refused(override: str, message: str, text_overrides: list[str]) -> None:
+    """Before anything is prepared."""
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        drive(["task=causal_lm", *text_overrides, override])

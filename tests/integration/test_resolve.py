@@ -16,8 +16,8 @@ from magneto.errors import MagnetoError
 from magneto.tasks import registry
 from magneto.training import checkpoint_io
 from magneto.training.run_folder import RunFolder
-from tests.small_runs import SHORT, SMALL, drive, folders
-from tests.toy_images import image_settings, write_patterns
+from tests.toys.images import image_settings, write_patterns
+from tests.toys.runs import SHORT, SMALL, drive, folders
 
 Run = Callable[..., dict[str, Any]]
 OLD = Path(__file__).parents[1] / "golden" / "old" / "run"

@@ -32,7 +32,7 @@ from magneto.tasks.registry import load_task
 from magneto.training import reproducibility
 from magneto.training.result import RunResult
 from magneto.training.run_folder import RunFolder
-from tests.small_runs import values
+from tests.toys.runs import values
 
 Run = Callable[..., dict[str, Any]]
 Kill = Callable[..., AbstractContextManager[None]]
@@ -130,7 +130,7 @@ def test_busy_run_is_refused(run_lm: Run, tmp_path: Path, resume: str) -> None:
 
 
 def test_lock_is_held_while_training(run_lm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the time that the folder is laid out until the result is written; then the run can be made anew."""
+    """From the time that the folder is laid out until the result is written; then the run can be made again."""
     seen = []
 
     def refused(config: dict[str, Any], folder: RunFolder) -> None:
@@ -191,7 +191,7 @@ def test_usr1_saves_and_requeues(
     assert all(torch.equal(value, exported[name]) for name, value in best.state_dict().items())
 
 
-def test_requeue_that_fails_is_told(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+def test_failed_requeue_is_reported(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     monkeypatch.setenv("PATH", "/nowhere")
     with caplog.at_level(logging.WARNING):
@@ -255,30 +255,6 @@ def test_failed_collective_is_not_a_full_disk(run_lm: Run, monkeypatch: pytest.M
     ) as told:
         run_lm("name=one")
     assert "free space" not in str(told.value)
-
-
-@pytest.mark.slow
-def test_group_signal_with_workers(text_overrides: list[str], tmp_path: Path) -> None:
-    """`timeout`, scancel and systemd signal every process: the workers leave the answer to the main one."""
-    command = [
-        sys.executable, str(CONF.parent / "run.py"), "-m", "task=causal_lm", *text_overrides, "trainer.max_steps=5000",
-        "callbacks.save_every=5000", "trainer.val_check_interval=5000", "data.num_workers=2", "seed=1,2",
-    ]  # fmt: skip
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + 300
-    while not list(tmp_path.glob("runs/causal_lm/magneto*seed1*/metrics.csv")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    time.sleep(1)
-    os.killpg(process.pid, signal.SIGTERM)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130 and "Traceback" not in errors, errors
-    (folder,) = tmp_path.glob("runs/causal_lm/magneto*seed1*")
-    assert (folder / "checkpoints/last.ckpt").exists()
-    assert not list(tmp_path.glob("runs/causal_lm/magneto*seed2*")), "the sweep stops"
 
 
 # ---------------------------------------------------------------------- resuming
@@ -366,7 +342,7 @@ def test_other_world_size_is_refused(run_lm: Run, killed: Path) -> None:
     assert run_lm("name=one")["status"] == "finished"
 
 
-def test_a_log_line_plans_nothing(run_lm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_lines_plan_nothing(run_lm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Planning sorts the corpus: once to count an epoch's batches, once for the run, however many lines are logged."""
     original, planned = TokenBudgetSampler.__init__, []
 
@@ -449,7 +425,7 @@ def _result(**values: Any) -> bytes:
         (_replace("samples.jsonl", None), "samples.jsonl"),
     ],
 )  # fmt: skip
-def test_damage_is_told(run_lm: Run, killed: Path, damage: Callable[[Path], None], file: str) -> None:
+def test_damage_is_named(run_lm: Run, killed: Path, damage: Callable[[Path], None], file: str) -> None:
     """Whatever a folder holds, one message names the file, what is wrong with it and the remedy."""
     damage(killed)
     with pytest.raises(MagnetoError) as told:
@@ -477,7 +453,7 @@ def test_folder_in_place_of_checkpoints(run_lm: Run, tmp_path: Path) -> None:
         ("model.safetensors", "nothing", "damaged export"),
     ],
 )
-def test_damaged_exports_are_told(run_lm: Run, name: str, content: str, message: str) -> None:
+def test_damaged_exports_are_named(run_lm: Run, name: str, content: str, message: str) -> None:
     export = Path(run_lm("name=one", "trainer.max_steps=1")["folder"]) / "export"
     if content == "info={}":
         config = json.loads((export / name).read_text())
@@ -503,7 +479,7 @@ def test_unwritable_folders(
         run_lm("name=two")
 
 
-def test_a_failed_write_is_told(run_lm: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_writes_are_named(run_lm: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that refuses the run's folder after the look at it."""
 
     def refuse(path: Path, *arguments: Any, **options: Any) -> None:
@@ -578,11 +554,15 @@ def test_load_from_checkpoint(run_lm: Run) -> None:
 
 
 def test_signal_before_training(run_lm: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The job of a cluster is queued again, and there is no folder."""
+    queued = []
+
     def stop(self: TextDataModule) -> None:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGUSR1)
 
     monkeypatch.setattr(TextDataModule, "prepare", stop)
-    assert run_lm("name=one")["status"] == "interrupted"
+    monkeypatch.setattr(train, "_requeue", lambda: queued.append(1))
+    assert run_lm("name=one")["status"] == "interrupted" and queued
     assert not (tmp_path / "runs/causal_lm/one").exists()
 
 
@@ -644,7 +624,7 @@ def test_two_processes_resume_exactly(text_overrides: list[str], tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_a_lost_process_is_told(text_overrides: list[str], tmp_path: Path) -> None:
+def test_lost_processes_are_reported(text_overrides: list[str], tmp_path: Path) -> None:
     process = two_processes(
         tmp_path, [*text_overrides, "trainer.max_steps=5000", "trainer.val_check_interval=5000", "name=one"]
     )

@@ -15,7 +15,7 @@ from magneto.commands.console import ProgressLines
 from magneto.tasks.base import Task
 from magneto.training.checkpointing import Checkpoints
 from magneto.training.signals import StopSignals
-from tests.small_runs import values
+from tests.toys.runs import values
 
 ROOT = Path(__file__).parents[2]
 
@@ -76,8 +76,7 @@ def test_time_left_counts_this_process_only(tmp_path, monkeypatch, caplog) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [80, 120])
-def test_bar_fits_terminal(overrides: list[str], tmp_path: Path, width: int) -> None:
+def test_bar_fits_terminal(overrides: list[str], tmp_path: Path, width: int = 80) -> None:
     """On a terminal the bar, the metric in it, and every line of ours stay within its width."""
     import pty
 

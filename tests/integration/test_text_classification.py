@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from magneto.errors import MagnetoError
-from tests.small_runs import SHORT, SMALL, drive, folders
+from tests.toys.runs import SHORT, SMALL, drive, folders
 
 FRUIT, TOOLS = ["apple", "pear", "plum", "fig"], ["saw", "drill", "plane", "file"]
 OTHER = ["the", "a", "red", "old", "big", "on", "in", "and", "sees", "has"]
@@ -205,7 +205,7 @@ def test_pretrained_shape_and_tokenizer(run: Run, compose_and_run: Run, glue: Pa
     [
         (("task.pooling=max",), "mean"),
         (("task.head_dropout=1",), "head_dropout"),
-        (("backbone.max_positions=40",), "Set data.max_tokens to 40"),
+        (("backbone.max_positions=40",), "set data.max_tokens to 40"),
         (("data.tokenizer.vocab_size=7000",), "7000"),
         (("data.corpus.folder=nowhere",), "nowhere"),
     ],

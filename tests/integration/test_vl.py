@@ -18,8 +18,8 @@ from magneto.data.collate import IGNORE
 from magneto.errors import MagnetoError
 from magneto.tasks.registry import load_task
 from magneto.tasks.vision_language import VisionLanguage
-from tests.small_runs import SHORT, SMALL, drive, folders, training_losses, values
-from tests.toy_captions import KINDS, SIZE, caption_settings, write_squares
+from tests.toys.captions import KINDS, SIZE, caption_settings, write_squares
+from tests.toys.runs import SHORT, SMALL, drive, folders, training_losses, values
 
 Run = Callable[..., dict[str, Any]]
 MASKED = (
@@ -105,7 +105,7 @@ def test_retrieval_in_two_languages(trained: dict[str, Any]) -> None:
 
 @torch.no_grad()
 def test_scores_from_single_pairs(trained: dict[str, Any]) -> None:
-    """Computed anew, one pair at a time: neither padding nor the batch matters, nor how the metric keeps its state."""
+    """Computed again, one pair at a time: neither padding nor the batch matters, nor how the metric keeps its state."""
     batches, task = batches_and_task(Path(trained["folder"]))
     task.eval()
     images: dict[int, torch.Tensor] = {}
@@ -240,7 +240,8 @@ def test_masked_then_contrastive(run: Run) -> None:
         run("mode=predict", f"checkpoint={source}", "input=.", "predict.query=red")
 
 
-def test_the_head_of_codes_stays_with_its_codebook(run: Run) -> None:
+def test_code_head_stays_with_its_codebook(run: Run) -> None:
+    """The head of codes stays with its codebook."""
     source = Path(run("name=first", *MASKED)["folder"]) / "export"
     head = load_task(source).state_dict()["image_head.weight"]
     others = ("task.target=random_projection", f"task.random_codes={len(head)}")
@@ -410,7 +411,7 @@ def test_mistakes_of_predict_are_told(
         (("task.losses={masked: 1}",), "data.masking is missing"),
         ((*MASKED, "data.batch_size=5"), "data.batch_size=5.*at least 6"),
         (("data.batch_size=1",), "data.batch_size=1: with task.losses.contrastive it must be at least 2"),
-        (("+task.losses.mask=1",), "Did you mean 'masked'"),
+        (("+task.losses.mask=1",), "Did you mean 'task.losses.masked'"),
         (("task.temperature=0",), "task.temperature=0"),
         (("backbone.max_positions=8",), "data.max_tokens=16.*max_positions=8"),
         (("data.patch_size=null",), "data.patch_size"),

@@ -14,8 +14,7 @@ from PIL import Image
 from magneto.errors import MagnetoError
 from magneto.tasks.registry import load_task
 from magneto.tasks.vqa import VisionLanguageClassification
-from tests.small_runs import SHORT, SMALL, drive, folders, training_losses
-from tests.toy_questions import (
+from tests.toys.questions import (
     TOY_IMAGES,
     nlvr2_files,
     overrides_of,
@@ -24,6 +23,7 @@ from tests.toy_questions import (
     write_nlvr2,
     write_vqa,
 )
+from tests.toys.runs import SHORT, SMALL, drive, folders, training_losses
 
 Run = Callable[..., dict[str, Any]]
 
@@ -185,7 +185,7 @@ def test_start_from_another_image_size(questions: list[str], shared: list[str], 
     ("options", "message"),
     [
         (["task.targets=third"], "task.targets=third: must be one of thirds, left_out.*'thirds'"),
-        (["backbone.max_positions=8"], "backbone has max_positions=8"),
+        (["backbone.max_positions=8"], "max_positions=8"),
         (["data.num_answers=1"], "data.num_answers=1"),
         (["+data.max_token=9"], "max_token"),
     ],

@@ -13,6 +13,7 @@ import pytest
 import soundfile
 from wandb.proto.wandb_internal_pb2 import Record
 
+from magneto.config.parts import LoggerConfig
 from magneto.errors import MagnetoError
 from magneto.training import loggers
 
@@ -66,7 +67,8 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_without_a_key_the_run_is_offline_and_holds_the_metrics(run, offline) -> None:
+def test_offline_without_a_key(run, offline) -> None:
+    """Without a key the run is offline and holds the metrics."""
     started = time.monotonic()
     result = run("logger.wandb=auto")
     assert time.monotonic() - started < 120
@@ -160,8 +162,8 @@ def test_environment_decides_defaults(run, offline, monkeypatch) -> None:
     told = started(records_of(run("logger.wandb=offline")))
     assert (told.project, told.display_name, list(told.tags)) == ("p", "n", ["a", "b"])
     assert (told.run_group, told.entity) == ("g", "e")
-    chosen = loggers.from_environment(loggers.Settings(project="own", tags=["c"], group="h", entity="f"))
-    assert chosen == loggers.Settings(project="own", tags=["c"], group="h", entity="f")
+    chosen = loggers.from_environment(LoggerConfig(project="own", tags=["c"], group="h", entity="f"))
+    assert chosen == LoggerConfig(project="own", tags=["c"], group="h", entity="f")
 
 
 @pytest.mark.parametrize(
@@ -179,7 +181,7 @@ def test_wandb_mode_auto(offline, monkeypatch, variables, mode) -> None:
     """The environment and the key decide where the configuration says auto."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert loggers.wandb_mode(loggers.Settings()) == mode
+    assert loggers.wandb_mode(LoggerConfig()) == mode
 
 
 @pytest.mark.parametrize(
@@ -199,9 +201,9 @@ def test_wrong_wandb_settings(offline, monkeypatch, settings, variables, message
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(MagnetoError, match=message) as caught:
-        loggers.check(loggers.Settings(**settings))
+        loggers.check(LoggerConfig(**settings))
     assert "\n" not in str(caught.value)
-    loggers.check(loggers.Settings(wandb="disabled"))
+    loggers.check(LoggerConfig(wandb="disabled"))
 
 
 def test_wrong_settings_come_before_data(run, offline, tmp_path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from magneto.errors import ConfigError
 from magneto.nn import PLACEMENTS, BackboneConfig, Placement, build_backbone
-from tests.small_runs import drive
+from tests.toys.runs import drive
 
 PAGE = (Path(__file__).parents[2] / "docs/add_a_placement.md").read_text()
 

@@ -10,9 +10,8 @@ import torch
 from magneto.training.checkpoint_io import AtomicCheckpointIO
 
 
-def test_a_checkpoint_is_written_beside_its_place_and_replaces_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_checkpoints_replace_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint is written beside the old one, in the same folder, and replaces it."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))  # no other folder is needed
     path = tmp_path / "checkpoints/last.ckpt"
     for step in (1, 2):
@@ -21,9 +20,8 @@ def test_a_checkpoint_is_written_beside_its_place_and_replaces_the_old_one(
     assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
 
 
-def test_a_write_that_breaks_off_keeps_the_old_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_writes_keep_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write that fails in the middle keeps the old checkpoint."""
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
 

@@ -60,7 +60,7 @@ def test_scikit_learn_agrees() -> None:
 
 
 def test_examples_without_a_class_are_ignored() -> None:
-    """Examples without a class are passed over and a reset forgets."""
+    """Examples without a class are skipped and a reset forgets."""
     logits, labels = answers(4, 40)
     scores, known = ClassScores(names(4)), ClassScores(names(4))
     labels[::3] = -1

@@ -29,7 +29,8 @@ def test_the_majority_is_counted_in_training() -> None:
     assert baselines.majority(train, test) == test[1].count("1") / 200
 
 
-def test_words_tell_the_classes_and_shuffled_labels_do_not() -> None:
+def test_words_predict_and_shuffled_labels_do_not() -> None:
+    """Words tell the classes and shuffled labels do not."""
     train, val, test = split(400, 0), split(200, 1), split(200, 2)
     shuffled = (train[0], np.random.default_rng(3).permutation(train[1]).tolist())
     for fit in (baselines.naive_bayes, lambda data: baselines.logistic_regression(data, val)):

@@ -26,7 +26,7 @@ def own(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["mode=lr_find"], "mode=lr_find: must be one of train, prepare, test, predict, export."),
+        (["mode=lr_find"], "mode=lr_find: must be one of train, prepare, test, predict, export, config."),
         (["mode=tran"], "Did you mean 'train'?"),
         (["seed=abc"], "seed=abc: value 'abc' of type 'str' could not be converted to Integer."),
         (["-m", "seed=1,b"], "seed=b: value 'b'"),

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytest
+from annotated_types import Ge, Gt, Lt
 from omegaconf import OmegaConf
 
 from magneto.commands.build import build_data
@@ -22,6 +23,9 @@ class Options:
     layers: Sequence[int] | None = None
     more: Mapping[str, Any] | None = None
     betas: tuple[float, float] = (0.9, 0.98)
+    kind: Literal["big", "small"] | None = None
+    rate: Annotated[float, Gt(0)] = 1.0
+    length: Annotated[int, Ge(0)] | Annotated[float, Ge(0), Lt(1)] = 0
 
 
 @pytest.mark.parametrize(
@@ -53,6 +57,9 @@ def test_values_of_the_right_type_are_kept(values: dict[str, Any]) -> None:
         ({"layers": [1, "two"]}, "task.layers=.*: input should be a valid integer"),
         ({"more": 0.4}, "task.more=0.4: input should be"),
         ({"betas": [0.9]}, r"task.betas=\[0.9\]: too few values"),
+        ({"kind": "smal"}, "task.kind=smal: must be one of big, small. Did you mean 'small'?"),
+        ({"rate": 0}, "task.rate=0: input should be greater than 0"),
+        ({"length": 1.5}, "task.length=1.5: input should be a valid integer or less than 1"),
         ({"cuont": 1}, "Did you mean 'task.count'"),
         (0.5, "task=0.5: must hold keys and values"),
         (None, "task=None: must hold keys and values"),
@@ -63,7 +70,7 @@ def test_values_of_a_wrong_type_are_refused(values: Any, message: str) -> None:
         from_mapping(Options, values, "task")
 
 
-def test_what_has_no_annotation_is_left_to_its_owner() -> None:
+def test_no_annotation_is_no_check() -> None:
     check_types(lambda count: count, {"count": "many"}, "task")
 
 
@@ -76,7 +83,7 @@ def test_what_has_no_annotation_is_left_to_its_owner() -> None:
         ("corpora.image_folder.validation", "x", "data.corpora.image_folder.validation=x: input should be"),
     ],
 )
-def test_arguments_of_data_are_told_by_their_key(key: str, value: Any, message: str) -> None:
+def test_arguments_of_data_are_named(key: str, value: Any, message: str) -> None:
     node = OmegaConf.create(
         {
             "name": "image_folder",

@@ -15,7 +15,7 @@ from magneto.nn import KVCache
 from magneto.nn.config import SEQUENCE_POSITIONS
 from magneto.nn.placement import PLACEMENTS
 from magneto.tasks.causal_lm import CausalLM
-from tests.small_runs import info_of
+from tests.toys.runs import info_of
 
 TEXT = "the naïve cat sat on the mat — 猫が座った 🐈 and said: stop"
 TOKENIZER = TextTokenizer.train([TEXT], kind="byte_bpe", vocab_size=270)
@@ -175,7 +175,7 @@ class Scripted:
         self.tokens, self.asked = [*tokens, *[TOKENIZER.require("eos")] * 50], 0
 
     def next_logits(self, tokens: Tensor, mask: Tensor | None, cache: KVCache) -> Tensor:
-        cache.extend(tokens.shape[1], mask, len(tokens), tokens.device)
+        cache.extend(tokens[..., None].float(), mask, 0)
         logits = torch.zeros(len(tokens), VOCABULARY)
         logits[:, self.tokens[self.asked]] = 100.0
         self.asked += 1

@@ -24,7 +24,8 @@ def test_the_majority_is_counted_in_training() -> None:
     assert majority(train, test) == pytest.approx(float((test[1] == 1).mean()))
 
 
-def test_regression_finds_what_is_linear_and_takes_the_penalty_that_validation_likes() -> None:
+def test_regression_and_its_penalty() -> None:
+    """Regression finds what is linear and takes the penalty that validation likes."""
     train, val, test = split(400, 0), split(200, 1), split(200, 2)
     accuracy, strength = logistic_regression(train, val, test, strengths=(1e-6, 1e-1))
     assert accuracy > 0.85 and strength == 1e-1

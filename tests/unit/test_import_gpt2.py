@@ -13,7 +13,7 @@ from magneto.inference.sampling import Decoding, next_tokens
 from magneto.pretrained.gpt2 import import_weights
 from magneto.pretrained.init_from import read_pretrained
 from magneto.tasks.causal_lm import CausalLM
-from tests.init_from import info_of, initialize_from
+from tests.toys.init_from import info_of, initialize_from
 
 transformers = pytest.importorskip("transformers")
 
@@ -83,7 +83,8 @@ def test_rows_beyond_the_tokens_are_cut(saved: tuple[Path, Any], tmp_path: Path)
     )
 
 
-def test_greedy_generation_is_equal_for_prompts_of_unequal_length(saved: tuple[Path, Any]) -> None:
+def test_greedy_with_unequal_prompts(saved: tuple[Path, Any]) -> None:
+    """Greedy generation is equal for prompts of unequal length."""
     folder, theirs = saved
     prompts = [[5, 9, 200], [7], [100, 3, 8, 44, 61, 12]]
     padded = torch.tensor([[0] * (6 - len(p)) + p for p in prompts])

@@ -16,7 +16,7 @@ from magneto.tasks.base import Task
 from magneto.tasks.causal_lm import CausalLM
 from magneto.tasks.mlm import MLM
 from magneto.tasks.text_classification import TextClassification
-from tests.small_runs import info_of
+from tests.toys.runs import info_of
 
 TEXT = "the cat sat on the mat. the dog sat on the cat."
 BYTES = TextTokenizer.train([TEXT], kind="byte_bpe", vocab_size=275)
@@ -172,7 +172,7 @@ def test_a_space_at_the_end_of_a_prompt(
     step = iter([*logits, *logits])
 
     def says(tokens: torch.Tensor, mask: Any, cache: Any) -> torch.Tensor:
-        cache.extend(tokens.shape[1], mask, len(tokens), tokens.device)
+        cache.extend(tokens[..., None].float(), mask, 0)
         return next(step).expand(len(tokens), -1)
 
     monkeypatch.setattr(task, "next_logits", says)

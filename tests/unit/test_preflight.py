@@ -12,7 +12,7 @@ from magneto.data.corpora.speech.librispeech import LibriSpeechReader
 from magneto.data.module import DataModule
 from magneto.errors import MagnetoError
 from magneto.training import devices
-from tests.small_runs import drive
+from tests.toys.runs import drive
 
 TORCHRUN = {
     "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0",
@@ -53,7 +53,7 @@ def refusal(settings: list[str], *overrides: str) -> str:
         ("trainer.precision=16-mixed", "trainer.precision=16-mixed: must be one of auto"),
         ("trainer.num_sanity_val_steps=abc", "trainer.num_sanity_val_steps=abc: input should be a valid integer"),
         ("trainer.limit_val_batches=abc", "trainer.limit_val_batches=abc: input should be a valid integer or a valid"),
-        ("trainer.limit_val_batches=0", "trainer.limit_val_batches=0: input should be greater than or equal to 1 or greater than 0"),
+        ("trainer.limit_val_batches=0", "trainer.limit_val_batches=0: input should be greater than or equal to 1 or"),
         ("trainer.limit_test_batches=0", "trainer.limit_test_batches=0: input should be greater"),
         ("trainer.limit_test_batches=1.5", "invalid value 1.5 for limit_test_batches"),
         ("trainer.deterministic=maybe", "trainer.deterministic=maybe: input should be a valid boolean or 'warn'"),
@@ -99,7 +99,7 @@ def refusal(settings: list[str], *overrides: str) -> str:
         ("task.name=foo", "task.name=foo: the task's name is causal_lm"),
         ("+data.foo=1", "data.foo: there is no such key"),
         ("+data.corpora.text_files.foo=1", "data.corpora.text_files.foo: there is no such key"),
-        ("+data.corpora.foo=1", "data.corpora.foo=1: this is no source"),
+        ("+data.corpora.foo=1", "data.corpora.foo=1: this is no corpus"),
         ("data.block_size=abc", "data.block_size=abc: input should be a valid integer"),
         ("init_from=hf:", "init_from=hf:: there is nothing with this name"),
         ("init_from=/nowhere", "init_from=/nowhere: there is nothing with this name"),
@@ -131,7 +131,7 @@ def test_refused_before_anything(override: str, message: str, settings: list[str
         ("trainer.limit_test_batches=0", "trainer.limit_test_batches=0"),
         ("seed=-1", "seed=-1: input should be"),
         ("input=a.txt", "input=a.txt has no effect with mode=test"),
-        ("predict.beam=4", "predict.beam=4 has no effect with mode=test"),
+        ("predict.top_k=4", "predict.top_k=4 has no effect with mode=test"),
         ("checkpoint=/nowhere.ckpt", "checkpoint /nowhere.ckpt: no such file"),
         ("checkpoint=null", "mode=test needs checkpoint="),
     ],

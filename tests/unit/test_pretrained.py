@@ -16,7 +16,7 @@ from magneto.pretrained.init_from import read_pretrained
 from magneto.tasks.mlm import MLM
 from magneto.tasks.text_classification import TextClassification
 from magneto.training.checkpoint_io import export
-from tests.init_from import adopt, info_of, initialize_from
+from tests.toys.init_from import adopt, info_of, initialize_from
 
 TEXTS = ["the cat sees a red house", "a dog and the cat see no house", "red dogs see all of the houses"]
 BACKBONE = {"placement": "magneto", "num_layers": 2, "d_model": 16, "num_heads": 2, "max_positions": 32}
@@ -49,7 +49,7 @@ def classifier(tokenizer: str, seed: int = 9, labels: tuple[str, ...] = ("0", "1
     )
 
 
-def test_the_whole_of_an_equal_model_is_taken(tokenizer: str, tmp_path: Path) -> None:
+def test_equal_models_are_taken_whole(tokenizer: str, tmp_path: Path) -> None:
     source, task = mlm(tokenizer), mlm(tokenizer, seed=1)
     report = initialize_from(task, str(export(source, tmp_path / "export")))
     assert not report.new and not report.left and set(report.taken) == set(source.state_dict())
@@ -57,7 +57,8 @@ def test_the_whole_of_an_equal_model_is_taken(tokenizer: str, tmp_path: Path) ->
         assert torch.equal(task.state_dict()[name], tensor), name
 
 
-def test_a_classifier_takes_the_encoder_and_says_what_is_new(tokenizer: str, tmp_path: Path) -> None:
+def test_classifiers_take_the_encoder(tokenizer: str, tmp_path: Path) -> None:
+    """And the report names what is new."""
     source, task = mlm(tokenizer), classifier(tokenizer)
     before = {name: tensor.clone() for name, tensor in task.state_dict().items()}
     report = initialize_from(task, str(export(source, tmp_path / "export")))
@@ -75,7 +76,7 @@ def test_a_classifier_takes_the_encoder_and_says_what_is_new(tokenizer: str, tmp
     assert "stem.embedding.weight" in str(report) and "pooler: 2" in str(report)
 
 
-def test_a_head_of_other_labels_stays_new(tokenizer: str, tmp_path: Path) -> None:
+def test_heads_of_other_labels_stay_new(tokenizer: str, tmp_path: Path) -> None:
     source = export(classifier(tokenizer, labels=("no", "yes")), tmp_path / "export")
     assert "head.weight" in initialize_from(classifier(tokenizer, labels=("no", "yes")), str(source)).taken
     other = initialize_from(classifier(tokenizer, labels=("bad", "good")), str(source))
@@ -91,9 +92,8 @@ def test_a_head_of_other_labels_stays_new(tokenizer: str, tmp_path: Path) -> Non
         ({"inner_ffn_norm": False}, "inner_ffn_norm: True"),
     ],
 )
-def test_what_does_not_fit_is_named_and_nothing_is_copied(
-    tokenizer: str, tmp_path: Path, change: dict[str, Any], message: str
-) -> None:
+def test_misfits_are_named(tokenizer: str, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    """What does not fit is named, and nothing is copied."""
     source = export(mlm(tokenizer), tmp_path / "export")
     task = classifier(tokenizer, **change)
     before = {name: tensor.clone() for name, tensor in task.state_dict().items()}
@@ -102,7 +102,8 @@ def test_what_does_not_fit_is_named_and_nothing_is_copied(
     assert all(torch.equal(before[name], tensor) for name, tensor in task.state_dict().items())
 
 
-def test_two_ways_of_saying_one_shape_agree(tokenizer: str, tmp_path: Path) -> None:
+def test_equal_shapes_agree(tokenizer: str, tmp_path: Path) -> None:
+    """Defaults and values that were written out are one shape."""
     source = export(mlm(tokenizer), tmp_path / "export")
     initialize_from(classifier(tokenizer, ffn_dim=64, inner_ffn_norm=True, dropout=0.3), str(source))
 
@@ -115,7 +116,7 @@ def test_another_tokenizer_is_refused(tokenizer: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["nowhere", "hf:nowhere/at-all-to-be-found"])
-def test_a_source_that_is_not_there(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_sources(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(MagnetoError, match="nowhere"):
@@ -129,9 +130,10 @@ def test_a_source_that_is_not_there(source: str, monkeypatch: pytest.MonkeyPatch
         (("pytorch_model.bin",), ["model.safetensors", "pytorch_model.bin"]),
     ],
 )
-def test_the_older_weights_are_downloaded_where_there_are_no_others(
+def test_older_weights_are_downloaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: tuple[str, ...], asked_for: list[str]
 ) -> None:
+    """pytorch_model.bin, where there is no model.safetensors."""
     asked: list[str] = []
 
     def download(source: str, allow_patterns: list[str]) -> str:
@@ -146,7 +148,7 @@ def test_the_older_weights_are_downloaded_where_there_are_no_others(
     assert asked == asked_for and (tmp_path / asked_for[-1]).is_file()
 
 
-def test_a_family_without_importer_is_named(tmp_path: Path) -> None:
+def test_families_without_importer(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "t5"}')
     with pytest.raises(MagnetoError, match="'t5'.*bert"):
         read_pretrained(f"hf:{tmp_path}")
@@ -169,7 +171,8 @@ def config(tmp_path: Path, source: str | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_the_shape_and_the_tokenizer_come_with_the_weights(tokenizer: str, tmp_path: Path) -> None:
+def test_shape_and_tokenizer_are_taken(tokenizer: str, tmp_path: Path) -> None:
+    """They come with the weights."""
     source = str(export(mlm(tokenizer, position="rotary"), tmp_path / "export"))
     adopted = adopt(config(tmp_path, source), ["task=text_classification", f"init_from={source}"])
     assert {key: adopted["backbone"][key] for key in ("num_layers", "d_model", "position")} == {
@@ -182,14 +185,14 @@ def test_the_shape_and_the_tokenizer_come_with_the_weights(tokenizer: str, tmp_p
 
 
 @pytest.mark.parametrize("override", ["backbone.d_model=256", "size=tiny", "backbone.num_layers=6"])
-def test_a_shape_that_the_command_names_must_agree(tokenizer: str, tmp_path: Path, override: str) -> None:
+def test_shapes_of_the_command_must_agree(tokenizer: str, tmp_path: Path, override: str) -> None:
     source = str(export(mlm(tokenizer), tmp_path / "export"))
     with pytest.raises(MagnetoError, match=rf"{override}.*\n.*Leave {override} out|\({override}\)"):
         adopt(config(tmp_path, source), [override])
     adopt(config(tmp_path, source), ["backbone=magneto"])  # that is what it is
 
 
-def test_a_tokenizer_that_the_command_names_is_kept(tokenizer: str, tmp_path: Path) -> None:
+def test_tokenizers_of_the_command_are_kept(tokenizer: str, tmp_path: Path) -> None:
     source = str(export(mlm(tokenizer), tmp_path / "export"))
     adopted = adopt(config(tmp_path, source), ["data.tokenizer.vocab_size=8000"])
     assert adopted["data"] == config(tmp_path, source)["data"]
@@ -229,7 +232,7 @@ REAL = torch.arange(11) < torch.tensor([11, 4, 7])[:, None]
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
-def test_a_masked_bert_gives_equal_logits(tokenizer: str, tmp_path: Path, activation: str) -> None:
+def test_masked_bert_has_equal_logits(tokenizer: str, tmp_path: Path, activation: str) -> None:
     theirs = randomised(transformers.BertForMaskedLM(bert_config(hidden_act=activation)))
     source = saved(theirs, tmp_path, tokenizer)
     backbone = read_pretrained(source).backbone.to_dict()
@@ -242,9 +245,8 @@ def test_a_masked_bert_gives_equal_logits(tokenizer: str, tmp_path: Path, activa
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_bert_without_head_gives_equal_states_pooled_vectors_and_second_segments(
-    tokenizer: str, tmp_path: Path
-) -> None:
+def test_bert_without_head_is_equal(tokenizer: str, tmp_path: Path) -> None:
+    """States, pooled vectors and second segments."""
     theirs = randomised(transformers.BertModel(bert_config()))
     source = saved(theirs, tmp_path, tokenizer)
     task = classifier(tokenizer, **read_pretrained(source).backbone.to_dict()).eval()
@@ -261,7 +263,7 @@ def test_a_bert_without_head_gives_equal_states_pooled_vectors_and_second_segmen
     torch.testing.assert_close(pooled, out.pooler_output, atol=1e-5, rtol=1e-5)
 
 
-def test_the_names_of_the_first_conversions_are_read(tokenizer: str, tmp_path: Path) -> None:
+def test_names_of_first_conversions(tokenizer: str, tmp_path: Path) -> None:
     """bert-base-uncased calls its LayerNorms gamma and beta, and carries next-sentence weights."""
     theirs = randomised(transformers.BertForPreTraining(bert_config()))
     source = saved(theirs, tmp_path, tokenizer).removeprefix("hf:")
@@ -290,7 +292,7 @@ def test_the_names_of_the_first_conversions_are_read(tokenizer: str, tmp_path: P
         ({"num_hidden_layers": 2}, "encoder.layer.2"),
     ],
 )
-def test_a_bert_that_cannot_be_expressed_is_refused(
+def test_unsupported_berts_are_refused(
     tokenizer: str, tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     source = saved(transformers.BertForMaskedLM(bert_config()), tmp_path, tokenizer).removeprefix("hf:")

@@ -17,7 +17,7 @@ from magneto.tasks.image_classification import ImageClassification
 from magneto.tasks.visual_tokenizer import VisualTokenization
 from magneto.training.checkpoint_io import export
 from magneto.training.optim import build_optimizer
-from tests.init_from import adopt, initialize_from
+from tests.toys.init_from import adopt, initialize_from
 
 BACKBONE = {"placement": "magneto", "num_layers": 2, "d_model": 16, "num_heads": 2, "ffn_dim": 32}
 
@@ -45,7 +45,8 @@ def classifier(**more: Any) -> ImageClassification:
 
 @pytest.mark.parametrize("position", ["relative_2d", "learned", "sinusoidal", "rotary", "none"])
 @pytest.mark.parametrize("size", [16, 24, 12])
-def test_a_classifier_takes_beit_on_images_of_any_size(tmp_path: Path, position: str, size: int) -> None:
+def test_classifiers_take_beit_of_any_size(tmp_path: Path, position: str, size: int) -> None:
+    """The positions are resized to the images."""
     shape = {"position": position}
     source = build(BEiT, target="pixels", backbone=shape)
     task = classifier(size=size, backbone=shape)
@@ -63,7 +64,8 @@ def test_a_classifier_takes_beit_on_images_of_any_size(tmp_path: Path, position:
     assert task(torch.randn(2, 1, size, size)).shape == (2, 3)
 
 
-def test_other_patches_or_channels_do_not_fit_the_stem(tmp_path: Path) -> None:
+def test_other_patches_do_not_fit(tmp_path: Path) -> None:
+    """Nor do other channels fit the stem."""
     source = str(export(build(BEiT, target="pixels"), tmp_path / "export"))
     for other in ({"patch_size": 8}, {"channels": 3, "mean": [0.5] * 3, "std": [0.2] * 3}):
         with pytest.raises(MagnetoError, match=r"stem.projection.weight: 16 x 16 \(pretrained\)"):
@@ -82,7 +84,8 @@ def config(source: str, **data: Any) -> dict[str, Any]:
     }
 
 
-def test_patches_come_with_the_weights_and_the_size_with_the_data(tmp_path: Path) -> None:
+def test_patches_come_with_the_weights(tmp_path: Path) -> None:
+    """And the size of the images with the data."""
     source = str(export(build(BEiT, target="pixels"), tmp_path / "export"))
     adopted = adopt(config(source), [])
     assert adopted["data"]["patch_size"] == 4 and adopted["data"]["image_size"] == 32
@@ -90,7 +93,8 @@ def test_patches_come_with_the_weights_and_the_size_with_the_data(tmp_path: Path
     adopt(config(source, patch_size=4), ["data.patch_size=4"])
 
 
-def test_the_command_may_name_the_backbone_before_the_grid_is_known(tmp_path: Path) -> None:
+def test_backbones_of_the_command_without_grid(tmp_path: Path) -> None:
+    """The command may name the backbone before the grid is known."""
     source = build(BEiT, target="pixels")
     given = config(str(export(source, tmp_path / "export")))
     given["backbone"]["position"] = "relative_2d"
@@ -105,7 +109,7 @@ def test_the_command_may_name_the_backbone_before_the_grid_is_known(tmp_path: Pa
     ("data", "override", "message"),
     [
         ({}, "data.patch_size=8", "reads patches of 4 pixels.*data.patch_size=8. Leave it out"),
-        ({"channels": 3}, "data=cifar10", "are grey, and data=cifar10 gives them in colour. Say data.channels=1"),
+        ({"channels": 3}, "data=cifar10", "are grey, and data=cifar10 gives them in colour. Set data.channels to 1"),
     ],
 )  # fmt: skip
 def test_other_images_are_refused_with_the_remedy(
@@ -134,7 +138,8 @@ def test_the_model_of_the_targets_is_the_runs_own(tmp_path: Path) -> None:
     assert {"head.weight", "head.bias"} <= set(initialize_from(same, source).taken)
 
 
-def test_images_of_another_mean_and_deviation_are_seen_as_before(tmp_path: Path) -> None:
+def test_other_moments_change_the_stem(tmp_path: Path) -> None:
+    """Images of another mean and deviation give the same features."""
     first = build(BEiT, target="pixels", mean=[0.5], std=[0.2])
     source = str(export(first, tmp_path / "export"))
     second = build(BEiT, seed=1, target="pixels", mean=[0.1], std=[0.4])
@@ -152,7 +157,8 @@ def test_images_of_another_mean_and_deviation_are_seen_as_before(tmp_path: Path)
     assert torch.equal(same.stem.projection.weight, first.stem.projection.weight)
 
 
-def test_a_tokenizer_of_another_corpus_reads_this_ones_images(tmp_path: Path) -> None:
+def test_tokenizers_of_another_corpus(tmp_path: Path) -> None:
+    """They read images that are normalised in another way."""
     given = build(VisualTokenization, codes=16, width=8, mean=[0.5], std=[0.2]).eval()
     source = str(export(given, tmp_path / "tokenizer"))
     sizes = given.tokenizer.config.to_dict()
@@ -164,7 +170,8 @@ def test_a_tokenizer_of_another_corpus_reads_this_ones_images(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("kind", ["pixels", "features"])
-def test_a_tokenizer_gives_the_same_codes_of_images_normalised_otherwise(kind: str) -> None:
+def test_codes_of_other_moments_are_equal(kind: str) -> None:
+    """A tokenizer gives the same codes of images that are normalised in another way."""
     torch.manual_seed(0)
     backbone = BackboneConfig.from_dict(BACKBONE | {"position": "relative_2d", "grid": 4})
     of_features: dict[str, Any] = {"teacher_width": 6, "backbone": backbone}
@@ -195,7 +202,7 @@ def test_a_tokenizer_gives_the_same_codes_of_images_normalised_otherwise(kind: s
 
 
 @pytest.mark.parametrize("position", ["relative_2d", "learned"])
-def test_learning_rates_fall_from_the_head_to_the_stem(position: str) -> None:
+def test_learning_rates_fall_to_the_stem(position: str) -> None:
     """As in BEiT's fine-tuning: the head and relative positions whole, then a factor for each layer down to the stem."""
     task = classifier(
         backbone={"position": position}, optimizer={"name": "adamw", "lr": 1.0, "layer_decay": 0.5}

@@ -42,12 +42,13 @@ CONFIG = {"name": None, "backbone": {"placement": "magneto"}, "size_name": "tiny
         ),
     ],
 )
-def test_a_run_is_named_by_what_it_is(overrides: list[str], name: str) -> None:
+def test_runs_are_named_by_what_they_are(overrides: list[str], name: str) -> None:
     assert run_name(CONFIG, overrides) == name
     assert run_name(CONFIG, overrides[::-1]) == name, "the order of the command line does not matter"
 
 
-def test_a_name_given_wins_and_cannot_leave_the_folder() -> None:
+def test_given_names_stay_in_the_folder() -> None:
+    """A name given wins, and cannot leave the folder."""
     assert run_name({**CONFIG, "name": "mine"}, ["optimizer.lr=1"]) == "mine"
     assert "/" not in run_name({**CONFIG, "name": "../../etc"}, [])
 
@@ -57,14 +58,16 @@ def test_long_names_are_cut_and_stay_distinct() -> None:
     assert len(one) <= 120 and one != two
 
 
-def test_differences_leave_out_what_does_not_change_results() -> None:
+def test_differences_change_results() -> None:
+    """What does not change the result is no difference."""
     old = {"seed": 1, "optimizer": {"lr": 1.0}, "trainer": {"threads": None, "max_steps": 5}}
     new = {"seed": 1, "optimizer": {"lr": 2.0}, "trainer": {"threads": 2, "max_steps": 5}, "extra": 1}
     assert difference(old, new) == ["extra: (absent) -> 1", "optimizer.lr: 1.0 -> 2.0"]
     assert flatten({"a": {"b": {}, "c": 2}}) == {"a.b": {}, "a.c": 2}
 
 
-def test_a_run_that_never_saved_anything_may_be_given_another_configuration(tmp_path: Path) -> None:
+def test_unsaved_runs_take_another_config(tmp_path: Path) -> None:
+    """A run that never saved anything may be given another configuration."""
     folder = RunFolder(tmp_path / "run")
     folder.begin({"lr": 1}, "auto")
     folder.begin({"lr": 2}, "auto")
@@ -73,7 +76,8 @@ def test_a_run_that_never_saved_anything_may_be_given_another_configuration(tmp_
         folder.begin({"lr": 3}, "auto")
 
 
-def test_a_checkpoint_from_elsewhere_does_not_overwrite_a_run(tmp_path: Path) -> None:
+def test_foreign_checkpoints_overwrite_no_run(tmp_path: Path) -> None:
+    """A checkpoint from elsewhere starts a new run, and overwrites none."""
     other, own = tmp_path / "other.ckpt", RunFolder(tmp_path / "run")
     other.write_bytes(b"")
     assert own.begin({"lr": 1}, str(other)).checkpoint == other
@@ -87,7 +91,8 @@ def test_a_checkpoint_from_elsewhere_does_not_overwrite_a_run(tmp_path: Path) ->
         own.begin({"lr": 1}, str(other))
 
 
-def test_further_processes_decide_as_the_first_one_does(tmp_path: Path) -> None:
+def test_further_processes_decide_as_the_first(tmp_path: Path) -> None:
+    """By what they find in the folder."""
     folder = RunFolder(tmp_path / "run")
     folder.begin({"lr": 1}, "auto")
     assert follow(folder, "auto") == follow(folder, "never") == Start()
@@ -110,7 +115,8 @@ def test_damaged_files_of_a_run_are_named(tmp_path: Path) -> None:
         folder.begin({"lr": 1}, "auto")
 
 
-def test_metrics_are_rewound_to_the_checkpoint_and_an_unfinished_line_is_dropped(tmp_path: Path) -> None:
+def test_metrics_are_rewound(tmp_path: Path) -> None:
+    """To the checkpoint; an unfinished line is dropped."""
     logger = CSVLogger(tmp_path / "metrics.csv")
     logger.log_metrics({"train/loss": 0.1 + 0.2, "lr": 1e-30}, step=1)
     logger.log_metrics({"train/loss": float("nan")}, step=2)
@@ -123,7 +129,7 @@ def test_metrics_are_rewound_to_the_checkpoint_and_an_unfinished_line_is_dropped
     assert [row for row in read_metrics(logger.path) if row[0] == 2] == [(2, "train/loss", 5.0)]
 
 
-def test_a_commit_of_the_users_own_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commits_of_the_user_are_not_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wheel in a virtual environment within the user's repository, until that repository holds magneto itself."""
     package = tmp_path / "venv" / "magneto"
     package.mkdir(parents=True)
@@ -172,12 +178,12 @@ def test_names_of_no_folder_are_refused(name: str) -> None:
         run_name({**CONFIG, "name": name}, [])
 
 
-def test_a_repeated_override_counts_once() -> None:
+def test_repeated_overrides_count_once() -> None:
     """The last one, as for Hydra; `+key` and `key` are one key."""
     assert run_name(CONFIG, ["a.x=1", "+b.y=2", "a.x=3"]) == run_name(CONFIG, ["b.y=2", "a.x=3"])
 
 
-def test_a_key_of_another_version_is_no_difference() -> None:
+def test_keys_of_other_versions() -> None:
     """Where it is switched off. A value that was changed, or a key that is switched on, is one."""
     old = {"task": {"smoothing": 0.1}, "predict": {"beam": 4}, "trainer": {"accelerator": "cpu"}}
     new = {
@@ -190,7 +196,7 @@ def test_a_key_of_another_version_is_no_difference() -> None:
     assert difference(old, {**new, "task": {"smoothing": 0}}) == ["task.smoothing: 0.1 -> 0"]
 
 
-def test_a_result_is_strict_json(tmp_path: Path) -> None:
+def test_results_are_strict_json(tmp_path: Path) -> None:
     """Numbers that are not finite become null, and not a number again; bytes that are no UTF-8 come back."""
     folder = RunFolder(tmp_path)
     values = {"a": float("nan"), "b": float("inf"), "c": 1.5}

@@ -42,7 +42,8 @@ def test_the_weights_are_shares(model):
 
 @pytest.mark.parametrize("u", [UNKNOWN, 0, 3, 5, 6])
 @pytest.mark.parametrize("v", [UNKNOWN, 0, 3, 5, 6])
-def test_probabilities_are_the_formula_and_sum_to_one(model, u, v):
+def test_probabilities_by_the_formula(model, u, v):
+    """Probabilities are the formula and sum to one."""
     expected = [literal(model, u, v, w) for w in range(SIZE)]
     assert model.words(u, v) == pytest.approx(expected)
     assert sum(expected) == pytest.approx(1)
@@ -52,7 +53,8 @@ def test_probabilities_are_the_formula_and_sum_to_one(model, u, v):
 
 @pytest.mark.parametrize("left", [(0, 1), (UNKNOWN, 2), (UNKNOWN, UNKNOWN), (6, 0), (1, 6)])
 @pytest.mark.parametrize("right", [(1, 0), (6, 1), (0, 6), (3, UNKNOWN), (UNKNOWN, UNKNOWN)])
-def test_a_place_is_scored_by_all_trigrams_that_hold_it(model, left, right):
+def test_position_scored_by_all_its_trigrams(model, left, right):
+    """A place is scored by all trigrams that hold it."""
     expected = []
     for w in range(SIZE):
         total = math.log(literal(model, *left, w))

@@ -23,7 +23,7 @@ class Reader(Protocol[CorpusT]):
     def fingerprint(self) -> dict[str, Any]:
         """Return all settings, versions and files that decide the examples, as plain values.
 
-        It is cheap, needs no network, and names the prepared folder: another fingerprint prepares the corpus anew.
+        It is cheap, needs no network, and names the prepared folder: another fingerprint prepares the corpus again.
         """
         ...
 
@@ -49,7 +49,7 @@ class Skipped:
 
 
 class LazyExamples(Generic[T]):
-    """Examples that `make` makes anew each time they are iterated over, so that a corpus need not fit into memory."""
+    """Examples that `make` makes again each time they are iterated over, so that a corpus need not fit into memory."""
 
     def __init__(self, make: Callable[[], Iterator[T]]) -> None:
         self._make = make

@@ -13,7 +13,7 @@ from magneto.errors import ConfigError, MagnetoError
 
 FILE_BUILDERS = ("json", "parquet", "csv", "text")  # of the library, for local files
 PUBLISHED = {"train": "train", "val": "validation", "test": "test"}
-"""Our splits -> their usual names on the hub."""
+"""Our splits -> the names that the hub gives them most often."""
 
 
 class MissingSplit(ConfigError):

@@ -48,7 +48,7 @@ from magneto.data.table import with_classes
 
 SHARD_LIMIT = 4 * 10**9  # bytes of decoded pixels up to which `store: auto` keeps them
 CHUNK = 256  # images in memory at once
-PART = 2**28  # bytes of images that are written to a table at a time
+PART = 2**26  # bytes of images that are written to a table at a time
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def _png(pixels: np.ndarray) -> bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageBuilder:
-    """Settings of `ImageDataModule` under which `builder(target)` writes the tables and returns the facts."""
+    """Settings of `ImageDataModule` under which `builder(target)` writes the tables and returns the fields of the info."""
 
     corpora: Mapping[str, ImageReader]
     data_dir: Path
@@ -278,7 +278,8 @@ class ImageBuilder:
         index: dict[str | None, int] = {label: number for number, label in enumerate(labels)} | {None: -1}
         first: dict[bytes, int] = {}
         copy_of = [first.setdefault(digest, row) for row, digest in enumerate(spool.digests)]
-        captions = [[*each_caption(example.captions)] for example in spool.examples]
+        captioned = spool.examples if self.captioned else []
+        captions = [[*each_caption(example.captions)] for example in captioned]
         caption_row = np.cumsum([0, *map(len, captions)])
         with target.tables(schema(shape if spool.stored else None, labels, self.captioned)) as tables:
             for split in SPLITS:

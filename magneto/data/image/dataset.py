@@ -36,7 +36,7 @@ WHOLE = -1  # size of an image that is a whole file
 
 @dataclass(frozen=True, kw_only=True)
 class ImageInfo(DatasetInfo):
-    """The facts of prepared images: all that a task, and a checkpoint alone, needs to know. Plain values only."""
+    """Info of prepared images: all that a task needs to know, as plain values."""
 
     image_size: int  # pixels a side
     channels: int  # 1 or 3
@@ -113,7 +113,7 @@ class ImageDataset(BatchDataset):
         table: of the split.
         labels: (n,) their numbers in the model's list; -1: none.
         reading: how they become batches.
-        classes: those that are to be told apart, where they are fewer than the model's.
+        classes: those to choose from, where they are fewer than the model's.
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class ImageDataset(BatchDataset):
             name = path if isinstance(path, Path) else self.table.row(position, "id")["id"]
             raise DataError(
                 f"{name}: {bad}. It could be read when the data was prepared: restore it, or remove "
-                f"{self.table.path.parents[1]} to prepare the data anew."
+                f"{self.table.path.parents[1]} to prepare the data again."
             ) from bad
 
 

@@ -108,7 +108,7 @@ def build(
     max_tokens: int,
     languages: Sequence[str] | None,
 ) -> dict[str, Any]:
-    """Write the tables; return the facts of the captions.
+    """Write the tables; return the fields of the info of the captions.
 
     Args:
         target: the folder.

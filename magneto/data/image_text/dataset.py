@@ -17,7 +17,7 @@ from magneto.data.transforms.mask_tokens import Masking
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTextInfo(ImageInfo):
-    """The facts of prepared images with captions: all that a task, and a checkpoint alone, needs to know."""
+    """Info of prepared images with captions: all that a task needs to know."""
 
     tokenizer: str  # content of tokenizer.json
     vocab_size: int

@@ -132,7 +132,7 @@ class ImageTextDataModule(PreparedDataModule[ImageTextInfo]):
         return {"tokenizer": self.tokenizer_settings.fingerprint(), "max_tokens": self.max_tokens}
 
     def info_of_settings(self) -> dict[str, Any]:
-        """Return the facts of the images, and how captions are read."""
+        """Return the info of the images, and how captions are read."""
         images = {name: value for name, value in self.images.info.to_dict().items() if name != "key"}
         return {**images, "max_tokens": self.max_tokens, "lowercase": self.lowercase}
 

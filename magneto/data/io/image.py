@@ -1,4 +1,4 @@
-"""Read images of the usual formats: 8 bits a channel, grey or RGB, upright, without transparency.
+"""Read images of the common formats: 8 bits a channel, grey or RGB, upright, without transparency.
 
 An image that cannot be used is refused with a reason that can be counted, before it is decoded where its header shows it.
 """

@@ -82,7 +82,7 @@ class SpeechBuilder:
     model: SpeechInfo | None = None
 
     def build(self, target: Preparation) -> dict[str, Any]:
-        """Write the tables; return the facts of the corpus."""
+        """Write the tables; return the fields of the info that describe the corpus."""
         utterances, corpora, advice = self._collect(target)
         # The splits are known before the hours that the features may take.
         target.require(_count(utterances), advice)

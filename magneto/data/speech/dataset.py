@@ -1,4 +1,4 @@
-"""The facts and the examples of prepared speech, and recordings that a user has (see module.py for the batches)."""
+"""Info and examples of prepared speech, and recordings that a user has (see module.py for the batches)."""
 
 import logging
 from collections import Counter
@@ -28,9 +28,7 @@ TEMPO_KNOTS = 64  # frames from one drawn tempo to the next; lengths between the
 
 @dataclass(frozen=True, kw_only=True)
 class SpeechInfo(DatasetInfo):
-    """The facts of prepared speech: all that a task, and a checkpoint alone, needs to know. Plain values
-    only.
-    """
+    """Info of prepared speech: all that a task needs to know, as plain values."""
 
     features: dict[str, Any]  # FeatureSettings
     tokenizer: dict[str, Any]  # CTCTokenizer.to_dict()

@@ -93,7 +93,7 @@ class TextCorpora:
 def build(
     target: Preparation, corpora: TextCorpora, tokenizer: TextTokenizer | None, **training: Any
 ) -> dict[str, Any]:
-    """Write the tables; return the facts of the corpus.
+    """Write the tables; return the fields of the info that describe the corpus.
 
     Args:
         target: the folder.

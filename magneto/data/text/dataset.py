@@ -73,7 +73,7 @@ class TextDataset(PreparedDataset):
 
 @dataclass(frozen=True, kw_only=True)
 class TextInfo(DatasetInfo):
-    """The facts of prepared text: all that a task, and a checkpoint alone, needs to know. Plain values only."""
+    """Info of prepared text: all that a task needs to know, as plain values."""
 
     tokenizer: str  # TextTokenizer.to_json()
     vocab_size: int

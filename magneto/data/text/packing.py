@@ -44,7 +44,7 @@ def _circular(row: Flat, start: int, count: int) -> np.ndarray:
 class Pieces:
     """Stretches of a split, one for each example, in parallel arrays (examples,) int64.
 
-    start: first token of the stretch; length: its tokens; scored: the last so many of them are scored, what comes
+    start: first token of the stretch; length: its tokens; scored: this number of its last tokens is scored, what comes
     before is context.
     """
 

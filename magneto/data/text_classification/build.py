@@ -28,7 +28,10 @@ def build(
     given: TextClassificationInfo | None,
     max_tokens: int,
 ) -> dict[str, Any]:
-    """Write the tables; return the facts of the corpus. given: of a model, by whose tokenizer texts are read."""
+    """Write the tables; return the fields of the info that describe the corpus.
+
+    given: info of a model, by whose tokenizer the texts are read.
+    """
     target.skips.extend(corpus.skipped)
     by_split = {split: [e for e in corpus.examples if e.split == split] for split in SPLITS}
     counts = {split: len(members) for split, members in by_split.items()}

@@ -1,4 +1,4 @@
-"""The facts and the examples of prepared labelled text.
+"""Info and examples of prepared labelled text.
 
 <s> text </s>          <s> text </s> second text </s>
 """
@@ -16,7 +16,7 @@ from magneto.data.table import SplitTable
 
 @dataclass(frozen=True, kw_only=True)
 class TextClassificationInfo(DatasetInfo):
-    """The facts of prepared labelled text: all that a task, and a checkpoint alone, needs to know."""
+    """Info of prepared labelled text: all that a task needs to know."""
 
     tokenizer: str  # content of tokenizer.json
     vocab_size: int

@@ -62,14 +62,14 @@ class BlockMasking:
         Returns:
             (B, grid * grid) bool, True = hidden, in rows.
         """
-        total, wanted = grid**2, self.hidden(grid)
+        total, target = grid**2, self.hidden(grid)
         least = round(LEAST_SHARE * total) if self.min_patches is None else self.min_patches
-        least, most = max(1, least), wanted if self.max_patches is None else self.max_patches
+        least, most = max(1, least), target if self.max_patches is None else self.max_patches
         random = uniforms(seed, purpose, epoch, examples, 4 * ATTEMPTS + total)
         low, high = np.log(self.aspect)
         line = np.arange(grid)
         hidden = np.zeros((len(examples), grid, grid), bool)
-        room = np.full(len(examples), wanted)
+        room = np.full(len(examples), target)
         for attempt in range(ATTEMPTS):
             open_ = np.flatnonzero(room)  # images that need more blocks
             if not len(open_):

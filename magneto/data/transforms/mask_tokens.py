@@ -63,18 +63,18 @@ class Masking:
         runs = np.zeros(len(allowed), np.int64)
         if not len(positions):
             return runs
-        wanted = max(1, round(self.probability * len(positions)))
+        target = max(1, round(self.probability * len(positions)))
         if self.span == 1:
-            runs[random.permutation(positions)[:wanted]] = np.arange(1, wanted + 1)
+            runs[random.permutation(positions)[:target]] = np.arange(1, target + 1)
             return runs
         chosen, number = 0, 0
         for start in random.permutation(positions):
-            if chosen == wanted:
+            if chosen == target:
                 break
             if runs[start]:
                 continue
             number += 1
-            length = min(int(random.geometric(1 / self.span)), LONGEST_SPAN, wanted - chosen)
+            length = min(int(random.geometric(1 / self.span)), LONGEST_SPAN, target - chosen)
             for position in range(start, min(start + length, len(allowed))):
                 if not allowed[position] or runs[position]:
                     break

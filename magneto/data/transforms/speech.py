@@ -10,7 +10,7 @@ from magneto.errors import DataError
 
 @dataclass(frozen=True, kw_only=True)
 class SpecAugment:
-    """Masks over bands and over time, drawn anew for each utterance and epoch, and a change of tempo.
+    """Masks over bands and over time, drawn again for each utterance and epoch, and a change of tempo.
 
     Masked features become 0, their mean. After Park et al. 2019 (arXiv 1904.08779) and 2020 (1912.05533).
 

@@ -26,7 +26,7 @@ from magneto.data.translation.cleaning import (
     MAX_CHARACTERS,
     VERDICTS,
     Cleaning,
-    Columns,
+    PairColumns,
     decide,
     tidy,
     unusable,
@@ -115,7 +115,7 @@ class Gathered:
     """The outcome of the first pass; the pairs themselves stand in `file`, one JSON object a line."""
 
     file: Path
-    columns: Columns
+    columns: PairColumns
     directions: list[str]
     corpora: dict[str, dict[str, Any]]
 
@@ -126,7 +126,7 @@ class Gathered:
 
 
 def build(target: Preparation, recipe: Recipe) -> dict[str, Any]:
-    """Write the tables; return the facts of the corpus."""
+    """Write the tables; return the fields of the info that describe the corpus."""
     gathered = _gather(recipe, target)
     verdict = decide(gathered.columns, recipe.clean, recipe.max_ratio)
     split = np.array(gathered.columns.side)
@@ -196,7 +196,7 @@ def _learn(recipe: Recipe, gathered: Gathered, train: np.ndarray) -> list[TextTo
 
 def _gather(recipe: Recipe, target: Preparation) -> Gathered:
     """Return all pairs that are usable by themselves, with tidy text; ids carry the corpus's name."""
-    gathered = Gathered(target.path / "all.jsonl", Columns(recipe.clean.templates), [], {})
+    gathered = Gathered(target.path / "all.jsonl", PairColumns(recipe.clean.templates), [], {})
     numbers: dict[str, int] = {}
     val, test = recipe.fractions
     with gathered.file.open("w", encoding="utf-8") as file:
@@ -321,7 +321,7 @@ def _require_one_target(directions: Sequence[str]) -> None:
         if count > 1:
             raise DataError(
                 f"The pairs from {source!r} go to {count} languages ({', '.join(directions)}), and nothing tells the "
-                "model which is wanted: set data.tag=true."
+                "model which one to write: set data.tag=true."
             )
 
 

@@ -1,6 +1,6 @@
 """Which pairs of a parallel corpus are used: what is unusable, repeated, or on the wrong side of the split.
 
-The pairs go by once (`unusable`, `Columns.add`), so a corpus of any size fits: eight bytes are kept of each text. Then
+The pairs go by once (`unusable`, `PairColumns.add`), so a corpus of any size fits: eight bytes are kept of each text. Then
 `decide` looks at all of them at once.
 """
 
@@ -19,7 +19,7 @@ from magneto.data.corpora.base import SPLITS
 
 MAX_CHARACTERS = 10_000  # a longer side is no sentence; it is not even looked at
 SLACK = 10  # characters added to both sides before their ratio is taken: short texts vary more
-ENOUGH = 100  # pairs from which a direction's usual ratio is estimated
+ENOUGH = 100  # pairs from which the median ratio of a direction is estimated
 
 DUPLICATE, RATIO, NEAR = "duplicate", "length ratio", "near-duplicate on another side of the split"
 VERDICTS = ("", RATIO, DUPLICATE, NEAR)
@@ -108,7 +108,7 @@ def _hash(text: str) -> int:
 
 
 @dataclass
-class Columns:
+class PairColumns:
     """What `decide` must know of each pair."""
 
     templates: bool
@@ -140,10 +140,10 @@ class Columns:
         return len(self.pair)
 
 
-def decide(columns: Columns, clean: Cleaning, max_ratio: float) -> np.ndarray:
+def decide(columns: PairColumns, clean: Cleaning, max_ratio: float) -> np.ndarray:
     """(pairs,) int8, an index into VERDICTS for each pair.
 
-    max_ratio: how many times longer or shorter than is usual in its direction a translation may be. Of duplicates the
+    max_ratio: how many times longer or shorter than the median of its direction a translation may be. Of duplicates the
     one in train is kept, else the one in test, and of these the first. Val and test sides that a corpus itself states
     are left whole, so that scores stay comparable: there the near-duplicates leave train.
     """
@@ -155,8 +155,8 @@ def decide(columns: Columns, clean: Cleaning, max_ratio: float) -> np.ndarray:
     ratio, direction = np.array(columns.ratio), np.array(columns.direction)
     for number in np.unique(direction):
         rows = np.flatnonzero(direction == number)
-        usual = np.median(ratio[rows]) if len(rows) >= ENOUGH else 0.0
-        verdict[rows[np.abs(ratio[rows] - usual) > np.log(max_ratio)]] = VERDICTS.index(RATIO)
+        median = np.median(ratio[rows]) if len(rows) >= ENOUGH else 0.0
+        verdict[rows[np.abs(ratio[rows] - median) > np.log(max_ratio)]] = VERDICTS.index(RATIO)
     verdict[published] = 0
 
     if clean.duplicates:

@@ -1,4 +1,4 @@
-"""The facts, the examples and the batches of prepared pairs of sentences.
+"""Info, examples and batches of prepared pairs of sentences.
 
 A batch is a dict: `id` (B,) int64, the column `row` of the tables; `source` (B, S) int64, the
 source's tokens and `</s>`, after the tag of the target language where there are tags; `source_mask` (B, S) bool, True =
@@ -24,7 +24,7 @@ from magneto.data.tokenizers.text import TextTokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class TranslationInfo(DatasetInfo):
-    """The facts of prepared pairs: all that a task, and a checkpoint alone, needs to know. Plain values only."""
+    """Info of prepared pairs: all that a task needs to know, as plain values."""
 
     source_tokenizer: str  # the JSON text of a TextTokenizer
     target_tokenizer: str

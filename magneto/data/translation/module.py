@@ -36,7 +36,7 @@ class TranslationDataModule(PreparedDataModule[TranslationInfo]):
         clean: `Cleaning` as a dict.
         max_tokens: pairs with more on a side are skipped; of val and test sides that a corpus states the beginning is
             read.
-        max_ratio: pairs are skipped whose lengths differ by this factor from what is usual in their direction.
+        max_ratio: pairs are skipped whose lengths differ by this factor from the median of their direction.
         val_fraction: of the groups of corpora without a split.
         test_fraction: likewise.
         batch_tokens: padded tokens of the longer side of a training batch on one rank.

@@ -77,7 +77,7 @@ class CorpusImages:
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionBuilder:
-    """Settings of `VqaDataModule` under which `builder(target)` writes the tables and returns the facts."""
+    """Settings of `VqaDataModule` under which `builder(target)` writes the tables and returns the fields of the info."""
 
     corpora: Mapping[str, QuestionReader]
     data_dir: Path

@@ -14,7 +14,7 @@ from magneto.data.table import SplitTable
 
 @dataclass(frozen=True, kw_only=True)
 class VqaInfo(ImageInfo):
-    """The facts of prepared questions: all that a task, and a checkpoint alone, needs to know.
+    """Info of prepared questions: all that a task needs to know.
 
     `labels` are the answers among which a model chooses, the most frequent first.
     """

@@ -104,7 +104,7 @@ class VqaDataModule(PreparedDataModule[VqaInfo]):
         }
 
     def info_of_settings(self) -> dict[str, Any]:
-        """Return the facts of the images (their classes are not the answers), and how questions are read."""
+        """Return the info of the images (their classes are not the answers), and how questions are read."""
         images = self.images.info.to_dict()
         own = {"max_tokens": self.max_tokens, "lowercase": self.lowercase}
         return {name: value for name, value in images.items() if name not in ("key", "labels")} | own

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import soundfile
 
-from tests.unit.data.recordings import tone, write_manifest
+from tests.toys.recordings import tone, write_manifest
 
 WORDS = ("one", "two", "three", "four", "five", "six", "seven")
 SIDES = ("train", "train", "train", "val", "test")

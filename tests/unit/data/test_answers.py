@@ -20,7 +20,8 @@ def by_definition(answers: list[str], given: str) -> float:
 @pytest.mark.parametrize(
     ("count", "accuracy"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (7, 1.0), (10, 1.0)]
 )
-def test_the_accuracy_of_an_answer_is_that_of_the_definition(count: int, accuracy: float) -> None:
+def test_accuracy_by_the_definition(count: int, accuracy: float) -> None:
+    """The accuracy of an answer is that of the definition."""
     answers = ["red"] * count + ["blue"] * (10 - count)
     found = float(vqa_accuracy(torch.tensor(float(count)), torch.tensor(10.0)))
     assert found == pytest.approx(accuracy) and found == pytest.approx(by_definition(answers, "red"))

@@ -89,7 +89,8 @@ def module(reader: Any, tmp_path: Path, **more: Any) -> TextClassificationDataMo
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_each_task_of_glue_is_read_from_its_own_layout(task: str, tmp_path: Path) -> None:
+def test_each_glue_task_is_read(task: str, tmp_path: Path) -> None:
+    """Each task of glue is read from its own layout."""
     corpus = GlueReader(task, str(make(task, tmp_path))).load(tmp_path)
     assert not corpus.skipped and corpus.labels == TASKS[task].labels
     train = [e for e in corpus.examples if e.split == "train"]
@@ -212,7 +213,8 @@ def test_tables_of_ones_own(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ State of the Union
 
 
-def test_periods_split_by_year_and_numerals_hidden(tmp_path: Path) -> None:
+def test_periods_by_year_without_numerals(tmp_path: Path) -> None:
+    """Periods split by year and numerals hidden."""
     folder = tmp_path / "sotu" / "speeches"
     folder.mkdir(parents=True)
     long = " ".join(["It cost $1,234 in the year before, and every one of us remembers it well."] * 3)
@@ -253,9 +255,8 @@ def test_texts_and_pairs_are_framed(tokenizer: TextTokenizer) -> None:
 
 
 @pytest.mark.parametrize(("first", "second"), [(40, 2), (2, 40), (40, 40), (12, 11), (40, None)])
-def test_what_is_too_long_loses_the_end_of_its_longer_text(
-    tokenizer: TextTokenizer, first: int, second: int | None
-) -> None:
+def test_truncation_of_the_longer_text(tokenizer: TextTokenizer, first: int, second: int | None) -> None:
+    """What is too long loses the end of its longer text."""
     a, b = " ".join(["cat"] * first), None if second is None else " ".join(["dog"] * second)
     whole = encode(tokenizer, [a], [b], 10_000)
     limit = 20
@@ -290,7 +291,8 @@ def test_batches_are_padded_and_marked() -> None:
     assert batch["label"].tolist() == [1, 0] and batch["text"] == ["a", "c"]
 
 
-def test_every_example_is_seen_once_an_epoch_and_a_run_goes_on_exactly(tmp_path: Path) -> None:
+def test_epoch_covers_all_and_resumes(tmp_path: Path) -> None:
+    """Every example is seen once an epoch and a run goes on exactly."""
     reader = GlueReader("MNLI", str(make("MNLI", tmp_path)))
     data = module(reader, tmp_path)
     data.prepare()
@@ -314,7 +316,8 @@ def test_every_example_is_seen_once_an_epoch_and_a_run_goes_on_exactly(tmp_path:
     assert seen[0]["label"].dtype == torch.int64 and seen[0]["pair"][0].startswith("he said")
 
 
-def test_a_given_tokenizer_is_used_and_known_by_its_content(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+def test_given_tokenizer_by_content(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    """A given tokenizer is used and known by its content."""
     reader = GlueReader("STS-B", str(make("STS-B", tmp_path)))
     file = tmp_path / "tokenizer.json"
     file.write_text(tokenizer.to_json())
@@ -333,7 +336,8 @@ def test_a_given_tokenizer_is_used_and_known_by_its_content(tmp_path: Path, toke
         module(reader, tmp_path, tokenizer={})
 
 
-def test_evaluation_takes_the_tokens_of_a_checkpoint(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+def test_evaluation_uses_the_models_tokens(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    """Evaluation takes the tokens of a checkpoint."""
     reader = GlueReader("MNLI", str(make("MNLI", tmp_path)))
     own = module(reader, tmp_path, tokenizer={"kind": "unigram", "vocab_size": 50})
     other = module(reader, tmp_path, max_tokens=16)

@@ -12,7 +12,7 @@ import torchaudio
 from magneto.data.io import audio
 from magneto.data.io.audio import Audio, BadAudio, FeatureSettings, extract_shard, load_audio, log_mel
 from magneto.errors import MagnetoError
-from tests.unit.data.recordings import tone
+from tests.toys.recordings import tone
 
 SETTINGS = FeatureSettings()
 

@@ -257,7 +257,7 @@ def test_store_auto(module, monkeypatch):
     """Pixels are stored as long as they are below the limit."""
     assert module(store="auto").train_set.table.stored
     monkeypatch.setattr(build, "SHARD_LIMIT", 32 * 3 * SIZE**2 - 1)
-    data = module(store="auto", val_fraction=0.1)  # another setting, so that it is prepared anew
+    data = module(store="auto", val_fraction=0.1)  # another setting, so that it is prepared again
     assert not data.train_set.table.stored and len(by_id(batches(data))) == 20
 
 

@@ -19,7 +19,7 @@ from magneto.data.corpora.vqa.vqa import VqaReader
 from magneto.data.vqa.answers import vqa_accuracy
 from magneto.data.vqa.module import VqaDataModule
 from magneto.errors import MagnetoError
-from tests.toy_questions import (
+from tests.toys.questions import (
     COLOURS,
     NAMES,
     SIZE,

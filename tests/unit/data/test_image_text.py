@@ -174,7 +174,7 @@ def test_an_image_of_coco_that_changes_is_noticed(tmp_path: Path) -> None:
         changes_of(CocoCaptionsReader(annotations, str(tmp_path)), present, missing, tmp_path / "other.jpg")
 
 
-def test_listed_names_may_have_their_accents_apart(tmp_path: Path) -> None:
+def test_names_with_decomposed_accents(tmp_path: Path) -> None:
     """A list that was written on one machine finds the files of another, whose names are spelt in the other form."""
     apart, joined = (unicodedata.normalize(form, "caf\u00e9.png") for form in ("NFD", "NFC"))
     for listed, there in ((apart, joined), (joined, apart)):

@@ -31,9 +31,9 @@ from magneto.data.text_classification.module import TextClassificationDataModule
 from magneto.data.translation.module import TranslationDataModule
 from magneto.data.vqa.module import VqaDataModule
 from magneto.errors import MagnetoError
-from tests.toy_captions import COLOURS, squares
-from tests.toy_translation import toy_sentence
-from tests.unit.data.recordings import tone
+from tests.toys.captions import COLOURS, squares
+from tests.toys.recordings import tone
+from tests.toys.translation import toy_sentence
 
 SIDES = ("train", "train", "train", "val", "test")
 BROKEN = Skipped("x", "broken.txt", "broken line")

@@ -8,7 +8,7 @@ import pytest
 
 from magneto.data.corpora.speech.manifest import ManifestReader
 from magneto.errors import MagnetoError
-from tests.unit.data.recordings import read_manifest, write_manifest
+from tests.toys.recordings import read_manifest, write_manifest
 
 
 def test_lines_become_utterances(corpus, tmp_path):
@@ -149,7 +149,7 @@ def test_a_wrong_line_is_named_with_its_number(tmp_path, line, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "set `manifest`, .* or all of train, val and test.*; Set are: none"),
+        ({}, "set `manifest`, .* or all of train, val and test.*Set are: none"),
         ({"manifest": "a", "train": "b"}, "Set are: manifest, train"),
         ({"train": "a", "test": "b"}, "Set are: train, test"),
         ({"manifest": "a", "val_fraction": 0.0}, "above 0"),

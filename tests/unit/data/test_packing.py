@@ -37,7 +37,8 @@ def row(folder: Path, split: str) -> TokenRow:
     return TokenRow(SplitTable(folder, split))
 
 
-def test_documents_follow_one_another_with_an_end_after_each(tmp_path, tokenizer, monkeypatch):
+def test_documents_end_with_an_end_token(tmp_path, tokenizer, monkeypatch):
+    """Documents follow one another with an end after each."""
     monkeypatch.setattr(build, "FLUSH_CHARS", 500)  # many flushes: they must not show
     written = write(tmp_path, tokenizer)
     for split in ("train", "val", "test"):
@@ -60,7 +61,8 @@ def test_documents_follow_one_another_with_an_end_after_each(tmp_path, tokenizer
         assert table.list("tokens", 2).tolist() == expected[2]
 
 
-def test_the_row_is_a_circle_and_travels_to_workers(tmp_path, tokenizer):
+def test_row_is_circular_and_pickles(tmp_path, tokenizer):
+    """The row is a circle and travels to workers."""
     write(tmp_path, tokenizer)
     found = row(tmp_path, "val")
     assert found.tokens(-1, 3).tolist() == [tokenizer.eos_id, *found.tokens(0, 2)]
@@ -78,7 +80,8 @@ def test_large_vocabularies_need_four_bytes(tokenizer):
     assert types == [pa.uint16(), pa.uint32()]
 
 
-def test_a_long_document_in_pieces_has_the_same_tokens(tmp_path, tokenizer, monkeypatch):
+def test_pieces_give_the_same_tokens(tmp_path, tokenizer, monkeypatch):
+    """A long document in pieces has the same tokens."""
     text = " \n ".join(TEXTS)
     monkeypatch.setattr(build, "PIECE_CHARS", 100)
     write(tmp_path, tokenizer, [text] * 4)
@@ -88,14 +91,16 @@ def test_a_long_document_in_pieces_has_the_same_tokens(tmp_path, tokenizer, monk
 
 
 @pytest.mark.parametrize("text", ["", "a", "word " * 100, "x" * 1000, " " * 1000, "a" * 99 + " " + "b" * 200])
-def test_pieces_are_bounded_and_cut_before_white_space(text):
+def test_pieces_are_bounded(text):
+    """Pieces are bounded and cut before white space."""
     parts = list(pieces(text, 100))
     assert "".join(parts) == text and max(map(len, parts)) <= 100
     if text.startswith("word"):
         assert all(part.startswith(" word") and part.endswith("word") for part in parts[1:-1])
 
 
-def test_white_space_of_which_nothing_is_kept_still_counts(tmp_path, tokenizer, monkeypatch):
+def test_dropped_white_space_counts(tmp_path, tokenizer, monkeypatch):
+    """White space of which nothing is kept still counts."""
     monkeypatch.setattr(build, "PIECE_CHARS", 50)
     text = "the war" + " " * 300 + "of peace"
     write(tmp_path, tokenizer, [text] * 4)
@@ -103,7 +108,8 @@ def test_white_space_of_which_nothing_is_kept_still_counts(tmp_path, tokenizer, 
     assert found.bytes(0, len(found)).sum() == len(text)
 
 
-def test_packed_blocks_are_full_and_separate_ones_stay_in_their_documents(tmp_path, tokenizer):
+def test_packed_and_separate_blocks(tmp_path, tokenizer):
+    """Packed blocks are full and separate ones stay in their documents."""
     write(tmp_path, tokenizer)
     found = row(tmp_path, "train")
     packed = training_pieces(found, 32, separate=False)
@@ -121,7 +127,8 @@ def test_packed_blocks_are_full_and_separate_ones_stay_in_their_documents(tmp_pa
 
 @pytest.mark.parametrize("separate", [False, True])
 @pytest.mark.parametrize(("block", "stride"), [(32, 32), (32, 8), (32, 1), (10_000, 100)])
-def test_windows_score_every_token_once_with_enough_context(tmp_path, tokenizer, separate, block, stride):
+def test_windows_score_every_token_once(tmp_path, tokenizer, separate, block, stride):
+    """Windows score every token once with enough context."""
     write(tmp_path, tokenizer)
     found = row(tmp_path, "val")
     windows = evaluation_pieces(found, block, stride, separate)

@@ -14,7 +14,15 @@ from magneto.data.collate import IGNORE
 from magneto.data.corpora.base import SPLITS, Skipped
 from magneto.data.corpora.translation.base import Pair, TranslationCorpus, parse_directions
 from magneto.data.tokenizers.text import TextTokenizer
-from magneto.data.translation.cleaning import VERDICTS, Cleaning, Columns, decide, template, tidy, unusable
+from magneto.data.translation.cleaning import (
+    VERDICTS,
+    Cleaning,
+    PairColumns,
+    decide,
+    template,
+    tidy,
+    unusable,
+)
 from magneto.data.translation.dataset import Marks, TranslationInfo
 from magneto.data.translation.module import TranslationDataModule
 from magneto.errors import MagnetoError
@@ -124,7 +132,8 @@ def test_what_cannot_be_used_is_named(source: str, target: str, reason: str) -> 
     assert unusable(source, target, Cleaning()) == reason
 
 
-def test_templates_forget_numbers_paths_case_and_punctuation() -> None:
+def test_templates_drop_numbers_and_paths() -> None:
+    """Templates forget numbers paths case and punctuation."""
     same = [
         "Open /etc/fstab in 3 steps.",
         "open /usr/share/x/y.txt in 12 steps",
@@ -137,7 +146,8 @@ def test_templates_forget_numbers_paths_case_and_punctuation() -> None:
 
 @pytest.mark.parametrize("line", ["a" * 10_000, "a/" * 5_000, "a." * 5_000, "1" * 10_000, "a@" * 5_000])
 @pytest.mark.timeout(5)
-def test_a_template_of_a_long_line_takes_no_quadratic_time(line: str) -> None:
+def test_template_of_a_long_line_is_fast(line: str) -> None:
+    """A template of a long line takes no quadratic time."""
     assert template(line)
 
 
@@ -145,13 +155,14 @@ def judge(
     rows: Sequence[tuple[str, str, str, bool]], clean: Cleaning | None = None, max_ratio: float = 3
 ) -> list[str]:
     clean = clean or Cleaning()
-    columns = Columns(clean.templates)
+    columns = PairColumns(clean.templates)
     for source, target, split, stated in rows:
         columns.add(source, target, ("en", "fr"), 0, SPLITS.index(split), stated)
     return [VERDICTS[number] for number in decide(columns, clean, max_ratio)]
 
 
-def test_near_duplicates_stay_on_one_side_and_leave_those_that_are_divided_here() -> None:
+def test_near_duplicates_stay_together() -> None:
+    """Near duplicates stay on one side and leave those that are divided here."""
     rows = [
         ("Version 1 is out", "La version 1 est là", "train", False),
         ("Version 2 is out", "Voici la 2", "test", False),  # the source's template is in train
@@ -165,7 +176,8 @@ def test_near_duplicates_stay_on_one_side_and_leave_those_that_are_divided_here(
     assert judge(rows, Cleaning(templates=False)) == [""] * 6
 
 
-def test_a_stated_test_side_stays_whole_and_train_gives_way() -> None:
+def test_stated_test_split_stays_whole() -> None:
+    """A stated test side stays whole and train gives way."""
     rows = [
         ("Version 1 is out", "La version 1 est là", "train", True),
         ("Version 2 is out", "La version 2 est là", "test", True),
@@ -202,7 +214,8 @@ def test_of_duplicates_the_one_in_train_is_kept() -> None:
     assert judge(rows, Cleaning(duplicates=False, templates=False)) == [""] * 4
 
 
-def test_lengths_are_judged_by_what_is_usual_in_the_direction() -> None:
+def test_length_ratio_of_the_direction() -> None:
+    """Lengths are judged by what is usual in the direction."""
     usual = [("x" * 60 + str(number), "y" * 25, "train", False) for number in range(200)]
     odd = [("one " * 10, "z" * 100, "train", False), ("two " * 30, "z" * 3, "train", False)]
     found = judge(usual + odd, Cleaning(duplicates=False, templates=False), max_ratio=2)
@@ -217,7 +230,8 @@ def test_directions_are_checked(bad: list[str]) -> None:
         parse_directions(bad, ["en", "fr", "pt_BR"])
 
 
-def test_an_unknown_language_is_named_with_the_known_ones() -> None:
+def test_unknown_language_is_named() -> None:
+    """An unknown language is named with the known ones."""
     assert parse_directions(["en-pt_BR"], ["en", "pt_BR"]) == [("en", "pt_BR")]
     with pytest.raises(MagnetoError, match="no language 'de'; it has en, fr"):
         parse_directions(["en-de"], ["fr", "en"])
@@ -226,7 +240,8 @@ def test_an_unknown_language_is_named_with_the_known_ones() -> None:
 # ------------------------------------------------------------------------------------------------ preparation
 
 
-def test_batches_hold_every_pair_of_a_split_once_as_the_contract_says(tmp_path: Path) -> None:
+def test_batches_hold_every_pair_once(tmp_path: Path) -> None:
+    """Batches hold every pair of a split once as the contract says."""
     pairs = corpus()
     data = ready(pairs, tmp_path, pad_to_multiple=4)
     info = TranslationInfo.from_dict(json.loads(json.dumps(data.info.to_dict())))
@@ -257,7 +272,8 @@ def test_batches_hold_every_pair_of_a_split_once_as_the_contract_says(tmp_path: 
     assert len(seen) == len(set(seen)) == info.pairs["test"] and set(seen) == wanted
 
 
-def test_training_batches_keep_the_budget_and_go_on_where_a_run_stopped(tmp_path: Path) -> None:
+def test_budget_and_resuming(tmp_path: Path) -> None:
+    """Training batches keep the budget and go on where a run stopped."""
     data = ready(corpus(), tmp_path, pad_to_multiple=1)
     steps = 2 * data.batches_per_epoch()
     data.configure_run(steps)
@@ -275,7 +291,8 @@ def test_training_batches_keep_the_budget_and_go_on_where_a_run_stopped(tmp_path
         assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_broken_pairs_are_counted_and_listed_and_the_rest_is_used(tmp_path: Path) -> None:
+def test_broken_pairs_are_listed(tmp_path: Path) -> None:
+    """Broken pairs are counted and listed and the rest is used."""
     good = corpus()
     bad = {
         "empty target": ("Something", "  "),
@@ -299,7 +316,8 @@ def test_broken_pairs_are_counted_and_listed_and_the_rest_is_used(tmp_path: Path
     assert sum(listed["used"].values()) == len(good)
 
 
-def test_a_group_stands_on_one_side_and_the_split_does_not_depend_on_the_order(tmp_path: Path) -> None:
+def test_groups_are_not_divided(tmp_path: Path) -> None:
+    """A group stands on one side and the split does not depend on the order."""
     pairs = [pair(number, *texts, group=f"file {number % 40}") for number, texts in enumerate(phrases())]
     options: dict[str, Any] = {"val_fraction": 0.2, "test_fraction": 0.2, "clean": {"templates": False}}
     forth, back = (ready(each, tmp_path, **options) for each in (pairs, pairs[::-1]))
@@ -308,7 +326,8 @@ def test_a_group_stands_on_one_side_and_the_split_does_not_depend_on_the_order(t
     assert sides == {(row["group"], row["split"]) for row in rows(back)}
 
 
-def test_tags_ask_for_the_language_and_are_needed_for_one_to_many(tmp_path: Path) -> None:
+def test_tags_choose_the_language(tmp_path: Path) -> None:
+    """Tags ask for the language and are needed for one to many."""
     french = corpus()
     german = [
         pair(1000 + int(one.id), one.source, f"Es {one.target.upper()}", one.split, target_language="de")
@@ -332,7 +351,8 @@ def test_a_tag_as_text_is_text(tmp_path: Path) -> None:
     assert any(row["source"] == "Write <2fr> or </s> here" for row in rows(data, "test"))
 
 
-def test_separate_vocabularies_and_given_tokenizers(tmp_path: Path) -> None:
+def test_separate_and_given_tokenizers(tmp_path: Path) -> None:
+    """Separate vocabularies and given tokenizers."""
     separate = ready(corpus(), tmp_path, tokenizer={"kind": "bpe", "vocab_size": 80, "shared": False})
     assert separate.info.source_tokenizer != separate.info.target_tokenizer
     files = []
@@ -348,7 +368,8 @@ def test_separate_vocabularies_and_given_tokenizers(tmp_path: Path) -> None:
         module(corpus(), tmp_path, tokenizer={"file": "missing.json"}).prepare()
 
 
-def test_batches_for_the_model_of_a_checkpoint_with_another_tokenizer(tmp_path: Path) -> None:
+def test_batches_for_another_tokenizer(tmp_path: Path) -> None:
+    """Batches for the model of a checkpoint with another tokenizer."""
     model = ready(corpus(), tmp_path, tokenizer={"kind": "byte_bpe", "vocab_size": 300}, tag=True)
     data = module(corpus(), tmp_path).for_model(model.info.to_dict())
     assert not (tmp_path / "prepared" / module(corpus(), tmp_path).folder).exists(), (
@@ -379,7 +400,8 @@ def test_a_test_set_is_read_as_the_model_reads(tmp_path: Path) -> None:
     assert again.folder == model.folder, "what the model was trained on is not prepared a second time"
 
 
-def test_lines_to_translate_become_batches_without_targets(tmp_path: Path) -> None:
+def test_lines_become_batches_without_targets(tmp_path: Path) -> None:
+    """Lines to translate become batches without targets."""
     info = ready(corpus(), tmp_path).info
     marks = Marks(info)
     items = [{"id": 0, "source": marks.source([5, 6, 7], 0), "direction": 0}]
@@ -406,9 +428,10 @@ def test_wrong_settings_are_named(options: dict[str, Any], message: str, tmp_pat
         module(corpus(), tmp_path, **options)
 
 
-def test_an_empty_split_a_missing_preparation_and_a_vocabulary_too_large_are_explained(
+def test_errors_of_preparation(
     tmp_path: Path,
 ) -> None:
+    """An empty split a missing preparation and a vocabulary too large are explained."""
     with pytest.raises(
         MagnetoError, match=r"No usable pair is left for the val and test splits \(360 are in"
     ):

@@ -27,7 +27,9 @@ def test_it_is_built_once_and_only_if_it_is_whole(tmp_path):
     assert prepare_once(folder, build) and is_complete(folder)
 
 
-def test_a_failed_build_leaves_nothing_and_the_next_one_works(tmp_path):
+def test_failed_build_leaves_nothing(tmp_path):
+    """A failed build leaves nothing and the next one works."""
+
     def fail(folder: Path) -> None:
         build(folder)
         raise RuntimeError("half-way")
@@ -51,7 +53,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("place", "what"), [("own/text.txt", "read"), ("data/raw/text.txt", "written"), (".", "written")]
 )
-def test_a_file_without_permission_is_told_by_what_was_tried(tmp_path, place, what):
+def test_missing_permission_is_named(tmp_path, place, what):
     """As root, whom permissions do not bind, only what the system would say can be tested."""
 
     def refuse(folder: Path) -> None:
@@ -77,7 +79,8 @@ def prepare_and_tell(folder: Path, results) -> None:
     results.put(prepare_once(folder, slow_build))
 
 
-def test_of_several_processes_one_builds_and_the_others_wait(tmp_path):
+def test_one_process_builds(tmp_path):
+    """Of several processes one builds and the others wait."""
     context = multiprocessing.get_context("fork")
     results = context.Queue()
     processes = [context.Process(target=prepare_and_tell, args=(tmp_path / "x", results)) for _ in range(3)]
@@ -88,12 +91,14 @@ def test_of_several_processes_one_builds_and_the_others_wait(tmp_path):
         process.join()
 
 
-def test_fingerprint_depends_on_values_not_on_order():
+def test_fingerprint_ignores_order():
+    """Fingerprint depends on values not on order."""
     assert short_hash({"a": 1, "b": [2, None]}) == short_hash({"b": [2, None], "a": 1})
     assert short_hash({"a": 1}) != short_hash({"a": 2})
 
 
-def test_random_streams_are_independent_and_repeatable():
+def test_random_streams():
+    """Random streams are independent and repeatable."""
     arguments = [(0, "x", 0, 0), (1, "x", 0, 0), (0, "y", 0, 0), (0, "x", 1, 0), (0, "x", 0, 1)]
     draws = [tuple(random_stream(*a).random(4)) for a in arguments]
     assert len(set(draws)) == len(draws)

@@ -42,8 +42,8 @@ from magneto.data.corpora.vqa.nlvr2 import Nlvr2Reader
 from magneto.data.corpora.vqa.stamp_questions import StampQuestionsReader, StampStatementsReader
 from magneto.data.corpora.vqa.vqa import VqaReader
 from magneto.errors import MagnetoError
-from tests.toy_questions import nlvr2_files, vqa_files, write_nlvr2, write_vqa
-from tests.unit.data.recordings import copy_by_macos, tone
+from tests.toys.questions import nlvr2_files, vqa_files, write_nlvr2, write_vqa
+from tests.toys.recordings import copy_by_macos, tone
 
 CAFE = "caf\xe9".encode("latin-1")
 

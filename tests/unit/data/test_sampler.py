@@ -31,7 +31,8 @@ def sampler(data, budget, seed, multiple, epochs=2, **options):
 
 @given(data=lengths, world=st.integers(1, 4), **common)
 @settings(deadline=None)
-def test_each_epoch_gives_every_example_to_exactly_one_rank_once(data, world, budget, seed, multiple):
+def test_epoch_covers_all_ranks_once(data, world, budget, seed, multiple):
+    """Each epoch gives every example to exactly one rank once."""
     ranks = [sampler(data, budget, seed, multiple, rank=rank, world_size=world) for rank in range(world)]
     batches = [list(rank) for rank in ranks]
     assert len({len(own) for own in batches}) == 1 and all(
@@ -46,7 +47,8 @@ def test_each_epoch_gives_every_example_to_exactly_one_rank_once(data, world, bu
 
 @given(data=lengths, **common)
 @settings(deadline=None)
-def test_a_padded_batch_stays_within_the_budget_unless_it_is_a_single_example(data, budget, seed, multiple):
+def test_padded_batch_within_budget(data, budget, seed, multiple):
+    """A padded batch stays within the budget unless it is a single example."""
     for batch in sampler(data, budget, seed, multiple):
         longest = max(-(-data[example] // multiple) * multiple for _, example in batch)
         assert len(batch) == 1 or len(batch) * longest <= budget
@@ -54,7 +56,8 @@ def test_a_padded_batch_stays_within_the_budget_unless_it_is_a_single_example(da
 
 @given(data=lengths, world=st.integers(2, 4), **common)
 @settings(deadline=None)
-def test_many_ranks_see_together_what_one_rank_with_their_budget_sees(data, world, budget, seed, multiple):
+def test_many_ranks_equal_one(data, world, budget, seed, multiple):
+    """Many ranks see together what one rank with their budget sees."""
     one = sampler(data, budget * world, seed, multiple)
     smallest = sorted(len(batch) for batch in one.plan(0))[:2]
     assume(max(data) + multiple <= budget and len(data) >= 2 * world and smallest[0] >= world)
@@ -67,7 +70,8 @@ def test_many_ranks_see_together_what_one_rank_with_their_budget_sees(data, worl
 
 @given(data=lengths, start=st.integers(0, 30), **common)
 @settings(deadline=None)
-def test_a_resumed_run_goes_on_with_the_very_next_batch(data, start, budget, seed, multiple):
+def test_resume_at_the_next_batch(data, start, budget, seed, multiple):
+    """A resumed run goes on with the very next batch."""
     whole = list(sampler(data, budget, seed, multiple, epochs=3))
     start = min(start, len(whole))
     rest = TokenBudgetSampler(
@@ -84,12 +88,14 @@ def test_epochs_and_seeds_differ():
     assert [b.tolist() for b in one.plan(0)] != [b.tolist() for b in other.plan(0)]
 
 
-def test_an_example_beyond_the_budget_is_alone_in_its_batch():
+def test_oversized_example_is_alone():
+    """An example beyond the budget is alone in its batch."""
     batches = list(sampler(np.array([10, 10, 900, 10]), 100, 0, 1, epochs=1))
     assert [(0, 2)] in batches
 
 
-def test_max_batch_size_bounds_the_examples_of_a_rank():
+def test_max_batch_size():
+    """Max batch size bounds the examples of a rank."""
     data = np.full(50, 4)
     assert max(len(batch) for batch in sampler(data, 1_000, 0, 1, max_batch_size=6)) <= 6
     assert (
@@ -102,7 +108,8 @@ def test_no_tiny_batch_is_left_over():
     assert sum(sizes) == 101 and min(sizes) >= 5
 
 
-def test_a_budget_below_one_and_more_ranks_than_examples_are_the_users_mistakes():
+def test_impossible_budget_and_ranks():
+    """A budget below one and more ranks than examples are the users mistakes."""
     with pytest.raises(MagnetoError, match="budget"):
         TokenBudgetSampler(np.array([3]), budget=0, total_batches=1)
     with pytest.raises(MagnetoError, match="fewer processes"):
@@ -111,7 +118,8 @@ def test_a_budget_below_one_and_more_ranks_than_examples_are_the_users_mistakes(
 
 @given(data=lengths, world=st.integers(1, 4), **common)
 @settings(deadline=None)
-def test_evaluation_sees_every_example_once_over_all_ranks_longest_first(data, world, budget, seed, multiple):
+def test_evaluation_covers_all_ranks_once(data, world, budget, seed, multiple):
+    """Evaluation sees every example once over all ranks longest first."""
     ranks = [
         list(EvaluationSampler(data, budget=budget, rank=rank, world_size=world, pad_to_multiple=multiple))
         for rank in range(world)
@@ -122,7 +130,8 @@ def test_evaluation_sees_every_example_once_over_all_ranks_longest_first(data, w
     assert all(later < earlier + multiple for earlier, later in itertools.pairwise(longest))
 
 
-def test_evaluation_of_fewer_examples_than_ranks_repeats_none():
+def test_evaluation_with_few_examples():
+    """Evaluation of fewer examples than ranks repeats none."""
     ranks = [
         list(EvaluationSampler(np.array([5, 5]), budget=9, rank=rank, world_size=3)) for rank in range(3)
     ]

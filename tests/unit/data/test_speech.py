@@ -19,7 +19,7 @@ from magneto.data.speech.module import SpeechDataModule
 from magneto.data.tokenizers.ctc import CTCTokenizer, repeats
 from magneto.data.transforms.speech import SpecAugment
 from magneto.errors import MagnetoError
-from tests.unit.data.recordings import read_manifest, tone, write_manifest
+from tests.toys.recordings import read_manifest, tone, write_manifest
 
 
 def module(folder: Path, data_dir: Path | None = None, **options) -> SpeechDataModule:
@@ -49,7 +49,8 @@ def equal(left: dict, right: dict) -> bool:
 # ------------------------------------------------------------------------------------------------ preparation
 
 
-def test_prepare_gives_every_recording_with_its_text_and_language(corpus):
+def test_every_recording_is_prepared(corpus):
+    """Prepare gives every recording with its text and language."""
     folder = corpus(20)
     data = ready(folder)
     info, lines = data.info, read_manifest(folder / "manifest.jsonl")
@@ -77,7 +78,8 @@ def test_prepare_gives_every_recording_with_its_text_and_language(corpus):
     assert seen == 8
 
 
-def test_of_200_files_with_20_broken_ones_180_are_used_and_20_are_listed(corpus, caplog):
+def test_broken_files_are_listed(corpus, caplog):
+    """Of 200 files with 20 broken ones 180 are used and 20 are listed."""
     folder = corpus(200)
     lines = read_manifest(folder / "manifest.jsonl")
     damage = {
@@ -132,7 +134,8 @@ def test_processes_make_the_same_files_as_one(corpus, tmp_path):
         assert (one.folder / name).read_bytes() == (two.folder / name).read_bytes(), name
 
 
-def test_prepare_is_done_once_and_again_after_damage_or_a_change(corpus):
+def test_prepared_once_until_a_change(corpus):
+    """Prepare is done once and again after damage or a change."""
     folder = corpus(20)
     data = ready(folder)
     stamp = (data.folder / "info.json").stat().st_mtime_ns
@@ -154,7 +157,8 @@ def test_prepare_is_done_once_and_again_after_damage_or_a_change(corpus):
         )  # what does not change the files does not change the key
 
 
-def test_the_tokenizer_is_trained_on_the_training_text_alone(corpus):
+def test_tokenizer_sees_training_text_only(corpus):
+    """The tokenizer is trained on the training text alone."""
     folder = corpus(20)
     lines = read_manifest(folder / "manifest.jsonl")
     for line in lines:
@@ -197,7 +201,8 @@ def test_ctc_must_be_feasible_repeats_included(corpus):
             assert len(targets) + repeats(targets) <= len(item["features"]) // 4
 
 
-def test_a_split_without_a_usable_utterance_is_an_error_with_the_reasons(corpus):
+def test_empty_split_gives_reasons(corpus):
+    """A split without a usable utterance is an error with the reasons."""
     folder = corpus(6, sides=("train", "test"))
     with pytest.raises(MagnetoError, match="left for the val split"):
         module(folder).prepare()
@@ -295,7 +300,8 @@ def test_a_new_epoch_and_a_new_seed_augment_anew(corpus):
     assert not np.array_equal(first, ready(folder, augment={}, seed=1).train_set[0, 3]["features"])
 
 
-def test_two_ranks_see_together_what_one_sees_with_twice_the_budget(corpus):
+def test_two_ranks_equal_one(corpus):
+    """Two ranks see together what one sees with twice the budget."""
     folder = corpus(40)
     whole = batches(ready(folder, batch_frames=1200))
     ranks = [batches(ready(folder), rank=rank, world_size=2) for rank in range(2)]
@@ -307,7 +313,8 @@ def test_two_ranks_see_together_what_one_sees_with_twice_the_budget(corpus):
 # ------------------------------------------------------------------------------------------------ augmentatio
 
 
-def test_masks_have_the_width_that_was_asked_for_and_scale_with_the_length():
+def test_mask_widths():
+    """Masks have the width that was asked for and scale with the length."""
     features = np.ones((200, 80), np.float16)
     bands, frames = [], []
     for number in range(200):
@@ -323,7 +330,8 @@ def test_masks_have_the_width_that_was_asked_for_and_scale_with_the_length():
     assert (features == 1).all()  # the stored features stay as they are
 
 
-def test_tempo_stretches_in_time_and_keeps_ctc_feasible():
+def test_tempo_keeps_ctc_feasible():
+    """Tempo stretches in time and keeps ctc feasible."""
     ramp = np.repeat(np.arange(100, dtype=np.float16)[:, None], 4, 1)
     quiet = {"freq_masks": 0, "time_masks": 0}
     augment = SpecAugment(**quiet, speed=[0.9, 1.1])
@@ -337,7 +345,8 @@ def test_tempo_stretches_in_time_and_keeps_ctc_feasible():
     assert SpecAugment().tempo(np.random.default_rng(0)) == 1.0
 
 
-def test_like_lengths_have_like_tempi_which_change_with_the_epoch(corpus):
+def test_tempo_by_length_and_epoch(corpus):
+    """Like lengths have like tempi which change with the epoch."""
     data = ready(corpus(20), augment={"freq_masks": 0, "time_masks": 0, "speed": [0.5, 2.0]})
     tempi = np.array(
         [[data.train_set._tempo(epoch, frames) for frames in range(20, 800)] for epoch in range(3)]
@@ -362,7 +371,8 @@ def test_collate_rounds_up_the_length():
 # ------------------------------------------------------------------------------------------------ other model
 
 
-def test_a_checkpoints_tokenizer_and_languages_are_used_on_other_data(corpus):
+def test_other_data_for_a_checkpoint(corpus):
+    """A checkpoints tokenizer and languages are used on other data."""
     model = ready(corpus(20)).info
     values = {**model.to_dict(), "languages": ["xx", "fr", "en"]}
     values["tokenizer"] = CTCTokenizer.train(["zyx one two three four five six seven"]).to_dict()

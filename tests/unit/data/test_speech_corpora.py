@@ -15,7 +15,7 @@ from magneto.data.corpora.speech import librispeech
 from magneto.data.corpora.speech.librispeech import LibriSpeechReader
 from magneto.data.corpora.speech.stamps import StampsReader
 from magneto.errors import MagnetoError
-from tests.unit.data.recordings import tone
+from tests.toys.recordings import tone
 
 # ------------------------------------------------------------------------------------------------ splits
 
@@ -153,7 +153,7 @@ def test_librispeech_reads_its_own_format(tmp_path, inner):
 
 
 def test_librispeech_identity_follows_its_files(tmp_path, monkeypatch):
-    """A chapter that arrives, or a file that was cut off, prepares anew; a whole subset has one fingerprint."""
+    """A chapter that arrives, or a file that was cut off, prepares again; a whole subset has one fingerprint."""
     for subset in ("train-clean-100", "dev-clean", "test-clean"):
         libri_tree(tmp_path, subset)
     reader = LibriSpeechReader(folder=str(tmp_path))

@@ -78,7 +78,8 @@ def test_causal_batches_predict_the_next_token(tmp_path):
         assert (sizes - data.info.bytes["train"] / data.info.tokens["train"]).abs().max() < 0.1
 
 
-def test_an_epoch_covers_the_text_and_blocks_begin_elsewhere_in_the_next(tmp_path):
+def test_epoch_covers_the_text(tmp_path):
+    """An epoch covers the text and blocks begin elsewhere in the next."""
     data = module(tmp_path)
     count = data.batches_per_epoch()
     batches = run(data, 2 * count)
@@ -116,7 +117,8 @@ def test_runs_repeat_resume_and_share(tmp_path, masking):
 @pytest.mark.parametrize("kind", ["byte_bpe", "bpe"])
 @pytest.mark.parametrize("documents", ["pack", "separate"])
 @pytest.mark.parametrize("stride", [None, 16])
-def test_evaluation_scores_every_token_and_byte_once(tmp_path, documents, stride, kind):
+def test_evaluation_scores_each_token_once(tmp_path, documents, stride, kind):
+    """Evaluation scores every token and byte once."""
     size = {"byte_bpe": 300, "bpe": 80}[kind]
     data = module(
         tmp_path, documents=documents, eval_stride=stride, tokenizer={"kind": kind, "vocab_size": size}
@@ -135,7 +137,8 @@ def test_evaluation_scores_every_token_and_byte_once(tmp_path, documents, stride
             assert any((batch["targets"][:, 0] == IGNORE).any() for batch in batches), "no context is kept"
 
 
-def test_separate_documents_start_after_an_end_and_are_padded(tmp_path):
+def test_separate_documents_are_padded(tmp_path):
+    """Separate documents start after an end and are padded."""
     data = module(tmp_path, documents="separate", block_size=128)
     end = data.tokenizer.eos_id
     bounds = set(data.train_set.row.offsets.tolist())
@@ -174,7 +177,8 @@ def test_evaluation_may_hide_less_than_training(tmp_path):
         assert asked.float().mean() == pytest.approx(share, abs=0.02)
 
 
-def test_masks_of_an_evaluation_are_the_same_for_all_seeds_and_others_in_each_epoch_of_training(tmp_path):
+def test_masks_by_seed_and_epoch(tmp_path):
+    """Masks of an evaluation are the same for all seeds and others in each epoch of training."""
     one, two = (module(tmp_path, masking={}, seed=seed) for seed in (1, 2))
     assert equal(list(one.val_dataloader()), list(two.val_dataloader()))
     assert not equal(list(one.val_dataloader()), list(one.test_dataloader()))
@@ -182,7 +186,7 @@ def test_masks_of_an_evaluation_are_the_same_for_all_seeds_and_others_in_each_ep
     assert not np.array_equal(first["targets"] == IGNORE, second["targets"] == IGNORE)
 
 
-def test_no_token_is_asked_for_twice_in_a_masked_evaluation(tmp_path):
+def test_masked_evaluation_asks_once(tmp_path):
     """The last window is full, so it begins within the one before: what that one may ask for is not asked again."""
     data = module(tmp_path, masking={"probability": 0.9})
     start, length = data.val_set.pieces.start, data.val_set.pieces.length
@@ -195,7 +199,8 @@ def test_no_token_is_asked_for_twice_in_a_masked_evaluation(tmp_path):
     assert len(places) == len(set(places.tolist())) and places.max() >= data.info.tokens["val"] - 10
 
 
-def test_the_spec_carries_all_and_survives_a_checkpoint(tmp_path):
+def test_info_survives_a_checkpoint(tmp_path):
+    """The info carries all and survives a checkpoint."""
     data = module(tmp_path)
     info = TextInfo.from_dict(json.loads(json.dumps(data.info.to_dict())))
     assert info == data.info
@@ -205,7 +210,8 @@ def test_the_spec_carries_all_and_survives_a_checkpoint(tmp_path):
     assert info.corpus == {"speeches": {"version": "1"}} and info.unknown == dict.fromkeys(SIDES, 0)
 
 
-def test_masking_and_block_size_share_one_prepared_folder(tmp_path):
+def test_masking_shares_the_folder(tmp_path):
+    """Masking and block size share one prepared folder."""
     folders = {
         module(tmp_path).folder,
         module(tmp_path, masking={}, block_size=32, batch_size=8, seed=3, documents="separate").folder,
@@ -223,7 +229,8 @@ def test_a_given_tokenizer_is_used(tmp_path):
     assert data.tokenizer == own and data.info.vocab_size == 77
 
 
-def test_a_checkpoint_with_another_tokenizer_has_the_text_in_its_own_tokens(tmp_path):
+def test_text_in_the_models_tokens(tmp_path):
+    """A checkpoint with another tokenizer has the text in its own tokens."""
     model = module(tmp_path, tokenizer={"kind": "bpe", "vocab_size": 80}).info.to_dict()
     data = module(tmp_path)
     own = data.folder
@@ -238,7 +245,8 @@ def test_a_checkpoint_with_another_tokenizer_has_the_text_in_its_own_tokens(tmp_
     ("own", "stride", "expected"), [(64, None, 32), (64, 48, 32), (64, 20, 20), (16, 16, 32)]
 )
 @pytest.mark.parametrize("vocab_size", [300, 280])
-def test_a_checkpoint_has_blocks_of_its_own_length(tmp_path, own, stride, expected, vocab_size):
+def test_blocks_of_the_models_length(tmp_path, own, stride, expected, vocab_size):
+    """A checkpoint has blocks of its own length."""
     model = module(
         tmp_path,
         tokenizer={"kind": "byte_bpe", "vocab_size": vocab_size},
@@ -325,7 +333,8 @@ def test_bad_documents_are_counted_and_listed(tmp_path, caplog):
     assert sum(data.info.documents.values()) == 60 and "empty: 2" in caplog.text
 
 
-def test_documents_without_a_stated_side_are_divided_by_group(tmp_path):
+def test_documents_are_split_by_group(tmp_path):
+    """Documents without a stated side are divided by group."""
     data = module(tmp_path, Speeches(sides=(None,)), val_fraction=0.2, test_fraction=0.2)
     sides: dict[int, set[str]] = {}
     for split in ("train", "val", "test"):

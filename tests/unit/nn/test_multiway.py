@@ -1,5 +1,6 @@
 """Multiway stacks: which tokens go through which expert."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -7,32 +8,17 @@ import torch
 from torch import Tensor
 
 from magneto.errors import MagnetoError
-from magneto.nn import PLACEMENTS, BackboneConfig, Encoder, Linear, build_backbone
+from magneto.nn import PLACEMENTS, BackboneConfig, Linear, build_backbone
 from magneto.nn.config import MULTIWAY
 from magneto.nn.residual import Residual
+from tests.unit.nn import models
+from tests.unit.nn.models import D, real
+from tests.unit.nn.models import stream as tokens
 
-D, T, SPLIT = 32, 9, 5
+T, SPLIT = 9, 5
 WAYS = [way for way in MULTIWAY if way != "none"]
+build = partial(models.build, multiway="feed_forward")
 VISION, TEXT, FUSION = (f".{name}." for name in ("vision", "text", "fusion"))
-
-
-def build(placement: str = "magneto", **more: Any) -> Encoder:
-    """A small model whose parameters are all random: a zero bias or a unit norm would hide mistakes."""
-    torch.manual_seed(0)
-    values = {"num_layers": 3, "d_model": D, "num_heads": 4, "position": "none", "multiway": "feed_forward"}
-    model = Encoder(BackboneConfig(placement=placement, **{**values, **more}))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
-
-
-def tokens(batch: int = 3, length: int = T) -> Tensor:
-    return torch.randn(batch, length, D, generator=torch.Generator().manual_seed(1))
-
-
-def real(lengths: list[int]) -> Tensor:
-    return torch.arange(T) < torch.tensor(lengths)[:, None]
 
 
 def close(a: Any, b: Any) -> None:
@@ -44,7 +30,7 @@ def close(a: Any, b: Any) -> None:
 def test_every_parameter_gets_a_gradient(placement: str, way: str) -> None:
     model = build(placement, multiway=way, fusion_layers=1, input_norm=True, dropout=0.1, drop_path=0.1)
     x, loss = tokens(8), torch.zeros(())
-    for split, mask in ((0, None), (T, None), (SPLIT, real([9, 6, 7, 9, 8, 9, 6, 9]))):
+    for split, mask in ((0, None), (T, None), (SPLIT, real([9, 6, 7, 9, 8, 9, 6, 9], T))):
         out = model(x, mask, num_vision_tokens=split)
         assert isinstance(out, Tensor) and out.shape == x.shape
         loss = loss + out.square().sum()
@@ -70,7 +56,7 @@ def test_equal_experts_are_a_plain_stack(placement: str, way: str, position: str
 
     model.load_state_dict({name: own[shared(name)] for name in model.state_dict()})
     x, y = tokens().double().requires_grad_(), tokens().double().requires_grad_()
-    mask = real([9, 6, 7])
+    mask = real([9, 6, 7], T)
     for split, seen in ((0, mask), (T, None), (SPLIT, mask), (SPLIT, None), (1, None)):
         plain.zero_grad()
         model.zero_grad()
@@ -129,7 +115,7 @@ def test_modalities_meet_in_attention(way: str) -> None:
 
 def test_padding_of_a_text_changes_nothing() -> None:
     model, x, lengths = build(multiway="full", fusion_layers=1), tokens(), [9, 6, 7]
-    batch = model(x.masked_fill(~real(lengths)[..., None], 1e3), real(lengths), num_vision_tokens=SPLIT)
+    batch = model(x.masked_fill(~real(lengths, T)[..., None], 1e3), real(lengths, T), num_vision_tokens=SPLIT)
     assert isinstance(batch, Tensor)
     for row, length in enumerate(lengths):
         alone = model(x[row : row + 1, :length], num_vision_tokens=SPLIT)

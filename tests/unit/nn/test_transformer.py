@@ -1,4 +1,4 @@
-"""Encoder, decoder and encoder-decoder: what they compute, whatever placement and position."""
+"""Encoder, decoder and encoder-decoder with every placement and position."""
 
 import copy
 from typing import Any
@@ -14,8 +14,9 @@ from magneto.nn import PLACEMENTS, BackboneConfig, Encoder, KVCache, build_backb
 from magneto.nn.attention import matmul_attention
 from magneto.nn.config import ACTIVATIONS, ARCHITECTURES, NORMS, SEQUENCE_POSITIONS
 from magneto.nn.residual import Residual
-
-D, HEADS = 32, 4
+from tests.unit.nn.models import HEADS, D
+from tests.unit.nn.models import real as right_mask
+from tests.unit.nn.models import stream as tokens
 
 
 def build(
@@ -39,14 +40,6 @@ def build(
             if parameter.dim() < 2 or "relative" in config.position:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return model
-
-
-def tokens(batch: int = 3, length: int = 9) -> Tensor:
-    return torch.randn(batch, length, D, generator=torch.Generator().manual_seed(1))
-
-
-def right_mask(lengths: list[int], size: int) -> Tensor:
-    return torch.arange(size) < torch.tensor(lengths)[:, None]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

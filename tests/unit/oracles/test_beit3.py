@@ -16,9 +16,9 @@ from magneto.pretrained.beit3 import import_weights
 from magneto.pretrained.init_from import read_pretrained
 from magneto.tasks.registry import load_task
 from magneto.tasks.vision_language import VisionLanguage
-from tests.init_from import adopt, initialize_from
-from tests.small_runs import SHORT, drive, folders
-from tests.toy_captions import SIZE, caption_settings, write_squares
+from tests.toys.captions import SIZE, caption_settings, write_squares
+from tests.toys.init_from import adopt, initialize_from
+from tests.toys.runs import SHORT, drive, folders
 from tests.unit.oracles.weights import close
 
 pytest.importorskip("torchscale")

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from magneto.nn.attention import Context
-from tests.unit.oracles.weights import FFN, HEADS, D, Link, agree, build, copy_weights, real, same, stream
+from tests.unit.nn.models import FFN, HEADS, D, build, real, stream
+from tests.unit.oracles.weights import Link, agree, copy_weights, same
 
 vision_transformer = pytest.importorskip("timm.models.vision_transformer")
 NORM = partial(nn.LayerNorm, eps=1e-5)

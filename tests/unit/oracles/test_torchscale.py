@@ -12,20 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from magneto.nn import PLACEMENTS, BackboneConfig, Depth, Linear, build_backbone
-from tests.unit.oracles.weights import (
-    FFN,
-    HEADS,
-    D,
-    Link,
-    agree,
-    build,
-    close,
-    copy_weights,
-    fused,
-    real,
-    same,
-    stream,
-)
+from tests.unit.nn.models import FFN, HEADS, D, build, real, stream
+from tests.unit.oracles.weights import Link, agree, close, copy_weights, fused, same
 
 pytest.importorskip("torchscale")
 pytest.importorskip("timm")  # which torchscale imports

@@ -7,20 +7,8 @@ import torch
 from torch import Tensor
 
 from magneto.nn import BackboneConfig, KVCache, TokenStem
-from tests.unit.oracles.weights import (
-    FFN,
-    HEADS,
-    D,
-    Link,
-    agree,
-    build,
-    close,
-    copy_weights,
-    fused,
-    real,
-    same,
-    stream,
-)
+from tests.unit.nn.models import FFN, HEADS, D, build, real, stream
+from tests.unit.oracles.weights import Link, agree, close, copy_weights, fused, same
 
 transformers = pytest.importorskip("transformers")
 VOCABULARY, POSITIONS = 50, 32

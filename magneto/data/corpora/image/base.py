@@ -42,7 +42,7 @@ class Images(Protocol):
 
 
 class LazyImages(LazyExamples[ImageExample]):
-    """Images that are made anew each time; `count`: their number, at most."""
+    """Images that are made again each time; `count`: their number, at most."""
 
     def __init__(self, make: Callable[[], Iterator[ImageExample]], count: int) -> None:
         super().__init__(make)

@@ -59,7 +59,7 @@ class ManifestReader:
         self.language = language
 
     def fingerprint(self) -> dict[str, Any]:
-        """See `Reader`; of the audio files names, sizes and times, so that a replaced one is prepared anew."""
+        """See `Reader`; of the audio files names, sizes and times, so that a replaced one is prepared again."""
         return {
             "corpus": "manifest",
             "recipe": 1,

@@ -12,7 +12,7 @@ from typing import Any
 
 from magneto.data.corpora.base import Skipped, hash_split
 from magneto.data.corpora.text_classification.base import LabelledCorpus, LabelledText
-from magneto.data.corpora.text_classification.tsv import Columns, read_examples, read_table
+from magneto.data.corpora.text_classification.tsv import TsvColumns, read_examples, read_table
 from magneto.data.io.digest import listing_digest
 from magneto.errors import ConfigError, DataError, nearest
 
@@ -24,7 +24,7 @@ ENTAILMENT = ("entailment", "not_entailment")
 class GlueTask:
     """Layout and metrics of one task; `dev` maps the names of its evaluation sets to their files."""
 
-    columns: Columns
+    columns: TsvColumns
     labels: tuple[str, ...]
     metrics: tuple[str, ...] = ("accuracy",)
     dev: tuple[tuple[str, str], ...] = (("dev", "dev.tsv"),)
@@ -32,17 +32,17 @@ class GlueTask:
     """Column of the test file that numbers its examples."""
 
 
-def _pair(text: str, pair: str, label: str) -> Columns:
-    return Columns(text=text, pair=pair, label=label)
+def _pair(text: str, pair: str, label: str) -> TsvColumns:
+    return TsvColumns(text=text, pair=pair, label=label)
 
 
 TASKS = {
     "CoLA": GlueTask(
-        columns=Columns(text="sentence", label="label", names=("source", "label", "star", "sentence")),
+        columns=TsvColumns(text="sentence", label="label", names=("source", "label", "star", "sentence")),
         labels=BINARY,
         metrics=("matthews",),
     ),
-    "SST-2": GlueTask(columns=Columns(text="sentence", label="label"), labels=BINARY),
+    "SST-2": GlueTask(columns=TsvColumns(text="sentence", label="label"), labels=BINARY),
     "MRPC": GlueTask(
         columns=_pair("#1 String", "#2 String", "Quality"), labels=BINARY, metrics=("accuracy", "f1")
     ),
@@ -150,14 +150,14 @@ def read_test_file(file: Path, name: str) -> Iterator[tuple[str, str, str | None
         DataError: the file has another form, or a line is broken: the server needs every index.
     """
     task = glue_task(name)
-    wanted: Sequence[str] = [
+    required: Sequence[str] = [
         n for n in (task.test_index, task.columns.text, task.columns.pair) if n is not None
     ]
     broken: list[Skipped] = []
     rows = [row for _, row in read_table(file, None, broken)]
     if broken:
         raise DataError(f"{file}: damaged, {broken[0].reason} at {broken[0].id} ({len(broken)} such lines).")
-    if missing := [column for column in wanted if column not in rows[0]]:
+    if missing := [column for column in required if column not in rows[0]]:
         raise DataError(
             f"{file}: not the test file of GLUE's {name}, it has no column {missing[0]!r} but {', '.join(rows[0])}."
         )

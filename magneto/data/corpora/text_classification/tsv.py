@@ -76,7 +76,7 @@ def read_table(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Columns:
+class TsvColumns:
     """Names of the columns of a table; `names`: all of them, where the first line does not name them."""
 
     text: str
@@ -87,7 +87,7 @@ class Columns:
 
 def read_examples(
     file: Path,
-    columns: Columns,
+    columns: TsvColumns,
     labels: Sequence[str] | None,
     split: str,
     skipped: list[Skipped],
@@ -106,9 +106,9 @@ def read_examples(
     Raises:
         DataError: the file is missing, or lacks one of the columns.
     """
-    wanted = [name for name in (columns.text, columns.pair, columns.label) if name is not None]
+    required = [name for name in (columns.text, columns.pair, columns.label) if name is not None]
     for number, row in read_table(file, columns.names, skipped):
-        for name in wanted:
+        for name in required:
             if name not in row:
                 raise DataError(
                     f"{file}: there is no column {name!r}; it has {', '.join(row)}.{nearest(name, row)} Set "
@@ -168,7 +168,7 @@ class TsvReader:
         files = stated_splits("", None, {"train": train, "val": val, "test": test})
         self.files = {str(split): Path(file).expanduser() for split, file in files.items()}
         self.positive = positive
-        self.columns = Columns(text=text, pair=pair, label=label)
+        self.columns = TsvColumns(text=text, pair=pair, label=label)
         self.regression = regression
         self.metrics = tuple(metrics or (("pearson", "spearman") if regression else ("accuracy",)))
 

@@ -228,9 +228,9 @@ def _text(element: Any) -> Iterator[str]:
 
 def _choose(texts: dict[str, str], language: str) -> str | None:
     """Return the text in a language: en is also EN, en-US or en_GB."""
-    wanted = language.casefold()
+    folded = language.casefold()
     for name, text in texts.items():
         plain = name.replace("-", "_").casefold()
-        if plain == wanted or re.match(rf"{re.escape(wanted)}_", plain):
+        if plain == folded or re.match(rf"{re.escape(folded)}_", plain):
             return text
     return None

@@ -1,4 +1,4 @@
-"""Small, deterministic runs of the real configuration, for tests that drive `engine.run`."""
+"""Small, deterministic runs of the real configuration, for tests that drive `magneto.commands.run`."""
 
 import csv
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ def folders(data_dir: Path, tmp_path: Path) -> list[str]:
 
 
 def drive(settings: Sequence[str], *more: str) -> dict[str, Any]:
-    """`engine.run` of the configuration with `settings` and, as if typed on the command line, `more`."""
+    """`magneto.commands.run` of the configuration with `settings` and, as if typed on the command line, `more`."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return run.run(compose("config", [*settings, *more]), more)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.small_runs import SHORT
+from tests.toys.runs import SHORT
 
 NOUNS = {
     "boat": "bateau",
