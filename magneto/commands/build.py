@@ -105,7 +105,7 @@ def prepared_data(overrides: Sequence[str]) -> DataModule:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         composed = hydra.compose("config", list(overrides))
     config: Any = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
-    check_choices(config)
+    check_task(config)
     data = build_data(config["data"])
     data.prepare()
     data.setup("fit")
@@ -124,3 +124,31 @@ def build_task(config: Mapping[str, Any], data: DataModule) -> Task:
         num_samples=config["callbacks"]["samples"],
         **options,
     )
+
+
+def check_task(config: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` unless task and data are chosen, and fit each other and the experiment."""
+    check_choices(config)
+    declared = config["experiment_task"]
+    if declared is not None and declared != config["task"]["name"]:
+        raise ConfigError(
+            f"the experiment is made for task={declared}, but the command has task={config['task']['name']}. "
+            f"Leave task= out of the command, or set it to {declared}."
+        )
+    task = task_class(config["task"]["_target_"])
+    if config["task"]["name"] != task.name:
+        raise ConfigError(
+            f"task.name={config['task']['name']}: the task's name is {task.name}. Use name= to name the run."
+        )
+    try:
+        given = get_class(config["data"]["_target_"])
+    except Exception as error:  # Hydra's own, of several types
+        raise ConfigError(
+            f"data._target_={config['data'].get('_target_')}: cannot be imported ({error}). Set it to the path of a data "
+            "module."
+        ) from error
+    if not issubclass(given, task.Data):
+        raise ConfigError(
+            f"task={task.name} needs data of the kind {task.Data.__name__}, and data={config['data']['name']} is "
+            f"of the kind {given.__name__}. Leave data= out for the task's own corpus, or choose another one (docs/data.md)."
+        )

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning as L
-from hydra.utils import get_class
 from lightning.pytorch.loggers import Logger
 
 from magneto.commands import build, trainer
+from magneto.commands.build import check_task
 from magneto.config import schema
-from magneto.config.groups import check_choices
 from magneto.config.parts import (
     CallbacksConfig,
     LoggerConfig,
@@ -83,34 +82,6 @@ def check(config: Mapping[str, Any]) -> Parts:
 
 def _part(cls: type[Part], config: Mapping[str, Any], group: str) -> Part:
     return from_mapping(cls, config[group], group, require=tuple(defaults(cls)))
-
-
-def check_task(config: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` unless task and data are chosen, and fit each other and the experiment."""
-    check_choices(config)
-    declared = config["experiment_task"]
-    if declared is not None and declared != config["task"]["name"]:
-        raise ConfigError(
-            f"the experiment is made for task={declared}, but the command has task={config['task']['name']}. "
-            f"Leave task= out of the command, or set it to {declared}."
-        )
-    task = task_class(config["task"]["_target_"])
-    if config["task"]["name"] != task.name:
-        raise ConfigError(
-            f"task.name={config['task']['name']}: the task's name is {task.name}. Use name= to name the run."
-        )
-    try:
-        given = get_class(config["data"]["_target_"])
-    except Exception as error:  # Hydra's own, of several types
-        raise ConfigError(
-            f"data._target_={config['data'].get('_target_')}: cannot be imported ({error}). Set it to the path of a data "
-            "module."
-        ) from error
-    if not issubclass(given, task.Data):
-        raise ConfigError(
-            f"task={task.name} needs data of the kind {task.Data.__name__}, and data={config['data']['name']} is "
-            f"of the kind {given.__name__}. Leave data= out for the task's own corpus, or choose another one (docs/data.md)."
-        )
 
 
 def check_writable(path: Path, key: str) -> None:

@@ -76,7 +76,7 @@ def resolve(cfg: DictConfig, overrides: Sequence[str] = ()) -> ResolvedRun:
     if mode == "test":
         known["trained"] = checkpoint_io.read_model(config["checkpoint"])
         config = _of_checkpoint(config, known["trained"][0])
-        preflight.check_task(config)
+        build.check_task(config)
     if config["init_from"] is not None:
         known["pretrained"] = init_from.read_pretrained(config["init_from"])
         config = adopt(config, overrides, known["pretrained"])

@@ -112,9 +112,12 @@ def to_arrow(values: Any, kind: pa.DataType) -> pa.Array:
             flat = np.concatenate(rows) if rows else np.empty((0, *_fixed_shape(kind.value_type)), np.uint8)
         buffers = [valid, _offsets(0 if row is None else len(row) for row in values)]
         return pa.Array.from_buffers(kind, count, buffers, children=[to_arrow(flat, kind.value_type)])
-    if pa.types.is_string(kind):
-        # A file's name need not be UTF-8; what is not is escaped.
-        texts = [b"" if text is None else text.encode(errors="backslashreplace") for text in values]
+    if pa.types.is_string(kind) or pa.types.is_binary(kind):
+        # A file's name need not be UTF-8; in a text, what is not is escaped.
+        texts = [
+            text.encode(errors="backslashreplace") if isinstance(text, str) else text or b""
+            for text in values
+        ]
         return pa.Array.from_buffers(
             kind, count, [valid, _offsets(map(len, texts)), pa.py_buffer(b"".join(texts))]
         )

@@ -10,7 +10,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from magneto.commands import build, preflight, trainer
+from magneto.commands import build, trainer
 from magneto.config.groups import CONF, options
 from magneto.config.parts import (
     CallbacksConfig,
@@ -118,14 +118,14 @@ def test_data_fit_tasks_of_their_kind(data: str) -> None:
     assert fitting
     for task in fitting:
         config = plain(f"task={task}", f"data={data}", *needed(data))
-        preflight.check_task(config)
+        build.check_task(config)
         make(config)
         if "image" in kind(f"data={data}"):
             grid, rest = divmod(config["data"]["image_size"], config["data"]["patch_size"])
             assert not rest and 49 <= grid**2 <= 196
     other = next(task for task in options("task") if task not in fitting)
     with pytest.raises(MagnetoError, match=rf"task={other} needs data of the kind \w+, and data="):
-        preflight.check_task(plain(f"task={other}", f"data={data}"))
+        build.check_task(plain(f"task={other}", f"data={data}"))
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))
@@ -187,7 +187,7 @@ def test_experiments_of_another_task() -> None:
     config = plain("task=asr")
     config["experiment_task"] = "mlm"
     with pytest.raises(MagnetoError, match="task=mlm"):
-        preflight.check_task(config)
+        build.check_task(config)
 
 
 def test_order_of_precedence() -> None:

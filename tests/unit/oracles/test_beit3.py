@@ -71,7 +71,9 @@ class Ours(nn.Module):
     def __init__(self, config: BackboneConfig, image_size: int = IMAGE) -> None:
         super().__init__()
         self.config = config
-        self.info = {"tokenizer": "{}", "labels": [], "image_size": image_size, "patch_size": PATCH}
+        self.hparams = {
+            "info": {"tokenizer": "{}", "labels": [], "image_size": image_size, "patch_size": PATCH}
+        }
         vision = PatchStem(image_size, PATCH, 3, config.d_model, mask_token=True)
         self.stem = VisionLanguageStem(vision, TokenStem(WORDS, config), config)
         self.backbone = Encoder(config)
@@ -217,7 +219,7 @@ def test_a_run_starts_from_it(prepared_dir: Path, tmp_path: Path) -> None:
     small = ("backbone.num_layers=1", "backbone.d_model=32", "backbone.num_heads=1")
     info = load_task(Path(drive(settings, *small, "name=first")["folder"]) / "export").info
     config = EncoderConfig(
-        img_size=SIZE, patch_size=8, vocab_size=info["vocab_size"], multiway=True, no_output_layer=True,
+        img_size=SIZE, patch_size=8, vocab_size=info.vocab_size, multiway=True, no_output_layer=True,
         encoder_embed_dim=WIDTH, encoder_attention_heads=WIDTH // 64, encoder_ffn_embed_dim=96, encoder_layers=2,
         max_source_positions=20,
     )  # fmt: skip
@@ -227,17 +229,17 @@ def test_a_run_starts_from_it(prepared_dir: Path, tmp_path: Path) -> None:
     source = save(theirs, tmp_path, **heads, logit_scale=torch.tensor(3.0))
     with pytest.raises(MagnetoError, match="no tokenizer.json that says which tokens.*data.tokenizer.file"):
         drive(settings, f"init_from={source}")
-    (tmp_path / "beit3.json").write_text(info["tokenizer"])
+    (tmp_path / "beit3.json").write_text(info.tokenizer)
     settings.append(f"data.tokenizer.file={tmp_path / 'beit3.json'}")
     result = drive(settings, f"init_from={source}", "task.embedding_width=48", "name=second")
     ours = load_task(Path(result["folder"]) / "export").eval()
     assert isinstance(ours, VisionLanguage) and float(ours.logit_scale) == pytest.approx(3.0)
     # Theirs are normalised by a mean and deviation of a half, ours by those of the corpus.
-    images, tokens = random_numbers(3, 3, SIZE, SIZE), random_numbers(3, 11, high=info["vocab_size"])
+    images, tokens = random_numbers(3, 3, SIZE, SIZE), random_numbers(3, 11, high=info.vocab_size)
     with torch.no_grad():
         seen = theirs(visual_tokens=images)["encoder_out"][:, 0] @ heads["vision_head.weight"].T
         read = theirs(textual_tokens=tokens, text_padding_position=~REAL)["encoder_out"][:, 0]
-        same = ours.images.normalise((images / 2 + 0.5) * 255)
+        same = ours.info.normalise((images / 2 + 0.5) * 255)
         close(ours.image_vectors(same), F.normalize(seen, dim=-1), "images")
         close(
             ours.text_vectors(tokens, REAL),

@@ -44,7 +44,7 @@ def info(images: int, answers: int) -> dict[str, Any]:
         "image_size": IMAGE, "channels": 3, "mean": [0.5] * 3, "std": [0.5] * 3, "patch_size": PATCH, "fit": "crop",
         "eval_crop": 1.0, "labels": [str(n) for n in range(answers)], "examples": {}, "label_counts": {}, "corpus": {},
         "key": "", "tokenizer": tokenizer.to_json(), "vocab_size": WORDS, "max_tokens": 8, "lowercase": True,
-        "images": images, "kinds": [""], "usual": [0, 0], "questions": {}, "unanswerable": {}, "truncated": 0,
+        "images": images, "kinds": [""], "majority_answers": [0, 0], "questions": {}, "unanswerable": {}, "truncated": 0,
     }  # fmt: skip
 
 
