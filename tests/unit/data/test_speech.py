@@ -120,6 +120,7 @@ def test_broken_files_are_listed(corpus, caplog):
     assert "speech: 20 skipped" in caplog.text and "prepare_report.json" in caplog.text
 
 
+@pytest.mark.slow
 def test_processes_make_the_same_files_as_one(corpus, tmp_path):
     folder = corpus(150, sides=("train", "train", "val", "test"))
     one, two = (module(folder, tmp_path / str(n), prepare_workers=n) for n in (1, 2))

@@ -53,6 +53,7 @@ def test_unwritable_folder_is_one_message(tmp_path: Path, capsys: pytest.Capture
     assert str(tmp_path / "file") in error and "--out" in error and "Traceback" not in error
 
 
+@pytest.mark.slow
 def test_report_needs_no_torch(tmp_path: Path) -> None:
     make_run(tmp_path)
     code = "import sys, magneto.report.__main__; sys.exit('torch' in sys.modules)"

@@ -100,6 +100,7 @@ def test_figure_of_a_swept_number(tmp_path: Path) -> None:
     assert section_of(tmp_path).sweep is None
 
 
+@pytest.mark.slow
 def test_figures_of_many_long_labels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
