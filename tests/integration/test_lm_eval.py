@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from magneto.data.text.dataset import TextInfo
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import MagnetoError
 from magneto.inference.sampling import Decoding, generate
 from magneto.tasks.causal_lm import CausalLM
 from magneto.tasks.registry import load_task
 from magneto.training.checkpoint_io import export
+from tests.toys.runs import info_of
 
 pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance
@@ -39,7 +41,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "architecture": "decoder", "num_layers": 2, "d_model": 32, "num_heads": 4, "position": "rotary",
             "max_positions": 16,
         },
-        info={"tokenizer": tokenizer.to_json(), "vocab_size": 275, "block_size": 16},
+        info=info_of(TextInfo, tokenizer=tokenizer.to_json(), vocab_size=275, block_size=16),
         optimizer={"lr": 1e-3}, scheduler={"name": "constant"}, total_steps=1,
     )  # fmt: skip
     return export(task, tmp_path_factory.mktemp("model") / "export")
