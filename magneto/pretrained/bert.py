@@ -37,7 +37,7 @@ def import_weights(source: str) -> Imported:
         source: a folder with config.json and model.safetensors, or a name on the hub.
 
     Raises:
-        ConfigError: it cannot be had, is no BERT that our encoder can express, or lacks a weight.
+        ConfigError: it is not available, is no BERT that our encoder can express, or lacks a weight.
     """
     folder = fetch(source)
     config = read_config(folder)

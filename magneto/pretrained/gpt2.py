@@ -38,7 +38,7 @@ def import_weights(source: str) -> Imported:
         source: a folder with config.json and model.safetensors, or a name on the hub.
 
     Raises:
-        ConfigError: it cannot be had, is no GPT-2 that our decoder can express, or lacks a weight.
+        ConfigError: it is not available, is no GPT-2 that our decoder can express, or lacks a weight.
     """
     folder = fetch(source)
     config = read_config(folder)
