@@ -110,7 +110,12 @@ class Parts:
     logger: LoggerConfig
 
 
-OPTIMIZER_KEYS = {"adamw": ("betas", "eps"), "adam": ("betas", "eps"), "sgd": ("momentum",)}
+OPTIMIZER_KEYS = {
+    "adamw": ("betas", "eps"),
+    "adam": ("betas", "eps"),
+    "sgd": ("momentum",),
+    "muon": ("betas", "eps", "momentum"),
+}
 """The optional keys that each optimizer takes."""
 
 
@@ -118,17 +123,18 @@ OPTIMIZER_KEYS = {"adamw": ("betas", "eps"), "adam": ("betas", "eps"), "sgd": ("
 class OptimizerConfig:
     """What `conf/optimizer/*.yaml` holds."""
 
-    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    name: Literal["adamw", "adam", "sgd", "muon"] = "adamw"
     """`adamw` decays weights apart from the gradient; so does fairseq's `adam`, which the papers' recipes name. `adam`
-    here is torch's: it adds weight_decay * weight to the gradient."""
+    here is torch's: it adds weight_decay * weight to the gradient. `muon` is torch's Muon for the matrices inside the
+    layers, scaled to AdamW's updates, and AdamW for everything else."""
     lr: Annotated[float, Gt(0)]
     """Peak learning rate; the schedule multiplies it."""
     betas: tuple[Beta, Beta] | None = None
-    """Adam and AdamW; None: torch's own (0.9, 0.999)."""
+    """Adam, AdamW and the part of Muon that is AdamW; None: torch's own (0.9, 0.999)."""
     eps: Annotated[float, Gt(0)] | None = None
-    """Adam and AdamW; None: torch's own 1e-8."""
+    """As betas; None: torch's own 1e-8."""
     momentum: Beta | None = None
-    """SGD; None: none."""
+    """SGD and Muon; None: none for SGD, torch's own 0.95 for Muon."""
     weight_decay: Annotated[float, Ge(0)] = 0.0
     layer_decay: Annotated[float, Gt(0), Le(1)] | None = None
     """Factor of the learning rate per layer below the head (0.65 in BEiT's fine-tuning); None: all alike."""

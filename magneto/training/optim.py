@@ -12,7 +12,7 @@ do not say:
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from magneto.config.parts import Duration, OptimizerConfig, SchedulerConfig
 from magneto.errors import ConfigError
+from magneto.training.muon import MuonAdamW, hidden_matrices
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
@@ -40,50 +41,63 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.O
     refuses them under mixed precision; `torch.nn.utils.clip_grad_norm_` does not.)
 
     Raises:
-        MagnetoError: `layer_decay` is set and the module has no `layer_modules()`.
+        ConfigError: `layer_decay` is set and the module has no `layer_modules()`, or there is no matrix for Muon.
     """
     betas = None if config.betas is None else tuple(config.betas)  # YAML has lists only
     given = {"betas": betas, "eps": config.eps, "momentum": config.momentum}
     settings: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    groups = parameter_groups(
-        module, lr=config.lr, weight_decay=config.weight_decay, layer_decay=config.layer_decay
-    )
-    return OPTIMIZERS[config.name](
-        groups, lr=config.lr, weight_decay=config.weight_decay, fused=True, **settings
-    )
+    common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+    matrices = hidden_matrices(module) if config.name == "muon" else {}
+    groups = parameter_groups(module, **common, layer_decay=config.layer_decay, matrices=set(matrices))
+    if config.name == "muon":
+        if not matrices:
+            raise ConfigError(
+                f"optimizer.name=muon: {type(module).__name__} has no trainable matrix inside a layer of magneto.nn. "
+                "Set optimizer=adamw."
+            )
+        return MuonAdamW(groups, matrices, **common, fused=True, **settings)
+    return OPTIMIZERS[config.name](groups, **common, fused=True, **settings)
 
 
 def parameter_groups(
-    module: nn.Module, *, lr: float, weight_decay: float, layer_decay: float | None = None
+    module: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    layer_decay: float | None = None,
+    matrices: Set[nn.Parameter] = frozenset(),
 ) -> list[dict[str, Any]]:
     """Return groups `{"params", "name", "lr", "weight_decay"}` that hold every trainable parameter exactly once.
 
     A parameter is decayed if it has two or more dimensions and all modules that own it (a tied one has
     several) are in DECAYED, unless one excludes it by `no_weight_decay()`. With `layer_decay`, layer k of the
     L of `layer_modules()` has the learning rate lr * layer_decay ** (L - k), k from 0, and the head has lr.
+    Where `matrices` has parameters, those are in groups of their own, and each group has the key `muon`.
 
     The order of groups and parameters depends on the module alone, so that optimizer states can be reloaded.
     """
     undecayed = _undecayed(module)
     depth_of, num_layers = _depths(module, layer_decay) if layer_decay is not None else ({}, 0)
 
-    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    groups: dict[tuple[int, bool, bool], dict[str, Any]] = {}
     for parameter in module.parameters():
         if not parameter.requires_grad:
             continue
         depth = depth_of.get(id(parameter), num_layers)
         decays = id(parameter) not in undecayed
-        if (depth, decays) not in groups:
-            name = "decay" if decays else "no_decay"
+        muon = parameter in matrices
+        key = depth, decays, muon
+        if key not in groups:
+            name = ("muon_" if muon else "") + ("decay" if decays else "no_decay")
             if layer_decay is not None:
                 name = (f"layer_{depth:02d}/" if depth < num_layers else "head/") + name
-            groups[depth, decays] = {
+            groups[key] = {
                 "params": [],
                 "name": name,
                 "lr": lr * (1.0 if layer_decay is None else layer_decay) ** (num_layers - depth),
                 "weight_decay": weight_decay if decays else 0.0,
-            }
-        groups[depth, decays]["params"].append(parameter)
+            } | ({"muon": muon} if matrices else {})
+        groups[key]["params"].append(parameter)
 
     grouped = [id(parameter) for group in groups.values() for parameter in group["params"]]
     trainable = {id(parameter) for parameter in module.parameters() if parameter.requires_grad}
