@@ -98,11 +98,13 @@ class Monitor(Callback):
         assert isinstance(pl_module, TrainingModule)
         work = pl_module.throughput_counts(batch)
         work["model_flops"] = pl_module.flops(batch)
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if stepped and (flops := getattr(trainer.optimizers[0], "flops", 0)):
+            work["optimizer_flops"] = flops
         work["seconds"] = time.perf_counter() - self._started
         work["batches"] = 1
         for key, value in work.items():
             self._window[key] += value
-        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         if not (stepped and trainer.global_step % self.every == 0) and not last:
             return

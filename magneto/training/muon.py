@@ -51,8 +51,8 @@ class MuonAdamW(torch.optim.Optimizer):
     fused weight is orthogonalized for itself.
 
     Args:
-        groups: as `magneto.training.optim.parameter_groups` returns them, with the key `muon` in each.
-        blocks: number of fused blocks of each parameter in the groups with `muon`.
+        groups: as `magneto.training.optim.parameter_groups` returns them. Those with the key `blocks`, the number of fused
+            blocks of each parameter, are Muon's.
         lr: learning rate of groups without their own.
         weight_decay: that of groups without their own.
         momentum: of Muon.
@@ -62,49 +62,51 @@ class MuonAdamW(torch.optim.Optimizer):
     def __init__(
         self,
         groups: list[dict[str, Any]],
-        blocks: dict[nn.Parameter, int],
         *,
         lr: float,
         weight_decay: float,
         momentum: float = 0.95,
         **adamw: Any,
     ) -> None:
-        shared = {"lr": lr, "weight_decay": weight_decay}
-        self.inner: dict[bool, torch.optim.Optimizer] = {
-            True: _BlockMuon(
-                [group for group in groups if group["muon"]],
-                blocks,
-                momentum=momentum,
-                adjust_lr_fn="match_rms_adamw",
-                **shared,
-            ),
-            False: torch.optim.AdamW([group for group in groups if not group["muon"]], **shared, **adamw),
-        }
+        shared: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
+        muon, others = _by_optimizer(groups)
+        self.inner = (
+            _BlockMuon(muon, momentum=momentum, adjust_lr_fn="match_rms_adamw", **shared),
+            torch.optim.AdamW(others, **shared, **adamw),
+        )
         super().__init__(groups, shared)  # the same dictionaries, which the inner ones have completed
 
+    @property
+    def flops(self) -> int:
+        """FLOPs of the orthogonalizations of a step, which every process makes for itself."""
+        muon, _ = _by_optimizer(self.param_groups)
+        return sum(
+            count * newton_schulz_flops(parameter.size(0) // count, parameter.size(1))
+            for group in muon
+            for parameter, count in zip(group["params"], group["blocks"], strict=True)
+        )
+
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update all parameters; return what `closure` returns."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for muon, inner in self.inner.items():
-            # A loaded state brings new dictionaries: the inner optimizers never own any.
-            inner.param_groups = [group for group in self.param_groups if group["muon"] == muon]
-            inner.state = self.state
+        # A loaded state brings new dictionaries, so the inner optimizers own none.
+        for inner, groups in zip(self.inner, _by_optimizer(self.param_groups), strict=True):
+            inner.param_groups, inner.state = groups, self.state
             inner.step()
         return loss
 
 
+def _by_optimizer(groups: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the groups of Muon and those of AdamW."""
+    return [g for g in groups if "blocks" in g], [g for g in groups if "blocks" not in g]
+
+
 class _BlockMuon(torch.optim.Muon):
     """torch's Muon, which sees the blocks of a fused weight, of its gradient and of its momentum as matrices."""
-
-    def __init__(
-        self, groups: list[dict[str, Any]], blocks: dict[nn.Parameter, int], **settings: Any
-    ) -> None:
-        self.blocks = blocks
-        super().__init__(groups, **settings)
 
     def _init_group(
         self,
@@ -114,7 +116,8 @@ class _BlockMuon(torch.optim.Muon):
         muon_momentum_bufs: list[Tensor],
     ) -> bool:
         has_complex = super()._init_group(group, params_with_grad, grads, muon_momentum_bufs)
-        counts = [self.blocks[parameter] for parameter in params_with_grad]  # type: ignore[index]
+        blocks = dict(zip(group["params"], group["blocks"], strict=True))
+        counts = [blocks[parameter] for parameter in params_with_grad]
         for tensors in (params_with_grad, grads, muon_momentum_bufs):
             tensors[:] = [
                 block for tensor, n in zip(tensors, counts, strict=True) for block in tensor.chunk(n)

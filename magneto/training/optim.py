@@ -12,7 +12,7 @@ do not say:
 """
 
 import math
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
     "adam": torch.optim.Adam,
     "sgd": torch.optim.SGD,
+    "muon": MuonAdamW,
 }
 
 # Modules that multiply features by their weights: only these weights are decayed. _ConvNd: all convolutions.
@@ -47,15 +48,13 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.O
     given = {"betas": betas, "eps": config.eps, "momentum": config.momentum}
     settings: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
-    matrices = hidden_matrices(module) if config.name == "muon" else {}
-    groups = parameter_groups(module, **common, layer_decay=config.layer_decay, matrices=set(matrices))
-    if config.name == "muon":
-        if not matrices:
-            raise ConfigError(
-                f"optimizer.name=muon: {type(module).__name__} has no trainable matrix inside a layer of magneto.nn. "
-                "Set optimizer=adamw."
-            )
-        return MuonAdamW(groups, matrices, **common, fused=True, **settings)
+    blocks = hidden_matrices(module) if config.name == "muon" else {}
+    if config.name == "muon" and not blocks:
+        raise ConfigError(
+            f"optimizer.name=muon: {type(module).__name__} has no trainable matrix inside a layer of magneto.nn. "
+            "Set optimizer=adamw."
+        )
+    groups = parameter_groups(module, **common, layer_decay=config.layer_decay, blocks=blocks)
     return OPTIMIZERS[config.name](groups, **common, fused=True, **settings)
 
 
@@ -65,14 +64,14 @@ def parameter_groups(
     lr: float,
     weight_decay: float,
     layer_decay: float | None = None,
-    matrices: Set[nn.Parameter] = frozenset(),
+    blocks: Mapping[nn.Parameter, int] = {},
 ) -> list[dict[str, Any]]:
     """Return groups `{"params", "name", "lr", "weight_decay"}` that hold every trainable parameter exactly once.
 
     A parameter is decayed if it has two or more dimensions and all modules that own it (a tied one has
     several) are in DECAYED, unless one excludes it by `no_weight_decay()`. With `layer_decay`, layer k of the
     L of `layer_modules()` has the learning rate lr * layer_decay ** (L - k), k from 0, and the head has lr.
-    Where `matrices` has parameters, those are in groups of their own, and each group has the key `muon`.
+    The parameters in `blocks` are in groups of their own with the further key `blocks`, their values in it.
 
     The order of groups and parameters depends on the module alone, so that optimizer states can be reloaded.
     """
@@ -85,7 +84,7 @@ def parameter_groups(
             continue
         depth = depth_of.get(id(parameter), num_layers)
         decays = id(parameter) not in undecayed
-        muon = parameter in matrices
+        muon = parameter in blocks
         key = depth, decays, muon
         if key not in groups:
             name = ("muon_" if muon else "") + ("decay" if decays else "no_decay")
@@ -96,8 +95,10 @@ def parameter_groups(
                 "name": name,
                 "lr": lr * (1.0 if layer_decay is None else layer_decay) ** (num_layers - depth),
                 "weight_decay": weight_decay if decays else 0.0,
-            } | ({"muon": muon} if matrices else {})
+            } | ({"blocks": []} if muon else {})
         groups[key]["params"].append(parameter)
+        if muon:
+            groups[key]["blocks"].append(blocks[parameter])
 
     grouped = [id(parameter) for group in groups.values() for parameter in group["params"]]
     trainable = {id(parameter) for parameter in module.parameters() if parameter.requires_grad}

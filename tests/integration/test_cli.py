@@ -173,9 +173,10 @@ def test_mistakes_end_with_one_message(
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_curve_of_one(overrides: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_two_processes_have_the_curve_of_one(optimizer: str, overrides: list[str], tmp_path: Path) -> None:
     """Of one with batches that are twice as large."""
-    same = [*overrides, "backbone.dropout=0", "callbacks.probe_every=0"]
+    same = [*overrides, f"optimizer={optimizer}", "backbone.dropout=0", "callbacks.probe_every=0"]
     drive(same, "name=one", "data.batch_frames=1600")
     two = magneto(
         *same, "name=two", "data.batch_frames=800", "trainer=ddp", "trainer.devices=2", cwd=tmp_path

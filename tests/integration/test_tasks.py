@@ -115,6 +115,8 @@ STOPS = [
     ("mt", 8, AVERAGED),
     ("mt", 20, AVERAGED),
     ("image_classification", 12, PROBE),
+    ("causal_lm", 8, ("optimizer=muon", "scheduler=wsd")),
+    ("vl_classification", 12, ("optimizer=muon",)),
 ]
 """Between two validations, at one, and after the last step, before the test."""
 
