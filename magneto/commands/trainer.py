@@ -32,6 +32,7 @@ from magneto.training.averaging import LastWeights
 from magneto.training.devices import precision, unusable_gpu
 from magneto.training.loggers import CSVLogger, RunLogger, wandb_logger
 from magneto.training.monitor import Monitor
+from magneto.training.optim import decay_start
 from magneto.training.run_folder import RunFolder
 
 log = logging.getLogger("magneto")
@@ -201,8 +202,11 @@ def build_trainer(
     """Return the trainer, with `others` before its own callbacks, and the two of these that the result is read from."""
     settings, watch = parts.trainer, parts.callbacks
     monitor = Monitor(settings.log_every_n_steps, watch.divergence_factor)
-    saver = checkpointing.Checkpoints(folder.checkpoints, task.monitor, task.mode, watch.save_every, signals)
     steps = settings.max_steps
+    stable = decay_start(task.scheduler_config, steps)
+    saver = checkpointing.Checkpoints(
+        folder.checkpoints, task.monitor, task.mode, watch.save_every, signals, stable
+    )
     callbacks: list[L.Callback] = [
         *others,
         reproducibility.ConfigureRun(),

@@ -1,4 +1,4 @@
-"""Save the checkpoints of a run: the best one, the last one, and one before the run is interrupted."""
+"""Save the checkpoints of a run: the best one, the last one, that before a decay, and one before an interruption."""
 
 import math
 from pathlib import Path
@@ -17,19 +17,23 @@ class Checkpoints(Checkpoint):
 
     Lightning's ModelCheckpoint renews its last checkpoint only when the best one changes, and it saves before a
     validation that is due at the same step: a run killed there would skip that validation when resumed. This callback
-    saves after each validation, every `every` steps between two of them, and when a signal asks to stop.
+    saves after each validation, every `every` steps between two of them, and when a signal asks to stop. Where the
+    learning rate begins to decay after a stable part, `stable.ckpt` is kept, from which a longer run can begin.
 
     Args:
-        folder: where the two files lie.
+        folder: where the files lie.
         monitor: metric of the validation.
         mode: `min` or `max`.
         every: optimizer steps between two saves of `last.ckpt`.
         signals: whether the run was asked to stop.
+        stable: the step of `stable.ckpt`; None: there is none.
     """
 
-    def __init__(self, folder: Path, monitor: str, mode: str, every: int, signals: StopSignals) -> None:
+    def __init__(
+        self, folder: Path, monitor: str, mode: str, every: int, signals: StopSignals, stable: int | None
+    ) -> None:
         self.folder, self.monitor, self.mode, self.every = folder, monitor, mode, every
-        self.signals = signals
+        self.signals, self.stable = signals, stable
         self.best: float | None = None
         self.best_step = 0
 
@@ -63,6 +67,7 @@ class Checkpoints(Checkpoint):
         assert isinstance(trainer.val_check_batch, int)
         if (batch_idx + 1) % trainer.val_check_batch == 0:
             return  # on_validation_end saves
+        self._save_stable(trainer)
         stop = self._stop_asked(trainer)
         if stop or trainer.global_step % self.every == 0:
             self._save(trainer, "last")
@@ -84,11 +89,16 @@ class Checkpoints(Checkpoint):
             self.best, self.best_step = value, trainer.global_step
             self._save(trainer, "best")
         self._save(trainer, "last")
+        self._save_stable(trainer)
         if self._stop_asked(trainer) and not trainer.should_stop:
             raise Interrupted
 
     def _stop_asked(self, trainer: L.Trainer) -> bool:
         return trainer.strategy.reduce_boolean_decision(self.signals.received, all=False)
+
+    def _save_stable(self, trainer: L.Trainer) -> None:
+        if trainer.global_step == self.stable:
+            self._save(trainer, "stable")
 
     def _save(self, trainer: L.Trainer, name: str) -> None:
         path = self.folder / f"{name}.ckpt"

@@ -157,6 +157,14 @@ def steps_of(duration: Duration, total_steps: int) -> int:
     return duration if isinstance(duration, int) else round(duration * total_steps)
 
 
+def decay_start(config: SchedulerConfig, total_steps: int) -> int | None:
+    """Return the step at which the decay of wsd begins; None: no other schedule has one.
+
+    Up to this step a run does not depend on its length (with a warmup in steps): a longer one may begin there.
+    """
+    return None if config.decay is None else total_steps - steps_of(config.decay, total_steps)
+
+
 def _constant(step: int, warmup: int, total: int, config: SchedulerConfig) -> float:
     return 1.0
 
@@ -179,8 +187,8 @@ def _polynomial(step: int, warmup: int, total: int, config: SchedulerConfig) -> 
 
 
 def _wsd(step: int, warmup: int, total: int, config: SchedulerConfig) -> float:
-    assert config.decay is not None
-    start = total - steps_of(config.decay, total)
+    start = decay_start(config, total)
+    assert start is not None
     return 1.0 if step < start else _between(1.0 - math.sqrt(_progress(step, start, total)), config)
 
 

@@ -58,7 +58,8 @@ def read_start(task: TrainingModule, start: Start, folder: RunFolder) -> dict[st
     if step >= stored["total_steps"] and elsewhere:
         raise ConfigError(
             f"resume={start.checkpoint}: that run has made all of its {step} steps, and its learning rate has come to its "
-            "end. Use init_from= to take its weights, or repeat the whole run with more steps."
+            "end. Use init_from= to take its weights, or repeat the whole run with more steps; with scheduler=wsd, a longer "
+            "run can begin at its checkpoints/stable.ckpt."
         )
     if step > task.total_steps or (step == task.total_steps and elsewhere):
         raise ConfigError(

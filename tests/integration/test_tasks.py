@@ -137,6 +137,20 @@ def test_killed_run_resumes_bit_identically(
     assert kept[0] == kept[1]
 
 
+@pytest.mark.parametrize("case", ["causal_lm"])
+def test_a_longer_run_begins_before_the_decay(case: str, run: Run) -> None:
+    """And is the run that was planned for its length: one stable part serves several horizons."""
+    wsd = ("scheduler=wsd", "scheduler.warmup=2", "scheduler.decay=5")
+    whole = run(*wsd, "name=whole")
+    short = run(*wsd, "name=short", "trainer.max_steps=12")
+    longer = run(*wsd, "name=longer", f"resume={Path(short['folder']) / 'checkpoints/stable.ckpt'}")
+    assert longer["metrics"] == whole["metrics"] != short["metrics"]
+    exports = [
+        (Path(result["folder"]) / "export/model.safetensors").read_bytes() for result in (longer, whole)
+    ]
+    assert exports[0] == exports[1]
+
+
 @every_case
 def test_all_that_a_run_leaves_predicts_alike(
     case: str, run: Run, trained: dict[str, Any], tmp_path: Path
