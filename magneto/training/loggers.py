@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from magneto.config.parts import LoggerConfig, WandbMode
 from magneto.errors import ConfigError
-from magneto.training.files import write_atomically
+from magneto.training.files import read_metrics, write_atomically
 
 log = logging.getLogger("magneto")
 
@@ -81,25 +81,6 @@ class CSVLogger(Logger):
                     [("step", "metric", "value"), *((s, m, repr(v)) for s, m, v in kept)]
                 )
             temporary.replace(self.path)
-
-
-def read_metrics(path: Path) -> list[tuple[int, str, float]]:
-    """Return the rows of a metrics.csv; a line that a killed process or machine left damaged is dropped.
-
-    A complete line ends with a line break: a value cut in two would otherwise still read as a number.
-    """
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
-        # Line by line: to the csv module, a single quotation mark would make one value of all that follows.
-        fields = next(csv.reader([line]), []) if '"' in line else line.split(",")
-        try:
-            step, metric, value = fields
-            row = int(step), metric, float(value)
-        except ValueError:  # also the header
-            continue
-        if "\0" not in metric and "\ufffd" not in metric:
-            rows.append(row)
-    return rows
 
 
 def from_environment(settings: LoggerConfig) -> LoggerConfig:

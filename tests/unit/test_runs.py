@@ -13,7 +13,8 @@ import pytest
 
 from magneto.errors import MagnetoError
 from magneto.training import provenance
-from magneto.training.loggers import CSVLogger, read_metrics
+from magneto.training.files import read_metrics
+from magneto.training.loggers import CSVLogger
 from magneto.training.provenance import git_revision
 from magneto.training.result import RunResult
 from magneto.training.resume import follow
