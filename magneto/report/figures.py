@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from magneto.report.axes import (
-    INK,
+    LOOK,
     Style,
     add_legend,
     column_width,
@@ -55,6 +55,7 @@ class SavedFigure:
     alt: str
 
 
+@matplotlib.rc_context(LOOK)
 def draw(section: Section, folder: Path) -> list[SavedFigure]:
     """Draw every figure that the section's runs have numbers for, as `<section>_<figure>.png` in `folder`.
 
@@ -171,15 +172,17 @@ def _by_value(section: Section, styles: dict[str, Style]) -> Figure | None:
     values = sorted({value for rows in swept.values() for value in rows})
     if values[0] > 0 and values[-1] >= 4 * values[0]:
         ax.set_xscale("log")
+        ax.xaxis.set_major_formatter("{x:g}")
     if len(values) <= 12:
         ax.set_xticks(values, [f"{value:g}" for value in values], rotation=45 if len(values) > 6 else 0)
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xlabel(key, fontsize=9, color=INK, parse_math=False)
-    ax.set_ylabel(section.primary_metric, fontsize=9, color=INK, parse_math=False)
+    ax.set_xlabel(key)
+    ax.set_ylabel(section.primary_metric)
     add_legend(figure, handles + end_markers(section.rows))
     return figure
 
 
+@matplotlib.rc_context(LOOK)
 def draw_overview(sections: Sequence[Section], folder: Path) -> SavedFigure:
     """Draw `overview.png`: a panel per section with the primary metric of every seed."""
     rows = max(len(section.rows) for section in sections)
@@ -193,7 +196,7 @@ def draw_overview(sections: Sequence[Section], folder: Path) -> SavedFigure:
     for ax, section, title in zip(axes, sections, titles, strict=True):
         names = [wrap(row.backbone or "run", 1.2) for row in section.rows]
         _dots(ax, section, row_styles(section.rows), names, ticks=3, reasons=False)
-        ax.set_title(title, fontsize=10, color=INK, loc="left", parse_math=False)
+        ax.set_title(title, fontsize=10)
     marks = end_markers([row for section in sections for row in section.rows])
     if marks:
         add_legend(figure, marks)
@@ -224,10 +227,8 @@ def _dots(
             _end(ax, 1.02 + (0.025 if reasons else 0.07) * index_of_run, index, status, colour, right)
         if lost and reasons:
             text = "\n".join(f"{lost.count(status)} {status}" for status in dict.fromkeys(lost))
-            ax.text(
-                1.02 + 0.025 * len(lost), index, text, fontsize=9, va="center", transform=right, color=INK
-            )
-    ax.set_yticks(range(len(names)), names, fontsize=10, parse_math=False)
+            ax.text(1.02 + 0.025 * len(lost), index, text, fontsize=9, va="center", transform=right)
+    ax.set_yticks(range(len(names)), names, fontsize=10)
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.margins(x=0.08)
     ax.xaxis.set_major_locator(MaxNLocator(ticks))
@@ -349,7 +350,7 @@ def _depth_profile(ax: Axes, rows: Sequence[Row], names: Sequence[str], styles: 
         style = styles[row.label]
         ax.plot(layers, means, style.dash, color=style.colour, marker="o", markersize=4)
     set_title(ax, "at the last step")
-    ax.set_xlabel("layer", fontsize=9, color=INK)
+    ax.set_xlabel("layer")
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
 

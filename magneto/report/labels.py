@@ -21,7 +21,7 @@ _NOT_A_DIFFERENCE = re.compile(
 
 def leaves(config: dict[str, Any]) -> dict[str, str]:
     """Return dotted key -> value as text, of every leaf of a configuration that can make a difference."""
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
 
     def walk(node: Any, key: str) -> None:
         if not is_difference(key):
@@ -30,12 +30,11 @@ def leaves(config: dict[str, Any]) -> dict[str, str]:
             for name, child in node.items():
                 walk(child, f"{key}.{name}" if key else str(name))
         else:
-            found[key] = (
-                node if isinstance(node, str) else json.dumps(node, ensure_ascii=False, sort_keys=True)
-            )
+            is_text = isinstance(node, str)
+            values[key] = node if is_text else json.dumps(node, ensure_ascii=False, sort_keys=True)
 
     walk(config, "")
-    return found
+    return values
 
 
 def is_difference(key: str) -> bool:
@@ -48,9 +47,8 @@ def choices_of(run: Run) -> dict[str, str]:
     chosen = {"backbone": run.backbone, "size": run.size}
     for override in run.overrides:
         key, _, value = override.lstrip("+~").partition("=")
-        is_group = "." not in key and isinstance(
-            run.config.get(key, {}), dict
-        )  # `experiment` leaves no key behind
+        # `experiment` leaves no key behind.
+        is_group = "." not in key and isinstance(run.config.get(key, {}), dict)
         if is_group and is_difference(key) and key not in chosen:
             chosen[key] = value
     return {key: value for key, value in chosen.items() if key not in ("task", "data")}

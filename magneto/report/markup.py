@@ -101,9 +101,9 @@ def to_latex(table: Table) -> str:
     return "\n".join([*lines, r"\end{tabular}", r"\end{table}"]) + "\n"
 
 
-def write_csv(comparison: Comparison, path: Path) -> None:
-    """Write a row per configuration in full precision, for a script; empty where there is no value."""
-    records: list[dict[str, Any]] = []
+def records(comparison: Comparison) -> list[dict[str, Any]]:
+    """Return a row per configuration in full precision: the values by the names of their columns."""
+    rows: list[dict[str, Any]] = []
     for section in comparison.sections:
         names = [*section.metrics]
         names += [f"{metric}/{part}" for metric, parts in section.breakdowns.items() for part in parts]
@@ -120,12 +120,18 @@ def write_csv(comparison: Comparison, path: Path) -> None:
                 record[name] = _mean([getattr(run, name) for run in row.finished])
             for name in sorted({key for run in row.finished for key in run.throughput}):
                 record[name] = _mean([run.throughput.get(name) for run in row.finished])
-            records.append(record)
-    header = list(dict.fromkeys(key for record in records for key in record))
+            rows.append(record)
+    return rows
+
+
+def write_csv(comparison: Comparison, path: Path) -> None:
+    """Write `records` for a script; empty where there is no value."""
+    rows = records(comparison)
+    header = list(dict.fromkeys(key for row in rows for key in row))
     with path.open("w", encoding="utf-8", errors="replace", newline="") as file:
         writer = csv.DictWriter(file, header)
         writer.writeheader()
-        writer.writerows(records)
+        writer.writerows(rows)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
