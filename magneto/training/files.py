@@ -47,11 +47,10 @@ def read_metrics(path: Path) -> list[tuple[int, str, float]]:
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
         # Line by line: to the csv module, a single quotation mark would make one value of all that follows.
-        fields = next(csv.reader([line]), []) if '"' in line else line.split(",")
         try:
-            step, metric, value = fields
+            step, metric, value = next(csv.reader([line]), []) if '"' in line else line.split(",")
             row = int(step), metric, float(value)
-        except ValueError:  # also the header
+        except (ValueError, csv.Error):  # also the header
             continue
         if "\0" not in metric and "\ufffd" not in metric:
             rows.append(row)
