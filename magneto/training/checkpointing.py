@@ -96,9 +96,7 @@ class Checkpoints(Checkpoint):
             trainer.save_checkpoint(path)  # whole or not at all: `checkpoint_io.AtomicCheckpointIO`
         except OSError as error:
             cause: BaseException | None = error
-            while (
-                cause is not None
-            ):  # a second signal in the middle of a write, which torch takes for a failed one
+            while cause is not None:  # of a second signal during a write, torch makes a failed one
                 if isinstance(cause, Interrupted):
                     raise cause from None
                 cause = cause.__context__
