@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 
 from magneto.commands import preflight, trainer
+from magneto.config import groups, schema
 from magneto.data.corpora.speech.librispeech import LibriSpeechReader
 from magneto.data.module import DataModule
 from magneto.errors import MagnetoError
@@ -113,7 +115,7 @@ def test_mode_test_is_checked_too(override: str, message: str, settings: list[st
 
 
 @pytest.mark.parametrize(
-    ("overrides", "environment", "message"),
+    ("overrides", "environment", "processes"),
     [
         (["trainer.num_nodes=2"], {}, "without torchrun or srun"),
         ([], {"NODE_RANK": "1"}, "without torchrun or srun"),
@@ -122,20 +124,6 @@ def test_mode_test_is_checked_too(override: str, message: str, settings: list[st
         ([], SRUN | {"SLURM_NTASKS": "4"}, "Use `--ntasks-per-node=4` instead"),
         ([], SRUN | {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "4"}, "SLURM starts 4 processes"),
         (["trainer.devices=2"], SRUN | {"SLURM_NTASKS": "1"}, "SLURM starts 1 processes, but trainer.devices=2"),
-    ],
-)  # fmt: skip
-def test_processes_are_those_of_the_trainer(
-    overrides: list[str], environment: dict[str, str], message: str, settings: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
-    """Else each process would train alone and write into the same folder."""
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert message in refusal(settings, *overrides)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "environment", "processes"),
-    [
         ([], {}, 1),
         (["trainer=ddp"], {}, 2),
         (["trainer=ddp"], TORCHRUN, 2),
@@ -143,20 +131,21 @@ def test_processes_are_those_of_the_trainer(
         ([], SRUN | {"SLURM_NTASKS": "1"}, 1),
         (["trainer=ddp"], SRUN | {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}, 2),
     ],
-)
-def test_processes_that_fit_are_accepted(
-    overrides: list[str], environment: dict[str, str], processes: int, monkeypatch: pytest.MonkeyPatch
+)  # fmt: skip
+def test_processes_are_those_of_the_trainer(
+    overrides: list[str], environment: dict[str, str], processes: int | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hydra import compose, initialize_config_dir
-
-    from magneto.config import groups, schema
-
+    """Else each process would train alone and write into the same folder."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with initialize_config_dir(str(groups.CONF), version_base="1.3"):
-        config = schema.to_dict(compose("config", ["task=asr", *overrides, "trainer.accelerator=cpu"]))
+        config = schema.to_dict(compose("config", ["task=asr", "trainer.accelerator=cpu", *overrides]))
     settings = trainer.trainer_config(config["trainer"])
-    assert trainer.lightning_trainer(settings, logger=False).world_size == processes
+    if isinstance(processes, int):
+        assert trainer.lightning_trainer(settings, logger=False).world_size == processes
+    else:
+        with pytest.raises(MagnetoError, match=processes):
+            trainer.lightning_trainer(settings, logger=False)
 
 
 def test_limit_below_one_batch_is_one_message(text_overrides: list[str]) -> None:

@@ -120,19 +120,15 @@ def test_commits_of_the_user_are_not_recorded(tmp_path: Path, monkeypatch: pytes
     assert revision is not None and head.startswith(revision)
 
 
-@pytest.mark.parametrize(
-    ("name", "folder"),
-    [
-        ("実験一", "実験一"),
-        ("été-1", "été-1"),
-        ("e\u0301te\u0301-1", "été-1"),  # decomposed, as macOS has it
-        ("हिन्दी", "हिन्दी"),
-        ("my run/1", "my_run_1"),
-        ("../../etc", ".._.._etc"),
-    ],
-)
-def test_names_keep_letters_of_all_scripts(name: str, folder: str) -> None:
-    assert run_name({**CONFIG, "name": name}, []) == folder
+def test_names_keep_letters_of_all_scripts() -> None:
+    kept = {
+        "実験一": "実験一",
+        "e\u0301te\u0301-1": "été-1",
+        "हिन्दी": "हिन्दी",
+        "my run/1": "my_run_1",
+        "../../etc": ".._.._etc",
+    }
+    assert {name: run_name({**CONFIG, "name": name}, []) for name in kept} == kept
 
 
 def test_replaced_characters_leave_names_distinct() -> None:
