@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from magneto.report.loading import Run
+from magneto.training.run_config import flatten
 
 _NOT_A_DIFFERENCE = re.compile(
     # Keys whose value says where, how loudly or on what a run computed, not what it computed. The number of
@@ -21,20 +22,11 @@ _NOT_A_DIFFERENCE = re.compile(
 
 def leaves(config: dict[str, Any]) -> dict[str, str]:
     """Return dotted key -> value as text, of every leaf of a configuration that can make a difference."""
-    values: dict[str, str] = {}
-
-    def walk(node: Any, key: str) -> None:
-        if not is_difference(key):
-            return
-        if isinstance(node, dict) and node:
-            for name, child in node.items():
-                walk(child, f"{key}.{name}" if key else str(name))
-        else:
-            is_text = isinstance(node, str)
-            values[key] = node if is_text else json.dumps(node, ensure_ascii=False, sort_keys=True)
-
-    walk(config, "")
-    return values
+    return {
+        key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+        for key, value in flatten(config).items()
+        if is_difference(key)
+    }
 
 
 def is_difference(key: str) -> bool:
