@@ -160,9 +160,8 @@ class _Configuration:
                 try:
                     OmegaConf.update(config, key, value, force_add=adds)
                 except ValidationError as error:
-                    return _wrong_value(
-                        f"{key}={'null' if value is None else value}", str(error).splitlines()[0]
-                    )
+                    text = f"{key}={'null' if value is None else value}"
+                    return _wrong_value(text, str(error).splitlines()[0])
         return None
 
     def _unknown_choice(self, group: str, choice: object) -> str | None:
@@ -229,9 +228,7 @@ def literal(argument: str) -> str:
     key, equals, value = argument.partition("=")
     if not equals or key.startswith("-"):
         return argument
-    if (
-        key.startswith("+") and (CONF / key[1:]).is_dir()
-    ):  # every group is in the defaults list, so it is replaced
+    if key.startswith("+") and (CONF / key[1:]).is_dir():  # a group is in the defaults list: it is replaced
         argument, key = argument[1:], key[1:]
     if key not in _TEXTS or value.startswith(("[", "'", '"')) or value in ("", "null"):
         try:
@@ -257,8 +254,6 @@ def main() -> None:
         sys.exit(2)
     try:
         _job()
-    except (
-        KeyboardInterrupt
-    ):  # outside a run, which saves its state: while importing, or in the parent of a sweep
+    except KeyboardInterrupt:  # outside a run, which saves its state: while importing, or in a sweep's parent
         print("interrupted: repeat the command to continue", file=sys.stderr)
         sys.exit(130)

@@ -14,8 +14,7 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from magneto.config.groups import CONF, check_choices
-from magneto.config.renamed import hint
-from magneto.config.validate import check_types
+from magneto.config.validate import check_keys, check_types
 from magneto.data.module import DataModule
 from magneto.errors import ConfigError, MagnetoError
 from magneto.tasks.base import Task
@@ -87,13 +86,7 @@ def _check_arguments(node: Mapping[str, Any], where: str) -> None:
             return
         parameters = inspect.signature(owner).parameters
         if all(one.kind is not one.VAR_KEYWORD for one in parameters.values()):
-            for key in plain:
-                if key not in parameters and key != "_target_":
-                    near = (
-                        hint(f"{where}.{key}", (f"{where}.{name}" for name in parameters))
-                        or f" There are: {', '.join(sorted(parameters))}."
-                    )
-                    raise ConfigError(f"{where}.{key}: there is no such key.{near}")
+            check_keys(plain.keys() - {"_target_"}, parameters, where)
         check_types(owner, plain, where)
 
 

@@ -88,7 +88,6 @@ class ProgressLines(Checkpoint):
         self._first_step = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock of this process."""
         self._start = time.monotonic()
         self._last = -LINE_EVERY_S
         self._first_step = trainer.global_step

@@ -117,9 +117,9 @@ class MagnetoLM(TemplateLM):  # type: ignore[misc]
         # Padding on the right: no real token sees it.
         tokens = torch.zeros(len(rows), longest, dtype=torch.int64)
         scored = torch.zeros(len(rows), longest, dtype=torch.bool)
-        for number, (row, (_, continuation)) in enumerate(zip(rows, pairs, strict=True)):
-            tokens[number, : len(row) - 1] = torch.tensor(row[:-1])
-            scored[number, len(row) - 1 - len(continuation) : len(row) - 1] = True
+        for index, (row, (_, continuation)) in enumerate(zip(rows, pairs, strict=True)):
+            tokens[index, : len(row) - 1] = torch.tensor(row[:-1])
+            scored[index, len(row) - 1 - len(continuation) : len(row) - 1] = True
         targets = torch.tensor([token for _, continuation in pairs for token in continuation])
         hidden = self.task(tokens.to(self._device))[scored.to(self._device)]
         loss = chunked_cross_entropy(hidden, self.task.output_weight, targets.to(self._device), correct=True)
@@ -136,14 +136,14 @@ class MagnetoLM(TemplateLM):  # type: ignore[misc]
         """Return the log-likelihood of whole texts, each by itself."""
         windows: list[Scored] = []
         owners = []
-        for number, request in enumerate(requests):
+        for index, request in enumerate(requests):
             (text,) = request.args
             for window in get_rolling_token_windows(
                 self.tok_encode(text), self.prefix_token_id, self.max_length, context_len=1
             ):
                 context, continuation = make_disjoint_window(window)
                 windows.append((("", text), context, continuation))
-                owners.append(number)
+                owners.append(index)
         totals = [0.0] * len(requests)
         for owner, (log_likelihood, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
             totals[owner] += log_likelihood
@@ -157,35 +157,26 @@ class MagnetoLM(TemplateLM):  # type: ignore[misc]
         A sample's random numbers are those of the request's index among the requests of its task: repeats of a question
         differ, and neither the batch size nor other tasks change them.
         """
-        groups: dict[str, list[int]] = {}
-        count: Counter[str | None] = Counter()
-        index_in_task: list[int] = []
-        for number, request in enumerate(requests):
-            index_in_task.append(count[request.task_name])
-            count[request.task_name] += 1
-            groups.setdefault(repr(sorted(request.args[1].items(), key=lambda item: item[0])), []).append(
-                number
-            )
+        groups: dict[Decoding, list[tuple[list[int], int, int]]] = {}
+        repeats: Counter[str | None] = Counter()
+        for index, request in enumerate(requests):
+            context, arguments = request.args
+            prompt = self.tok_encode(context) or [self.prefix_token_id]
+            groups.setdefault(_decoding(arguments), []).append((prompt, index, repeats[request.task_name]))
+            repeats[request.task_name] += 1
         results = [""] * len(requests)
-        for group in groups.values():
-            settings = _decoding(requests[group[0]].args[1])
-            prompts = {
-                number: self.tok_encode(requests[number].args[0]) or [self.prefix_token_id]
-                for number in group
-            }
-            order = sorted(group, key=lambda number: -len(prompts[number]))
+        for settings, group in groups.items():
             # Room for what is generated, as long as half of the context is left to the prompt.
             kept = max(self.max_length - settings.max_new_tokens, -(-self.max_length // 2))
-            _warn_of_cuts([len(prompt) for prompt in prompts.values()], kept)
-            for start in range(0, len(order), self.batch_size):
-                batch = order[start : start + self.batch_size]
-                continuations = generate(
-                    self.task, self.task.tokenizer, [prompts[number][-kept:] for number in batch], settings,
-                    [index_in_task[number] for number in batch],
-                )  # fmt: skip
-                for number, continuation in zip(batch, continuations, strict=True):
-                    results[number] = continuation.text
-                    self.cache_hook.add_partial("generate_until", requests[number].args, continuation.text)
+            _warn_of_cuts([len(prompt) for prompt, *_ in group], kept)
+            group.sort(key=lambda one: -len(one[0]))
+            for start in range(0, len(group), self.batch_size):
+                prompts, indices, draws = zip(*group[start : start + self.batch_size], strict=True)
+                cut = [prompt[-kept:] for prompt in prompts]
+                texts = generate(self.task, self.task.tokenizer, cut, settings, draws)
+                for index, continuation in zip(indices, texts, strict=True):
+                    results[index] = continuation.text
+                    self.cache_hook.add_partial("generate_until", requests[index].args, continuation.text)
         return results
 
 

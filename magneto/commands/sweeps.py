@@ -66,10 +66,8 @@ def _count_jobs(config: DictConfig) -> None:
     if str(config.hydra.sweeper._target_).endswith(".BasicSweeper"):
         arguments = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
         arguments += task_overrides(config.hydra)
-        parser = OverridesParser.create(
-            GlobalHydra.instance().config_loader()
-        )  # which knows the files of a glob
-        parsed = parser.parse_overrides(arguments)
+        loader = GlobalHydra.instance().config_loader()  # knows the files of a glob
+        parsed = OverridesParser.create(loader).parse_overrides(arguments)
         swept = {one.key_or_group: one for one in parsed if one.is_sweep_override()}
         count = math.prod(len(list(one.sweep_iterator())) for one in swept.values())
         os.environ[_JOBS] = " ".join([str(count), *swept])

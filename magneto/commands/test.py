@@ -42,7 +42,7 @@ def test(run: ResolvedRun) -> dict[str, Any]:
         "checkpoint": config["checkpoint"],
         "data": config["data"]["name"],
         "metrics": task.evaluated,
-        "evaluation": task.evaluation_facts,
+        "evaluation": task.evaluation_info,
         "git": git_revision(),
         "versions": versions(),
         "config": {key: config[key] for key in ("task", "backbone", "data")},

@@ -264,7 +264,7 @@ def _fit_and_test(
             "first_loss": monitor.first_loss,
             "smooth_loss": monitor.smooth_loss,
         },
-        "data_facts": info | ({"evaluation": task.evaluation_facts} if task.evaluation_facts else {}),
+        "data_facts": info | ({"evaluation": task.evaluation_info} if task.evaluation_info else {}),
     }
 
 
@@ -281,7 +281,7 @@ def _evaluate_best(folder: RunFolder, trainer: L.Trainer, data: DataModule, task
     if kept is not None:
         kept.load_average(best)
     trainer.test(best, datamodule=data, verbose=False)
-    task.evaluation_facts |= best.evaluation_facts
+    task.evaluation_info |= best.evaluation_info
     if trainer.is_global_zero:
         if kept is not None:
             kept.save_average(best)

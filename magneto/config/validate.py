@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from magneto.config.renamed import hint
@@ -30,13 +30,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str, require: S
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where}={values}: must hold keys and values, {where}={{...}}.")
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
-    for key in values:
-        if key not in fields:
-            known = (
-                hint(f"{where}.{key}", (f"{where}.{field}" for field in fields))
-                or f" Choose from {', '.join(sorted(fields))}."
-            )
-            raise ConfigError(f"{where}.{key}: there is no such key.{known}")
+    check_keys(values, fields, where)
     for name, field in fields.items():
         without_default = field.default is field.default_factory is dataclasses.MISSING
         if name not in values and (without_default or name in require):
@@ -48,6 +42,15 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str, require: S
         raise
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def check_keys(given: Iterable[str], known: Collection[str], where: str) -> None:
+    """Raise `ConfigError` for a key under `where` that is not `known`; it names the nearest one, or all."""
+    for key in given:
+        if key not in known:
+            near = hint(f"{where}.{key}", (f"{where}.{name}" for name in known))
+            every = f" Choose from {', '.join(sorted(known))}."
+            raise ConfigError(f"{where}.{key}: there is no such key.{near or every}")
 
 
 def check_types(owner: Callable[..., Any], values: Mapping[str, Any], where: str = "") -> None:

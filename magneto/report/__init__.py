@@ -9,9 +9,10 @@
     tables      Section          -> Table         results, costs, parts, runs, differences; verdict
     overview    Sections         -> Overview      several tasks in one table and one figure
     figures     Section          -> PNG           result, learning curves, stability probe
+    content     all of these     -> Report        what the files below show
     axes        Row              -> Style         colours, titles, legends and scales of figures
-    markup      tables, figures  -> report.md, table.csv, table.tex
-    page        tables, figures  -> report.html, with examples side by side
+    markup      Report           -> report.md, table.csv, table.tex
+    page        Report           -> report.html, with examples side by side
     screen      tables           -> the terminal
     wandb_run   table, figures   -> a W&B run, when asked
 
@@ -21,34 +22,15 @@
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from magneto.errors import ConfigError
-from magneto.report import figures, markup, page
-from magneto.report.comparison import Comparison, compare
-from magneto.report.figures import SavedFigure
+from magneto.report import markup, page
+from magneto.report.comparison import compare
+from magneto.report.content import Report
+from magneto.report.figures import draw
 from magneto.report.loading import load_runs
 from magneto.report.overview import overview_of
-
-
-@dataclass(frozen=True)
-class ReportFiles:
-    """Files of `write_report`, and the comparison that they show."""
-
-    folder: Path
-    markdown: Path
-    html: Path
-    csv: Path
-    latex: Path
-    saved_figures: tuple[SavedFigure, ...]
-    comparison: Comparison
-    title: str
-
-    @property
-    def problems(self) -> tuple[str, ...]:
-        """One sentence for each run or file that was left out."""
-        return self.comparison.problems
 
 
 def write_report(
@@ -58,7 +40,7 @@ def write_report(
     command: str | None = None,
     metric: str | None = None,
     include_debug: bool = False,
-) -> ReportFiles:
+) -> Report:
     """Compare the runs at or below `paths` and write the report's files into `out_dir`, replacing older ones.
 
     The same runs give the same bytes: nothing in the files depends on the time or on the machine.
@@ -81,7 +63,19 @@ def write_report(
     title = title or f"Comparison: {', '.join(names)}"
     folder = Path(out_dir)
     try:
-        return _write(comparison, folder, title, command)
+        folder.mkdir(parents=True, exist_ok=True)
+        figures = {section.slug: draw(section, folder) for section in comparison.sections}
+        overview = overview_of(comparison.sections, folder)
+        report = Report(folder, title, command, comparison, overview, figures)
+        markup.write_csv(comparison, report.csv)
+        texts = {
+            report.latex: "\n".join(map(markup.to_latex, markup.paper_tables(report))),
+            report.markdown: markup.markdown_report(report),
+            report.html: page.render(report),
+        }
+        for file, text in texts.items():
+            file.write_text(text, encoding="utf-8", errors="replace")  # a folder's name need not be UTF-8
+        return report
     except OSError as error:
         raise ConfigError(
             f"{error.filename or folder}: cannot be written ({error.strerror}). Give another folder (--out DIR)."
@@ -93,31 +87,3 @@ def folder_name(overrides: Sequence[str]) -> str:
     swept = [text.partition("=")[2] for text in overrides if "," in text.partition("=")[2]]
     words = re.sub(r"[^A-Za-z0-9_.]+", "-", swept[0] if swept else "sweep").strip("-.")[:40]
     return f"{words}-{hashlib.sha256(' '.join(overrides).encode(errors='replace')).hexdigest()[:8]}"
-
-
-def _write(comparison: Comparison, folder: Path, title: str, command: str | None) -> ReportFiles:
-    folder.mkdir(parents=True, exist_ok=True)
-    saved_figures = {section.slug: figures.draw(section, folder) for section in comparison.sections}
-    overview = overview_of(comparison.sections, folder)
-    files = ReportFiles(
-        folder=folder,
-        markdown=folder / "report.md",
-        html=folder / "report.html",
-        csv=folder / "table.csv",
-        latex=folder / "table.tex",
-        saved_figures=(
-            *([overview.figure] if overview and overview.figure else []),
-            *(figure for drawn in saved_figures.values() for figure in drawn),
-        ),
-        comparison=comparison,
-        title=title,
-    )
-    markup.write_csv(comparison, files.csv)
-    texts = {
-        files.latex: "\n".join(map(markup.to_latex, markup.paper_tables(comparison, overview))),
-        files.markdown: markup.markdown_report(comparison, overview, saved_figures, title, command, folder),
-        files.html: page.render(comparison, overview, saved_figures, title, command, folder),
-    }
-    for file, text in texts.items():
-        file.write_text(text, encoding="utf-8", errors="replace")  # a folder's name need not be UTF-8
-    return files

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.wandb:
         from magneto.report.wandb_run import log_to_wandb
 
-        print(log_to_wandb(files.csv, files.saved_figures, files.folder, options.wandb, files.title))
+        print(log_to_wandb(files, options.wandb))
     return 0
 
 

@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from magneto.report.comparison import Row
@@ -38,13 +38,26 @@ Dash = Literal["-", "--", ":", "-."]
 
 _DASHES: tuple[Dash, ...] = ("-", "--", ":", "-.")
 
-INK, _GRID = "#333333", "#dddddd"
+INK = "#333333"
 
 _WIDTH = 9.0  # inches; about 830 pixels wide in a README, where 10 points then read as 13 pixels
 
-_DPI = 160
-
 _CHARACTER = 0.083  # inches that one of a label takes on average at 10 points, with room to spare
+
+
+_TICKS = {"color": INK, "labelsize": 9, "major.size": 3}
+
+LOOK: dict[Any, Any] = {
+    "axes.edgecolor": "#888888", "axes.spines.right": False, "axes.spines.top": False,
+    "axes.grid": True, "axes.axisbelow": True, "grid.color": "#dddddd", "grid.linewidth": 0.7,
+    "axes.labelcolor": INK, "axes.labelsize": 9,
+    "axes.titlecolor": INK, "axes.titlelocation": "left", "axes.titlesize": 11,
+    **{f"{axis}tick.{key}": value for axis in "xy" for key, value in _TICKS.items()},
+    "text.color": INK, "text.parse_math": False,  # a dollar in a name is no formula
+    "legend.borderaxespad": 0.8, "legend.frameon": False,
+    "savefig.dpi": 160, "savefig.facecolor": "white",
+}  # fmt: skip
+"""Settings of matplotlib: `with matplotlib.rc_context(LOOK)`."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +70,8 @@ class Style:
 
 def save_figure(figure: Figure, path: Path) -> None:
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Glyph .* missing"
-        )  # a name in a script that the font does not have
-        figure.savefig(path, dpi=_DPI, facecolor="white")
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a script that the font does not have
+        figure.savefig(path)
 
 
 def row_styles(rows: Sequence[Row]) -> dict[str, Style]:
@@ -90,19 +101,12 @@ def new_figure(panels: int, columns: int, height: float) -> tuple[Figure, list[A
     layout = ConstrainedLayoutEngine(h_pad=0.08, hspace=0.06)
     figure = Figure(figsize=(_WIDTH, height * rows + 0.55), layout=layout)
     FigureCanvasAgg(figure)
-    axes = [figure.add_subplot(rows, columns, index + 1) for index in range(panels)]
-    for ax in axes:
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.spines[["left", "bottom"]].set_color("#888888")
-        ax.grid(True, color=_GRID, linewidth=0.7)
-        ax.set_axisbelow(True)
-        ax.tick_params(labelsize=9, colors=INK, length=3)
-    return figure, axes
+    return figure, [figure.add_subplot(rows, columns, index + 1) for index in range(panels)]
 
 
 def set_title(ax: Axes, text: str, width: float = _WIDTH - 1, indent: str = "") -> None:
     """Set a title above the left edge of axes that are about `width` inches wide."""
-    ax.set_title(wrap(text, width / 1.1, indent), fontsize=11, color=INK, loc="left", parse_math=False)
+    ax.set_title(wrap(text, width / 1.1, indent))
 
 
 def wrap(text: str, width: float, indent: str = "") -> str:
@@ -118,11 +122,9 @@ def column_width(panels: int, columns: int) -> float:
 
 
 def metric_name(metric: str) -> str:
-    return (
-        metric.removeprefix("probe/").replace("_", " ").replace("/", ", ").replace("rms", "RMS")
-        if metric.startswith("probe/")
-        else metric
-    )
+    if not metric.startswith("probe/"):
+        return metric
+    return metric.removeprefix("probe/").replace("_", " ").replace("/", ", ").replace("rms", "RMS")
 
 
 def end_markers(rows: Sequence[Row]) -> list[Line2D]:
@@ -152,17 +154,7 @@ def add_legend(figure: Figure, handles: Sequence[Line2D]) -> None:
     # The layout takes the room of the legend from the panels, so the figure grows by it.
     tallest = 1 + max(label.count("\n") for label in labels)
     figure.set_figheight(figure.get_figheight() + 0.2 * tallest * (math.ceil(len(handles) / columns) - 1))
-    legend = figure.legend(
-        handles=handles,
-        loc="outside upper left",
-        ncols=columns,
-        fontsize=10,
-        frameon=False,
-        labelcolor=INK,
-        borderaxespad=0.8,
-    )
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    figure.legend(handles=handles, loc="outside upper left", ncols=columns)
 
 
 def fit_scale(ax: Axes, bands: list[NDArray[np.float64]], strays: list[Curve], logarithmic: bool) -> None:
@@ -176,7 +168,7 @@ def fit_scale(ax: Axes, bands: list[NDArray[np.float64]], strays: list[Curve], l
     if logarithmic and everything.min() > 0 and high / low > 8:
         ax.set_yscale("log")
         ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 1e3 else (1.0,)))
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.yaxis.set_major_formatter("{x:g}")
         ax.yaxis.set_minor_locator(NullLocator())
         ratio = high / low
         ax.set_ylim(
@@ -205,5 +197,5 @@ def mark_end(ax: Axes, curve: Curve, status: str, colour: Any) -> None:
 
 
 def steps_axis(ax: Axes, ticks: int) -> None:
-    ax.set_xlabel("optimizer steps", fontsize=9, color=INK)
+    ax.set_xlabel("optimizer steps")
     ax.xaxis.set_major_locator(MaxNLocator(ticks, integer=True))

@@ -101,27 +101,22 @@ class Section:
     def metrics(self) -> tuple[str, ...]:
         """Primary metric, then the other metrics of the whole split, losses last."""
         split = self.primary_metric.split("/")[0]
-        names = {
-            name: None
-            for run in self.runs
-            for name in run.metrics
-            if re.fullmatch(rf"{re.escape(split)}/[^/]+", name)
-        }
-        others = sorted(
-            (name for name in names if name != self.primary_metric), key=lambda name: name.endswith("loss")
-        )
-        return (self.primary_metric, *others)
+        names = dict.fromkeys([self.primary_metric, *(name for run in self.runs for name in run.metrics)])
+        whole = [name for name in names if re.fullmatch(rf"{re.escape(split)}/[^/]+", name)]
+        others = [name for name in whole if name != self.primary_metric]
+        return (self.primary_metric, *sorted(others, key=lambda name: name.endswith("loss")))
 
     @cached_property
     def breakdowns(self) -> dict[str, tuple[str, ...]]:
         """Metric -> its parts that a finished run has (`test/cer` -> `es`, `fr`)."""
-        found = {}
-        for metric in self.metrics:
-            parts = {name for row in self.rows for run in row.finished for name in run.metrics}
-            parts = {name.removeprefix(f"{metric}/") for name in parts if name.startswith(f"{metric}/")}
-            if parts:
-                found[metric] = tuple(sorted(parts))
-        return found
+        measured = {name for row in self.rows for run in row.finished for name in run.metrics}
+        parts = {
+            metric: sorted(
+                name.removeprefix(f"{metric}/") for name in measured if name.startswith(f"{metric}/")
+            )
+            for metric in self.metrics
+        }
+        return {metric: tuple(names) for metric, names in parts.items() if names}
 
     @cached_property
     def sweep(self) -> tuple[str, dict[str, dict[float, Row]]] | None:
@@ -137,10 +132,10 @@ class Section:
             return None
         (key,) = keys
         try:
-            found = {name: {float(row.config[key]): row for row in rows} for name, rows in groups.items()}
+            swept = {name: {float(row.config[key]): row for row in rows} for name, rows in groups.items()}
         except (KeyError, ValueError):
             return None
-        return (key, found) if len({value for rows in found.values() for value in rows}) >= 3 else None
+        return (key, swept) if len({value for rows in swept.values() for value in rows}) >= 3 else None
 
     def better(self, metric: str) -> str | None:
         """Return `min` or `max`, whichever is better; None if neither the monitor nor the name says so."""

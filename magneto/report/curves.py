@@ -1,6 +1,5 @@
 """Curves of metrics over optimizer steps: read from metrics.csv, averaged over seeds, thinned for a figure."""
 
-import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magneto.training import migrate
+from magneto.training.files import read_metrics
 
 HUGE = 1e100
 """Values above this are no measurements, and overflow in figures."""
@@ -29,28 +29,17 @@ class Curve:
 
 
 def read_curves(path: Path) -> dict[str, Curve]:
-    """Read a tidy `step,metric,value` file; a missing or unreadable file gives no curves.
+    """Return the curves of a metrics.csv (`read_metrics`); none of a missing or unreadable file.
 
-    A killed run leaves a truncated last line. `0.4` may be the beginning of `0.4123`, so a last line without
-    its line feed is dropped even if it parses, as is every line that does not parse. Of several values at one
-    step the last counts: a resumed run repeats the steps after its checkpoint.
+    Of several values at one step the last counts: a resumed run repeats the steps after its checkpoint.
     """
+    points: dict[str, dict[int, float]] = {}
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        for step, metric, value in read_metrics(path):
+            if 0 <= step < 2**63:
+                points.setdefault(migrate.metric(metric), {})[step] = value
     except OSError:
         return {}
-    points: dict[str, dict[int, float]] = {}
-    for line in text.replace("\0", "").splitlines(keepends=True):
-        if not line.endswith("\n"):
-            continue
-        try:
-            # One by one: the quotation mark of a damaged line must not swallow those below it.
-            step, metric, value = next(csv.reader([line]))
-            number = int(step)
-            if 0 <= number < 2**63:
-                points.setdefault(migrate.metric(metric), {})[number] = float(value)
-        except (ValueError, csv.Error):  # the header, or a line that was cut
-            continue
     curves = {}
     for metric, series in points.items():
         steps = np.array(sorted(series), dtype=np.int64)

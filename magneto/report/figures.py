@@ -8,7 +8,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from magneto.report.axes import (
-    INK,
+    LOOK,
     Style,
     add_legend,
     column_width,
@@ -55,6 +55,7 @@ class SavedFigure:
     alt: str
 
 
+@matplotlib.rc_context(LOOK)
 def draw(section: Section, folder: Path) -> list[SavedFigure]:
     """Draw every figure that the section's runs have numbers for, as `<section>_<figure>.png` in `folder`.
 
@@ -156,46 +157,32 @@ def _by_value(section: Section, styles: dict[str, Style]) -> Figure | None:
     handles = []
     for backbone, rows in swept.items():
         colour = styles[next(iter(rows.values())).label].colour
-        seeds = {
-            value: list(row.values(section.primary_metric).values()) for value, row in sorted(rows.items())
-        }
-        measured = {value: found for value, found in seeds.items() if found}
-        ax.plot(
-            list(measured),
-            [float(np.mean(found)) for found in measured.values()],
-            color=colour,
-            linewidth=1.8,
-        )
-        for value, found in measured.items():
-            ax.scatter(
-                [value] * len(found), found, s=45, color=colour, alpha=0.8, edgecolor="white", zorder=3
-            )
-        for value, row in rows.items():
+        means = []
+        for value, row in sorted(rows.items()):
+            if scores := list(row.values(section.primary_metric).values()):
+                means.append((value, float(np.mean(scores))))
+                _scatter(ax, [value] * len(scores), scores, colour, 45)
             for run in row.runs:
                 if not run.finished:
-                    height, above = 1.03 + 0.06 * lost[value], ax.get_xaxis_transform()
-                    ax.plot(
-                        [value],
-                        [height],
-                        color=colour,
-                        clip_on=False,
-                        transform=above,
-                        **end_shape(run.status),
-                    )
+                    _end(ax, value, 1.03 + 0.06 * lost[value], run.status, colour, ax.get_xaxis_transform())
                     lost[value] += 1
+        if means:
+            ax.plot(*zip(*means, strict=True), color=colour, linewidth=1.8)
         handles.append(Line2D([], [], color=colour, linewidth=2.2, label=backbone))
     values = sorted({value for rows in swept.values() for value in rows})
     if values[0] > 0 and values[-1] >= 4 * values[0]:
         ax.set_xscale("log")
+        ax.xaxis.set_major_formatter("{x:g}")
     if len(values) <= 12:
         ax.set_xticks(values, [f"{value:g}" for value in values], rotation=45 if len(values) > 6 else 0)
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xlabel(key, fontsize=9, color=INK, parse_math=False)
-    ax.set_ylabel(section.primary_metric, fontsize=9, color=INK, parse_math=False)
+    ax.set_xlabel(key)
+    ax.set_ylabel(section.primary_metric)
     add_legend(figure, handles + end_markers(section.rows))
     return figure
 
 
+@matplotlib.rc_context(LOOK)
 def draw_overview(sections: Sequence[Section], folder: Path) -> SavedFigure:
     """Draw `overview.png`: a panel per section with the primary metric of every seed."""
     rows = max(len(section.rows) for section in sections)
@@ -209,7 +196,7 @@ def draw_overview(sections: Sequence[Section], folder: Path) -> SavedFigure:
     for ax, section, title in zip(axes, sections, titles, strict=True):
         names = [wrap(row.backbone or "run", 1.2) for row in section.rows]
         _dots(ax, section, row_styles(section.rows), names, ticks=3, reasons=False)
-        ax.set_title(title, fontsize=10, color=INK, loc="left", parse_math=False)
+        ax.set_title(title, fontsize=10)
     marks = end_markers([row for section in sections for row in section.rows])
     if marks:
         add_legend(figure, marks)
@@ -233,23 +220,27 @@ def _dots(
         colour, values = styles[row.label].colour, list(row.values(section.primary_metric).values())
         if values:
             ax.plot([float(np.mean(values))] * 2, [index - 0.28, index + 0.28], color=colour, linewidth=3)
-            ax.scatter(
-                values, [index] * len(values), s=55, color=colour, alpha=0.8, edgecolor="white", zorder=3
-            )
+            _scatter(ax, values, [index] * len(values), colour, 55)
         right = ax.get_yaxis_transform()
         lost = sorted((run.status for run in row.runs if not run.finished), key=STATUSES.index)
         for index_of_run, status in enumerate(lost):
-            x = 1.02 + (0.025 if reasons else 0.07) * index_of_run
-            ax.plot([x], [index], color=colour, clip_on=False, transform=right, **end_shape(status))
+            _end(ax, 1.02 + (0.025 if reasons else 0.07) * index_of_run, index, status, colour, right)
         if lost and reasons:
             text = "\n".join(f"{lost.count(status)} {status}" for status in dict.fromkeys(lost))
-            ax.text(
-                1.02 + 0.025 * len(lost), index, text, fontsize=9, va="center", transform=right, color=INK
-            )
-    ax.set_yticks(range(len(names)), names, fontsize=10, parse_math=False)
+            ax.text(1.02 + 0.025 * len(lost), index, text, fontsize=9, va="center", transform=right)
+    ax.set_yticks(range(len(names)), names, fontsize=10)
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.margins(x=0.08)
     ax.xaxis.set_major_locator(MaxNLocator(ticks))
+
+
+def _scatter(ax: Axes, x: Sequence[float], y: Sequence[float], colour: str, size: float) -> None:
+    ax.scatter(x, y, s=size, color=colour, alpha=0.8, edgecolor="white", zorder=3)
+
+
+def _end(ax: Axes, x: float, y: float, status: str, colour: str, transform: Any) -> None:
+    """Mark a run that did not finish outside of the frame."""
+    ax.plot([x], [y], color=colour, clip_on=False, transform=transform, **end_shape(status))
 
 
 def _panels(rows: Sequence[Row], metrics: Sequence[str], styles: dict[str, Style]) -> Figure | None:
@@ -258,7 +249,14 @@ def _panels(rows: Sequence[Row], metrics: Sequence[str], styles: dict[str, Style
         return None
     figure, axes = new_figure(len(metrics), 2, 2.6)
     for ax, metric in zip(axes, metrics, strict=True):
-        _panel(ax, metric, rows, styles, column_width(len(metrics), 2))
+        lines = _Lines()
+        for row in rows:
+            lines.draw(ax, row, metric, styles[row.label].colour, styles[row.label].dash)
+        fit_scale(ax, lines.bands, lines.strays, logarithmic="loss" in metric or metric.startswith("probe/"))
+        lines.mark_ends()
+        mean = f"  (mean of {lines.averaged} logged points)" if lines.averaged > 1 else ""
+        set_title(ax, metric_name(metric) + mean, column_width(len(metrics), 2))
+        steps_axis(ax, 5)
     handles = [
         Line2D([], [], color=style.colour, linestyle=style.dash, linewidth=2.2, label=wrap(row.label, 7.5))
         for row in rows
@@ -268,47 +266,44 @@ def _panels(rows: Sequence[Row], metrics: Sequence[str], styles: dict[str, Style
     return figure
 
 
-def _panel(ax: Axes, metric: str, rows: Sequence[Row], styles: dict[str, Style], width: float) -> None:
-    bands: list[NDArray[np.float64]] = []
-    ends: list[tuple[Curve, str, str]] = []
-    averaged = 1
-    for row in rows:
-        style = styles[row.label]
-        found = [run.curves[metric] for run in row.finished if metric in run.curves]
-        averaged = max([averaged, *(math.ceil(curve.steps.size / POINTS) for curve in found)])
-        band = aggregate([thin(curve) for curve in found])
-        if band is not None:
-            marker = "o" if band.steps.size == 1 else ""
-            ax.plot(band.steps, band.mean, style.dash, color=style.colour, linewidth=1.8, marker=marker)
-            if len(found) > 1:
-                ax.fill_between(band.steps, band.low, band.high, color=style.colour, alpha=0.18, linewidth=0)
-            bands += [band.low, band.high]
+@dataclass
+class _Lines:
+    """Curves drawn on one scale: means with the range over finished seeds, and each other run up to its end.
+
+    `averaged` is the largest number of logged points that a drawn one is the mean of.
+    """
+
+    bands: list[NDArray[np.float64]] = field(default_factory=list)
+    ends: list[tuple[Axes, Curve, str, Any]] = field(default_factory=list)
+    averaged: int = 1
+
+    @property
+    def strays(self) -> list[Curve]:
+        return [curve for _, curve, _, _ in self.ends]
+
+    def draw(self, ax: Axes, row: Row, metric: str, colour: Any, dash: str = "-", band: bool = True) -> None:
+        curves = [run.curves[metric] for run in row.finished if metric in run.curves]
+        self.averaged = max([self.averaged, *(math.ceil(curve.steps.size / POINTS) for curve in curves)])
+        seeds = aggregate([thin(curve) for curve in curves])
+        if seeds is not None:
+            marker = "o" if seeds.steps.size == 1 else ""  # a line needs two points
+            ax.plot(seeds.steps, seeds.mean, dash, color=colour, linewidth=1.8, marker=marker)
+            if band and len(curves) > 1:
+                ax.fill_between(seeds.steps, seeds.low, seeds.high, color=colour, alpha=0.18, linewidth=0)
+            self.bands += [seeds.low, seeds.high] if band else [seeds.mean]
         for run in row.runs:
             if not run.finished and metric in run.curves:
                 curve = thin(run.curves[metric])
-                dot = "o" if curve.finite().steps.size == 1 else ""  # a line needs two points
+                marker = "o" if curve.finite().steps.size == 1 else ""
                 ax.plot(
-                    curve.steps,
-                    curve.values,
-                    style.dash,
-                    color=style.colour,
-                    linewidth=1.2,
-                    alpha=0.8,
-                    marker=dot,
+                    curve.steps, curve.values, dash, color=colour, linewidth=1.2, alpha=0.8, marker=marker
                 )
-                ends.append((curve, run.status, style.colour))
-    fit_scale(
-        ax,
-        bands,
-        [curve for curve, _, _ in ends],
-        logarithmic="loss" in metric or metric.startswith("probe/"),
-    )
-    for curve, status, colour in ends:
-        mark_end(ax, curve, status, colour)
-    set_title(
-        ax, metric_name(metric) + (f"  (mean of {averaged} logged points)" if averaged > 1 else ""), width
-    )
-    steps_axis(ax, 5)
+                self.ends.append((ax, curve, run.status, colour))
+
+    def mark_ends(self) -> None:
+        """Mark the runs that did not finish, once the scale is known."""
+        for end in self.ends:
+            mark_end(*end)
 
 
 def _layers(rows: Sequence[Row], family: str, styles: dict[str, Style]) -> Figure | None:
@@ -318,22 +313,12 @@ def _layers(rows: Sequence[Row], family: str, styles: dict[str, Style]) -> Figur
     shades = [matplotlib.colormaps["viridis"](0.9 * i / max(1, len(names) - 1)) for i in range(len(names))]
     columns = 2 if len(rows) in (1, 3) else 3
     width = column_width(len(rows) + 1, columns)
-    lines = max(wrap(row.label, width / 1.1).count("\n") for row in rows)
-    figure, axes = new_figure(len(rows) + 1, columns, 2.5 + 0.2 * lines)
-    inside: list[NDArray[np.float64]] = []
-    ends: list[tuple[Axes, Curve, str, Any]] = []
+    heads = max(wrap(row.label, width / 1.1).count("\n") for row in rows)
+    figure, axes = new_figure(len(rows) + 1, columns, 2.5 + 0.2 * heads)
+    lines = _Lines()
     for ax, row in zip(axes, rows, strict=False):
         for name, shade in zip(names, shades, strict=True):
-            band = aggregate([thin(run.curves[name]) for run in row.finished if name in run.curves])
-            if band is not None:
-                dot = "o" if band.steps.size == 1 else ""
-                ax.plot(band.steps, band.mean, color=shade, linewidth=1.6, marker=dot)
-                inside.append(band.mean)
-            for run in row.runs:
-                if not run.finished and name in run.curves:
-                    curve = thin(run.curves[name])
-                    ax.plot(curve.steps, curve.values, color=shade, linewidth=1.0)
-                    ends.append((ax, curve, run.status, shade))
+            lines.draw(ax, row, name, shade, band=False)
         set_title(ax, row.label, width, indent="     ")
         # The key to the last panel; a title stands 6 points above its axes, so does this square.
         ax.annotate(
@@ -342,9 +327,8 @@ def _layers(rows: Sequence[Row], family: str, styles: dict[str, Style]) -> Figur
         steps_axis(ax, 4)
     _depth_profile(axes[-1], rows, names, styles)
     for ax in axes:
-        fit_scale(ax, inside, [curve for _, curve, _, _ in ends], logarithmic=True)
-    for ax, curve, status, shade in ends:
-        mark_end(ax, curve, status, shade)
+        fit_scale(ax, lines.bands, lines.strays, logarithmic=True)
+    lines.mark_ends()
     few = range(len(names)) if len(names) <= 8 else (0, len(names) // 2, len(names) - 1)
     layers = [
         Line2D([], [], color=shades[i], linewidth=2.2, label=f"layer {_layer_number(names[i])}") for i in few
@@ -366,7 +350,7 @@ def _depth_profile(ax: Axes, rows: Sequence[Row], names: Sequence[str], styles: 
         style = styles[row.label]
         ax.plot(layers, means, style.dash, color=style.colour, marker="o", markersize=4)
     set_title(ax, "at the last step")
-    ax.set_xlabel("layer", fontsize=9, color=INK)
+    ax.set_xlabel("layer")
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
 

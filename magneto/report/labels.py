@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from magneto.report.loading import Run
+from magneto.training.run_config import flatten
 
 _NOT_A_DIFFERENCE = re.compile(
     # Keys whose value says where, how loudly or on what a run computed, not what it computed. The number of
@@ -21,21 +22,11 @@ _NOT_A_DIFFERENCE = re.compile(
 
 def leaves(config: dict[str, Any]) -> dict[str, str]:
     """Return dotted key -> value as text, of every leaf of a configuration that can make a difference."""
-    found: dict[str, str] = {}
-
-    def walk(node: Any, key: str) -> None:
-        if not is_difference(key):
-            return
-        if isinstance(node, dict) and node:
-            for name, child in node.items():
-                walk(child, f"{key}.{name}" if key else str(name))
-        else:
-            found[key] = (
-                node if isinstance(node, str) else json.dumps(node, ensure_ascii=False, sort_keys=True)
-            )
-
-    walk(config, "")
-    return found
+    return {
+        key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+        for key, value in flatten(config).items()
+        if is_difference(key)
+    }
 
 
 def is_difference(key: str) -> bool:
@@ -48,9 +39,8 @@ def choices_of(run: Run) -> dict[str, str]:
     chosen = {"backbone": run.backbone, "size": run.size}
     for override in run.overrides:
         key, _, value = override.lstrip("+~").partition("=")
-        is_group = "." not in key and isinstance(
-            run.config.get(key, {}), dict
-        )  # `experiment` leaves no key behind
+        # `experiment` leaves no key behind.
+        is_group = "." not in key and isinstance(run.config.get(key, {}), dict)
         if is_group and is_difference(key) and key not in chosen:
             chosen[key] = value
     return {key: value for key, value in chosen.items() if key not in ("task", "data")}

@@ -80,11 +80,11 @@ def load_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
     Raises:
         ConfigError: a path does not exist, or no readable run lies at or below any of them.
     """
-    places = [Path(path) for path in paths]
-    named = {place.resolve() for place in places}
+    given = [Path(path) for path in paths]
+    named = {path.resolve() for path in given}
     runs: list[Run] = []
     problems: list[str] = []
-    for folder in _run_folders(places, problems):
+    for folder in _run_folders(given, problems):
         try:
             runs.append(_read_run(folder, folder.resolve() in named))
         except MagnetoError as error:
@@ -92,11 +92,10 @@ def load_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
             continue
         for name in ("metrics.csv", "samples.jsonl"):
             if reason := _unreadable(folder / name):
-                problems.append(
-                    f"{shown(folder / name)}: cannot be read ({reason}); the run is shown without it"
-                )
+                file = shown(folder / name)
+                problems.append(f"{file}: cannot be read ({reason}); the run is shown without it")
     if not runs:
-        where = ", ".join(map(str, places)) or "no path was given"
+        where = ", ".join(map(str, given)) or "no path was given"
         left_out = "".join(f"\n  left out: {problem}" for problem in problems)
         raise ConfigError(
             f"no run to report on ({where}): a run is a folder with a readable result.json, "
@@ -121,7 +120,7 @@ def setting(config: dict[str, Any], key: str) -> Any:
 
 def _run_folders(paths: list[Path], problems: list[str]) -> list[Path]:
     """Return each run's folder once, as the user wrote it. Links are followed, but no folder is entered twice."""
-    found: list[Path] = []
+    runs: list[Path] = []
     aside: list[str] = []
     visited: set[Path] = set()
 
@@ -137,12 +136,9 @@ def _run_folders(paths: list[Path], problems: list[str]) -> list[Path]:
                 folders.clear()
                 continue
             visited.add(real)
-            if (
-                "result.json" in files
-                or "metrics.csv" in files
-                or ("config.yaml" in files and "checkpoints" in folders)
-            ):
-                found.append(Path(parent))
+            started = "config.yaml" in files and "checkpoints" in folders
+            if started or "result.json" in files or "metrics.csv" in files:
+                runs.append(Path(parent))
                 folders[:] = [name for name in folders if name not in _OWN_FOLDERS]
             aside += [shown(Path(parent) / name) for name in folders if _SET_ASIDE.search(name)]
             folders[:] = sorted(name for name in folders if not _SET_ASIDE.search(name))
@@ -150,7 +146,7 @@ def _run_folders(paths: list[Path], problems: list[str]) -> list[Path]:
         problems.append(
             f"{len(aside)} set aside by resume=never ({few(aside)}): give such a folder itself to include it"
         )
-    return found
+    return runs
 
 
 def few(names: list[str]) -> str:
@@ -186,11 +182,9 @@ def _read_run(folder: Path, named: bool) -> Run:
         raw = json.loads(json.dumps(raw, ensure_ascii=False, default=str).encode(errors="replace"))
         return _parse(folder, raw, named)
     except (OSError, ValueError, ArithmeticError, RecursionError, yaml.YAMLError) as error:
-        reason = (
-            str(error)
-            if isinstance(error, MagnetoError)
-            else f"cannot be read ({' '.join(str(error).split())})"
-        )
+        reason = str(error)
+        if not isinstance(error, MagnetoError):
+            reason = f"cannot be read ({' '.join(reason.split())})"
         raise ConfigError(f"{file.name}: {reason}") from error
 
 

@@ -2,7 +2,7 @@
 
 import csv
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -10,10 +10,9 @@ from urllib.parse import quote
 import numpy as np
 
 from magneto.report.comparison import Comparison, Section
+from magneto.report.content import Report
 from magneto.report.examples import examples
 from magneto.report.figures import SavedFigure
-from magneto.report.loading import Run
-from magneto.report.overview import Overview
 from magneto.report.tables import (
     Cell,
     Table,
@@ -102,9 +101,9 @@ def to_latex(table: Table) -> str:
     return "\n".join([*lines, r"\end{tabular}", r"\end{table}"]) + "\n"
 
 
-def write_csv(comparison: Comparison, path: Path) -> None:
-    """Write a row per configuration in full precision, for a script; empty where there is no value."""
-    records: list[dict[str, Any]] = []
+def records(comparison: Comparison) -> list[dict[str, Any]]:
+    """Return a row per configuration in full precision: the values by the names of their columns."""
+    rows: list[dict[str, Any]] = []
     for section in comparison.sections:
         names = [*section.metrics]
         names += [f"{metric}/{part}" for metric, parts in section.breakdowns.items() for part in parts]
@@ -117,51 +116,46 @@ def write_csv(comparison: Comparison, path: Path) -> None:
                 stat = row.stat(name)
                 record[f"{name} mean"] = stat.mean if stat else None
                 record[f"{name} sd"] = stat.sd if stat else None
-            costs: dict[str, Callable[[Run], float | None]] = {
-                "parameters": lambda run: run.parameters,
-                "steps": lambda run: run.steps,
-                "wall_s": lambda run: run.wall_s,
-                "peak_memory_bytes": lambda run: run.peak_memory_bytes,
-                "run_peak_memory_bytes": lambda run: run.run_peak_memory_bytes,
-            }
-            for name, value in costs.items():
-                known = [known for run in row.finished if (known := value(run)) is not None]
-                record[name] = float(np.mean(known)) if known else None
+            for name in ("parameters", "steps", "wall_s", "peak_memory_bytes", "run_peak_memory_bytes"):
+                record[name] = _mean([getattr(run, name) for run in row.finished])
             for name in sorted({key for run in row.finished for key in run.throughput}):
-                record[name] = float(
-                    np.mean([run.throughput[name] for run in row.finished if name in run.throughput])
-                )
-            records.append(record)
-    header = list(dict.fromkeys(key for record in records for key in record))
+                record[name] = _mean([run.throughput.get(name) for run in row.finished])
+            rows.append(record)
+    return rows
+
+
+def write_csv(comparison: Comparison, path: Path) -> None:
+    """Write `records` for a script; empty where there is no value."""
+    rows = records(comparison)
+    header = list(dict.fromkeys(key for row in rows for key in row))
     with path.open("w", encoding="utf-8", errors="replace", newline="") as file:
         writer = csv.DictWriter(file, header)
         writer.writeheader()
-        writer.writerows(records)
+        writer.writerows(rows)
 
 
-def paper_tables(comparison: Comparison, overview: Overview | None) -> list[Table]:
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def paper_tables(report: Report) -> list[Table]:
     """Return the tables for a paper: the overview, and results, parts and costs of each section."""
-    tables = [overview.table] if overview else []
-    for section in comparison.sections:
+    tables = [report.overview.table] if report.overview else []
+    for section in report.comparison.sections:
         tables += [main_table(section), *breakdown_tables(section), cost_table(section)]
     return tables
 
 
-def markdown_report(
-    comparison: Comparison,
-    overview: Overview | None,
-    saved_figures: dict[str, list[SavedFigure]],
-    title: str,
-    command: str | None,
-    folder: Path,
-) -> str:
-    """Return report.md: tables and figures for GitHub; `saved_figures` by section slug."""
-    parts = [f"# {markdown_text(title)}"]
+def markdown_report(report: Report) -> str:
+    """Return report.md: tables and figures for GitHub."""
+    comparison, overview, command = report.comparison, report.overview, report.command
+    parts = [f"# {markdown_text(report.title)}"]
     if command:
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
         parts.append(f"{fence}\n{command}\n{fence}")
-    if comparison.problems:
-        parts.append("Left out:\n\n" + _bullets(comparison.problems))
+    if report.problems:
+        parts.append("Left out:\n\n" + _bullets(report.problems))
     if overview is not None:
         parts.append(f"## {overview.table.title}\n\n{to_markdown(overview.table)}")
         parts += [_figure_tag(overview.figure)] if overview.figure else []
@@ -174,11 +168,11 @@ def markdown_report(
         parts.append(to_markdown(main_table(section)))
         for table in detail_tables(section):
             parts.append(f"### {markdown_text(table.title)}\n\n{to_markdown(table)}")
-        parts += [_figure_tag(figure) for figure in saved_figures[section.slug]]
-        parts += _examples(section, folder)
+        parts += [_figure_tag(figure) for figure in report.figures[section.slug]]
+        parts += _examples(section, report.folder)
         if (differences := differences_table(section)) is not None:
             parts.append(f"### {differences.title}\n\n{to_markdown(differences)}")
-    parts.append(f"## Runs\n\n{to_markdown(runs_table(comparison, folder))}")
+    parts.append(f"## Runs\n\n{to_markdown(runs_table(comparison, report.folder))}")
     parts.append(f"## Versions\n\n{to_markdown(versions_table(comparison))}")
     return "\n\n".join(part.strip() for part in parts) + "\n"
 

@@ -7,13 +7,11 @@ from pathlib import Path
 
 from magneto.report.comparison import BACKBONES, Row, Section
 from magneto.report.figures import SavedFigure, draw_overview
-from magneto.report.tables import DAGGER, NONE, Cell, Table, duration, main_table
+from magneto.report.tables import ARROWS, DAGGER, NONE, Cell, Table, duration, main_table
 
 PICKED = "‡"
 ENDED = ("finished", "diverged")
 """Statuses of a run with a result."""
-
-_ARROWS = {"min": " ↓", "max": " ↑", None: ""}
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ def _table(sections: Sequence[Section], several: Sequence[bool]) -> Table:
     for section, is_picked in zip(sections, several, strict=True):
         # The cells of the section's own table, so that the two never disagree.
         own = main_table(section)
-        metric = f"{section.primary_metric}{_ARROWS[section.better(section.primary_metric)]}"
+        metric = f"{section.primary_metric}{ARROWS[section.better(section.primary_metric)]}"
         column = own.header.index(metric)
         cells = {row.backbone: cells[column] for row, cells in zip(section.rows, own.rows, strict=True)}
         finished = [run for row in section.rows for run in row.finished]

@@ -12,10 +12,10 @@ from pathlib import Path
 from rapidfuzz.distance import Levenshtein
 
 from magneto.report.axes import Style, row_styles
-from magneto.report.comparison import Comparison, Section
+from magneto.report.comparison import Section
+from magneto.report.content import Report
 from magneto.report.examples import Example, examples
 from magneto.report.figures import SavedFigure
-from magneto.report.overview import Overview
 from magneto.report.tables import (
     Table,
     detail_tables,
@@ -29,94 +29,12 @@ from magneto.report.tables import (
 )
 from magneto.training.result import STATUSES
 
-_STYLE = """
-:root { color-scheme: light dark; --paper: #ffffff; --card: #f6f7f9; --ink: #1c2128; --soft: #57606a;
-  --line: #d5dae0;
-  --link: #0b5cad; --bad: #a3270f; --wrong: #ffd9cf; --extra: #cfe3ff; --missing: #a3270f; }
-@media (prefers-color-scheme: dark) { :root { --paper: #14171b; --card: #1d2127; --ink: #e6e9ed;
-  --soft: #a0a8b2;
-  --line: #39404a; --link: #7db7ff; --bad: #ff9b85; --wrong: #6b2a1c; --extra: #1f4372; --missing: #ff9b85;
-  } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, "Segoe UI", Roboto,
-  "Helvetica Neue", "Noto Sans", "DejaVu Sans", sans-serif; }
-main { max-width: 1440px; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .25rem; letter-spacing: -.01em; }
-h2 { font-size: 1.4rem; margin: 3rem 0 .75rem; padding-bottom: .3rem; border-bottom: 2px solid var(--line); }
-h3 { font-size: 1.08rem; margin: 2rem 0 .6rem; }
-a { color: var(--link); }
-p { margin: .5rem 0; max-width: 75ch; }
-.soft { color: var(--soft); }
-code, .text { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
-  font-size: .88em; }
-pre { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .6rem .8rem;
-  overflow-x: auto;
-  margin: .75rem 0; }
-.verdict { font-size: 1.1rem; border-left: 4px solid var(--link); padding: .1rem 0 .1rem .9rem;
-  margin: 1rem 0; }
-.lost { border-left: 4px solid var(--bad); padding: .1rem 0 .1rem .9rem; margin: 1rem 0; }
-.lost ul { margin: .25rem 0; padding-left: 1.2rem; overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; margin: .75rem 0; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; min-width: 100%; }
-th, td { padding: .42rem .7rem; text-align: right; white-space: nowrap;
-  border-bottom: 1px solid var(--line); }
-thead th { vertical-align: bottom; color: var(--soft); font-weight: 600;
-  border-bottom: 2px solid var(--line); }
-thead th { white-space: normal; min-width: 5rem; }
-tbody th { font-weight: 600; }
-.word { text-align: left; }
-tbody .word { white-space: normal; overflow-wrap: anywhere; min-width: 8rem; max-width: 26rem; }
-tbody th.word { min-width: 15rem; }
-tbody tr:hover { background: var(--card); }
-td b { font-weight: 700; color: var(--ink); }
-.chip { display: inline-block; width: .72em; height: .72em; border-radius: 2px; margin-right: .5em; }
-p.note { max-width: 110ch; }
-.note { font-size: .85rem; color: var(--soft); }
-figure { margin: 1.25rem 0; }
-figure .scroll { background: #ffffff; border: 1px solid var(--line); border-radius: 8px; padding: .5rem; }
-figure img { display: block; width: 100%; max-width: 1000px; min-width: 620px; height: auto; margin: 0 auto; }
-figcaption { font-weight: 600; margin-bottom: .4rem; }
-.samples { display: grid; gap: .9rem; }
-.sample { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .7rem .9rem; }
-.sample header { font-size: .8rem; color: var(--soft); margin-bottom: .35rem; overflow-wrap: anywhere; }
-.sample dl { display: grid; grid-template-columns: minmax(6rem, max-content) 1fr max-content;
-  gap: .2rem .9rem;
-  margin: 0; align-items: baseline; }
-.sample dt { font-size: .85rem; font-weight: 600; max-width: 16rem; overflow-wrap: anywhere; }
-.sample dd { margin: 0; overflow-wrap: anywhere; white-space: pre-wrap; }
-.sample img { display: block; width: 100%; max-width: 40rem; height: auto; image-rendering: pixelated; }
-.sample dd.count { font-size: .8rem; color: var(--soft); text-align: right; white-space: nowrap; }
-mark, ins, del { color: inherit; border-radius: 2px; padding: 0 .06em; }
-mark { background: var(--wrong); box-shadow: inset 0 -2px var(--missing); }
-ins { background: var(--extra); text-decoration: underline; text-decoration-thickness: 2px; }
-del { color: var(--missing); text-decoration: line-through; opacity: .85; }
-details { margin: 1rem 0; }
-summary { cursor: pointer; font-weight: 600; }
-footer { margin-top: 3rem; }
-@media (max-width: 640px) {
-  main { padding: 1.25rem .9rem 3rem; }
-  h1 { font-size: 1.5rem; }
-  th, td { padding: .4rem .45rem; white-space: normal; }
-  thead th { min-width: 3.5rem; }
-  tbody .word, tbody th.word { min-width: 6rem; max-width: 8.5rem; }
-  table { font-size: .82rem; }
-  .sample dl { grid-template-columns: 1fr max-content; }
-  .sample dd.text { grid-column: 1 / -1; grid-row: auto; margin-bottom: .35rem; order: 0; }
-  .sample dt { grid-column: 1; }
-  .sample dd.count { grid-column: 2; }
-}
-"""
+_STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 
 
-def render(
-    comparison: Comparison,
-    overview: Overview | None,
-    saved_figures: dict[str, list[SavedFigure]],
-    title: str,
-    command: str | None,
-    folder: Path,
-) -> str:
-    """Return the page; `saved_figures` by section slug, links relative to `folder`."""
+def render(report: Report) -> str:
+    """Return the page."""
+    comparison, overview, title = report.comparison, report.overview, report.title
     runs = comparison.runs
     rows = sum(len(section.rows) for section in comparison.sections)
     summary = f"{_plural(len(runs), 'run')} · {_plural(rows, 'configuration')}"
@@ -124,23 +42,23 @@ def render(
         count = sum(run.status == status for run in runs)
         summary += f" · {count} {status}" if count else ""
     parts = [f"<h1>{_e(title)}</h1>", f'<p class="soft">{summary}</p>']
-    if command:
-        parts.append(f"<pre><code>{_e(command)}</code></pre>")
-    if comparison.problems:
-        parts.append(_sentences("Left out", comparison.problems))
+    if report.command:
+        parts.append(f"<pre><code>{_e(report.command)}</code></pre>")
+    if report.problems:
+        parts.append(_sentences("Left out", report.problems))
     if overview is not None:
         parts.append(f"<h2>{overview.table.title}</h2>{_table(overview.table, heading=False)}")
         parts += [_figure_tag(overview.figure)] if overview.figure else []
     for section in comparison.sections:
-        parts += _section(section, saved_figures[section.slug], folder)
-    parts.append(f"<h2>Runs</h2>{_table(runs_table(comparison, folder), heading=False)}")
+        parts += _section(section, report.figures[section.slug], report.folder)
+    parts.append(f"<h2>Runs</h2>{_table(runs_table(comparison, report.folder), heading=False)}")
     parts.append(f"<footer><h2>Versions</h2>{_table(versions_table(comparison), heading=False)}</footer>")
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_e(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{_e(title)}</title>\n<style>\n{_STYLE}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(parts)
         + "\n</main>\n</body>\n</html>\n"
     )

@@ -4,8 +4,8 @@ from rich.console import Console
 from rich.table import Table as ScreenTable
 from rich.text import Text
 
-from magneto.report import ReportFiles
 from magneto.report.comparison import Section
+from magneto.report.content import Report
 from magneto.report.loading import shown
 from magneto.report.tables import cost_table, main_table, verdict
 
@@ -13,19 +13,21 @@ _WIDE = 24  # characters: beside a longer label, a terminal of 80 columns has ro
 _MOST = 8  # tables
 
 
-def print_report(files: ReportFiles, console: Console | None = None) -> None:
+def print_report(report: Report, console: Console | None = None) -> None:
     """Print the tables of a report and the paths of its files, relative to the working folder."""
     console = console or Console()
-    sections = [section for section in files.comparison.sections if any(row.finished for row in section.rows)]
+    sections = [
+        section for section in report.comparison.sections if any(row.finished for row in section.rows)
+    ]
     for section in sections[:_MOST]:
         console.print(screen_table(section))
         if sentence := verdict(section):
             console.print(Text(sentence))
         console.print()
-    if rest := len(files.comparison.sections) - len(sections[:_MOST]):
+    if rest := len(report.comparison.sections) - len(sections[:_MOST]):
         console.print(Text(f"{rest} more {'table' if rest == 1 else 'tables'} in the report"))
-    console.print(Text(f"report: {shown(files.html)}"), soft_wrap=True)  # a path stays whole, to be copied
-    console.print(Text(f"        {shown(files.markdown)}"), soft_wrap=True)
+    console.print(Text(f"report: {shown(report.html)}"), soft_wrap=True)  # a path stays whole, to be copied
+    console.print(Text(f"        {shown(report.markdown)}"), soft_wrap=True)
 
 
 def screen_table(section: Section) -> ScreenTable:

@@ -15,11 +15,11 @@ from magneto.report.loading import Run
 from magneto.training.result import STATUSES
 
 NONE = "–"
+ARROWS = {"min": " ↓", "max": " ↑", None: ""}
 DAGGER = "†"
 
 _THROUGHPUT = ("audio_seconds_per_s", "tokens_per_s", "images_per_s", "examples_per_s")
 """Units of throughput: the first one that a run measured is shown."""
-
 
 _MEMORY: dict[str, Callable[[Run], int | None]] = {
     "peak memory": lambda run: run.peak_memory_bytes,
@@ -59,7 +59,7 @@ def main_table(section: Section) -> Table:
     for metric in section.metrics:
         if metric != section.primary_metric and section.better(metric) is None:
             continue
-        arrow = {"min": " ↓", "max": " ↑", None: ""}[section.better(metric)]
+        arrow = ARROWS[section.better(metric)]
         columns.append((metric + arrow, _metric_column(section, metric)))
         if metric == section.primary_metric and any(section.difference(row, metric) for row in section.rows):
             assert section.reference is not None
@@ -70,14 +70,8 @@ def main_table(section: Section) -> Table:
 
 def diagnostics_table(section: Section) -> Table | None:
     """Return the test metrics without a direction, such as a share of blanks; None if there are none."""
-    names = [
-        name for name in section.metrics if name != section.primary_metric and section.better(name) is None
-    ]
-    columns = [
-        ("configuration", _label_column(section)),
-        *((name, _metric_column(section, name)) for name in names),
-    ]
-    return _table("Further test metrics", section, columns) if names else None
+    names = [name for name in section.metrics[1:] if section.better(name) is None]
+    return _metrics_table("Further test metrics", section, {name: name for name in names}) if names else None
 
 
 def detail_tables(section: Section) -> list[Table]:
@@ -111,16 +105,17 @@ def cost_table(section: Section) -> Table:
 def breakdown_tables(section: Section) -> list[Table]:
     """Return a table for each metric that has parts by language, direction or class."""
     return [
-        _table(
-            f"{metric} by {_part_name(section, parts)}",
-            section,
-            [
-                ("configuration", _label_column(section)),
-                *((part, _metric_column(section, f"{metric}/{part}")) for part in parts),
-            ],
+        _metrics_table(
+            f"{metric} by {_part_name(section, parts)}", section, {part: f"{metric}/{part}" for part in parts}
         )
         for metric, parts in section.breakdowns.items()
     ]
+
+
+def _metrics_table(title: str, section: Section, metrics: dict[str, str]) -> Table:
+    """Return a table with a column for each of the metrics, by its heading."""
+    columns = [(name, _metric_column(section, metric)) for name, metric in metrics.items()]
+    return _table(title, section, [("configuration", _label_column(section)), *columns])
 
 
 def _part_name(section: Section, parts: Sequence[str]) -> str:
@@ -137,40 +132,30 @@ def runs_table(comparison: Comparison, folder: Path) -> Table:
     header = ["run", "status", "steps", *(["task"] if several else []), "configuration", "seed"]
     header += ["result", "best validation", "time", "data loading time"]
     rows = []
+
+    def add(run: Run, status: str, task: str, label: Cell, result: str = NONE, best: str = NONE) -> None:
+        cells = [*_status_cells(run, status, folder), *([Cell(task)] if several else []), label]
+        rows.append((*cells, Cell(str(run.seed)), Cell(result), Cell(best), *_time_cells(run)))
+
     for section in comparison.sections:
-        label = _label_column(section)
-        places = decimals([run.metrics.get(section.primary_metric) for run in section.runs])
-        best_places = decimals([run.best for run in section.runs])
+        label, metric = _label_column(section), section.primary_metric
+        digits = decimals([run.metrics.get(metric) for run in section.runs])
+        best_digits = decimals([run.best for run in section.runs])
         for row in section.rows:
             for run in row.runs:
-                task = [Cell(section.title)] if several else []
-                result, best = run.metrics.get(section.primary_metric), NONE
+                best, step = NONE, run.best_step
                 if run.best is not None:
-                    best = f"{run.monitor} {number(run.best, best_places)}"
-                    best += f" (step {run.best_step:,})" if run.best_step is not None else ""
-                rows.append(
-                    (
-                        *_status_cells(run, run.status, folder),
-                        *task,
-                        label(row),
-                        Cell(str(run.seed)),
-                        Cell(
-                            NONE if result is None else f"{section.primary_metric} {number(result, places)}"
-                        ),
-                        Cell(best),
-                        *_time_cells(run),
-                    )
-                )
+                    best = f"{run.monitor} {number(run.best, best_digits)}"
+                    best += f" (step {step:,})" if step is not None else ""
+                result = f"{metric} {number(run.metrics[metric], digits)}" if metric in run.metrics else NONE
+                add(run, run.status, section.title, label(row), result, best)
     for run, reason in comparison.left_out:
-        task = [Cell(f"{run.task} on {run.data}" if run.data else run.task)] if several else []
-        cells = _status_cells(run, f"{run.status} ({reason})", folder)
-        rows.append(
-            (*cells, *task, Cell(NONE), Cell(str(run.seed)), Cell(NONE), Cell(NONE), *_time_cells(run))
-        )
+        task = f"{run.task} on {run.data}" if run.data else run.task
+        add(run, f"{run.status} ({reason})", task, Cell(NONE))
     numbers = ("steps", "seed", "time", "data loading time")
-    words = [index for index, name in enumerate(header) if name not in numbers]
+    words = tuple(index for index, name in enumerate(header) if name not in numbers)
     notes = ("Data loading time: the share of the training time in which a step waited for its batch.",)
-    return Table("Runs", tuple(header), tuple(rows), notes, tuple(words))
+    return Table("Runs", tuple(header), tuple(rows), notes, words)
 
 
 def _status_cells(run: Run, status: str, folder: Path) -> tuple[Cell, Cell, Cell]:
@@ -230,9 +215,8 @@ def verdict(section: Section) -> str | None:
         return None
     column = _metric_column(section, section.primary_metric)
     winners = [row for row in section.rows if column(row).bold]
-    among = (
-        " among rows without a diverged seed" if any(row.count("diverged") for row in section.rows) else ""
-    )
+    diverged = any(row.count("diverged") for row in section.rows)
+    among = " among rows without a diverged seed" if diverged else ""
     extreme = "Lowest" if section.better(section.primary_metric) == "min" else "Highest"
     text = f"{extreme} {section.primary_metric}{among}: {' and '.join(row.label for row in winners)}"
     if len(winners) > 1:
@@ -258,9 +242,8 @@ def seeds_text(row: Row) -> str:
     if row.complete:
         return str(len(row.runs))
     reasons = [f"{row.count(status)} {status}" for status in STATUSES[1:] if row.count(status)]
-    return f"{len(row.finished)} of {len(row.runs)} ({', '.join(reasons)})" + (
-        f" {DAGGER}" if row.finished else ""
-    )
+    text = f"{len(row.finished)} of {len(row.runs)} ({', '.join(reasons)})"
+    return f"{text} {DAGGER}" if row.finished else text
 
 
 def decimals(values: Sequence[float | None]) -> int:
@@ -273,9 +256,9 @@ def decimals(values: Sequence[float | None]) -> int:
     return 2 if largest >= 10 else 3 if largest >= 0.1 else min(8, 3 - math.floor(math.log10(largest)) - 1)
 
 
-def number(value: float | None, places: int) -> str:
+def number(value: float | None, digits: int) -> str:
     """Return a number with a typographic minus, or a dash for None."""
-    return NONE if value is None else f"{value:,.{places}f}".replace("-", "−")
+    return NONE if value is None else f"{value:,.{digits}f}".replace("-", "−")
 
 
 def duration(seconds: float | None) -> str:
@@ -326,16 +309,16 @@ def _cost_column(
 
 def _metric_column(section: Section, metric: str) -> Callable[[Row], Cell]:
     stats = {row.label: row.stat(metric) for row in section.rows}
-    places = decimals([stat.mean for stat in stats.values() if stat])
+    digits = decimals([stat.mean for stat in stats.values() if stat])
     best = section.best(metric)
 
     def cell(row: Row) -> Cell:
         stat = stats[row.label]
         if stat is None:
             return Cell("diverged" if row.count("diverged") == len(row.runs) else NONE)
-        text = number(stat.mean, places)
-        bold = best is not None and not row.count("diverged") and text == number(best, places)
-        text += f" ± {number(stat.sd, places)}" if stat.sd is not None else ""
+        text = number(stat.mean, digits)
+        bold = best is not None and not row.count("diverged") and text == number(best, digits)
+        text += f" ± {number(stat.sd, digits)}" if stat.sd is not None else ""
         return Cell(text + (f" {DAGGER}" if stat.n < len(row.runs) else ""), bold)
 
     return cell
@@ -343,15 +326,15 @@ def _metric_column(section: Section, metric: str) -> Callable[[Row], Cell]:
 
 def _difference_column(section: Section, metric: str) -> Callable[[Row], Cell]:
     gaps = {row.label: section.difference(row, metric) for row in section.rows}
-    places = decimals([stat.mean for row in section.rows if (stat := row.stat(metric))])
+    digits = decimals([stat.mean for row in section.rows if (stat := row.stat(metric))])
 
     def cell(row: Row) -> Cell:
         gap = gaps[row.label]
         if gap is None:
             return Cell("reference" if row is section.reference else NONE)
         assert section.reference is not None
-        text = f"{'+' if gap.mean > 0 else ''}{number(gap.mean, places)}"
-        text += f" [{number(gap.low, places)}, {number(gap.high, places)}]"
+        text = f"{'+' if gap.mean > 0 else ''}{number(gap.mean, digits)}"
+        text += f" [{number(gap.low, digits)}, {number(gap.high, digits)}]"
         return Cell(text if row.complete and section.reference.complete else f"{text} {DAGGER}")
 
     return cell
@@ -378,12 +361,9 @@ def _notes(section: Section) -> tuple[str, ...]:
         notes.append("A row with a diverged seed does not compete for the best.")
     gaps = [gap for row in section.rows if (gap := section.difference(row, section.primary_metric))]
     if gaps and section.reference is not None:
-        ways = [
-            way
-            for way, used in (("paired by seed", True), ("Welch", False))
-            if used in {gap.paired for gap in gaps}
-        ]
-        how = f"95% interval of Student's t ({' or '.join(ways)})"
+        ways = {True: "paired by seed", False: "Welch"}
+        used = " or ".join(ways[paired] for paired in sorted({gap.paired for gap in gaps}, reverse=True))
+        how = f"95% interval of Student's t ({used})"
         notes.append(f"Δ: mean difference to {section.reference.label}, {how}.")
     if any(len(row.finished) == 1 for row in section.rows):
         notes.append("A single finished seed has no spread.")

@@ -1,26 +1,23 @@
 """The report as a Weights & Biases run of job type `report`: its table and its figures."""
 
-import csv
 import logging
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from magneto.report.figures import SavedFigure
+from magneto.report.content import Report
+from magneto.report.markup import records
 
 log = logging.getLogger("magneto")
 
 _CONNECT_S = 20.0
 
 
-def log_to_wandb(
-    table: Path, saved_figures: Sequence[SavedFigure], folder: Path, project: str, title: str
-) -> Path:
-    """Log `table` (a CSV) and figures: online if there is a key, else offline.
+def log_to_wandb(report: Report, project: str) -> Path:
+    """Log the rows of table.csv and the figures: online if there is a key, else offline.
 
     Returns:
-        The run's own folder below `folder`/wandb; of an offline run, what `wandb sync` takes.
+        The run's own folder below the report's folder; of an offline run, what `wandb sync` takes.
     """
     import wandb  # here, with Lightning behind has_wandb_key, so that a plain report starts at once
 
@@ -28,9 +25,9 @@ def log_to_wandb(
 
     options: dict[str, Any] = {
         "project": project,
-        "name": title,
+        "name": report.title,
         "job_type": "report",
-        "dir": str(folder),
+        "dir": str(report.folder),
         "settings": wandb.Settings(console="off", init_timeout=_CONNECT_S, silent=True, x_disable_stats=True),
     }
     if "WANDB_MODE" not in os.environ:  # which wandb.init obeys by itself
@@ -42,20 +39,14 @@ def log_to_wandb(
         run = wandb.init(**options | {"mode": "offline"})
     with run:
         run_folder = Path(run.settings.sync_dir)
-        header, *rows = csv.reader(table.open(encoding="utf-8", newline=""))
-        columns = [[_number(value) for value in column] for column in zip(*rows, strict=True)]
-        data = [list(row) for row in zip(*columns, strict=True)]
+        rows = records(report.comparison)
+        header = list(dict.fromkeys(name for row in rows for name in row))
+        data = [[row.get(name) for name in header] for row in rows]
         images = {
-            figure.path.stem: wandb.Image(str(figure.path), caption=figure.title) for figure in saved_figures
+            figure.path.stem: wandb.Image(str(figure.path), caption=figure.title)
+            for figure in report.saved_figures
         }
-        run.log({"table": wandb.Table(columns=list(header), data=data, allow_mixed_types=True), **images})
+        run.log(
+            {"table": wandb.Table(columns=list[Any](header), data=data, allow_mixed_types=True), **images}
+        )
     return run_folder
-
-
-def _number(text: str) -> float | str | None:
-    if not text:
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        return text

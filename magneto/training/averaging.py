@@ -1,9 +1,9 @@
 """Average the weights of a run's last validations (`callbacks.average_last`).
 
 What fairseq's users do with `average_checkpoints.py` before they translate: the mean of the last few checkpoints costs
-nothing at inference and generalises better (Vaswani et al., arXiv
-1706.03762, 6.1, average the last 5). As there, the average is what is tested and exported, without a comparison with
-the best weights, which would use the validation split once more.
+nothing at inference and generalises better (Vaswani et al., arXiv 1706.03762, 6.1, average the last 5). As there, the
+average is what is tested and exported, without a comparison with the best weights, which would use the validation
+split once more.
 
     checkpoints/weights-00000800.safetensors   plain weights of each of the last validations
     checkpoints/average.ckpt                   their mean, a checkpoint for mode=test, predict and export
@@ -45,12 +45,8 @@ class LastWeights(Callback):
 
     def files(self) -> dict[int, Path]:
         """Return step -> the weights kept of it, in the order of the steps."""
-        found = {
-            int(path.stem[8:]): path
-            for path in self.folder.glob("weights-*.safetensors")
-            if path.stem[8:].isdecimal()
-        }
-        return dict(sorted(found.items()))
+        paths = sorted(self.folder.glob("weights-*.safetensors"))  # as their steps: these have eight digits
+        return {int(path.stem[8:]): path for path in paths if path.stem[8:].isdecimal()}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remove what a killed run wrote after the checkpoint that this one continues from."""

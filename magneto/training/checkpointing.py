@@ -42,7 +42,6 @@ class Checkpoints(Checkpoint):
         return {"best": self.best, "best_step": self.best_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore best value and its step."""
         self.best, self.best_step = state_dict["best"], state_dict["best_step"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -106,9 +105,7 @@ class Checkpoints(Checkpoint):
             trainer.save_checkpoint(path)  # whole or not at all: `checkpoint_io.AtomicCheckpointIO`
         except OSError as error:
             cause: BaseException | None = error
-            while (
-                cause is not None
-            ):  # a second signal in the middle of a write, which torch takes for a failed one
+            while cause is not None:  # of a second signal during a write, torch makes a failed one
                 if isinstance(cause, Interrupted):
                     raise cause from None
                 cause = cause.__context__

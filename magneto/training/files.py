@@ -1,6 +1,7 @@
-"""Write files whole or not at all."""
+"""Write files whole or not at all, and read metrics.csv of a run that was killed."""
 
 import contextlib
+import csv
 import math
 import os
 from collections.abc import Mapping
@@ -36,3 +37,21 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_metrics(path: Path) -> list[tuple[int, str, float]]:
+    """Return the rows of a metrics.csv; a line that a killed process or machine left damaged is dropped.
+
+    A complete line ends with a line break: a value cut in two would otherwise still read as a number.
+    """
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
+        # Line by line: to the csv module, a single quotation mark would make one value of all that follows.
+        try:
+            step, metric, value = next(csv.reader([line]), []) if '"' in line else line.split(",")
+            row = int(step), metric, float(value)
+        except (ValueError, csv.Error):  # also the header
+            continue
+        if "\0" not in metric and "\ufffd" not in metric:
+            rows.append(row)
+    return rows

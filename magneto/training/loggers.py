@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import io
 import logging
 import os
 import re
@@ -17,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from magneto.config.parts import LoggerConfig, WandbMode
 from magneto.errors import ConfigError
-from magneto.training.files import write_atomically
+from magneto.training.files import read_metrics, write_atomically
 
 log = logging.getLogger("magneto")
 
@@ -45,17 +46,10 @@ class CSVLogger(Logger):
         super().__init__()
         self.path = path
 
-    @property
-    def name(self) -> str:
-        """Return the name of the file."""
-        return self.path.stem
+    name = "metrics"
+    version = ""
+    """None: a run has one file."""
 
-    @property
-    def version(self) -> str:
-        """Return no version: a run has one file."""
-        return ""
-
-    @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Do nothing: config.yaml holds them."""
 
@@ -75,31 +69,9 @@ class CSVLogger(Logger):
         if self.path.exists():
             rows = read_metrics(self.path)
             kept = [row for row in rows if row[0] <= step and not row[1].startswith("test/")]
-            temporary = self.path.with_suffix(".tmp")
-            with temporary.open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows(
-                    [("step", "metric", "value"), *((s, m, repr(v)) for s, m, v in kept)]
-                )
-            temporary.replace(self.path)
-
-
-def read_metrics(path: Path) -> list[tuple[int, str, float]]:
-    """Return the rows of a metrics.csv; a line that a killed process or machine left damaged is dropped.
-
-    A complete line ends with a line break: a value cut in two would otherwise still read as a number.
-    """
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
-        # Line by line: to the csv module, a single quotation mark would make one value of all that follows.
-        fields = next(csv.reader([line]), []) if '"' in line else line.split(",")
-        try:
-            step, metric, value = fields
-            row = int(step), metric, float(value)
-        except ValueError:  # also the header
-            continue
-        if "\0" not in metric and "\ufffd" not in metric:
-            rows.append(row)
-    return rows
+            text = io.StringIO(newline="")
+            csv.writer(text).writerows([("step", "metric", "value"), *((s, m, repr(v)) for s, m, v in kept)])
+            write_atomically(self.path, text.getvalue())
 
 
 def from_environment(settings: LoggerConfig) -> LoggerConfig:
@@ -162,12 +134,12 @@ def check(settings: LoggerConfig) -> None:
         return
     import wandb as wandb_sdk
 
-    for key, name in (
-        ("project", "project"),
-        ("entity", "entity"),
-        ("group", "run_group"),
-        ("tags", "run_tags"),
-    ):
+    for key, name in {
+        "project": "project",
+        "entity": "entity",
+        "group": "run_group",
+        "tags": "run_tags",
+    }.items():
         value = getattr(settings, key)
         try:
             wandb_sdk.Settings(**{name: value})
@@ -229,9 +201,7 @@ class RunLogger(WandbLogger):
             return
         try:
             call(*args, **kwargs)
-        except (
-            Exception
-        ) as error:  # of W&B, its service or the file system: none of them concerns the training
+        except Exception as error:  # of W&B, its service or the file system: none concerns the training
             self._report(error)
 
     def _report(self, error: Exception) -> None:
@@ -313,11 +283,11 @@ def wandb_logger(folder: Path, settings: LoggerConfig, config: Mapping[str, Any]
 
 def _run_id(file: Path) -> str:
     """Return the id that `file` holds; a new one, written to it, where there is none or it is damaged."""
-    found = file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", found):
-        found = secrets.token_hex(4)
-        write_atomically(file, found)
-    return found
+    stored = file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", stored):
+        stored = secrets.token_hex(4)
+        write_atomically(file, stored)
+    return stored
 
 
 def _without_null(tree: Mapping[str, Any]) -> dict[str, Any]:

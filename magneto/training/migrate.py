@@ -30,16 +30,13 @@ def hyper_parameters(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 def weights(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Return a state dict with the names that this version gives the weights."""
-    return {_present(name): tensor for name, tensor in state_dict.items()}
+    now = {}
+    for name, tensor in state_dict.items():
+        old = next((start for start in WEIGHTS if name.startswith(start)), "")
+        now[WEIGHTS.get(old, "") + name.removeprefix(old)] = tensor
+    return now
 
 
 def metric(name: str) -> str:
     """Return the name that this version gives a metric of an earlier one."""
     return name.removesuffix("pictures") + "images" if name.endswith(("/pictures", "_pictures")) else name
-
-
-def _present(name: str) -> str:
-    for old, new in WEIGHTS.items():
-        if name.startswith(old):
-            return new + name.removeprefix(old)
-    return name

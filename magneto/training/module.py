@@ -85,7 +85,7 @@ class TrainingModule(L.LightningModule):
         self._shown: list[Sample] = []
         self.evaluated: dict[str, float] = {}
         """Metrics of the last evaluation, by their logged names."""
-        self.evaluation_facts: dict[str, dict[str, float]] = {}
+        self.evaluation_info: dict[str, dict[str, float]] = {}
         """Values of the metrics named `facts/...` of each split: they describe its data, and no model changes them."""
         self.samples_file: Path | None = None
 
@@ -201,11 +201,14 @@ class TrainingModule(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss, metrics and samples of one batch."""
-        self._evaluation_step(batch)
+        output = self.step(batch)
+        mean = output.loss_sum.float() / output.weight.clamp(min=1e-8)
+        self._loss.update(mean, output.weight)
+        evaluated = self.evaluate(batch, output)
+        if self.num_samples:
+            self._shown.extend(self.samples(batch, output, evaluated))
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Loss, metrics and samples of one batch."""
-        self._evaluation_step(batch)
+    test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
         """Log `val/...`."""
@@ -215,21 +218,13 @@ class TrainingModule(L.LightningModule):
         """Log `test/...`."""
         self._end_evaluation("test")
 
-    def _evaluation_step(self, batch: Batch) -> None:
-        output = self.step(batch)
-        mean = output.loss_sum.float() / output.weight.clamp(min=1e-8)
-        self._loss.update(mean, output.weight)
-        evaluated = self.evaluate(batch, output)
-        if self.num_samples:
-            self._shown.extend(self.samples(batch, output, evaluated))
-
     def _end_evaluation(self, split: str) -> None:
         shown, self._shown = sorted(self._shown, key=lambda sample: str(sample["id"])), []
-        values, facts, probes = self._computed(split)
+        values, info, probes = self._computed(split)
         if not self.trainer.sanity_checking:
             self.evaluated = values
-            if facts:
-                self.evaluation_facts[split] = facts
+            if info:
+                self.evaluation_info[split] = info
             self.record(values | (probes if split == "val" else {}))
             # For any Lightning callback that watches a metric, and for the progress bar.
             self.log_dict(values, logger=False)
@@ -243,18 +238,18 @@ class TrainingModule(L.LightningModule):
     def _computed(self, split: str) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
         """Return the values of the metrics, of those named `facts/...` and of those named `probe/...`."""
         values: dict[str, float] = {}
-        facts: dict[str, float] = {}
+        info: dict[str, float] = {}
         probes: dict[str, float] = {}
         for name, metric in self._metrics.items():
             result = metric.compute()  # type: ignore[operator]
             for key, value in (result if isinstance(result, Mapping) else {name: result}).items():
                 if key.startswith("facts/"):
-                    facts[key.removeprefix("facts/")] = float(value)
+                    info[key.removeprefix("facts/")] = float(value)
                 elif key.startswith("probe/"):
                     probes[key] = float(value)
                 else:
                     values[f"{split}/{key}"] = float(value)
-        return values, facts, probes
+        return values, info, probes
 
     def _show(self, split: str, what: str, shown: Sequence[Sample]) -> None:
         if not shown or not self.trainer.is_global_zero:
@@ -285,14 +280,9 @@ class TrainingModule(L.LightningModule):
         """Keep the unfinished logging window and the last evaluation, so that a resumed run logs the same."""
         checkpoint["evaluated"] = dict(self.evaluated)
         own = torch.tensor([float(value) for value in self._window.values()], dtype=torch.float64)
-        rows = (
-            self.trainer.strategy.all_gather(own.to(self.device))
-            .reshape(self.trainer.world_size, -1)
-            .tolist()
-        )
-        checkpoint["window"] = [
-            dict(zip(self._window, row, strict=True)) for row in rows
-        ]  # one of each process
+        every = self.trainer.strategy.all_gather(own.to(self.device)).reshape(self.trainer.world_size, -1)
+        # One window of each process.
+        checkpoint["window"] = [dict(zip(self._window, row, strict=True)) for row in every.tolist()]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore them, whatever version wrote them."""

@@ -30,12 +30,10 @@ class Usage(Callback):
         self._fit: list[float] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Training begins."""
         if stage == "fit":
             self._fit = [time.monotonic()]
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Training has ended."""
         if stage == "fit":
             self._fit.append(time.monotonic())
 
@@ -55,7 +53,6 @@ class Usage(Callback):
         return max(int(self._before.get("peak_memory_bytes", 0)), self._peak_memory())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue to count."""
         self._before = {key: float(value) for key, value in state_dict.items()}
 
 
@@ -81,14 +78,12 @@ class Monitor(Callback):
         return {"first_loss": self.first_loss, "smooth_loss": self.smooth_loss, "totals": dict(self.totals)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore them."""
         self.first_loss, self.smooth_loss = state_dict["first_loss"], state_dict["smooth_loss"]
         self.totals.update(state_dict["totals"])
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        """Start the clock of this batch."""
         self._started = time.perf_counter()
 
     def on_train_batch_end(
@@ -112,12 +107,8 @@ class Monitor(Callback):
         self._window["wait_seconds"] += wait
         self._window["seconds"] += wait
         metrics = pl_module.flush_window()
-        metrics |= {
-            f"throughput/{key}_per_s": value / self._window["seconds"] * trainer.world_size
-            for key, value in self._window.items()
-            if key not in ("seconds", "wait_seconds", "batches")
-        }
-        metrics["throughput/data_wait_fraction"] = wait / self._window["seconds"]
+        rates = _rates(self._window, trainer.world_size)
+        metrics |= {f"throughput/{key}": value for key, value in rates.items()}
         metrics["epoch"] = (batch_idx + 1) / data_of(trainer).batches_per_epoch(trainer.world_size)
         pl_module.record(metrics)
         pl_module.log("loss", metrics["train/loss"], prog_bar=True, logger=False)
@@ -140,10 +131,14 @@ class Monitor(Callback):
 
     def throughput(self, world_size: int) -> dict[str, float]:
         """Return work per second of all processes, over the whole run, resumed parts included."""
-        seconds = max(self.totals["seconds"], 1e-9)
-        rates = {
-            f"{key}_per_s": value / seconds * world_size
-            for key, value in self.totals.items()
-            if key not in ("seconds", "wait_seconds", "batches")
-        }
-        return rates | {"data_wait_fraction": self.totals["wait_seconds"] / seconds}
+        return _rates(self.totals, world_size)
+
+
+def _rates(work: dict[str, float], world_size: int) -> dict[str, float]:
+    seconds = max(work["seconds"], 1e-9)
+    rates = {
+        f"{key}_per_s": value / seconds * world_size
+        for key, value in work.items()
+        if key not in ("seconds", "wait_seconds", "batches")
+    }
+    return rates | {"data_wait_fraction": work["wait_seconds"] / seconds}

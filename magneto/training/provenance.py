@@ -28,10 +28,10 @@ def git_revision() -> str | None:
 def versions() -> dict[str, str]:
     """Versions of what the numbers of a run depend on."""
     names = ("magneto", "torch", "torchaudio", "torchvision", "lightning", "hydra-core", "wandb", "numpy")
-    found = {"python": platform.python_version(), "platform": platform.platform()}
+    installed = {"python": platform.python_version(), "platform": platform.platform()}
     for name in names:
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed

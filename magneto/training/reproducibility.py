@@ -25,7 +25,6 @@ class StepSeed(Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Reseed."""
         # An odd multiplier spreads neighbouring runs and steps over the 64-bit seeds.
         key = (self.seed * 1_000_003 + trainer.global_rank) * 0x9E3779B97F4A7C15 + batch_idx
         torch.manual_seed(key % 2**63)
@@ -47,7 +46,6 @@ class ConfigureRun(Callback):
     world_size = 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the number of processes."""
         return {"world_size": self.world_size}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

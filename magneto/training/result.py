@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from magneto.errors import ConfigError
@@ -102,47 +102,46 @@ class RunResult:
         status = _get(raw, "status", str, required=True)
         if status not in STATUSES:
             raise ConfigError(f"status is {status!r}, not one of {', '.join(STATUSES)}")
-        monitor, time = (_get(raw, key, dict) or {} for key in ("monitor", "time"))
-        values: dict[str, Any] = {key: _get(raw, key, str, required=True) for key in ("task", "name")}
-        values["seed"] = _get(raw, "seed", int, required=True)
-        values["metrics"] = _numbers(_get(raw, "metrics", dict, required=status in ENDED), "metrics")
-        values["throughput"] = _numbers(_get(raw, "throughput", dict), "throughput")
-        values["config"] = _get(raw, "config", dict, required=True)
-        values |= {key: _get(raw, key, str) or "" for key in ("backbone", "size", "data")}
-        values |= {key: _get(raw, key, str) for key in ("message", "git", "example_input")}
-        values |= {key: _get(raw, key, int) for key in _COUNTS}
-        values |= {key: _get(raw, key, dict) or {} for key in ("probe", "data_facts", "versions")}
-        values |= {key: _get(time, key, float, "time.") for key in _TIME}
-        values["monitor"] = _get(monitor, "metric", str, "monitor.")
-        values |= {key: _get(monitor, key, kind, "monitor.") for key, kind in _MONITOR.items()}
-        values["primary_metric"] = _get(raw, "primary_metric", str) or _get(raw, "headline", str)
-        values["overrides"] = tuple(map(str, _get(raw, "overrides", list) or ()))
-        return cls(status=status, **values, **more)
+        nested = {key: _get(raw, key, dict) or {} for key in ("monitor", "time")}
+        values: dict[str, Any] = {"primary_metric": _get(raw, "headline", str)}  # of earlier versions
+        for one in fields(RunResult):
+            where = "monitor" if one.name in ("monitor", *_MONITOR) else "time" if one.name in _TIME else ""
+            source, key = nested.get(where, raw), "metric" if one.name == "monitor" else one.name
+            needed = one.default is one.default_factory or (key == "metrics" and status in ENDED)
+            value = _get(
+                source, key, _KINDS[str(one.type).split("[")[0].split(" ")[0]], where, required=needed
+            )
+            if value is not None:
+                values[one.name] = value
+        for key in ("metrics", "throughput"):
+            values[key] = _numbers(values.get(key, {}), key)
+        values["overrides"] = tuple(map(str, values.get("overrides", ())))
+        return cls(**values, **more)
 
 
-_MONITOR = {"mode": str, "best": float, "best_step": int}
+_MONITOR = ("mode", "best", "best_step")
 _TIME = ("wall_s", "fit_s", "data_wait_fraction")
-_COUNTS = ("steps", "parameters", "world_size", "peak_memory_bytes", "run_peak_memory_bytes")
+_KINDS = {"str": str, "int": int, "float": float, "dict": dict, "tuple": list}
+"""Types in result.json by those of the fields above."""
 
 
-def _get(raw: dict[str, Any], key: str, kind: type, prefix: str = "", *, required: bool = False) -> Any:
+def _get(raw: dict[str, Any], key: str, kind: type, where: str = "", *, required: bool = False) -> Any:
     """`raw[key]` checked to be of `kind`; a whole number passes for either kind of number; null is None."""
-    value = raw.get(key)
+    value, name = raw.get(key), f"{where}.{key}" if where else key
     if value is None:
         if required:
-            raise ConfigError(f"{prefix}{key} is missing")
+            raise ConfigError(f"{name} is missing")
         return None
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise ConfigError(f"{prefix}{key} is {value!r}, not a {kind.__name__}")
+        raise ConfigError(f"{name} is {value!r}, not a {kind.__name__}")
     return value
 
 
-def _numbers(raw: dict[str, Any] | None, where: str) -> dict[str, float]:
+def _numbers(raw: dict[str, Any], where: str) -> dict[str, float]:
     """Return a name -> number object with NaN for null, which JSON has in its place."""
-    entries = raw or {}
-    found = {migrate.metric(str(key)): _get(entries, key, float, f"{where}.") for key in entries}
-    return {key: math.nan if value is None else value for key, value in found.items()}
+    values = {migrate.metric(str(key)): _get(raw, key, float, where) for key in raw}
+    return {key: math.nan if value is None else value for key, value in values.items()}

@@ -1,6 +1,7 @@
 """Run folders: find a run, resume or refuse it, and keep what it leaves behind."""
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -27,51 +28,26 @@ class Start:
     result: RunResult | None = None
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """`runs/<task>/<name>/` and the names of what lies in it."""
+    """`runs/<task>/<name>/` and the names of what lies in it.
 
-    path: Path
+    Attributes:
+        config: complete configuration of the run.
+        given: the configuration before prepared data completed it, where that made a difference: the same command gives it.
+        result: status, final metrics and circumstances: the file that a report reads.
+        metrics: all logged values, one `step,metric,value` a line.
+        samples: examples to look at, one JSON object a line.
+        checkpoints: the folder of `last`, where the run continues, and `best`, by the monitored metric.
+    """
 
-    @property
-    def config(self) -> Path:
-        """Complete configuration of the run."""
-        return self.path / "config.yaml"
-
-    @property
-    def given(self) -> Path:
-        """The configuration before prepared data completed it, where that made a difference: the same command gives it."""
-        return self.path / "command.yaml"
-
-    @property
-    def result(self) -> Path:
-        """Status, final metrics and circumstances: the file that a report reads."""
-        return self.path / "result.json"
-
-    @property
-    def metrics(self) -> Path:
-        """All logged values, one `step,metric,value` a line."""
-        return self.path / "metrics.csv"
-
-    @property
-    def samples(self) -> Path:
-        """Examples to look at, one JSON object a line."""
-        return self.path / "samples.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of `best.ckpt` and `last.ckpt`."""
-        return self.path / "checkpoints"
-
-    @property
-    def last(self) -> Path:
-        """The newest checkpoint: where the run continues."""
-        return self.checkpoints / "last.ckpt"
-
-    @property
-    def best(self) -> Path:
-        """The checkpoint with the best monitored metric."""
-        return self.checkpoints / "best.ckpt"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config, self.given = path / "config.yaml", path / "command.yaml"
+        self.result, self.metrics = path / "result.json", path / "metrics.csv"
+        self.samples = path / "samples.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.last, self.best = self.checkpoints / "last.ckpt", self.checkpoints / "best.ckpt"
+        self._lock_file = path.with_name(f".{path.name}.lock")
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -94,17 +70,11 @@ class RunFolder:
                 "change its permissions."
             ) from error
         try:
-            if not isinstance(
-                lock, SoftFileLock
-            ):  # what a disk without locks falls back on keeps its own notes there
+            if not isinstance(lock, SoftFileLock):  # of a disk without locks, which keeps its own notes there
                 self._lock_file.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
             yield
         finally:
             lock.release()
-
-    @property
-    def _lock_file(self) -> Path:
-        return self.path.with_name(f".{self.path.name}.lock")
 
     def _busy(self) -> str:
         try:
@@ -157,10 +127,8 @@ class RunFolder:
                 elsewhere would overwrite a run.
         """
         if resume == "never" and self.path.exists():
-            number = 1
-            while (kept := self.path.with_name(f"{self.path.name}.old{number}")).exists():
-                number += 1
-            self.path.rename(kept)
+            names = (self.path.with_name(f"{self.path.name}.old{index}") for index in itertools.count(1))
+            self.path.rename(next(path for path in names if not path.exists()))
         given = config if given is None else given
         replaced = self._check_config(given)
         start = self._start(resume)

@@ -41,12 +41,12 @@ _NOT_IN_CAPTION = ("step", "split", "kind", "image", "audio")
 
 
 def _caption(row: Mapping[str, Any]) -> str:
-    shown = {key: value for key, value in row.items() if key not in _NOT_IN_CAPTION}
-    lines = (
-        f"{key}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
-        for key, value in shown.items()
-    )
-    return "\n".join(lines)[:1000]
+    texts = {
+        key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for key, value in row.items()
+        if key not in _NOT_IN_CAPTION
+    }
+    return "\n".join(f"{key}: {text}" for key, text in texts.items())[:1000]
 
 
 def save_image(row: Sample, folder: Path, name: str) -> Sample:

@@ -60,7 +60,6 @@ class StabilityProbe(Callback):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Remember the weights."""
         if self._stance is not None:
             self._before = {name: p.detach().clone() for name, p in pl_module.named_parameters()}
 
@@ -95,7 +94,6 @@ class StabilityProbe(Callback):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Remove the hooks."""
         if self._stance is not None:
             self._unhook()
 

@@ -22,8 +22,7 @@ from magneto.config.groups import CONF
 from magneto.errors import MagnetoError
 from magneto.training import run_folder
 from magneto.training.result import RunResult
-from tests.toys.captions import KINDS, caption_settings, write_squares
-from tests.toys.runs import SHORT, SMALL, drive, folders, training_losses
+from tests.toys.runs import drive, training_losses
 
 ROOT = CONF.parent
 
@@ -122,14 +121,6 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
     return run
 
 
-@pytest.mark.parametrize("where", ["--config-dir={}", "hydra.searchpath=[file://{}]"])
-def test_own_configuration_folder(where: str, tmp_path: Path, call: Call) -> None:
-    (tmp_path / "experiment").mkdir()
-    (tmp_path / "experiment/mine.yaml").write_text("# @package _global_\ntrainer: {max_steps: 77}\n")
-    code, out, errors = call(where.format(tmp_path), "task=asr", "+experiment=mine", "--cfg", "job")
-    assert code == 0 and "max_steps: 77" in out, errors
-
-
 def test_help_lists_the_choices(call: Call) -> None:
     code, out, _ = call("--help")
     assert code == 0 and "backbone: deepnorm, magneto, normformer, post_ln, pre_ln" in out
@@ -145,69 +136,21 @@ def test_unwritable_runs_dir_of_a_sweep(tmp_path: Path, call: Call) -> None:
     ("arguments", "message"),
     [
         ((), "task= is missing. Choose from task=asr"),
-        (("task=asr", "backbone=magnet0"), "Did you mean 'magneto'"),
         (("task=asr", "optimzer.lr=1"), "Did you mean 'optimizer.lr'"),
-        (("task=asr", "optimizer.lrr=1"), "Did you mean 'optimizer.lr'"),
-        (("task=asr", "data=librispech"), "Did you mean 'librispeech'"),
-        (("task=asr", "backbone.num_heads=3"), "num_heads"),
         (("mode=predict", "checkpoint=nowhere.ckpt", "input=a.wav"), "nowhere.ckpt: no such file"),
         (("mode=predict", "input=a.wav"), "needs checkpoint="),
         (("task=asr", "size=null"), "size=null: leave it out"),
         (("-m", "task=asr", "trainer=ddp", "trainer.accelerator=cpu"), "without -m"),
-        (("task=asr", "trainer.threads=two"), "trainer.threads=two: input should be a valid integer"),
-        (("task=asr", "trainer.accumulate_grad_batches=0"), "greater than or equal to 1"),
-        (("task=asr", "trainer.compile=maybe"), "trainer.compile=maybe: input should be a valid boolean"),
     ],
 )
 def test_mistakes_end_with_one_message(
     arguments: tuple[str, ...], message: str, overrides: list[str], call: Call
 ) -> None:
     """And without a traceback."""
-    small = [o for o in overrides if not o.startswith(("task=", "data=", "backbone.num_heads"))]
-    use = [o for o in small if not o.startswith("data.")] if "data=" in " ".join(arguments) else []
-    if "task=asr" in arguments and not use and "data=" not in " ".join(arguments):
-        use = ["data=manifest", *small]
+    use = [one for one in overrides if one != "task=asr"] if "task=asr" in arguments else []
     code, out, errors = call(*arguments, *use)
     assert code and message in errors
     assert "Traceback" not in out + errors
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_two_processes_have_the_curve_of_one(optimizer: str, overrides: list[str], tmp_path: Path) -> None:
-    """Of one with batches that are twice as large."""
-    same = [*overrides, f"optimizer={optimizer}", "backbone.dropout=0", "callbacks.probe_every=0"]
-    drive(same, "name=one", "data.batch_frames=1600")
-    two = magneto(
-        *same, "name=two", "data.batch_frames=800", "trainer=ddp", "trainer.devices=2", cwd=tmp_path
-    )
-    assert two.returncode == 0, two.stderr
-    run_folder = tmp_path / "runs/asr"
-    assert training_losses(run_folder / "two") == pytest.approx(training_losses(run_folder / "one"), rel=1e-4)
-    results = [
-        json.loads((run_folder / name / "result.json").read_text())["metrics"] for name in ("one", "two")
-    ]
-    assert results[1]["test/cer"] == pytest.approx(results[0]["test/cer"])
-    assert results[1]["test/loss"] == pytest.approx(results[0]["test/loss"], rel=1e-3)
-
-
-@pytest.mark.slow
-def test_two_processes_train_vision_language(prepared_dir: Path, tmp_path: Path) -> None:
-    """With both losses: pairs are compared over both processes, and every expert gets its gradient in each."""
-    same = [
-        "task=vl", *caption_settings(write_squares(tmp_path / "squares")), *folders(prepared_dir, tmp_path), *SMALL, *SHORT,
-        "trainer.max_steps=8", "data.batch_size=12", "task.losses={masked: 1, contrastive: 1}", "data.masking={}",
-        "task.target=random_projection", "task.random_codes=32", "backbone.fusion_layers=1", "backbone.drop_path=0",
-    ]  # fmt: skip
-    two = magneto(*same, "name=two", "trainer=ddp", cwd=tmp_path)
-    assert two.returncode == 0, two.stderr
-    result = json.loads((tmp_path / "runs/vl/two/result.json").read_text())
-    assert result["status"] == "finished" and result["steps"] == 8
-    assert result["data_facts"]["evaluation"]["test"]["images"] == KINDS, (
-        "both processes' parts are one gallery"
-    )
-    curve = training_losses(tmp_path / "runs/vl/two")
-    assert curve[-1] < curve[0]
 
 
 @pytest.mark.slow

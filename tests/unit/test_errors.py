@@ -6,9 +6,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 from annotated_types import Ge, Gt, Lt
-from omegaconf import OmegaConf
 
-from magneto.commands.build import build_data
 from magneto.config.validate import check_types, from_mapping
 from magneto.errors import MagnetoError
 
@@ -28,22 +26,15 @@ class Options:
     length: Annotated[int, Ge(0)] | Annotated[float, Ge(0), Lt(1)] = 0
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        {},
+def test_values_of_the_right_type_are_kept() -> None:
+    for values in (
         {"share": 1},
-        {"layers": [1, 2]},
         {"layers": (1,)},
-        {"layers": None},
-        {"more": {"a": 1}},
-        {"on": True},
+        {"layers": None, "more": {"a": 1}, "on": True},
         {"betas": [0.9, 1]},
-    ],
-)
-def test_values_of_the_right_type_are_kept(values: dict[str, Any]) -> None:
-    made = from_mapping(Options, values, "task")
-    assert all(getattr(made, name) is value for name, value in values.items())
+    ):
+        made = from_mapping(Options, values, "task")
+        assert all(getattr(made, name) is value for name, value in values.items())
 
 
 @pytest.mark.parametrize(
@@ -72,30 +63,3 @@ def test_values_of_a_wrong_type_are_refused(values: Any, message: str) -> None:
 
 def test_no_annotation_is_no_check() -> None:
     check_types(lambda count: count, {"count": "many"}, "task")
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("image_size", "abc", "data.image_size=abc: input should be a valid integer"),
-        ("batch_size", 2.5, "data.batch_size=2.5: input should be a valid integer"),
-        ("masking", 0.4, "data.masking=0.4: input should be"),
-        ("corpora.image_folder.validation", "x", "data.corpora.image_folder.validation=x: input should be"),
-    ],
-)
-def test_arguments_of_data_are_named(key: str, value: Any, message: str) -> None:
-    node = OmegaConf.create(
-        {
-            "name": "image_folder",
-            "_target_": "magneto.data.image.module.ImageDataModule",
-            "corpora": {
-                "image_folder": {
-                    "_target_": "magneto.data.corpora.image.image_folder.ImageFolderReader",
-                    "folder": "x",
-                }
-            },
-        }
-    )
-    OmegaConf.update(node, key, value)
-    with pytest.raises(MagnetoError, match=message):
-        build_data(OmegaConf.to_container(node))  # type: ignore[arg-type]

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 
 from magneto.commands import preflight, trainer
+from magneto.config import groups, schema
 from magneto.data.corpora.speech.librispeech import LibriSpeechReader
 from magneto.data.module import DataModule
 from magneto.errors import MagnetoError
@@ -46,52 +48,32 @@ def refusal(settings: list[str], *overrides: str) -> str:
     [
         ("trainer.accelerator=gpu", "trainer.accelerator=gpu: torch finds no GPU"),
         ("trainer.accelerator=abacus", "trainer: You selected an invalid accelerator name"),
-        ("trainer.devices=0", "trainer: `Trainer(devices=0)`"),
         ("trainer.devices=1.5", "trainer.devices=1.5: input should be a valid integer"),
         ("trainer.max_steps=abc", "trainer.max_steps=abc: input should be a valid integer"),
-        ("trainer.max_steps=0", "trainer.max_steps=0: input should be greater than or equal to 1"),
         ("trainer.precision=16-mixed", "trainer.precision=16-mixed: must be one of auto"),
-        ("trainer.num_sanity_val_steps=abc", "trainer.num_sanity_val_steps=abc: input should be a valid integer"),
-        ("trainer.limit_val_batches=abc", "trainer.limit_val_batches=abc: input should be a valid integer or a valid"),
         ("trainer.limit_val_batches=0", "trainer.limit_val_batches=0: input should be greater than or equal to 1 or"),
-        ("trainer.limit_test_batches=0", "trainer.limit_test_batches=0: input should be greater"),
         ("trainer.limit_test_batches=1.5", "invalid value 1.5 for limit_test_batches"),
         ("trainer.deterministic=maybe", "trainer.deterministic=maybe: input should be a valid boolean or 'warn'"),
         ("~trainer.max_steps", "trainer.max_steps: this key is missing"),
-        ("~callbacks.samples", "callbacks.samples: this key is missing"),
         ("~backbone.placement", "backbone.placement: this key is missing"),
         ("~optimizer.lr", "optimizer.lr: this key is missing"),
         ("+trainer.foo=1", "trainer.foo: there is no such key"),
         ("+trainer.strateg=ddp", "Did you mean 'trainer.strategy'?"),
         ("+trainer.gradient_clip_val=1e-9", "Use optimizer.gradient_clip."),
-        ("+trainer.gradient_clip_algorithm=value", "Use optimizer.gradient_clip."),
         ("+trainer.max_time=00:00:00:02", "Use trainer.max_steps"),
-        ("+trainer.limit_train_batches=5", "Use trainer.max_steps"),
-        ("+trainer.overfit_batches=1", "Use debug=default"),
         ("+trainer.fast_dev_run=true", "Use debug=default"),
-        ("+trainer.min_steps=40", "exactly trainer.max_steps steps"),
         ("+trainer.max_epochs=2", "Use trainer.max_steps"),
         ("+trainer.profiler=simpl", "trainer: When passing string value for the `profiler`"),
         ("trainer.strategy=nonsense", "trainer.strategy=nonsense is not supported: there is no such strategy"),
         ("trainer.strategy=fsdp", "weight decay, gradient clipping and the export would be wrong"),
-        ("trainer.strategy=fsdp_cpu_offload", "Set trainer.strategy to ddp"),
-        ("trainer.strategy=deepspeed_stage_3_offload", "weight decay, gradient clipping and the export"),
         ("trainer.strategy=ddp_spawn", "the metrics and the trained weights would stay in the child processes"),
-        ("trainer.strategy=ddp_fork_find_unused_parameters_true", "would stay in the child processes"),
-        ("trainer.strategy=ddp_notebook", "would stay in the child processes"),
         ("trainer.strategy=single_device", "it is not tested with magneto"),
         ("seed=-1", "seed=-1: input should be greater than or equal to 0"),
-        ("seed=99999999999999999999", "input should be less than or equal to 4294967295"),
-        ("optimizer.lr=abc", "optimizer.lr=abc: input should be a valid number"),
         ("optimizer.lr=${nokey}", "optimizer.lr: Interpolation key 'nokey' not found"),
-        ("optimizer.lr=${oc.env:NOT_SET_ANYWHERE}", "Environment variable 'NOT_SET_ANYWHERE' not found"),
         ("optimizer.lr=???", "optimizer.lr: Missing mandatory value"),
         ("optimizer.betas=[0.9]", "optimizer.betas=[0.9]: too few values"),
         ("optimizer.name=muon", "optimizer.name=muon: must be one of adamw, adam, sgd"),
-        ("+optimizer.foo=1", "optimizer.foo: there is no such key"),
         ("scheduler.warmup=5000", "scheduler.warmup=5000 is longer than the run"),
-        ("+callbacks.foo=1", "callbacks.foo: there is no such key"),
-        ("callbacks.save_every=0", "callbacks.save_every=0: input should be greater than or equal to 1"),
         ("logger.wandb=nonsense", "logger.wandb=nonsense: must be one of"),
         ("backbone.num_layers=0", "backbone: num_layers=0: must be at least 1"),
         ("backbone.num_heads=3", "backbone: d_model=32 does not divide by num_heads=3"),
@@ -100,18 +82,14 @@ def refusal(settings: list[str], *overrides: str) -> str:
         ("+data.foo=1", "data.foo: there is no such key"),
         ("+data.corpora.text_files.foo=1", "data.corpora.text_files.foo: there is no such key"),
         ("+data.corpora.foo=1", "data.corpora.foo=1: this is no corpus"),
+        ("data.corpora.text_files.path=3", "data.corpora.text_files.path=3: input should be a valid string"),
         ("data.block_size=abc", "data.block_size=abc: input should be a valid integer"),
         ("init_from=hf:", "init_from=hf:: there is nothing with this name"),
-        ("init_from=/nowhere", "init_from=/nowhere: there is nothing with this name"),
         ("resume=/nowhere.ckpt", "resume=/nowhere.ckpt: no such file"),
         ("checkpoint=RUN", "checkpoint=RUN has no effect with mode=train. Use init_from="),
         ("input=a.txt", "input=a.txt has no effect with mode=train"),
-        ("prompt=a", "prompt=a has no effect with mode=train"),
-        ("output=a", "output=a has no effect with mode=train. Use name= and runs_dir="),
         ("predict.top_k=4", "predict.top_k=4 has no effect with mode=train"),
-        ("+predict.foo=1", "predict.foo=1 has no effect with mode=train"),
         ("+optimzer.lr=1", "optimzer: there is no such key. Did you mean 'optimizer'?"),
-        ("+ckpt_path=x", "ckpt_path: there is no such key"),
     ],
 )  # fmt: skip
 def test_refused_before_anything(override: str, message: str, settings: list[str], tmp_path: Path) -> None:
@@ -123,13 +101,7 @@ def test_refused_before_anything(override: str, message: str, settings: list[str
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("trainer.accelerator=cuda", "torch finds no GPU"),
-        ("trainer.devices=0", "trainer: `Trainer(devices=0)`"),
-        ("trainer.strategy=nonsense", "there is no such strategy"),
-        ("trainer.strategy=ddp_spawn", "would stay in the child processes"),
         ("+trainer.foo=1", "trainer.foo: there is no such key"),
-        ("trainer.limit_test_batches=0", "trainer.limit_test_batches=0"),
-        ("seed=-1", "seed=-1: input should be"),
         ("input=a.txt", "input=a.txt has no effect with mode=test"),
         ("predict.top_k=4", "predict.top_k=4 has no effect with mode=test"),
         ("checkpoint=/nowhere.ckpt", "checkpoint /nowhere.ckpt: no such file"),
@@ -143,7 +115,7 @@ def test_mode_test_is_checked_too(override: str, message: str, settings: list[st
 
 
 @pytest.mark.parametrize(
-    ("overrides", "environment", "message"),
+    ("overrides", "environment", "processes"),
     [
         (["trainer.num_nodes=2"], {}, "without torchrun or srun"),
         ([], {"NODE_RANK": "1"}, "without torchrun or srun"),
@@ -152,20 +124,6 @@ def test_mode_test_is_checked_too(override: str, message: str, settings: list[st
         ([], SRUN | {"SLURM_NTASKS": "4"}, "Use `--ntasks-per-node=4` instead"),
         ([], SRUN | {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "4"}, "SLURM starts 4 processes"),
         (["trainer.devices=2"], SRUN | {"SLURM_NTASKS": "1"}, "SLURM starts 1 processes, but trainer.devices=2"),
-    ],
-)  # fmt: skip
-def test_processes_are_those_of_the_trainer(
-    overrides: list[str], environment: dict[str, str], message: str, settings: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
-    """Else each process would train alone and write into the same folder."""
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert message in refusal(settings, *overrides)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "environment", "processes"),
-    [
         ([], {}, 1),
         (["trainer=ddp"], {}, 2),
         (["trainer=ddp"], TORCHRUN, 2),
@@ -173,20 +131,21 @@ def test_processes_are_those_of_the_trainer(
         ([], SRUN | {"SLURM_NTASKS": "1"}, 1),
         (["trainer=ddp"], SRUN | {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}, 2),
     ],
-)
-def test_processes_that_fit_are_accepted(
-    overrides: list[str], environment: dict[str, str], processes: int, monkeypatch: pytest.MonkeyPatch
+)  # fmt: skip
+def test_processes_are_those_of_the_trainer(
+    overrides: list[str], environment: dict[str, str], processes: int | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hydra import compose, initialize_config_dir
-
-    from magneto.config import groups, schema
-
+    """Else each process would train alone and write into the same folder."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with initialize_config_dir(str(groups.CONF), version_base="1.3"):
-        config = schema.to_dict(compose("config", ["task=asr", *overrides, "trainer.accelerator=cpu"]))
+        config = schema.to_dict(compose("config", ["task=asr", "trainer.accelerator=cpu", *overrides]))
     settings = trainer.trainer_config(config["trainer"])
-    assert trainer.lightning_trainer(settings, logger=False).world_size == processes
+    if isinstance(processes, int):
+        assert trainer.lightning_trainer(settings, logger=False).world_size == processes
+    else:
+        with pytest.raises(MagnetoError, match=processes):
+            trainer.lightning_trainer(settings, logger=False)
 
 
 def test_limit_below_one_batch_is_one_message(text_overrides: list[str]) -> None:
@@ -195,23 +154,18 @@ def test_limit_below_one_batch_is_one_message(text_overrides: list[str]) -> None
     assert message.startswith("trainer: ") and "limit_val_batches" in message
 
 
-@pytest.mark.parametrize("key", ["runs_dir", "data_dir"])
-@pytest.mark.parametrize("place", ["/proc/nowhere", "FILE", "FILE/below"])
-def test_unwritable_folder(key: str, place: str, settings: list[str], tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    place = place.replace("FILE", str(tmp_path / "file"))
-    message = refusal(settings, f"{key}={place}")
-    assert message.startswith(f"{key}: {place}") and "cannot be written" in message
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-def test_export_folder_is_checked(settings: list[str], tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "model.ckpt", "w") as file:
+@pytest.mark.parametrize(
+    ("key", "folder"),
+    [("runs_dir", "/proc/nowhere"), ("data_dir", "FILE/below"), ("output", "/proc/nowhere/x")],
+)
+def test_unwritable_folder(key: str, folder: str, settings: list[str], tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "file", "w") as file:
         file.writestr("a", "b")
-    message = refusal(
-        settings, "mode=export", f"checkpoint={tmp_path / 'model.ckpt'}", "output=/proc/nowhere/x"
-    )
-    assert message.startswith("output: /proc/nowhere/x cannot be written")
+    folder = folder.replace("FILE", str(tmp_path / "file"))
+    mode = ["mode=export", f"checkpoint={tmp_path / 'file'}"] if key == "output" else []
+    message = refusal(settings, *mode, f"{key}={folder}")
+    assert message.startswith(f"{key}: {folder}") and "cannot be written" in message
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_free_space_for_librispeech(

@@ -20,11 +20,6 @@ def test_image_file_has_a_portable_name(tmp_path: Path) -> None:
     assert row["image"] is PIXELS, "the loggers still need it"
 
 
-def test_a_row_without_image_stays_as_it_is(tmp_path: Path) -> None:
-    row = {"id": "1", "text": "x"}
-    assert save_image(row, tmp_path, "val-1") is row and not any(tmp_path.iterdir())
-
-
 def test_wandb_gets_images_with_captions() -> None:
     """Images go to W&B's media, which have a slider over the steps, with what else is known as their captions."""
     calls = []

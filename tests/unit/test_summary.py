@@ -1,6 +1,5 @@
 """The summary at the end of a run: what it says, and that it needs no heavy import."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -73,10 +72,3 @@ def test_durations() -> None:
     assert [summary.duration(one) for one in seconds] == [
         "0 s", "45 s", "1.5 min", "60.0 min", "1.5 h", "24.0 h", "2.3 days",
     ]  # fmt: skip
-
-
-def test_summary_imports_nothing_heavy() -> None:
-    """A finished run is answered without waiting for torch."""
-    code = "import sys, magneto.commands.summary; print([m for m in ('torch', 'lightning', 'rich') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from omegaconf import OmegaConf
 
 from magneto.report.comparison import Section, compare
 from magneto.report.loading import Run, load_runs
@@ -18,75 +19,46 @@ def make_run(
     seed: int = 1,
     *,
     task: str = "asr",
-    data: str = "stamps",
+    name: str | None = None,
     size: str = "tiny",
-    status: str = "finished",
-    metrics: dict[str, float] | None = None,
+    data: str = "stamps",
     monitor: str | dict[str, Any] | None = "val/cer",
-    mode: str = "min",
+    mode: str | None = "min",
     config: dict[str, Any] | None = None,
-    overrides: tuple[str, ...] = (),
-    message: str | None = None,
-    steps: int | None = 300,
     samples: list[dict[str, Any]] | None = None,
     curves: dict[str, list[tuple[int, float]]] | None = None,
-    name: str | None = None,
-    **extra: Any,
+    **result: Any,
 ) -> Path:
-    """A run folder as the engine leaves it."""
+    """A run folder as the engine leaves it; `config` by dotted keys, `result` are further values of result.json."""
     name = name or f"{backbone}-{size}-seed{seed}"
     folder = root / task / name
-    folder.mkdir(parents=True)
-    resolved = {
-        "seed": seed,
-        "name": name,
-        "runs_dir": str(root),
-        "task": {"name": task},
+    (folder / "checkpoints").mkdir(parents=True)
+    resolved = OmegaConf.create({
+        "seed": seed, "name": name, "runs_dir": str(root), "size_name": size, "task": {"name": task},
         "backbone": {"placement": backbone, "num_layers": 6, "d_model": 256},
         "data": {"name": data, "seed": seed, "data_dir": str(root / f"data{seed}"), "num_workers": seed},
-        "optimizer": {"name": "adamw", "lr": 1e-3},
-        "size_name": size,
+        "optimizer": {"name": "adamw", "lr": 1e-3}, "logger": {"tags": [name]},
         "trainer": {"max_steps": 300, "accelerator": f"kind{seed}", "devices": 1},
-        "logger": {"tags": [name]},
-    }
+    })  # fmt: skip
     for key, value in (config or {}).items():
-        node = resolved
-        *parents, leaf = key.split(".")
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = value
-    result = {
-        "schema": 1,
-        "status": status,
-        "message": message,
-        "task": task,
-        "name": name,
-        "backbone": backbone,
-        "size": size,
-        "data": data,
-        "seed": seed,
-        "overrides": list(overrides),
-        "monitor": monitor
-        if isinstance(monitor, dict)
-        else {"metric": monitor, "mode": mode, "best": 0.5, "best_step": 200},
-        "metrics": {"test/cer": 0.5, "test/wer": 0.9, "test/loss": 1.5} if metrics is None else metrics,
-        "steps": steps,
-        "parameters": 5_200_000,
+        OmegaConf.update(resolved, key, value)
+    whole = OmegaConf.to_container(resolved)
+    if not isinstance(monitor, dict):
+        monitor = {"metric": monitor, "mode": mode, "best": 0.5, "best_step": 200}
+    content = {
+        "schema": 1, "status": "finished", "message": None, "task": task, "name": name, "backbone": backbone, "size": size,
+        "data": data, "seed": seed, "overrides": [], "monitor": monitor,
+        "metrics": {"test/cer": 0.5, "test/wer": 0.9, "test/loss": 1.5}, "steps": 300, "parameters": 5_200_000,
         "time": {"wall_s": 120.0 * seed, "fit_s": 100.0, "data_wait_fraction": 0.012},
-        "throughput": {"examples_per_s": 40.0, "audio_seconds_per_s": 200.0},
-        "peak_memory_bytes": 2**30 * seed,
-        "git": "abc1234",
-        "versions": {"torch": "2.11.0"},
-        "config": resolved,
-        **extra,
-    }
-    (folder / "result.json").write_text(json.dumps(result))
-    (folder / "config.yaml").write_text(yaml.safe_dump(resolved))
-    (folder / "checkpoints").mkdir()
-    lines = ["step,metric,value"]
-    for metric, points in (curves or {}).items():
-        lines += [f"{step},{metric},{value}" for step, value in points]
-    (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
+        "throughput": {"examples_per_s": 40.0, "audio_seconds_per_s": 200.0}, "peak_memory_bytes": 2**30 * seed,
+        "git": "abc1234", "versions": {"torch": "2.11.0"}, "config": whole,
+    }  # fmt: skip
+    (folder / "result.json").write_text(json.dumps(content | result))
+    (folder / "config.yaml").write_text(yaml.safe_dump(whole))
+    rows = [
+        f"{step},{metric},{value}\n" for metric, points in (curves or {}).items() for step, value in points
+    ]
+    (folder / "metrics.csv").write_text("step,metric,value\n" + "".join(rows))
     if samples is not None:
         (folder / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
     return folder
@@ -136,14 +108,8 @@ def three_by_two(root: Path, **diverged: Any) -> None:
             if value is None:
                 curves = {name: [(s, v) for s, v in points if s <= 120] for name, points in curves.items()}
                 curves["train/loss"].append((130, float("nan")))
-                make_run(
-                    root, backbone, seed, status="diverged", metrics={}, curves=curves, steps=130, **diverged
-                )
+                result = {"status": "diverged", "metrics": {}, "steps": 130, **diverged}
             else:
-                metrics = {
-                    "test/cer": value,
-                    "test/wer": value + 0.4,
-                    "test/cer/es": value,
-                    "test/cer/fr": value + 0.1,
-                }
-                make_run(root, backbone, seed, metrics=metrics, curves=curves)
+                parts = {"test/cer/es": value, "test/cer/fr": value + 0.1}
+                result = {"metrics": {"test/cer": value, "test/wer": value + 0.4} | parts}
+            make_run(root, backbone, seed, curves=curves, **result)

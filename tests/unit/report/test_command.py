@@ -34,36 +34,28 @@ def test_default_folder_is_beside_the_run(tmp_path: Path) -> None:
     assert (tmp_path / "asr" / "report" / "report.md").is_file()
 
 
-@pytest.mark.parametrize("arguments", [["nowhere"], ["."], [".", "--metric", "test/cer"]])
+@pytest.mark.parametrize(
+    "arguments", [["nowhere"], ["."], ["run", "--metric", "test/x"], ["run", "--out", "file"]]
+)
 def test_mistakes_exit_with_2(
     tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path).rename(tmp_path / "elsewhere")
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    if "run" in arguments:
+        Path("run").symlink_to(tmp_path / "elsewhere")
+        Path("file").write_text("in the way")
+    before = list(Path().iterdir())
     assert main(arguments) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and "Traceback" not in error
-    assert list(tmp_path.iterdir()) == []
+    assert error.startswith("error: ") and arguments[-1] in error
+    assert list(Path().iterdir()) == before
 
 
-def test_unwritable_folder_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = make_run(tmp_path)
-    (tmp_path / "file").write_text("")
-    assert main([str(run), "--out", str(tmp_path / "file")]) == 2
-    error = capsys.readouterr().err
-    assert str(tmp_path / "file") in error and "--out" in error and "Traceback" not in error
-
-
-@pytest.mark.slow
-def test_report_needs_no_torch(tmp_path: Path) -> None:
-    make_run(tmp_path)
+def test_report_needs_no_torch() -> None:
     code = "import sys, magneto.report.__main__; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    done = subprocess.run(
-        [sys.executable, "-m", "magneto.report", str(tmp_path), "--out", str(tmp_path / "out")],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out" / "report.html").is_file()
 
 
 def test_folder_name_of_a_sweep() -> None:

@@ -15,14 +15,6 @@ from magneto.report.tables import runs_table, seeds_text, unfinished, verdict
 from tests.unit.report.runs import column, make_run, section_of
 
 
-def test_seeds_are_one_row(tmp_path: Path) -> None:
-    """Runs that differ in seed, paths and hardware are one row."""
-    for seed in (1, 2, 3):
-        make_run(tmp_path, seed=seed)
-    (row,) = section_of(tmp_path).rows
-    assert [run.seed for run in row.runs] == [1, 2, 3]
-
-
 @pytest.mark.parametrize(
     ("runs", "labels"),
     [
@@ -192,22 +184,6 @@ def test_killed_run_has_its_last_step(tmp_path: Path) -> None:
     assert seeds_text(section.rows[1]) == "0 of 1 (1 unfinished)"
 
 
-def test_tasks_and_corpora_are_sections(tmp_path: Path) -> None:
-    make_run(tmp_path)
-    make_run(tmp_path, task="mt", data="help", monitor="val/bleu", mode="max", metrics={"test/bleu": 14.0})
-    make_run(tmp_path, data="librispeech", name="libri")
-    sections = compare(*load_runs([tmp_path])).sections
-    assert [section.title for section in sections] == ["asr on librispeech", "asr on stamps", "mt on help"]
-    assert [section.primary_metric for section in sections] == ["test/cer", "test/cer", "test/bleu"]
-
-
-def test_primary_metric_can_be_chosen(tmp_path: Path) -> None:
-    make_run(tmp_path)
-    assert section_of(tmp_path, "test/wer").primary_metric == "test/wer"
-    with pytest.raises(MagnetoError, match=r"--metric test/bleu: no run has it; known metrics: .*test/cer"):
-        section_of(tmp_path, "test/bleu")
-
-
 def test_primary_metric_of_the_task(tmp_path: Path) -> None:
     metrics = {"test/loss": 2.0, "test/bleu": 14.26, "test/chrf": 40.0, "test/ter": 70.0}
     options: dict[str, Any] = {"monitor": "val/loss", "primary_metric": "test/bleu"}
@@ -216,6 +192,9 @@ def test_primary_metric_of_the_task(tmp_path: Path) -> None:
     text = write_report([tmp_path / "runs"], tmp_path / "out").markdown.read_text()
     assert "Highest test/bleu: magneto, 15.00" in text and "| 14.26 |" in text
     assert "test/bleu ↑" in text and "test/chrf ↑" in text and "test/ter ↓" in text and "test/loss ↓" in text
+    assert section_of(tmp_path / "runs", "test/ter").primary_metric == "test/ter"
+    with pytest.raises(MagnetoError, match=r"--metric test/x: no run has it; known metrics: .*test/bleu"):
+        section_of(tmp_path / "runs", "test/x")
     # A run that has no such metric (pixels have no accuracy) is compared by what was monitored.
     make_run(
         tmp_path / "other", metrics={"test/loss": 2.0}, monitor="val/loss", primary_metric="test/accuracy"
@@ -223,7 +202,7 @@ def test_primary_metric_of_the_task(tmp_path: Path) -> None:
     assert section_of(tmp_path / "other").primary_metric == "test/loss"
 
 
-def test_mean_and_sample_deviation() -> None:
+def test_means_and_spreads() -> None:
     stat = summarise([0.40, 0.44, 0.45])
     assert stat is not None
     assert (stat.mean, stat.sd, stat.n) == (pytest.approx(0.43), pytest.approx(0.0264575, abs=1e-6), 3)
@@ -232,28 +211,29 @@ def test_mean_and_sample_deviation() -> None:
     assert summarise([]) is None
 
 
-def test_paired_interval() -> None:
-    # Differences 0.1, 0.2, 0.3: mean 0.2, sd 0.1, t(2) = 4.302653.
-    gap = difference({1: 1.1, 2: 1.2, 3: 1.3, 9: 5.0}, {1: 1.0, 2: 1.0, 3: 1.0})
-    assert gap is not None and gap.paired
-    half = 4.302653 * 0.1 / np.sqrt(3)
-    assert (gap.mean, gap.low, gap.high) == (
-        pytest.approx(0.2), pytest.approx(0.2 - half, abs=1e-5), pytest.approx(0.2 + half, abs=1e-5),
-    )  # fmt: skip
+TWENTY = {seed: float(seed % 2) for seed in range(21)}
 
 
-def test_unpaired_interval() -> None:
-    # Equal variances and sizes: 2 (n - 1) = 4 degrees of freedom, t = 2.776445.
-    gap = difference({1: 1.0, 2: 2.0, 3: 3.0}, {4: 0.0, 5: 1.0, 6: 2.0})
-    assert gap is not None and not gap.paired
-    assert gap.high - gap.mean == pytest.approx(2.776445 * np.sqrt(2 / 3), abs=1e-4)
-    assert difference({1: 1.0}, {1: 2.0}) is None
-    assert difference({1: 1.0, 2: 1.0}, {3: 2.0}) is None
+@pytest.mark.parametrize(
+    ("ours", "theirs", "paired", "mean", "half"),
+    [
+        # Differences 0.1, 0.2, 0.3: sd 0.1, t(2) = 4.302653.
+        ({1: 1.1, 2: 1.2, 3: 1.3, 9: 5.0}, {1: 1.0, 2: 1.0, 3: 1.0}, True, 0.2, 4.302653 * 0.1 / 3**0.5),
+        # Equal variances and sizes: 2 (n - 1) = 4 degrees of freedom, t = 2.776445.
+        ({1: 1.0, 2: 2.0, 3: 3.0}, {4: 0.0, 5: 1.0, 6: 2.0}, False, 1.0, 2.776445 * (2 / 3) ** 0.5),
+        # 20 degrees of freedom: t = 2.085963.
+        (TWENTY, dict.fromkeys(TWENTY, 0.0), True, 10 / 21, 2.085963 * np.std([*TWENTY.values()], ddof=1) / 21**0.5),
+    ],
+)  # fmt: skip
+def test_intervals_of_differences(
+    ours: dict[int, float], theirs: dict[int, float], paired: bool, mean: float, half: float
+) -> None:
+    gap = difference(ours, theirs)
+    assert gap is not None and gap.paired == paired
+    assert (gap.mean, gap.high - gap.mean) == (pytest.approx(mean), pytest.approx(half, abs=2e-4))
+    assert gap.mean - gap.low == pytest.approx(gap.high - gap.mean)
 
 
-def test_students_quantile_of_20_degrees() -> None:
-    ours = {seed: float(seed % 2) for seed in range(21)}  # 20 degrees of freedom: t = 2.085963
-    gap = difference(ours, dict.fromkeys(ours, 0.0))
-    assert gap is not None
-    error = np.std(list(ours.values()), ddof=1) / np.sqrt(21)
-    assert (gap.high - gap.mean) / error == pytest.approx(2.085963, abs=1e-3)
+@pytest.mark.parametrize("theirs", [{1: 2.0}, {3: 2.0}])
+def test_one_seed_has_no_interval(theirs: dict[int, float]) -> None:
+    assert difference({1: 1.0}, theirs) is None

@@ -57,12 +57,8 @@ def test_row_styles(tmp_path: Path) -> None:
 def test_every_figure_is_drawn(tmp_path: Path) -> None:
     three_by_two(tmp_path)
     images = draw(section_of(tmp_path), tmp_path)
-    assert [image.path.name for image in images] == [
-        "asr-stamps_result.png",
-        "asr-stamps_learning_curves.png",
-        "asr-stamps_stability.png",
-        "asr-stamps_activation_rms.png",
-    ]
+    names = ("result", "learning_curves", "stability", "activation_rms")
+    assert [image.path.name for image in images] == [f"asr-stamps_{name}.png" for name in names]
     for image in images:
         header = image.path.read_bytes()[:24]
         assert header.startswith(b"\x89PNG") and int.from_bytes(header[16:20], "big") == 1440
@@ -73,13 +69,7 @@ def test_figure_of_a_swept_number(tmp_path: Path) -> None:
     """A line a backbone; what diverged has no value there. Two values, or a second key, are no sweep."""
 
     def made(backbone: str, rate: float, **options: Any) -> None:
-        make_run(
-            tmp_path,
-            backbone,
-            config={"optimizer.lr": rate},
-            name=f"{backbone}{rate}{len(options)}",
-            **options,
-        )
+        make_run(tmp_path, backbone, config={"optimizer.lr": rate}, name=f"{backbone}{rate}", **options)
 
     for rate in (1e-3, 2e-3):
         made("magneto", rate, metrics={"test/cer": rate * 100})

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from magneto.errors import MagnetoError
 from magneto.report import write_report
 from magneto.report.curves import read_curves
 from magneto.report.loading import load_runs, read_samples
@@ -15,17 +14,13 @@ from tests.unit.report.runs import make_run, run_with
 
 
 def test_run_is_read(tmp_path: Path) -> None:
-    run = run_with(tmp_path, metrics={"test/cer": 0.4, "test/wer": 1}, status="diverged", message="why")
+    metrics = {"test/cer": 0.4, "test/wer": 1, "test/a": float("nan"), "test/b": None}
+    run = run_with(tmp_path, metrics=metrics, status="diverged", message="why")
     assert (run.task, run.data, run.backbone, run.seed, run.status, run.message) == (
         "asr", "stamps", "magneto", 1, "diverged", "why",
     )  # fmt: skip
     assert run.metrics == {"test/cer": 0.4, "test/wer": 1.0}
     assert (run.best, run.best_step, run.wall_s) == (0.5, 200, 120.0)
-
-
-def test_metrics_are_finite_numbers(tmp_path: Path) -> None:
-    run = run_with(tmp_path, metrics={"test/cer": float("nan"), "test/wer": None, "test/loss": 2.0})
-    assert run.metrics == {"test/loss": 2.0}
 
 
 @pytest.mark.parametrize(
@@ -38,7 +33,7 @@ def test_metrics_are_finite_numbers(tmp_path: Path) -> None:
         ('{"schema": 1, "status": "great"}', "status is 'great'"),
         ('{"schema": 1, "status": "finished", "task": "asr", "name": "x", "seed": "one"}', "seed is 'one'"),
         (
-            '{"schema": 1, "status": "finished", "metrics": {"a": "b"}, "task": "a", "name": "x", "seed": 1}',
+            '{"schema": 1, "status": "finished", "metrics": {"a": "b"}, "task": "a", "name": "x", "seed": 1, "config": {}}',
             "metrics.a",
         ),
         (b"\xff\xfe\x00", "cannot be read"),
@@ -56,15 +51,6 @@ def test_broken_result_is_left_out(tmp_path: Path, text: str | bytes, reason: st
     assert "broken" in problem and reason in problem
 
 
-def test_deleted_run_is_left_out(tmp_path: Path) -> None:
-    make_run(tmp_path)
-    folder = make_run(tmp_path, seed=2)
-    for name in ("result.json", "config.yaml"):
-        (folder / name).unlink()
-    _, (problem,) = load_runs([tmp_path])
-    assert "magneto-tiny-seed2: config.yaml: is not there" in problem
-
-
 def test_runs_are_found_once(tmp_path: Path) -> None:
     """Folders inside a run and those set aside by resume=never are no runs of their own."""
     folder = make_run(tmp_path)
@@ -76,13 +62,6 @@ def test_runs_are_found_once(tmp_path: Path) -> None:
     assert [run.name for run in runs] == ["magneto-tiny-seed1"]
     assert "magneto-tiny-seed1.old2" in problem and "resume=never" in problem
     assert len(load_runs([tmp_path, tmp_path / "asr" / "magneto-tiny-seed1.old2"])[0]) == 2
-
-
-def test_no_runs_raises(tmp_path: Path) -> None:
-    with pytest.raises(MagnetoError, match="no run to report on"):
-        load_runs([tmp_path])
-    with pytest.raises(MagnetoError, match="no such folder"):
-        load_runs([tmp_path / "nowhere"])
 
 
 def test_links_are_followed_once(tmp_path: Path) -> None:
@@ -156,11 +135,8 @@ def test_curves_of_a_resumed_run(tmp_path: Path) -> None:
     )
     curves = read_curves(file)
     assert set(curves) == {"train/loss"}
-    assert curves["train/loss"].steps.tolist() == [
-        10,
-        20,
-        30,
-    ]  # the last line lacks its line feed: 0.4 or 0.4123?
+    # The last line lacks its line feed: 0.4 or 0.4123?
+    assert curves["train/loss"].steps.tolist() == [10, 20, 30]
     assert curves["train/loss"].values[:2].tolist() == [3.0, 2.5]  # the repeated step after the resume counts
     assert np.isnan(curves["train/loss"].values[2])
     assert read_curves(tmp_path / "missing.csv") == {}
