@@ -249,11 +249,7 @@ class MT(Task):
             return
         scores = self.scores["translation"]
         assert isinstance(scores, TranslationScores)
-        parts: list[Any] = [scores.lines]
-        if self.trainer.world_size > 1:
-            parts = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(parts, scores.lines)
-        lines = [line for part in parts for line in part]
+        lines = scores.lines()
         signatures = scores.signatures()
         for name, signature in signatures.items():
             log.info("test/%s is sacrebleu's, signature %s", name, signature)
