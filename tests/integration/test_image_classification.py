@@ -115,17 +115,6 @@ def test_evaluation_set_of_some_classes(run: Run, patterns: Path, tmp_path: Path
         )  # fmt: skip
 
 
-def test_start_from_beit_on_larger_images(settings: list[str]) -> None:
-    """A classifier starts from beit on larger images."""
-    pretrained = drive(["task=beit", *settings, *SMALL], "task.target=pixels", "name=pretrained")
-    tuned = drive(
-        ["task=image_classification", *settings, f"init_from={pretrained['folder']}/export"],
-        "data.image_size=24", "optimizer.layer_decay=0.7", "name=larger", "callbacks.ema_decay=0.9",
-    )  # fmt: skip
-    task = load_task(Path(tuned["folder"]) / "export")
-    assert task.config.grid == 6 and task.backbone.relative.table.shape == (11**2 + 3, 2)
-
-
 def test_probe_leaves_the_encoder_alone(settings: list[str]) -> None:
     """A probe leaves the pretrained model as it is."""
     pretrained = drive(["task=beit", *settings, *SMALL], "task.target=pixels", "name=pretrained")

@@ -77,17 +77,6 @@ def test_a_batch_touches_its_experts_alone(way: str, split: int, used: set[str])
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_what_is_shared_and_what_is_not(way: str) -> None:
-    names = {name for name, _ in build(multiway=way, fusion_layers=1).named_parameters()}
-    assert {f"layers.{layer}.feed_forward.fusion.branch.fc1.weight" in names for layer in (0, 1)} == {False}
-    assert "layers.2.feed_forward.fusion.branch.fc1.weight" in names
-    assert "layers.0.feed_forward.vision.pre_norm.weight" in names, "a sub-layer comes with its norms"
-    assert ("final_norm.text.weight" in names) == (way == "full")
-    assert ("layers.0.self_attention.text.branch.qkv.weight" in names) == (way == "full")
-    assert ("layers.0.self_attention.branch.qkv.weight" in names) == (way == "feed_forward")
-
-
-@pytest.mark.parametrize("way", WAYS)
 def test_modalities_meet_in_attention(way: str) -> None:
     """A change of the text reaches the image of its pair and no other one."""
     model, x = build(multiway=way), tokens()
