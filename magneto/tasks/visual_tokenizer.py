@@ -176,6 +176,10 @@ class VisualTokenization(ImageTask):
             painted = colours[row[-1].view(grid, grid).numpy()].repeat(patch, axis=0).repeat(patch, axis=1)
             yield side_by_side([*map(tile, row[:-1]), tile(painted.transpose(2, 0, 1))])
 
+    def throughput_counts(self, batch: Batch) -> dict[str, float]:
+        """Images alone: a tokenizer of convolutions reads no tokens."""
+        return {"examples": float(len(batch["id"]))}
+
     def flops(self, batch: Batch) -> float:
         """Encoder and decoder, forward and backward, counted on one image."""
         if self._flops is None:
