@@ -139,7 +139,8 @@ def _check_parts(config: Mapping[str, Any]) -> None:
         try:
             BackboneConfig.from_dict(backbone)
         except MagnetoError as error:
-            raise ConfigError(f"backbone: {error}") from error
+            named = str(error).startswith("backbone.")
+            raise ConfigError(str(error) if named else f"backbone: {error}") from error
 
 
 def _check_space(data: DataModule) -> None:

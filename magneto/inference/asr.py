@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from magneto.data.speech.dataset import SpeechInfo, user_recordings
 from magneto.data.tokenizers.ctc import CTCTokenizer
 from magneto.errors import DataError
 from magneto.inference.ctc import ctc_beam_search, ctc_greedy
-from magneto.inference.inputs import PredictInput, PredictModel
+from magneto.inference.inputs import PredictInput
 
 Decoder = Literal["greedy", "beam"]
 """Best path, or prefix beam search."""
@@ -31,16 +31,6 @@ class AsrPredictOptions:
     decoder: Decoder | None = None
     beam_width: Annotated[int, Ge(1)] | None = None
     """Prefixes kept by the beam search."""
-
-
-class Recogniser(PredictModel, Protocol):
-    """A model of log probabilities over characters."""
-
-    info: SpeechInfo
-    tokenizer: CTCTokenizer
-
-    def __call__(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T, mels) and (B,) -> log probabilities (B, T', V) and their lengths (B,)."""
 
 
 def decode(
@@ -64,7 +54,7 @@ def decode(
 
 
 def transcribe(
-    model: Recogniser, inputs: PredictInput, decoder: Decoder, beam_width: int
+    model: Any, inputs: PredictInput, decoder: Decoder, beam_width: int
 ) -> Iterator[dict[str, Any]]:
     """Transcribe audio files, the audio files of a folder, or waveforms.
 
@@ -95,7 +85,7 @@ def _recordings(inputs: PredictInput, info: SpeechInfo) -> Iterator[tuple[str, T
         yield f"[{index}]", log_mel(waveform, FeatureSettings.from_dict(info.features))
 
 
-def recognise(model: Recogniser, features: Tensor, name: str) -> tuple[Tensor, Tensor]:
+def recognise(model: Any, features: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """Run the model on one recording (1, T, mels) of any length, in time that grows with the length alone.
 
     A recording above `WINDOW` seconds is taken in windows, with a progress bar, called `name`, on a terminal. Each overlaps
@@ -109,7 +99,8 @@ def recognise(model: Recogniser, features: Tensor, name: str) -> tuple[Tensor, T
     second = subsampling * round(1000 / (model.info.features["hop_ms"] * subsampling))
     frames, window, context = features.shape[1], WINDOW * second, CONTEXT * second
     if frames <= window:
-        return model(features, torch.tensor([frames], device=model.device))
+        log_probs, lengths = model(features, torch.tensor([frames], device=model.device))
+        return log_probs, lengths
     starts = range(0, frames - 2 * context, window - 2 * context)
     screen = Console(stderr=True)
     parts = []

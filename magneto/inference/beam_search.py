@@ -25,8 +25,6 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from magneto.errors import ConfigError
-
 
 class State(Protocol):
     """State of a model between two steps, such as `nn.KVCache`."""
@@ -54,24 +52,6 @@ class Hypothesis:
     tokens: list[int]
     log_prob: float
     score: float
-
-
-def check_search(beam: int, n_best: int, length_penalty: float, where: str) -> None:
-    """Check the options of a search; `where` is the configuration key that holds them.
-
-    Raises:
-        ConfigError: one of them is out of range.
-    """
-    if beam < 1:
-        raise ConfigError(f"{where}.beam={beam}: must be 1 (greedy) or more.")
-    if not 1 <= n_best <= beam:
-        raise ConfigError(
-            f"{where}.n_best={n_best}: must be from 1 to the {beam} beams of {where}.beam. Raise that for more."
-        )
-    if length_penalty < 0:
-        raise ConfigError(
-            f"{where}.length_penalty={length_penalty}: must be 0 or more. Set it to 1 for the mean log probability."
-        )
 
 
 @dataclass

@@ -4,14 +4,14 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 from annotated_types import Ge
 
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import ConfigError, MagnetoError
 from magneto.inference.inputs import PredictInput
-from magneto.inference.sampling import Continuation, Decoding, LanguageModel, generate, stream
+from magneto.inference.sampling import Continuation, Decoding, generate, stream
 
 log = logging.getLogger("magneto")
 
@@ -22,12 +22,6 @@ class CausalLMPredictOptions(Decoding):
 
     batch: Annotated[int, Ge(1)] = 16
     """Prompts continued at once, where there are several."""
-
-
-class PromptModel(LanguageModel, Protocol):
-    """A language model with its tokenizer."""
-
-    tokenizer: TextTokenizer
 
 
 def encode_prompt(tokenizer: TextTokenizer, text: str) -> list[int]:
@@ -42,7 +36,7 @@ def encode_prompt(tokenizer: TextTokenizer, text: str) -> list[int]:
 
 
 def continue_prompts(
-    model: PromptModel, inputs: PredictInput, options: CausalLMPredictOptions
+    model: Any, inputs: PredictInput, options: CausalLMPredictOptions
 ) -> Iterator[dict[str, Any]]:
     """Continue one prompt, shown as it is written, or several, batch by batch.
 
@@ -73,7 +67,7 @@ def continue_prompts(
         yield from (_result(model.tokenizer, text, answers.get(number)) for number, text in lines)
 
 
-def _continue_one(model: PromptModel, prompt: str, options: Decoding) -> Iterator[dict[str, Any]]:
+def _continue_one(model: Any, prompt: str, options: Decoding) -> Iterator[dict[str, Any]]:
     begun = _encode(model, prompt, 1)
     yield {"piece": prompt}
     first = True
@@ -85,7 +79,7 @@ def _continue_one(model: PromptModel, prompt: str, options: Decoding) -> Iterato
             yield _result(model.tokenizer, prompt, piece.finished)
 
 
-def _encode(model: PromptModel, text: str, number: int) -> list[int]:
+def _encode(model: Any, text: str, number: int) -> list[int]:
     ids = encode_prompt(model.tokenizer, text)
     if len(ids) > model.context:
         log.warning(

@@ -8,23 +8,11 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-
-import torch
+from typing import Any
 
 from magneto.errors import ConfigError, MagnetoError
 
 log = logging.getLogger("magneto")
-
-
-class PredictModel(Protocol):
-    """What every prediction needs of a model."""
-
-    info: Any
-
-    @property
-    def device(self) -> torch.device:
-        """Where it is."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import ConfigError, MagnetoError
-from magneto.inference.inputs import PredictInput, PredictModel
+from magneto.inference.inputs import PredictInput
 
 MASK = "[MASK]"
 SCORE_BATCH = 64
@@ -30,20 +30,8 @@ class MaskedLMPredictOptions:
     """Do not fill masks: give the pseudo-perplexity of each sentence instead."""
 
 
-class MaskedModel(PredictModel, Protocol):
-    """A masked language model with its tokenizer."""
-
-    tokenizer: TextTokenizer
-
-    def __call__(self, tokens: Tensor, mask: Tensor | None, chosen: Tensor) -> Tensor:
-        """(B, T) int64, padding mask, (B, T) bool with N chosen positions -> (N, d_model)."""
-
-    def logits(self, states: Tensor) -> Tensor:
-        """(N, d_model) -> fp32 (N, V)."""
-
-
 def fill_or_score(
-    model: MaskedModel, inputs: PredictInput, options: MaskedLMPredictOptions
+    model: Any, inputs: PredictInput, options: MaskedLMPredictOptions
 ) -> Iterator[dict[str, Any]]:
     """Fill the `[MASK]`s of each sentence, or with `score` give its pseudo-perplexity.
 
@@ -64,7 +52,7 @@ def fill_or_score(
             yield {"text": "", "input": line, **empty}
 
 
-def fill(model: MaskedModel, line: str, top_k: int) -> dict[str, Any]:
+def fill(model: Any, line: str, top_k: int) -> dict[str, Any]:
     """Fill the masks of a sentence, and list the `top_k` candidates of each."""
     tokenizer = model.tokenizer
     ids = _framed(model, encode(tokenizer, line))
@@ -93,7 +81,7 @@ def fill(model: MaskedModel, line: str, top_k: int) -> dict[str, Any]:
     return {"text": f"{filled}\t{shown}", "input": line, "filled": filled, "candidates": candidates}
 
 
-def score(model: MaskedModel, line: str) -> dict[str, Any]:
+def score(model: Any, line: str) -> dict[str, Any]:
     """Return the pseudo-perplexity of a sentence (Salazar et al., arXiv 1910.14659): every token is masked once, alone."""
     tokenizer = model.tokenizer
     text = tokenizer.encode(line)
@@ -149,7 +137,7 @@ def _continued(tokenizer: TextTokenizer, part: str) -> list[int]:
     return tokenizer.encode(part)
 
 
-def _framed(model: MaskedModel, ids: list[int]) -> Tensor:
+def _framed(model: Any, ids: list[int]) -> Tensor:
     """Return (T,) ids between `<s>` and `</s>`, as the blocks of training begin and documents end."""
     bos, eos = model.tokenizer.bos_id, model.tokenizer.eos_id
     framed = [*([] if bos is None else [bos]), *ids, *([] if eos is None else [eos])]

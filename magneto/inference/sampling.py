@@ -13,18 +13,21 @@ context of new tokens, instead of one for every token.
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
 import torch
+from annotated_types import Ge, Gt, Le, MinLen
 from torch import Tensor
 
+from magneto.config.validate import check_types
 from magneto.data.rng import random_stream
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import ConfigError
 from magneto.nn import KVCache
 
 Reason = Literal["end", "stop", "length"]
+StopString = Annotated[str, MinLen(1)]
 LEAST_TEMPERATURE = 1e-30  # fp32 logits divided by less than that overflow
 CUT_CHARACTER = "\ufffd"  # what a decoder writes for bytes that are no UTF-8, such as half a character
 
@@ -33,41 +36,27 @@ CUT_CHARACTER = "\ufffd"  # what a decoder writes for bytes that are no UTF-8, s
 class Decoding:
     """How the next token is chosen and when to stop. Raises ConfigError for values out of range."""
 
-    max_new_tokens: int = 128
-    min_new_tokens: int = 0
+    max_new_tokens: Annotated[int, Ge(1)] = 128
+    min_new_tokens: Annotated[int, Ge(0)] = 0
     """Tokens before the end of the document, or a stop string, is allowed."""
-    temperature: float = 0.8
+    temperature: Annotated[float, Ge(0)] = 0.8
     """The logits are divided by it; 0 is greedy, and so is what is too small to divide by."""
-    top_k: int | None = None
+    top_k: Annotated[int, Ge(1)] | None = None
     """Sample from the k most probable tokens."""
-    top_p: float | None = 0.95
+    top_p: Annotated[float, Gt(0), Le(1)] | None = 0.95
     """Sample from the most probable tokens that together reach this probability (Holtzman et al., arXiv 1904.09751)."""
-    stop: str | tuple[str, ...] = ()  # a tuple once it is made
+    stop: StopString | tuple[StopString, ...] = ()  # a tuple once it is made
     """The text ends before the first of these strings."""
     seed: int = 0
     """Of the random numbers: the same settings and prompts give the same text."""
 
     def __post_init__(self) -> None:
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        object.__setattr__(self, "stop", stop)
-        for name, holds, remedy in (
-            ("max_new_tokens", self.max_new_tokens >= 1, "must be at least 1"),
-            (
-                "min_new_tokens",
-                0 <= self.min_new_tokens <= self.max_new_tokens,
-                "must be from 0 to max_new_tokens",
-            ),
-            ("temperature", self.temperature >= 0, "must be above 0, or 0 for greedy"),
-            ("top_k", self.top_k is None or self.top_k >= 1, "must be at least 1, or null for all tokens"),
-            ("top_p", self.top_p is None or 0 < self.top_p <= 1, "must be above 0 and at most 1, or null"),
-            (
-                "stop",
-                all(isinstance(text, str) and text for text in stop),
-                "must be strings that are not empty",
-            ),
-        ):
-            if not holds:
-                raise ConfigError(f"{name}={getattr(self, name)}: {remedy}.")
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        check_types(Decoding, vars(self))
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ConfigError(
+                f"min_new_tokens={self.min_new_tokens}: must be from 0 to max_new_tokens={self.max_new_tokens}."
+            )
 
 
 class LanguageModel(Protocol):

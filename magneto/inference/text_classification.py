@@ -4,17 +4,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
-
-from torch import Tensor
+from typing import Any
 
 from magneto.data.corpora.text_classification.base import zero_digits
 from magneto.data.corpora.text_classification.glue import read_test_file
 from magneto.data.text_classification.dataset import padding
 from magneto.data.tokenizers.encode import encode
-from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import ConfigError, MagnetoError
-from magneto.inference.inputs import PredictInput, PredictModel
+from magneto.inference.inputs import PredictInput
 
 BATCH = 32
 
@@ -30,21 +27,8 @@ class TextClassificationPredictOptions:
     """Name of a GLUE task: `input=` is its unlabelled test file, the output is what the benchmark's server takes."""
 
 
-class TextClassifier(PredictModel, Protocol):
-    """A classifier with its tokenizer."""
-
-    tokenizer: TextTokenizer
-    labels: list[str]
-
-    def __call__(self, tokens: Tensor, mask: Tensor, second: Tensor) -> Tensor:
-        """(B, T) int64, bool and bool -> fp32 logits."""
-
-    def describe(self, logits: Tensor) -> list[dict[str, Any]]:
-        """Return the answer of each row."""
-
-
 def classify(
-    model: TextClassifier, inputs: PredictInput, options: TextClassificationPredictOptions
+    model: Any, inputs: PredictInput, options: TextClassificationPredictOptions
 ) -> Iterator[dict[str, Any]]:
     """Label lines: a text each, or two texts with a tab between them where the model was trained on pairs.
 
@@ -73,7 +57,7 @@ def classify(
             yield {"text": printed, "input": line, **(answer or empty)}
 
 
-def _classify_glue(model: TextClassifier, inputs: PredictInput, task: str) -> Iterator[dict[str, Any]]:
+def _classify_glue(model: Any, inputs: PredictInput, task: str) -> Iterator[dict[str, Any]]:
     if inputs.path is None or inputs.path == "-":
         raise ConfigError(f"predict.glue={task} needs input=: the test file of that task.")
     head = "index\tprediction\n"
@@ -97,7 +81,7 @@ def _split(line: str, pairs: bool) -> Texts:
     return texts[0], texts[1] if pairs else None
 
 
-def _answers(model: TextClassifier, texts: Sequence[Texts]) -> list[dict[str, Any]]:
+def _answers(model: Any, texts: Sequence[Texts]) -> list[dict[str, Any]]:
     """Return the answers of one batch."""
     if model.info.zero_digits:
         texts = [(zero_digits(text), pair and zero_digits(pair)) for text, pair in texts]
@@ -106,4 +90,7 @@ def _answers(model: TextClassifier, texts: Sequence[Texts]) -> list[dict[str, An
     )
     items = [{"tokens": tokens, "second": second} for tokens, second in encoded.items()]
     batch = padding(model.tokenizer.pad_id or 0)(items)
-    return model.describe(model(*(batch[key].to(model.device) for key in ("tokens", "mask", "second"))))
+    answers: list[dict[str, Any]] = model.describe(
+        model(*(batch[key].to(model.device) for key in ("tokens", "mask", "second")))
+    )
+    return answers

@@ -5,17 +5,16 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 from annotated_types import Ge
-from torch import Tensor
 
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.data.translation.cleaning import tidy
 from magneto.data.translation.dataset import Marks, TranslationInfo
 from magneto.errors import ConfigError, nearest
-from magneto.inference.beam_search import Hypothesis, check_search
-from magneto.inference.inputs import PredictInput, PredictModel
+from magneto.inference.beam_search import Hypothesis
+from magneto.inference.inputs import PredictInput
 
 log = logging.getLogger("magneto")
 
@@ -24,28 +23,16 @@ log = logging.getLogger("magneto")
 class TranslationPredictOptions:
     """Options of `mode=predict`, `conf/predict/mt.yaml`; None: as the task was trained."""
 
-    beam: int | None = None
+    beam: Annotated[int, Ge(1)] | None = None
     """Beams of the search; 1 is greedy."""
-    length_penalty: float | None = None
+    length_penalty: Annotated[float, Ge(0)] | None = None
     """Above 1 favours long translations."""
-    n_best: int = 1
+    n_best: Annotated[int, Ge(1)] = 1
     """Translations of each line, best first."""
     batch: Annotated[int, Ge(1)] = 32
     """Lines translated at once. Results appear line by line with 1, and after several batches otherwise."""
     target: str | None = None
     """Language to translate into, where the model knows several."""
-
-
-class Translator(PredictModel, Protocol):
-    """An encoder-decoder that searches translations."""
-
-    info: TranslationInfo
-    target_tokenizer: TextTokenizer
-
-    def search(
-        self, source: Tensor, mask: Tensor, *, beam: int, length_penalty: float, n_best: int
-    ) -> list[list[Hypothesis]]:
-        """Return the `n_best` translations of each row of source (B, S)."""
 
 
 def one_line(text: str) -> str:
@@ -54,7 +41,7 @@ def one_line(text: str) -> str:
 
 
 def translate(
-    model: Translator,
+    model: Any,
     inputs: PredictInput,
     options: TranslationPredictOptions,
     beam: int,
@@ -81,7 +68,10 @@ def translate(
     """
     beam = beam if options.beam is None else options.beam
     penalty = length_penalty if options.length_penalty is None else options.length_penalty
-    check_search(beam, options.n_best, penalty, "predict")
+    if options.n_best > beam:
+        raise ConfigError(
+            f"predict.n_best={options.n_best}: must be from 1 to the {beam} beams of predict.beam. Raise that for more."
+        )
     direction = _direction(model.info, options.target)
     collate = Marks(model.info).padding()
     lines = enumerate(inputs.lines(), start=1)

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -11,10 +11,9 @@ from annotated_types import Ge
 from torch import Tensor
 
 from magneto.data.corpora.text.base import why_unusable
-from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import ConfigError
 from magneto.inference.images import image_batches
-from magneto.inference.inputs import PredictInput, PredictModel
+from magneto.inference.inputs import PredictInput
 from magneto.inference.texts import text_batches
 
 BATCH = 64
@@ -56,39 +55,18 @@ class RetrievalPredictOptions:
             )
 
 
-class RetrievalModel(PredictModel, Protocol):
-    """A model that has vectors of length 1 for images and texts."""
-
-    tokenizer: TextTokenizer
-
-    def image_vectors(self, images: Tensor) -> Tensor:
-        """(B, C, S, S) -> fp32 (B, E)."""
-
-    def text_vectors(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """(B, T) int64 and bool -> fp32 (B, E)."""
-
-
-@dataclass(frozen=True)
-class Drawings:
-    """Functions that draw results, (H, W, 3) uint8.
-
-    Attributes:
-        images_of: of a sentence and the images that were retrieved for it.
-        texts_of: of an image and the texts that were retrieved for it.
-    """
-
-    images_of: Callable[[str, Sequence[Match]], np.ndarray]
-    texts_of: Callable[[np.ndarray, Sequence[Match]], np.ndarray]
-
-
 def top_matches(query: Tensor, vectors: Tensor, count: int) -> list[tuple[int, float]]:
     """Return index and cosine of the `count` of (G, E) that are nearest to (E,), the best first; all of length 1."""
     top = (vectors @ query).topk(min(count, len(vectors)))
     return list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
 
 
+Draw = Callable[[Any, Sequence[Match]], np.ndarray]
+"""What was asked for, a sentence or an image, and its matches -> a drawing, (H, W, 3) uint8."""
+
+
 def retrieve(
-    model: RetrievalModel, inputs: PredictInput, options: RetrievalPredictOptions, draw: Drawings
+    model: Any, inputs: PredictInput, options: RetrievalPredictOptions, draw_images: Draw, draw_texts: Draw
 ) -> Iterator[dict[str, Any]]:
     """Find the best images of `inputs` for each sentence, or the best captions for each image.
 
@@ -98,7 +76,20 @@ def retrieve(
     if options.captions is None:
         # A number on the command line is a sentence too.
         given = options.query if isinstance(options.query, list | tuple) else [options.query]
-        yield from _images_of_texts(model, inputs, [str(query) for query in given], options.top_k, draw)
+        queries = [str(query) for query in given]
+        texts = _text_vectors(model, queries, "predict.query")
+        names: list[str] = []
+        pixels: list[np.ndarray] = []
+        parts = []
+        for some, images, vectors in _image_vectors(model, inputs):
+            names += some
+            pixels += images
+            parts.append(vectors)
+        vectors = torch.cat(parts)
+        for query, vector in zip(queries, texts, strict=True):
+            yield _result(
+                {"query": query}, query, vector, vectors, options.top_k, names, pixels, "input", draw_images
+            )
         return
     file = PredictInput(path=str(options.captions), key="predict.captions")
     captions = list(_captions(file))
@@ -106,42 +97,39 @@ def retrieve(
         raise ConfigError(
             f"predict.captions={options.captions}: holds no caption. Name a file with one in each line."
         )
-    yield from _texts_of_images(model, inputs, captions, options.top_k, draw)
-
-
-def _images_of_texts(
-    model: RetrievalModel, inputs: PredictInput, queries: Sequence[str], top_k: int, draw: Drawings
-) -> Iterator[dict[str, Any]]:
-    texts = _text_vectors(model, queries, "predict.query")
-    names: list[str] = []
-    pixels: list[np.ndarray] = []
-    parts = []
-    for some, images, vectors in _image_vectors(model, inputs):
-        names += some
-        pixels += images
-        parts.append(vectors)
-    vectors = torch.cat(parts)
-    for query, vector in zip(queries, texts, strict=True):
-        matches = top_matches(vector, vectors, top_k)
-        listed = [{"input": names[index], "similarity": round(cosine, 4)} for index, cosine in matches]
-        lines = [f"{one['similarity']:.3f}\t{one['input']}" for one in listed]
-        shown = draw.images_of(query, [Match(pixels[index], cosine) for index, cosine in matches])
-        yield {"text": "\n".join([query, *lines]), "query": query, "found": listed, "image": shown}
-
-
-def _texts_of_images(
-    model: RetrievalModel, inputs: PredictInput, captions: Sequence[str], top_k: int, draw: Drawings
-) -> Iterator[dict[str, Any]]:
     texts = _text_vectors(model, captions, "predict.captions")
     for names, pixels, vectors in _image_vectors(model, inputs):
         for name, image, vector in zip(names, pixels, vectors, strict=True):
-            matches = top_matches(vector, texts, top_k)
-            listed = [
-                {"caption": captions[index], "similarity": round(cosine, 4)} for index, cosine in matches
-            ]
-            lines = [f"{one['similarity']:.3f}\t{one['caption']}" for one in listed]
-            shown = draw.texts_of(image, [Match(captions[index], cosine) for index, cosine in matches])
-            yield {"text": "\n".join([name, *lines]), "input": name, "found": listed, "image": shown}
+            yield _result(
+                {"input": name},
+                image,
+                vector,
+                texts,
+                options.top_k,
+                captions,
+                captions,
+                "caption",
+                draw_texts,
+            )
+
+
+def _result(
+    asked: dict[str, str],
+    content: Any,
+    vector: Tensor,
+    vectors: Tensor,
+    top_k: int,
+    names: Sequence[str],
+    contents: Sequence[Any],
+    key: str,
+    draw: Draw,
+) -> dict[str, Any]:
+    """Return the `top_k` of `vectors` that are nearest to `vector`, by their names, and a drawing of their contents."""
+    matches = top_matches(vector, vectors, top_k)
+    listed = [{key: names[index], "similarity": round(cosine, 4)} for index, cosine in matches]
+    lines = [f"{one['similarity']:.3f}\t{one[key]}" for one in listed]
+    image = draw(content, [Match(contents[index], cosine) for index, cosine in matches])
+    return {"text": "\n".join([*asked.values(), *lines]), **asked, "found": listed, "image": image}
 
 
 def _captions(file: PredictInput) -> Iterator[str]:
@@ -155,7 +143,7 @@ def _captions(file: PredictInput) -> Iterator[str]:
         yield line
 
 
-def _text_vectors(model: RetrievalModel, texts: Sequence[str], key: str) -> Tensor:
+def _text_vectors(model: Any, texts: Sequence[str], key: str) -> Tensor:
     """Return (texts, E) on the CPU."""
     batches = text_batches(texts, model.tokenizer, model.info, key, BATCH)
     return torch.cat(
@@ -163,9 +151,7 @@ def _text_vectors(model: RetrievalModel, texts: Sequence[str], key: str) -> Tens
     )
 
 
-def _image_vectors(
-    model: RetrievalModel, inputs: PredictInput
-) -> Iterator[tuple[list[str], list[np.ndarray], Tensor]]:
+def _image_vectors(model: Any, inputs: PredictInput) -> Iterator[tuple[list[str], list[np.ndarray], Tensor]]:
     """Yield names, pixels (C, S, S) uint8 as the model sees them, and vectors (B, E) on the CPU."""
     for names, images in image_batches(inputs, model.info, BATCH):
         vectors = model.image_vectors(images.to(model.device)).cpu()

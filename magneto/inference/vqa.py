@@ -4,17 +4,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from magneto.data.tokenizers.text import TextTokenizer
 from magneto.data.vqa.dataset import VqaInfo
 from magneto.errors import ConfigError
 from magneto.inference.images import image_batches, read_images
-from magneto.inference.inputs import PredictInput, PredictModel
+from magneto.inference.inputs import PredictInput
 from magneto.inference.texts import text_batches
 
 BATCH = 32
@@ -39,20 +38,7 @@ class VqaPredictOptions:
             )
 
 
-class VqaModel(PredictModel, Protocol):
-    """A model that answers questions, or judges statements."""
-
-    info: VqaInfo
-    tokenizer: TextTokenizer
-
-    def __call__(self, images: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        """(B, P, C, S, S), (B, T) int64 and its mask -> fp32 logits (B, answers)."""
-
-    def describe(self, logits: Tensor, top_k: int) -> list[list[dict[str, Any]]]:
-        """Return the `top_k` answers of each row, as `answer` and `probability`."""
-
-
-def answer(model: VqaModel, inputs: PredictInput, options: VqaPredictOptions) -> Iterator[dict[str, Any]]:
+def answer(model: Any, inputs: PredictInput, options: VqaPredictOptions) -> Iterator[dict[str, Any]]:
     """Answer the question about each image, or judge the statement about it and the second image.
 
     Yields:

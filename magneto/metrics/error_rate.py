@@ -1,21 +1,18 @@
 """Error rates of recognised text: corpus scores from summed counts, and alignments that a person can read.
 
 A corpus rate is (substitutions + deletions + insertions) / reference length, both summed over the corpus.
-It is the mean neither over utterances nor over batches, and so independent of the batching and of the
-number of processes.
 """
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from rapidfuzz.distance import Levenshtein  # the engine of jiwer, which is the oracle in the tests
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 from magneto.errors import ConfigError, nearest
+from magneto.metrics.examples import ExampleScores
 
 Operation = Literal["equal", "substitute", "delete", "insert"]
 Unit = Literal["character", "word"]
@@ -80,38 +77,24 @@ def mark_errors(reference: str, hypothesis: str, unit: Unit = "word") -> str:
     return space.join(parts)
 
 
-class ErrorRate(Metric):
+class ErrorRate(ExampleScores):
     """Corpus character and word error rate, over all samples and per group (for example per language).
-
-    The state is a row of counts for each sample, with its id. Processes gather their rows, and a sample
-    that was seen twice (a distributed sampler repeats some, to give each process as many) counts once, as
-    the lowest rank saw it. So several processes give exactly the score of one.
 
     An empty reference adds nothing to the reference length, and every token of its hypothesis is an
     insertion. Where the summed length is zero, the rate is the number of errors (jiwer's convention): 0.0
     if there are none.
+
+    Args:
+        groups: the names that `update` may give, alike on all processes.
     """
 
-    full_state_update = False
     higher_is_better = False
-    is_differentiable = False
 
-    rows: list[Tensor]
-    """Each (samples, 10): id, index of the group (-1: none), four counts of characters, four of words."""
-
-    def __init__(self, groups: Sequence[str] = (), **kwargs: Any) -> None:
-        """`groups`: the names that `update` may give, alike on all processes; `kwargs` go to torchmetrics."""
-        super().__init__(**kwargs)
+    def __init__(self, groups: Sequence[str] = ()) -> None:
+        super().__init__(
+            2 + 2 * len(OPERATIONS)
+        )  # index of the group (-1: none), counts of characters, of words
         self.groups = tuple(groups)
-        self.add_state("rows", default=[], dist_reduce_fx="cat")
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget all samples."""
-        super().reset()
-        # With an empty block of rows, a process that saw no sample can take part in the gathering.
-        width = 2 + 2 * len(OPERATIONS)
-        self.rows.append(torch.zeros(0, width, dtype=torch.int64, device=self.device))
 
     def update(
         self,
@@ -133,11 +116,11 @@ class ErrorRate(Metric):
         """
         members = [-1] * len(references) if groups is None else [self._group_index(name) for name in groups]
         rows = [
-            [sample, member, *_count(ref, hyp, "character"), *_count(ref, hyp, "word")]
-            for sample, member, ref, hyp in zip(ids.tolist(), members, references, hypotheses, strict=True)
+            [member, *_count(ref, hyp, "character"), *_count(ref, hyp, "word")]
+            for member, ref, hyp in zip(members, references, hypotheses, strict=True)
         ]
         if rows:
-            self.rows.append(torch.tensor(rows, dtype=torch.int64, device=self.device))
+            self.keep(ids, torch.tensor(rows))
 
     def compute(self) -> dict[str, float]:
         """The rates as fractions (0.42, not 42).
@@ -146,12 +129,9 @@ class ErrorRate(Metric):
             `cer`, `wer`; `substitutions`, `deletions` and `insertions`, the parts that add up to `cer`;
             `cer/<group>` and `wer/<group>` for each group that was seen. Empty when no sample was seen.
         """
-        unique: dict[int, list[int]] = {}
-        for sample, *row in dim_zero_cat(self.rows).tolist():
-            unique.setdefault(sample, row)
-        if not unique:
+        table = self.examples().long()
+        if not len(table):
             return {}
-        table = torch.tensor(list(unique.values()))
         group_of, counts = table[:, 0], table[:, 1:].reshape(-1, 2, len(OPERATIONS))
 
         scores = _rates(counts)

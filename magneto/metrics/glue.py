@@ -1,27 +1,21 @@
 """GLUE's metrics: accuracy, F1, Matthews correlation, Pearson and Spearman correlation (Wang et al., arXiv 1804.07461)."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import torch
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.functional import pearson_corrcoef, spearman_corrcoef
 from torchmetrics.functional.classification import binary_f1_score, multiclass_matthews_corrcoef
-from torchmetrics.utilities import dim_zero_cat
 
 from magneto.errors import ConfigError, nearest
+from magneto.metrics.examples import ExampleScores
 
 CLASSIFICATION = ("accuracy", "f1", "matthews")
 REGRESSION = ("pearson", "spearman")
 METRICS = CLASSIFICATION + REGRESSION
 
 
-class GlueScores(Metric):
+class GlueScores(ExampleScores):
     """The chosen metrics over all examples of an evaluation, and for each further subset of it.
-
-    The state is a row for each example, so a score is neither a mean over batches nor over processes, and an example
-    that was seen twice counts once.
 
     - `accuracy`: share of equal labels.
     - `f1`: of label 1 of two, 0 where it is neither predicted nor there.
@@ -38,15 +32,8 @@ class GlueScores(Metric):
         ConfigError: a metric is unknown or does not fit the labels.
     """
 
-    full_state_update = False
-    higher_is_better = True
-    is_differentiable = False
-
-    rows: list[Tensor]
-    """Each (examples, 4) float64: id, subset, prediction, label."""
-
-    def __init__(self, metrics: Sequence[str], classes: int, subsets: Sequence[str], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, metrics: Sequence[str], classes: int, subsets: Sequence[str]) -> None:
+        super().__init__(4)
         fitting = CLASSIFICATION if classes else REGRESSION
         for name in metrics:
             if name not in METRICS:
@@ -60,26 +47,14 @@ class GlueScores(Metric):
             raise ConfigError(f"metric 'f1' is that of label 1 of two, but there are {classes} classes.")
         assert metrics and subsets
         self.metrics, self.classes, self.subsets = tuple(metrics), classes, tuple(subsets)
-        self.add_state("rows", default=[], dist_reduce_fx="cat")
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget all examples."""
-        super().reset()
-        # With an empty block of rows, a process that saw no example can take part in the gathering.
-        self.rows.append(torch.zeros(0, 4, dtype=torch.float64, device=self.device))
 
     def update(self, predictions: Tensor, labels: Tensor, ids: Tensor, subsets: Tensor) -> None:
         """Keep one batch: (B,) predicted classes or numbers, (B,) true ones, (B,) ids and indices of subsets."""
-        columns = [values.to(self.device, torch.float64) for values in (ids, subsets, predictions, labels)]
-        self.rows.append(torch.stack(columns, dim=1))
+        self.keep(ids, subsets, predictions, labels)
 
     def compute(self) -> dict[str, float]:
         """The scores as fractions; empty when no example was seen."""
-        unique: dict[float, list[float]] = {}
-        for sample, *row in dim_zero_cat(self.rows).tolist():
-            unique.setdefault(sample, row)
-        rows = torch.tensor(list(unique.values()), dtype=torch.float64).view(-1, 3)
+        rows = self.examples()
         scores: dict[str, float] = {}
         for index, subset in enumerate(self.subsets):
             members = rows[rows[:, 0] == index]

@@ -1,24 +1,22 @@
 """Top-1 and top-5 accuracy of a classifier of images, of each class too, and its confusion matrix."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from magneto.errors import ConfigError
 from magneto.metrics.error_rate import metric_names
+from magneto.metrics.examples import ExampleScores
 
 TOP = 5
 NAMED = 20  # classes up to which each has a metric, and its name in the image
 DRAWN = 1000  # classes up to which there is a confusion matrix
 
 
-class ClassScores(Metric):
+class ClassScores(ExampleScores):
     """Accuracies over all examples of an evaluation, as fractions. Examples without a class (label -1) are
     ignored.
 
@@ -26,33 +24,17 @@ class ClassScores(Metric):
     - `mean_class_accuracy`: the mean of the classes' own `top1`, so that each counts alike.
     - `top1/<class>`: of one class, where there are at most `NAMED`; a slash in its name becomes `_`.
 
-    The state is a row for each example, which is small for any number of classes and makes no mean of batches or of
-    processes. `confusion` is known once `compute` was called.
+    `confusion` is known once `compute` was called.
 
     Args:
         labels: names of the classes.
     """
 
-    full_state_update = False
-    higher_is_better = True
-    is_differentiable = False
-
-    rows: list[Tensor]
-    """Each (examples, 3) int64: class, top class, whether the class is among the `TOP` ones."""
-
-    def __init__(self, labels: Sequence[str], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, labels: Sequence[str]) -> None:
+        super().__init__(3)  # class, top class, whether the class is among the `TOP` ones
         self.labels = tuple(labels)
         self.confusion: NDArray[np.int64] | None = None
         """(classes, classes) examples of each class (rows) by top class (columns); None above `DRAWN` classes."""
-        self.add_state("rows", default=[], dist_reduce_fx="cat")
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget all examples; the last confusion matrix stays."""
-        super().reset()
-        # With an empty block of rows, a process that saw no example can take part in the gathering.
-        self.rows.append(torch.zeros(0, 3, dtype=torch.int64, device=self.device))
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Keep one batch: (B, classes) and (B,) int64."""
@@ -60,7 +42,7 @@ class ClassScores(Metric):
         logits, labels = logits[known], labels[known]
         top = logits.topk(min(TOP, logits.size(1)), dim=1).indices
         among = (top == labels[:, None]).any(1)
-        self.rows.append(torch.stack((labels, top[:, 0], among), dim=1))
+        self.keep(labels, top[:, 0], among)
 
     def compute(self) -> dict[str, float]:
         """See the class.
@@ -68,7 +50,7 @@ class ClassScores(Metric):
         Raises:
             ConfigError: no example had a class.
         """
-        rows = dim_zero_cat(self.rows).cpu().numpy()
+        rows = dim_zero_cat(self.rows).long().cpu().numpy()
         if not len(rows):
             raise ConfigError(
                 "None of the evaluated images has a class: there is nothing to measure. Label them with mode=predict."

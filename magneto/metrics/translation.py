@@ -1,20 +1,14 @@
-"""BLEU, chrF and TER of translations, by sacrebleu: corpus scores from the summed statistics of the sentences.
-
-sacrebleu computes a corpus score from a few counts of each sentence (matched n-grams, lengths, edits). These counts are
-kept here, so a score depends neither on the batching nor on the number of processes, and is the number that
-sacrebleu's own command line gives for the same lines.
-"""
+"""BLEU, chrF and TER of translations, by sacrebleu: the numbers that its own command line gives for the same lines."""
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+import torch.distributed as dist
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 from magneto.errors import ConfigError, nearest
 from magneto.inference.translation import one_line
@@ -91,13 +85,15 @@ def sacrebleu_bleu(tokenize: str) -> Any:
 class TranslationScores(Metric):
     """BLEU, chrF and TER (0 to 100) over all directions together and, where there are several, over each.
 
+    The state is the translations themselves, which processes gather: the scores depend neither on the batches nor on the
+    number of processes.
+
     Args:
         directions: names such as `en-fr`; updates give indices into them.
         tokenize: BLEU's tokenizer; None: that of each direction's target language, see `bleu_tokenizer`.
     """
 
     full_state_update = False
-    rows: list[Tensor]
 
     def __init__(self, directions: Sequence[str], tokenize: str | None = None) -> None:
         from sacrebleu.metrics.chrf import CHRF
@@ -109,27 +105,21 @@ class TranslationScores(Metric):
         self.remarks = sorted({remark for _, remark in chosen if remark is not None})
         """Remarks on the tokenizers, for the log."""
         bleu = {name: sacrebleu_bleu(name) for name, _ in chosen}
-        for metric in bleu.values():  # the signature of one that has counted nothing is not available
-            metric._extract_corpus_statistics(["a"], [["a"]])
-        self._bleu = [bleu[name] for name, _ in chosen]  # of each direction
-        self.lines: list[TranslatedLine] = []
-        """The translations of this process whose sources were given, until `reset`."""
-        self._metrics = {"bleu": self._bleu[0], "chrf": CHRF(), "ter": TER()}
-        self._widths = {
-            name: len(metric._extract_corpus_statistics(["a"], [["a"]])[0])
-            for name, metric in self._metrics.items()
+        self._counters: dict[str, list[Any]] = {  # of each direction
+            "bleu": [bleu[name] for name, _ in chosen],
+            "chrf": [CHRF()] * len(chosen),
+            "ter": [TER()] * len(chosen),
         }
-        # (N, 2 + counts) float64: id, direction, counts; NaN where a score was not asked for.
-        self.add_state("rows", default=[], dist_reduce_fx="cat")
-        self.reset()
+        for counters in self._counters.values():  # one that has counted nothing has no signature
+            for counter in counters:
+                counter._extract_corpus_statistics(["a"], [["a"]])
+        self._lines: list[TranslatedLine] = []
+        self._scores: tuple[str, ...] = SCORES
 
     def reset(self) -> None:
         """Forget all translations."""
         super().reset()
-        self.lines = []
-        # An empty block to begin with: a process that saw no translation gathers like the others.
-        width = 2 + sum(self._widths.values())
-        self.rows = [torch.empty((0, width), dtype=torch.float64, device=self.device)]
+        self._lines, self._scores = [], SCORES
 
     def update(
         self,
@@ -140,38 +130,27 @@ class TranslationScores(Metric):
         scores: Sequence[str] = SCORES,
         sources: Sequence[str] | None = None,
     ) -> None:
-        """Count N translations.
+        """Keep N translations.
 
         Args:
             hypotheses: N texts.
             references: N texts.
             ids: (N,) int64; an example that comes twice counts once.
             directions: (N,) int64.
-            scores: those to compute. TER is far slower than the others.
-            sources: N texts, where the translations are to be kept in `lines`.
+            scores: those to compute, the same in all updates. TER is far slower than the others.
+            sources: N texts, for `lines`.
         """
-        if not hypotheses:
-            return
-        if sources is not None:
-            columns = (ids.tolist(), directions.tolist(), sources, hypotheses, references)
-            self.lines += zip(*columns, strict=True)
-        parts = [torch.stack((ids, directions), dim=1).double().cpu()]
-        lines = [*zip(map(one_line, hypotheses), map(one_line, references), strict=True)]
-        for name, metric in self._metrics.items():
-            if name in scores:
-                counters = (
-                    [self._bleu[int(n)] for n in directions] if name == "bleu" else [metric] * len(lines)
-                )
-                counts = [
-                    counter._extract_corpus_statistics([hypothesis], [[reference]])[0]
-                    for counter, (hypothesis, reference) in zip(counters, lines, strict=True)
-                ]
-                parts.append(torch.tensor(counts, dtype=torch.float64))
-            else:
-                parts.append(
-                    torch.full((len(hypotheses), self._widths[name]), torch.nan, dtype=torch.float64)
-                )
-        self.rows.append(torch.cat(parts, dim=1).to(self.device))
+        self._scores = tuple(scores)
+        sources = [""] * len(hypotheses) if sources is None else sources
+        self._lines += zip(ids.tolist(), map(int, directions), sources, hypotheses, references, strict=True)
+
+    def lines(self) -> list[TranslatedLine]:
+        """Return the translations of all processes, which must call this together, in the order of their ids."""
+        parts = [self._lines]
+        if dist.is_available() and dist.is_initialized():
+            parts = [[] for _ in range(dist.get_world_size())]
+            dist.all_gather_object(parts, self._lines)
+        return sorted({line[0]: line for part in parts for line in part}.values())
 
     def compute(self) -> dict[str, float]:
         """The scores.
@@ -180,58 +159,42 @@ class TranslationScores(Metric):
             `bleu`, `chrf`, `ter`; where there are several directions also `bleu/en-fr` and so on for each that was seen,
             and `bleu_mean`, their mean (the number that many-to-many papers print). Empty when nothing was seen.
         """
-        seen = {row[0].item(): row for row in dim_zero_cat(self.rows).cpu()}
-        if not seen:
-            return {}
-        table = torch.stack(list(seen.values()))
+        pairs: dict[int, list[tuple[str, str]]] = {}
+        for _, direction, _, hypothesis, reference in self.lines():
+            pairs.setdefault(direction, []).append((one_line(hypothesis), one_line(reference)))
         scores: dict[str, float] = {}
-        start = 2
-        for name, width in self._widths.items():
-            counts = table[:, start : start + width]
-            start += width
-            if counts.isnan().any():
-                continue
-            scores[name] = self._score(name, counts)
-            if len(self.directions) == 1:
-                continue
-            parts = {
-                direction: self._score(name, counts[member])
-                for index, direction in enumerate(self.directions)
-                if (member := table[:, 1] == index).any()
-            }
-            scores |= {f"{name}/{direction}": value for direction, value in parts.items()}
-            scores[f"{name}_mean"] = sum(parts.values()) / len(parts)
+        for name in self._scores if pairs else ():
+            counters, counts = self._counters[name], {}
+            for direction in sorted(pairs):
+                hypotheses, references = map(list, zip(*pairs[direction], strict=True))
+                counts[direction] = counters[direction]._extract_corpus_statistics(hypotheses, [references])
+            scores[name] = counters[0]._aggregate_and_compute(sum(counts.values(), [])).score
+            if len(self.directions) > 1:
+                parts = {n: counters[n]._aggregate_and_compute(rows).score for n, rows in counts.items()}
+                scores |= {f"{name}/{self.directions[n]}": value for n, value in parts.items()}
+                scores[f"{name}_mean"] = sum(parts.values()) / len(parts)
         return scores
-
-    def _score(self, name: str, counts: Tensor) -> float:
-        # The counts are whole numbers, exact in float64. BLEU's smoothing looks at integers.
-        sums = [int(value) if value.is_integer() else value for value in counts.sum(dim=0).tolist()]
-        return float(self._metrics[name]._compute_score_from_stats(sums).score)
 
     def signatures(self) -> dict[str, str]:
         """Return what sacrebleu prints beside each score: its settings and version.
 
         Where the directions differ in BLEU's tokenizer, there is one of `bleu/en-fr` and so on in place of `bleu`.
         """
-        signatures = {name: str(metric.get_signature()) for name, metric in self._metrics.items()}
-        if len(set(self._bleu)) > 1:
+        signatures = {name: str(of[0].get_signature()) for name, of in self._counters.items()}
+        if len(set(self._counters["bleu"])) > 1:
             del signatures["bleu"]
-            parts = zip(self.directions, self._bleu, strict=True)
+            parts = zip(self.directions, self._counters["bleu"], strict=True)
             signatures = {f"bleu/{name}": str(bleu.get_signature()) for name, bleu in parts} | signatures
         return signatures
 
 
-def write_translations(folder: Path, lines: Iterable[TranslatedLine], directions: Sequence[str]) -> None:
-    """Write `test.src`, `test.hyp` and `test.ref`, in the order of the ids; an example that comes twice is written once.
-
-    Of several directions also `test/en-fr.src` and so on.
-    """
-    unique = list({line[0]: line for line in sorted(lines)}.values())
-    _write_sides(folder / "test", unique)
+def write_translations(folder: Path, lines: Sequence[TranslatedLine], directions: Sequence[str]) -> None:
+    """Write `test.src`, `test.hyp` and `test.ref`; of several directions also `test/en-fr.src` and so on."""
+    _write_sides(folder / "test", lines)
     if len(directions) > 1:
         (folder / "test").mkdir(exist_ok=True)
         for index, direction in enumerate(directions):
-            _write_sides(folder / "test" / direction, [line for line in unique if line[1] == index])
+            _write_sides(folder / "test" / direction, [line for line in lines if line[1] == index])
 
 
 def _write_sides(stem: Path, lines: Sequence[TranslatedLine]) -> None:

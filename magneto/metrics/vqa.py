@@ -1,19 +1,17 @@
 """VQA's accuracy of answers to questions about images, and NLVR2's consistency of judgements."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 from magneto.data.vqa.answers import vqa_accuracy
 from magneto.metrics.error_rate import metric_names
+from magneto.metrics.examples import ExampleScores
 
 
-class AnswerScores(Metric):
-    """Scores over all questions of an evaluation, as fractions; one that was seen twice counts once.
+class AnswerScores(ExampleScores):
+    """Scores over all questions of an evaluation, as fractions.
 
     - `accuracy`: mean of `vqa_accuracy`; of questions that one person answered, the share of right answers.
     - `accuracy/<kind>`: of the questions of one kind, where there are several; a slash in its name becomes `_`.
@@ -26,28 +24,12 @@ class AnswerScores(Metric):
         statements: whether consistency is to be measured.
     """
 
-    full_state_update = False
-    higher_is_better = True
-    is_differentiable = False
-
     majority: Tensor
-    rows: list[Tensor]
-    """Each (questions, 5) float64: id, kind, group, accuracy, accuracy of the majority answer."""
 
-    def __init__(
-        self, kinds: Sequence[str], majority: Sequence[int], statements: bool, **kwargs: Any
-    ) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, kinds: Sequence[str], majority: Sequence[int], statements: bool) -> None:
+        super().__init__(5)
         self.kinds, self.statements = tuple(kinds), statements
         self.register_buffer("majority", torch.tensor(majority), persistent=False)
-        self.add_state("rows", default=[], dist_reduce_fx="cat")
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget all questions."""
-        super().reset()
-        # With an empty block of rows, a process that saw no question can take part in the gathering.
-        self.rows.append(torch.zeros(0, 5, dtype=torch.float64, device=self.device))
 
     def update(
         self, chosen: Tensor, counts: Tensor, people: Tensor, ids: Tensor, kinds: Tensor, groups: Tensor
@@ -64,14 +46,14 @@ class AnswerScores(Metric):
         """
         given = torch.stack((chosen, self.majority[kinds]), dim=1)
         accuracy = vqa_accuracy(counts.double().gather(1, given), people.double()[:, None])
-        self.rows.append(torch.cat((torch.stack((ids, kinds, groups), dim=1).double(), accuracy), dim=1))
+        self.keep(ids, kinds, groups, accuracy)
 
     def compute(self) -> dict[str, float]:
         """The scores; empty when no question was seen."""
-        unique = {row[0]: row for row in dim_zero_cat(self.rows).tolist()}
-        if not unique:
+        rows = self.examples()
+        if not len(rows):
             return {}
-        _, kind, group, right, majority = torch.tensor(list(unique.values()), dtype=torch.float64).T
+        kind, group, right, majority = rows.T
         scores = {"accuracy": float(right.mean()), "facts/majority_accuracy": float(majority.mean())}
         if len(self.kinds) > 1:
             scores |= {

@@ -85,8 +85,7 @@ class Attention(nn.Module):
         h = h.flatten(2)  # (B, T, d_model)
         if self.inner_norm is not None:
             h = self.inner_norm(h)  # (B, T, d_model)
-        out: Tensor = self.out(h)  # (B, T, d_model)
-        return out
+        return self.out(h)  # (B, T, d_model)
 
     def reset_parameters(self) -> None:
         """Set head scales to 1; the linear maps and norms below reset their own."""

@@ -1,10 +1,12 @@
 """The description of a backbone in plain values, checked together."""
 
-from dataclasses import asdict, dataclass, fields, replace
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Any, Literal, get_args
 
-from magneto.errors import ConfigError, nearest
+from annotated_types import Ge, Gt, Lt, MultipleOf
+
+from magneto.config.validate import check_types, from_mapping
+from magneto.errors import ConfigError
 from magneto.nn.placement import Depth, Placement, Side, find_placement, magneto_gain, one
 
 Architecture = Literal["encoder", "decoder", "encoder_decoder"]
@@ -14,6 +16,8 @@ SequencePosition = Literal["none", "learned", "sinusoidal", "rotary", "relative"
 Position = Literal[SequencePosition, "relative_2d"]
 Gain = Literal["formula", "none"]
 Multiway = Literal["none", "feed_forward", "full"]
+Count = Annotated[int, Ge(1)]
+Probability = Annotated[float, Ge(0), Lt(1)]
 
 ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
@@ -43,36 +47,36 @@ class BackboneConfig:
     own (docs/add_a_placement.md)."""
     architecture: Architecture = "encoder"
     """encoder, decoder (causal), or encoder_decoder (the decoder attends to the encoder's output)."""
-    num_layers: int = 6
+    num_layers: Count = 6
     """Layers of the encoder, or of the decoder of a decoder-only model."""
-    decoder_layers: int | None = None
+    decoder_layers: Count | None = None
     """Layers of the decoder of an encoder_decoder; None: as many as the encoder has."""
-    d_model: int = 256
+    d_model: Count = 256
     """Width of the residual stream."""
-    num_heads: int = 4
+    num_heads: Count = 4
     """Attention heads; must divide d_model."""
-    ffn_dim: int | None = None
+    ffn_dim: Count | None = None
     """Width inside the feed-forward; None: 4 * d_model. swiglu has two products of this width."""
     activation: Activation = "gelu"
     """gelu (exact), gelu_tanh (GPT-2), relu or swiglu."""
     norm: Norm = "layernorm"
     """layernorm or rmsnorm, for all norms of the stack."""
-    norm_eps: float = 1e-5
+    norm_eps: Annotated[float, Gt(0)] = 1e-5
     """Epsilon of all norms."""
     bias: bool = True
     """Additive biases in linear maps and in LayerNorm."""
     position: Position = "learned"
     """none, learned, sinusoidal, rotary, relative (T5 buckets), convolutional (wav2vec 2.0), or relative_2d (BEiT: the
     patches of one image after a [CLS] token)."""
-    max_positions: int = 2048
+    max_positions: Count = 2048
     """Longest sequence of learned, sinusoidal and rotary positions; the others have no limit."""
-    relative_buckets: int = 32
+    relative_buckets: Annotated[int, Ge(4), MultipleOf(4)] = 32
     """Buckets of relative positions; a multiple of 4."""
     relative_max_distance: int = 128
     """Distance from which on all tokens share the last bucket of relative positions."""
-    grid: int | None = None
+    grid: Count | None = None
     """Patches per side of the image, for relative_2d."""
-    conv_position_kernel: int = 31
+    conv_position_kernel: Count = 31
     """Kernel of convolutional positions, in frames; odd."""
     input_norm: bool = False
     """Norm on the input after positions are added, as in BERT."""
@@ -81,15 +85,15 @@ class BackboneConfig:
     multiway: Multiway = "none"
     """What vision and text have each of their own: none, feed_forward (the whole sub-layer; attention is shared, as in
     the paper of BEiT-3) or full (every linear map and norm, as in its released weights)."""
-    fusion_layers: int = 0
+    fusion_layers: Annotated[int, Ge(0)] = 0
     """Top layers with a third feed-forward, for all tokens of a pair of image and text."""
-    dropout: float = 0.0
+    dropout: Probability = 0.0
     """On the input and on the output of each sub-layer."""
-    attention_dropout: float = 0.0
+    attention_dropout: Probability = 0.0
     """On the attention weights."""
-    activation_dropout: float = 0.0
+    activation_dropout: Probability = 0.0
     """After the activation of the feed-forward."""
-    drop_path: float = 0.0
+    drop_path: Probability = 0.0
     """Stochastic depth: probability that an example skips a sub-layer of the last layer; linear in depth."""
     inner_attention_norm: bool | None = None
     """Ablation: the norm before the output projection; None: as the placement has it."""
@@ -105,20 +109,8 @@ class BackboneConfig:
     """Recompute each layer in the backward pass instead of storing its activations."""
 
     def __post_init__(self) -> None:
-        _check_values(self)
+        check_types(BackboneConfig, vars(self))
         find_placement(self.placement)
-        for name in (
-            "num_layers", "decoder_layers", "d_model", "num_heads", "ffn_dim", "max_positions", "grid",
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name}={value}: must be at least 1.")
-        for name in ("dropout", "attention_dropout", "activation_dropout", "drop_path"):
-            value = getattr(self, name)
-            if not 0 <= value < 1:
-                raise ConfigError(f"{name}={value}: a probability must be at least 0 and below 1.")
-        if self.norm_eps <= 0:
-            raise ConfigError(f"norm_eps={self.norm_eps}: must be above 0, for example 1e-5.")
         if self.decoder_layers is not None and self.architecture != "encoder_decoder":
             raise ConfigError(
                 f"decoder_layers={self.decoder_layers} has no effect with architecture={self.architecture}. "
@@ -133,7 +125,7 @@ class BackboneConfig:
             )
         if self.multiway != "none":
             self._check_encoder(f"multiway={self.multiway} is a property of an encoder")
-        if not 0 <= self.fusion_layers <= self.num_layers:
+        if self.fusion_layers > self.num_layers:
             raise ConfigError(
                 f"fusion_layers={self.fusion_layers}: must be between 0 and num_layers={self.num_layers}."
             )
@@ -151,9 +143,7 @@ class BackboneConfig:
             )
         if self.position == "sinusoidal" and self.d_model % 2:
             raise ConfigError(f"position=sinusoidal needs an even d_model, not {self.d_model}.")
-        if self.position == "convolutional" and (
-            self.conv_position_kernel < 1 or self.conv_position_kernel % 2 == 0
-        ):
+        if self.position == "convolutional" and self.conv_position_kernel % 2 == 0:
             raise ConfigError(
                 f"conv_position_kernel={self.conv_position_kernel}: must be odd, for example 31."
             )
@@ -163,17 +153,11 @@ class BackboneConfig:
                     "position=relative_2d needs the patches per side. Set grid to image_size / patch_size."
                 )
             self._check_encoder("position=relative_2d is for the patches of an image, which have no past")
-        if self.position == "relative":
-            if self.relative_buckets < 4 or self.relative_buckets % 4:
-                raise ConfigError(
-                    f"relative_buckets={self.relative_buckets}: must be a multiple of 4, for example 32 "
-                    "(two directions, each half near and half far)."
-                )
-            if self.relative_max_distance <= self.relative_buckets // 2:
-                raise ConfigError(
-                    f"relative_max_distance={self.relative_max_distance}: must be above half of "
-                    f"relative_buckets={self.relative_buckets}, for example {4 * self.relative_buckets}."
-                )
+        if self.position == "relative" and self.relative_max_distance <= self.relative_buckets // 2:
+            raise ConfigError(
+                f"relative_max_distance={self.relative_max_distance}: must be above half of "
+                f"relative_buckets={self.relative_buckets}, for example {4 * self.relative_buckets}."
+            )
 
     def _check_encoder(self, reason: str) -> None:
         if self.architecture != "encoder":
@@ -224,31 +208,8 @@ class BackboneConfig:
         Raises:
             ConfigError: as the constructor, and for an unknown key, with the nearest known one.
         """
-        known = [field.name for field in fields(cls)]
-        for key in values:
-            if key not in known:
-                raise ConfigError(f"backbone.{key}: there is no such key.{nearest(key, known)}")
-        return cls(**values)
+        return from_mapping(cls, values, "backbone")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, from which `from_dict` builds an equal config."""
         return asdict(self)
-
-
-def _check_values(config: BackboneConfig) -> None:
-    """Raise `ConfigError` for a value of another type than its field's, as YAML gives for `d_model: "256"`."""
-    for name, hint in get_type_hints(BackboneConfig).items():
-        value = getattr(config, name)
-        kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-        options = [option for kind in kinds if get_origin(kind) is Literal for option in get_args(kind)]
-        if value is None and NoneType in kinds:
-            continue
-        if options and value not in options:
-            raise ConfigError(
-                f"{name}={value}: there is no such {name}.{nearest(value, options)} Choose from {', '.join(options)}."
-            )
-        if not options and type(value) not in kinds and not (type(value) is int and float in kinds):
-            expected = " or ".join("null" if kind is NoneType else kind.__name__ for kind in kinds)
-            raise ConfigError(
-                f"{name}={value!r} is a {type(value).__name__}. Set it to a value of type {expected}."
-            )

@@ -41,7 +41,6 @@ class TokenStem(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise the table again."""
         nn.init.normal_(self.embedding.weight, std=self.embedding.embedding_dim**-0.5)
         if self.embedding.padding_idx is not None:
             with torch.no_grad():

@@ -49,5 +49,4 @@ class FeedForward(nn.Module):
             h = F.dropout(h, self.dropout, self.training)
         if self.inner_norm is not None:
             h = self.inner_norm(h)
-        out: Tensor = self.fc2(h)  # (..., d_model)
-        return out
+        return self.fc2(h)  # (..., d_model)

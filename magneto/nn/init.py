@@ -47,14 +47,12 @@ class Linear(nn.Linear):
         super().__init__(in_features, out_features, bias=bias)
 
     def reset_parameters(self) -> None:
-        """Initialise the weights again."""
         for role, block in zip(self.roles, self.weight.chunk(len(self.roles)), strict=True):
             nn.init.xavier_normal_(block, gain=self.gain if role in SCALED_ROLES else 1.0)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     def extra_repr(self) -> str:
-        """Return role and gain, for the printed module."""
         return f"{super().extra_repr()}, roles={'+'.join(self.roles)}, gain={self.gain:.4g}"
 
 

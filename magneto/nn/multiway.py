@@ -57,8 +57,7 @@ class Experts(nn.Module):
 
 def apply_experts(module: nn.Module, x: Tensor, num_vision_tokens: int | None) -> Tensor:
     """Apply a module that acts on each token alone, by modality if it is `Experts`: (B, T, d_model) -> the same."""
-    out: Tensor = module(x, num_vision_tokens) if isinstance(module, Experts) else module(x)
-    return out
+    return module(x, num_vision_tokens) if isinstance(module, Experts) else module(x)
 
 
 class SharedAttention(nn.Module):
@@ -78,8 +77,7 @@ class SharedAttention(nn.Module):
         n = context.num_vision_tokens
         assert n is not None and cache is None
         if n in (0, x.size(1)):
-            out: Tensor = (self.text if n == 0 else self.vision)(x, context)
-            return out
+            return (self.text if n == 0 else self.vision)(x, context)
         vision, text = self.vision.branch, self.text.branch
         assert isinstance(vision, SelfAttention) and isinstance(text, SelfAttention)
         images, texts = x.tensor_split((n,), dim=1)  # (B, n, d_model), (B, T - n, d_model)

@@ -54,7 +54,6 @@ class LearnedPosition(AbsolutePosition):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise the table again."""
         nn.init.normal_(self.table, std=self.table.size(1) ** -0.5)
 
 
@@ -119,7 +118,6 @@ class RelativeBias(nn.Module):
         self.table = nn.Parameter(torch.zeros(config.relative_buckets, config.num_heads))
 
     def reset_parameters(self) -> None:
-        """Set all entries to 0."""
         nn.init.zeros_(self.table)
 
     def forward(self, start: int, length: int) -> Tensor:
@@ -163,7 +161,6 @@ class RelativeGridBias(nn.Module):
         self.register_buffer("index", self._index(), persistent=False)
 
     def reset_parameters(self) -> None:
-        """Set all entries to 0."""
         nn.init.zeros_(self.table)
 
     def forward(self, start: int, length: int) -> Tensor:

@@ -110,5 +110,4 @@ class Residual(nn.Module):
         return h * h.new_empty(len(h), 1, 1).bernoulli_(share).div_(share)
 
     def extra_repr(self) -> str:
-        """Return alpha and the dropouts, for the printed module."""
         return f"alpha={self.alpha:.4g}, dropout={self.dropout}, drop_path={self.drop_path:.4g}"

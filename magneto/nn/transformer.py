@@ -334,8 +334,7 @@ class EncoderDecoder(nn.Module):
 
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Encode the source x (B, S, d_model) with mask (B, S) to the memory (B, S, d_model)."""
-        memory: Tensor = self.encoder(x, mask)
-        return memory
+        return self.encoder(x, mask)
 
     def decode(
         self,
@@ -346,8 +345,7 @@ class EncoderDecoder(nn.Module):
         cache: KVCache | None = None,
     ) -> Tensor:
         """Decode y (B, T, d_model) with its mask (B, T), as `Decoder.forward`: (B, T, d_model)."""
-        out: Tensor = self.decoder(y, mask, memory, memory_mask, cache)
-        return out
+        return self.decoder(y, mask, memory, memory_mask, cache)
 
     def forward(
         self, x: Tensor, y: Tensor, mask: Tensor | None = None, y_mask: Tensor | None = None

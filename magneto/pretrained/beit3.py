@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from magneto.errors import ConfigError
-from magneto.pretrained.hub import Imported
+from magneto.pretrained.hub import Imported, Weights
 
 _BODY = ("text_embed.", "vision_embed.", "encoder.")
 _SIDES = {"A": "vision", "B": "text"}
@@ -45,20 +45,15 @@ def import_weights(source: str, *, head_dim: int = 64) -> Imported:
         ConfigError: there is no such file, it is damaged, or it holds no whole BEiT-3.
     """
     file = Path(source).expanduser()
-    left = {name.removeprefix("beit3."): tensor for name, tensor in _read(file).items()}
-
-    def take(name: str) -> Tensor:
-        if name not in left:
-            raise ConfigError(f"{file}: the weights lack {name}: not a whole BEiT-3.")
-        return left.pop(name).float()
-
+    weights = Weights({name.removeprefix("beit3."): one for name, one in _read(file).items()}, file, "BEiT-3")
+    left, take = weights.left, weights.take
     words, patches = take("text_embed.weight"), take("vision_embed.proj.weight")
     width = words.size(1)
     if width % head_dim:
         raise ConfigError(
             f"{file}: a width of {width} does not divide into heads of {head_dim}: not a BEiT-3."
         )
-    state = {
+    state = weights.state = {
         "stem.text.embedding.weight": words,
         "stem.vision.projection.weight": patches.flatten(1),
         "stem.vision.projection.bias": take("vision_embed.proj.bias"),
@@ -75,34 +70,27 @@ def import_weights(source: str, *, head_dim: int = 64) -> Imported:
     if not layers:
         raise ConfigError(f"{file}: the weights lack encoder.layers: not a whole BEiT-3.")
     final_norm = "encoder.layer_norm.A.weight" in left
-    moves: dict[str, str] = {}
     for side, ours in _SIDES.items():
         for number in range(layers):
             theirs = f"encoder.layers.{number}"
             attention = f"backbone.layers.{number}.self_attention.{ours}"
             feed_forward = f"backbone.layers.{number}.feed_forward.{ours}"
-            for kind in ("weight", "bias"):
-                blocks = [take(f"{theirs}.self_attn.{part}_proj.{side}.{kind}") for part in ("q", "k", "v")]
-                state[f"{attention}.branch.qkv.{kind}"] = torch.cat(blocks)
-            moves |= {
-                f"{attention}.pre_norm": f"{theirs}.self_attn_layer_norm.{side}",
-                f"{attention}.branch.inner_norm": f"{theirs}.self_attn.inner_attn_ln.{side}",
-                f"{attention}.branch.out": f"{theirs}.self_attn.out_proj.{side}",
-                f"{feed_forward}.pre_norm": f"{theirs}.final_layer_norm.{side}",
-                f"{feed_forward}.branch.fc1": f"{theirs}.ffn.{side}.fc1",
-                f"{feed_forward}.branch.inner_norm": f"{theirs}.ffn.{side}.ffn_layernorm",
-                f"{feed_forward}.branch.fc2": f"{theirs}.ffn.{side}.fc2",
-            }
+            weights.move(
+                {
+                    f"{attention}.branch.qkv": [f"{theirs}.self_attn.{part}_proj.{side}" for part in "qkv"],
+                    f"{attention}.pre_norm": f"{theirs}.self_attn_layer_norm.{side}",
+                    f"{attention}.branch.inner_norm": f"{theirs}.self_attn.inner_attn_ln.{side}",
+                    f"{attention}.branch.out": f"{theirs}.self_attn.out_proj.{side}",
+                    f"{feed_forward}.pre_norm": f"{theirs}.final_layer_norm.{side}",
+                    f"{feed_forward}.branch.fc1": f"{theirs}.ffn.{side}.fc1",
+                    f"{feed_forward}.branch.inner_norm": f"{theirs}.ffn.{side}.ffn_layernorm",
+                    f"{feed_forward}.branch.fc2": f"{theirs}.ffn.{side}.fc2",
+                }
+            )
         if final_norm:
-            moves[f"backbone.final_norm.{ours}"] = f"encoder.layer_norm.{side}"
-    for ours, theirs in moves.items():
-        for kind in ("weight", "bias"):
-            state[f"{ours}.{kind}"] = take(f"{theirs}.{kind}")
+            weights.move({f"backbone.final_norm.{ours}": f"encoder.layer_norm.{side}"})
     left.pop("encoder.output_projection.weight", None)
-    if unknown := sorted(name for name in left if name.startswith(_BODY)):
-        raise ConfigError(
-            f"{file}: weights that no BEiT-3 has: {', '.join(unknown[:5])} ({len(unknown)} in all)."
-        )
+    weights.require_empty(lambda name: name.startswith(_BODY))
     state |= {name: tensor.float() for name, tensor in left.items()}
     backbone: dict[str, Any] = {
         "placement": "magneto",

@@ -20,13 +20,19 @@ are left out. Models with dropout have ours set to theirs only if the configurat
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from magneto.errors import ConfigError
-from magneto.pretrained.hub import Imported, fetch, read_config, read_tokenizer, read_weights, require
+from magneto.pretrained.hub import (
+    Imported,
+    Weights,
+    activation,
+    fetch,
+    read_config,
+    read_tokenizer,
+    read_weights,
+    require,
+)
 
-ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
 _LEFT_OUT = ("cls.seq_relationship.", "embeddings.position_ids", "cls.predictions.decoder.bias")
 
 
@@ -49,11 +55,6 @@ def import_weights(source: str) -> Imported:
         },
         str(folder),
     )  # fmt: skip
-    activation = config.get("hidden_act", "gelu")
-    if activation not in ACTIVATIONS:
-        raise ConfigError(
-            f"{folder}: hidden_act={activation!r} is not known; known are {', '.join(ACTIVATIONS)}."
-        )
     state = _translate(read_weights(folder), config["num_hidden_layers"], folder)
     backbone: dict[str, Any] = {
         "placement": "post_ln",
@@ -62,7 +63,7 @@ def import_weights(source: str) -> Imported:
         "d_model": config["hidden_size"],
         "num_heads": config["num_attention_heads"],
         "ffn_dim": config["intermediate_size"],
-        "activation": ACTIVATIONS[activation],
+        "activation": activation(config, "hidden_act", "gelu", folder),
         "norm": "layernorm",
         "norm_eps": config.get("layer_norm_eps", 1e-12),
         "bias": True,
@@ -74,49 +75,40 @@ def import_weights(source: str) -> Imported:
     return Imported(backbone, state, read_tokenizer(folder))
 
 
-def _translate(weights: dict[str, Tensor], layers: int, folder: Path) -> dict[str, Tensor]:
+def _translate(tensors: dict[str, Tensor], layers: int, folder: Path) -> dict[str, Tensor]:
     """Their tensors under our names."""
-    left = {_plain(name): tensor for name, tensor in weights.items() if "decoder.weight" not in name}
-
-    def take(name: str) -> Tensor:
-        if name not in left:
-            raise ConfigError(f"{folder}: the weights lack {name}: not a whole BERT.")
-        return left.pop(name)
-
-    types = take("embeddings.token_type_embeddings.weight")
-    state = {
-        "stem.embedding.weight": take("embeddings.word_embeddings.weight"),
-        "backbone.position.table": take("embeddings.position_embeddings.weight") + types[0],
+    kept = {_plain(name): tensor for name, tensor in tensors.items() if "decoder.weight" not in name}
+    weights = Weights(kept, folder, "BERT")
+    types = weights.take("embeddings.token_type_embeddings.weight")
+    weights.state = {
+        "stem.embedding.weight": weights.take("embeddings.word_embeddings.weight"),
+        "backbone.position.table": weights.take("embeddings.position_embeddings.weight") + types[0],
     }
     if len(types) > 1:
-        state["segment"] = types[1] - types[0]
-    moves = {"backbone.input_norm": "embeddings.LayerNorm"}
+        weights.state["segment"] = types[1] - types[0]
+    weights.move({"backbone.input_norm": "embeddings.LayerNorm"})
     for number in range(layers):
         ours, theirs = f"backbone.layers.{number}", f"encoder.layer.{number}"
-        for kind in ("weight", "bias"):
-            blocks = [take(f"{theirs}.attention.self.{part}.{kind}") for part in ("query", "key", "value")]
-            state[f"{ours}.self_attention.branch.qkv.{kind}"] = torch.cat(blocks)
-        moves |= {
-            f"{ours}.self_attention.branch.out": f"{theirs}.attention.output.dense",
-            f"{ours}.self_attention.post_norm": f"{theirs}.attention.output.LayerNorm",
-            f"{ours}.feed_forward.branch.fc1": f"{theirs}.intermediate.dense",
-            f"{ours}.feed_forward.branch.fc2": f"{theirs}.output.dense",
-            f"{ours}.feed_forward.post_norm": f"{theirs}.output.LayerNorm",
-        }
-    if "pooler.dense.weight" in left:
-        moves["pooler.dense"] = "pooler.dense"
-    if "cls.predictions.transform.dense.weight" in left:
-        moves["head.dense"] = "cls.predictions.transform.dense"
-        moves["head.norm"] = "cls.predictions.transform.LayerNorm"
-        state["head.output_bias"] = take("cls.predictions.bias")
-    for ours, theirs in moves.items():
-        for kind in ("weight", "bias"):
-            state[f"{ours}.{kind}"] = take(f"{theirs}.{kind}")
-    if unknown := sorted(name for name in left if not name.startswith(_LEFT_OUT)):
-        raise ConfigError(
-            f"{folder}: weights that no BERT has: {', '.join(unknown[:5])} ({len(unknown)} in all)."
+        weights.move(
+            {
+                f"{ours}.self_attention.branch.qkv": [
+                    f"{theirs}.attention.self.{part}" for part in ("query", "key", "value")
+                ],
+                f"{ours}.self_attention.branch.out": f"{theirs}.attention.output.dense",
+                f"{ours}.self_attention.post_norm": f"{theirs}.attention.output.LayerNorm",
+                f"{ours}.feed_forward.branch.fc1": f"{theirs}.intermediate.dense",
+                f"{ours}.feed_forward.branch.fc2": f"{theirs}.output.dense",
+                f"{ours}.feed_forward.post_norm": f"{theirs}.output.LayerNorm",
+            }
         )
-    return state
+    if "pooler.dense.weight" in weights.left:
+        weights.move({"pooler.dense": "pooler.dense"})
+    if "cls.predictions.transform.dense.weight" in weights.left:
+        head = "cls.predictions.transform"
+        weights.move({"head.dense": f"{head}.dense", "head.norm": f"{head}.LayerNorm"})
+        weights.state["head.output_bias"] = weights.take("cls.predictions.bias")
+    weights.require_empty(lambda name: not name.startswith(_LEFT_OUT))
+    return weights.state
 
 
 def _plain(name: str) -> str:

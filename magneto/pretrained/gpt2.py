@@ -19,15 +19,17 @@ from typing import Any
 from torch import Tensor
 
 from magneto.errors import ConfigError
-from magneto.pretrained.hub import Imported, fetch, read_config, read_tokenizer, read_weights, require
+from magneto.pretrained.hub import (
+    Imported,
+    Weights,
+    activation,
+    fetch,
+    read_config,
+    read_tokenizer,
+    read_weights,
+    require,
+)
 
-ACTIVATIONS = {
-    "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu": "gelu",
-    "relu": "relu",
-}
 _LEFT_OUT = (".attn.bias", ".attn.masked_bias")  # the causal mask, which old versions stored
 
 
@@ -50,11 +52,6 @@ def import_weights(source: str) -> Imported:
         },
         str(folder),
     )  # fmt: skip
-    activation = config.get("activation_function", "gelu_new")
-    if activation not in ACTIVATIONS:
-        raise ConfigError(
-            f"{folder}: activation_function={activation!r} is not known; known are {', '.join(ACTIVATIONS)}."
-        )
     try:
         backbone: dict[str, Any] = {
             "placement": "pre_ln",
@@ -63,7 +60,7 @@ def import_weights(source: str) -> Imported:
             "d_model": config["n_embd"],
             "num_heads": config["n_head"],
             "ffn_dim": config.get("n_inner") or 4 * config["n_embd"],
-            "activation": ACTIVATIONS[activation],
+            "activation": activation(config, "activation_function", "gelu_new", folder),
             "norm": "layernorm",
             "norm_eps": config.get("layer_norm_epsilon", 1e-5),
             "bias": True,
@@ -78,44 +75,35 @@ def import_weights(source: str) -> Imported:
     return Imported(backbone, state, read_tokenizer(folder))
 
 
-def _translate(weights: dict[str, Tensor], layers: int, folder: Path) -> dict[str, Tensor]:
+def _translate(tensors: dict[str, Tensor], layers: int, folder: Path) -> dict[str, Tensor]:
     """Their tensors under our names."""
-    left = {
+    kept = {
         name.removeprefix("transformer."): tensor
-        for name, tensor in weights.items()
+        for name, tensor in tensors.items()
         if name != "lm_head.weight" and not name.endswith(_LEFT_OUT)
     }
-
-    def take(name: str) -> Tensor:
-        if name not in left:
-            raise ConfigError(f"{folder}: the weights lack {name}: not a whole GPT-2.")
-        return left.pop(name)
-
-    state = {
-        "stem.embedding.weight": take("wte.weight"),
-        "backbone.position.table": take("wpe.weight"),
+    weights = Weights(kept, folder, "GPT-2")
+    weights.state = {
+        "stem.embedding.weight": weights.take("wte.weight"),
+        "backbone.position.table": weights.take("wpe.weight"),
     }
-    norms = {"backbone.final_norm": "ln_f"}
-    maps: dict[str, str] = {}
+    weights.move({"backbone.final_norm": "ln_f"})
     for number in range(layers):
         ours, theirs = f"backbone.layers.{number}", f"h.{number}"
-        norms |= {
-            f"{ours}.self_attention.pre_norm": f"{theirs}.ln_1",
-            f"{ours}.feed_forward.pre_norm": f"{theirs}.ln_2",
-        }
-        maps |= {
-            f"{ours}.self_attention.branch.qkv": f"{theirs}.attn.c_attn",
-            f"{ours}.self_attention.branch.out": f"{theirs}.attn.c_proj",
-            f"{ours}.feed_forward.branch.fc1": f"{theirs}.mlp.c_fc",
-            f"{ours}.feed_forward.branch.fc2": f"{theirs}.mlp.c_proj",
-        }
-    for name, norm in norms.items():
-        state[f"{name}.weight"], state[f"{name}.bias"] = take(f"{norm}.weight"), take(f"{norm}.bias")
-    for name, linear in maps.items():
-        state[f"{name}.weight"] = take(f"{linear}.weight").T.contiguous()
-        state[f"{name}.bias"] = take(f"{linear}.bias")
-    if left:
-        raise ConfigError(
-            f"{folder}: weights that no GPT-2 has: {', '.join(sorted(left)[:5])} ({len(left)} in all)."
+        weights.move(
+            {
+                f"{ours}.self_attention.pre_norm": f"{theirs}.ln_1",
+                f"{ours}.feed_forward.pre_norm": f"{theirs}.ln_2",
+            }
         )
-    return state
+        weights.move(
+            {
+                f"{ours}.self_attention.branch.qkv": f"{theirs}.attn.c_attn",
+                f"{ours}.self_attention.branch.out": f"{theirs}.attn.c_proj",
+                f"{ours}.feed_forward.branch.fc1": f"{theirs}.mlp.c_fc",
+                f"{ours}.feed_forward.branch.fc2": f"{theirs}.mlp.c_proj",
+            },
+            transposed=True,
+        )
+    weights.require_empty()
+    return weights.state

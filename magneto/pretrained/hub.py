@@ -6,7 +6,7 @@ its importer reads a file, and is named by `beit3:FILE`.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ from torch import Tensor
 from magneto.errors import ConfigError
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+ACTIVATIONS = {
+    "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,58 @@ class Imported:
     images: Mapping[str, list[float]] = field(default_factory=dict)
 
 
-def fetch(source: str, extra: Sequence[str] = ()) -> Path:
+class Weights:
+    """Foreign tensors on their way to our names: taken one by one, so that what is missing or unknown is named.
+
+    Args:
+        tensors: by their names.
+        source: where they are from, for messages.
+        family: what they are to be, for messages.
+
+    Attributes:
+        left: those that were not taken yet.
+        state: those under our names.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], source: Path, family: str) -> None:
+        self.left, self.source, self.family = dict(tensors), source, family
+        self.state: dict[str, Tensor] = {}
+
+    def take(self, name: str) -> Tensor:
+        """Return a tensor, in fp32. Raises `ConfigError` if there is none."""
+        if name not in self.left:
+            raise ConfigError(f"{self.source}: the weights lack {name}: not a whole {self.family}.")
+        return self.left.pop(name).float()
+
+    def move(self, table: Mapping[str, str | Sequence[str]], transposed: bool = False) -> None:
+        """Move weight and bias of each layer, our name -> theirs; those of several are put one above the other."""
+        for ours, theirs in table.items():
+            names = [theirs] if isinstance(theirs, str) else theirs
+            for kind in ("weight", "bias"):
+                tensor = torch.cat([self.take(f"{name}.{kind}") for name in names])
+                self.state[f"{ours}.{kind}"] = tensor.T.contiguous() if transposed else tensor
+
+    def require_empty(self, unknown: Callable[[str], bool] = bool) -> None:
+        """Raise `ConfigError` if a tensor is left that is `unknown`; all are without it."""
+        if names := sorted(filter(unknown, self.left)):
+            raise ConfigError(
+                f"{self.source}: weights that no {self.family} has: {', '.join(names[:5])} ({len(names)} in all)."
+            )
+
+
+def activation(config: Mapping[str, Any], key: str, default: str, folder: Path) -> str:
+    """Return our name of the activation that a config.json holds under `key`. Raises `ConfigError` for one we lack."""
+    name = config.get(key, default)
+    if name not in ACTIVATIONS:
+        raise ConfigError(f"{folder}: {key}={name!r} is not known; known are {', '.join(ACTIVATIONS)}.")
+    return ACTIVATIONS[name]
+
+
+def fetch(source: str) -> Path:
     """Return the folder that holds a Hugging Face model: `source` itself, or a download of the model of that name.
 
     Args:
         source: a folder, or a name such as `bert-base-uncased`.
-        extra: further files to download.
 
     Raises:
         ConfigError: it is no folder, and the hub cannot be reached or does not know the name.
@@ -62,7 +111,7 @@ def fetch(source: str, extra: Sequence[str] = ()) -> Path:
             f"hf:{source}: there is no such folder, and downloading needs huggingface_hub "
             "(pip install huggingface_hub)."
         ) from error
-    files = ["config.json", "tokenizer.json", *extra]
+    files = ["config.json", "tokenizer.json"]
     best, other = WEIGHT_FILES
     try:
         folder = Path(snapshot_download(source, allow_patterns=[*files, best]))
@@ -124,16 +173,7 @@ def read_tokenizer(folder: Path) -> str | None:
 
 
 def require(config: Mapping[str, Any], expected: Mapping[str, Any], source: str) -> None:
-    """Raise ConfigError unless a model is the variant that an importer can express.
-
-    Args:
-        config: of the model.
-        expected: keys and the only value that we can import; a missing key counts as that value.
-        source: for the message.
-
-    Raises:
-        ConfigError: a key has another value.
-    """
+    """Raise `ConfigError` unless each key of `expected` is missing from a model's config or has the value that we import."""
     for key, value in expected.items():
         if config.get(key, value) != value:
             raise ConfigError(

@@ -66,7 +66,6 @@ class ASR(Task):
     backbone: Encoder
 
     def build(self) -> None:
-        """Stem, encoder, head; error rates per language."""
         self.tokenizer = CTCTokenizer.from_dict(self.info.tokenizer)
         self.stem = AudioStem(self.info.features["num_mels"], self.config)
         self.backbone = Encoder(self.config)
@@ -173,14 +172,12 @@ class ASR(Task):
         return {"examples": float(len(batch["id"])), "audio_seconds": seconds}
 
     def flops(self, batch: Batch) -> float:
-        """Stem, encoder and head, forward and backward, padding included."""
         frames = int(self.stem.output_lengths(torch.tensor(batch["features"].shape[1])))
         per_frame = training_flops_per_token(self.config, frames) + self.stem.training_flops_per_token()
         per_frame += 6 * self.head.weight.numel()
         return float(len(batch["id"]) * frames * per_frame)
 
     def predictions(self, inputs: PredictInput, options: AsrPredictOptions) -> Iterator[dict[str, Any]]:
-        """Transcribe a file, or every audio file of a folder."""
         decoder, width = (
             options.decoder or self.options.decoder,
             options.beam_width or self.options.beam_width,

@@ -39,7 +39,8 @@ class Task(TrainingModule):
     initialize          a fresh run, before training  None; reads given weights            nothing
     step                every batch                   StepOutput                           required
     throughput_counts   every batch of training       examples, tokens or audio_seconds    examples
-    flops               every batch of training       FLOPs of a training step             required
+    flops               every batch of training       FLOPs of its forward and backward    required
+                                                      pass, padding included
     evaluate            evaluation, after step        what samples needs                   None
     samples             evaluation, after evaluate    examples to look at, each with id    []
     overview            end of an evaluation          examples of the whole evaluation     []

@@ -20,12 +20,12 @@ from magneto.config.validate import from_mapping
 from magneto.data.image.module import ImageDataModule
 from magneto.data.module import DataModule
 from magneto.errors import ConfigError
+from magneto.inference.images import complete_images
 from magneto.inference.inputs import PredictInput
-from magneto.inference.masked_image import complete_images
-from magneto.nn import Linear, PatchStem, build_backbone, training_flops_per_token
+from magneto.nn import Linear
 from magneto.nn.vision.visual_tokenizer import VisualTokenizer
+from magneto.tasks.images import ImageTask, require_patches
 from magneto.tasks.masked_image import EPS, MaskedImages, TargetOptions
-from magneto.tasks.visual_tokenizer import require_patches, shape_of_patches
 from magneto.training.module import Batch, StepOutput
 from magneto.training.samples import Sample
 from magneto.visualize.image_grid import hide, side_by_side, tile
@@ -36,7 +36,7 @@ class BEiTOptions(TargetOptions):
     """Options under `task`, see `conf/task/beit.yaml`."""
 
 
-class BEiT(MaskedImages):
+class BEiT(MaskedImages, ImageTask):
     """Cross-entropy of the codes of hidden patches, or squared error of their pixels.
 
     Batches are those of `magneto.data.image.module` with masks.
@@ -46,16 +46,9 @@ class BEiT(MaskedImages):
     example_input = "input=image.png"
     monitor = "val/loss"
     Options = BEiTOptions
-    Data = ImageDataModule
     requires: ClassVar = {"architecture": "encoder"}
-    reads = "file"
     primary_metric = "accuracy"
     options: BEiTOptions
-
-    @classmethod
-    def shape_from(cls, backbone: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str, Any]:
-        """Positions for the patches of an image."""
-        return shape_of_patches(backbone, info)
 
     @classmethod
     def prepare(cls, config: Mapping[str, Any], data: DataModule) -> dict[str, Any]:
@@ -71,11 +64,7 @@ class BEiT(MaskedImages):
         return cls.prepare_target(options, data)
 
     def build(self) -> None:
-        """Stem, encoder, head; the model that gives the targets; accuracy of the hidden patches."""
-        require_patches(self.name, self.info)
-        size, patch, channels = self.info.image_size, self.info.patch_size, self.info.channels
-        self.stem = PatchStem(size, patch, channels, self.config.d_model, mask_token=True)
-        self.backbone = build_backbone(self.config)
+        self.build_encoder(mask_token=True)
         outputs = self.build_target()
         self.head = Linear(self.config.d_model, outputs, roles=("head",))
         if self.target is not None:
@@ -96,7 +85,6 @@ class BEiT(MaskedImages):
         return StepOutput(loss, weight, outputs=(outputs.detach(), targets))
 
     def evaluate(self, batch: Batch, output: StepOutput) -> None:
-        """Add the accuracy of the batch's codes."""
         outputs, targets = output.outputs
         if self.target is not None:
             self.scores["accuracy"].update((outputs.argmax(-1) == targets).float().mean(), output.weight)
@@ -134,16 +122,10 @@ class BEiT(MaskedImages):
         codes = self.target.codes(image).masked_scatter(masked, outputs.argmax(-1))
         return self.target.decode(codes).float()
 
-    def throughput_counts(self, batch: Batch) -> dict[str, float]:
-        """Images and the tokens that the encoder reads."""
-        return {"examples": float(len(batch["id"])), "tokens": float(len(batch["id"]) * self.stem.num_tokens)}
-
     def flops(self, batch: Batch) -> float:
         """Stem and encoder over all patches, head over the hidden ones, forward and backward; targets are not counted."""
-        rows, length = len(batch["id"]), self.stem.num_tokens
-        per_token = training_flops_per_token(self.config, length) + 6 * self.stem.projection.weight.numel()
-        return float(rows * length * per_token + 6 * int(batch["masked"].sum()) * self.head.weight.numel())
+        hidden = 6 * int(batch["masked"].sum()) * self.head.weight.numel()
+        return float(len(batch["id"]) * self.encoder_flops() + hidden)
 
     def predictions(self, inputs: PredictInput, options: Any) -> Iterator[dict[str, Any]]:
-        """Hide patches of each image and complete it."""
         return complete_images(self, inputs, self.stem.grid)

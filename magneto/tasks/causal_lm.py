@@ -102,7 +102,6 @@ class CausalLM(Task):
     options: CausalLMOptions
 
     def build(self) -> None:
-        """Stem, decoder, output layer; scores."""
         block_size = self.info.block_size
         self.require_positions(block_size, f"data.block_size={block_size}", "lower data.block_size")
         self.tokenizer = TextTokenizer.from_json(self.info.tokenizer)
@@ -125,8 +124,7 @@ class CausalLM(Task):
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """(B, T) -> hidden states (B, T, d_model); `mask` (B, T) only for padding on the left."""
-        hidden: Tensor = self.backbone(self.stem(tokens), mask, cache=cache)
-        return hidden
+        return self.backbone(self.stem(tokens), mask, cache=cache)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., d_model) -> fp32 (..., V)."""
@@ -147,7 +145,6 @@ class CausalLM(Task):
         return StepOutput(loss.loss_sum, scored.sum(), outputs=loss.nll)
 
     def evaluate(self, batch: Batch, output: StepOutput) -> None:
-        """Add the sums of the batch."""
         self.scores["text"].update(output.outputs.double().sum(), output.weight, batch["bytes"].sum())
 
     def throughput_counts(self, batch: Batch) -> dict[str, float]:
@@ -155,7 +152,6 @@ class CausalLM(Task):
         return {"examples": float(len(batch["id"])), "tokens": float((batch["targets"] != IGNORE).sum())}
 
     def flops(self, batch: Batch) -> float:
-        """Decoder and output layer, forward and backward, padding included."""
         size, length = batch["tokens"].shape
         per_token = training_flops_per_token(self.config, length) + 6 * self.output_weight.numel()
         return float(size * length * per_token)
@@ -195,5 +191,4 @@ class CausalLM(Task):
         ]
 
     def predictions(self, inputs: PredictInput, options: CausalLMPredictOptions) -> Iterator[dict[str, Any]]:
-        """Continue one prompt, shown as it is written, or several, batch by batch."""
         return continue_prompts(self, inputs, options)

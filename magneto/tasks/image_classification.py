@@ -21,7 +21,7 @@ from magneto.data.image.dataset import ImageDataset
 from magneto.data.image.module import ImageDataModule
 from magneto.data.module import DataModule
 from magneto.errors import ConfigError
-from magneto.inference.image_classification import (
+from magneto.inference.images import (
     ImageClassificationPredictOptions,
     classify_images,
     top_answers,
@@ -31,14 +31,10 @@ from magneto.metrics.image_classification import ClassScores
 from magneto.nn import (
     BackboneConfig,
     Linear,
-    PatchStem,
-    build_backbone,
     build_norm,
-    training_flops_per_token,
 )
 from magneto.nn.vision.pooling import PatchPooling
-from magneto.tasks.base import Task
-from magneto.tasks.visual_tokenizer import require_patches, shape_of_patches
+from magneto.tasks.images import ImageTask, require_patches
 from magneto.training.module import Batch, StepOutput
 from magneto.training.samples import Sample
 from magneto.visualize.confusion_matrix import draw_confusion
@@ -117,7 +113,7 @@ class ClassificationHead(nn.Module):
         return logits.float()
 
 
-class ImageClassification(Task):
+class ImageClassification(ImageTask):
     """Cross-entropy over `info["labels"]`. Batches are those of `magneto.data.image.module`; masks in them are
     ignored.
 
@@ -129,16 +125,9 @@ class ImageClassification(Task):
     example_input = "input=image.png"
     monitor, mode = "val/top1", "max"
     Options = ImageClassificationOptions
-    Data = ImageDataModule
     PredictOptions = ImageClassificationPredictOptions
     requires: ClassVar = {"architecture": "encoder", "multiway": "none"}
-    reads = "file"
     options: ImageClassificationOptions
-
-    @classmethod
-    def shape_from(cls, backbone: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str, Any]:
-        """Positions for the patches of an image."""
-        return shape_of_patches(backbone, info)
 
     @classmethod
     def prepare(cls, config: Mapping[str, Any], data: DataModule) -> dict[str, Any]:
@@ -157,7 +146,6 @@ class ImageClassification(Task):
         return {}
 
     def build(self) -> None:
-        """Stem, encoder, head; accuracies."""
         require_patches(self.name, self.info)
         self.labels: list[str] = self.info.labels
         if len(self.labels) < 2:
@@ -165,9 +153,7 @@ class ImageClassification(Task):
                 f"task={self.name} needs images of two classes at least, and the data has {len(self.labels)}: choose "
                 "data with classes, such as data=image_folder with a folder for each."
             )
-        size, patch, channels = self.info.image_size, self.info.patch_size, self.info.channels
-        self.stem = PatchStem(size, patch, channels, self.config.d_model)
-        self.backbone = build_backbone(self.config)
+        self.build_encoder()
         self.layers = self._layers()
         self.pool = PatchPooling(self.options.pooling, self.stem.grid, self.options.pool_grid)
         width = self.config.d_model * self.pool.parts * max(1, len(self.layers))
@@ -202,8 +188,7 @@ class ImageClassification(Task):
             kinds.append(v2.MixUp(alpha=self.options.mixup))
         if self.options.cutmix:
             kinds.append(v2.CutMix(alpha=self.options.cutmix))
-        mixing: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = v2.RandomChoice(kinds)
-        return mixing
+        return v2.RandomChoice(kinds)
 
     def train(self, mode: bool = True) -> "ImageClassification":
         """Set the mode; the frozen part of a linear probe stays in evaluation mode."""
@@ -244,8 +229,7 @@ class ImageClassification(Task):
         """(B, C, S, S) -> fp32 logits (B, classes)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.options.linear_probe):
             features = self.features(images)
-        logits: Tensor = self.head(features)
-        return logits
+        return self.head(features)
 
     def step(self, batch: Batch) -> StepOutput:
         """Loss summed over the images that have a class; of training it is against mixed and smoothed targets."""
@@ -268,7 +252,6 @@ class ImageClassification(Task):
         return StepOutput(loss, known.sum().float(), outputs=logits.detach())
 
     def evaluate(self, batch: Batch, output: StepOutput) -> None:
-        """Add the answers of the batch."""
         self._scores.update(output.outputs, batch["label"])
 
     def samples(self, batch: Batch, output: StepOutput, evaluated: None) -> list[Sample]:
@@ -299,16 +282,9 @@ class ImageClassification(Task):
         image = draw_confusion(self._scores.confusion, self.labels)
         return [{"id": "confusion", "kind": "confusion matrix", "image": image}]
 
-    def throughput_counts(self, batch: Batch) -> dict[str, float]:
-        """Images and the tokens that the encoder reads."""
-        rows = len(batch["id"])
-        return {"examples": float(rows), "tokens": float(rows * self.stem.num_tokens)}
-
     def flops(self, batch: Batch) -> float:
         """Stem, encoder and head, forward and backward; of a probe's stem and encoder the forward pass alone, if any."""
-        length = self.stem.num_tokens
-        per_token = training_flops_per_token(self.config, length) + 6 * self.stem.projection.weight.numel()
-        body = length * per_token
+        body = self.encoder_flops()
         if self.options.linear_probe:
             body = 0.0 if self._kept is not None else body / 3
         return float(len(batch["id"]) * (body + 6 * self.head.linear.weight.numel()))
@@ -316,7 +292,6 @@ class ImageClassification(Task):
     def predictions(
         self, inputs: PredictInput, options: ImageClassificationPredictOptions
     ) -> Iterator[dict[str, Any]]:
-        """Label an image, or all images of a folder."""
         return classify_images(self, inputs, options)
 
 

@@ -117,8 +117,7 @@ class MaskedImages(Task):
             raise ConfigError(
                 f"data.masking is missing: task={self.name} hides patches. Set data.masking as it was in training."
             )
-        masked: Tensor = batch["masked"]
-        return masked
+        return batch["masked"]
 
     def targets(self, images: Tensor, masked: Tensor) -> Tensor:
         """Return of the M hidden patches: codes (M,) int64, or normalised pixels (M, C * patch * patch)."""

@@ -58,8 +58,7 @@ class MaskedLMHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.dense(x)
         h = F.relu(h) if self._relu else F.gelu(h, approximate=self._approximate)
-        out: Tensor = self.norm(h)
-        return out
+        return self.norm(h)
 
     def reset_parameters(self) -> None:
         """The bias starts at zero; dense layer and norm draw their own."""
@@ -84,7 +83,6 @@ class MLM(Task):
     options: MLMOptions
 
     def build(self) -> None:
-        """Stem, encoder, head; accuracy and perplexity of the chosen tokens."""
         block_size = self.info.block_size
         self.require_positions(block_size, f"data.block_size={block_size}", "lower data.block_size")
         self.tokenizer = TextTokenizer.from_json(self.info.tokenizer)
@@ -98,8 +96,7 @@ class MLM(Task):
     def forward(self, tokens: Tensor, mask: Tensor | None, chosen: Tensor) -> Tensor:
         """(B, T) int64, (B, T) bool or None, (B, T) bool with N chosen positions -> (N, d_model) in their order."""
         hidden: Tensor = self.backbone(self.stem(tokens), mask)
-        out: Tensor = self.head(hidden[chosen])
-        return out
+        return self.head(hidden[chosen])
 
     def logits(self, states: Tensor) -> Tensor:
         """Outputs of `forward`, (N, d_model) -> fp32 (N, V)."""
@@ -120,7 +117,6 @@ class MLM(Task):
         return StepOutput(loss.loss_sum, weight, outputs=(states.detach(), loss))
 
     def evaluate(self, batch: Batch, output: StepOutput) -> None:
-        """Accuracy and likelihood of the batch's chosen tokens."""
         _, loss = output.outputs
         if len(loss.nll):
             self.scores["accuracy"].update(loss.correct.float().mean(), output.weight)
@@ -158,12 +154,10 @@ class MLM(Task):
         return {"examples": float(len(batch["id"])), "tokens": float(tokens)}
 
     def flops(self, batch: Batch) -> float:
-        """Encoder over all positions, head over the chosen ones, forward and backward, padding included."""
         rows, length = batch["tokens"].shape
         head = self.head.dense.weight.numel() + self.stem.embedding.weight.numel()
         chosen = int((batch["targets"] != IGNORE).sum())
         return float(rows * length * training_flops_per_token(self.config, length) + 6 * chosen * head)
 
     def predictions(self, inputs: PredictInput, options: MaskedLMPredictOptions) -> Iterator[dict[str, Any]]:
-        """Fill the `[MASK]`s of each sentence, or give its pseudo-perplexity."""
         return fill_or_score(self, inputs, options)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from magneto.data.translation.dataset import IGNORE
 from magneto.data.translation.module import TranslationDataModule
-from magneto.inference.beam_search import Hypothesis, beam_search, check_search
+from magneto.inference.beam_search import Hypothesis, beam_search
 from magneto.inference.inputs import PredictInput
 from magneto.inference.translation import TranslationPredictOptions, one_line, translate
 from magneto.metrics.translation import (
@@ -46,9 +46,9 @@ class MTOptions:
     """Share of the target's mass that is spread over the vocabulary, in training; `val/loss` is without it."""
     tie_output: bool = True
     """The table of the target's embeddings is the output layer too."""
-    beam: int = 4
+    beam: Annotated[int, Ge(1)] = 4
     """Beams of the search on the test split, and of `mode=predict` unless it says otherwise."""
-    length_penalty: float = 1.0
+    length_penalty: Annotated[float, Ge(0)] = 1.0
     """Exponent of the length in a hypothesis's score, see magneto/inference/beam_search.py."""
     max_length_ratio: Annotated[float, Gt(0)] = 2.0
     """An output has at most this many times the tokens of its source, and ten more."""
@@ -58,7 +58,6 @@ class MTOptions:
     """sacrebleu's tokenizer of BLEU; null: by the target language, as sacrebleu's command line chooses it."""
 
     def __post_init__(self) -> None:
-        check_search(self.beam, 1, self.length_penalty, "task")
         if self.bleu_tokenize is not None:
             sacrebleu_bleu(self.bleu_tokenize)
 
@@ -97,7 +96,6 @@ class MT(Task):
     barred: Tensor
 
     def build(self) -> None:
-        """Stems, backbone, output layer; scores."""
         most = self.info.longest_text(self.config.max_positions)
         self.require_positions(
             self.info.longest,
@@ -249,11 +247,7 @@ class MT(Task):
             return
         scores = self.scores["translation"]
         assert isinstance(scores, TranslationScores)
-        parts: list[Any] = [scores.lines]
-        if self.trainer.world_size > 1:
-            parts = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(parts, scores.lines)
-        lines = [line for part in parts for line in part]
+        lines = scores.lines()
         signatures = scores.signatures()
         for name, signature in signatures.items():
             log.info("test/%s is sacrebleu's, signature %s", name, signature)
@@ -269,7 +263,6 @@ class MT(Task):
         return {"examples": float(len(batch["id"])), "tokens": float((batch["target_out"] != IGNORE).sum())}
 
     def flops(self, batch: Batch) -> float:
-        """Encoder, decoder and output layer, forward and backward, padding included."""
         size, source = batch["source"].shape
         target = batch["target_in"].shape[1]
         encoder = source * training_flops_per_token(self.config, source, side="encoder")
@@ -279,7 +272,6 @@ class MT(Task):
     def predictions(
         self, inputs: PredictInput, options: TranslationPredictOptions
     ) -> Iterator[dict[str, Any]]:
-        """Translate lines, by the search that the task was configured with unless the options say otherwise."""
         return translate(self, inputs, options, self.options.beam, self.options.length_penalty)
 
     def tokenizer_json(self) -> str | None:

@@ -51,8 +51,7 @@ class TextPooler(nn.Module):
         else:
             weights = mask[..., None].to(hidden.dtype)
             pooled = (hidden * weights).sum(1) / weights.sum(1)
-        out: Tensor = self.dense(pooled).tanh()
-        return out
+        return self.dense(pooled).tanh()
 
 
 class TextClassification(Task):
@@ -72,7 +71,6 @@ class TextClassification(Task):
     options: TextClassificationOptions
 
     def build(self) -> None:
-        """Stem, encoder, pooler, head; GLUE's metrics."""
         longest = -(-self.info.max_tokens // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE
         most = self.config.max_positions // PAD_TO_MULTIPLE * PAD_TO_MULTIPLE
         self.require_positions(
@@ -126,7 +124,6 @@ class TextClassification(Task):
         return logits[:, 0].clamp(0, 1) * self._width + self._lowest
 
     def evaluate(self, batch: Batch, output: StepOutput) -> None:
-        """Add the answers and labels of the batch."""
         self.scores["glue"].update(self.answers(output.outputs), batch["label"], batch["id"], batch["subset"])
 
     def samples(self, batch: Batch, output: StepOutput, evaluated: None) -> list[Sample]:
@@ -163,7 +160,6 @@ class TextClassification(Task):
         return {"examples": float(len(batch["id"])), "tokens": float(batch["mask"].sum())}
 
     def flops(self, batch: Batch) -> float:
-        """Encoder, pooler and head, forward and backward, padding included."""
         rows, length = batch["tokens"].shape
         per_example = length * training_flops_per_token(self.config, length)
         per_example += 6 * (self.pooler.dense.weight.numel() + self.head.weight.numel())
@@ -172,5 +168,4 @@ class TextClassification(Task):
     def predictions(
         self, inputs: PredictInput, options: TextClassificationPredictOptions
     ) -> Iterator[dict[str, Any]]:
-        """Label lines, or the test file of a GLUE task."""
         return classify(self, inputs, options)

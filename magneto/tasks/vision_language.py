@@ -12,7 +12,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -24,25 +24,20 @@ from magneto.config.validate import from_mapping
 from magneto.data.collate import IGNORE
 from magneto.data.image_text.module import ImageTextDataModule
 from magneto.data.module import DataModule
-from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import ConfigError
 from magneto.inference.inputs import PredictInput
-from magneto.inference.vision_language import Drawings, RetrievalPredictOptions, retrieve
+from magneto.inference.vision_language import RetrievalPredictOptions, retrieve
 from magneto.metrics.retrieval import RetrievalScores
 from magneto.nn import (
     Linear,
-    PatchStem,
-    TokenStem,
-    VisionLanguageStem,
-    build_backbone,
     training_flops_per_token,
 )
 from magneto.nn.contrastive import contrastive_loss
 from magneto.nn.loss import chunked_cross_entropy
 from magneto.nn.multiway import Experts
+from magneto.tasks.images import PairTask, require_patches
 from magneto.tasks.masked_image import MaskedImages, TargetOptions
 from magneto.tasks.mlm import MaskedLMHead
-from magneto.tasks.visual_tokenizer import require_patches
 from magneto.training.module import Batch, StepOutput
 from magneto.training.samples import Sample
 from magneto.visualize.retrieval_examples import RetrievalExamples
@@ -50,7 +45,6 @@ from magneto.visualize.retrieval_grid import images_for, texts_for
 
 LARGEST_SCALE = 100.0  # of similarities; without a bound it grows until training breaks (CLIP, 2.5)
 KINDS = ("images", "texts", "pair_images", "pair_texts")
-DRAWINGS = Drawings(images_for, texts_for)
 FEW = 16  # pairs of a batch below which contrastive learning has little to compare
 SMALLEST_BATCH = (
     6  # the last two batches of an epoch share what is left evenly: each then has 3 examples or more
@@ -83,7 +77,7 @@ class VLOptions(TargetOptions):
     """That similarities are divided by at first; it is learnt."""
 
 
-class VisionLanguage(MaskedImages):
+class VisionLanguage(MaskedImages, PairTask):
     """Masked data modelling and contrastive learning. Batches are those of `magneto.data.image_text.module`."""
 
     name = "vl"
@@ -91,8 +85,6 @@ class VisionLanguage(MaskedImages):
     Options = VLOptions
     Data = ImageTextDataModule
     PredictOptions = RetrievalPredictOptions
-    requires: ClassVar = {"architecture": "encoder", "position": "none"}
-    reads = "file"
     options: VLOptions
 
     @classmethod
@@ -133,27 +125,11 @@ class VisionLanguage(MaskedImages):
         return cls.prepare_target(options, data.images)
 
     def build(self) -> None:
-        """Stem, encoder, the heads that the losses need; retrieval scores, accuracy of what is hidden."""
-        most = self.config.max_positions
-        self.require_positions(
-            self.info.max_tokens,
-            f"data.max_tokens={self.info.max_tokens}",
-            f"set data.max_tokens to {most} or less",
-            table=True,
-        )
-        require_patches(self.name, self.info)
-        self.tokenizer = TextTokenizer.from_json(self.info.tokenizer)
         self.losses = from_mapping(VisionLanguageLosses, self.options.losses, "task.losses")
         if self.losses.contrastive:
             self.example_input = 'input=images/ predict.query="a red apple"'
         config, width = self.config, self.options.embedding_width or self.config.d_model
-        size, patch, channels = self.info.image_size, self.info.patch_size, self.info.channels
-        self.stem = VisionLanguageStem(
-            PatchStem(size, patch, channels, config.d_model, mask_token=True),
-            TokenStem(self.info.vocab_size, config),
-            config,
-        )
-        self.backbone = build_backbone(config)
+        self.build_encoder(mask_token=True)
         if self.losses.masked:
             self.image_head = Linear(config.d_model, self.build_target(), roles=("head",))
             self.text_head = MaskedLMHead(self.info.vocab_size, config)
@@ -183,21 +159,6 @@ class VisionLanguage(MaskedImages):
                 module.fusion.requires_grad_(False)
 
     # ------------------------------------------------------------------ the model
-
-    def encode(
-        self,
-        images: Tensor | None = None,
-        tokens: Tensor | None = None,
-        mask: Tensor | None = None,
-        masked: Tensor | None = None,
-    ) -> tuple[Tensor, int]:
-        """Images (B, C, S, S), texts (B, T) with their mask, or pairs -> (B, T', d_model), and how many are vision."""
-        x, num_vision_tokens = self.stem(images, tokens, masked)
-        if images is not None:
-            mask = None if mask is None else F.pad(mask, (num_vision_tokens, 0), value=True)
-        count = None if self.config.multiway == "none" else num_vision_tokens
-        hidden: Tensor = self.backbone(x, mask, num_vision_tokens=count)
-        return hidden, num_vision_tokens
 
     def image_vectors(self, images: Tensor) -> Tensor:
         """(B, C, S, S) -> fp32 (B, E) of length 1."""
@@ -291,7 +252,6 @@ class VisionLanguage(MaskedImages):
     # ------------------------------------------------------------------ evaluation
 
     def evaluate(self, batch: Batch, output: StepOutput) -> None:
-        """Keep the batch's vectors, and count what was right of the hidden."""
         vectors, hits = output.outputs
         if vectors is not None:
             self.scores["retrieval"].update(batch["image_id"], batch["caption"], batch["language"], *vectors)
@@ -341,10 +301,9 @@ class VisionLanguage(MaskedImages):
     # ------------------------------------------------------------------ use
 
     def predictions(self, inputs: PredictInput, options: RetrievalPredictOptions) -> Iterator[dict[str, Any]]:
-        """Find the best images for each sentence, or the best captions for each image, with a drawing of them."""
         if not self.losses.contrastive:
             raise ConfigError(
                 "This model was trained with task.losses.contrastive=0 and compares nothing: train it further with "
                 "init_from=RUN/export task.losses.contrastive=1."
             )
-        return retrieve(self, inputs, options, DRAWINGS)
+        return retrieve(self, inputs, options, images_for, texts_for)

@@ -20,20 +20,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchmetrics import MeanMetric, Metric
 
 from magneto.data.image.dataset import ImageInfo
-from magneto.data.image.module import ImageDataModule
 from magneto.data.module import DataModule
 from magneto.errors import ConfigError
+from magneto.inference.images import tokenize_images
 from magneto.inference.inputs import PredictInput
-from magneto.inference.visual_tokenizer import tokenize_images
 from magneto.nn.vision.vector_quantizer import perplexity, usage
 from magneto.nn.vision.visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
-from magneto.tasks.base import Task
+from magneto.tasks.images import ImageTask, require_patches
 from magneto.training.module import Batch, StepOutput
 from magneto.training.samples import Sample
 from magneto.visualize.image_grid import side_by_side, tile
-
-TABLES = ("learned", "sinusoidal", "rotary")
-"""Positions that have a table of limited length."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,22 +79,15 @@ class CodeScores(Metric):
         return {"perplexity": perplexity(self.counts), "usage": usage(self.counts)}
 
 
-class VisualTokenization(Task):
+class VisualTokenization(ImageTask):
     """Reconstruction and commitment. Batches are those of `magneto.data.image.module`."""
 
     name = "visual_tokenizer"
     example_input = "input=image.png"
     monitor = "val/loss"
     Options = VisualTokenizerOptions
-    Data = ImageDataModule
-    reads = "file"
     uses_labels = False
     options: VisualTokenizerOptions
-
-    @classmethod
-    def shape_from(cls, backbone: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str, Any]:
-        """Positions for the patches of an image."""
-        return shape_of_patches(backbone, info)
 
     @classmethod
     def prepare(cls, config: Mapping[str, Any], data: DataModule) -> dict[str, Any]:
@@ -109,7 +98,6 @@ class VisualTokenization(Task):
         return {"teacher_width": int(_teacher(task["teacher"], task.get("teacher_file")).num_features)}
 
     def build(self) -> None:
-        """Encoder, codebook, decoder; reconstruction and use of the codes."""
         require_patches(self.name, self.info)
         options = self.options
         self.tokenizer = VisualTokenizer(
@@ -164,7 +152,6 @@ class VisualTokenization(Task):
         )
 
     def evaluate(self, batch: Batch, output: StepOutput) -> None:
-        """Add reconstruction and codes of the batch."""
         _, codes, reconstruction = output.outputs
         self.scores["reconstruction"].update(reconstruction, output.weight)
         self.scores["codes"].update(codes)
@@ -189,6 +176,10 @@ class VisualTokenization(Task):
             painted = colours[row[-1].view(grid, grid).numpy()].repeat(patch, axis=0).repeat(patch, axis=1)
             yield side_by_side([*map(tile, row[:-1]), tile(painted.transpose(2, 0, 1))])
 
+    def throughput_counts(self, batch: Batch) -> dict[str, float]:
+        """Images alone: a tokenizer of convolutions reads no tokens."""
+        return {"examples": float(len(batch["id"]))}
+
     def flops(self, batch: Batch) -> float:
         """Encoder and decoder, forward and backward, counted on one image."""
         if self._flops is None:
@@ -199,30 +190,7 @@ class VisualTokenization(Task):
         return self._flops * len(batch["id"])
 
     def predictions(self, inputs: PredictInput, options: Any) -> Iterator[dict[str, Any]]:
-        """Give the codes of each image, and what they stand for as an image."""
         return tokenize_images(self, inputs)
-
-
-def require_patches(task: str, info: ImageInfo) -> None:
-    """Raise `ConfigError` unless the data says how large a patch is."""
-    if info.patch_size is None:
-        raise ConfigError(
-            f"data.patch_size is missing: task={task} reads an image in patches, such as patch_size=4 of 28 pixels or "
-            "patch_size=16 of 224."
-        )
-
-
-def shape_of_patches(backbone: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of the backbone that follow from the patches of an image.
-
-    That is `grid` for positions of two dimensions, else the rows of a table, one for each patch and one for [CLS].
-    """
-    if not info["patch_size"]:
-        return {}
-    grid = info["image_size"] // info["patch_size"]
-    if backbone.get("position") == "relative_2d":
-        return {"grid": grid}
-    return {"max_positions": 1 + grid**2} if backbone.get("position") in TABLES else {}
 
 
 def _teacher(name: str, file: str | None) -> Any:

@@ -12,34 +12,28 @@ encoder comes from `task=vl` or from published weights (magneto/pretrained/init_
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from magneto.data.tokenizers.text import TextTokenizer
 from magneto.data.vqa.answers import shared, vqa_accuracy
 from magneto.data.vqa.module import VqaDataModule
 from magneto.errors import ConfigError
-from magneto.inference.image_classification import top_answers
+from magneto.inference.images import top_answers
 from magneto.inference.inputs import PredictInput
 from magneto.inference.vqa import VqaPredictOptions, answer
 from magneto.metrics.vqa import AnswerScores
 from magneto.nn import (
     BackboneConfig,
     Linear,
-    PatchStem,
-    TokenStem,
-    VisionLanguageStem,
-    build_backbone,
     build_norm,
     training_flops_per_token,
 )
 from magneto.nn.multiway import Experts
-from magneto.tasks.base import Task
-from magneto.tasks.visual_tokenizer import require_patches
+from magneto.tasks.images import PairTask
 from magneto.training.module import Batch, StepOutput
 from magneto.training.samples import Sample
 from magneto.visualize.image_grid import side_by_side, tile
@@ -67,11 +61,10 @@ class VqaPooler(nn.Module):
         self.dense = Linear(config.d_model, config.d_model, roles=("head",))
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.dense(self.norm(x)).tanh()
-        return out
+        return self.dense(self.norm(x)).tanh()
 
 
-class VisionLanguageClassification(Task):
+class VisionLanguageClassification(PairTask):
     """Binary cross-entropy of each answer to a question, or cross-entropy of the two judgements of a statement.
 
     Batches are those of `magneto.data.vqa.module`.
@@ -82,33 +75,17 @@ class VisionLanguageClassification(Task):
     Options = VLClassificationOptions
     Data = VqaDataModule
     PredictOptions = VqaPredictOptions
-    requires: ClassVar = {"architecture": "encoder", "position": "none"}
-    reads = "file"
     options: VLClassificationOptions
 
     def build(self) -> None:
-        """Stem, encoder, the head that the data needs; accuracy."""
-        most = self.config.max_positions
-        self.require_positions(
-            self.info.max_tokens,
-            f"data.max_tokens={self.info.max_tokens}",
-            f"set data.max_tokens to {most} or less",
-            table=True,
-        )
-        require_patches(self.name, self.info)
+        self.build_encoder()
         self.labels: list[str] = self.info.labels
         if len(self.labels) < 2:
             raise ConfigError(
                 f"task={self.name}: all training questions have one answer, {', '.join(self.labels)}: there is nothing to "
                 "learn from this data."
             )
-        self.tokenizer = TextTokenizer.from_json(self.info.tokenizer)
         config, width = self.config, self.config.d_model
-        size, patch, channels = self.info.image_size, self.info.patch_size, self.info.channels
-        self.stem = VisionLanguageStem(
-            PatchStem(size, patch, channels, width), TokenStem(self.info.vocab_size, config), config
-        )
-        self.backbone = build_backbone(config)
         for module in self.backbone.modules():
             if isinstance(module, Experts) and module.fusion is not None:
                 # Pairs alone never use these: processes would wait for their gradients.
@@ -135,10 +112,9 @@ class VisionLanguageClassification(Task):
     def forward(self, images: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """(B, P, C, S, S), (B, T) int64 and its mask -> fp32 logits (B, answers)."""
         each = images.size(1)
-        x, num_vision_tokens = self.stem(images.flatten(0, 1), tokens.repeat_interleave(each, 0))
-        mask = F.pad(mask.repeat_interleave(each, 0), (num_vision_tokens, 0), value=True)
-        count = None if self.config.multiway == "none" else num_vision_tokens
-        hidden = self.backbone(x, mask, num_vision_tokens=count)
+        hidden, num_vision_tokens = self.encode(
+            images.flatten(0, 1), tokens.repeat_interleave(each, 0), mask.repeat_interleave(each, 0)
+        )
         if self.statements:
             pooled = torch.cat((hidden[:, 0], hidden[:, num_vision_tokens]), dim=1).view(len(tokens), -1)
         else:
@@ -159,7 +135,6 @@ class VisionLanguageClassification(Task):
         return StepOutput(loss, weight, outputs=logits.detach())
 
     def evaluate(self, batch: Batch, output: StepOutput) -> None:
-        """Add the answers of the batch."""
         known = (batch[key] for key in ("counts", "people", "id", "kind", "group"))
         self.scores["answers"].update(output.outputs.argmax(1), *known)
 
@@ -201,7 +176,6 @@ class VisionLanguageClassification(Task):
         return {"examples": float(rows), "tokens": float(each * (rows * self.stem.vision.num_tokens + words))}
 
     def flops(self, batch: Batch) -> float:
-        """Stem, encoder and head, forward and backward, padding included."""
         rows, each = batch["image"].shape[:2]
         patches = self.stem.vision.num_tokens
         length = patches + batch["tokens"].size(1)
@@ -211,5 +185,4 @@ class VisionLanguageClassification(Task):
         return float(rows * (each * pair + 6 * sum(module.weight.numel() for module in linear)))
 
     def predictions(self, inputs: PredictInput, options: VqaPredictOptions) -> Iterator[dict[str, Any]]:
-        """Answer the question about each image, or judge the statement about it and a second one."""
         return answer(self, inputs, options)

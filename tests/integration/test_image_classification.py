@@ -85,29 +85,6 @@ def test_samples_and_overview_are_logged_apart(run: Run, monkeypatch: pytest.Mon
     }
 
 
-def test_a_runs_folder_stands_for_its_model(run: Run, settings: list[str], patterns: Path) -> None:
-    folder = Path(run("name=one", "trainer.max_steps=4")["folder"])
-    expected = {
-        key: value
-        for key, value in json.loads((folder / "result.json").read_text())["metrics"].items()
-        if key.startswith("test/")
-    }
-    # No task= either: the checkpoint knows it.
-    assert drive(settings, "mode=test", f"checkpoint={folder}")["metrics"] == pytest.approx(expected)
-    predict = ("mode=predict", f"input={patterns / 'test/down'}")
-    answers = run(*predict, f"checkpoint={folder / 'export'}")["results"]
-    assert run(*predict, f"checkpoint={folder}")["results"] == answers
-    assert run(f"init_from={folder}", "name=two", "trainer.max_steps=1")["status"] == "finished"
-    shutil.rmtree(folder / "export")
-    assert run(*predict, f"checkpoint={folder}")["results"] == answers, "of the best checkpoint"
-    assert Path(run("mode=export", f"checkpoint={folder}")["folder"]) == folder / "export"
-    assert run(*predict, f"checkpoint={folder / 'export'}")["results"] == answers
-    with pytest.raises(MagnetoError, match="data= is missing: checkpoint=.* is of task=image_classification"):
-        drive(SHORT, "mode=test", f"checkpoint={folder}")
-    with pytest.raises(MagnetoError, match="neither a run's folder with a model in it nor an export"):
-        run(*predict, f"checkpoint={patterns}")
-
-
 def test_evaluation_set_of_some_classes(run: Run, patterns: Path, tmp_path: Path) -> None:
     """The layout of ImageNet-A and -R: a folder for each of some of the model's classes, under other names."""
     root, names = tmp_path / "robust", tmp_path / "names.tsv"
@@ -136,17 +113,6 @@ def test_evaluation_set_of_some_classes(run: Run, patterns: Path, tmp_path: Path
             "mode=test", f"checkpoint={source}", f"data.corpora.image_folder.folder={root}",
             "data.corpora.image_folder.evaluation=true", f"data.corpora.image_folder.names={names}",
         )  # fmt: skip
-
-
-def test_start_from_beit_on_larger_images(settings: list[str]) -> None:
-    """A classifier starts from beit on larger images."""
-    pretrained = drive(["task=beit", *settings, *SMALL], "task.target=pixels", "name=pretrained")
-    tuned = drive(
-        ["task=image_classification", *settings, f"init_from={pretrained['folder']}/export"],
-        "data.image_size=24", "optimizer.layer_decay=0.7", "name=larger", "callbacks.ema_decay=0.9",
-    )  # fmt: skip
-    task = load_task(Path(tuned["folder"]) / "export")
-    assert task.config.grid == 6 and task.backbone.relative.table.shape == (11**2 + 3, 2)
 
 
 def test_probe_leaves_the_encoder_alone(settings: list[str]) -> None:
@@ -201,17 +167,6 @@ def test_grid_features_are_means_of_patches(run: Run) -> None:
 def test_impossible_probes_are_refused(run: Run, overrides: list[str], message: str) -> None:
     with pytest.raises(MagnetoError, match=message):
         run(*overrides)
-
-
-def test_a_senseless_number_of_answers_is_refused(run: Run) -> None:
-    folder = run("name=one", "trainer.max_steps=2")["folder"]
-    for number, what in (
-        ("0", "greater than or equal to 1"),
-        ("1.5", "valid integer"),
-        ("many", "valid integer"),
-    ):
-        with pytest.raises(MagnetoError, match=rf"predict.top_k={number}: .*{what}"):
-            run("mode=predict", f"checkpoint={folder}/export", "input=.", f"predict.top_k={number}")
 
 
 def test_classes_may_have_any_name(run: Run, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """task=mlm, end to end through `magneto.commands.run`: learn, overfit, resume, fill masks, score sentences."""
 
-import json
 import math
 from collections.abc import Callable
 from functools import partial
@@ -83,34 +82,6 @@ def test_it_learns_to_count_and_fills_masks(run: Run, capsys: pytest.CaptureFixt
         "predict.score=true",
     )  # fmt: skip
     assert right["pseudo_perplexity"] < 2 < wrong["pseudo_perplexity"] and right["tokens"] == 7
-
-
-def test_a_run_leaves_its_facts_and_samples(run: Run) -> None:
-    result = run("name=one")
-    assert {"test/accuracy", "test/perplexity"} <= result["metrics"].keys()
-    assert result["throughput"]["tokens_per_s"] > 0
-    samples = [
-        json.loads(line) for line in (Path(result["folder"]) / "samples.jsonl").read_text().splitlines()
-    ]
-    for sample in samples:
-        assert sample["kind"] == "filled" and "[MASK]" in sample["text"] and "[MASK]" not in sample["filled"]
-        # Outside of the masks stand words, some of them cut by a mask or replaced at random.
-        assert set(sample["reference"].split()) <= set(COUNT)
-        shown = [word for word in sample["text"].split() if word != "[MASK]"]
-        assert sum(word in COUNT for word in shown) > 0.5 * len(shown)
-
-
-def test_a_second_run_starts_from_the_first(run: Run) -> None:
-    first = run("name=one")
-    source = Path(first["folder"]) / "export"
-    # Neither depth nor width is said again.
-    second = run("name=two", f"init_from={source}", "trainer.max_steps=1", "optimizer.lr=1e-12")
-    assert second["metrics"]["test/loss"] == pytest.approx(first["metrics"]["test/loss"], rel=1e-3)
-    fresh = run("name=three", "trainer.max_steps=1", "optimizer.lr=1e-12")
-    assert fresh["metrics"]["test/loss"] > 1.05 * first["metrics"]["test/loss"]
-    assert ": loaded " in (Path(second["folder"]) / "log.txt").read_text()
-    with pytest.raises(MagnetoError, match="placement"):
-        run("name=four", f"init_from={source}", "backbone=pre_ln")
 
 
 def test_blocks_beyond_positions_are_refused(run: Run) -> None:

@@ -93,26 +93,6 @@ def test_it_learns_what_is_in_the_words(run: Run, task: str, metric: str, least:
     assert result["monitor"]["metric"] == f"val/{monitored}" and result["monitor"]["mode"] == "max"
 
 
-def test_a_run_leaves_its_facts_and_samples(run: Run) -> None:
-    result = run("STS-B", "name=one")
-    assert set(result["metrics"]) >= {
-        "test/loss",
-        "test/pearson",
-        "test/spearman",
-        "test/score",
-        "val/pearson",
-    }
-    assert result["data_facts"]["range"] == [0.0, 5.0] and result["throughput"]["tokens_per_s"] > 0
-    samples = [
-        json.loads(line) for line in (Path(result["folder"]) / "samples.jsonl").read_text().splitlines()
-    ]
-    for sample in samples:
-        assert (
-            sample["kind"] == "classified" and len(sample["text"].split()) == len(sample["pair"].split()) == 6
-        )
-        assert 0 <= float(sample["predicted"]) <= 5 and sample["reference"] in ("0", "2.5", "5")
-
-
 def test_lines_are_labelled_in_batches(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each line is printed behind its class and the probability of it."""
     folder = Path(run("SST-2", "name=one")["folder"])

@@ -66,10 +66,6 @@ def trained(squares: Path, prepared_dir: Path, tmp_path_factory: pytest.TempPath
     )
 
 
-def samples_of(result: dict[str, Any]) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (Path(result["folder"]) / "samples.jsonl").read_text().splitlines()]
-
-
 def batches_and_task(folder: Path) -> tuple[list[dict[str, Any]], VisionLanguage]:
     """The test batches of a run and its model."""
     task = load_task(folder / "export")
@@ -101,39 +97,6 @@ def test_retrieval_in_two_languages(trained: dict[str, Any]) -> None:
     )
     both = [metrics[f"test/text_to_image/r1/{language}"] for language in ("en", "fr")]
     assert np.mean(both) == pytest.approx(metrics["test/text_to_image/r1"])
-
-
-@torch.no_grad()
-def test_scores_from_single_pairs(trained: dict[str, Any]) -> None:
-    """Computed again, one pair at a time: neither padding nor the batch matters, nor how the metric keeps its state."""
-    batches, task = batches_and_task(Path(trained["folder"]))
-    task.eval()
-    images: dict[int, torch.Tensor] = {}
-    texts: dict[str, torch.Tensor] = {}
-    right = set()
-    for batch in batches:
-        for row, text in enumerate(batch["text"]):
-            length = int(batch["mask"][row].sum())
-            images[int(batch["id"][row])] = task.image_vectors(batch["image"][row : row + 1])[0]
-            tokens = batch["tokens"][row : row + 1, :length]
-            texts[text] = task.text_vectors(tokens, torch.ones_like(tokens, dtype=torch.bool))[0]
-            right.add((int(batch["id"][row]), text))
-    names = list(texts)
-    found = [names[int((torch.stack(list(texts.values())) @ vector).argmax())] for vector in images.values()]
-    hits = [(image, text) in right for image, text in zip(images, found, strict=True)]
-    assert np.mean(hits) == pytest.approx(trained["metrics"]["test/image_to_text/r1"], abs=1.5 / KINDS)
-
-
-def test_what_was_found_is_shown(trained: dict[str, Any]) -> None:
-    samples = samples_of(trained)
-    assert {sample["split"] for sample in samples} == {"val", "test"}
-    for sample in samples:
-        assert sample["images"] == KINDS and 1 <= sample["rank_of_image"] <= KINDS
-        assert len(sample["found"]) == 5
-        panel = np.asarray(Image.open(Path(trained["folder"]) / sample["image"]))
-        assert panel.ndim == 3 and panel.shape[2] == 3
-        if sample["split"] == "test" and sample["rank_of_image"] == 1:  # in a green frame
-            assert (panel.reshape(-1, 3) == (30, 140, 60)).all(1).sum() > 100
 
 
 # ------------------------------------------------------------------ masked data modelling
@@ -298,24 +261,6 @@ def test_copies_of_a_image_count_as_one(
     assert scores[1]["test/r1"] > 0.7
 
 
-@torch.no_grad()
-def test_copies_are_no_mistakes_in_training(trained: dict[str, Any]) -> None:
-    """The loss is that of all captions of an image, whichever of its copies they came with."""
-    (batch, *_), task = batches_and_task(Path(trained["folder"]))
-    batch = {key: value[:4] for key, value in batch.items()}
-    batch["image"][1] = batch["image"][0]
-    batch["id"], batch["caption"] = torch.arange(4), torch.arange(4)
-    batch["image_id"] = torch.tensor([0, 0, 2, 3])
-    task.train()
-    vision = task.image_vectors(batch["image"])
-    text = task.text_vectors(batch["tokens"], batch["mask"])
-    wanted = torch.eye(4)
-    wanted[:2, :2] = 0.5
-    alike = task.logit_scale.exp() * vision @ text.T
-    loss = -(wanted * (alike.log_softmax(0) + alike.log_softmax(1))).sum() / 2
-    assert float(task.step(batch).loss_sum) == pytest.approx(float(loss), rel=1e-5)
-
-
 def test_predict_finds_images_for_sentences(
     trained: dict[str, Any], run: Run, squares: Path, tmp_path: Path
 ) -> None:
@@ -352,19 +297,6 @@ def test_an_average_longer_than_the_run_is_told(run: Run, caplog: pytest.LogCapt
             "trainer.val_check_interval=20",
         )
         assert ("averages the weights over about 100 steps, and the run has 20" in caplog.text) == told
-
-
-def test_a_cut_query_is_reported(
-    trained: dict[str, Any], run: Run, squares: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """What the model does not read of a sentence is said."""
-    for words, told in (("red top left", False), ("red " * 40, True)):
-        caplog.clear()
-        run(
-            "mode=predict", f"checkpoint={trained['folder']}/export", f"input={squares / 'test'}",
-            f"predict.query='{words}'",
-        )  # fmt: skip
-        assert ("predict.query: 1 were longer than 16 tokens and lost their end" in caplog.text) == told
 
 
 def test_predict_finds_lines_for_images(

@@ -13,7 +13,6 @@ from PIL import Image
 
 from magneto.errors import MagnetoError
 from magneto.tasks.registry import load_task
-from magneto.tasks.vqa import VisionLanguageClassification
 from tests.toys.questions import (
     TOY_IMAGES,
     nlvr2_files,
@@ -23,7 +22,7 @@ from tests.toys.questions import (
     write_nlvr2,
     write_vqa,
 )
-from tests.toys.runs import SHORT, SMALL, drive, folders, training_losses
+from tests.toys.runs import SHORT, SMALL, drive, folders
 
 Run = Callable[..., dict[str, Any]]
 
@@ -119,36 +118,6 @@ def test_it_judges_statements_about_two_images(statements: list[str], nlvr2: Pat
     for second, reason in ((broken, "not an image"), ("2024", "no such file")):
         with pytest.raises(MagnetoError, match=rf"^predict.second={second}: .*{reason}"):
             judge(*asked, f"input={left}", f"predict.second={second}")
-
-
-@pytest.mark.parametrize(
-    ("kind", "more"),
-    [
-        ("questions", ["backbone=magneto"]),
-        ("questions", ["backbone=pre_ln", "task.targets=left_out"]),
-        ("questions", ["backbone=post_ln", "backbone.multiway=none"]),
-        ("statements", ["backbone=magneto", "backbone.multiway=full"]),
-        ("statements", ["backbone=magneto", "backbone.fusion_layers=1"]),
-    ],
-)
-def test_it_overfits_one_batch(
-    kind: str, more: list[str], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kept: dict[str, Any] = {}
-    step = VisionLanguageClassification.training_step
-
-    def same_batch(self: VisionLanguageClassification, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
-        return step(self, kept.setdefault("batch", batch), batch_idx)
-
-    monkeypatch.setattr(VisionLanguageClassification, "training_step", same_batch)
-    steps = ("trainer.max_steps=100", "trainer.val_check_interval=100", "optimizer.lr=6e-3")
-    result = drive([*request.getfixturevalue(kind), *SMALL], *steps, *more)
-    losses = training_losses(result["folder"])
-    assert losses[-1] < 0.1 < losses[0], losses
-    # Several processes wait for the gradient of every parameter that is trained.
-    task = load_task(Path(result["folder"]) / "export").train()
-    task.step(kept["batch"]).loss_sum.backward()
-    assert not [name for name, p in task.named_parameters() if p.requires_grad and p.grad is None]
 
 
 def test_start_from_another_image_size(questions: list[str], shared: list[str], vqa: Path) -> None:

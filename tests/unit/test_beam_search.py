@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from magneto.errors import MagnetoError
-from magneto.inference.beam_search import Hypothesis, beam_search, check_search
+from magneto.inference.beam_search import Hypothesis, beam_search
 from magneto.nn import PLACEMENTS, BackboneConfig, Decoder, EncoderDecoder, KVCache, TokenStem, build_backbone
 
 EOS, BOS = 0, 1
@@ -184,10 +183,6 @@ def test_impossible_tokens_are_never_found() -> None:
     assert all(token in (1, 2) for output in outputs for token in output)
 
 
-def test_no_sentences() -> None:
-    assert search(Table(4), past(0), starts(0), beam=2, max_length=5) == []
-
-
 # ------------------------------------------------------------------ real models
 
 SOURCES = [[5, 6, 7, 8, 9, 4], [4, 5], [9, 8, 7], [6, 6, 6, 6, 6, 6, 6, 6]]
@@ -290,16 +285,3 @@ def test_prompts_of_unequal_length() -> None:
     for prompt, hypotheses in zip(prompts, complete(prompts), strict=True):
         (alone,) = complete([prompt])
         same(hypotheses, alone)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"beam": 0, "n_best": 1, "length_penalty": 1.0}, r"predict\.beam=0"),
-        ({"beam": 2, "n_best": 3, "length_penalty": 1.0}, r"predict\.n_best=3.* 2 beams"),
-        ({"beam": 2, "n_best": 1, "length_penalty": -1.0}, r"predict\.length_penalty"),
-    ],
-)
-def test_options_that_cannot_be_meant(options, message: str) -> None:
-    with pytest.raises(MagnetoError, match=message):
-        check_search(**options, where="predict")

@@ -1,4 +1,4 @@
-"""Accuracies and confusion matrix of images against scikit-learn, torchmetrics and counting."""
+"""Accuracies and confusion matrix of images against torchmetrics and counting."""
 
 import numpy as np
 import pytest
@@ -44,19 +44,6 @@ def test_accuracies_are_those_of_torchmetrics(classes: int) -> None:
             assert found[f"top1/{name}"] == pytest.approx(float(wanted[number]))
     assert scores.confusion is not None
     assert (scores.confusion == multiclass_confusion_matrix(logits, labels, classes).numpy()).all()
-
-
-def test_scikit_learn_agrees() -> None:
-    metrics = pytest.importorskip("sklearn.metrics")
-    logits, labels = answers(8)
-    scores = ClassScores(names(8))
-    scores.update(logits, labels)
-    found = scores.compute()
-    wanted = [metrics.top_k_accuracy_score(labels, logits, k=k, labels=range(8)) for k in (1, 5)]
-    assert [found["top1"], found["top5"]] == pytest.approx(wanted)
-    assert found["mean_class_accuracy"] == pytest.approx(
-        metrics.balanced_accuracy_score(labels, logits.argmax(1))
-    )
 
 
 def test_examples_without_a_class_are_ignored() -> None:

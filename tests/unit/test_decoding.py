@@ -127,31 +127,12 @@ def test_narrow_beam_gives_lower_bounds():
     assert gaps[-1] < gaps[0] / 4
 
 
-def test_wider_beam_finds_no_worse():
-    log_probs, lengths = scores(8, 40, 6), torch.full((8,), 40)
-    widths = [1, 4, 16, 64]
-    best = torch.tensor(
-        [[h[0].score for h in ctc_beam_search(log_probs, lengths, beam_width=w)] for w in widths]
-    )
-    assert (best.diff(dim=0).mean(dim=1) > 0).all()
-
-
 def test_pruned_tokens_are_impossible():
     log_probs = torch.tensor([[[0.5, 0.3, 0.2]]]).log()
     found = ctc_beam_search(log_probs, torch.tensor([1]), n_best=3, min_log_prob=math.log(0.25))
     assert [h.tokens for h in found[0]] == [[], [1]]
     nothing_left = ctc_beam_search(log_probs, torch.tensor([1]), n_best=3, min_log_prob=0.0)
     assert [h.tokens for h in nothing_left[0]] == [[]]
-
-
-def test_default_pruning_changes_little():
-    """Default pruning hardly changes a trained models scores."""
-    log_probs, lengths = scores(4, 50, 40, scale=5.0), torch.full((4,), 50)
-    pruned = ctc_beam_search(log_probs, lengths)
-    full = ctc_beam_search(log_probs, lengths, min_log_prob=-math.inf)
-    for (a, *_), (b, *_) in zip(pruned, full, strict=True):
-        assert a.tokens == b.tokens
-        assert a.score == pytest.approx(b.score, abs=1e-2)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from magneto.errors import MagnetoError
 from magneto.metrics import error_rate
-from magneto.metrics.error_rate import Edit, ErrorRate, align, mark_errors
+from magneto.metrics.error_rate import ErrorRate, align, mark_errors
 
 WORDS = st.lists(st.sampled_from(["a", "ab", "abc", "ba", "ñu", "д"]), max_size=7).map(" ".join)
 CORPUS = [("the red boat", "the bed boat sails"), ("a b", "a"), ("", "x"), ("moon", "moon")]
@@ -59,16 +59,6 @@ def test_alignment_rebuilds_both_texts(reference, hypothesis, unit):
     oracle = process(reference, hypothesis)
     errors = sum(edit.op != "equal" for edit in edits)
     assert errors == oracle.substitutions + oracle.deletions + oracle.insertions
-
-
-def test_alignment_by_hand():
-    assert align("the  red boat", "the bed boat sails\n") == [
-        Edit("equal", "the", "the"),
-        Edit("substitute", "red", "bed"),
-        Edit("equal", "boat", "boat"),
-        Edit("insert", "", "sails"),
-    ]
-    assert align("", "") == []
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def refusal(settings: list[str], *overrides: str) -> str:
         ("optimizer.name=muon", "optimizer.name=muon: must be one of adamw, adam, sgd"),
         ("scheduler.warmup=5000", "scheduler.warmup=5000 is longer than the run"),
         ("logger.wandb=nonsense", "logger.wandb=nonsense: must be one of"),
-        ("backbone.num_layers=0", "backbone: num_layers=0: must be at least 1"),
+        ("backbone.num_layers=0", "backbone.num_layers=0: input should be greater than or equal to 1"),
         ("backbone.num_heads=3", "backbone: d_model=32 does not divide by num_heads=3"),
         ("+task.foo=1", "task.foo: there is no such key"),
         ("task.name=foo", "task.name=foo: the task's name is causal_lm"),

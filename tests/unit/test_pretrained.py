@@ -102,12 +102,6 @@ def test_misfits_are_named(tokenizer: str, tmp_path: Path, change: dict[str, Any
     assert all(torch.equal(before[name], tensor) for name, tensor in task.state_dict().items())
 
 
-def test_equal_shapes_agree(tokenizer: str, tmp_path: Path) -> None:
-    """Defaults and values that were written out are one shape."""
-    source = export(mlm(tokenizer), tmp_path / "export")
-    initialize_from(classifier(tokenizer, ffn_dim=64, inner_ffn_norm=True, dropout=0.3), str(source))
-
-
 def test_another_tokenizer_is_refused(tokenizer: str, tmp_path: Path) -> None:
     source = export(mlm(tokenizer), tmp_path / "export")
     other = TextTokenizer.train(TEXTS, kind="bpe", vocab_size=50).to_json()

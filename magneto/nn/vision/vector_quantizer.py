@@ -131,7 +131,6 @@ class VectorQuantizer(nn.Module):
         return F.embedding(codes, self.codebook)
 
     def extra_repr(self) -> str:
-        """Return the sizes, for the printed module."""
         codes, width = self.codebook.shape
         return f"codes={codes}, width={width}, decay={self.decay}, normalize={self.normalize}"
 

@@ -11,15 +11,16 @@ the grid of `PatchStem`; [CLS] has no code.
 """
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge
 from torch import Tensor, nn
 
-from magneto.config.validate import from_mapping
+from magneto.config.validate import check_types, from_mapping
 from magneto.errors import ConfigError
-from magneto.nn.config import BackboneConfig
+from magneto.nn.config import BackboneConfig, Count, Probability
 from magneto.nn.embeddings import PatchStem
 from magneto.nn.init import Linear
 from magneto.nn.transformer import Encoder
@@ -37,46 +38,39 @@ class VisualTokenizerConfig:
         ConfigError: a value that is not allowed, or that contradicts another one.
     """
 
-    image_size: int = 28
+    image_size: Count = 28
     """Side of the (square) image in pixels."""
-    patch_size: int = 4
+    patch_size: Count = 4
     """Side of a patch in pixels; must divide `image_size`."""
-    channels: int = 1
+    channels: Count = 1
     """1 for grey, 3 for colour."""
-    codes: int = 512
+    codes: Annotated[int, Ge(2)] = 512
     """Size of the codebook; BEiT and BEiT v2 have 8192."""
-    code_width: int = 32
+    code_width: Count = 32
     """Channels of a code, fewer than those of the encoder; 32 in BEiT v2."""
-    width: int = 64
+    width: Count = 64
     """Channels of the convolutions, for pixels."""
-    blocks: int = 2
+    blocks: Annotated[int, Ge(0)] = 2
     """Residual blocks of the encoder and of the decoder, for pixels."""
-    decay: float = 0.99
+    decay: Probability = 0.99
     """See `VectorQuantizer`, as for the next two."""
     normalize: bool = True
-    revive_below: float = 0.05
+    revive_below: Probability = 0.05
     teacher_width: int | None = None
     """Width of the teacher's features, for VQ-KD; None: the codes are decoded to pixels."""
     backbone: BackboneConfig | None = None
     """Encoder of VQ-KD; its decoder has the same width."""
-    decoder_layers: int = 1
+    decoder_layers: Count = 1
     """Depth of the decoder of VQ-KD: a shallow one needs more information in the codes."""
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "patch_size", "channels", "code_width", "width", "decoder_layers"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1.")
-        if self.codes < 2:
-            raise ConfigError(f"codes={self.codes}: a codebook needs at least 2.")
-        if self.blocks < 0:
-            raise ConfigError(f"blocks={self.blocks}: must be at least 0.")
+        check_types(
+            VisualTokenizerConfig, {key: value for key, value in vars(self).items() if key != "backbone"}
+        )
         if self.image_size % self.patch_size:
             raise ConfigError(
                 f"image_size={self.image_size} does not divide by patch_size={self.patch_size}. Set patch_size to a divisor."
             )
-        for name in ("decay", "revive_below"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)}: must be at least 0 and below 1.")
         if (self.teacher_width is None) != (self.backbone is None):
             raise ConfigError(
                 "teacher_width and backbone go together. Set both for VQ-KD, which learns the features of a teacher, "
@@ -144,8 +138,7 @@ class VisualTokenizer(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """Encode images to the vectors that are quantised, (B, N, code_width)."""
-        z: Tensor = self.encoder(images)
-        return z
+        return self.encoder(images)
 
     def codes(self, images: Tensor) -> Tensor:
         """Return the codes of images, (B, N) int64, and change no state, in training mode too."""
@@ -154,8 +147,7 @@ class VisualTokenizer(nn.Module):
 
     def decode(self, codes: Tensor) -> Tensor:
         """Decode codes (B, N) int64 to images, or for VQ-KD to features (B, N, teacher_width)."""
-        output: Tensor = self.decoder(self.quantizer.lookup(codes))
-        return output
+        return self.decoder(self.quantizer.lookup(codes))
 
     @torch.no_grad()
     def renormalise(self, change: Renormalisation) -> None:
@@ -192,8 +184,7 @@ class ResidualBlock(nn.Module):
         self.conv1 = nn.Conv2d(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = x + self.conv1(F.relu(self.conv3(F.relu(x))))
-        return out
+        return x + self.conv1(F.relu(self.conv3(F.relu(x))))
 
 
 class ConvolutionalEncoder(nn.Module):
@@ -224,8 +215,7 @@ class ConvolutionalDecoder(nn.Module):
 
     def forward(self, vectors: Tensor) -> Tensor:
         x = vectors.transpose(1, 2).reshape(len(vectors), -1, self.grid, self.grid)
-        out: Tensor = self.patches(F.relu(self.blocks(self.stem(x))))
-        return out
+        return self.patches(F.relu(self.blocks(self.stem(x))))
 
 
 class TransformerEncoder(nn.Module):
@@ -241,8 +231,7 @@ class TransformerEncoder(nn.Module):
         self.head = _head(backbone.d_model, config.code_width)
 
     def forward(self, images: Tensor) -> Tensor:
-        x: Tensor = self.head(self.backbone(self.stem(images))[:, 1:])
-        return x
+        return self.head(self.backbone(self.stem(images))[:, 1:])
 
 
 class TransformerDecoder(nn.Module):
@@ -257,14 +246,12 @@ class TransformerDecoder(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise [CLS] again; the parts do so themselves."""
         nn.init.normal_(self.class_token, std=self.class_token.numel() ** -0.5)
 
     def forward(self, vectors: Tensor) -> Tensor:
         x = self.projection(vectors)
         x = torch.cat((self.class_token.to(x.dtype).expand(len(x), 1, -1), x), dim=1)
-        out: Tensor = self.head(self.backbone(x)[:, 1:])
-        return out
+        return self.head(self.backbone(x)[:, 1:])
 
 
 def _head(width: int, out: int) -> nn.Sequential:

@@ -73,12 +73,6 @@ def test_deepnorm_alpha_and_beta(depth: Depth, alpha: float, beta: float) -> Non
     assert row.gain(depth) == pytest.approx(beta, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["pre_ln", "post_ln", "normformer"])
-def test_the_others_do_not_depend_on_depth(name: str) -> None:
-    for depth in (encoder_side(24), decoder_side(3, 9)):
-        assert PLACEMENTS[name].alpha(depth) == PLACEMENTS[name].gain(depth) == 1.0
-
-
 def test_encoder_gain_needs_the_decoder_depth() -> None:
     config = BackboneConfig(architecture="encoder_decoder", num_layers=12, decoder_layers=3)
     residual = Encoder(config).layers[0].feed_forward
@@ -167,61 +161,8 @@ def test_initialize_draws_everything_again() -> None:
         assert value.std().item() == pytest.approx(fresh[name].std().item(), rel=0.5, abs=1e-6), name
 
 
-# Norms around and inside each sub-layer, in the order self-attention, cross-attention, feed-forward.
-NORMS = {
-    "magneto": (
-        {"pre_norm", "branch.inner_norm"},
-        {"pre_norm"},
-        {"pre_norm", "branch.inner_norm"},
-        True,
-    ),
-    "pre_ln": ({"pre_norm"}, {"pre_norm"}, {"pre_norm"}, True),
-    "post_ln": ({"post_norm"}, {"post_norm"}, {"post_norm"}, False),
-    "deepnorm": ({"post_norm"}, {"post_norm"}, {"post_norm"}, False),
-    "normformer": ({"pre_norm", "branch_norm"}, {"pre_norm"}, {"pre_norm", "branch.inner_norm"}, True),
-}
-
-
 def norms_of(module: nn.Module) -> set[str]:
     return {name for name, child in module.named_modules() if isinstance(child, nn.LayerNorm)}
-
-
-@pytest.mark.parametrize("placement", NORMS)
-def test_norm_modules(placement: str) -> None:
-    attention, cross, feed_forward, final = NORMS[placement]
-    config = BackboneConfig(placement=placement, architecture="encoder_decoder", num_layers=2, d_model=16)
-    model = build_backbone(config)
-    for layer in model.decoder.layers:
-        assert norms_of(layer.self_attention) == attention
-        assert norms_of(layer.cross_attention) == cross
-        assert norms_of(layer.feed_forward) == feed_forward
-        assert ("branch.head_scale" in dict(layer.self_attention.named_parameters())) == (
-            placement == "normformer"
-        )
-        assert "branch.head_scale" not in dict(layer.cross_attention.named_parameters())
-    for stack in (model.encoder, model.decoder):
-        assert (stack.final_norm is not None) == final
-    if placement == "magneto":
-        layer = model.encoder.layers[0]
-        assert layer.self_attention.branch.inner_norm.normalized_shape == (16,)
-        assert layer.feed_forward.branch.inner_norm.normalized_shape == (64,)
-
-
-@pytest.mark.parametrize(
-    ("placement", "extra"),
-    [
-        # Over the 2 * d (weight and bias) of a norm around each of two sub-layers, for d = 16, 4 heads, ffn 64:
-        ("magneto", 2 * (2 * 16 + 2 * 64) + 2 * 16),  # both inner norms in two layers, and the final norm
-        ("pre_ln", 2 * 16),
-        ("post_ln", 0),
-        ("deepnorm", 0),
-        ("normformer", 2 * (2 * 16 + 2 * 64 + 4) + 2 * 16),
-    ],
-)
-def test_parameter_count(placement: str, extra: int) -> None:
-    config = BackboneConfig(placement=placement, position="none", num_layers=2, d_model=16, num_heads=4)
-    layer = 4 * 16 * 16 + 4 * 16 + 2 * 16 * 64 + 64 + 16 + 2 * (2 * 16)
-    assert sum(p.numel() for p in Encoder(config).parameters()) == 2 * layer + extra
 
 
 def test_ablations() -> None:

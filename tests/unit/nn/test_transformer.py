@@ -10,36 +10,22 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
 from magneto.errors import MagnetoError
-from magneto.nn import PLACEMENTS, BackboneConfig, Encoder, KVCache, build_backbone
+from magneto.nn import PLACEMENTS, BackboneConfig, Encoder
 from magneto.nn.attention import matmul_attention
 from magneto.nn.config import ACTIVATIONS, ARCHITECTURES, NORMS, SEQUENCE_POSITIONS
 from magneto.nn.residual import Residual
+from tests.unit.nn import models
 from tests.unit.nn.models import HEADS, D
 from tests.unit.nn.models import real as right_mask
 from tests.unit.nn.models import stream as tokens
+from tests.unit.oracles.weights import Link, agree, copy_weights, same
 
 
 def build(
     placement: str = "magneto", position: str = "none", architecture: str = "encoder", **more: Any
 ) -> Any:
-    """A small model whose parameters are all random: a zero bias or a unit norm would hide mistakes."""
-    torch.manual_seed(0)
-    values = {
-        "num_layers": 2,
-        "d_model": D,
-        "num_heads": HEADS,
-        "max_positions": 64,
-        "conv_position_kernel": 5,
-    }
-    config = BackboneConfig(
-        placement=placement, position=position, architecture=architecture, **{**values, **more}
-    )
-    model = build_backbone(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() < 2 or "relative" in config.position:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
+    values = {"num_layers": 2, "ffn_dim": None, "max_positions": 64, "conv_position_kernel": 5}
+    return models.build(placement, architecture, position, **{**values, **more})
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -68,28 +54,14 @@ def test_activations_and_norms(activation: str, norm: str) -> None:
 # --- oracles -----------------------------------------------------------------------------------------------
 
 
-def attention_pairs(ours: Any, theirs: nn.MultiheadAttention) -> list[tuple[Any, Any]]:
-    """Parameters of one of our attentions beside those of torch's; q, k, v blocks as slices of theirs."""
-    inputs = (
-        [(ours.qkv, slice(None))]
-        if hasattr(ours, "qkv")
-        else [(ours.q, slice(0, D)), (ours.kv, slice(D, None))]
-    )
-    pairs = [
-        ((ours.out, "weight"), (theirs.out_proj, "weight")),
-        ((ours.out, "bias"), (theirs.out_proj, "bias")),
-    ]
-    for linear, rows in inputs:
-        pairs += [((linear, "weight"), (theirs, "in_proj_weight", rows))]
-        pairs += [((linear, "bias"), (theirs, "in_proj_bias", rows))]
-    return pairs
-
-
-def tensors(entry: Any, gradient: bool = False) -> Tensor:
-    module, name, *rows = entry
-    parameter = getattr(module, name)
-    tensor = parameter.grad if gradient else parameter.data
-    return tensor[rows[0]] if rows else tensor
+def attention_links(ours: Any, theirs: nn.MultiheadAttention) -> list[Link]:
+    """Parameters of one of our attentions beside those of torch's; our q and kv are slices of its one matrix."""
+    parts = [(ours.qkv, (0, 3 * D))] if hasattr(ours, "qkv") else [(ours.q, (0, D)), (ours.kv, (D, 3 * D))]
+    links = same(ours.out, theirs.out_proj)
+    for linear, rows in parts:
+        links.append(Link(linear.weight, theirs.in_proj_weight, their_rows=rows))
+        links.append(Link(linear.bias, theirs.in_proj_bias, their_rows=rows))
+    return links
 
 
 @pytest.mark.parametrize("norm_first", [True, False], ids=["pre_ln", "post_ln"])
@@ -101,69 +73,45 @@ def test_agrees_with_torch_transformer_layers(
 ) -> None:
     """Outputs and all gradients of nn.TransformerEncoder and nn.TransformerDecoder with our weights."""
     decoder = side == "decoder"
-    model = build(
-        "pre_ln" if norm_first else "post_ln",
-        activation=activation,
-        num_layers=3,
-        architecture="encoder_decoder" if decoder else "encoder",
-    )
+    architecture = "encoder_decoder" if decoder else "encoder"
+    model = build("pre_ln" if norm_first else "post_ln", activation=activation, architecture=architecture)
     ours = model.decoder if decoder else model
-    sizes: Any = (D, HEADS, 4 * D, 0.0, activation)
+    kind = nn.TransformerDecoderLayer if decoder else nn.TransformerEncoderLayer
+    layer: Any = kind(D, HEADS, 4 * D, 0.0, activation, batch_first=True, norm_first=norm_first)
     norm = nn.LayerNorm(D) if norm_first else None
-    theirs: Any
-    if decoder:
-        torch_layer = nn.TransformerDecoderLayer(*sizes, batch_first=True, norm_first=norm_first)
-        theirs = nn.TransformerDecoder(torch_layer, 3, norm=norm)
-    else:
-        encoder_layer = nn.TransformerEncoderLayer(*sizes, batch_first=True, norm_first=norm_first)
-        theirs = nn.TransformerEncoder(encoder_layer, 3, norm=norm, enable_nested_tensor=False)
-
-    pairs: list[tuple[Any, Any]] = []
+    theirs: Any = (
+        nn.TransformerDecoder(layer, 2, norm) if decoder else nn.TransformerEncoder(layer, 2, norm, False)
+    )
+    links = same(ours.final_norm, theirs.norm) if norm_first else []
     for a, b in zip(ours.layers, theirs.layers, strict=True):
-        residuals = [a.self_attention, a.cross_attention, a.feed_forward]
-        norms = [b.norm1, b.norm2, b.norm3] if decoder else [b.norm1, None, b.norm2]
-        for residual, torch_norm in zip(residuals, norms, strict=True):
-            if residual is not None:
-                own = residual.pre_norm if norm_first else residual.post_norm
-                pairs += [((own, name), (torch_norm, name)) for name in ("weight", "bias")]
-        pairs += attention_pairs(a.self_attention.branch, b.self_attn)
-        if decoder:
-            pairs += attention_pairs(a.cross_attention.branch, b.multihead_attn)
-        for own, torch_linear in (
-            (a.feed_forward.branch.fc1, b.linear1),
-            (a.feed_forward.branch.fc2, b.linear2),
+        attentions = [(a.self_attention, b.self_attn)]
+        attentions += [(a.cross_attention, b.multihead_attn)] if decoder else []
+        for residual, attention in attentions:
+            links += attention_links(residual.branch, attention)
+        residuals = [residual for residual, _ in attentions] + [a.feed_forward]
+        for residual, torch_norm in zip(
+            residuals, (b.norm1, b.norm2, getattr(b, "norm3", None)), strict=False
         ):
-            pairs += [((own, name), (torch_linear, name)) for name in ("weight", "bias")]
-    if norm_first:
-        pairs += [((ours.final_norm, name), (theirs.norm, name)) for name in ("weight", "bias")]
-    assert len(pairs) == len(list(ours.parameters()))
-    for a, b in pairs:
-        tensors(b).copy_(tensors(a))
+            links += same(residual.pre_norm if norm_first else residual.post_norm, torch_norm)
+        feed_forward = a.feed_forward.branch
+        links += same(feed_forward.fc1, b.linear1) + same(feed_forward.fc2, b.linear2)
+    copy_weights(ours, theirs, links)
 
-    lengths = [9, 4, 7]
-    real = right_mask(lengths, 9) if padded else torch.ones(3, 9, dtype=torch.bool)
+    real = right_mask([9, 4, 7], 9) if padded else torch.ones(3, 9, dtype=torch.bool)
     mask = real if padded else None
+    bars = ~real if padded else None
     x = tokens().requires_grad_()
     y = x.detach().clone().requires_grad_()
     if decoder:
-        memory = torch.randn(3, 6, D)
-        memory_real = right_mask([2, 6, 3], 6)
-        a = ours(x, mask, memory, memory_real)
-        b = theirs(
-            y,
-            memory,
-            tgt_mask=~torch.ones(9, 9, dtype=torch.bool).tril(),
-            tgt_key_padding_mask=~real if padded else None,
-            memory_key_padding_mask=~memory_real,
+        memory, seen = torch.randn(3, 6, D), right_mask([2, 6, 3], 6)
+        future = ~torch.ones(9, 9, dtype=torch.bool).tril()
+        outputs = (
+            ours(x, mask, memory, seen),
+            theirs(y, memory, tgt_mask=future, tgt_key_padding_mask=bars, memory_key_padding_mask=~seen),
         )
     else:
-        a, b = ours(x, mask), theirs(y, src_key_padding_mask=~real if padded else None)
-    torch.testing.assert_close(a[real], b[real], atol=1e-5, rtol=1e-5)
-    for out in (a[real], b[real]):
-        (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
-    torch.testing.assert_close(x.grad, y.grad, atol=1e-5, rtol=1e-5)
-    for a, b in pairs:
-        torch.testing.assert_close(tensors(a, True), tensors(b, True), atol=1e-5, rtol=1e-5)
+        outputs = ours(x, mask), theirs(y, src_key_padding_mask=bars)
+    agree(outputs, [(x, y)], links, real)
 
 
 def naive_self_attention(branch: Any, x: Tensor, allowed: Tensor) -> Tensor:
@@ -256,14 +204,6 @@ def test_the_future_is_not_seen(architecture: str, position: str) -> None:
     assert not torch.isclose(before[:, 5:], after[:, 5:], atol=1e-3).all(dim=-1).any()
 
 
-@pytest.mark.parametrize("architecture", ["encoder", "decoder"])
-def test_causal_right_padding_needs_no_mask(architecture: str) -> None:
-    model, x, mask = build(position="learned", architecture=architecture), tokens(), right_mask([9, 4, 7], 9)
-    masked = model(x, mask, causal=True) if architecture == "encoder" else model(x, mask)
-    plain = model(x, causal=True) if architecture == "encoder" else model(x)
-    torch.testing.assert_close(masked[mask], plain[mask], atol=1e-5, rtol=1e-5)
-
-
 @pytest.mark.parametrize("position", ["none", "relative"])
 def test_example_without_tokens_is_finite(position: str) -> None:
     model = build(position=position, architecture="encoder_decoder")
@@ -271,115 +211,6 @@ def test_example_without_tokens_is_finite(position: str) -> None:
     out.sum().backward()
     assert out.isfinite().all()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
-
-
-# --- cached decoding ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("position", SEQUENCE_POSITIONS)
-@pytest.mark.parametrize("placement", PLACEMENTS)
-@torch.no_grad()
-def test_cached_equals_uncached(placement: str, position: str) -> None:
-    """A prompt of 4, single tokens, then a chunk of 3; longer than the convolution's kernel."""
-    x = tokens(3, 12)
-    steps = [x[:, :4], *x[:, 4:9].split(1, dim=1), x[:, 9:]]
-
-    model = build(placement, position, "decoder")
-    cache = KVCache()
-    stepped = torch.cat([model(step, cache=cache) for step in steps], dim=1)
-    torch.testing.assert_close(stepped, model(x), atol=1e-5, rtol=1e-5)
-    assert cache.length == 12 and cache.mask is None
-
-    model = build(placement, position, "encoder_decoder")
-    mask = right_mask([9, 4, 7], 9)
-    memory = model.encode(tokens(), mask)
-    cache = KVCache()
-    stepped = torch.cat([model.decode(step, None, memory, mask, cache) for step in steps], dim=1)
-    torch.testing.assert_close(stepped, model.decode(x, None, memory, mask), atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("position", SEQUENCE_POSITIONS)
-@torch.no_grad()
-def test_prompts_of_unequal_length(position: str) -> None:
-    """Left padding: each row decodes as it does alone, prompt and continuation."""
-    model, x, lengths = build(position=position, architecture="decoder"), tokens(3, 12), [8, 3, 5]
-    prompt = torch.full((3, 8, D), 1e3)
-    for row, length in enumerate(lengths):
-        prompt[row, 8 - length :] = x[row, :length]
-    mask = right_mask(lengths, 8).flip(1)
-    cache = KVCache()
-    outputs = [model(prompt, mask, cache=cache)]
-    for step in range(4):
-        new = torch.stack([x[row, length + step] for row, length in enumerate(lengths)])
-        outputs.append(model(new[:, None], cache=cache))
-    batch = torch.cat(outputs, dim=1)
-    for row, length in enumerate(lengths):
-        alone = model(x[row : row + 1, : length + 4])
-        torch.testing.assert_close(batch[row, 8 - length :], alone[0], atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("position", SEQUENCE_POSITIONS)
-@torch.no_grad()
-def test_reorder_follows_the_beams(position: str) -> None:
-    """One prompt a source becomes two beams each, beams change places, one source leaves."""
-    model = build(position=position, architecture="encoder_decoder")
-    mask = right_mask([9, 4], 9)
-    memory = model.encode(tokens(2), mask)
-    cache = KVCache()
-    history = tokens(2, 3)
-    model.decode(history, None, memory, mask, cache)
-
-    def step(index: list[int], copy_memory: bool, seed: int) -> Tensor:
-        nonlocal history, memory, mask
-        rows = torch.tensor(index)
-        cache.reorder(rows, memory=copy_memory)
-        if copy_memory:
-            memory, mask = memory[rows], mask[rows]
-        new = torch.randn(len(index), 1, D, generator=torch.Generator().manual_seed(seed))
-        history = torch.cat((history[rows], new), dim=1)
-        out = model.decode(new, None, memory, mask, cache)
-        torch.testing.assert_close(
-            out, model.decode(history, None, memory, mask)[:, -1:], atol=1e-5, rtol=1e-5
-        )
-        return out
-
-    step([0, 0, 1, 1], True, 1)
-    step([1, 1, 3, 2], False, 2)
-    step([3, 2], True, 3)
-
-
-@torch.no_grad()
-def test_reorder_keeps_the_padding() -> None:
-    model, x = build(position="learned", architecture="decoder"), tokens(2, 6)
-    mask = right_mask([6, 2], 6).flip(1)
-    cache = KVCache()
-    model(x, mask, cache=cache)
-    cache.reorder(torch.tensor([1, 0, 1]))
-    new = tokens(3, 1)
-    out = model(new, cache=cache)
-    for row, (source, length) in enumerate(((1, 2), (0, 6), (1, 2))):
-        alone = torch.cat((x[source, 6 - length :], new[row]))[None]
-        torch.testing.assert_close(out[row], model(alone)[0, -1:], atol=1e-5, rtol=1e-5)
-
-
-@torch.no_grad()
-def test_memory_is_projected_once() -> None:
-    """Keys and values of the memory are computed in the first step only."""
-    model = build(architecture="encoder_decoder")
-    memory, cache, calls = model.encode(tokens()), KVCache(), []
-    for layer in model.decoder.layers:
-        layer.cross_attention.branch.kv.register_forward_hook(lambda *_: calls.append(1))
-    for _ in range(4):
-        model.decode(tokens(3, 1), None, memory, None, cache)
-    assert len(calls) == 2  # layers, not layers times steps
-
-
-@torch.no_grad()
-def test_cache_grows_past_its_first_capacity() -> None:
-    model, x = build(position="rotary", architecture="decoder", max_positions=200), tokens(2, 150)
-    cache = KVCache()
-    stepped = torch.cat([model(step, cache=cache) for step in x.split(1, dim=1)], dim=1)
-    torch.testing.assert_close(stepped, model(x), atol=1e-5, rtol=1e-5)
 
 
 # --- training ----------------------------------------------------------------------------------------------
@@ -502,11 +333,6 @@ def test_features_of_intermediate_layers() -> None:
     out, features = model(x, return_layers=(2, 0))
     torch.testing.assert_close(features, [seen[2], seen[0]])
     torch.testing.assert_close(out, model(x))
-
-
-def test_memory_goes_with_cross_attention_only() -> None:
-    with pytest.raises(AssertionError, match="architecture=encoder_decoder"):
-        build(architecture="decoder")(tokens(), memory=tokens())
 
 
 def test_too_long_sequence_raises() -> None:

@@ -9,12 +9,17 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Link:
-    """A parameter of ours (or the rows of it that hold one block) and the parameter that must equal it."""
+    """A parameter of ours and one that must equal it, or the rows of either that hold a block."""
 
     ours: nn.Parameter
     theirs: nn.Parameter
     rows: tuple[int, int] | None = None
     transposed: bool = False
+    their_rows: tuple[int | None, int | None] = (None, None)
+
+    def theirs_of(self, tensor: Tensor) -> Tensor:
+        """The rows of their tensor."""
+        return tensor[slice(*self.their_rows)]
 
     def view(self, tensor: Tensor) -> Tensor:
         """Our tensor as theirs is laid out."""
@@ -49,7 +54,7 @@ def copy_weights(ours: nn.Module, theirs: nn.Module, links: list[Link]) -> None:
         assert not left_out, left_out
     with torch.no_grad():
         for link in links:
-            link.theirs.copy_(link.view(link.ours))
+            link.theirs_of(link.theirs).copy_(link.view(link.ours))
 
 
 def close(ours: Tensor, theirs: Tensor, what: str = "") -> None:
@@ -73,4 +78,8 @@ def agree(
         close(a.grad, b.grad, f"gradient of input {index}")
     for link in links:
         assert link.ours.grad is not None and link.theirs.grad is not None
-        close(link.view(link.ours.grad), link.theirs.grad, f"gradient of a {tuple(link.theirs.shape)}")
+        close(
+            link.view(link.ours.grad),
+            link.theirs_of(link.theirs.grad),
+            f"gradient of a {tuple(link.theirs.shape)}",
+        )
