@@ -6,6 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from torch import Tensor
 
 from magneto.data.corpora.text_classification.base import zero_digits
@@ -104,6 +105,9 @@ def _answers(model: TextClassifier, texts: Sequence[Texts]) -> list[dict[str, An
     encoded = encode(
         model.tokenizer, [text for text, _ in texts], [pair for _, pair in texts], model.info.max_tokens
     )
-    items = [{"tokens": tokens, "second": second} for tokens, second in encoded.items()]
+    items = [
+        {"tokens": tokens, "second": np.arange(len(tokens)) >= second}
+        for tokens, second in zip(encoded.tokens, encoded.second, strict=True)
+    ]
     batch = padding(model.tokenizer.pad_id or 0)(items)
     return model.describe(model(*(batch[key].to(model.device) for key in ("tokens", "mask", "second"))))
