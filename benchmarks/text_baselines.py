@@ -209,7 +209,7 @@ def masked_accuracy(
     data: TextDataModule, dataset: TextDataset, model: Trigram
 ) -> dict[str, tuple[float, float]]:
     """Name -> accuracy of the masked tokens without and with knowledge of how masks are made."""
-    masking, mask = data.masking, data.tokenizer.require("mask")
+    masking, mask = data.config.masking, data.tokenizer.require("mask")
     assert isinstance(masking, Masking)
     ordinary = dataset.reading.ordinary
     text = np.full(data.info.vocab_size, -np.inf)  # log: only tokens that stand for text are asked for
@@ -294,8 +294,8 @@ def main() -> None:
     console = Console()
     console.print(table)
     console.print(
-        f"bits per byte: {info.vocab_size} {causal.tokenizer_settings.kind} tokens; accuracy: "
-        f"{masked.info.vocab_size} {masked.tokenizer_settings.kind} tokens, {masked.masking.for_evaluation()}",
+        f"bits per byte: {info.vocab_size} {causal.config.tokenizer.kind} tokens; accuracy: "
+        f"{masked.info.vocab_size} {masked.config.tokenizer.kind} tokens, {masked.config.masking.for_evaluation()}",
         soft_wrap=True,
     )
 

@@ -5,7 +5,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 from magneto.config.renamed import hint
 from magneto.errors import ConfigError, MagnetoError, nearest
@@ -18,7 +18,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str, require: S
 
     Args:
         cls: a dataclass.
-        values: its fields by name.
+        values: its fields by name; that of a field which is a dataclass itself may be a mapping, too.
         where: the configuration key that holds `values`, for the messages.
         require: fields that must be given although they have a default.
 
@@ -35,9 +35,15 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str, require: S
         without_default = field.default is field.default_factory is dataclasses.MISSING
         if name not in values and (without_default or name in require):
             raise ConfigError(f"{where}.{name}: this key is missing. Set {where}.{name} to a value.")
-    check_types(cls, values, where)
+    hints = get_type_hints(cls)
+    built = dict(values)
+    for name, value in values.items():
+        parts = [one for one in (hints[name], *get_args(hints[name])) if dataclasses.is_dataclass(one)]
+        if parts and isinstance(value, Mapping):
+            built[name] = from_mapping(cast(type[Any], parts[0]), value, f"{where}.{name}")
+    check_types(cls, built, where)
     try:
-        return cls(**values)
+        return cls(**built)
     except MagnetoError:
         raise
     except (TypeError, ValueError) as error:

@@ -7,10 +7,11 @@
         complete.json                              the sizes of all files (cache.py)
     tables --memory-mapped--> examples --sampler--> batches
 
-A kind of data is a `PreparedDataModule`, in three files:
+A kind of data is a `PreparedDataModule`, in four files:
 
-* `module.py`: the constructor with its checks, `settings()`, and what else follows from the settings;
-* `build.py`: `build(target)` reads the corpora, adds what cannot be used to `target.skips`, writes rows by
+* `config.py`: its settings, with types, ranges and defaults;
+* `module.py`: `settings()`, those by which the folder is made, and what else follows from the settings;
+* `build.py`: `build(target)` reads the corpora, notes what cannot be used by `target.skip`, writes rows by
   `with target.tables(schema) as tables: tables.write(split, columns)`, and returns the fields
   of `Info` that `info_of_settings()` does not give. Rows keep the order in which the corpora give them. Where a number
   of the example over all splits is the seed of its masks or crops, or is shown to people, it is a column `row`;
@@ -28,59 +29,31 @@ import copy
 import json
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
-import numpy as np
 import pyarrow as pa
-from torch.utils.data import Dataset
 
+from magneto.config.validate import from_mapping
 from magneto.data.cache import is_complete, prepare_once, short_hash
+from magneto.data.config import DataConfig
 from magneto.data.corpora.base import SPLITS, Skipped
 from magneto.data.info import DatasetInfo
 from magneto.data.messages import counts, skipped
-from magneto.data.module import BucketedDataModule
+from magneto.data.module import DataModule
 from magneto.data.table import SplitTable, TableWriter
 from magneto.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
 InfoT = TypeVar("InfoT", bound=DatasetInfo)
+ConfigT = TypeVar("ConfigT", bound=DataConfig)
 
 LISTED = 1000  # skipped examples that the report lists for each reason; the counts are exact
-
-
-class SkipLog:
-    """Skipped examples: exact counts by reason, and the first ones of each reason by name."""
-
-    def __init__(self) -> None:
-        self.counts: dict[str, int] = {}
-        self.listed: list[Skipped] = []
-
-    def add(self, item: Skipped) -> None:
-        """Count a skipped example; list it unless there are enough with its reason."""
-        self.counts[item.reason] = self.counts.get(item.reason, 0) + 1
-        if self.counts[item.reason] <= LISTED:
-            self.listed.append(item)
-
-    def extend(self, items: Iterable[Skipped]) -> None:
-        """Add them all."""
-        for item in items:
-            self.add(item)
-
-    def by_reason(self) -> dict[str, int]:
-        """Return the counts, the most frequent first."""
-        return dict(sorted(self.counts.items(), key=lambda item: -item[1]))
-
-    def summary(self) -> str:
-        """Return the most frequent reasons and their counts, and the first example, for an error message."""
-        if not self.counts:
-            return "none was skipped"
-        reasons = "; ".join(f"{count} {reason}" for reason, count in [*self.by_reason().items()][:5])
-        return f"skipped: {reasons}; the first: {self.listed[0].file or self.listed[0].id}"
 
 
 class Preparation:
@@ -88,18 +61,47 @@ class Preparation:
 
     Attributes:
         path: where it is written.
-        key: hash of all that it depends on.
+        config: the data's settings.
+        given: info of a checkpoint's model, as which the data is to be prepared; None: what a model needs is trained.
+        corpora: the readers by name.
+        data_dir: where they keep what they fetch.
+        key: hash of all that the folder depends on.
         noun: what its examples are called, such as "document".
         splits: those that must not be empty.
-        skips: the examples that are not used.
+        skipped: reason -> how many examples are not used, exactly.
+        listed: the first ones of each reason.
+        origins: by the name of a corpus, what was read: version, digest, where it came from.
         report: further values for prepare_report.json that no model needs.
     """
 
-    def __init__(self, path: Path, key: str, noun: str, splits: Sequence[str]) -> None:
-        self.path, self.key, self.noun, self.splits = path, key, noun, splits
-        self.skips = SkipLog()
+    def __init__(self, path: Path, data: "PreparedDataModule[Any, Any]") -> None:
+        self.path, self.config, self.given = path, data.config, data.given
+        self.corpora, self.data_dir, self.key = data.corpora, data.data_dir, data.key
+        self.noun, self.splits = data.noun, data.splits
+        self.skipped: Counter[str] = Counter()
+        self.listed: list[Skipped] = []
+        self.origins: dict[str, dict[str, Any]] = {}
         self.report: dict[str, Any] = {}
         self._tables: TableWriter | None = None
+
+    def load(self) -> Iterator[tuple[str, Any]]:
+        """Yield the corpora by name; each, once its examples have been read, adds its origin and what it skipped."""
+        for name, reader in self.corpora.items():
+            corpus = reader.load(self.data_dir)
+            yield name, corpus
+            self.note(name, corpus)
+
+    def note(self, name: str, corpus: Any) -> None:
+        """Add the origin of a corpus, and what it skipped."""
+        self.origins[name] = corpus.origin
+        for item in corpus.skipped:
+            self.skip(f"{name}/{item.id}", item.file, item.reason)
+
+    def skip(self, id: str, file: str, reason: str) -> None:
+        """Count an example that is not used; list it unless there are enough with its reason."""
+        self.skipped[reason] += 1
+        if self.skipped[reason] <= LISTED:
+            self.listed.append(Skipped(id, file, reason))
 
     def tables(self, schema: pa.Schema) -> TableWriter:
         """Return the writer of the tables, all of which have this schema."""
@@ -126,23 +128,27 @@ class Preparation:
         total = sum(found.values())
         if total and total == found["test"]:
             remedy = "A test set alone is for the evaluation of a trained model: mode=test checkpoint=RUN."
+        why = "none was skipped"
+        if self.skipped:
+            reasons = "; ".join(f"{count} {reason}" for reason, count in self.skipped.most_common(5))
+            why = f"skipped: {reasons}; the first: {self.listed[0].file or self.listed[0].id}"
         raise DataError(
-            f"No usable {self.noun} is left for the {splits} ({total} are in the others; {self.skips.summary()}). "
+            f"No usable {self.noun} is left for the {splits} ({total} are in the others; {why}). "
             f"{remedy if isinstance(remedy, str) else remedy()}"
         )
 
 
-class PreparedDataModule(BucketedDataModule, Generic[InfoT]):
+class PreparedDataModule(DataModule, Generic[InfoT, ConfigT]):
     """Base of the kinds of data: see the module's docstring.
 
     Args:
         corpora: name -> reader of the corpus.
-        data_dir: where corpora keep what they fetch, and where the prepared folders are.
-        num_workers: processes that load batches.
-        seed: of the order, masks and augmentation of the training examples.
+        settings: fields of `Config`; those that are dataclasses may be given as dicts.
     """
 
     Info: ClassVar[type[Any]]
+    Config: ClassVar[type[Any]]
+    """Class of the settings."""
     kind: ClassVar[str]
     """What folders and messages call this kind of data."""
     noun: ClassVar[str] = "example"
@@ -151,12 +157,12 @@ class PreparedDataModule(BucketedDataModule, Generic[InfoT]):
     reads: ClassVar[tuple[str, ...]] = ("tokenizer",)
     """Facts of a model by which its data must be prepared."""
 
-    def __init__(
-        self, corpora: Mapping[str, Any], *, data_dir: str = "data", num_workers: int = 0, seed: int = 0
-    ) -> None:
-        super().__init__(data_dir=data_dir, num_workers=num_workers, seed=seed)
+    def __init__(self, corpora: Mapping[str, Any], **settings: Any) -> None:
+        config: ConfigT = from_mapping(self.Config, settings, "data")
+        super().__init__(data_dir=config.data_dir, num_workers=config.num_workers, seed=config.seed)
         if not corpora:
             raise ConfigError("data.corpora is empty: name at least one corpus.")
+        self.config = config
         self.corpora: dict[str, Any] = dict(corpora)
         self.model: InfoT | None = None
         """The info of the checkpoint's model that is evaluated."""
@@ -199,6 +205,12 @@ class PreparedDataModule(BucketedDataModule, Generic[InfoT]):
     def adapted(self, model: InfoT) -> Self:
         """Return a copy with the settings that the model of a checkpoint needs."""
         return self.copy()
+
+    def with_config(self, **settings: Any) -> Self:
+        """Return a copy with other settings, of which nothing has been read."""
+        other = self.copy()
+        other.config = replace(self.config, **settings)
+        return other
 
     # ------------------------------------------------------------------ preparing
 
@@ -243,18 +255,18 @@ class PreparedDataModule(BucketedDataModule, Generic[InfoT]):
         self.check()
 
     def _build(self, folder: Path) -> None:
-        target = Preparation(folder, self.key, self.noun, self.splits)
+        target = Preparation(folder, self)
         values = {**self.build(target), "key": self.key}
         target.require(target.rows, "Check data.corpora and the files that it names.")
         self.Info.from_dict(
             values | self.info_of_settings()
-        )  # before the folder is there: a fact may be missing
+        )  # a fact may be missing: before the folder is there
         report = {
             "used": target.rows,
             **target.report,
             "settings": self.fingerprint(),
-            "skipped_by_reason": target.skips.by_reason(),
-            "skipped": [asdict(item) for item in target.skips.listed],
+            "skipped_by_reason": dict(target.skipped.most_common()),
+            "skipped": [asdict(item) for item in target.listed],
         }
         for name, content in (("info.json", values), ("prepare_report.json", report)):
             text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
@@ -332,44 +344,4 @@ class PreparedDataModule(BucketedDataModule, Generic[InfoT]):
 
     def collate(self, dataset: Any) -> Callable[[Any], dict[str, Any]]:
         """Return what makes a batch of examples; a `BatchDataset` gives whole batches."""
-        return unchanged
-
-
-def unchanged(batch: dict[str, Any]) -> dict[str, Any]:
-    """Return the batch."""
-    return batch
-
-
-class PreparedDataset(Dataset[dict[str, Any]]):
-    """The examples of a split. Asked for as (epoch, position), so that workers need no state.
-
-    Attributes:
-        lengths: (examples,), in what the budget of a batch counts.
-    """
-
-    lengths: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
-        return self.example(*place)
-
-    @abstractmethod
-    def example(self, epoch: int, position: int) -> dict[str, Any]:
-        """Return an example as it is in this epoch."""
-
-
-class BatchDataset(PreparedDataset):
-    """The examples of a split, of which whole batches are made at once. Asked for as a list of one epoch's."""
-
-    def __getitems__(self, places: Sequence[tuple[int, int]]) -> dict[str, Any]:
-        return self.batch(places[0][0], np.array([position for _, position in places]))
-
-    def example(self, epoch: int, position: int) -> dict[str, Any]:
-        """Return a batch of one."""
-        return self.batch(epoch, np.array([position]))
-
-    @abstractmethod
-    def batch(self, epoch: int, positions: np.ndarray) -> dict[str, Any]:
-        """Return the batch of these examples as they are in this epoch."""
+        return dict

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from magneto.data.corpora.base import SPLITS
 
@@ -203,6 +204,11 @@ class SplitTable:
             self._read[name] = np.concatenate([_plain(chunk) for chunk in self._chunks(name)])
         numbers: np.ndarray = self._read[name]
         return numbers
+
+    def index_in(self, name: str, values: Sequence[str]) -> np.ndarray:
+        """Return the index of each row's text in a list of texts, (rows,) int64; -1 where it is not in there."""
+        found = pc.index_in(self.arrow.column(name), pa.array(values, pa.string())).fill_null(-1)
+        return np.asarray(found.to_numpy().astype(np.int64))
 
     def values(self, name: str) -> Flat:
         """Return the values of a column of lists, one row after another; rows of a fixed size keep their shape."""

@@ -82,7 +82,7 @@ def _recordings(inputs: PredictInput, info: SpeechInfo) -> Iterator[tuple[str, T
                 f"recording {index}: an array of shape {tuple(waveform.shape)}. Give a waveform (samples,) of finite "
                 "numbers in [-1, 1]."
             )
-        yield f"[{index}]", log_mel(waveform, FeatureSettings.from_dict(info.features))
+        yield f"[{index}]", log_mel(waveform, FeatureSettings(**info.features))
 
 
 def recognise(model: Any, features: Tensor, name: str) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from magneto.data.corpora.text_classification.base import zero_digits
 from magneto.data.corpora.text_classification.glue import read_test_file
 from magneto.data.text_classification.dataset import padding
@@ -88,7 +90,10 @@ def _answers(model: Any, texts: Sequence[Texts]) -> list[dict[str, Any]]:
     encoded = encode(
         model.tokenizer, [text for text, _ in texts], [pair for _, pair in texts], model.info.max_tokens
     )
-    items = [{"tokens": tokens, "second": second} for tokens, second in encoded.items()]
+    items = [
+        {"tokens": tokens, "second": np.arange(len(tokens)) >= second}
+        for tokens, second in zip(encoded.tokens, encoded.second, strict=True)
+    ]
     batch = padding(model.tokenizer.pad_id or 0)(items)
     answers: list[dict[str, Any]] = model.describe(
         model(*(batch[key].to(model.device) for key in ("tokens", "mask", "second")))

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from magneto.data.collate import pad_texts
@@ -33,6 +32,6 @@ def text_batches(
     encoded = encode(tokenizer, clean, [None] * len(clean), longest)
     if encoded.truncated:
         log.warning("%s: %d were longer than %d tokens and lost their end", key, encoded.truncated, longest)
-    ids = np.split(encoded.tokens.astype(np.int64), encoded.start[1:-1])
+    ids = encoded.tokens
     for start in range(0, len(ids), size):
         yield pad_texts(ids[start : start + size], tokenizer.pad_id or 0, longest)

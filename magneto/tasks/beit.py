@@ -55,7 +55,7 @@ class BEiT(MaskedImages, ImageTask):
         """Return the tokenizer: the given one, or the default one of this data."""
         assert isinstance(data, ImageDataModule)
         require_patches(cls.name, data.info)
-        if data.masking is None:
+        if data.config.masking is None:
             raise ConfigError(
                 "data.masking is missing: task=beit hides patches. Set data.masking={ratio: 0.4}."
             )

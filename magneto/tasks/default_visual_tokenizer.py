@@ -42,7 +42,11 @@ def default_tokenizer(data: ImageDataModule, settings: DefaultTokenizer) -> Path
     """
     info = data.info.to_dict()
     relevant = {key: info[key] for key in ("key", "image_size", "channels", "patch_size", "mean", "std")}
-    augment = None if data.augment is None else asdict(data.augment)
+    augment = None if data.config.augment is None else asdict(data.config.augment)
+    if augment is not None:
+        augment["_operations"] = augment[
+            "randaugment"
+        ]  # as in earlier versions, whose folders are still used
     fingerprint = {"format": FORMAT, "data": relevant, "augment": augment, "settings": asdict(settings)}
     folder = data.data_dir / "prepared" / f"visual-tokenizer-{short_hash(fingerprint)}"
 
@@ -58,8 +62,8 @@ def default_tokenizer(data: ImageDataModule, settings: DefaultTokenizer) -> Path
 
 def _train(data: ImageDataModule, info: Mapping[str, Any], settings: DefaultTokenizer) -> VisualTokenization:
     """Train it in a plain loop, with the task's own step, optimizer and schedule."""
-    plain = data.copy()
-    plain.masking, plain.batch_size, plain.seed = None, settings.batch_size, SEED
+    plain = data.with_config(masking=None, batch_size=settings.batch_size)
+    plain.seed = SEED
     plain.setup("fit")
     plain.configure_run(settings.steps)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

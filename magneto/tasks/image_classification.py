@@ -133,12 +133,12 @@ class ImageClassification(ImageTask):
     def prepare(cls, config: Mapping[str, Any], data: DataModule) -> dict[str, Any]:
         """Check that kept features are of unchanging images, and the batch size of a probe; add no option."""
         assert isinstance(data, ImageDataModule)
-        if config["task"].get("linear_probe") and data.batch_size < 4:
+        if config["task"].get("linear_probe") and data.config.batch_size < 4:
             raise ConfigError(
-                f"data.batch_size={data.batch_size}: a linear probe normalises its features over the batch, and the last of "
-                "an epoch may be half as large. Take 4 or more."
+                f"data.batch_size={data.config.batch_size}: a linear probe normalises its features over the batch, and the "
+                "last of an epoch may be half as large. Take 4 or more."
             )
-        if config["task"].get("cache_features") and data.augment is not None:
+        if config["task"].get("cache_features") and data.config.augment is not None:
             raise ConfigError(
                 "task.cache_features=true needs images that are the same in each epoch: set data.augment=null, or "
                 "cache_features=false."

@@ -95,7 +95,7 @@ class VisionLanguage(MaskedImages, PairTask):
         options = from_mapping(VLOptions, settings, "task")
         losses, size = (
             from_mapping(VisionLanguageLosses, options.losses, "task.losses"),
-            data.images.batch_size,
+            data.config.batch_size,
         )
         if losses.contrastive and size < 2:
             raise ConfigError(
@@ -112,7 +112,7 @@ class VisionLanguage(MaskedImages, PairTask):
         if not losses.masked:
             return {}
         require_patches(cls.name, data.info)
-        if data.masking is None:
+        if data.config.masking is None:
             raise ConfigError(
                 "data.masking is missing: task.losses.masked hides patches and words. Set data.masking={} for BEiT-3's "
                 "shares, or task.losses.masked=0."

@@ -23,24 +23,17 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 from PIL import Image
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
-from magneto.data.corpora.base import SPLITS, Skipped
+from magneto.data.cache import cpu_count, progress
+from magneto.data.corpora.base import SPLITS
 from magneto.data.corpora.image.base import (
     ImageCorpus,
     ImageExample,
-    ImageReader,
     assign_splits,
     caption_key,
     each_caption,
 )
+from magneto.data.image.config import ImageConfig
 from magneto.data.image.dataset import WHOLE, channels_first
 from magneto.data.io.image import SVG_SIDE, BadImage, Slice, read_bytes, read_image, square
 from magneto.data.prepared import Preparation
@@ -173,130 +166,120 @@ def _png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImageBuilder:
-    """Settings of `ImageDataModule` under which `builder(target)` writes the tables and returns the fields of the info."""
+def build(target: Preparation, captioned: bool) -> dict[str, Any]:
+    """Write the tables; return the fields of the info that describe the corpus.
 
-    corpora: Mapping[str, ImageReader]
-    data_dir: Path
-    image_size: int
-    channels: int
-    fit: str
-    store: str
-    fractions: tuple[float, float]
-    workers: int
-    captioned: bool
-    """Keep captions, and images with equal ones on one side of the split."""
-
-    def __call__(self, target: Preparation) -> dict[str, Any]:
-        loaded = {name: reader.load(self.data_dir) for name, reader in self.corpora.items()}
-        total = sum(len(corpus.examples) for corpus in loaded.values())
-        size = total * self.channels * self.image_size**2
-        stored = self.store == "shards" or (self.store == "auto" and size <= SHARD_LIMIT)
-        with Spool(target.path, stored) as spool:
-            lost = self._collect(loaded, spool, target)
-            splits = self._splits(spool, target)
-            evaluation_only = all(corpus.evaluation_only for corpus in loaded.values())
-            if evaluation_only:
-                target.splits = ("test",)
-            target.require(
-                {split: splits.count(split) for split in SPLITS},
-                "Check data.corpora, and data.val_fraction and data.test_fraction if the corpus states no splits.",
-            )
-            lost -= {str(example.label) for example in spool.examples}
-            target.skips.extend(Skipped(label, "", "class without a usable image") for label in sorted(lost))
-            stated = dict.fromkeys(label for corpus in loaded.values() for label in corpus.labels)
-            labels = [label for label in stated if label not in lost]
-            self._write(spool, splits, labels, target)
-        counts = Counter(
-            (split, example.label) for example, split in zip(spool.examples, splits, strict=True)
+    captioned: keep captions, and images with equal ones on one side of the split.
+    """
+    config: ImageConfig = target.config
+    loaded = {name: reader.load(target.data_dir) for name, reader in target.corpora.items()}
+    total = sum(len(corpus.examples) for corpus in loaded.values())
+    size = total * config.channels * config.image_size**2
+    stored = config.store == "shards" or (config.store == "auto" and size <= SHARD_LIMIT)
+    with Spool(target.path, stored) as spool:
+        lost = _collect(loaded, spool, target)
+        splits = _splits(spool, target, captioned)
+        evaluation_only = all(corpus.evaluation_only for corpus in loaded.values())
+        if evaluation_only:
+            target.splits = ("test",)
+        target.require(
+            {split: splits.count(split) for split in SPLITS},
+            "Check data.corpora, and data.val_fraction and data.test_fraction if the corpus states no splits.",
         )
-        measured = "test" if evaluation_only else "train"
-        moments = [m for m, split in zip(spool.moments, splits, strict=True) if split == measured]
-        mean, square_mean = np.mean(moments, axis=0)
-        std = np.sqrt(np.maximum(square_mean - mean**2, 0))
-        return {
-            "examples": dict(target.rows),
-            "labels": labels,
-            "label_counts": {split: {label: counts[split, label] for label in labels} for split in SPLITS}
-            if labels
-            else {},
-            "mean": [round(value, 6) for value in mean.tolist()],
-            # 1 where all is of one colour
-            "std": [round(value, 6) if value > 1e-3 else 1.0 for value in std.tolist()],
-            "corpus": {name: corpus.origin for name, corpus in loaded.items()},
-        }
+        lost -= {str(example.label) for example in spool.examples}
+        for label in sorted(lost):
+            target.skip(label, "", "class without a usable image")
+        stated = dict.fromkeys(label for corpus in loaded.values() for label in corpus.labels)
+        labels = [label for label in stated if label not in lost]
+        _write(spool, splits, labels, target, captioned)
+    counts = Counter((split, example.label) for example, split in zip(spool.examples, splits, strict=True))
+    measured = "test" if evaluation_only else "train"
+    moments = [m for m, split in zip(spool.moments, splits, strict=True) if split == measured]
+    mean, square_mean = np.mean(moments, axis=0)
+    std = np.sqrt(np.maximum(square_mean - mean**2, 0))
+    return {
+        "examples": dict(target.rows),
+        "labels": labels,
+        "label_counts": {split: {label: counts[split, label] for label in labels} for split in SPLITS}
+        if labels
+        else {},
+        "mean": [round(value, 6) for value in mean.tolist()],
+        # 1 where all is of one colour
+        "std": [round(value, 6) if value > 1e-3 else 1.0 for value in std.tolist()],
+        "corpus": target.origins,
+    }
 
-    def _collect(self, loaded: Mapping[str, ImageCorpus], spool: Spool, target: Preparation) -> set[str]:
-        """Look at all images; ids carry the corpus's name. Returns the classes of those that cannot be used."""
-        lost: set[str] = set()
-        examine = partial(
-            look, size=self.image_size if spool.stored else None, channels=self.channels, fit=self.fit
-        )
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        total = sum(len(corpus.examples) for corpus in loaded.values())
-        with Progress(*columns, TimeRemainingColumn()) as progress, ThreadPoolExecutor(self.workers) as pool:
-            bar = progress.add_task("reading images", total=total)
-            for name, corpus in loaded.items():
-                for chunk in _chunks(iter(corpus.examples)):
-                    # Decoders let other threads run; what is decoded already would only be handed about.
-                    plain = self.workers == 1 or isinstance(chunk[0].image, np.ndarray)
-                    found = (map if plain else pool.map)(examine, chunk)
-                    for example, seen in zip(chunk, found, strict=True):
-                        named = replace(example, id=f"{name}/{example.id}")
-                        if seen.reason is None:
-                            spool.add(named, seen)
-                        else:
-                            target.skips.add(Skipped(named.id, _file(example), seen.reason))
-                            if example.label is not None:
-                                lost.add(example.label)
-                    progress.advance(bar, len(chunk))
-                target.skips.extend(replace(item, id=f"{name}/{item.id}") for item in corpus.skipped)
-        return lost
 
-    def _splits(self, spool: Spool, target: Preparation) -> list[str | None]:
-        """Return the split of each image; None: it is not used."""
-        val, test = self.fractions
-        splits = assign_splits(
-            [example.split for example in spool.examples],
-            [example.group for example in spool.examples],
-            spool.digests,
-            val=val,
-            test=test,
-            captions=[_captions(example) for example in spool.examples] if self.captioned else None,
-        )
-        for example, split in zip(spool.examples, splits, strict=True):
-            if split is None:
-                target.skips.add(Skipped(example.id, "", "copy of an image on another side of the split"))
-        return splits
+def _collect(loaded: Mapping[str, ImageCorpus], spool: Spool, target: Preparation) -> set[str]:
+    """Look at all images; ids carry the corpus's name. Returns the classes of those that cannot be used."""
+    config: ImageConfig = target.config
+    lost: set[str] = set()
+    size = config.image_size if spool.stored else None
+    examine = partial(look, size=size, channels=config.channels, fit=config.fit)
+    workers = config.prepare_workers or cpu_count()
+    total = sum(len(corpus.examples) for corpus in loaded.values())
+    with progress("reading images", total) as advance, ThreadPoolExecutor(workers) as pool:
+        for name, corpus in loaded.items():
+            for chunk in _chunks(iter(corpus.examples)):
+                # Decoders let other threads run; what is decoded already would only be handed about.
+                plain = workers == 1 or isinstance(chunk[0].image, np.ndarray)
+                found = (map if plain else pool.map)(examine, chunk)
+                for example, seen in zip(chunk, found, strict=True):
+                    named = replace(example, id=f"{name}/{example.id}")
+                    if seen.reason is None:
+                        spool.add(named, seen)
+                    else:
+                        target.skip(named.id, _file(example), seen.reason)
+                        if example.label is not None:
+                            lost.add(example.label)
+                advance(len(chunk))
+            target.note(name, corpus)
+    return lost
 
-    def _write(
-        self, spool: Spool, splits: Sequence[str | None], labels: Sequence[str], target: Preparation
-    ) -> None:
-        """Write the rows of each split in the order in which the images came."""
-        shape = (self.channels, self.image_size, self.image_size)
-        index: dict[str | None, int] = {label: number for number, label in enumerate(labels)} | {None: -1}
-        first: dict[bytes, int] = {}
-        copy_of = [first.setdefault(digest, row) for row, digest in enumerate(spool.digests)]
-        captioned = spool.examples if self.captioned else []
-        captions = [[*each_caption(example.captions)] for example in captioned]
-        caption_row = np.cumsum([0, *map(len, captions)])
-        with target.tables(schema(shape if spool.stored else None, labels, self.captioned)) as tables:
-            for split in SPLITS:
-                for rows in spool.parts([row for row, of in enumerate(splits) if of == split]):
-                    columns = {
-                        "id": [spool.examples[row].id for row in rows],
-                        "label": [index[spool.examples[row].label] for row in rows],
-                        "row": rows,
-                        "copy_of": [copy_of[row] for row in rows],
-                        **spool.columns(rows, shape),
-                    }
-                    if self.captioned:
-                        for name, place in (("captions", 1), ("languages", 0)):
-                            texts = [[caption[place] for caption in captions[row]] for row in rows]
-                            columns[name] = pa.array(texts, pa.list_(pa.string()))
-                        columns["caption_row"] = caption_row[rows]
-                    tables.write(split, columns)
+
+def _splits(spool: Spool, target: Preparation, captioned: bool) -> list[str | None]:
+    """Return the split of each image; None: it is not used."""
+    val, test = target.config.fractions
+    splits = assign_splits(
+        [example.split for example in spool.examples],
+        [example.group for example in spool.examples],
+        spool.digests,
+        val=val,
+        test=test,
+        captions=[_captions(example) for example in spool.examples] if captioned else None,
+    )
+    for example, split in zip(spool.examples, splits, strict=True):
+        if split is None:
+            target.skip(example.id, "", "copy of an image on another side of the split")
+    return splits
+
+
+def _write(
+    spool: Spool, splits: Sequence[str | None], labels: Sequence[str], target: Preparation, captioned: bool
+) -> None:
+    """Write the rows of each split in the order in which the images came."""
+    shape = (target.config.channels, target.config.image_size, target.config.image_size)
+    index: dict[str | None, int] = {label: number for number, label in enumerate(labels)} | {None: -1}
+    first: dict[bytes, int] = {}
+    copy_of = [first.setdefault(digest, row) for row, digest in enumerate(spool.digests)]
+    captions = [[*each_caption(example.captions)] for example in spool.examples] if captioned else []
+    caption_row = np.cumsum([0, *map(len, captions)])
+    with target.tables(schema(shape if spool.stored else None, labels, captioned)) as tables:
+        for split in SPLITS:
+            for rows in spool.parts([row for row, of in enumerate(splits) if of == split]):
+                columns = {
+                    "id": [spool.examples[row].id for row in rows],
+                    "label": [index[spool.examples[row].label] for row in rows],
+                    "row": rows,
+                    "copy_of": [copy_of[row] for row in rows],
+                    **spool.columns(rows, shape),
+                }
+                if captioned:
+                    for name, place in (("captions", 1), ("languages", 0)):
+                        texts = [[caption[place] for caption in captions[row]] for row in rows]
+                        columns[name] = pa.array(texts, pa.list_(pa.string()))
+                    columns["caption_row"] = caption_row[rows]
+                tables.write(split, columns)
 
 
 def schema(shape: tuple[int, int, int] | None, labels: Sequence[str], captioned: bool) -> pa.Schema:

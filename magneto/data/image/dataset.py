@@ -1,9 +1,9 @@
 """Prepared images of a split as batches (see module.py), and a user's own images as evaluation sees those."""
 
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +12,22 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from magneto.data.dataset import BatchDataset
 from magneto.data.info import DatasetInfo
+from magneto.data.io.folders import user_files
 from magneto.data.io.image import (
     SUFFIXES,
     SVG_SIDE,
     WHITE,
     BadImage,
     Slice,
-    find_images,
     read_image,
     square,
 )
-from magneto.data.prepared import BatchDataset
 from magneto.data.table import SplitTable
 from magneto.data.transforms.image import Augment, Draws, cut, middle
 from magneto.data.transforms.mask_patches import BlockMasking
 from magneto.errors import DataError
-
-log = logging.getLogger(__name__)
 
 WHOLE = -1  # size of an image that is a whole file
 
@@ -221,56 +219,17 @@ def channels_first(image: Image.Image) -> np.ndarray:
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-# ------------------------------------------------------------------ a user's images, for mode=predict
-
-
 def user_images(
     path: str | Path, channels: int = 3, svg_side: int = SVG_SIDE, key: str = "input"
 ) -> Iterator[tuple[Path, Image.Image]]:
-    """Yield the image of a file, or all images below a folder, in the order of their names.
+    """Yield the image of a file, or all images below a folder: see `user_files`.
 
     Args:
         path: the file or folder.
         channels: see `read_image`.
         svg_side: see `read_image`; that of the model's info makes of a drawing what it was trained on.
         key: the setting that names the path, for messages.
-
-    Raises:
-        DataError: there is no such file or folder; the named file, or every one of the folder, cannot be read. Single
-            bad images of a folder are skipped with a warning.
     """
-    path = Path(path).expanduser()
-    if not path.is_dir():
-        if not path.is_file():
-            raise DataError(f"{key}={path}: there is no such file or folder.")
-        try:
-            yield path, read_image(path, channels, svg_side=svg_side)
-        except BadImage as bad:
-            raise DataError(f"{key}={path}: {bad}. Give an image ({', '.join(SUFFIXES)}).") from bad
-        return
-    used = 0
-    bad_ones: list[str] = []
-    others: list[Path] = []
-    for file in find_images(path, others):
-        try:
-            image = read_image(file, channels, svg_side=svg_side)
-        except BadImage as bad:
-            bad_ones.append(f"{file}: {bad}")
-            log.warning("skipped: %s", bad_ones[-1])
-            continue
-        used += 1
-        yield file, image
-    if others:
-        endings = ", ".join(sorted({other.suffix.lower() or "none" for other in others})[:5])
-        log.warning("%d files with other endings were skipped (%s)", len(others), endings)
-    if not used:
-        reason = (
-            f"none can be read; the first: {bad_ones[0]}" if bad_ones else f"none with {', '.join(SUFFIXES)}"
-        )
-        raise DataError(f"{key}={path}: there is no image in this folder ({reason}).")
-
-
-def evaluation_batch(images: list[Image.Image], info: ImageInfo) -> Tensor:
-    """Return decoded images as a model expects them: (B, channels, S, S) float32, normalised."""
-    pixels = [torch.tensor(info.evaluation_image(image)) for image in images]
-    return info.normalise(torch.stack(pixels))
+    return user_files(
+        path, partial(read_image, channels=channels, svg_side=svg_side), SUFFIXES, BadImage, "image", key
+    )

@@ -11,133 +11,47 @@ this patch is hidden, N = (S / patch_size)^2 patches in rows; and where a test s
 
 import unicodedata
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from magneto.config.validate import from_mapping
 from magneto.data.batching import TokenBudgetSampler
-from magneto.data.cache import cpu_count
-from magneto.data.corpora.image.base import ImageReader
-from magneto.data.image.build import ImageBuilder
+from magneto.data.config import plain
+from magneto.data.image.build import build
+from magneto.data.image.config import ImageConfig
 from magneto.data.image.dataset import ImageDataset, ImageInfo, ImageReading, ImageTable
 from magneto.data.module import Batching
 from magneto.data.prepared import Preparation, PreparedDataModule
-from magneto.data.transforms.image import Augment
-from magneto.data.transforms.mask_patches import BlockMasking
 from magneto.errors import ConfigError, DataError
 
+SIZES = ("image_size", "channels", "fit", "patch_size")  # a model's data has the model's
 
-class ImageDataModule(PreparedDataModule[ImageInfo]):
-    """Images from one or more corpora.
 
-    Args:
-        corpora: name -> corpus.
-        image_size: pixels a side.
-        channels: 1 (grey) or 3.
-        fit: "crop" or "pad", how an image becomes a square.
-        eval_crop: share of the shorter side that evaluation sees of a cropped image.
-        augment: `Augment` as a dict; None: training images are as those of evaluation.
-        masking: `BlockMasking` as a dict, with `patch_size`.
-        patch_size: pixels a side of a patch.
-        batch_size: images of a training batch on one rank.
-        eval_batch_size: None: the same.
-        store: "shards" (decoded once, in the prepared folder), "files" (decoded each time, cut out of the original), or
-            "auto" (shards up to 4 GB).
-        val_fraction: share of the images that is held out, by a hash, where a corpus states no split.
-        test_fraction: likewise.
-        prepare_workers: threads that decode in `prepare`; None: all cores.
-        data_dir, num_workers, seed: see `PreparedDataModule`.
-    """
+class ImageDataModule(PreparedDataModule[ImageInfo, ImageConfig]):
+    """Images from one or more corpora: name -> `ImageReader`; the settings are those of `ImageConfig`."""
 
-    Info = ImageInfo
+    Info, Config = ImageInfo, ImageConfig
     kind, noun = "image", "image"
     FORMAT = 3
     reads = ()
     captioned: ClassVar[bool] = False
     """Whether captions are kept, and equal ones are on one side of the split."""
 
-    def __init__(
-        self,
-        corpora: Mapping[str, ImageReader],
-        *,
-        image_size: int,
-        channels: int = 3,
-        data_dir: str = "data",
-        fit: str = "crop",
-        eval_crop: float = 1.0,
-        augment: Mapping[str, Any] | None = None,
-        masking: Mapping[str, Any] | None = None,
-        patch_size: int | None = None,
-        batch_size: int = 256,
-        eval_batch_size: int | None = None,
-        store: str = "auto",
-        val_fraction: float = 0.05,
-        test_fraction: float = 0.05,
-        prepare_workers: int | None = None,
-        num_workers: int = 0,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(corpora, data_dir=data_dir, num_workers=num_workers, seed=seed)
-        for key, value, allowed in (
-            ("channels", channels, (1, 3)),
-            ("fit", fit, ("crop", "pad")),
-            ("store", store, ("auto", "shards", "files")),
-        ):
-            if value not in allowed:
-                raise ConfigError(f"data.{key}={value} must be one of {', '.join(map(str, allowed))}.")
-        sizes = {"image_size": image_size, "patch_size": patch_size, "batch_size": batch_size}
-        sizes |= {"eval_batch_size": eval_batch_size, "prepare_workers": prepare_workers}
-        for key, size in sizes.items():
-            if size is not None and size < 1:
-                raise ConfigError(f"data.{key}={size} must be at least 1.")
-        if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
-            raise ConfigError(
-                f"data.val_fraction={val_fraction} and data.test_fraction={test_fraction} must be 0 or more, and "
-                "leave something to train on."
-            )
-        if not 0 < eval_crop <= 1:
-            raise ConfigError(f"data.eval_crop={eval_crop} must be above 0 and at most 1: 0.875.")
-        self.image_size, self.channels, self.fit, self.store = image_size, channels, fit, store
-        self.eval_crop = float(eval_crop)
-        self.augment = None if augment is None else from_mapping(Augment, augment, "data.augment")
-        self.masking = None if masking is None else from_mapping(BlockMasking, masking, "data.masking")
-        self.patch_size = patch_size
-        self._check_patches()
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
-        self.fractions = (float(val_fraction), float(test_fraction))
-        self.prepare_workers = prepare_workers or cpu_count()
-
-    def _check_patches(self) -> None:
-        if self.patch_size is not None and self.image_size % self.patch_size:
-            better = -(-self.image_size // self.patch_size) * self.patch_size
-            raise ConfigError(
-                f"data.image_size={self.image_size} does not divide by data.patch_size={self.patch_size}. Set "
-                f"data.image_size={better}, or another data.patch_size."
-            )
-        if self.masking is not None and (self.patch_size is None or self.patch_size == self.image_size):
-            raise ConfigError(
-                f"data.masking hides patches, and data.patch_size={self.patch_size} makes none of an image of "
-                f"{self.image_size} pixels: set patch_size, or masking=null."
-            )
-
     # ------------------------------------------------------------------ preparing
 
     def settings(self) -> dict[str, Any]:
         """Return what decides which images there are, and how they are stored."""
-        square = {"image_size": self.image_size, "fit": self.fit}
+        square = () if self.config.store == "files" else ("image_size", "fit")
         return {
-            "channels": self.channels,
-            "store": self.store,
-            "fractions": list(self.fractions),
-            **({} if self.store == "files" else square),
+            "fractions": list(self.config.fractions),
+            **plain(self.config, "channels", "store", *square),
             **({"captioned": True} if self.captioned else {}),
         }
 
     def info_of_settings(self) -> dict[str, Any]:
         """Return the sizes, which images in files get when they are read."""
-        names = ("image_size", "channels", "patch_size", "fit", "eval_crop")
-        return {name: getattr(self, name) for name in names}
+        return plain(self.config, *SIZES, "eval_crop")
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -146,17 +60,7 @@ class ImageDataModule(PreparedDataModule[ImageInfo]):
 
     def build(self, target: Preparation) -> dict[str, Any]:
         """Decode the images and write the tables."""
-        return ImageBuilder(
-            corpora=self.corpora,
-            data_dir=self.data_dir,
-            image_size=self.image_size,
-            channels=self.channels,
-            fit=self.fit,
-            store=self.store,
-            fractions=self.fractions,
-            workers=self.prepare_workers,
-            captioned=self.captioned,
-        )(target)
+        return build(target, self.captioned)
 
     def details(self) -> str:
         """Return the number of classes."""
@@ -169,11 +73,7 @@ class ImageDataModule(PreparedDataModule[ImageInfo]):
 
     def adapted(self, model: ImageInfo) -> Self:
         """Return a copy with images in the size of the model's."""
-        data = self.copy()
-        for name in ("image_size", "channels", "fit", "patch_size"):
-            setattr(data, name, getattr(model, name))
-        data._check_patches()
-        return data
+        return self.with_config(**{name: getattr(model, name) for name in SIZES})
 
     def check(self) -> None:
         """Raise `DataError` if this data has classes that the model does not know; they are found by their names."""
@@ -215,8 +115,8 @@ class ImageDataModule(PreparedDataModule[ImageInfo]):
         reading = ImageReading(
             split=split,
             info=model,
-            augment=self.augment if training else None,
-            masking=self.masking,
+            augment=self.config.augment if training else None,
+            masking=self.config.masking,
             seed=self.seed if training else 0,  # the masks of an evaluation are the same for all runs
         )
         subset = own.labels and len(own.labels) < len(known)
@@ -226,7 +126,7 @@ class ImageDataModule(PreparedDataModule[ImageInfo]):
     @property
     def batching(self) -> Batching:
         """By images."""
-        return Batching(budget=self.batch_size, eval_budget=self.eval_batch_size, pad_to_multiple=1)
+        return Batching(budget=self.config.batch_size, eval_budget=self.config.eval_batch_size)
 
     def _train_sampler(self, total: int, rank: int, world_size: int) -> TokenBudgetSampler:
         self.require_training()
@@ -236,3 +136,8 @@ class ImageDataModule(PreparedDataModule[ImageInfo]):
 def _composed(label: str) -> str:
     """Return a label as it is compared: accents may be written apart, as macOS does."""
     return unicodedata.normalize("NFC", label)
+
+
+def image_settings(config: ImageConfig) -> dict[str, Any]:
+    """Return the settings of the images of a kind of data that has more beside them."""
+    return plain(config, *(field.name for field in fields(ImageConfig)))

@@ -24,9 +24,9 @@ from magneto.data.corpora.image.base import (
 )
 from magneto.data.corpora.text.base import why_unusable
 from magneto.data.image.module import ImageDataModule
+from magneto.data.image_text.config import ImageTextConfig
 from magneto.data.prepared import Preparation
 from magneto.data.tokenizers.encode import encode
-from magneto.data.tokenizers.settings import TokenizerSettings
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.data.transforms.text import clean_caption
 
@@ -101,36 +101,25 @@ class CaptionedReader:
         return clean
 
 
-def build(
-    target: Preparation,
-    images: ImageDataModule,
-    tokenizer: TextTokenizer | TokenizerSettings,
-    max_tokens: int,
-    languages: Sequence[str] | None,
-) -> dict[str, Any]:
-    """Write the tables; return the fields of the info of the captions.
-
-    Args:
-        target: the folder.
-        images: prepared, with captions.
-        tokenizer: a given one, or the settings of one that is trained on the training captions.
-        max_tokens: of a caption, `<s>` and `</s>` included.
-        languages: of the captions, in the order of their indices; None: all that there are, sorted.
-    """
+def build(target: Preparation, images: ImageDataModule) -> dict[str, Any]:
+    """Write the tables; return the fields of the info of the captions. images: prepared, with captions."""
+    config: ImageTextConfig = target.config
     columns = {split: _captions(images, split) for split in SPLITS}
     target.require(
         {split: len(columns[split]["row"]) for split in SPLITS}, "Check data.corpora and data.languages."
     )
-    if isinstance(tokenizer, TokenizerSettings):
-        tokenizer = tokenizer.make(columns["train"]["caption"])
+    if target.given is not None:
+        tokenizer = TextTokenizer.from_json(target.given.tokenizer)
+    else:
+        tokenizer = config.tokenizer.make(columns["train"]["caption"])
     texts = [text for split in SPLITS for text in columns[split]["caption"]]
     keys = np.unique(np.array([caption_key(text) for text in texts], object), return_inverse=True)[1]
     truncated = start = 0
     with target.tables(SCHEMA) as tables:
         for split, own in columns.items():
-            encoded = encode(tokenizer, own["caption"], [None] * len(own["caption"]), max_tokens)
+            encoded = encode(tokenizer, own["caption"], [None] * len(own["caption"]), config.max_tokens)
             truncated += encoded.truncated
-            own["tokens"] = [tokens for tokens, _ in encoded.items()]
+            own["tokens"] = encoded.tokens
             own["caption_key"] = keys[start : start + len(own["row"])]
             start += len(own["row"])
             tables.write(split, own)
@@ -138,7 +127,7 @@ def build(
     return {
         "tokenizer": tokenizer.to_json(),
         "vocab_size": tokenizer.vocab_size,
-        "languages": sorted(spoken) if languages is None else list(languages),
+        "languages": sorted(spoken) if config.languages is None else list(config.languages),
         "captions": dict(target.rows),
         "truncated": truncated,
     }

@@ -7,18 +7,19 @@ import math
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 import soundfile
 import torch
 import torchaudio
+from annotated_types import Ge, Gt
 
 from magneto.data.io.audio_streams import is_stream, split_streams
-from magneto.errors import DataError
+from magneto.errors import ConfigError
 
 LOG_FLOOR = 1e-10  # keeps digital silence finite
 DYNAMIC_RANGE = 12.0  # nats (52 dB): values further below the loudest one are room noise, not speech
@@ -36,34 +37,17 @@ AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".ai
 class FeatureSettings:
     """Settings of the feature matrix of a waveform."""
 
-    sample_rate: int = 16_000
-    num_mels: int = 80
+    sample_rate: Annotated[int, Ge(4_000)] = 16_000
+    """Hz."""
+    num_mels: Annotated[int, Ge(1)] = 80
     window_ms: float = 25.0
-    hop_ms: float = 10.0
+    hop_ms: Annotated[float, Gt(0)] = 10.0
 
     def __post_init__(self) -> None:
-        if self.sample_rate < 4_000:
-            raise DataError(f"features.sample_rate={self.sample_rate} is below 4000 Hz. Set it to 16000.")
-        if self.num_mels < 1:
-            raise DataError(f"features.num_mels={self.num_mels} must be at least 1. Set it to 80.")
-        if not 0 < self.hop_ms <= self.window_ms:
-            raise DataError(
-                f"features.hop_ms={self.hop_ms} must be above 0 and at most "
-                f"features.window_ms={self.window_ms}."
+        if self.hop_ms > self.window_ms:
+            raise ConfigError(
+                f"data.features.hop_ms={self.hop_ms} must be at most data.features.window_ms={self.window_ms}."
             )
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "FeatureSettings":
-        """Return the settings of a mapping. Raises `DataError` for an unknown key."""
-        known = [field.name for field in fields(cls)]
-        for key in values:
-            if key not in known:
-                raise DataError(f"features.{key} is not a setting; the settings are {', '.join(known)}.")
-        return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
 
     @property
     def window(self) -> int:
@@ -78,20 +62,17 @@ class FeatureSettings:
 
 @dataclass(frozen=True)
 class Audio:
-    """Where the bytes of one recording are: a whole file, or a slice of a container file."""
+    """The file of one recording."""
 
     path: Path
-    start: int = 0
-    size: int | None = None  # bytes; None: up to the end of the file
 
     def files(self) -> list[str | io.BytesIO]:
         """Return the files for soundfile in their order: one, or all that were joined. Raises OSError."""
         with self.path.open("rb") as file:
-            if self.size is None and self.start == 0 and not is_stream(file.read(4)):
+            if not is_stream(file.read(4)):
                 return [str(self.path)]
-            file.seek(self.start)
-            data = file.read(-1 if self.size is None else self.size)
-        return [io.BytesIO(recording) for recording in split_streams(data)]
+            file.seek(0)
+            return [io.BytesIO(recording) for recording in split_streams(file.read())]
 
 
 class BadAudio(Exception):

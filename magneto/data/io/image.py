@@ -215,16 +215,9 @@ def square(image: Image.Image, size: int, fit: str) -> Image.Image:
     return ImageOps.pad(image, (size, size), Image.Resampling.BICUBIC, color=white)
 
 
-def find_images(folder: Path, others: list[Path] | None = None) -> list[Path]:
-    """Return the files below `folder` with the suffix of an image, sorted; see `walk`.
-
-    others: takes the remaining files.
-    """
-    found: list[Path] = []
-    for parent, names in walk(folder):
-        for name in names:
-            if name.lower().endswith(SUFFIXES):
-                found.append(parent / name)
-            elif others is not None:
-                others.append(parent / name)
+def find_images(folder: Path, others: list[Path]) -> list[Path]:
+    """Return the files below `folder` with the suffix of an image, sorted; see `walk`. others: takes the other files."""
+    files = [parent / name for parent, names in walk(folder) for name in names]
+    found = {file for file in files if file.name.lower().endswith(SUFFIXES)}
+    others.extend(file for file in files if file not in found)
     return sorted(found)

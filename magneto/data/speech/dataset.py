@@ -1,7 +1,5 @@
 """Info and examples of prepared speech, and recordings that a user has (see module.py for the batches)."""
 
-import logging
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +9,15 @@ import numpy as np
 import torch
 
 from magneto.data.collate import Collate, Pad
+from magneto.data.dataset import PreparedDataset
 from magneto.data.info import DatasetInfo
 from magneto.data.io.audio import AUDIO_SUFFIXES, BadAudio, FeatureSettings, load_audio, log_mel
-from magneto.data.io.folders import walk
-from magneto.data.prepared import PreparedDataset
+from magneto.data.io.folders import user_files
 from magneto.data.rng import random_stream
 from magneto.data.table import SplitTable
 from magneto.data.tokenizers.ctc import BLANK, CTCTokenizer, repeats
 from magneto.data.transforms.speech import SpecAugment
-from magneto.errors import ConfigError, DataError
-
-log = logging.getLogger(__name__)
+from magneto.errors import DataError
 
 TEMPO_KNOTS = 64  # frames from one drawn tempo to the next; lengths between them interpolate
 
@@ -136,46 +132,10 @@ class SpeechDataset(PreparedDataset):
 
 
 def user_recordings(path: str | Path, info: SpeechInfo) -> Iterator[tuple[Path, torch.Tensor]]:
-    """Yield a file and its features (frames, num_mels), or all recordings below a folder in the order of their names.
+    """Yield a file and its features (frames, num_mels), or all recordings below a folder: see `user_files`."""
+    settings = FeatureSettings(**info.features)
 
-    Raises:
-        ConfigError: there is no such file or folder; the named file, or every one of the folder, cannot be read. Single
-            bad recordings of a folder are skipped with a warning, and files with other endings are counted.
-    """
-    path = Path(path).expanduser()
-    settings = FeatureSettings.from_dict(info.features)
-    if not path.is_dir():
-        if not path.is_file():
-            raise ConfigError(f"input={path}: there is no such file or folder.")
-        try:
-            yield path, log_mel(load_audio(path, settings.sample_rate), settings)
-        except BadAudio as bad:
-            raise ConfigError(
-                f"input={path}: {bad}. Give a readable {', '.join(AUDIO_SUFFIXES)} file."
-            ) from bad
-        return
-    found, others = [], Counter[str]()
-    for file in sorted(folder / name for folder, names in walk(path) for name in names):
-        suffix = file.suffix.lower()
-        if suffix in AUDIO_SUFFIXES:
-            found.append(file)
-        else:
-            others[suffix or "without one"] += 1
-    if others:
-        listed = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(8))
-        log.warning("%s: left out for their endings: %s", path, listed)
-    if not found:
-        raise ConfigError(f"input={path}: no audio file in this folder ({', '.join(AUDIO_SUFFIXES)}).")
-    bad_ones: list[str] = []
-    for file in found:
-        try:
-            waveform = load_audio(file, settings.sample_rate)
-        except BadAudio as bad:
-            bad_ones.append(f"{file}: {bad}")
-            log.warning("skipped: %s", bad_ones[-1])
-            continue
-        yield file, log_mel(waveform, settings)
-    if len(bad_ones) == len(found):
-        raise ConfigError(
-            f"input={path}: none of the {len(found)} audio files can be read; the first: {bad_ones[0]}."
-        )
+    def read(file: Path) -> torch.Tensor:
+        return log_mel(load_audio(file, settings.sample_rate), settings)
+
+    return user_files(path, read, AUDIO_SUFFIXES, BadAudio, "audio")

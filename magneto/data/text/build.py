@@ -5,18 +5,18 @@ stands for (null in training); `size`, UTF-8 bytes of the text.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from magneto.data.corpora.base import SPLITS, Skipped, hash_split
-from magneto.data.corpora.text.base import LINES, Document, TextReader, why_unusable
-from magneto.data.prepared import Preparation, SkipLog
+from magneto.data.corpora.base import SPLITS, hash_split
+from magneto.data.corpora.text.base import LINES, Document, why_unusable
+from magneto.data.prepared import Preparation
 from magneto.data.table import TableWriter
+from magneto.data.text.config import TextConfig
 from magneto.data.tokenizers.text import TextTokenizer
 
 FEW = 20  # groups of documents, of which a hash may well give none to a split
@@ -25,100 +25,52 @@ PIECE_CHARS = 100_000  # longer documents are tokenised in pieces, cut before wh
 MEASURED = ("val", "test")  # the splits of which the bytes of every token are kept
 
 
-@dataclass(frozen=True, kw_only=True)
-class TextCorpora:
-    """The usable documents of all corpora.
-
-    Attributes:
-        readers: by the name of the corpus.
-        data_dir: where they keep what they fetch.
-        fractions: share of the documents that val and test get where a corpus states no split.
-    """
-
-    readers: Mapping[str, TextReader]
-    data_dir: Path
-    fractions: tuple[float, float]
-
-    def documents(
-        self, name: str, origin: dict[str, Any] | None = None, skips: SkipLog | None = None
-    ) -> Iterator[Document]:
-        """Yield the usable documents of a corpus with their splits; note the others, and where it came from."""
-        corpus = self.readers[name].load(self.data_dir)
-        unusable: list[Skipped] = []
-        for document in corpus.documents:
-            reason = why_unusable(document.text)
-            if reason is not None:
-                unusable.append(Skipped(document.id, document.group, reason))
-                continue
-            val, test = self.fractions
-            split = document.split or hash_split(document.group, val=val, test=test, kind="text")
-            yield replace(document, id=f"{name}/{document.id}", split=split)
-        if origin is not None and skips is not None:
-            origin[name] = corpus.origin
-            skips.extend(replace(item, id=f"{name}/{item.id}") for item in [*corpus.skipped, *unusable])
-
-    def sample(self, megabytes: float) -> Iterator[str]:
-        """Yield the first training texts of each corpus, to train a tokenizer on."""
-        for name in self.readers:
-            room = megabytes * 1e6
-            for document in self.documents(name):
-                if document.split == "train":
-                    yield document.text
-                    room -= len(document.text.encode())
-                if room <= 0:
-                    break
-
-    def remedy(self, total: int) -> str:
-        """Return what can be done where a split is empty. total: the usable documents."""
-        if not total:
-            return "Check the files: their format, their encoding, the key of the text."
-        groups, stated = set(), True
-        for document in (d for reader in self.readers.values() for d in reader.load(self.data_dir).documents):
-            groups.add(document.group)
-            stated &= document.split is not None
-            if len(groups) >= FEW:
-                break
-        if not stated and len(groups) < FEW:
-            return (
-                f"Their texts make {len(groups)} {'group' if len(groups) == 1 else 'groups'}, too few to divide: name the "
-                "files of train, val and test each, or, where each line is a text, set per_line=true "
-                f"(data.corpora.text_files.per_line=true; blocks of {LINES} lines stay together)."
-            )
-        return (
-            "Check the corpus and its splits; raise data.val_fraction and data.test_fraction, or name the files of each "
-            "split."
-        )
-
-
-def build(
-    target: Preparation, corpora: TextCorpora, tokenizer: TextTokenizer | None, **training: Any
-) -> dict[str, Any]:
-    """Write the tables; return the fields of the info that describe the corpus.
+def usable_documents(
+    name: str,
+    documents: Iterable[Document],
+    fractions: tuple[float, float],
+    skip: Callable[[str, str, str], None] | None = None,
+) -> Iterator[Document]:
+    """Yield the usable documents of a corpus with their splits, and ids that carry its name.
 
     Args:
-        target: the folder.
-        corpora: what it is made of.
-        tokenizer: a given one; None: it is trained.
-        training: `kind`, `vocab_size` and `sample_mb` of one that is trained.
+        name: of the corpus.
+        documents: of the corpus.
+        fractions: share of the documents that val and test get where the corpus states no split.
+        skip: called with id, file and reason of each of the others.
     """
-    origin: dict[str, Any] = {}
-    if tokenizer is None:
-        sample = list(corpora.sample(training.pop("sample_mb")))
+    val, test = fractions
+    for document in documents:
+        named = replace(document, id=f"{name}/{document.id}")
+        reason = why_unusable(document.text)
+        if reason is None:
+            split = document.split or hash_split(document.group, val=val, test=test, kind="text")
+            yield replace(named, split=split)
+        elif skip is not None:
+            skip(named.id, named.group, reason)
+
+
+def build(target: Preparation) -> dict[str, Any]:
+    """Write the tables; return the fields of the info that describe the corpus."""
+    config: TextConfig = target.config
+    settings = config.tokenizer
+    if target.given is not None:
+        tokenizer = TextTokenizer.from_json(target.given.tokenizer)
+    elif settings.file is not None:
+        tokenizer = TextTokenizer.from_file(settings.file)
+    else:
+        sample = list(_sample(target))
         if not sample:
-            found = Counter(
-                d.split for name in corpora.readers for d in corpora.documents(name, origin, target.skips)
-            )
-            counts = {split: found[split] for split in SPLITS}
-            target.require(counts, lambda: corpora.remedy(found.total()))
-        tokenizer = TextTokenizer.train(sample, **training)
+            found = Counter(document.split for document in _documents(target))
+            target.require({split: found[split] for split in SPLITS}, lambda: _remedy(target, found.total()))
+        tokenizer = TextTokenizer.train(sample, kind=settings.kind, vocab_size=settings.vocab_size)
         del sample
     with target.tables(schema(tokenizer)) as tables:
         writer = DocumentWriter(tables, tokenizer)
-        for name in corpora.readers:
-            for document in corpora.documents(name, origin, target.skips):
-                writer.add(document)
+        for document in _documents(target):
+            writer.add(document)
         writer.flush()
-    target.require(target.rows, lambda: corpora.remedy(sum(target.rows.values())))
+    target.require(target.rows, lambda: _remedy(target, sum(target.rows.values())))
     target.report["lossy"] = {split: writer.lossy[split] for split in MEASURED}
     return {
         "tokenizer": tokenizer.to_json(),
@@ -127,8 +79,49 @@ def build(
         "tokens": {split: writer.tokens[split] for split in SPLITS},
         "bytes": {split: writer.bytes[split] for split in SPLITS},
         "unknown": {split: writer.unknown[split] for split in SPLITS},
-        "corpus": origin,
+        "corpus": target.origins,
     }
+
+
+def _documents(target: Preparation) -> Iterator[Document]:
+    for name, corpus in target.load():
+        yield from usable_documents(name, corpus.documents, target.config.fractions, target.skip)
+
+
+def _sample(target: Preparation) -> Iterator[str]:
+    """Yield the first training texts of each corpus, to train a tokenizer on."""
+    for name, reader in target.corpora.items():
+        room = target.config.tokenizer.sample_mb * 1e6
+        documents = reader.load(target.data_dir).documents
+        for document in usable_documents(name, documents, target.config.fractions):
+            if document.split == "train":
+                yield document.text
+                room -= len(document.text.encode())
+            if room <= 0:
+                break
+
+
+def _remedy(target: Preparation, total: int) -> str:
+    """Return what can be done where a split is empty. total: the usable documents."""
+    if not total:
+        return "Check the files: their format, their encoding, the key of the text."
+    groups, stated = set(), True
+    for reader in target.corpora.values():
+        for document in reader.load(target.data_dir).documents:
+            groups.add(document.group)
+            stated &= document.split is not None
+            if len(groups) >= FEW:
+                break
+    if not stated and len(groups) < FEW:
+        return (
+            f"Their texts make {len(groups)} {'group' if len(groups) == 1 else 'groups'}, too few to divide: name the "
+            "files of train, val and test each, or, where each line is a text, set per_line=true "
+            f"(data.corpora.text_files.per_line=true; blocks of {LINES} lines stay together)."
+        )
+    return (
+        "Check the corpus and its splits; raise data.val_fraction and data.test_fraction, or name the files of each "
+        "split."
+    )
 
 
 def schema(tokenizer: TextTokenizer) -> pa.Schema:

@@ -1,13 +1,13 @@
 """The blocks of one split of prepared text (see module.py for the batches)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from magneto.data.collate import IGNORE
+from magneto.data.dataset import PreparedDataset
 from magneto.data.info import DatasetInfo
-from magneto.data.prepared import PreparedDataset
 from magneto.data.rng import random_stream
 from magneto.data.text.packing import Pieces, TokenRow
 from magneto.data.tokenizers.text import TextTokenizer
@@ -24,12 +24,6 @@ class BlockReading:
     shift: int  # packed training: blocks are moved by up to this number of tokens less one; 0: not
     seed: int
     bytes_per_token: float | None  # to estimate the bytes; None: they are looked up
-    ordinary: np.ndarray = field(init=False, repr=False)  # ids that stand for text
-
-    def __post_init__(self) -> None:
-        special = self.tokenizer.special_ids
-        ids = np.array([index for index in range(self.tokenizer.vocab_size) if index not in special])
-        object.__setattr__(self, "ordinary", ids)
 
 
 class TextDataset(PreparedDataset):
@@ -66,9 +60,8 @@ class TextDataset(PreparedDataset):
         if self._begin is not None:
             ids, allowed = np.append(self._begin, ids), np.append(False, allowed)
         random = random_stream(self.reading.seed, f"masks of {self.reading.split}", epoch, index)
-        runs = masking.choose(allowed, random)
-        shown = masking.hide(ids, runs, self.reading.tokenizer.require("mask"), self.reading.ordinary, random)
-        return {"tokens": shown, "targets": np.where(runs > 0, ids, IGNORE)}
+        shown, targets = masking(ids, allowed, self.reading.tokenizer, random)
+        return {"tokens": shown, "targets": targets}
 
 
 @dataclass(frozen=True, kw_only=True)

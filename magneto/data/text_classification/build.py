@@ -15,32 +15,28 @@ from magneto.data.corpora.base import SPLITS
 from magneto.data.corpora.text_classification.base import LabelledCorpus, LabelledText, zero_digits
 from magneto.data.prepared import Preparation
 from magneto.data.table import with_classes
+from magneto.data.text_classification.config import TextClassificationConfig
 from magneto.data.text_classification.dataset import TextClassificationInfo
 from magneto.data.tokenizers.encode import encode
-from magneto.data.tokenizers.settings import TokenizerSettings
 from magneto.data.tokenizers.text import TextTokenizer
 
 
-def build(
-    target: Preparation,
-    corpus: LabelledCorpus,
-    settings: TokenizerSettings,
-    given: TextClassificationInfo | None,
-    max_tokens: int,
-) -> dict[str, Any]:
-    """Write the tables; return the fields of the info that describe the corpus.
-
-    given: info of a model, by whose tokenizer the texts are read.
-    """
-    target.skips.extend(corpus.skipped)
+def build(target: Preparation) -> dict[str, Any]:
+    """Write the tables; return the fields of the info that describe the corpus."""
+    config: TextClassificationConfig = target.config
+    given: TextClassificationInfo | None = target.given
+    (reader,) = target.corpora.values()
+    corpus: LabelledCorpus = reader.load(target.data_dir)
+    for item in corpus.skipped:
+        target.skip(item.id, item.file, item.reason)
     by_split = {split: [e for e in corpus.examples if e.split == split] for split in SPLITS}
     counts = {split: len(members) for split, members in by_split.items()}
     target.require(counts, "Check data.corpus and its files.")
-    tokenizer = (
-        settings.make([text for e in by_split["train"] for text in (e.text, e.pair) if text is not None])
-        if given is None
-        else TextTokenizer.from_json(given.tokenizer)
-    )
+    if given is None:
+        texts = [text for e in by_split["train"] for text in (e.text, e.pair) if text is not None]
+        tokenizer = config.tokenizer.make(texts)
+    else:
+        tokenizer = TextTokenizer.from_json(given.tokenizer)
     zeros = corpus.zero_digits or (given is not None and given.zero_digits)
     subsets = list(dict.fromkeys(e.subset or "" for split in ("val", "test") for e in by_split[split]))
     known = {label: number for number, label in enumerate(corpus.labels)}
@@ -61,12 +57,8 @@ def build(
     with target.tables(schema) as tables:
         for split, members in by_split.items():
             read = zero_digits if zeros else str
-            encoded = encode(
-                tokenizer,
-                [read(e.text) for e in members],
-                [e.pair and read(e.pair) for e in members],
-                max_tokens,
-            )
+            pairs = [e.pair and read(e.pair) for e in members]
+            encoded = encode(tokenizer, [read(e.text) for e in members], pairs, config.max_tokens)
             truncated += encoded.truncated
             first = sum(tables.rows.values())
             columns = {
@@ -76,7 +68,7 @@ def build(
                 "pair": [None if e.pair is None else _plain(e.pair) for e in members],
                 "label": [known[str(e.label)] if known else float(e.label) for e in members],
                 "subset": [subsets.index(e.subset or "") if split != "train" else 0 for e in members],
-                "tokens": [tokens for tokens, _ in encoded.items()],
+                "tokens": encoded.tokens,
                 "second": encoded.second,
             }
             tables.write(split, columns)
@@ -84,7 +76,7 @@ def build(
     return {
         "tokenizer": tokenizer.to_json(),
         "vocab_size": tokenizer.vocab_size,
-        "max_tokens": max_tokens,
+        "max_tokens": config.max_tokens,
         "labels": list(corpus.labels),
         "metrics": list(corpus.metrics),
         "subsets": subsets,

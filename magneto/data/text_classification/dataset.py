@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from magneto.data.collate import PAD_TO_MULTIPLE, Collate, Pad
+from magneto.data.dataset import PreparedDataset
 from magneto.data.info import DatasetInfo
-from magneto.data.prepared import PreparedDataset
 from magneto.data.table import SplitTable
 
 

@@ -10,68 +10,40 @@ from typing import Any, Self
 
 import numpy as np
 
-from magneto.config.validate import from_mapping
 from magneto.data.collate import PAD_TO_MULTIPLE, Collate
 from magneto.data.corpora.text_classification.base import LabelledReader
 from magneto.data.module import Batching
 from magneto.data.prepared import Preparation, PreparedDataModule
 from magneto.data.text_classification.build import build
+from magneto.data.text_classification.config import TextClassificationConfig
 from magneto.data.text_classification.dataset import ClassificationDataset, TextClassificationInfo, padding
-from magneto.data.tokenizers.settings import TokenizerSettings
 from magneto.data.tokenizers.text import TextTokenizer
-from magneto.errors import ConfigError, DataError
+from magneto.errors import DataError
 
 
-class TextClassificationDataModule(PreparedDataModule[TextClassificationInfo]):
+class TextClassificationDataModule(PreparedDataModule[TextClassificationInfo, TextClassificationConfig]):
     """A labelled corpus.
 
     Args:
         corpus: its reader.
-        tokenizer: `TokenizerSettings` as a dict.
-        max_tokens: longer examples are truncated, and counted.
-        batch_size: examples of a training batch on one rank, of about one length.
-        eval_batch_size: of an evaluation batch; None: the same.
-        data_dir, num_workers, seed: see `PreparedDataModule`.
+        settings: fields of `TextClassificationConfig`.
     """
 
-    Info = TextClassificationInfo
+    Info, Config = TextClassificationInfo, TextClassificationConfig
     kind = "text_classification"
     FORMAT = 3
     reads = ("tokenizer", "zero_digits")
 
-    def __init__(
-        self,
-        corpus: LabelledReader,
-        *,
-        data_dir: str = "data",
-        tokenizer: Mapping[str, Any] | None = None,
-        max_tokens: int = 128,
-        batch_size: int = 32,
-        eval_batch_size: int | None = None,
-        num_workers: int = 0,
-        seed: int = 0,
-    ) -> None:
-        super().__init__({corpus.name: corpus}, data_dir=data_dir, num_workers=num_workers, seed=seed)
-        for key, value, least in (
-            ("max_tokens", max_tokens, 8),
-            ("batch_size", batch_size, 1),
-            ("eval_batch_size", eval_batch_size, 1),
-        ):
-            if value is not None and value < least:
-                raise ConfigError(f"data.{key}={value} must be at least {least}.")
-        self.corpus = corpus
-        self.tokenizer = from_mapping(TokenizerSettings, tokenizer or {}, "data.tokenizer")
-        self.max_tokens, self.batch_size = max_tokens, batch_size
-        self.eval_batch_size = eval_batch_size or batch_size
+    def __init__(self, corpus: LabelledReader, **settings: Any) -> None:
+        super().__init__({corpus.name: corpus}, **settings)
 
     def settings(self) -> dict[str, Any]:
         """Return the tokenizer and the longest text."""
-        return {"tokenizer": self.tokenizer.fingerprint(), "max_tokens": self.max_tokens}
+        return {"tokenizer": self.config.tokenizer.fingerprint(), "max_tokens": self.config.max_tokens}
 
     def build(self, target: Preparation) -> dict[str, Any]:
         """Read the corpus and encode it."""
-        corpus = self.corpus.load(self.data_dir)
-        return build(target, corpus, self.tokenizer, self.given, self.max_tokens)
+        return build(target)
 
     def details(self) -> str:
         """Return the labels, or the range of the numbers."""
@@ -88,9 +60,7 @@ class TextClassificationDataModule(PreparedDataModule[TextClassificationInfo]):
 
     def adapted(self, model: TextClassificationInfo) -> Self:
         """Return a copy with texts as long as those of the model."""
-        data = self.copy()
-        data.max_tokens = model.max_tokens
-        return data
+        return self.with_config(max_tokens=model.max_tokens)
 
     def check(self) -> None:
         """Raise `DataError` for labels, pairs or evaluation sets that the model does not know; it may know more."""
@@ -126,16 +96,16 @@ class TextClassificationDataModule(PreparedDataModule[TextClassificationInfo]):
     @property
     def batching(self) -> Batching:
         """By examples: the budgets are never what limits a batch."""
-        longest = max(
-            self.max_tokens, *(int(one.lengths.max(initial=0)) for one in (self.val_set, self.test_set))
-        )
-        room = longest + PAD_TO_MULTIPLE
+        config = self.config
+        evaluated = (int(one.lengths.max(initial=0)) for one in (self.val_set, self.test_set))
+        room = max(config.max_tokens, *evaluated) + PAD_TO_MULTIPLE
+        eval_batch_size = config.eval_batch_size or config.batch_size
         return Batching(
-            budget=self.batch_size * room,
-            eval_budget=self.eval_batch_size * room,
+            budget=config.batch_size * room,
+            eval_budget=eval_batch_size * room,
             pad_to_multiple=PAD_TO_MULTIPLE,
-            max_batch_size=self.batch_size,
-            eval_max_batch_size=self.eval_batch_size,
+            max_batch_size=config.batch_size,
+            eval_max_batch_size=eval_batch_size,
         )
 
     def collate(self, dataset: ClassificationDataset) -> Collate:

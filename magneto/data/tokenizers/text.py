@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,16 @@ class TextTokenizer:
             | {index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         )
         """Ids of tokens that are not text."""
+
+    @cached_property
+    def ordinary_ids(self) -> np.ndarray:
+        """Ids of tokens that stand for text, in order."""
+        return np.array([index for index in range(self.vocab_size) if index not in self.special_ids])
+
+    @property
+    def padding(self) -> int:
+        """The id that shorter texts are filled up with: `<pad>`, or `</s>`. Raises `DataError` if there is neither."""
+        return self.require("eos") if self.pad_id is None else self.pad_id
 
     # ------------------------------------------------------------------ making one
 

@@ -3,20 +3,21 @@
 The random numbers of an image follow from (seed, epoch, its index) alone: see `rng.uniforms`.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from magneto.config.validate import from_mapping
 from magneto.data.rng import uniforms
 from magneto.errors import ConfigError
 
 ERASED_AREA, ERASED_RATIO = (0.02, 1 / 3), (0.3, 1 / 0.3)  # Zhong et al., "Random Erasing", arXiv 1708.04896
+Positive = Annotated[float, Gt(0)]
+Share = Annotated[float, Gt(0), Le(1)]
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow converts to grey
 
 
@@ -36,15 +37,8 @@ class Draws:
 class RandAugment:
     """RandAugment (Cubuk et al., arXiv 1909.13719): num_ops operations of a magnitude of 0 to 30 (torchvision's)."""
 
-    num_ops: int = 2
-    magnitude: int = 9
-
-    def __post_init__(self) -> None:
-        if self.num_ops < 1 or not 0 <= self.magnitude <= 30:
-            raise ConfigError(
-                f"data.augment.randaugment: num_ops={self.num_ops} must be at least 1 and magnitude="
-                f"{self.magnitude} between 0 and 30."
-            )
+    num_ops: Annotated[int, Ge(1)] = 2
+    magnitude: Annotated[int, Ge(0), Le(30)] = 9
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         """Transform (B, C, S, S) uint8, each image with operations of its own."""
@@ -70,35 +64,21 @@ class Augment:
         flip: mirror every second image.
         erase: share of the images in which a rectangle is hidden.
         color_jitter: bound of the change of brightness, contrast and saturation (0.4 for 0.6 to 1.4).
-        randaugment: see `RandAugment`, as a dict.
+        randaugment: see `RandAugment`.
     """
 
-    crop_scale: tuple[float, float] | None = None
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    crop_scale: tuple[Share, Share] | None = None
+    crop_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
     flip: bool = False
-    erase: float = 0.0
-    color_jitter: float = 0.0
-    randaugment: Mapping[str, Any] | None = None
-    _operations: RandAugment | None = field(init=False, repr=False, default=None)
+    erase: Annotated[float, Ge(0), Le(1)] = 0.0
+    color_jitter: Annotated[float, Ge(0), Le(1)] = 0.0
+    randaugment: RandAugment | None = None
 
     def __post_init__(self) -> None:
         for name in ("crop_scale", "crop_ratio"):
             bounds = getattr(self, name)
-            if bounds is None and name == "crop_scale":
-                continue
-            if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] or (name == "crop_scale" and bounds[1] > 1):
-                limit = " and at most 1" if name == "crop_scale" else ""
-                raise ConfigError(
-                    f"data.augment.{name}={list(bounds)} must be two numbers above 0{limit}, the smaller first."
-                )
-            object.__setattr__(self, name, tuple(bounds))
-        if not 0 <= self.erase <= 1 or not 0 <= self.color_jitter <= 1:
-            raise ConfigError(
-                f"data.augment.erase={self.erase} and color_jitter={self.color_jitter} must lie between 0 and 1."
-            )
-        if self.randaugment is not None:
-            operations = from_mapping(RandAugment, self.randaugment, "data.augment.randaugment")
-            object.__setattr__(self, "_operations", operations)
+            if bounds is not None and bounds[0] > bounds[1]:
+                raise ConfigError(f"data.augment.{name}={list(bounds)}: the smaller number comes first.")
 
     def boxes(self, width: np.ndarray, height: np.ndarray, draws: Draws) -> np.ndarray:
         """Return the crops of images of these sizes (B,): (B, 4) left, top, width, height in pixels."""
@@ -118,8 +98,8 @@ class Augment:
         """Change the colours of cropped images, (B, C, S, S) float32, 0 to 255."""
         if self.flip:
             images = torch.where(_flags(draws("flip", 1) < 0.5), images.flip(-1), images)
-        if self._operations is not None:
-            images = self._operations(images.round().to(torch.uint8), draws).float()
+        if self.randaugment is not None:
+            images = self.randaugment(images.round().to(torch.uint8), draws).float()
         if self.color_jitter:
             factors = torch.from_numpy(1 + self.color_jitter * (2 * draws("colours", 3) - 1)).float()
             brightness, contrast, saturation = factors.T[:, :, None, None, None]

@@ -1,8 +1,10 @@
 """Choose the hidden patches of a masked image model, in blocks, for a whole batch at once."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge, Gt, Lt
 
 from magneto.data.rng import uniforms
 from magneto.errors import ConfigError
@@ -25,24 +27,19 @@ class BlockMasking:
         aspect: bounds of height / width, which is uniform in the logarithm.
     """
 
-    ratio: float = 0.4
-    min_patches: int | None = None
-    max_patches: int | None = None
-    aspect: tuple[float, float] = (0.3, 1 / 0.3)
+    ratio: Annotated[float, Gt(0), Lt(1)] = 0.4
+    min_patches: Annotated[int, Ge(1)] | None = None
+    max_patches: Annotated[int, Ge(1)] | None = None
+    aspect: tuple[Annotated[float, Gt(0)], Annotated[float, Gt(0)]] = (0.3, 1 / 0.3)
 
     def __post_init__(self) -> None:
-        if not 0 < self.ratio < 1:
-            raise ConfigError(f"data.masking.ratio={self.ratio} must lie between 0 and 1: 0.4.")
-        least = 1 if self.min_patches is None else self.min_patches
-        if least < 1 or (self.max_patches is not None and self.max_patches < least):
+        if self.max_patches is not None and self.max_patches < (self.min_patches or 1):
             raise ConfigError(
-                f"data.masking: min_patches={self.min_patches} must be at least 1 and at most "
-                f"max_patches={self.max_patches}."
+                f"data.masking: min_patches={self.min_patches} must be at most max_patches={self.max_patches}."
             )
-        object.__setattr__(self, "aspect", tuple(self.aspect))
-        if len(self.aspect) != 2 or not 0 < self.aspect[0] <= self.aspect[1]:
+        if self.aspect[0] > self.aspect[1]:
             raise ConfigError(
-                f"data.masking.aspect={list(self.aspect)} must be two numbers above 0, the smaller first: [0.3, 3.33]."
+                f"data.masking.aspect={list(self.aspect)}: the smaller number comes first, such as [0.3, 3.33]."
             )
 
     def hidden(self, grid: int) -> int:

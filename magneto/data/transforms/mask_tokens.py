@@ -1,10 +1,14 @@
 """Choose the tokens that a masked language model predicts, and replace them in its input."""
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge, Gt, Le, Lt
 
-from magneto.errors import DataError
+from magneto.data.collate import IGNORE
+from magneto.data.tokenizers.text import TextTokenizer
+from magneto.errors import ConfigError
 
 LONGEST_SPAN = 10  # as in SpanBERT
 
@@ -24,30 +28,34 @@ class Masking:
         eval_probability: the share of the tokens that are chosen in evaluation; None: as in training.
     """
 
-    probability: float = 0.15
-    mask: float = 0.8
-    random: float = 0.1
-    span: float = 1.0
-    eval_probability: float | None = None
+    probability: Annotated[float, Gt(0), Lt(1)] = 0.15
+    mask: Annotated[float, Ge(0)] = 0.8
+    random: Annotated[float, Ge(0)] = 0.1
+    span: Annotated[float, Ge(1), Le(LONGEST_SPAN)] = 1.0
+    eval_probability: Annotated[float, Gt(0), Lt(1)] | None = None
 
     def __post_init__(self) -> None:
-        for key in ("probability", "eval_probability"):
-            value = getattr(self, key)
-            if value is not None and not 0 < value < 1:
-                raise DataError(f"masking.{key}={value} must lie between 0 and 1: 0.15.")
-        if min(self.mask, self.random) < 0 or self.mask + self.random > 1:
-            raise DataError(
-                f"masking.mask={self.mask} and masking.random={self.random} are shares of the chosen tokens: neither "
-                "below 0, together at most 1."
-            )
-        if not 1 <= self.span <= LONGEST_SPAN:
-            raise DataError(
-                f"masking.span={self.span} must lie between 1 (single tokens) and {LONGEST_SPAN}."
+        if self.mask + self.random > 1:
+            raise ConfigError(
+                f"masking.mask={self.mask} and masking.random={self.random} are shares of the chosen tokens: together at "
+                "most 1."
             )
 
     def for_evaluation(self) -> "Masking":
         """Return the masking of an evaluation."""
         return self if self.eval_probability is None else replace(self, probability=self.eval_probability)
+
+    def __call__(
+        self, tokens: np.ndarray, allowed: np.ndarray, tokenizer: TextTokenizer, random: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Hide tokens (T,), of those that are `allowed` (T,).
+
+        Returns:
+            What the model sees (T,), and the targets (T,): the original tokens at the chosen places, else IGNORE.
+        """
+        runs = self.choose(allowed, random)
+        shown = self.hide(tokens, runs, tokenizer.require("mask"), tokenizer.ordinary_ids, random)
+        return shown, np.where(runs > 0, tokens, IGNORE)
 
     def choose(self, allowed: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """Choose tokens of a block.

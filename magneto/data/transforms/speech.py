@@ -1,11 +1,14 @@
 """Augmentation of log-mel features."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge, Le, Lt
 
-from magneto.errors import DataError
+from magneto.errors import ConfigError
+
+Tempo = Annotated[float, Ge(0.5), Le(2)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,23 +25,16 @@ class SpecAugment:
         speed: (slowest, fastest) tempo; None: unchanged. Features are interpolated in time; the pitch is unchanged.
     """
 
-    freq_masks: int = 2
-    freq_width: int = 15
-    time_masks: int = 2
-    time_ratio: float = 0.1
-    speed: Sequence[float] | None = None
+    freq_masks: Annotated[int, Ge(0)] = 2
+    freq_width: Annotated[int, Ge(0)] = 15
+    time_masks: Annotated[int, Ge(0)] = 2
+    time_ratio: Annotated[float, Ge(0), Lt(1)] = 0.1
+    speed: tuple[Tempo, Tempo] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("freq_masks", "freq_width", "time_masks"):
-            if getattr(self, name) < 0:
-                raise DataError(f"augment.{name}={getattr(self, name)} must be 0 or more.")
-        if not 0 <= self.time_ratio < 1:
-            raise DataError(f"augment.time_ratio={self.time_ratio} must be at least 0 and below 1.")
-        if self.speed is not None and not (
-            len(self.speed) == 2 and 0.5 <= self.speed[0] <= self.speed[1] <= 2
-        ):
-            raise DataError(
-                f"augment.speed={self.speed} must be two tempi within 0.5 and 2, slowest first: [0.9, 1.1]."
+        if self.speed is not None and self.speed[0] > self.speed[1]:
+            raise ConfigError(
+                f"data.augment.speed={self.speed}: the slowest tempo comes first, such as [0.9, 1.1]."
             )
 
     def tempo(self, random: np.random.Generator) -> float:

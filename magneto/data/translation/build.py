@@ -7,7 +7,7 @@ The columns, a row for each pair: `row`, its number over all splits; `id`; `dire
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from magneto.data.corpora.base import SPLITS, Skipped, hash_split
+from magneto.data.corpora.base import SPLITS, hash_split
 from magneto.data.corpora.text.base import LINES
-from magneto.data.corpora.translation.base import Pair, TranslationReader
+from magneto.data.corpora.translation.base import Pair
 from magneto.data.prepared import Preparation
 from magneto.data.table import TableWriter, with_classes
-from magneto.data.tokenizers.settings import TokenizerSettings
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.data.translation.cleaning import (
     MAX_CHARACTERS,
@@ -31,83 +30,15 @@ from magneto.data.translation.cleaning import (
     tidy,
     unusable,
 )
+from magneto.data.translation.config import TranslationConfig
 from magneto.data.translation.dataset import tag_token
-from magneto.errors import ConfigError, DataError
+from magneto.errors import DataError
 
 TOKENIZER_PAIRS = 1_000_000  # training pairs at most that a tokenizer is learnt from, evenly spread
 CHUNK = 5_000  # pairs that are tokenised at a time
 FEW = 20  # groups, of which a hash may well give none to a split
 
 Row = dict[str, Any]  # a pair on its way: id, direction, split, group, source, target
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairTokenizerSettings(TokenizerSettings):
-    """One tokenizer for both sides, or one for each.
-
-    Attributes:
-        file: a tokenizer.json; where not shared, a list of two, [source, target].
-        kind: of a vocabulary that is learnt from the training pairs.
-        vocab_size: its entries.
-        shared: one vocabulary for both sides, or one of that size for each.
-    """
-
-    file: str | Sequence[str] | None = None  # type: ignore[assignment]
-    kind: str = "unigram"
-    vocab_size: int = 8_000
-    shared: bool = True
-
-    def __post_init__(self) -> None:
-        files = "one tokenizer.json" if self.shared else "two tokenizer.json files, [source, target]"
-        if self.file is not None and len(self.sides) != (1 if self.shared else 2):
-            raise ConfigError(
-                f"data.tokenizer.file={self.file}: with tokenizer.shared={str(self.shared).lower()} name {files}."
-            )
-
-    @property
-    def sides(self) -> list[TokenizerSettings]:
-        """The settings of both sides, or of the one tokenizer that they share."""
-        if self.file is None:
-            files: Sequence[str | None] = [None] * (1 if self.shared else 2)
-        else:
-            files = [self.file] if isinstance(self.file, str) else self.file
-        return [TokenizerSettings(file=file, kind=self.kind, vocab_size=self.vocab_size) for file in files]
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Return what decides the tokens."""
-        return {"shared": self.shared, "sides": [side.fingerprint() for side in self.sides]}
-
-    def tokenizers(self, pairs: Iterator[tuple[str, str]], tags: Sequence[str]) -> list[TextTokenizer]:
-        """Return those of source and target (the same one when shared); tags: tokens that sources may begin with."""
-        if self.file is not None:
-            made = [side.make(()) for side in self.sides]
-        else:
-            sources, targets = map(list, zip(*pairs, strict=True))
-            texts = [sources + targets] if self.shared else [sources, targets]
-            made = [
-                settings.make(side, extra)
-                for settings, side, extra in zip(self.sides, texts, (tags, ()), strict=False)
-            ]
-        return made * 2 if self.shared else made
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What the prepared folder is made of and how.
-
-    Attributes:
-        given: the tokenizers of a checkpoint's model, in place of those of `tokenizer`.
-    """
-
-    corpora: Mapping[str, TranslationReader]
-    data_dir: Path  # where corpora keep what they fetch
-    tokenizer: PairTokenizerSettings
-    tag: bool
-    clean: Cleaning
-    max_tokens: int
-    max_ratio: float
-    fractions: tuple[float, float]  # of val and of test
-    given: Sequence[TextTokenizer] | None = None
 
 
 @dataclass
@@ -117,7 +48,6 @@ class Gathered:
     file: Path
     columns: PairColumns
     directions: list[str]
-    corpora: dict[str, dict[str, Any]]
 
     def rows(self) -> Iterator[Row]:
         """Yield the pairs in the order in which they came."""
@@ -125,26 +55,32 @@ class Gathered:
             yield from map(json.loads, file)
 
 
-def build(target: Preparation, recipe: Recipe) -> dict[str, Any]:
+def build(target: Preparation) -> dict[str, Any]:
     """Write the tables; return the fields of the info that describe the corpus."""
-    gathered = _gather(recipe, target)
-    verdict = decide(gathered.columns, recipe.clean, recipe.max_ratio)
+    config: TranslationConfig = target.config
+    gathered = _gather(target)
+    verdict = decide(gathered.columns, config.clean, config.max_ratio)
     split = np.array(gathered.columns.side)
     published = np.array(gathered.columns.stated, bool) & (split != SPLITS.index("train"))
     usable = {name: int(((split == n) & (verdict == 0)).sum()) for n, name in enumerate(SPLITS)}
     if not all(usable[name] for name in target.splits):
         for row, judged in zip(gathered.rows(), verdict, strict=True):
             if judged:
-                target.skips.add(Skipped(row["id"], row["group"], VERDICTS[judged]))
+                target.skip(row["id"], row["group"], VERDICTS[judged])
         target.require(usable, lambda: _remedy(gathered))
-    if not recipe.tag:
+    if not config.tag:
         _require_one_target(gathered.directions)
-    tokenizers = recipe.given or _learn(recipe, gathered, np.flatnonzero((verdict == 0) & (split == 0)))
+    if target.given is not None:
+        tokenizers = [TextTokenizer.from_json(text) for text in target.given.tokenizers]
+        shared = tokenizers[0] == tokenizers[1]
+    else:
+        tokenizers = _learn(config, gathered, np.flatnonzero((verdict == 0) & (split == 0)))
+        shared = config.tokenizer.shared
     with target.tables(_schema(tokenizers, gathered.directions)) as tables:
-        writer = PairWriter(target, tables, tokenizers, gathered.directions, recipe.max_tokens)
+        writer = PairWriter(target, tables, tokenizers, gathered.directions)
         for row, judged, whole in zip(gathered.rows(), verdict, published, strict=True):
             if judged:
-                target.skips.add(Skipped(row["id"], row["group"], VERDICTS[judged]))
+                target.skip(row["id"], row["group"], VERDICTS[judged])
             else:
                 writer.add(row, whole=bool(whole))
         writer.flush()
@@ -154,17 +90,17 @@ def build(target: Preparation, recipe: Recipe) -> dict[str, Any]:
     return {
         "source_tokenizer": tokenizers[0].to_json(),
         "target_tokenizer": tokenizers[1].to_json(),
-        "shared": tokenizers[0] == tokenizers[1] if recipe.given else recipe.tokenizer.shared,
+        "shared": shared,
         "directions": gathered.directions,
-        "tag": recipe.tag,
-        "max_tokens": recipe.max_tokens,
+        "tag": config.tag,
+        "max_tokens": config.max_tokens,
         "pairs": dict(target.rows),
         "per_direction": {
             name: {side: writer.counts[name, side] for side in SPLITS} for name in gathered.directions
         },
         "words": writer.words,
         "tokens": writer.tokens,
-        "corpora": gathered.corpora,
+        "corpora": target.origins,
     }
 
 
@@ -184,29 +120,39 @@ def _schema(tokenizers: Sequence[TextTokenizer], directions: Sequence[str]) -> p
     return with_classes(pa.schema(columns), direction=directions)
 
 
-def _learn(recipe: Recipe, gathered: Gathered, train: np.ndarray) -> list[TextTokenizer]:
-    """Tokenizers of source and target; train: the numbers of the training pairs."""
-    tags = sorted({tag_token(name.split("-")[1]) for name in gathered.directions}) if recipe.tag else []
-    chosen = np.zeros(len(gathered.columns), bool)
-    chosen[train[:: -(-len(train) // TOKENIZER_PAIRS)]] = True
-    return recipe.tokenizer.tokenizers(
-        ((row["source"], row["target"]) for row in itertools.compress(gathered.rows(), chosen)), tags
-    )
+def _learn(config: TranslationConfig, gathered: Gathered, train: np.ndarray) -> list[TextTokenizer]:
+    """Return the tokenizers of source and target, the same one when shared; train: the numbers of the training pairs."""
+    settings = config.tokenizer
+    if settings.file is not None:
+        made = [side.make(()) for side in settings.sides]
+    else:
+        # Tokens that sources may begin with.
+        tags = sorted({tag_token(name.split("-")[1]) for name in gathered.directions}) if config.tag else []
+        chosen = np.zeros(len(gathered.columns), bool)
+        chosen[train[:: -(-len(train) // TOKENIZER_PAIRS)]] = True
+        rows = list(itertools.compress(gathered.rows(), chosen))
+        sources, targets = ([row[side] for row in rows] for side in ("source", "target"))
+        texts = [sources + targets] if settings.shared else [sources, targets]
+        made = [
+            side.make(text, extra)
+            for side, text, extra in zip(settings.sides, texts, (tags, ()), strict=False)
+        ]
+    return made * 2 if settings.shared else made
 
 
-def _gather(recipe: Recipe, target: Preparation) -> Gathered:
+def _gather(target: Preparation) -> Gathered:
     """Return all pairs that are usable by themselves, with tidy text; ids carry the corpus's name."""
-    gathered = Gathered(target.path / "all.jsonl", PairColumns(recipe.clean.templates), [], {})
+    config: TranslationConfig = target.config
+    gathered = Gathered(target.path / "all.jsonl", PairColumns(config.clean.templates), [])
     numbers: dict[str, int] = {}
-    val, test = recipe.fractions
+    val, test = config.fractions
     with gathered.file.open("w", encoding="utf-8") as file:
-        for name, reader in recipe.corpora.items():
-            corpus = reader.load(recipe.data_dir)
+        for name, corpus in target.load():
             for pair in corpus.pairs:
                 id = f"{name}/{pair.id}"
-                source, translation, reason = _read(pair, recipe.clean)
+                source, translation, reason = _read(pair, config.clean)
                 if reason:
-                    target.skips.add(Skipped(id, pair.group, reason))
+                    target.skip(id, pair.group, reason)
                     continue
                 languages = (pair.source_language, pair.target_language)
                 direction = "-".join(languages)
@@ -216,13 +162,8 @@ def _gather(recipe: Recipe, target: Preparation) -> Gathered:
                     source, translation, languages, number, SPLITS.index(split), pair.split is not None
                 )
                 row = {"id": id, "direction": direction, "split": split, "group": pair.group}
-                file.write(
-                    json.dumps({**row, "source": source, "target": translation}, ensure_ascii=False) + "\n"
-                )
-            target.skips.extend(
-                Skipped(f"{name}/{item.id}", item.file, item.reason) for item in corpus.skipped
-            )
-            gathered.corpora[name] = corpus.origin
+                row |= {"source": source, "target": translation}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
     gathered.directions = list(numbers)
     return gathered
 
@@ -254,10 +195,9 @@ class PairWriter:
         tables: TableWriter,
         tokenizers: Sequence[TextTokenizer],
         directions: Sequence[str],
-        max_tokens: int,
     ) -> None:
         self.target, self.tables, self.tokenizers = target, tables, tokenizers
-        self.directions, self.max_tokens = directions, max_tokens
+        self.directions, self.max_tokens = directions, target.config.max_tokens
         self.counts: Counter[tuple[str, str]] = Counter()
         self.words, self.tokens = ({split: [0, 0] for split in SPLITS} for _ in range(2))
         self.shortened = 0
@@ -311,7 +251,7 @@ class PairWriter:
         elif longer:
             reason = f"longer than {self.max_tokens} tokens"
         if reason:
-            self.target.skips.add(Skipped(row["id"], row["group"], reason))
+            self.target.skip(row["id"], row["group"], reason)
         return not reason
 
 

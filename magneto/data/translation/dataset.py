@@ -16,8 +16,8 @@ import numpy as np
 
 from magneto.data.collate import IGNORE as IGNORE  # part of the batches described here
 from magneto.data.collate import Collate, Pad
+from magneto.data.dataset import PreparedDataset
 from magneto.data.info import DatasetInfo
-from magneto.data.prepared import PreparedDataset
 from magneto.data.table import SplitTable
 from magneto.data.tokenizers.text import TextTokenizer
 
@@ -37,14 +37,12 @@ class TranslationInfo(DatasetInfo):
     words: dict[str, list[int]]  # per split: of the sources, of the targets, between spaces
     tokens: dict[str, list[int]]  # per split: of the sources, of the targets
     corpora: dict[str, dict[str, Any]]  # name -> origin
-    pad_to_multiple: int = (
-        1  # lengths in a batch are rounded up to it; no fact of the folder, set by the data module
-    )
+    pad_to_multiple: int = 1  # of lengths in a batch; no fact of the folder, set by the data module
 
     @property
     def longest(self) -> int:
         """Places that a side can take in a batch: text, tag, end (or begin) and padding."""
-        return _rounded_up(self.max_tokens + 1 + self.tag, self.pad_to_multiple)
+        return -(-(self.max_tokens + 1 + self.tag) // self.pad_to_multiple) * self.pad_to_multiple
 
     def longest_text(self, places: int) -> int:
         """The largest `max_tokens` for which `longest` is at most `places`."""
@@ -76,10 +74,6 @@ class TranslationInfo(DatasetInfo):
         return self.target_text_tokenizer.vocab_size
 
 
-def _rounded_up(length: int, multiple: int) -> int:
-    return -(-length // multiple) * multiple
-
-
 def tag_token(language: str) -> str:
     """The token that asks for a language: <2fr>."""
     return f"<2{language}>"
@@ -95,8 +89,7 @@ class Marks:
             target.require("bos"),
             target.require("eos"),
         )
-        self.source_pad = self.source_end if source.pad_id is None else source.pad_id
-        self.target_pad = self.target_end if target.pad_id is None else target.pad_id
+        self.source_pad, self.target_pad = source.padding, target.padding
         languages = [direction.split("-")[1] for direction in info.directions]
         self.tags = [[source.id(tag_token(language))] if info.tag else [] for language in languages]
 

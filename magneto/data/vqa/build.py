@@ -7,25 +7,24 @@ images; `group`, equal where one statement is made of several pairs of images, -
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from magneto.data.corpora.base import SPLITS, Skipped
+from magneto.data.corpora.base import SPLITS
 from magneto.data.corpora.text.base import why_unusable
-from magneto.data.corpora.vqa.base import Question, QuestionReader
+from magneto.data.corpora.vqa.base import Question
 from magneto.data.image.module import ImageDataModule
 from magneto.data.io.image import read_image
-from magneto.data.prepared import Preparation, SkipLog
+from magneto.data.prepared import Preparation
 from magneto.data.tokenizers.encode import encode
-from magneto.data.tokenizers.settings import TokenizerSettings
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.data.transforms.text import clean_caption
 from magneto.data.vqa.answers import normalize_answer
+from magneto.data.vqa.config import VqaConfig
 from magneto.data.vqa.dataset import VqaInfo
 from magneto.errors import ConfigError
 
@@ -75,132 +74,120 @@ class CorpusImages:
         return np.asarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
 
 
-@dataclass(frozen=True, kw_only=True)
-class QuestionBuilder:
-    """Settings of `VqaDataModule` under which `builder(target)` writes the tables and returns the fields of the info."""
+def build(target: Preparation, images: ImageDataModule) -> dict[str, Any]:
+    """Write the tables; return the fields of the info of the questions. images: prepared.
 
-    corpora: Mapping[str, QuestionReader]
-    data_dir: Path
-    images: ImageDataModule
-    tokenizer: TokenizerSettings
-    given: VqaInfo | None
-    """Of a model, with its tokenizer and its answers; None: both follow from the training questions."""
-    num_answers: int | None
-    max_tokens: int
-    lowercase: bool
-
-    def __call__(self, target: Preparation) -> dict[str, Any]:
-        origin: dict[str, Any] = {}
-        found = list(self._usable(target.skips, origin))
-        target.report["corpus"] = origin
-        each = {len(usable.images) for usable in found}
-        if len(each) > 1:
-            raise ConfigError(
-                "data.corpora: some questions are about one image and others about two. Use corpora of one sort."
-            )
-        by_split = {split: [usable for usable in found if usable.split == split] for split in SPLITS}
-        questions = {split: len(own) for split, own in by_split.items()}
-        if self.given is not None:
-            target.splits = ("test",) if questions["test"] else ("val",)
-        target.require(questions, "Check data.corpora.")
+    For the model of a checkpoint (`target.given`) its tokenizer and its answers are used; otherwise both follow from the
+    training questions.
+    """
+    config: VqaConfig = target.config
+    model: VqaInfo | None = target.given
+    found = list(_usable(target, images))
+    target.report["corpus"] = target.origins
+    each = {len(usable.images) for usable in found}
+    if len(each) > 1:
+        raise ConfigError(
+            "data.corpora: some questions are about one image and others about two. Use corpora of one sort."
+        )
+    by_split = {split: [usable for usable in found if usable.split == split] for split in SPLITS}
+    questions = {split: len(own) for split, own in by_split.items()}
+    if model is not None:
+        target.splits = ("test",) if questions["test"] else ("val",)
+    target.require(questions, "Check data.corpora.")
+    if model is not None:
+        tokenizer, labels = TextTokenizer.from_json(model.tokenizer), list(model.labels)
+    else:
         training = [usable.question for usable in by_split["train"]]
-        if self.given is not None:
-            tokenizer = TextTokenizer.from_json(self.given.tokenizer)
-        else:
-            tokenizer = self.tokenizer.make([question.text for question in training])
-        labels = self._labels(training)
-        index = {label: number for number, label in enumerate(labels)}
-        counts = [
-            Counter(index[answer] for answer in usable.question.answers if answer in index)
-            for usable in found
-        ]
-        named = dict.fromkeys(usable.question.group for usable in found if usable.question.group)
-        groups: dict[str | None, int] = {group: number for number, group in enumerate(named)}
-        truncated = 0
-        with target.tables(schema(each.pop())) as tables:
-            for split, own in by_split.items():
-                texts = [usable.question.text for usable in own]
-                encoded = encode(tokenizer, texts, [None] * len(texts), self.max_tokens)
-                truncated += encoded.truncated
-                given = [counts[usable.row] for usable in own]
-                columns = {
-                    "id": [usable.question.id for usable in own],
-                    "question": texts,
-                    "kind": [usable.question.kind for usable in own],
-                    "answers": pa.array([usable.question.answers for usable in own], pa.list_(pa.string())),
-                    "image_ids": pa.array([usable.question.images for usable in own], pa.list_(pa.string())),
-                    "row": [usable.row for usable in own],
-                    "images": np.array([usable.images for usable in own], np.int64),
-                    "group": [groups.get(usable.question.group, ALONE) for usable in own],
-                    "tokens": [tokens for tokens, _ in encoded.items()],
-                    "labels": [np.array([*one], np.int64) for one in given],
-                    "counts": [np.array([*one.values()], np.int64) for one in given],
-                }
-                tables.write(split, columns)
-        kinds = sorted({usable.question.kind for usable in found})
-        return {
-            "tokenizer": tokenizer.to_json(),
-            "vocab_size": tokenizer.vocab_size,
-            "labels": labels,
-            "kinds": kinds,
-            "images": len(found[0].images),
-            "majority_answers": _majority_answers(found, counts, kinds),
-            "questions": questions,
-            "unanswerable": {
-                split: sum(not counts[usable.row] for usable in own) for split, own in by_split.items()
-            },
-            "truncated": truncated,
-        }
+        tokenizer = config.tokenizer.make([question.text for question in training])
+        labels = _labels(training)[: config.num_answers]
+    index = {label: number for number, label in enumerate(labels)}
+    counts = [
+        Counter(index[answer] for answer in usable.question.answers if answer in index) for usable in found
+    ]
+    named = dict.fromkeys(usable.question.group for usable in found if usable.question.group)
+    groups: dict[str | None, int] = {group: number for number, group in enumerate(named)}
+    truncated = 0
+    with target.tables(schema(each.pop())) as tables:
+        for split, own in by_split.items():
+            texts = [usable.question.text for usable in own]
+            encoded = encode(tokenizer, texts, [None] * len(texts), config.max_tokens)
+            truncated += encoded.truncated
+            given = [counts[usable.row] for usable in own]
+            columns = {
+                "id": [usable.question.id for usable in own],
+                "question": texts,
+                "kind": [usable.question.kind for usable in own],
+                "answers": pa.array([usable.question.answers for usable in own], pa.list_(pa.string())),
+                "image_ids": pa.array([usable.question.images for usable in own], pa.list_(pa.string())),
+                "row": [usable.row for usable in own],
+                "images": np.array([usable.images for usable in own], np.int64),
+                "group": [groups.get(usable.question.group, ALONE) for usable in own],
+                "tokens": encoded.tokens,
+                "labels": [np.array([*one], np.int64) for one in given],
+                "counts": [np.array([*one.values()], np.int64) for one in given],
+            }
+            tables.write(split, columns)
+    kinds = sorted({usable.question.kind for usable in found})
+    return {
+        "tokenizer": tokenizer.to_json(),
+        "vocab_size": tokenizer.vocab_size,
+        "labels": labels,
+        "kinds": kinds,
+        "images": len(found[0].images),
+        "majority_answers": _majority_answers(found, counts, kinds),
+        "questions": questions,
+        "unanswerable": {
+            split: sum(not counts[usable.row] for usable in own) for split, own in by_split.items()
+        },
+        "truncated": truncated,
+    }
 
-    def _usable(self, skips: SkipLog, origin: dict[str, Any]) -> Iterator[UsableQuestion]:
-        """Yield questions with clean texts and answers; note the others, and where the corpora come from."""
-        number = 0
-        for name, reader in self.corpora.items():
-            images = CorpusImages(self.images, name)
-            corpus = reader.questions(self.data_dir, images)
-            origin[name] = corpus.origin
-            for question in corpus.questions:
-                # An answer that cannot be chosen still is that of a person who was asked.
-                answers = tuple(
-                    "" if why_unusable(answer) else normalize_answer(answer) for answer in question.answers
-                )
-                reason = self._why_unusable(question, images)
-                if reason is not None:
-                    skips.add(Skipped(f"{name}/{question.id}", "", reason))
-                    continue
-                clean = Question(
-                    id=f"{name}/{question.id}",
-                    text=clean_caption(question.text, self.lowercase),
-                    images=question.images,
-                    answers=answers,
-                    kind=question.kind,
-                    group=question.group and f"{name}/{question.group}",
-                )
-                positions = [images.positions[id] for id in question.images]
-                yield UsableQuestion(clean, number, images.splits[question.images[0]], positions)
-                number += 1
-            skips.extend(replace(item, id=f"{name}/{item.id}") for item in corpus.skipped)
 
-    @staticmethod
-    def _why_unusable(question: Question, images: CorpusImages) -> str | None:
-        reason = why_unusable(question.text)
-        if reason is not None:
-            return f"question: {reason}"
-        if all(map(why_unusable, question.answers)):
-            return "no answer"
-        sides = {images.splits.get(id) for id in question.images}
-        if None in sides:
-            return "its image is missing or was left out"
-        return "its images stand on two sides of the split" if len(sides) > 1 else None
+def _usable(target: Preparation, all_images: ImageDataModule) -> Iterator[UsableQuestion]:
+    """Yield questions with clean texts and answers; note the others, and where the corpora come from."""
+    number = 0
+    for name, reader in target.corpora.items():
+        images = CorpusImages(all_images, name)
+        corpus = reader.questions(target.data_dir, images)
+        for question in corpus.questions:
+            # An answer that cannot be chosen still is that of a person who was asked.
+            answers = tuple(
+                "" if why_unusable(answer) else normalize_answer(answer) for answer in question.answers
+            )
+            reason = _why_unusable(question, images)
+            if reason is not None:
+                target.skip(f"{name}/{question.id}", "", reason)
+                continue
+            clean = replace(
+                question,
+                id=f"{name}/{question.id}",
+                text=clean_caption(question.text, target.config.lowercase),
+                answers=answers,
+                group=question.group and f"{name}/{question.group}",
+            )
+            positions = [images.positions[id] for id in question.images]
+            yield UsableQuestion(clean, number, images.splits[question.images[0]], positions)
+            number += 1
+        target.note(name, corpus)
 
-    def _labels(self, training: Sequence[Question]) -> list[str]:
-        """Return the answers that most people gave to the most questions; among equals by the alphabet."""
-        if self.given is not None:
-            return list(self.given.labels)
-        given = (tuple(filter(None, question.answers)) for question in training)
-        chosen = Counter(_majority(answers) for answers in given if answers)
-        ranked = sorted(chosen, key=lambda answer: (-chosen[answer], answer))
-        return ranked[: self.num_answers]
+
+def _why_unusable(question: Question, images: CorpusImages) -> str | None:
+    reason = why_unusable(question.text)
+    if reason is not None:
+        return f"question: {reason}"
+    if all(map(why_unusable, question.answers)):
+        return "no answer"
+    sides = {images.splits.get(id) for id in question.images}
+    if None in sides:
+        return "its image is missing or was left out"
+    return "its images stand on two sides of the split" if len(sides) > 1 else None
+
+
+def _labels(training: Sequence[Question]) -> list[str]:
+    """Return the answers that most people gave, those of the most questions first; among equals by the alphabet."""
+    given = (tuple(filter(None, question.answers)) for question in training)
+    chosen = Counter(_majority(answers) for answers in given if answers)
+    return sorted(chosen, key=lambda answer: (-chosen[answer], answer))
 
 
 def _majority(answers: Sequence[str]) -> str:

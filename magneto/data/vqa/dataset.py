@@ -1,15 +1,16 @@
 """Prepared questions with their images as batches (see module.py)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from magneto.data.collate import pad_texts
+from magneto.data.dataset import BatchDataset
 from magneto.data.image.dataset import ImageDataset, ImageInfo
-from magneto.data.prepared import BatchDataset
 from magneto.data.table import SplitTable
+from magneto.data.tokenizers.text import TextTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,50 +34,37 @@ class VqaInfo(ImageInfo):
     truncated: int  # questions that were longer
 
 
-@dataclass(frozen=True, kw_only=True)
-class QuestionReading:
-    """How the questions of a split become parts of batches.
-
-    Attributes:
-        split: its name.
-        pad_id: what shorter questions are filled up with.
-        max_tokens: of a question.
-        num_labels: the answers to choose from.
-        kinds: (questions of the table,) their indices in the model's list; -1: none.
-    """
-
-    split: str
-    pad_id: int
-    max_tokens: int
-    num_labels: int
-    kinds: np.ndarray = field(repr=False)
-
-
 class VqaDataset(BatchDataset):
     """Questions of a split with their images.
 
     Args:
         images: of the split.
         table: of its questions.
-        positions: (n,) those of the table that are used.
-        reading: how they become parts of batches.
+        info: of the model.
+        max_tokens: of a question.
+        training: whether questions without an answer to choose are left out, and texts too.
     """
 
     def __init__(
-        self, images: ImageDataset, table: SplitTable, positions: np.ndarray, reading: QuestionReading
+        self, images: ImageDataset, table: SplitTable, info: VqaInfo, max_tokens: int, training: bool
     ) -> None:
-        self.images, self.table, self.positions, self.reading = images, table, positions, reading
-        self.lengths = np.ones(len(positions), np.int64)  # batches are counted in questions
+        self.images, self.table, self.max_tokens, self.training = images, table, max_tokens, training
+        self.positions = np.arange(len(table))
+        if training:
+            self.positions = self.positions[np.diff(table.bounds("labels")) > 0]
+        self.pad_id, self.num_labels = TextTokenizer.from_json(info.tokenizer).padding, len(info.labels)
+        self.kinds = table.index_in("kind", info.kinds)
+        self.lengths = np.ones(len(self.positions), np.int64)  # batches are counted in questions
 
     def batch(self, epoch: int, positions: np.ndarray) -> dict[str, Any]:
         """Return the batch: see module.py."""
-        reading, table = self.reading, self.table
+        table = self.table
         chosen = self.positions[positions]
         of = table.values("images").take(chosen)
         images = self.images.batch(epoch, of.flatten())["image"]
         texts = [table.list("tokens", question).astype(np.int64) for question in chosen.tolist()]
-        tokens, mask = pad_texts(texts, reading.pad_id, reading.max_tokens)
-        counts = np.zeros((len(chosen), reading.num_labels), np.float32)
+        tokens, mask = pad_texts(texts, self.pad_id, self.max_tokens)
+        counts = np.zeros((len(chosen), self.num_labels), np.float32)
         for number, question in enumerate(chosen.tolist()):
             counts[number, table.list("labels", question)] = table.list("counts", question)
         batch: dict[str, Any] = {
@@ -86,9 +74,9 @@ class VqaDataset(BatchDataset):
             "mask": mask,
             "counts": torch.from_numpy(counts),
             "people": torch.from_numpy(np.diff(table.bounds("answers"))[chosen].astype(np.float32)),
-            "kind": torch.from_numpy(reading.kinds[chosen]),
+            "kind": torch.from_numpy(self.kinds[chosen]),
             "group": torch.from_numpy(table.numbers("group")[chosen]),
         }
-        if reading.split != "train":
+        if not self.training:
             batch["text"] = table.arrow["question"].take(chosen).to_pylist()
         return batch

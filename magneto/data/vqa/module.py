@@ -11,31 +11,23 @@ int64, its index in `info.kinds`, -1 where it has none; `group` (B,) int64, equa
 pairs of images, -1 where it is made of one; in evaluation `text`, the questions.
 """
 
-import logging
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any, Self
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from magneto.config.validate import from_mapping
+from magneto.data.config import plain
 from magneto.data.corpora.vqa.base import QuestionReader
-from magneto.data.image.module import ImageDataModule
+from magneto.data.image.module import ImageDataModule, image_settings
 from magneto.data.messages import counts
 from magneto.data.module import Batching
 from magneto.data.prepared import Preparation, PreparedDataModule
-from magneto.data.tokenizers.settings import TokenizerSettings
-from magneto.data.tokenizers.text import TextTokenizer
-from magneto.data.vqa.build import QuestionBuilder
-from magneto.data.vqa.dataset import QuestionReading, VqaDataset, VqaInfo
-from magneto.errors import ConfigError, DataError
-
-log = logging.getLogger(__name__)
+from magneto.data.vqa.build import build
+from magneto.data.vqa.config import VqaConfig
+from magneto.data.vqa.dataset import VqaDataset, VqaInfo
+from magneto.errors import DataError
 
 
-class VqaDataModule(PreparedDataModule[VqaInfo]):
+class VqaDataModule(PreparedDataModule[VqaInfo, VqaConfig]):
     """Questions about images from one or more corpora.
 
     Questions are in the split of their image. Training skips those of which no answer can be chosen; evaluation counts
@@ -43,49 +35,17 @@ class VqaDataModule(PreparedDataModule[VqaInfo]):
 
     Args:
         corpora: name -> corpus.
-        tokenizer: `TokenizerSettings` as a dict.
-        num_answers: how many answers there are to choose from, the most frequent of the training questions; None: all.
-        lowercase: questions in small letters.
-        max_tokens: of a question, `<s>` and `</s>` included; longer ones are cut at the end.
-        images: the other settings of `ImageDataModule`.
-        data_dir, num_workers, seed: see `PreparedDataModule`.
+        settings: fields of `VqaConfig`.
     """
 
-    Info = VqaInfo
+    Info, Config = VqaInfo, VqaConfig
     kind, noun = "vqa", "question"
     FORMAT = 3
     reads = ("tokenizer", "labels")
 
-    def __init__(
-        self,
-        corpora: Mapping[str, QuestionReader],
-        *,
-        tokenizer: Mapping[str, Any],
-        num_answers: int | None = None,
-        lowercase: bool = False,
-        max_tokens: int = 32,
-        data_dir: str = "data",
-        num_workers: int = 0,
-        seed: int = 0,
-        **images: Any,
-    ) -> None:
-        super().__init__(corpora, data_dir=data_dir, num_workers=num_workers, seed=seed)
-        if max_tokens < 3:
-            raise ConfigError(
-                f"data.max_tokens={max_tokens}: a question needs 3 at least, <s>, a word and </s>."
-            )
-        if num_answers is not None and num_answers < 2:
-            raise ConfigError(
-                f"data.num_answers={num_answers}: there must be 2 at least to choose from, or null for all."
-            )
-        self.num_answers, self.lowercase, self.max_tokens = num_answers, lowercase, max_tokens
-        self.tokenizer_settings = from_mapping(TokenizerSettings, tokenizer, "data.tokenizer")
-        try:
-            self.images = ImageDataModule(
-                corpora, data_dir=data_dir, num_workers=num_workers, seed=seed, **images
-            )
-        except TypeError as error:  # of an unknown key
-            raise ConfigError(f"data: {error}") from error
+    def __init__(self, corpora: Mapping[str, QuestionReader], **settings: Any) -> None:
+        super().__init__(corpora, **settings)
+        self.images = ImageDataModule(corpora, **image_settings(self.config))
 
     # ------------------------------------------------------------------ preparing
 
@@ -97,16 +57,15 @@ class VqaDataModule(PreparedDataModule[VqaInfo]):
     def settings(self) -> dict[str, Any]:
         """Return how questions become tokens, and the number of answers."""
         return {
-            "tokenizer": self.tokenizer_settings.fingerprint(),
-            "answers": self.num_answers,
-            "lowercase": self.lowercase,
-            "max_tokens": self.max_tokens,
+            "tokenizer": self.config.tokenizer.fingerprint(),
+            "answers": self.config.num_answers,
+            **plain(self.config, "lowercase", "max_tokens"),
         }
 
     def info_of_settings(self) -> dict[str, Any]:
         """Return the info of the images (their classes are not the answers), and how questions are read."""
         images = self.images.info.to_dict()
-        own = {"max_tokens": self.max_tokens, "lowercase": self.lowercase}
+        own = plain(self.config, "max_tokens", "lowercase")
         return {name: value for name, value in images.items() if name not in ("key", "labels")} | own
 
     @property
@@ -122,16 +81,7 @@ class VqaDataModule(PreparedDataModule[VqaInfo]):
 
     def build(self, target: Preparation) -> dict[str, Any]:
         """Choose answers and train the tokenizer, unless they are given, and write the questions."""
-        return QuestionBuilder(
-            corpora=self.corpora,
-            data_dir=self.data_dir,
-            images=self.images,
-            tokenizer=self.tokenizer_settings,
-            given=self.given,
-            num_answers=self.num_answers,
-            max_tokens=self.max_tokens,
-            lowercase=self.lowercase,
-        )(target)
+        return build(target, self.images)
 
     def details(self) -> str:
         """Return the number of answers, and of the questions that have none of them."""
@@ -144,12 +94,11 @@ class VqaDataModule(PreparedDataModule[VqaInfo]):
         if not report["used"]["test"]:
             yield "there is no test split; the validation questions serve as the test too"
         if self.info.truncated:
-            yield f"{self.info.truncated} questions truncated to data.max_tokens={self.max_tokens}"
+            yield f"{self.info.truncated} questions truncated to data.max_tokens={self.config.max_tokens}"
 
     def adapted(self, model: VqaInfo) -> Self:
         """Return a copy with images in the size, and questions of the length and letters, of the model's."""
-        data = self.copy()
-        data.lowercase, data.max_tokens = model.lowercase, model.max_tokens
+        data = self.with_config(lowercase=model.lowercase, max_tokens=model.max_tokens)
         data.images = self.images.for_model({**model.to_dict(), "labels": []})
         return data
 
@@ -167,20 +116,8 @@ class VqaDataModule(PreparedDataModule[VqaInfo]):
         """Return the questions of a split; without a test split those of validation serve as the test."""
         model = self.model or self.info
         stored = split if self.info.questions["test"] or split != "test" else "val"
-        table = self.table(stored)
-        positions = np.arange(len(table))
-        if split == "train":
-            positions = positions[np.diff(table.bounds("labels")) > 0]
-        tokenizer = TextTokenizer.from_json(model.tokenizer)
-        kinds = pc.index_in(table.arrow["kind"], pa.array(model.kinds, pa.string())).fill_null(-1)
-        reading = QuestionReading(
-            split=split,
-            pad_id=tokenizer.require("eos") if tokenizer.pad_id is None else tokenizer.pad_id,
-            max_tokens=self.max_tokens,
-            num_labels=len(model.labels),
-            kinds=kinds.to_numpy().astype(np.int64),
-        )
-        return VqaDataset(self.images.images_of(split, stored), table, positions, reading)
+        images = self.images.images_of(split, stored)
+        return VqaDataset(images, self.table(stored), model, self.config.max_tokens, split == "train")
 
     @property
     def batching(self) -> Batching:

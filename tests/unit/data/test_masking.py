@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from magneto.data.transforms.mask_tokens import LONGEST_SPAN, Masking
-from magneto.errors import MagnetoError
 
 MASK, ORDINARY = 4, np.arange(5, 1000)
 
@@ -59,20 +58,3 @@ def test_at_least_one_token_is_masked():
 def test_the_stream_decides():
     first, again, other = (draw(Masking(span=2.0), np.ones(200, bool), seed)[1] for seed in (3, 3, 4))
     assert (first == again).all() and (first != other).any()
-
-
-@pytest.mark.parametrize(
-    ("settings", "key"),
-    [
-        ({"probability": 0.0}, "masking.probability"),
-        ({"probability": 1.0}, "masking.probability"),
-        ({"eval_probability": 1.0}, "masking.eval_probability"),
-        ({"mask": 0.95}, "together at most 1"),
-        ({"random": -0.1}, "masking.random"),
-        ({"span": 0.5}, "masking.span"),
-        ({"span": 11}, "masking.span"),
-    ],
-)
-def test_impossible_settings(settings, key):
-    with pytest.raises(MagnetoError, match=key):
-        Masking(**settings)

@@ -1,8 +1,8 @@
 """From recordings to batches: preparation, features on disk, sampling, augmentation, prediction."""
 
 import json
-import os
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,7 @@ import torch
 
 from magneto.data.corpora.speech.manifest import ManifestReader
 from magneto.data.io.audio import FeatureSettings, load_audio, log_mel
-from magneto.data.speech import dataset
-from magneto.data.speech.build import SpeechBuilder
-from magneto.data.speech.dataset import SpeechInfo, padding, user_recordings
+from magneto.data.speech.dataset import padding
 from magneto.data.speech.module import SpeechDataModule
 from magneto.data.tokenizers.ctc import CTCTokenizer, repeats
 from magneto.data.transforms.speech import SpecAugment
@@ -37,13 +35,6 @@ def ready(folder: Path, **options) -> SpeechDataModule:
 
 def report(data: SpeechDataModule) -> dict:
     return json.loads((data.folder / "prepare_report.json").read_text())
-
-
-def equal(left: dict, right: dict) -> bool:
-    return left.keys() == right.keys() and all(
-        torch.equal(left[key], right[key]) if isinstance(left[key], torch.Tensor) else left[key] == right[key]
-        for key in left
-    )
 
 
 # ------------------------------------------------------------------------------------------------ preparation
@@ -135,29 +126,6 @@ def test_processes_make_the_same_files_as_one(corpus, tmp_path):
         assert (one.folder / name).read_bytes() == (two.folder / name).read_bytes(), name
 
 
-def test_prepared_once_until_a_change(corpus):
-    """Prepare is done once and again after damage or a change."""
-    folder = corpus(20)
-    data = ready(folder)
-    stamp = (data.folder / "info.json").stat().st_mtime_ns
-    again = ready(folder)
-    assert again.folder == data.folder and (again.folder / "info.json").stat().st_mtime_ns == stamp
-    with (data.folder / "train/data-00000-of-00001.arrow").open("r+b") as file:
-        file.truncate(1_000)
-    assert (ready(folder).folder / "info.json").stat().st_mtime_ns > stamp
-    folders = {data.folder}
-    for options in ({"max_seconds": 1.0}, {"features": {"num_mels": 40}}, {"digits": "drop"}, {"subsampling": 2},
-                    {"tokenizer": {"kind": "bpe", "vocab_size": 24}}):  # fmt: skip
-        folders.add(module(folder, **options).folder)
-    os.utime(folder / "clips/000.wav", ns=(1, 1))
-    folders.add(module(folder).folder)
-    assert len(folders) == 7
-    for options in ({"batch_frames": 99}, {"augment": {"freq_masks": 1}}, {"seed": 5}, {"num_workers": 2}):
-        assert (
-            module(folder, **options).folder in folders
-        )  # what does not change the files does not change the key
-
-
 def test_tokenizer_sees_training_text_only(corpus):
     """The tokenizer is trained on the training text alone."""
     folder = corpus(20)
@@ -203,15 +171,9 @@ def test_ctc_must_be_feasible_repeats_included(corpus):
 
 
 def test_empty_split_gives_reasons(corpus):
-    """A split without a usable utterance is an error with the reasons."""
-    folder = corpus(6, sides=("train", "test"))
-    with pytest.raises(MagnetoError, match="left for the val split"):
-        module(folder).prepare()
-    whole = corpus(6, name="whole", sides=("train", "val", "test"))
+    folder = corpus(6, sides=("train", "val", "test"))
     with pytest.raises(MagnetoError, match=r"6 shorter than 9 s.*data\.min_seconds"):
-        module(whole, min_seconds=9.0).prepare()
-    for one in (folder, whole):
-        assert not [p for p in (one / "data" / "prepared").iterdir() if p.is_dir()]
+        module(folder, min_seconds=9.0).prepare()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -235,7 +197,7 @@ def test_empty_split_is_refused_before_features(corpus, monkeypatch):
     folder = corpus(8)
     lines = [{"audio_filepath": f"clips/00{n}.wav", "text": f"word {n // 4}"} for n in (0, 4)]
     write_manifest(folder / "manifest.jsonl", lines)
-    monkeypatch.setattr(SpeechBuilder, "_extract", None)
+    monkeypatch.setattr("magneto.data.speech.build._extract", None)
     with pytest.raises(
         MagnetoError, match=r"`split`, or raise data\.corpora\.manifest\.val_fraction.*2 groups"
     ):
@@ -254,61 +216,7 @@ def test_small_splits_and_shared_files_warn(corpus, caplog):
     assert "train 30 · val 10 · test 2 utterances" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"digits": "spell"},
-        {"min_seconds": 3.0, "max_seconds": 2.0},
-        {"batch_frames": 0},
-        {"num_workers": -1},
-        {"features": {"mels": 80}},
-        {"tokenizer": {"type": "bpe"}},
-        {"augment": {"frequency_masks": 2}},
-        {"augment": {"time_ratio": 1.5}},
-        {"augment": {"freq_masks": -1}},
-        {"augment": {"speed": [1.1, 0.9]}},
-    ],
-)
-def test_impossible_options_name_their_key(options, tmp_path):
-    with pytest.raises(MagnetoError) as error:
-        SpeechDataModule({"own": None}, data_dir=str(tmp_path), **options)
-    key, value = next(iter(options.items()))
-    assert (next(iter(value)) if isinstance(value, dict) else key) in str(error.value)
-
-
 # ------------------------------------------------------------------------------------------------ batches
-
-
-def batches(data: SpeechDataModule, epochs: int = 2, **run) -> list[dict]:
-    total = epochs * data.batches_per_epoch(run.get("world_size", 1))
-    data.configure_run(total, 0, **run)
-    return list(data.train_dataloader())
-
-
-def test_a_new_epoch_and_a_new_seed_augment_anew(corpus):
-    folder = corpus(20)
-    data = ready(folder, augment={})
-    half = data.batches_per_epoch()
-    seen = batches(data)
-    assert [data.epoch_of(n) for n in range(2 * half)] == [0] * half + [1] * half
-    for epoch in (seen[:half], seen[half:]):
-        assert sorted(i for batch in epoch for i in batch["id"].tolist()) == sorted(
-            data.train_set.table.numbers("row").tolist()
-        )
-    first = data.train_set[0, 3]["features"]
-    assert np.array_equal(first, data.train_set[0, 3]["features"])
-    assert not np.array_equal(first, data.train_set[1, 3]["features"])
-    assert not np.array_equal(first, ready(folder, augment={}, seed=1).train_set[0, 3]["features"])
-
-
-def test_two_ranks_equal_one(corpus):
-    """Two ranks see together what one sees with twice the budget."""
-    folder = corpus(40)
-    whole = batches(ready(folder, batch_frames=1200))
-    ranks = [batches(ready(folder), rank=rank, world_size=2) for rank in range(2)]
-    assert len(ranks[0]) == len(ranks[1]) == len(whole)
-    for one, *parts in zip(whole, *ranks, strict=True):
-        assert sorted(one["id"].tolist()) == sorted(torch.cat([part["id"] for part in parts]).tolist())
 
 
 # ------------------------------------------------------------------------------------------------ augmentatio
@@ -388,7 +296,7 @@ def test_other_data_for_a_checkpoint(corpus):
     with pytest.raises(MagnetoError, match="utterances in en, fr"):
         data.for_model({**values, "languages": ["xx"]})
     with pytest.raises(MagnetoError, match=r"data\.features"):
-        data.for_model({**values, "features": FeatureSettings(num_mels=40).to_dict()})
+        data.for_model({**values, "features": asdict(FeatureSettings(num_mels=40))})
 
 
 @pytest.mark.parametrize("alone", [True, False])
@@ -418,71 +326,9 @@ def test_checkpoint_is_tested_on_test_lines_alone(corpus, caplog, alone):
 def test_unknown_language_refused_before_features(corpus, monkeypatch):
     model = ready(corpus(20)).info
     data = module(corpus(6, name="other", sides=("test",)))
-    monkeypatch.setattr(SpeechBuilder, "_extract", None)
+    monkeypatch.setattr("magneto.data.speech.build._extract", None)
     with pytest.raises(MagnetoError, match="utterances in fr; .*knows en"):
         data.for_model({**model.to_dict(), "languages": ["en"]})
 
 
 # ------------------------------------------------------------------------------------------------ prediction
-
-
-@pytest.fixture
-def info(corpus) -> SpeechInfo:
-    return SpeechInfo.from_dict(json.loads(json.dumps(ready(corpus(10, name="train")).info.to_dict())))
-
-
-def test_recordings_of_files_and_folders(corpus, info):
-    folder = corpus(8) / "clips"
-    found = list(user_recordings(folder, info))
-    assert [path for path, _ in found] == sorted(folder.iterdir())
-    expected = log_mel(load_audio(folder / "000.wav", 16_000), FeatureSettings())
-    ((path, features),) = user_recordings(folder / "000.wav", info)
-    assert path == folder / "000.wav" and torch.equal(features, expected)
-    assert torch.equal(found[0][1], expected)
-
-
-def test_each_recording_is_decoded_once(corpus, info, monkeypatch):
-    folder = corpus(4) / "clips"
-    read = []
-    monkeypatch.setattr(dataset, "load_audio", lambda path, rate: read.append(path) or load_audio(path, rate))
-    list(user_recordings(folder, info))
-    assert read == sorted(folder.iterdir())
-
-
-def test_unreadable_files_are_errors_or_skipped(corpus, info, caplog):
-    """A file that cannot be read is an error when it is named, and skipped when it is found in a folder."""
-    folder = corpus(8) / "clips"
-    (folder / "004.wav").write_bytes(b"no audio")
-    with pytest.raises(MagnetoError, match=r"004\.wav: not decodable"):
-        list(user_recordings(folder / "004.wav", info))
-    assert len(list(user_recordings(folder, info))) == 7
-    assert f"skipped: {folder / '004.wav'}: not decodable" in caplog.text
-
-
-def test_endings_links_and_hidden_files(corpus, info, tmp_path, caplog):
-    """Links to folders are followed, loops not; what is left out for its ending is counted, hidden files are not."""
-    elsewhere = corpus(8, name="elsewhere") / "clips"
-    folder = tmp_path / "input"
-    (folder / "inner").mkdir(parents=True)
-    for name, options in {"a.OPUS": {"format": "OGG", "subtype": "OPUS"}, "b.oga": {"format": "OGG"},
-                          "c.aiff": {}, "inner/d.au": {}, "e.caf": {}, "f.w64": {}}.items():  # fmt: skip
-        soundfile.write(folder / name, tone(0.5, 16_000), 16_000, **options)
-    for name in ("x.m4a", "y.m4a", "inner/z.txt", "._a.wav", "LIST"):
-        (folder / name).write_bytes(b"x")
-    (folder / "linked").symlink_to(elsewhere)
-    (folder / "inner/loop").symlink_to(folder)
-    found = [path.relative_to(folder).as_posix() for path, _ in user_recordings(folder, info)]
-    linked = [f"linked/{path.name}" for path in sorted(elsewhere.iterdir())]
-    assert found == ["a.OPUS", "b.oga", "c.aiff", "e.caf", "f.w64", "inner/d.au", *linked]
-    assert "left out for their endings: 2 .m4a, " in caplog.text and "1 .txt" in caplog.text
-
-
-def test_nothing_to_transcribe(info, tmp_path):
-    with pytest.raises(MagnetoError, match="no such file or folder"):
-        list(user_recordings(tmp_path / "nope.wav", info))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(MagnetoError, match="no audio file"):
-        list(user_recordings(tmp_path / "empty", info))
-    (tmp_path / "empty" / "a.wav").write_bytes(b"x")
-    with pytest.raises(MagnetoError, match="none of the 1 audio files"):
-        list(user_recordings(tmp_path / "empty", info))

@@ -12,7 +12,6 @@ import torch
 from magneto.data.corpora.base import Skipped
 from magneto.data.corpora.text.base import Document, TextCorpus
 from magneto.data.corpora.text.text_files import TextFilesReader
-from magneto.data.text.dataset import TextInfo
 from magneto.data.text.module import IGNORE, TextDataModule
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import MagnetoError
@@ -29,7 +28,7 @@ class Speeches:
         self.texts, self.sides = texts, sides
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"texts": self.texts, "sides": list(self.sides)}
+        return {"texts": ascii(self.texts), "sides": list(self.sides)}
 
     def load(self, data_dir: Path) -> TextCorpus:
         documents = [
@@ -92,26 +91,6 @@ def test_epoch_covers_the_text(tmp_path):
     blocks = [{tuple(block.tolist()) for batch in epoch for block in batch["targets"]} for epoch in epochs]
     assert not blocks[0] & blocks[1], "the same blocks again: the shift is missing"
     assert data.epoch_of(count - 1) == 0 and data.epoch_of(count) == 1
-
-
-@pytest.mark.parametrize("masking", [None, {"span": 2.0}])
-def test_runs_repeat_resume_and_share(tmp_path, masking):
-    data = module(tmp_path, masking=masking)
-    total = data.batches_per_epoch() + 3
-    whole = run(data, total)
-    assert equal(whole, run(module(tmp_path, masking=masking), total))
-    assert not equal(whole, run(module(tmp_path, masking=masking, seed=1), total))
-    assert equal(whole, run(module(tmp_path, masking=masking, num_workers=2), total))
-    data.configure_run(total)
-    loader = data.train_dataloader()
-    loader.load_state_dict({"consumed": 5})
-    assert equal(whole[5:], list(loader))
-    halves = [
-        run(module(tmp_path, masking=masking, batch_size=2), total, rank=rank, world_size=2)
-        for rank in (0, 1)
-    ]
-    for together, one, other in zip(whole, *halves, strict=True):
-        assert sorted(together["id"].tolist()) == sorted([*one["id"].tolist(), *other["id"].tolist()])
 
 
 @pytest.mark.parametrize("kind", ["byte_bpe", "bpe"])
@@ -199,27 +178,17 @@ def test_masked_evaluation_asks_once(tmp_path):
     assert len(places) == len(set(places.tolist())) and places.max() >= data.info.tokens["val"] - 10
 
 
-def test_info_survives_a_checkpoint(tmp_path):
-    """The info carries all and survives a checkpoint."""
-    data = module(tmp_path)
-    info = TextInfo.from_dict(json.loads(json.dumps(data.info.to_dict())))
-    assert info == data.info
-    assert TextTokenizer.from_json(info.tokenizer) == data.tokenizer and info.vocab_size == 300
-    assert info.documents == {"train": 48, "val": 6, "test": 6}
+def test_info(tmp_path):
+    info = module(tmp_path).info
+    assert info.vocab_size == 300 and info.documents == {"train": 48, "val": 6, "test": 6}
     assert info.bytes["val"] == sum(len(t.encode()) for n, t in enumerate(TEXTS) if n % 10 == 8)
     assert info.corpus == {"speeches": {"version": "1"}} and info.unknown == dict.fromkeys(SIDES, 0)
 
 
-def test_masking_shares_the_folder(tmp_path):
-    """Masking and block size share one prepared folder."""
-    folders = {
-        module(tmp_path).folder,
-        module(tmp_path, masking={}, block_size=32, batch_size=8, seed=3, documents="separate").folder,
-    }
+def test_equal_settings_share_the_folder(tmp_path):
+    """Defaults may be written out."""
     whole = {"kind": "byte_bpe", "vocab_size": 300, "sample_mb": 100}
-    folders.add(module(tmp_path, tokenizer=whole, val_fraction=2e-2).folder)
-    assert len(folders) == 1
-    assert module(tmp_path, tokenizer={"kind": "bpe", "vocab_size": 80}).folder not in folders
+    assert module(tmp_path, tokenizer=whole, val_fraction=2e-2).folder == module(tmp_path).folder
 
 
 def test_a_given_tokenizer_is_used(tmp_path):
@@ -255,7 +224,9 @@ def test_blocks_of_the_models_length(tmp_path, own, stride, expected, vocab_size
     )
     data = module(tmp_path, block_size=own, eval_stride=stride)
     data = data.for_model(model.info.to_dict())
-    assert replace(data.info, key=model.info.key) == model.info and data.eval_stride == expected
+    assert (
+        replace(data.info, key=model.info.key) == model.info and (data.config.eval_stride or 32) == expected
+    )
     for found, wanted in zip(data.test_dataloader(), model.test_dataloader(), strict=True):
         assert found["tokens"].shape[1] <= 32 and torch.equal(found["tokens"], wanted["tokens"])
 
@@ -315,11 +286,9 @@ def test_a_tokenizer_that_loses_text_is_warned_of(tmp_path, caplog):
     assert lost and f"of {lost} held-out documents the tokenizer loses something" in caplog.text
 
 
-def test_bad_documents_are_counted_and_listed(tmp_path, caplog):
+def test_bad_documents_are_counted_and_listed(tmp_path):
     texts = [*TEXTS, "", " \n ", "nul\0nul", "half \ud800 a character"]
-    source = Speeches(texts)
-    source.fingerprint = lambda: {"texts": len(texts)}  # type: ignore[method-assign]
-    data = module(tmp_path, source)
+    data = module(tmp_path, Speeches(texts))
     report = json.loads((data.folder / "prepare_report.json").read_text())
     assert report["skipped_by_reason"] == {
         "empty": 2,
@@ -327,10 +296,7 @@ def test_bad_documents_are_counted_and_listed(tmp_path, caplog):
         "NUL characters: binary, or text of another encoding": 1,
         "half a character (an unpaired surrogate)": 1,
     }
-    assert {item["id"] for item in report["skipped"]} == {
-        f"speeches/{name}" for name in ("60", "61", "62", "63", "x")
-    }
-    assert sum(data.info.documents.values()) == 60 and "empty: 2" in caplog.text
+    assert sum(data.info.documents.values()) == 60
 
 
 def test_documents_are_split_by_group(tmp_path):
@@ -348,29 +314,14 @@ def test_documents_are_split_by_group(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"documents": "both"}, "data.documents='both'"),
-        ({"block_size": 1}, "data.block_size=1"),
-        ({"batch_size": 0}, "data.batch_size=0"),
-        ({"eval_stride": 65}, "data.eval_stride=65"),
-        ({"val_fraction": 0.6, "test_fraction": 0.5}, "val_fraction"),
-        ({"masking": {"share": 0.1}}, "data.masking.share: there is no such key"),
-        ({"tokenizer": {"vocab": 5}}, "data.tokenizer.vocab: there is no such key"),
-        ({"tokenizer": {"sample_mb": 0}}, "data.tokenizer.sample_mb=0"),
         ({"tokenizer": {"file": "nowhere.json"}}, "nowhere.json"),
         ({"tokenizer": {"vocab_size": 60_000}}, "more than the training text supports"),
         ({"block_size": 100_000}, "fewer than data.block_size=100000"),
     ],
 )
-def test_impossible_settings(tmp_path, settings, message):
+def test_settings_that_the_text_does_not_support(tmp_path, settings, message):
     with pytest.raises(MagnetoError, match=message):
         module(tmp_path, **settings)
-
-
-def test_a_split_without_documents_is_an_error(tmp_path):
-    with pytest.raises(MagnetoError, match="No usable document is left for the test split"):
-        module(tmp_path, Speeches(sides=("train", "val")))
-    with pytest.raises(MagnetoError, match=r"data\.corpora is empty"):
-        TextDataModule({})
 
 
 def test_masking_needs_a_mask(tmp_path):

@@ -1,0 +1,54 @@
+"""Settings that all kinds of data share; a kind's own are in its `config.py`.
+
+Types, ranges and defaults stand here once, and `magneto.config.validate.from_mapping` checks them; relations between
+settings are checked in `__post_init__`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from annotated_types import Ge
+
+from magneto.errors import ConfigError
+
+Count = Annotated[int, Ge(1)]
+Share = Annotated[float, Ge(0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Settings of every kind of data."""
+
+    data_dir: str = "data"
+    """Where corpora keep what they fetch, and where the prepared folders are."""
+    num_workers: Annotated[int, Ge(0)] = 0
+    """Processes that load batches; 0: the main one."""
+    seed: int = 0
+    """Of the order, the masks and the augmentation of the training examples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutConfig(DataConfig):
+    """Settings of data that is divided by a hash where a corpus states no split."""
+
+    val_fraction: Share = 0.05
+    test_fraction: Share = 0.05
+
+    def __post_init__(self) -> None:
+        if sum(self.fractions) >= 1:
+            raise ConfigError(
+                f"data.val_fraction={self.val_fraction} and data.test_fraction={self.test_fraction} must leave something "
+                "to train on: together below 1."
+            )
+
+    @property
+    def fractions(self) -> tuple[float, float]:
+        """The shares of val and test."""
+        return float(self.val_fraction), float(self.test_fraction)
+
+
+def plain(config: DataConfig, *names: str) -> dict[str, Any]:
+    """Return these settings by name."""
+    values: Mapping[str, Any] = vars(config)
+    return {name: values[name] for name in names}

@@ -1,0 +1,54 @@
+"""Settings of transcribed speech."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from annotated_types import Gt
+
+from magneto.data.config import Count, DataConfig
+from magneto.data.io.audio import FeatureSettings
+from magneto.data.transforms.speech import SpecAugment
+from magneto.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class CTCTokenizerSettings:
+    """A tokenizer that is trained on the training transcripts."""
+
+    kind: Literal["characters", "bpe", "unigram"] = "characters"
+    vocab_size: int | None = None
+    """Entries of subwords, the blank included; characters follow from the text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeechConfig(DataConfig):
+    """Settings of `SpeechDataModule`."""
+
+    features: FeatureSettings = field(default_factory=FeatureSettings)
+    tokenizer: CTCTokenizerSettings = CTCTokenizerSettings()
+    digits: Literal["keep", "drop"] = "keep"
+    """drop: leave out utterances whose transcript has digits (read out as words that the text does not show)."""
+    min_seconds: Annotated[float, Gt(0)] = 0.2
+    """Shorter recordings are skipped."""
+    max_seconds: float = 30.0
+    """Longer recordings are skipped."""
+    subsampling: Count = 4
+    """Feature frames per output frame of the model; an utterance whose transcript does not fit into its output frames is
+    skipped."""
+    batch_frames: Count = 12_000
+    """Padded feature frames of a training batch on one rank (a tempo below 1 can exceed it by that factor)."""
+    eval_batch_frames: Count | None = None
+    """Of an evaluation batch; None: the same."""
+    max_batch_size: Count | None = None
+    """Utterances of a batch."""
+    pad_to_multiple: Count = 32
+    """What lengths are rounded up to."""
+    augment: SpecAugment | None = None
+    prepare_workers: Count | None = None
+    """Processes that compute features; None: all cores."""
+
+    def __post_init__(self) -> None:
+        if self.min_seconds >= self.max_seconds:
+            raise ConfigError(
+                f"data.min_seconds={self.min_seconds} must be below data.max_seconds={self.max_seconds}."
+            )
