@@ -17,7 +17,7 @@ from magneto.data.corpora.download import locate
 from magneto.data.corpora.image import cifar10, emoji, fashion_mnist, stamp_images
 from magneto.data.corpora.package import Package, Unavailable
 from magneto.data.corpora.speech import stamps
-from magneto.data.corpora.text import documentation, state_of_the_union
+from magneto.data.corpora.text import state_of_the_union
 from magneto.data.corpora.translation import gettext, libreoffice
 from magneto.data.io.digest import content_digest, file_digest, listing_digest
 from magneto.errors import MagnetoError
@@ -99,7 +99,7 @@ def test_every_package_is_pinned():
         emoji.FONT,
         emoji.NAMES,
     ]
-    packages += [*gettext.PACKAGES.values(), *documentation.PACKAGES.values(), state_of_the_union.PACKAGE]
+    packages += [*gettext.PACKAGES.values(), state_of_the_union.PACKAGE]
     packages += map(libreoffice.package, libreoffice.LANGUAGES)
     for package in packages:
         for checksum in (package.sha256, package.content_sha256):

@@ -27,7 +27,6 @@ from magneto.data.corpora.image.webdataset import WebDatasetReader
 from magneto.data.corpora.speech.librispeech import LibriSpeechReader
 from magneto.data.corpora.speech.manifest import ManifestReader
 from magneto.data.corpora.speech.stamps import StampsReader
-from magneto.data.corpora.text.documentation import DocumentationReader
 from magneto.data.corpora.text.hub import HubReader
 from magneto.data.corpora.text.state_of_the_union import StateOfTheUnionReader
 from magneto.data.corpora.text.text_files import TextFilesReader
@@ -101,20 +100,6 @@ def hub(root: Path) -> Case:
         "a.jsonl",
         (lambda r: make(r, key="t"), lambda r: make(r, limit=1), lambda r: make(r, start="o")),
         {"train:2": "no text under the key 'text'"},
-    )
-
-
-def documentation(root: Path) -> Case:
-    folder = root / "usr/share/perl/5.36.0/pod"
-    for name in "abc":
-        write(folder / f"{name}.pod", f"The manual {name} says this and that. " * 10)
-    write(folder / "d.pod", CAFE * 100)
-    write(folder / "e.pod", "See a.")
-    return Case(
-        lambda r: DocumentationReader(["perl-doc"], str(r)),
-        "usr/share/perl/5.36.0/pod/a.pod",
-        (lambda r: DocumentationReader(["anarchism"], str(r)),),
-        {"perl-doc/d.pod": "not UTF-8", "perl-doc/e.pod": "shorter than 200 characters"},
     )
 
 
@@ -352,7 +337,7 @@ def nlvr2(root: Path) -> Case:
 
 
 BUILDERS = (
-    text_files, hub, documentation, sotu, sotu_era, tsv, glue, manifest, stamps, librispeech, translation_files, gettext,
+    text_files, hub, sotu, sotu_era, tsv, glue, manifest, stamps, librispeech, translation_files, gettext,
     libreoffice, hub_pairs, fashion_mnist, cifar10, image_folder, webdataset, caption_file, coco_captions, hub_images,
     stamp_images, stamp_questions, vqa, nlvr2,
 )  # fmt: skip

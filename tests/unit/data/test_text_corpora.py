@@ -17,10 +17,8 @@ import pytest
 import zstandard
 
 from magneto.data.corpora.hub import HubData, file_fingerprint
-from magneto.data.corpora.text import documentation, state_of_the_union
+from magneto.data.corpora.text import state_of_the_union
 from magneto.data.corpora.text.base import Document, TextCorpus, content_group
-from magneto.data.corpora.text.documentation import DocumentationReader
-from magneto.data.corpora.text.html_text import html_text
 from magneto.data.corpora.text.hub import HubReader
 from magneto.data.corpora.text.state_of_the_union import StateOfTheUnionReader
 from magneto.data.corpora.text.text_files import TextFilesReader
@@ -425,86 +423,6 @@ def test_a_pattern_that_fits_no_file(tmp_path):
                 "train"
             )
         )
-
-
-# ------------------------------------------------------------------------------------------------ documentation
-
-LONG = "This is a sentence of the manual that is long enough to tell, number {}.\n"
-PAGE = """<?xml version="1.0"?><html><head><title>T</title><style>p {}</style></head><body>
-<div class="navheader"><table><tr><th>Prev</th></tr></table></div><h1>Title &amp; more</h1><p>One
- <b>bold</b>   word,<br/>then<img src="x.png"/>icon.</p><pre>  kept
-    as is</pre><ul><li>first</li><li>second</li></ul><p>Use <span hidden="true" class="MAC">Preferences</span><span
->Options</span>.</p><script>var x = "<p>no</p>";</script><div class="navfooter"><div>Next</div></div></body></html>"""
-
-
-def test_html_is_read_without_its_navigation():
-    assert html_text(PAGE) == (
-        "Title & more\n\nOne bold word,\nthen icon.\n\n  kept\n    as is\n\nfirst\n\nsecond\n\nUse Options."
-    )
-
-
-def test_html_that_is_not_closed_properly():
-    assert html_text("<p>one<p>two</div><pre>x  y") == "one\n\ntwo\n\nx  y"
-    assert html_text("") == "" and html_text("<nav>all of it") == ""
-
-
-def overwritten(packed: bytes) -> bytes:
-    """A compressed file whose middle holds something else."""
-    return packed[:20] + b"\xff" * 20 + packed[40:]
-
-
-@pytest.fixture
-def manuals(tmp_path) -> Path:
-    """Two of the packages, unpacked."""
-    root = tmp_path / "debian"
-    linux = root / documentation.PACKAGES["linux-doc-6.1"].inside
-    perl = root / documentation.PACKAGES["perl-doc"].inside
-    (linux / "translations/it").mkdir(parents=True)
-    perl.mkdir(parents=True)
-
-    def text(*numbers: int) -> bytes:
-        return "".join(
-            LONG.format(chr(97 + number // 26) + chr(97 + number % 26)) for number in numbers
-        ).encode()
-
-    (linux / "a.rst.gz").write_bytes(gzip.compress(text(*range(10))))
-    (linux / "b.txt.gz").write_bytes(gzip.compress(text(*range(5), *range(20, 25))))  # half of a
-    (linux / "c.rst.gz").write_bytes(gzip.compress(text(*range(30, 40))))
-    (linux / "short.rst.gz").write_bytes(gzip.compress(b"See c."))
-    (linux / "cut.rst.gz").write_bytes(gzip.compress(text(*range(50, 90)))[:-20])
-    (linux / "noise.rst.gz").write_bytes(overwritten(gzip.compress(text(*range(50, 90)))))
-    (linux / "translations/it/d.rst.gz").write_bytes(gzip.compress(text(*range(40, 50))))
-    (perl / "perlcopy.pod").write_bytes(text(*range(30, 40)).replace(b" is a ", b"  is\ta "))
-    (perl / "perlnumbered.pod").write_bytes(b"1. " + text(*range(60, 70)).replace(b"manual", b"manual 5.36"))
-    (perl / "perlown.pod").write_bytes(text(*range(60, 70)))
-    (perl / "latin.pod").write_bytes(b"caf\xe9" * 100)
-    return root
-
-
-def test_similar_manuals_have_one_split(tmp_path, manuals):
-    """Copies are left out."""
-    reader = DocumentationReader(["linux-doc-6.1", "perl-doc"], str(manuals))
-    documents, skipped = read(reader, tmp_path)
-    assert set(documents) == {"linux-doc-6.1/a.rst.gz", "linux-doc-6.1/b.txt.gz", "perl-doc/perlown.pod",
-                              "linux-doc-6.1/c.rst.gz", "perl-doc/perlnumbered.pod"}  # fmt: skip
-    groups = {name: document.group for name, document in documents.items()}
-    assert groups["linux-doc-6.1/a.rst.gz"] == groups["linux-doc-6.1/b.txt.gz"] == "linux-doc-6.1/a.rst.gz"
-    assert groups["perl-doc/perlown.pod"] == groups["perl-doc/perlnumbered.pod"]
-    assert len(set(groups.values())) == 3
-    assert skipped["copy of another file"] == 1 and skipped["not UTF-8"] == 1
-    assert skipped["shorter than 200 characters"] == 1 and skipped["cannot be read (EOFError)"] == 1
-    assert skipped["cannot be read (error)"] == 1, "zlib's"
-    assert documents["linux-doc-6.1/a.rst.gz"].split == documents["linux-doc-6.1/b.txt.gz"].split
-
-
-def test_manuals_by_name(tmp_path, manuals):
-    with pytest.raises(MagnetoError, match="names 'perl-docs'.*Did you mean 'perl-doc'"):
-        DocumentationReader(["perl-docs"])
-    one, two = (
-        DocumentationReader(names, str(manuals)).fingerprint() for names in (["perl-doc"], ["linux-doc-6.1"])
-    )
-    assert one != two and json.dumps(one)
-    assert set(DocumentationReader().fingerprint()["packages"]) == set(documentation.PACKAGES)
 
 
 # ------------------------------------------------------------------------------------------------ what they share
