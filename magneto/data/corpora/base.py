@@ -4,7 +4,7 @@ A corpus is one module, from raw files to plain examples. The `base.py` of each 
 """
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -49,13 +49,37 @@ class Skipped:
 
 
 class LazyExamples(Generic[T]):
-    """Examples that `make` makes again each time they are iterated over, so that a corpus need not fit into memory."""
+    """Examples that `make` makes again each time they are iterated over, so that a corpus need not fit into memory.
 
-    def __init__(self, make: Callable[[], Iterator[T]]) -> None:
-        self._make = make
+    Args:
+        make: yields examples, and `Skipped` for those that cannot be used.
+        skipped: takes the latter, which are complete once all examples have been read.
+    """
+
+    def __init__(
+        self, make: Callable[[], Iterable[T | Skipped]], skipped: list[Skipped] | None = None
+    ) -> None:
+        self._make, self._skipped = make, [] if skipped is None else skipped
 
     def __iter__(self) -> Iterator[T]:
-        return self._make()
+        self._skipped.clear()
+        for one in self._make():
+            if isinstance(one, Skipped):
+                self._skipped.append(one)
+            else:
+                yield one
+
+
+def lazy(make: Callable[[], Iterable[T | Skipped]]) -> tuple[LazyExamples[T], list[Skipped]]:
+    """Return the examples that `make` yields, made again each time, and the list that takes what it skips."""
+    skipped: list[Skipped] = []
+    return LazyExamples(make, skipped), skipped
+
+
+def listed(found: Iterable[T | Skipped]) -> tuple[list[T], list[Skipped]]:
+    """Return the examples, and what is skipped, as lists."""
+    examples, skipped = lazy(lambda: found)
+    return list(examples), skipped
 
 
 def stated_splits(key: str, whole: T | None, named: Mapping[str, T | None]) -> dict[str | None, T]:

@@ -210,7 +210,7 @@ def hub_pairs(root: Path) -> Case:
     rows = [{"translation": {"en": f"Row {n}", "fr": f"Ligne {n}"}} for n in range(3)]
     write(root / "a.jsonl", lines(*rows, {"translation": {"en": "No French", "fr": None}}))
     make = lambda r, *directions, **more: HubPairsReader(
-        "json", directions, data_files=str(r / "a.jsonl"), splits={"train": "train"}, **more
+        "json", directions=directions, data_files=str(r / "a.jsonl"), splits={"train": "train"}, **more
     )
     others = (lambda r: make(r, "fr-en"), lambda r: make(r, "en-fr", limit=1))
     return Case(

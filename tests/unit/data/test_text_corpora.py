@@ -386,7 +386,7 @@ def test_a_data_set_that_cannot_be_read(tmp_path, articles, monkeypatch):
             list(HubData(**arguments).rows("train"))
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{broken')
     with pytest.raises(MagnetoError, match="cannot be read"):
-        list(HubData("json", {"train": "train"}, data_files=str(tmp_path / "bad.jsonl")).rows("train"))
+        list(HubData("json", splits={"train": "train"}, data_files=str(tmp_path / "bad.jsonl")).rows("train"))
     for arguments, message in (
         ({"name": "x", "splits": {"train": "train", "dev": "dev"}}, "splits of x names train, dev"),
         ({"name": "parquet"}, "Set data_files to them"),
@@ -419,7 +419,7 @@ def test_a_pattern_that_fits_no_file(tmp_path):
     """The library's StopIteration is explained."""
     with pytest.raises(MagnetoError, match="cannot be read"):
         list(
-            HubData("json", {"train": "train"}, data_files={"train": str(tmp_path / "x[1].jsonl")}).rows(
+            HubData("json", splits={"train": "train"}, data_files={"train": str(tmp_path / "x[1].jsonl")}).rows(
                 "train"
             )
         )

@@ -493,13 +493,13 @@ def splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_rows_with_translations(splits: dict[str, str], streaming: bool, tmp_path: Path) -> None:
-    reader = HubPairsReader("json", ["en-fr", "fr-en"], data_files=splits, streaming=streaming)
+    reader = HubPairsReader("json", directions=["en-fr", "fr-en"], data_files=splits, streaming=streaming)
     pairs, skipped = read(reader, tmp_path)
     assert [pair.split for pair in pairs[:7]] == ["train"] * 4 + ["val"] * 2 + ["test"]
     assert texts(pairs[:1] + pairs[7:8]) == [("Row 0 of it", "Ligne 0"), ("Ligne 0", "Row 0 of it")]
     assert skipped == ["a language is missing in the row"] * 2
     few, _ = read(
-        HubPairsReader("json", ["en-fr"], data_files=splits, streaming=streaming, limit=1), tmp_path
+        HubPairsReader("json", directions=["en-fr"], data_files=splits, streaming=streaming, limit=1), tmp_path
     )
     assert len(few) == 3
 
@@ -532,7 +532,7 @@ def test_a_row_without_a_language_is_skipped(streaming: bool, tmp_path: Path) ->
     rows = [{"translation": {"en": "One", "fr": "Un"}}, {"translation": {"en": "Two"}}, {"translation": None}]
     file = write(tmp_path / "rows[1].jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     reader = HubPairsReader(
-        "json", ["en-fr"], data_files={"test": file}, splits={"test": "test"}, streaming=streaming
+        "json", directions=["en-fr"], data_files={"test": file}, splits={"test": "test"}, streaming=streaming
     )
     pairs, skipped = read(reader, tmp_path)
     assert texts(pairs) == [("One", "Un")] and skipped == ["a language is missing in the row"] * 2
@@ -542,7 +542,7 @@ def test_a_row_without_a_language_is_skipped(streaming: bool, tmp_path: Path) ->
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_direction_with_train_alone(published: Path, streaming: bool, tmp_path: Path) -> None:
     """Its other splits are listed as skipped."""
-    reader = HubPairsReader(str(published), ["en-fr", "yo-en"], streaming=streaming)
+    reader = HubPairsReader(str(published), directions=["en-fr", "yo-en"], streaming=streaming)
     pairs, skipped = read(reader, tmp_path)
     found = Counter((pair.source_language, pair.split) for pair in pairs)
     assert found == {("en", "train"): 3, ("en", "val"): 3, ("en", "test"): 3, ("yo", "train"): 3}
@@ -558,7 +558,7 @@ def test_a_split_of_no_direction(published: Path, streaming: bool, tmp_path: Pat
         (["en-fr", "en-yo"], {"train": "test", "val": "train", "test": "train"}, "split 'test' of"),
         (["en-xx"], {"train": "train"}, "en-xx"),
     ):
-        reader = HubPairsReader(str(published), directions, splits=splits, streaming=streaming)
+        reader = HubPairsReader(str(published), directions=directions, splits=splits, streaming=streaming)
         with pytest.raises(MagnetoError, match=message):
             read(reader, tmp_path)
 
@@ -567,7 +567,7 @@ def test_missing_splits_are_counted_in_the_report(
     published: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = TranslationDataModule(
-        {"opus": HubPairsReader(str(published), ["en-fr", "en-yo"])}, data_dir=str(tmp_path / "data"), tag=True,
+        {"opus": HubPairsReader(str(published), directions=["en-fr", "en-yo"])}, data_dir=str(tmp_path / "data"), tag=True,
         tokenizer={"kind": "bpe", "vocab_size": 45}, clean={"templates": False},
     )  # fmt: skip
     with caplog.at_level(logging.WARNING):
@@ -585,7 +585,7 @@ def test_parquet_as_opus_100_is_published(tmp_path: Path) -> None:
 
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "train-00000-of-00001.parquet")
     reader = HubPairsReader(
-        "parquet", ["en-fr"], data_files={"train": str(tmp_path / "*.parquet")}, splits={"train": "train"}
+        "parquet", directions=["en-fr"], data_files={"train": str(tmp_path / "*.parquet")}, splits={"train": "train"}
     )
     pairs, _ = read(reader, tmp_path)
     assert len(pairs) == 4 and pairs[3].split is None
@@ -594,23 +594,23 @@ def test_parquet_as_opus_100_is_published(tmp_path: Path) -> None:
 def test_wrong_pairs_are_explained(splits: dict[str, str], tmp_path: Path) -> None:
     """Other languages, other forms and wrong arguments."""
     with pytest.raises(MagnetoError, match=r"no pairs en-de.*the first has the languages en, fr"):
-        read(HubPairsReader("json", ["en-de"], data_files=splits), tmp_path)
+        read(HubPairsReader("json", directions=["en-de"], data_files=splits), tmp_path)
     other = write(tmp_path / "o.jsonl", '{"en": "a", "fr": "b"}\n')
     with pytest.raises(MagnetoError, match=r"a row is to hold .*the first has en, fr"):
-        read(HubPairsReader("json", ["en-fr"], data_files=other, splits={"train": "train"}), tmp_path)
+        read(HubPairsReader("json", directions=["en-fr"], data_files=other, splits={"train": "train"}), tmp_path)
     with pytest.raises(MagnetoError, match="cannot be read"):
-        read(HubPairsReader("json", ["en-fr"], data_files={"train": splits["train"]}), tmp_path)
+        read(HubPairsReader("json", directions=["en-fr"], data_files={"train": splits["train"]}), tmp_path)
     with pytest.raises(MagnetoError, match="Set data_files to them"):
-        HubPairsReader("json", ["en-fr"])
+        HubPairsReader("json", directions=["en-fr"])
     with pytest.raises(MagnetoError, match="none of the directions"):
-        HubPairsReader("wmt/wmt14", ["en-de"], configs={"en-fr": "fr-en"})
+        HubPairsReader("wmt/wmt14", directions=["en-de"], configs={"en-fr": "fr-en"})
     with pytest.raises(MagnetoError, match="Name train, or test, or train and val and test"):
-        HubPairsReader("wmt/wmt14", ["en-de"], splits={"train": "train", "test": "test"})
+        HubPairsReader("wmt/wmt14", directions=["en-de"], splits={"train": "train", "test": "test"})
 
 
 def test_configurations_of_directions() -> None:
     """They are called by both languages, unless they are named."""
-    assert HubPairsReader("Helsinki-NLP/opus-100", ["fr-en"]).configs == {("fr", "en"): "en-fr"}
-    assert HubPairsReader("wmt/wmt14", ["en-de"], configs={"en-de": "de-en"}).configs == {
+    assert HubPairsReader("Helsinki-NLP/opus-100", directions=["fr-en"]).config_of == {("fr", "en"): "en-fr"}
+    assert HubPairsReader("wmt/wmt14", directions=["en-de"], configs={"en-de": "de-en"}).config_of == {
         ("en", "de"): "de-en"
     }

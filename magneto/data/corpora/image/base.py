@@ -2,7 +2,7 @@
 
 import hashlib
 import unicodedata
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,8 +44,13 @@ class Images(Protocol):
 class LazyImages(LazyExamples[ImageExample]):
     """Images that are made again each time; `count`: their number, at most."""
 
-    def __init__(self, make: Callable[[], Iterator[ImageExample]], count: int) -> None:
-        super().__init__(make)
+    def __init__(
+        self,
+        make: Callable[[], Iterable[ImageExample | Skipped]],
+        count: int,
+        skipped: list[Skipped] | None = None,
+    ) -> None:
+        super().__init__(make, skipped)
         self._count = count
 
     def __len__(self) -> int:
