@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from magneto.data.corpora.base import SPLITS, Groups, LazyExamples, Reader, Skipped, hash_split
-from magneto.data.io.digest import files_digest
+from magneto.data.io.digest import file_digest, files_digest
 from magneto.data.io.image import ImageData
 from magneto.data.transforms.text import normalize_text
 from magneto.errors import ConfigError, DataError, MagnetoError
@@ -75,13 +75,25 @@ class ImageCorpus:
 ImageReader = Reader[ImageCorpus]
 
 
-def image_files_digest(reader: ImageReader) -> str | None:
-    """Return the `files_digest` of the images of a corpus; None if it cannot be listed, which `load` explains."""
+def annotated(reader: ImageReader, corpus: str, files: Any, **settings: Any) -> dict[str, Any]:
+    """Return the fingerprint of images that the user's files name: of these their contents, of images sizes and times.
+
+    files: a path, or paths in mappings and lists; None stands for a missing one, which `load` explains.
+    """
+
+    def content(value: Any) -> Any:
+        if isinstance(value, Path):
+            return file_digest(value) if value.is_file() else None
+        if isinstance(value, Mapping):
+            return {key: content(one) for key, one in value.items()}
+        return [content(one) for one in value]
+
     try:
         examples = reader.load(Path()).examples
+        images = files_digest(example.image for example in examples if isinstance(example.image, Path))
     except MagnetoError:
-        return None
-    return files_digest(example.image for example in examples if isinstance(example.image, Path))
+        images = None
+    return {"corpus": corpus, "recipe": 2, "files": content(files), "images": images, **settings}
 
 
 def existing(path: Path) -> Path:
