@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from magneto.data.corpora import package as packages
-from magneto.data.corpora.archives import download, unpack
-from magneto.data.corpora.download import locate
+from magneto.data.corpora import download as packages
+from magneto.data.corpora.archives import Unavailable, download, unpack
+from magneto.data.corpora.download import Package, locate
 from magneto.data.corpora.image import cifar10, emoji, fashion_mnist, stamp_images
-from magneto.data.corpora.package import Package, Unavailable
 from magneto.data.corpora.speech import stamps
 from magneto.data.corpora.text import state_of_the_union
 from magneto.data.corpora.translation import gettext, libreoffice
@@ -142,14 +141,8 @@ def test_an_installed_copy(tmp_path, package):
     check(locate(package, tmp_path / "data"), "installed")
 
 
-@pytest.mark.parametrize("with_dpkg", [True, False])
-def test_a_debian_package_is_fetched_once(tmp_path, package, monkeypatch, with_dpkg):
+def test_a_debian_package_is_fetched_once(tmp_path, package, monkeypatch):
     """It is unpacked, and kept in the cache for a second clone."""
-    if not with_dpkg:
-        which = packages.shutil.which
-        monkeypatch.setattr(
-            packages.shutil, "which", lambda name: None if name == "dpkg-deb" else which(name)
-        )
     fake_apt(tmp_path, monkeypatch, f'cp "{tmp_path}/corpus_1.0-1_all.deb" .')
     check(locate(package, tmp_path / "data"), "package")
     log = (tmp_path / "apt.log").read_text()

@@ -419,9 +419,9 @@ def test_a_pattern_that_fits_no_file(tmp_path):
     """The library's StopIteration is explained."""
     with pytest.raises(MagnetoError, match="cannot be read"):
         list(
-            HubData("json", splits={"train": "train"}, data_files={"train": str(tmp_path / "x[1].jsonl")}).rows(
-                "train"
-            )
+            HubData(
+                "json", splits={"train": "train"}, data_files={"train": str(tmp_path / "x[1].jsonl")}
+            ).rows("train")
         )
 
 

@@ -499,7 +499,8 @@ def test_rows_with_translations(splits: dict[str, str], streaming: bool, tmp_pat
     assert texts(pairs[:1] + pairs[7:8]) == [("Row 0 of it", "Ligne 0"), ("Ligne 0", "Row 0 of it")]
     assert skipped == ["a language is missing in the row"] * 2
     few, _ = read(
-        HubPairsReader("json", directions=["en-fr"], data_files=splits, streaming=streaming, limit=1), tmp_path
+        HubPairsReader("json", directions=["en-fr"], data_files=splits, streaming=streaming, limit=1),
+        tmp_path,
     )
     assert len(few) == 3
 
@@ -585,7 +586,10 @@ def test_parquet_as_opus_100_is_published(tmp_path: Path) -> None:
 
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "train-00000-of-00001.parquet")
     reader = HubPairsReader(
-        "parquet", directions=["en-fr"], data_files={"train": str(tmp_path / "*.parquet")}, splits={"train": "train"}
+        "parquet",
+        directions=["en-fr"],
+        data_files={"train": str(tmp_path / "*.parquet")},
+        splits={"train": "train"},
     )
     pairs, _ = read(reader, tmp_path)
     assert len(pairs) == 4 and pairs[3].split is None
@@ -597,7 +601,10 @@ def test_wrong_pairs_are_explained(splits: dict[str, str], tmp_path: Path) -> No
         read(HubPairsReader("json", directions=["en-de"], data_files=splits), tmp_path)
     other = write(tmp_path / "o.jsonl", '{"en": "a", "fr": "b"}\n')
     with pytest.raises(MagnetoError, match=r"a row is to hold .*the first has en, fr"):
-        read(HubPairsReader("json", directions=["en-fr"], data_files=other, splits={"train": "train"}), tmp_path)
+        read(
+            HubPairsReader("json", directions=["en-fr"], data_files=other, splits={"train": "train"}),
+            tmp_path,
+        )
     with pytest.raises(MagnetoError, match="cannot be read"):
         read(HubPairsReader("json", directions=["en-fr"], data_files={"train": splits["train"]}), tmp_path)
     with pytest.raises(MagnetoError, match="Set data_files to them"):

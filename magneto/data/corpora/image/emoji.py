@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from magneto.data.corpora.base import Skipped
-from magneto.data.corpora.download import locate
+from magneto.data.corpora.download import Package, locate
 from magneto.data.corpora.image.base import ImageCorpus, ImageExample, LazyImages
-from magneto.data.corpora.package import Package
 from magneto.data.io.digest import listing_digest
 from magneto.errors import ConfigError, DataError
 
@@ -23,7 +22,6 @@ FONT = Package(
     version="2.042-0+deb12u1",
     sha256="a5ab0f69c7938423862320d9aca5dd187b3fd879d6a9a57dd52e17c3fa8d2751",
     inside="usr/share/fonts/truetype/noto",
-    installed=("/usr/share/fonts/truetype/noto",),
     patterns=("NotoColorEmoji.ttf",),
     content_sha256="9568ed4ffbbac2de5bb0b99e1cdd28412ad030618e6bfd36b6d0f5014b5c946e",
     megabytes=10,

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from magneto.data.corpora.download import locate
+from magneto.data.corpora.download import Package, locate
 from magneto.data.corpora.image.base import ImageCorpus, images_of_arrays
-from magneto.data.corpora.package import Package
 from magneto.data.io.digest import listing_digest
 from magneto.errors import DataError
 
@@ -20,7 +19,6 @@ PACKAGE = Package(
     version="0.0~git20200523.55506a9-1",
     sha256="39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
     inside="usr/share/datasets/fashion-mnist",
-    installed=("/usr/share/datasets/fashion-mnist",),
     patterns=("*-ubyte.gz",),
     content_sha256="1ca2a7bf3627b402bb8b4f0e8df3bebd6f84f5e1e6c3ee7682dcca80d270924e",
     archive=f"https://github.com/zalandoresearch/fashion-mnist/archive/{COMMIT}.tar.gz",

@@ -12,9 +12,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from magneto.data.corpora.archives import download
+from magneto.data.corpora.archives import Unavailable, download
 from magneto.data.corpora.base import Skipped
-from magneto.data.corpora.package import Unavailable
 from magneto.data.corpora.speech.base import SpeechCorpus, Utterance
 from magneto.data.io.audio import Audio
 from magneto.errors import ConfigError, DataError

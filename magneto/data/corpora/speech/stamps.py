@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from magneto.data.corpora.base import Groups, Skipped, hash_split
-from magneto.data.corpora.download import locate
-from magneto.data.corpora.package import Package
+from magneto.data.corpora.download import Package, locate
 from magneto.data.corpora.speech.base import SpeechCorpus, Utterance
 from magneto.data.io.audio import Audio
 from magneto.data.transforms.text import normalize_text

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from magneto.data.corpora.base import Skipped, listed
-from magneto.data.corpora.download import locate
-from magneto.data.corpora.package import Package
+from magneto.data.corpora.download import Package, locate
 from magneto.data.corpora.text.base import Document, TextCorpus
 from magneto.data.io.digest import needed_files
 from magneto.data.io.text import BadText, decode_text

@@ -17,8 +17,7 @@ from typing import Any
 import regex
 
 from magneto.data.corpora.base import Skipped
-from magneto.data.corpora.download import locate
-from magneto.data.corpora.package import Package
+from magneto.data.corpora.download import Package, locate
 from magneto.data.corpora.translation.base import LANGUAGE, Pair, TranslationCorpus, parse_directions
 from magneto.data.io.digest import file_digest, listing_digest
 from magneto.errors import ConfigError

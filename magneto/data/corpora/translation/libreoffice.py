@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from magneto.data.corpora.base import Skipped
-from magneto.data.corpora.download import locate
-from magneto.data.corpora.package import Located, Package
+from magneto.data.corpora.download import Located, Package, locate
 from magneto.data.corpora.translation.base import Pair, TranslationCorpus, parse_directions
 from magneto.data.io.digest import listing_digest
 
@@ -64,7 +63,6 @@ def package(language: str) -> Package:
         version=VERSION,
         sha256=sha256,
         inside="usr/share/libreoffice/help",
-        installed=("/usr/share/libreoffice/help",),
         patterns=(f"{folder}/text/**/*.html",),
         content_sha256=content,
         megabytes=3,
