@@ -54,12 +54,21 @@ class LazyExamples(Generic[T]):
     Args:
         make: yields examples, and `Skipped` for those that cannot be used.
         skipped: takes the latter, which are complete once all examples have been read.
+        count: the number of examples, at most, where it is known before.
     """
 
     def __init__(
-        self, make: Callable[[], Iterable[T | Skipped]], skipped: list[Skipped] | None = None
+        self,
+        make: Callable[[], Iterable[T | Skipped]],
+        skipped: list[Skipped] | None = None,
+        count: int | None = None,
     ) -> None:
-        self._make, self._skipped = make, [] if skipped is None else skipped
+        self._make, self._skipped, self._count = make, [] if skipped is None else skipped, count
+
+    def __len__(self) -> int:
+        if self._count is None:
+            raise TypeError("the number of these examples is known once they have been read")
+        return self._count
 
     def __iter__(self) -> Iterator[T]:
         self._skipped.clear()
@@ -70,16 +79,18 @@ class LazyExamples(Generic[T]):
                 yield one
 
 
-def lazy(make: Callable[[], Iterable[T | Skipped]]) -> tuple[LazyExamples[T], list[Skipped]]:
+def lazy(
+    make: Callable[[], Iterable[T | Skipped]], count: int | None = None
+) -> tuple[LazyExamples[T], list[Skipped]]:
     """Return the examples that `make` yields, made again each time, and the list that takes what it skips."""
     skipped: list[Skipped] = []
-    return LazyExamples(make, skipped), skipped
+    return LazyExamples(make, skipped, count), skipped
 
 
 def listed(found: Iterable[T | Skipped]) -> tuple[list[T], list[Skipped]]:
     """Return the examples, and what is skipped, as lists."""
     examples, skipped = lazy(lambda: found)
-    return list(examples), skipped
+    return [*examples], skipped
 
 
 def stated_splits(key: str, whole: T | None, named: Mapping[str, T | None]) -> dict[str | None, T]:

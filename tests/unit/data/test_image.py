@@ -15,7 +15,8 @@ from PIL import Image
 
 from magneto.commands.build import build_data
 from magneto.config.groups import CONF
-from magneto.data.corpora.image.base import ImageCorpus, ImageExample, LazyImages
+from magneto.data.corpora.base import LazyExamples
+from magneto.data.corpora.image.base import ImageCorpus, ImageExample
 from magneto.data.corpora.image.image_folder import ImageFolderReader
 from magneto.data.image import build
 from magneto.data.image.dataset import ImageInfo, evaluation_batch, user_images
@@ -232,7 +233,7 @@ class InMemory:
                 data = encoded(image) if self.encode else np.asarray(image)
                 yield ImageExample(id=str(number), image=data, label="red" if number else None, split=split)
 
-        return ImageCorpus(examples=LazyImages(images, 30), labels=("red",))
+        return ImageCorpus(examples=LazyExamples(images, count=30), labels=("red",))
 
 
 @pytest.mark.parametrize("encode", [True, False])

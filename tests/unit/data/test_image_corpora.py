@@ -719,7 +719,7 @@ def test_emoji(emoji_names, tmp_path, monkeypatch):
         def __call__(self, text: str) -> np.ndarray | None:
             return None if text == "🫩" else noise(ord(text[0]))
 
-    monkeypatch.setattr(emoji, "Drawing", Drawing)
+    monkeypatch.setattr(emoji, "drawing", Drawing)
     write(tmp_path / "font/NotoColorEmoji.ttf", b"")
     folders = {"folder": str(tmp_path / "font"), "names_folder": str(emoji_names)}
     corpus = EmojiReader(["en", "fr"], **folders).load(tmp_path)
@@ -749,7 +749,7 @@ def test_emoji_that_cannot_be_had_are_explained(emoji_names, tmp_path):
         emoji.read_names(emoji_names, ["ja"])
     write(tmp_path / "NotoColorEmoji.ttf", b"no font")
     with pytest.raises(MagnetoError, match="not a font with bitmaps"):
-        emoji.Drawing(tmp_path / "NotoColorEmoji.ttf")
+        emoji.drawing(tmp_path / "NotoColorEmoji.ttf")
 
 
 def test_a_real_font_is_drawn_or_refused():
@@ -757,7 +757,7 @@ def test_a_real_font_is_drawn_or_refused():
     import matplotlib
 
     font = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
-    assert emoji.Drawing(font)("a") is None
+    assert emoji.drawing(font)("a") is None
 
 
 def test_names_hold_separators_and_brackets(tmp_path: Path) -> None:

@@ -51,8 +51,8 @@ def test_one_manifest_is_divided_by_a_hash(corpus, tmp_path):
     from magneto.data.corpora.speech import manifest
 
     parsed = list(manifest._lines(folder / "m.jsonl"))
-    splits, groups = reader._divide(parsed)
-    assert (splits, groups) == reader._divide(parsed) and groups == 202
+    splits, groups = reader._divide(parsed, folder)
+    assert (splits, groups) == reader._divide(parsed, folder) and groups == 202
     assert len(set(splits[:4])) == len(set(splits[4:8])) == 1
     assert all(splits[8 + n] == splits[9 + n] for n in range(0, 400, 2))
     counts = Counter(splits)

@@ -2,10 +2,10 @@
 
 import hashlib
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -31,32 +31,6 @@ class ImageExample:
     captions: Captions = field(default_factory=dict)
 
 
-class Images(Protocol):
-    """Images that can be iterated over any number of times."""
-
-    def __len__(self) -> int:
-        """Return their number, at most."""
-        ...
-
-    def __iter__(self) -> Iterator[ImageExample]: ...
-
-
-class LazyImages(LazyExamples[ImageExample]):
-    """Images that are made again each time; `count`: their number, at most."""
-
-    def __init__(
-        self,
-        make: Callable[[], Iterable[ImageExample | Skipped]],
-        count: int,
-        skipped: list[Skipped] | None = None,
-    ) -> None:
-        super().__init__(make, skipped)
-        self._count = count
-
-    def __len__(self) -> int:
-        return self._count
-
-
 @dataclass(frozen=True, kw_only=True)
 class ImageCorpus:
     """The images of a corpus, its classes, what its reader skipped (complete once they have been read), its origin.
@@ -65,7 +39,7 @@ class ImageCorpus:
     models that were trained on another corpus.
     """
 
-    examples: Images
+    examples: Sequence[ImageExample] | LazyExamples[ImageExample]
     labels: tuple[str, ...] = ()
     skipped: list[Skipped] = field(default_factory=list)
     origin: dict[str, Any] = field(default_factory=dict)
@@ -158,7 +132,7 @@ def images_of_arrays(
                 yield ImageExample(id=f"{side}/{number}", image=image, label=labels[label], split=split)
 
     count = sum(len(images) for images, _ in sides.values())
-    return ImageCorpus(examples=LazyImages(examples, count), labels=labels, origin=origin)
+    return ImageCorpus(examples=LazyExamples(examples, count=count), labels=labels, origin=origin)
 
 
 def assign_splits(

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from magneto.data.corpora.base import SPLITS, Skipped
+from magneto.data.corpora.base import SPLITS, Skipped, lazy
 from magneto.data.corpora.hub import HubData
-from magneto.data.corpora.image.base import ImageCorpus, ImageExample, LazyImages
+from magneto.data.corpora.image.base import ImageCorpus, ImageExample
 from magneto.errors import ConfigError
 
 
@@ -77,8 +77,7 @@ class HubImagesReader(HubData):
                         id=own, image=image, label=label_of(row), split=split, captions=captions
                     )
 
-        skipped: list[Skipped] = []
-        images = LazyImages(examples, sum(map(len, tables.values())), skipped)
+        images, skipped = lazy(examples, sum(map(len, tables.values())))
         return ImageCorpus(examples=images, labels=tuple(labels), skipped=skipped, origin=self.origin())
 
     def _open(self, side: str) -> Any:
