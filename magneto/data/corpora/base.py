@@ -5,7 +5,7 @@ A corpus is one module, from raw files to plain examples. The `base.py` of each 
 
 import hashlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -46,6 +46,15 @@ class Skipped:
     id: str
     file: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Corpus(Generic[T]):
+    """The examples of a corpus, what its reader skipped (complete once they have been read), its origin (plain values)."""
+
+    examples: Iterable[T]
+    skipped: list[Skipped] = field(default_factory=list)
+    origin: dict[str, Any] = field(default_factory=dict)
 
 
 class LazyExamples(Generic[T]):

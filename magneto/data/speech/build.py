@@ -131,7 +131,7 @@ class SpeechBuilder:
             corpora[name] = corpus.origin
             advice.append(corpus.advice)
             target.skips.extend(replace(item, id=f"{name}/{item.id}") for item in corpus.skipped)
-            for utterance in corpus.utterances:
+            for utterance in corpus.examples:
                 if utterance.split not in target.splits:
                     continue
                 text = normalize_text(utterance.text)

@@ -45,7 +45,7 @@ class TextCorpora:
         """Yield the usable documents of a corpus with their splits; note the others, and where it came from."""
         corpus = self.readers[name].load(self.data_dir)
         unusable: list[Skipped] = []
-        for document in corpus.documents:
+        for document in corpus.examples:
             reason = why_unusable(document.text)
             if reason is not None:
                 unusable.append(Skipped(document.id, document.group, reason))
@@ -73,7 +73,7 @@ class TextCorpora:
         if not total:
             return "Check the files: their format, their encoding, the key of the text."
         groups, stated = set(), True
-        for document in (d for reader in self.readers.values() for d in reader.load(self.data_dir).documents):
+        for document in (d for reader in self.readers.values() for d in reader.load(self.data_dir).examples):
             groups.add(document.group)
             stated &= document.split is not None
             if len(groups) >= FEW:

@@ -202,7 +202,7 @@ def _gather(recipe: Recipe, target: Preparation) -> Gathered:
     with gathered.file.open("w", encoding="utf-8") as file:
         for name, reader in recipe.corpora.items():
             corpus = reader.load(recipe.data_dir)
-            for pair in corpus.pairs:
+            for pair in corpus.examples:
                 id = f"{name}/{pair.id}"
                 source, translation, reason = _read(pair, recipe.clean)
                 if reason:

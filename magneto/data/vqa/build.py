@@ -159,7 +159,7 @@ class QuestionBuilder:
             images = CorpusImages(self.images, name)
             corpus = reader.questions(self.data_dir, images)
             origin[name] = corpus.origin
-            for question in corpus.questions:
+            for question in corpus.examples:
                 # An answer that cannot be chosen still is that of a person who was asked.
                 answers = tuple(
                     "" if why_unusable(answer) else normalize_answer(answer) for answer in question.answers

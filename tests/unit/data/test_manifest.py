@@ -13,7 +13,7 @@ from tests.toys.recordings import read_manifest, write_manifest
 
 def test_lines_become_utterances(corpus, tmp_path):
     folder = corpus(20)
-    found = ManifestReader(manifest=str(folder / "manifest.jsonl")).load(tmp_path).utterances
+    found = ManifestReader(manifest=str(folder / "manifest.jsonl")).load(tmp_path).examples
     lines = read_manifest(folder / "manifest.jsonl")
     assert [u.text for u in found] == [line["text"] for line in lines]
     assert [u.split for u in found] == [line["split"] for line in lines]
@@ -29,7 +29,7 @@ def test_odd_lines_of_a_manifest(corpus, tmp_path):
         {"audio_filepath": str(folder / "clips/000.wav"), "text": "été", "split": "test"}, ensure_ascii=False
     )
     (tmp_path / "m.jsonl").write_bytes(b"\xef\xbb\xbf" + line.encode() + b"\n\n")
-    (only,) = ManifestReader(manifest=str(tmp_path / "m.jsonl"), language="de").load(tmp_path).utterances
+    (only,) = ManifestReader(manifest=str(tmp_path / "m.jsonl"), language="de").load(tmp_path).examples
     assert (only.text, only.language, only.duration, only.split) == ("été", "de", None, "test")
 
 
@@ -70,7 +70,7 @@ def test_three_manifests(corpus, tmp_path):
         side: str(folder / f"{name}.jsonl")
         for side, name in zip(("train", "val", "test"), "abc", strict=True)
     }
-    found = ManifestReader(**files).load(tmp_path).utterances
+    found = ManifestReader(**files).load(tmp_path).examples
     assert Counter(u.split for u in found) == {"train": 6, "val": 3, "test": 3}
     assert len({u.id for u in found}) == 12
 
@@ -91,8 +91,8 @@ def word_list(folder: Path, words: int, recordings: int) -> ManifestReader:
 def test_no_side_of_a_small_set_is_empty(tmp_path, words, recordings):
     """A hash may leave a side of few groups empty: it gets the smallest group; equal texts stay together."""
     reader = word_list(tmp_path, words, recordings)
-    found = reader.load(tmp_path).utterances
-    assert found == reader.load(tmp_path).utterances
+    found = reader.load(tmp_path).examples
+    assert found == reader.load(tmp_path).examples
     counts = Counter(u.split for u in found)
     assert set(counts) == {"train", "val", "test"} and max(counts, key=lambda one: counts[one]) == "train"
     sides = {(u.text, u.split) for u in found}
@@ -104,7 +104,7 @@ def test_unusable_lines_do_not_fill_a_side(tmp_path):
     lines = read_manifest(tmp_path / "m.jsonl")
     lines += [{"audio_filepath": f"gone{n}.wav", "text": f"gone {n}"} for n in range(60)]
     write_manifest(tmp_path / "m.jsonl", lines)
-    assert {u.split for u in reader.load(tmp_path).utterances} == {"train", "val", "test"}
+    assert {u.split for u in reader.load(tmp_path).examples} == {"train", "val", "test"}
 
 
 def test_explicit_splits_are_not_touched(tmp_path):
@@ -112,7 +112,7 @@ def test_explicit_splits_are_not_touched(tmp_path):
     lines = [line | {"split": "test"} for line in read_manifest(tmp_path / "m.jsonl")]
     write_manifest(tmp_path / "m.jsonl", lines)
     reader = ManifestReader(manifest=str(tmp_path / "m.jsonl"))
-    assert [u.split for u in reader.load(tmp_path).utterances] == ["test"] * 4
+    assert [u.split for u in reader.load(tmp_path).examples] == ["test"] * 4
 
 
 @pytest.mark.parametrize(

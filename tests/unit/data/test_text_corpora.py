@@ -31,8 +31,8 @@ from magneto.errors import MagnetoError
 def read(reader: Any, data_dir: Path) -> tuple[dict[str, Document], Counter[str]]:
     """Documents by id and reasons of what was skipped; reading twice gives the same."""
     corpus: TextCorpus = reader.load(data_dir)
-    documents = list(corpus.documents)
-    assert documents == list(corpus.documents)
+    documents = list(corpus.examples)
+    assert documents == list(corpus.examples)
     assert len({document.id for document in documents}) == len(documents), "ids repeat"
     return {document.id: document for document in documents}, Counter(s.reason for s in corpus.skipped)
 

@@ -24,7 +24,7 @@ from magneto.errors import MagnetoError
 def read(reader: TranslationReader, tmp_path: Path) -> tuple[list[Pair], list[str]]:
     """Its pairs, and the reasons of what it skipped."""
     corpus = reader.load(tmp_path / "data")
-    pairs = list(corpus.pairs)
+    pairs = list(corpus.examples)
     assert len({pair.id for pair in pairs}) == len(pairs)
     json.dumps([corpus.origin, reader.fingerprint()])
     return pairs, [item.reason for item in corpus.skipped]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from magneto.data.corpora.base import SPLITS, Groups, LazyExamples, Reader, Skipped, hash_split
+from magneto.data.corpora.base import SPLITS, Corpus, Groups, LazyExamples, Reader, hash_split
 from magneto.data.io.digest import file_digest, files_digest
 from magneto.data.io.image import ImageData
 from magneto.data.transforms.text import normalize_text
@@ -32,8 +32,8 @@ class ImageExample:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageCorpus:
-    """The images of a corpus, its classes, what its reader skipped (complete once they have been read), its origin.
+class ImageCorpus(Corpus[ImageExample]):
+    """Images, whose number is known, and their classes.
 
     labels: in the order of their indices; empty: the corpus has no classes. evaluation_only: it is a test set for
     models that were trained on another corpus.
@@ -41,8 +41,6 @@ class ImageCorpus:
 
     examples: Sequence[ImageExample] | LazyExamples[ImageExample]
     labels: tuple[str, ...] = ()
-    skipped: list[Skipped] = field(default_factory=list)
-    origin: dict[str, Any] = field(default_factory=dict)
     evaluation_only: bool = False
 
 

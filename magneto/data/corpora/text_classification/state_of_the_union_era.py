@@ -53,7 +53,7 @@ class StateOfTheUnionEraReader:
         """Return all paragraphs that are long enough, each distinct text once."""
         corpus = self.speeches.load(data_dir)
         seen: dict[str, LabelledText] = {}
-        for document in corpus.documents:
+        for document in corpus.examples:
             assert document.split is not None
             for number, paragraph in enumerate(_PARAGRAPH.split(document.text), 1):
                 text, year = zero_digits(" ".join(paragraph.split())), document.group
