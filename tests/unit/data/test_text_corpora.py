@@ -16,10 +16,9 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from magneto.data.corpora.hub import HubData, file_fingerprint
+from magneto.data.corpora.hub import file_fingerprint
 from magneto.data.corpora.text import state_of_the_union
 from magneto.data.corpora.text.base import Document, TextCorpus, content_group
-from magneto.data.corpora.text.hub import HubReader
 from magneto.data.corpora.text.state_of_the_union import StateOfTheUnionReader
 from magneto.data.corpora.text.text_files import TextFilesReader
 from magneto.data.io.digest import content_digest, listing_digest, path_digest
@@ -320,109 +319,6 @@ def test_a_file_of_one_line_of_fifty_megabytes(tmp_path):
     assert data.info.bytes["train"] > 50_000_000
     assert time.process_time() - started < 240
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 4e6, "kilobytes"
-
-
-# ------------------------------------------------------------------------------------------------ the hub's formats
-
-
-@pytest.fixture
-def articles(tmp_path, monkeypatch) -> dict[str, str]:
-    """WikiText's form: rows are lines, with their line ends; articles open with a heading."""
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
-    lines = [
-        "",
-        " = Valkyria = \n",
-        "",
-        " Text of one . \n",
-        " = = Plot = = \n",
-        " More . \n",
-        " = Second = \n",
-        " End \n",
-    ]
-    files = {}
-    for split in ("train", "validation", "test"):
-        path = tmp_path / f"{split}.parquet"
-        pyarrow.parquet.write_table(pa.table({"text": lines}), path)
-        files[split] = str(path)
-    return files
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_lines_become_articles(tmp_path, articles, streaming):
-    reader = HubReader("parquet", data_files=articles, start=r"^ = [^=].*[^=] = \n?$", streaming=streaming)
-    documents, _ = read(reader, tmp_path)
-    assert [document.text for document in documents.values() if document.split == "test"] == [
-        " = Valkyria = \n Text of one . \n = = Plot = = \n More . \n",
-        " = Second = \n End \n",
-    ]
-    assert Counter(document.split for document in documents.values()) == {"train": 2, "val": 2, "test": 2}
-
-
-def test_rows_of_json_lines(tmp_path, monkeypatch):
-    """With a limit, and with missing texts."""
-    path = tmp_path / "web.jsonl"
-    rows = [{"text": f"page {letter}", "url": letter} for letter in "abcd"] + [{"text": None, "url": "e"}]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    reader = HubReader("json", data_files=str(path), splits={"train": "train"}, streaming=True)
-    documents, skipped = read(reader, tmp_path)
-    assert [document.text for document in documents.values()] == [f"page {letter}" for letter in "abcd"]
-    assert skipped == {"no text under the key 'text'": 1}
-    assert all(document.split is None for document in documents.values())
-    limited = HubReader("json", data_files=str(path), splits={"train": "train"}, streaming=True, limit=2)
-    assert len(read(limited, tmp_path)[0]) == 2
-    with pytest.raises(MagnetoError, match="no column 'content'; it has text, url"):
-        read(HubReader("json", data_files=str(path), splits={"train": "train"}, key="content"), tmp_path)
-
-
-def test_a_data_set_that_cannot_be_read(tmp_path, articles, monkeypatch):
-    for arguments, message in (
-        ({"name": "parquet", "splits": {"train": "dev"}, "data_files": articles}, "split 'dev'"),
-        (
-            {"name": "json", "splits": {"train": "train"}, "data_files": str(tmp_path / "no.jsonl")},
-            "no.jsonl",
-        ),
-    ):
-        with pytest.raises(MagnetoError, match=message):
-            list(HubData(**arguments).rows("train"))
-    (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{broken')
-    with pytest.raises(MagnetoError, match="cannot be read"):
-        list(HubData("json", splits={"train": "train"}, data_files=str(tmp_path / "bad.jsonl")).rows("train"))
-    for arguments, message in (
-        ({"name": "x", "splits": {"train": "train", "dev": "dev"}}, "splits of x names train, dev"),
-        ({"name": "parquet"}, "Set data_files to them"),
-        ({"name": "x", "start": "("}, "not a regular expression"),
-    ):
-        with pytest.raises(MagnetoError, match=message):
-            HubReader(**arguments)
-
-
-def test_identity_of_local_files_follows_them(tmp_path, articles):
-    before = HubReader("parquet", data_files=articles).fingerprint()
-    assert before == HubReader("parquet", data_files=articles, streaming=True).fingerprint()
-    pyarrow.parquet.write_table(pa.table({"text": ["changed"]}), articles["train"])
-    assert HubReader("parquet", data_files=articles).fingerprint() != before
-    assert json.dumps(before)  # plain values
-    for number, name in enumerate(("rows[1].jsonl", "deep[2]/rows.jsonl")):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text('{"text": "first"}\n')
-        reader = HubReader("json", data_files={"train": str(path)}, splits={"train": "train"}, streaming=True)
-        documents, _ = read(reader, tmp_path)
-        assert [document.text for document in documents.values()] == ["first"], number
-    pattern = str(tmp_path / "deep*" / "*.jsonl")
-    before = file_fingerprint(pattern)
-    path.write_text('{"text": "another"}\n')
-    assert file_fingerprint(pattern) != before, "a change below a folder that a pattern names"
-
-
-def test_a_pattern_that_fits_no_file(tmp_path):
-    """The library's StopIteration is explained."""
-    with pytest.raises(MagnetoError, match="cannot be read"):
-        list(
-            HubData(
-                "json", splits={"train": "train"}, data_files={"train": str(tmp_path / "x[1].jsonl")}
-            ).rows("train")
-        )
 
 
 # ------------------------------------------------------------------------------------------------ what they share

@@ -1,10 +1,8 @@
 """Each parallel corpus on small files of its real format, good and broken."""
 
 import gzip
-import json
 import logging
 import zipfile
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +10,13 @@ import polib
 import pytest
 import zstandard
 
-from magneto.data.corpora.translation.base import Pair, TranslationReader
+from magneto.data.corpora.translation.base import Pair
 from magneto.data.corpora.translation.gettext import GettextReader
-from magneto.data.corpora.translation.hub_pairs import HubPairsReader
 from magneto.data.corpora.translation.libreoffice import LibreOfficeReader
 from magneto.data.corpora.translation.translation_files import TranslationFilesReader
 from magneto.data.translation.module import TranslationDataModule
 from magneto.errors import MagnetoError
-
-
-def read(reader: TranslationReader, tmp_path: Path) -> tuple[list[Pair], list[str]]:
-    """Its pairs, and the reasons of what it skipped."""
-    corpus = reader.load(tmp_path / "data")
-    pairs = list(corpus.examples)
-    assert len({pair.id for pair in pairs}) == len(pairs)
-    json.dumps([corpus.origin, reader.fingerprint()])
-    return pairs, [item.reason for item in corpus.skipped]
+from tests.toys.corpora import read, write
 
 
 def texts(pairs: list[Pair]) -> list[tuple[str, str]]:
@@ -302,11 +291,6 @@ def test_broken_catalogs(catalogs: Path, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ own files
 
 
-def write(path: Path, text: str | bytes) -> str:
-    path.write_bytes(text.encode() if isinstance(text, str) else text)
-    return str(path)
-
-
 def test_line_aligned_files(tmp_path: Path) -> None:
     source = write(tmp_path / "a.en", b"\xef\xbb\xbfone\ntwo\x0btwo\r\n\nfour\n\xff\xfe\n")
     target = write(tmp_path / "a.fr", "un\ndeux\u2028deux\ntrois\nquatre\ncinq")
@@ -469,155 +453,3 @@ def test_own_files_from_the_source_to_batches(tmp_path: Path, caplog: pytest.Log
     for reason in ("broken Unicode", "empty target", "longer than 10000 characters", "not UTF-8"):
         assert f"{reason}: 1" in caplog.text
     assert sum(len(batch["id"]) for batch in data.test_dataloader()) == data.info.pairs["test"]
-
-
-# ------------------------------------------------------------------------------------------------ Hugging Face
-
-ROWS = [{"translation": {"en": f"Row {n} of it", "fr": f"Ligne {n}"}} for n in range(4)]
-
-
-@pytest.fixture
-def splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    pytest.importorskip("datasets")
-    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
-    rows = {
-        "train": [*ROWS, {"translation": {"en": "No French", "fr": None}}],
-        "validation": ROWS[:2],
-        "test": ROWS[:1],
-    }
-    files = {}
-    for name, values in rows.items():
-        files[name] = write(tmp_path / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in values))
-    return files
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_rows_with_translations(splits: dict[str, str], streaming: bool, tmp_path: Path) -> None:
-    reader = HubPairsReader("json", directions=["en-fr", "fr-en"], data_files=splits, streaming=streaming)
-    pairs, skipped = read(reader, tmp_path)
-    assert [pair.split for pair in pairs[:7]] == ["train"] * 4 + ["val"] * 2 + ["test"]
-    assert texts(pairs[:1] + pairs[7:8]) == [("Row 0 of it", "Ligne 0"), ("Ligne 0", "Row 0 of it")]
-    assert skipped == ["a language is missing in the row"] * 2
-    few, _ = read(
-        HubPairsReader("json", directions=["en-fr"], data_files=splits, streaming=streaming, limit=1),
-        tmp_path,
-    )
-    assert len(few) == 3
-
-
-@pytest.fixture
-def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A data set in the hub's own form: a configuration a direction, of which one has nothing but a train split."""
-    pytest.importorskip("datasets")
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
-    root = tmp_path / "opus"
-    card = ["---", "configs:"]
-    for config, sides in {"en-fr": ("train", "validation", "test"), "en-yo": ("train",)}.items():
-        (root / config).mkdir(parents=True)
-        card += [f"- config_name: {config}", "  data_files:"]
-        for side in sides:
-            rows = [
-                {"translation": {language: f"{side} {language} {n}" for language in config.split("-")}}
-                for n in range(3)
-            ]
-            write(root / config / f"{side}-0.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-            card += [f"  - split: {side}", f"    path: {config}/{side}-*"]
-    write(root / "README.md", "\n".join([*card, "---", ""]))
-    return root
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_a_row_without_a_language_is_skipped(streaming: bool, tmp_path: Path) -> None:
-    """One row of another form says nothing of the others."""
-    pytest.importorskip("datasets")
-    rows = [{"translation": {"en": "One", "fr": "Un"}}, {"translation": {"en": "Two"}}, {"translation": None}]
-    file = write(tmp_path / "rows[1].jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    reader = HubPairsReader(
-        "json", directions=["en-fr"], data_files={"test": file}, splits={"test": "test"}, streaming=streaming
-    )
-    pairs, skipped = read(reader, tmp_path)
-    assert texts(pairs) == [("One", "Un")] and skipped == ["a language is missing in the row"] * 2
-    assert pairs[0].split == "test"
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_a_direction_with_train_alone(published: Path, streaming: bool, tmp_path: Path) -> None:
-    """Its other splits are listed as skipped."""
-    reader = HubPairsReader(str(published), directions=["en-fr", "yo-en"], streaming=streaming)
-    pairs, skipped = read(reader, tmp_path)
-    found = Counter((pair.source_language, pair.split) for pair in pairs)
-    assert found == {("en", "train"): 3, ("en", "val"): 3, ("en", "test"): 3, ("yo", "train"): 3}
-    assert skipped == ["no validation split in the direction", "no test split in the direction"]
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_a_split_of_no_direction(published: Path, streaming: bool, tmp_path: Path) -> None:
-    """It is an error, as is a missing train split."""
-    for directions, splits, message in (
-        (["en-yo"], {"train": "train", "val": "validation", "test": "test"}, "split 'validation' of"),
-        (["en-fr", "en-yo"], {"train": "train", "val": "dev", "test": "test"}, "split 'dev' of"),
-        (["en-fr", "en-yo"], {"train": "test", "val": "train", "test": "train"}, "split 'test' of"),
-        (["en-xx"], {"train": "train"}, "en-xx"),
-    ):
-        reader = HubPairsReader(str(published), directions=directions, splits=splits, streaming=streaming)
-        with pytest.raises(MagnetoError, match=message):
-            read(reader, tmp_path)
-
-
-def test_missing_splits_are_counted_in_the_report(
-    published: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    data = TranslationDataModule(
-        {"opus": HubPairsReader(str(published), directions=["en-fr", "en-yo"])}, data_dir=str(tmp_path / "data"), tag=True,
-        tokenizer={"kind": "bpe", "vocab_size": 45}, clean={"templates": False},
-    )  # fmt: skip
-    with caplog.at_level(logging.WARNING):
-        data.prepare()
-    assert "no validation split in the direction: 1; no test split in the direction: 1" in caplog.text
-    assert data.info.per_direction["en-yo"] == {"train": 3, "val": 0, "test": 0}
-    report = json.loads((data.folder / "prepare_report.json").read_text())
-    assert "opus/en-yo:test" in [item["id"] for item in report["skipped"]]
-
-
-def test_parquet_as_opus_100_is_published(tmp_path: Path) -> None:
-    pytest.importorskip("datasets")
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "train-00000-of-00001.parquet")
-    reader = HubPairsReader(
-        "parquet",
-        directions=["en-fr"],
-        data_files={"train": str(tmp_path / "*.parquet")},
-        splits={"train": "train"},
-    )
-    pairs, _ = read(reader, tmp_path)
-    assert len(pairs) == 4 and pairs[3].split is None
-
-
-def test_wrong_pairs_are_explained(splits: dict[str, str], tmp_path: Path) -> None:
-    """Other languages, other forms and wrong arguments."""
-    with pytest.raises(MagnetoError, match=r"no pairs en-de.*the first has the languages en, fr"):
-        read(HubPairsReader("json", directions=["en-de"], data_files=splits), tmp_path)
-    other = write(tmp_path / "o.jsonl", '{"en": "a", "fr": "b"}\n')
-    with pytest.raises(MagnetoError, match=r"a row is to hold .*the first has en, fr"):
-        read(
-            HubPairsReader("json", directions=["en-fr"], data_files=other, splits={"train": "train"}),
-            tmp_path,
-        )
-    with pytest.raises(MagnetoError, match="cannot be read"):
-        read(HubPairsReader("json", directions=["en-fr"], data_files={"train": splits["train"]}), tmp_path)
-    with pytest.raises(MagnetoError, match="Set data_files to them"):
-        HubPairsReader("json", directions=["en-fr"])
-    with pytest.raises(MagnetoError, match="none of the directions"):
-        HubPairsReader("wmt/wmt14", directions=["en-de"], configs={"en-fr": "fr-en"})
-    with pytest.raises(MagnetoError, match="Name train, or test, or train and val and test"):
-        HubPairsReader("wmt/wmt14", directions=["en-de"], splits={"train": "train", "test": "test"})
-
-
-def test_configurations_of_directions() -> None:
-    """They are called by both languages, unless they are named."""
-    assert HubPairsReader("Helsinki-NLP/opus-100", directions=["fr-en"]).config_of == {("fr", "en"): "en-fr"}
-    assert HubPairsReader("wmt/wmt14", directions=["en-de"], configs={"en-de": "de-en"}).config_of == {
-        ("en", "de"): "de-en"
-    }
