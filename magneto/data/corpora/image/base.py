@@ -13,7 +13,7 @@ from magneto.data.corpora.base import SPLITS, Corpus, Groups, LazyExamples, Read
 from magneto.data.io.digest import file_digest, files_digest
 from magneto.data.io.image import ImageData
 from magneto.data.transforms.text import normalize_text
-from magneto.errors import ConfigError, DataError, MagnetoError
+from magneto.errors import DataError, MagnetoError
 
 Captions = Mapping[str, str | Sequence[str]]
 """Language -> text, or several texts."""
@@ -113,11 +113,8 @@ def images_of_arrays(
         origin: of the corpus.
 
     Raises:
-        ConfigError: `validation` is below 1.
         DataError: the labels of a side do not belong to its images.
     """
-    if validation < 1:
-        raise ConfigError(f"data: validation={validation} must be at least 1.")
     for side, (images, numbers) in sides.items():
         if len(images) != len(numbers) or not set(numbers) <= set(range(len(labels))):
             raise DataError(f"{root}: the labels of {side} do not belong to its images. Fetch them again.")

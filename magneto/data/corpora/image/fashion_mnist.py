@@ -3,10 +3,12 @@
 import gzip
 import struct
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Ge
 
 from magneto.data.corpora.download import Package, locate
 from magneto.data.corpora.image.base import ImageCorpus, images_of_arrays
@@ -32,6 +34,7 @@ LABELS = (
 FILES = {"train": "train", "test": "t10k"}
 
 
+@dataclass
 class FashionMnistReader:
     """60,000 training and 10,000 test images, as published.
 
@@ -40,8 +43,8 @@ class FashionMnistReader:
         folder: the folder of the four .gz files; None: find or fetch them.
     """
 
-    def __init__(self, validation: int = 5_000, folder: str | None = None) -> None:
-        self.validation, self.folder = validation, folder
+    validation: Annotated[int, Ge(1)] = 5_000
+    folder: str | None = None
 
     def fingerprint(self) -> dict[str, Any]:
         """See `Reader`."""

@@ -9,7 +9,9 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Gt, Lt
 
 from magneto.data.corpora.base import SPLITS, Groups, Skipped, hash_split, listed, stated_splits
 from magneto.data.corpora.speech.base import SpeechCorpus, Utterance
@@ -44,15 +46,15 @@ class ManifestReader:
         train: str | None = None,
         val: str | None = None,
         test: str | None = None,
-        val_fraction: float = 0.05,
-        test_fraction: float = 0.05,
+        val_fraction: Annotated[float, Gt(0), Lt(1)] = 0.05,
+        test_fraction: Annotated[float, Gt(0), Lt(1)] = 0.05,
         language: str = "und",
     ) -> None:
         named = stated_splits("manifest", manifest, {"train": train, "val": val, "test": test})
-        if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
+        if val_fraction + test_fraction >= 1:
             raise ConfigError(
-                f"{KEYS}val_fraction={val_fraction} and test_fraction={test_fraction} must be above 0 and "
-                "together below 1."
+                f"{KEYS}val_fraction and test_fraction are {val_fraction} and {test_fraction}; they must be "
+                "together below 1. Lower one."
             )
         self.files = {split: Path(path).expanduser() for split, path in named.items()}
         self.fractions = (val_fraction, test_fraction)

