@@ -38,7 +38,7 @@ class CaptionFileReader:
         """See `Reader`."""
         folder = str(self.folder.absolute())
         found = annotated(self, "caption_file", self.file, folder=folder, language=self.language)
-        return {**found, "file": found.pop("files")}
+        return {"file": found.pop("files"), **found}
 
     def load(self, data_dir: Path) -> ImageCorpus:
         """Return all images, in the order of their first lines."""
