@@ -1,7 +1,7 @@
 """What a language model must beat: compressors, unigram and trigram, on the held-out text of a prepared corpus.
 
     python benchmarks/text_baselines.py                               # State of the Union, test split
-    python benchmarks/text_baselines.py --split val data=documentation
+    python benchmarks/text_baselines.py --split val data=wikitext103
 
 Prepares the corpus as `task=causal_lm` and as `task=mlm` do with these overrides, unless that is done, and prints
 
@@ -272,7 +272,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("overrides", nargs="*", help="of the configuration, such as data=documentation")
+    parser.add_argument("overrides", nargs="*", help="of the configuration, such as data=wikitext103")
     parser.add_argument("--split", default="test", choices=("val", "test"))
     arguments = parser.parse_args()
     causal, masked = (prepared_data([f"task={task}", *arguments.overrides]) for task in ("causal_lm", "mlm"))

@@ -9,20 +9,21 @@ import logging
 import shutil
 import subprocess
 import tarfile
-import tempfile
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
-from magneto.data.corpora.package import TIMEOUT_S, Unavailable
 from magneto.data.io.digest import file_digest
 
 log = logging.getLogger(__name__)
 
+TIMEOUT_S = 20  # without an answer for that long, the next way is tried
 CHUNK = 1 << 20
+
+
+class Unavailable(Exception):
+    """One way of getting a corpus does not work here; the message says why."""
 
 
 def download(url: str, target: Path, sha256: str | None, megabytes: int) -> None:
@@ -52,7 +53,7 @@ def download(url: str, target: Path, sha256: str | None, megabytes: int) -> None
     except urllib.error.HTTPError as error:
         if error.code != 416:  # 416: nothing is missing
             raise Unavailable(f"{url}: the server answers {error.code} {error.reason}") from error
-    except (OSError, urllib.error.URLError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException) as error:
         raise Unavailable(f"{url}: {getattr(error, 'reason', None) or error}") from error
     if sha256 is not None and file_digest(part) != sha256:
         part.unlink()
@@ -61,51 +62,25 @@ def download(url: str, target: Path, sha256: str | None, megabytes: int) -> None
 
 
 def unpack(archive: Path, target: Path) -> None:
-    """Unpack a .deb, .zip, .whl or tar archive into a new folder. Raises `Unavailable` if it is damaged."""
+    """Unpack a .deb (by `dpkg-deb`), .zip, .whl or tar archive into a new folder. Raises `Unavailable` if it cannot be."""
     target.mkdir(parents=True)
-    try:
-        if archive.suffix == ".deb":
-            _unpack_deb(archive, target)
-        elif archive.suffix in (".zip", ".whl"):
-            with zipfile.ZipFile(archive) as file:
-                file.extractall(target)
-        else:
-            with tarfile.open(archive) as file:
-                file.extractall(target, filter="data")
-    except (
+    damages = (
+        FileNotFoundError,
         tarfile.TarError,
         zipfile.BadZipFile,
         subprocess.CalledProcessError,
         EOFError,
         ValueError,
-    ) as error:
+    )
+    try:
+        if archive.suffix == ".deb":
+            command = ["dpkg-deb", "-x", str(archive), str(target)]
+            subprocess.run(command, check=True, capture_output=True)
+        elif archive.suffix in (".zip", ".whl"):
+            with zipfile.ZipFile(archive) as file:
+                file.extractall(target)
+        else:
+            with tarfile.open(archive) as tar:
+                tar.extractall(target, filter="data")
+    except damages as error:
         raise Unavailable(f"{archive.name} cannot be unpacked: {error}") from error
-
-
-def _unpack_deb(archive: Path, target: Path) -> None:
-    if shutil.which("dpkg-deb"):
-        subprocess.run(["dpkg-deb", "-x", str(archive), str(target)], check=True, capture_output=True)
-        return
-    with archive.open("rb") as file:  # a .deb is an `ar` archive; its member data.tar.* holds the files
-        for name, size in _ar_members(file):
-            if name.startswith("data.tar"):
-                with tempfile.TemporaryFile() as data:
-                    while size and (chunk := file.read(min(size, CHUNK))):
-                        data.write(chunk)
-                        size -= len(chunk)
-                    data.seek(0)
-                    with tarfile.open(fileobj=data) as tar:
-                        tar.extractall(target, filter="data")
-                return
-    raise ValueError("no data.tar inside")
-
-
-def _ar_members(file: BinaryIO) -> Iterator[tuple[str, int]]:
-    """Yield names and sizes of the members of an `ar` archive; the file is at the member's first byte."""
-    if file.read(8) != b"!<arch>\n":
-        raise ValueError("not a Debian package")
-    while len(header := file.read(60)) == 60:
-        size = int(header[48:58])
-        start = file.tell()
-        yield header[:16].decode("ascii").strip().rstrip("/"), size
-        file.seek(start + size + size % 2)  # members start at even offsets

@@ -4,8 +4,8 @@ A corpus is one module, from raw files to plain examples. The `base.py` of each 
 """
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -48,14 +48,58 @@ class Skipped:
     reason: str
 
 
-class LazyExamples(Generic[T]):
-    """Examples that `make` makes again each time they are iterated over, so that a corpus need not fit into memory."""
+@dataclass(frozen=True)
+class Corpus(Generic[T]):
+    """The examples of a corpus, what its reader skipped (complete once they have been read), its origin (plain values)."""
 
-    def __init__(self, make: Callable[[], Iterator[T]]) -> None:
-        self._make = make
+    examples: Iterable[T]
+    skipped: list[Skipped] = field(default_factory=list)
+    origin: dict[str, Any] = field(default_factory=dict)
+
+
+class LazyExamples(Generic[T]):
+    """Examples that `make` makes again each time they are iterated over, so that a corpus need not fit into memory.
+
+    Args:
+        make: yields examples, and `Skipped` for those that cannot be used.
+        skipped: takes the latter, which are complete once all examples have been read.
+        count: the number of examples, at most, where it is known before.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], Iterable[T | Skipped]],
+        skipped: list[Skipped] | None = None,
+        count: int | None = None,
+    ) -> None:
+        self._make, self._skipped, self._count = make, [] if skipped is None else skipped, count
+
+    def __len__(self) -> int:
+        if self._count is None:
+            raise TypeError("the number of these examples is known once they have been read")
+        return self._count
 
     def __iter__(self) -> Iterator[T]:
-        return self._make()
+        self._skipped.clear()
+        for one in self._make():
+            if isinstance(one, Skipped):
+                self._skipped.append(one)
+            else:
+                yield one
+
+
+def lazy(
+    make: Callable[[], Iterable[T | Skipped]], count: int | None = None
+) -> tuple[LazyExamples[T], list[Skipped]]:
+    """Return the examples that `make` yields, made again each time, and the list that takes what it skips."""
+    skipped: list[Skipped] = []
+    return LazyExamples(make, skipped, count), skipped
+
+
+def listed(found: Iterable[T | Skipped]) -> tuple[list[T], list[Skipped]]:
+    """Return the examples, and what is skipped, as lists."""
+    examples, skipped = lazy(lambda: found)
+    return [*examples], skipped
 
 
 def stated_splits(key: str, whole: T | None, named: Mapping[str, T | None]) -> dict[str | None, T]:

@@ -4,8 +4,9 @@ import contextlib
 import glob
 import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from magneto.data.corpora.base import SPLITS
 from magneto.data.io.digest import listing_digest, path_digest
@@ -20,42 +21,45 @@ class MissingSplit(ConfigError):
     """The data set can be read, and has no split of that name."""
 
 
+@dataclass
 class HubData:
-    """A data set, or local files, and which of its splits are ours.
+    """A data set, or local files, and which of its splits are ours: the base of the readers.
 
     Args:
         name: of the data set on the hub, or the path of a folder of its form; or json, parquet, csv or text for the local
             files `data_files`.
-        splits: ours -> the data set's; with `train` alone, the others are held out from it.
-        allowed: which combinations of splits the reader takes.
+        splits: ours -> the data set's; None: `PUBLISHED`. With `train` alone, the others are held out from it; `test` alone
+            is for the evaluation of a trained model.
         revision: as `datasets.load_dataset` takes it.
         data_files: likewise.
-        streaming: read while downloading, nothing is kept on disk.
         limit: rows of each split, at most.
+        streaming: read while downloading, nothing is kept on disk.
     """
 
-    def __init__(
-        self,
-        name: str,
-        splits: Mapping[str, str] | None,
-        *,
-        allowed: Collection[Collection[str]] = (("train",), ("test",), SPLITS),
-        revision: str | None = None,
-        data_files: Any = None,
-        streaming: bool = False,
-        limit: int | None = None,
-    ) -> None:
-        self.name, self.revision, self.streaming, self.limit = name, revision, streaming, limit
-        self.data_files = _each(data_files, _home)
-        self.splits = dict(splits or PUBLISHED)
-        if set(self.splits) not in map(set, allowed):
-            options = ", or ".join(" and ".join(option) for option in allowed)
-            raise ConfigError(f"data: splits of {name} names {', '.join(self.splits)}. Name {options}.")
-        if name in FILE_BUILDERS and not data_files:
-            raise ConfigError(f"data: name={name} reads local files. Set data_files to them.")
+    allowed: ClassVar[Collection[Collection[str]]] = (("train",), ("test",), SPLITS)
+    """Combinations of splits that the reader takes."""
+
+    name: str | None = None
+    _: KW_ONLY
+    splits: Mapping[str, str] | None = None
+    revision: str | None = None
+    data_files: Any = None
+    limit: int | None = None
+    streaming: bool = False
+
+    def __post_init__(self) -> None:
+        if self.name is None:
+            raise ConfigError("data: name a data set of the hub (data.corpora...name=uoft-cs/cifar10).")
+        self.data_files = _each(self.data_files, _home)
+        self.splits = dict(self.splits or PUBLISHED)
+        if set(self.splits) not in map(set, self.allowed):
+            options = ", or ".join(" and ".join(option) for option in self.allowed)
+            raise ConfigError(f"data: splits of {self.name} names {', '.join(self.splits)}. Name {options}.")
+        if self.name in FILE_BUILDERS and not self.data_files:
+            raise ConfigError(f"data: name={self.name} reads local files. Set data_files to them.")
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return all settings that decide the rows; of local files also sizes and times."""
+        """See `Reader`; of local files also sizes and times."""
         settings = {"name": self.name, "splits": self.splits, "revision": self.revision, "limit": self.limit}
         return {**settings, "data_files": _each(self.data_files, file_fingerprint)}
 
@@ -65,7 +69,12 @@ class HubData:
 
     def stated(self, side: str) -> str | None:
         """Return the split of the examples of our split `side`; None where the others are held out from it."""
-        return None if set(self.splits) == {"train"} else side
+        return None if set(self.sides) == {"train"} else side
+
+    @property
+    def sides(self) -> Mapping[str, str]:
+        """Our splits -> the data set's."""
+        return self.splits or PUBLISHED
 
     def rows(self, side: str, config: str | None = None) -> Iterator[dict[str, Any]]:
         """Yield the rows of our split `side`. For errors see `open`."""
@@ -82,31 +91,36 @@ class HubData:
         """
         import datasets  # imported here: it takes a second, and only these corpora need it
 
-        split = self.splits[side]
+        split, name = self.sides[side], str(self.name)
         where = {"revision": self.revision, "data_files": _each(self.data_files, _pattern)}
         try:
             with self._explained(side, config):
-                return datasets.load_dataset(
-                    self.name, config, split=split, streaming=self.streaming, **where
-                )
+                return datasets.load_dataset(name, config, split=split, streaming=self.streaming, **where)
         except MagnetoError as error:
             if not isinstance(error.__cause__, ValueError):
                 raise
             # The library's own error is the same for a bad slice, such as train[:1%.
             try:
-                known = set(datasets.get_dataset_split_names(self.name, config, **where))
+                known = set(datasets.get_dataset_split_names(name, config, **where))
             except (ValueError, OSError, datasets.exceptions.DatasetsError):
                 raise error from error.__cause__
             if {part.partition("[")[0] for part in split.split("+")} <= known:
                 raise
             raise MissingSplit(str(error)) from error.__cause__
 
+    def no_column(self, key: str, column: str, columns: Collection[str]) -> ConfigError:
+        """Return the error for a column that the rows lack. key: that names it."""
+        return ConfigError(
+            f"data: {self.name} has no column {column!r}; it has {', '.join(columns)}. Name the right one "
+            f"(data.corpora...{key})."
+        )
+
     @contextlib.contextmanager
     def _explained(self, side: str, config: str | None) -> Iterator[None]:
         """Raise errors of the library as `ConfigError`."""
         import datasets
 
-        what = f"split {self.splits[side]!r} of the data set {self.name}" + (f" ({config})" if config else "")
+        what = f"split {self.sides[side]!r} of the data set {self.name}" + (f" ({config})" if config else "")
         try:
             yield
         # StopIteration is what the library raises for a pattern that fits no file.

@@ -5,7 +5,7 @@ by which its masks follow from the seed; `image`, the position of its image in t
 `caption_key`, equal for captions that do not differ in a letter or digit; `tokens`, `<s>` and `</s>` included.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from magneto.data.corpora.base import SPLITS, Skipped
+from magneto.data.corpora.base import SPLITS, Skipped, lazy
 from magneto.data.corpora.image.base import (
     ImageCorpus,
     ImageExample,
     ImageReader,
-    LazyImages,
     caption_key,
     each_caption,
 )
@@ -68,37 +67,28 @@ class CaptionedReader:
     def load(self, data_dir: Path) -> ImageCorpus:
         """Return the corpus's images with clean captions. What is skipped is known after all have been read."""
         corpus = self.reader.load(data_dir)
-        skipped: list[Skipped] = []
         languages = "any language" if self.languages is None else " or ".join(self.languages)
 
-        def examples() -> Iterator[ImageExample]:
-            skipped.clear()
+        def examples() -> Iterator[ImageExample | Skipped]:
             for example in corpus.examples:
-                captions = self._clean(example, skipped)
+                captions: dict[str, list[str]] = {}
+                for language, text in each_caption(example.captions):
+                    if self.languages is not None and language not in self.languages:
+                        continue
+                    if reason := why_unusable(text) or why_unusable(language):
+                        yield Skipped(example.id, "", f"caption: {reason}")
+                        continue
+                    text = clean_caption(text, self.lowercase)
+                    if text not in captions.setdefault(language, []):
+                        captions[language].append(text)
                 if captions:
                     yield replace(example, captions=captions, label=None)
                 else:
-                    skipped.append(Skipped(example.id, "", f"no caption in {languages}"))
-            skipped.extend(corpus.skipped)
+                    yield Skipped(example.id, "", f"no caption in {languages}")
+            yield from corpus.skipped
 
-        return replace(
-            corpus, examples=LazyImages(examples, len(corpus.examples)), labels=(), skipped=skipped
-        )
-
-    def _clean(self, example: ImageExample, skipped: list[Skipped]) -> Mapping[str, list[str]]:
-        """Return language -> usable captions, each once; note the others."""
-        clean: dict[str, list[str]] = {}
-        for language, text in each_caption(example.captions):
-            if self.languages is not None and language not in self.languages:
-                continue
-            reason = why_unusable(text) or why_unusable(language)
-            if reason is not None:
-                skipped.append(Skipped(example.id, "", f"caption: {reason}"))
-                continue
-            text = clean_caption(text, self.lowercase)
-            if text not in clean.setdefault(language, []):
-                clean[language].append(text)
-        return clean
+        images, skipped = lazy(examples, len(corpus.examples))
+        return replace(corpus, examples=images, labels=(), skipped=skipped)
 
 
 def build(target: Preparation, images: ImageDataModule) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def _collect(target: Preparation) -> tuple[list[Utterance], str]:
     sides: dict[Audio, set[str]] = defaultdict(set)
     for name, corpus in target.load():
         advice.append(corpus.advice)
-        for utterance in corpus.utterances:
+        for utterance in corpus.examples:
             if utterance.split not in target.splits:
                 continue
             text = normalize_text(utterance.text)

@@ -85,14 +85,14 @@ def build(target: Preparation) -> dict[str, Any]:
 
 def _documents(target: Preparation) -> Iterator[Document]:
     for name, corpus in target.load():
-        yield from usable_documents(name, corpus.documents, target.config.fractions, target.skip)
+        yield from usable_documents(name, corpus.examples, target.config.fractions, target.skip)
 
 
 def _sample(target: Preparation) -> Iterator[str]:
     """Yield the first training texts of each corpus, to train a tokenizer on."""
     for name, reader in target.corpora.items():
         room = target.config.tokenizer.sample_mb * 1e6
-        documents = reader.load(target.data_dir).documents
+        documents = reader.load(target.data_dir).examples
         for document in usable_documents(name, documents, target.config.fractions):
             if document.split == "train":
                 yield document.text
@@ -107,7 +107,7 @@ def _remedy(target: Preparation, total: int) -> str:
         return "Check the files: their format, their encoding, the key of the text."
     groups, stated = set(), True
     for reader in target.corpora.values():
-        for document in reader.load(target.data_dir).documents:
+        for document in reader.load(target.data_dir).examples:
             groups.add(document.group)
             stated &= document.split is not None
             if len(groups) >= FEW:

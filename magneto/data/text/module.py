@@ -99,7 +99,7 @@ class TextDataModule(PreparedDataModule[TextInfo, TextConfig]):
         """Yield the documents of a split in the order of its tokens, read from the corpora again."""
         for name, reader in self.corpora.items():
             corpus = reader.load(self.data_dir)
-            usable = usable_documents(name, corpus.documents, self.config.fractions)
+            usable = usable_documents(name, corpus.examples, self.config.fractions)
             yield from (one for one in usable if one.split == split)
 
     def open(self, split: str) -> TextDataset:

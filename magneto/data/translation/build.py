@@ -148,7 +148,7 @@ def _gather(target: Preparation) -> Gathered:
     val, test = config.fractions
     with gathered.file.open("w", encoding="utf-8") as file:
         for name, corpus in target.load():
-            for pair in corpus.pairs:
+            for pair in corpus.examples:
                 id = f"{name}/{pair.id}"
                 source, translation, reason = _read(pair, config.clean)
                 if reason:

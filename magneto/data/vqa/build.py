@@ -149,7 +149,7 @@ def _usable(target: Preparation, all_images: ImageDataModule) -> Iterator[Usable
     for name, reader in target.corpora.items():
         images = CorpusImages(all_images, name)
         corpus = reader.questions(target.data_dir, images)
-        for question in corpus.questions:
+        for question in corpus.examples:
             # An answer that cannot be chosen still is that of a person who was asked.
             answers = tuple(
                 "" if why_unusable(answer) else normalize_answer(answer) for answer in question.answers

@@ -53,7 +53,7 @@ HEADERS: dict[str, list[str] | None] = {
 
 def layout(task: str, count: int, file: str, first: int = 0) -> list[list[str]]:
     """`count` rows as the benchmark's files have them, with the line of names where there is one."""
-    columns = TASKS[task].columns
+    columns = TASKS[task]
     header = HEADERS[task]
     if header is MNLI_TRAIN and file.startswith("dev"):  # five annotators
         header = [*MNLI_TRAIN[:-1], "label2", "label3", "label4", "label5", "gold_label"]
@@ -89,7 +89,7 @@ def test_each_glue_task_is_read(task: str, tmp_path: Path) -> None:
     assert not corpus.skipped and corpus.labels == TASKS[task].labels
     train = [e for e in corpus.examples if e.split == "train"]
     assert len(train) == 20 and train[3].text == sentence(3)
-    assert train[3].pair == (None if TASKS[task].columns.pair is None else f'he said "{sentence(4)}')
+    assert train[3].pair == (None if TASKS[task].pair is None else f'he said "{sentence(4)}')
     assert train[3].label == (1.5 if task == "STS-B" else TASKS[task].labels[3 % len(TASKS[task].labels)])
     for split in ("val", "test"):  # the test labels are held back: dev stands for both
         assert [e.text for e in corpus.examples if e.split == split][:6] == [
@@ -364,16 +364,16 @@ def test_tables_of_other_programs_are_explained(tmp_path: Path) -> None:
     ):
         file.write_bytes(content)
         with pytest.raises(MagnetoError, match=message):
-            list(read_table(file, None, []))
+            list(read_table(file, None))
     file.write_bytes(b"sentence\tlabel\rone\tx\rtwo\ty\r")
-    plain = [row for _, row in read_table(file, None, [])]
+    plain = [row for _, row in read_table(file, None)]
     assert plain == [{"sentence": "one", "label": "x"}, {"sentence": "two", "label": "y"}]
     packed = tmp_path / "a.tsv.gz"
     packed.write_bytes(gzip.compress(file.read_bytes()))
-    assert [row for _, row in read_table(packed, None, [])] == plain
+    assert [row for _, row in read_table(packed, None)] == plain
     packed.write_bytes(packed.read_bytes()[:-9])
     with pytest.raises(MagnetoError, match=r"a\.tsv\.gz: damaged \(.*end-of-stream"):
-        list(read_table(packed, None, []))
+        list(read_table(packed, None))
 
 
 def test_f1_is_of_the_positive_label(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from magneto.data.corpora.image.base import ImageCorpus, ImageExample, LazyImages
+from magneto.data.corpora.base import LazyExamples
+from magneto.data.corpora.image.base import ImageCorpus, ImageExample
 from magneto.data.corpora.image.image_folder import ImageFolderReader
 from magneto.data.image import build
 from magneto.data.image.dataset import ImageInfo, user_images
@@ -225,7 +226,7 @@ class InMemory:
                 data = encoded(image) if self.encode else np.asarray(image)
                 yield ImageExample(id=str(number), image=data, label="red" if number else None, split=split)
 
-        return ImageCorpus(examples=LazyImages(images, 30), labels=("red",))
+        return ImageCorpus(examples=LazyExamples(images, count=30), labels=("red",))
 
 
 @pytest.mark.parametrize("encode", [True, False])

@@ -1,10 +1,8 @@
 """What every reader of a corpus keeps to, on tiny files of its own format. No network."""
 
 import gzip
-import io
 import json
 import struct
-import tarfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +25,6 @@ from magneto.data.corpora.image.webdataset import WebDatasetReader
 from magneto.data.corpora.speech.librispeech import LibriSpeechReader
 from magneto.data.corpora.speech.manifest import ManifestReader
 from magneto.data.corpora.speech.stamps import StampsReader
-from magneto.data.corpora.text.documentation import DocumentationReader
 from magneto.data.corpora.text.hub import HubReader
 from magneto.data.corpora.text.state_of_the_union import StateOfTheUnionReader
 from magneto.data.corpora.text.text_files import TextFilesReader
@@ -42,6 +39,7 @@ from magneto.data.corpora.vqa.nlvr2 import Nlvr2Reader
 from magneto.data.corpora.vqa.stamp_questions import StampQuestionsReader, StampStatementsReader
 from magneto.data.corpora.vqa.vqa import VqaReader
 from magneto.errors import MagnetoError
+from tests.toys.corpora import lines, png, shard, write
 from tests.toys.questions import nlvr2_files, vqa_files, write_nlvr2, write_vqa
 from tests.toys.recordings import copy_by_macos, tone
 
@@ -58,22 +56,6 @@ class Case:
     skipped: dict[str, str] = field(default_factory=dict)  # id -> reason
     fatal: str = ""  # a bad line is an error with this message
     hides_macos: bool = True  # the hidden files of macOS change nothing
-
-
-def write(path: Path, content: str | bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
-
-
-def png(number: int, shape: tuple[int, ...] = (8, 8, 3)) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(number).integers(0, 256, shape, np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def lines(*values: Any) -> bytes:
-    return b"".join((v if isinstance(v, bytes) else json.dumps(v).encode()) + b"\n" for v in values)
 
 
 def text_files(root: Path) -> Case:
@@ -101,20 +83,6 @@ def hub(root: Path) -> Case:
         "a.jsonl",
         (lambda r: make(r, key="t"), lambda r: make(r, limit=1), lambda r: make(r, start="o")),
         {"train:2": "no text under the key 'text'"},
-    )
-
-
-def documentation(root: Path) -> Case:
-    folder = root / "usr/share/perl/5.36.0/pod"
-    for name in "abc":
-        write(folder / f"{name}.pod", f"The manual {name} says this and that. " * 10)
-    write(folder / "d.pod", CAFE * 100)
-    write(folder / "e.pod", "See a.")
-    return Case(
-        lambda r: DocumentationReader(["perl-doc"], str(r)),
-        "usr/share/perl/5.36.0/pod/a.pod",
-        (lambda r: DocumentationReader(["anarchism"], str(r)),),
-        {"perl-doc/d.pod": "not UTF-8", "perl-doc/e.pod": "shorter than 200 characters"},
     )
 
 
@@ -225,7 +193,7 @@ def hub_pairs(root: Path) -> Case:
     rows = [{"translation": {"en": f"Row {n}", "fr": f"Ligne {n}"}} for n in range(3)]
     write(root / "a.jsonl", lines(*rows, {"translation": {"en": "No French", "fr": None}}))
     make = lambda r, *directions, **more: HubPairsReader(
-        "json", directions, data_files=str(r / "a.jsonl"), splits={"train": "train"}, **more
+        "json", directions=directions, data_files=str(r / "a.jsonl"), splits={"train": "train"}, **more
     )
     others = (lambda r: make(r, "fr-en"), lambda r: make(r, "en-fr", limit=1))
     return Case(
@@ -245,7 +213,7 @@ def fashion_mnist(root: Path) -> Case:
 
 def cifar10(root: Path) -> Case:
     for number, name in enumerate([*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]):
-        write(root / f"{name}.png", png(number, (2, 1024, 3)))
+        Image.new("RGB", (1024, 2), (number, 0, 0)).save(root / f"{name}.png")
     write(root / "train_lables.json", json.dumps(list(range(10))))
     write(root / "test_lables.json", "[9, 8]")
     make = lambda r, count: Cifar10Reader(count, str(r))
@@ -265,17 +233,7 @@ def image_folder(root: Path) -> Case:
 
 
 def webdataset(root: Path) -> Case:
-    with tarfile.open(root / "a.tar", "w") as tar:
-        for name, content in {
-            "1.png": png(1),
-            "1.cls": b"0",
-            "2.png": png(2),
-            "2.cls": b"1",
-            "3.cls": b"1",
-        }.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
+    shard(root / "a.tar", {"1.png": png(1), "1.cls": b"0", "2.png": png(2), "2.cls": b"1", "3.cls": b"1"})
     make = lambda r, **more: WebDatasetReader(str(r / "*.tar"), **more)
     others = (lambda r: make(r, label="kind"), lambda r: make(r, language="fr"))
     return Case(make, "a.tar", others, {"a.tar/3": "sample without an image"})
@@ -352,7 +310,7 @@ def nlvr2(root: Path) -> Case:
 
 
 BUILDERS = (
-    text_files, hub, documentation, sotu, sotu_era, tsv, glue, manifest, stamps, librispeech, translation_files, gettext,
+    text_files, hub, sotu, sotu_era, tsv, glue, manifest, stamps, librispeech, translation_files, gettext,
     libreoffice, hub_pairs, fashion_mnist, cifar10, image_folder, webdataset, caption_file, coco_captions, hub_images,
     stamp_images, stamp_questions, vqa, nlvr2,
 )  # fmt: skip
@@ -369,18 +327,13 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def examples(reader: Any, data_dir: Path) -> tuple[list[str], list[Any]]:
     """The examples of a corpus, comparable, and what was skipped."""
     corpus = reader.load(data_dir)
-    name = next(name for name in ("examples", "utterances", "documents", "pairs") if hasattr(corpus, name))
-    found = [vars_of(example) for example in getattr(corpus, name)]
-    ids = [example["id"] for example in found]
+    found = list(corpus.examples)
+    ids = [example.id for example in found]
     if not isinstance(reader, GlueReader):  # whose dev set is listed for val and for test
         assert ids and len(set(ids)) == len(ids)
-    assert {example["split"] for example in found} <= {"train", "val", "test", None}
+    assert {example.split for example in found} <= {"train", "val", "test", None}
     assert json.loads(json.dumps(corpus.origin)) == corpus.origin
     return [repr(example) for example in found], list(corpus.skipped)
-
-
-def vars_of(example: Any) -> dict[str, Any]:
-    return {name: getattr(example, name) for name in type(example).__dataclass_fields__}
 
 
 @pytest.mark.parametrize("build", BUILDERS, ids=lambda build: build.__name__)

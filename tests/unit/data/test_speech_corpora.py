@@ -79,7 +79,7 @@ def stamp_tree(tmp_path) -> Path:
 def test_stamps(stamp_tree, tmp_path):
     reader = StampsReader(languages=["es", "fr"], folder=str(stamp_tree))
     corpus = reader.load(tmp_path)
-    found = {utterance.id: utterance for utterance in corpus.utterances}
+    found = {utterance.id: utterance for utterance in corpus.examples}
     assert len(found) == 40 * 2 + 2 + 1 + 0 + 1  # food: a has both, b and d one, c none of its own
     one = found["animals/beast5_desc_fr.ogg"]
     assert (one.text, one.language, one.group) == ("Une bête 5 !", "fr", "animals/beast5")
@@ -98,18 +98,18 @@ def test_a_stamp_has_one_split(stamp_tree, tmp_path):
         lambda u: u.group,
     ):
         sides: dict[object, set[str]] = {}
-        for utterance in corpus.utterances:
+        for utterance in corpus.examples:
             sides.setdefault(key(utterance), set()).add(utterance.split)
         assert all(len(names) == 1 for names in sides.values())
-    group = {u.id: u.group for u in corpus.utterances}
+    group = {u.id: u.group for u in corpus.examples}
     assert group["food/a_desc_es.ogg"] == group["animals/beast7_desc_fr.ogg"]
-    assert "train" in {u.split for u in corpus.utterances}
+    assert "train" in {u.split for u in corpus.examples}
 
 
 def test_languages_do_not_move_a_split(stamp_tree, tmp_path):
     """A recording keeps its split when other languages are chosen."""
-    both = {u.id: u.split for u in StampsReader(["es", "fr"], str(stamp_tree)).load(tmp_path).utterances}
-    one = {u.id: u.split for u in StampsReader(["fr"], str(stamp_tree)).load(tmp_path).utterances}
+    both = {u.id: u.split for u in StampsReader(["es", "fr"], str(stamp_tree)).load(tmp_path).examples}
+    one = {u.id: u.split for u in StampsReader(["fr"], str(stamp_tree)).load(tmp_path).examples}
     assert one.items() <= both.items()
 
 
@@ -146,8 +146,8 @@ def test_librispeech_reads_its_own_format(tmp_path, inner):
         libri_tree(tmp_path, subset)
     (tmp_path / "LibriSpeech/dev-clean/84/0/84-0-0001.flac").unlink()
     corpus = LibriSpeechReader(folder=str(tmp_path / inner)).load(tmp_path / "data")
-    assert Counter(u.split for u in corpus.utterances) == {"train": 6, "val": 5, "test": 6}
-    first = corpus.utterances[0]
+    assert Counter(u.split for u in corpus.examples) == {"train": 6, "val": 5, "test": 6}
+    first = corpus.examples[0]
     assert (first.id, first.text, first.speaker) == ("84-0-0000", "SOME WORDS 0", "84")
     assert [(item.id, item.reason) for item in corpus.skipped] == [("84-0-0001", "missing file")]
 
@@ -188,7 +188,7 @@ def test_librispeech_is_downloaded_and_checked(tmp_path, monkeypatch):
     monkeypatch.setitem(torchaudio_librispeech._CHECKSUMS, address, checksum)
     reader = LibriSpeechReader(train=["dev-clean"], val=[], test=[])
     for _ in range(2):
-        assert len(reader.load(tmp_path / "data").utterances) == 6
+        assert len(reader.load(tmp_path / "data").examples) == 6
     assert not (tmp_path / "data/raw/.dev-clean.partial").exists()
 
     monkeypatch.setitem(torchaudio_librispeech._CHECKSUMS, address, "0" * 64)

@@ -1,33 +1,18 @@
 """Each parallel corpus on small files of its real format, good and broken."""
 
-import gzip
-import json
-import logging
 import zipfile
-from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
 
 import polib
 import pytest
-import zstandard
 
-from magneto.data.corpora.translation.base import Pair, TranslationReader
+from magneto.data.corpora.translation.base import Pair
 from magneto.data.corpora.translation.gettext import GettextReader
-from magneto.data.corpora.translation.hub_pairs import HubPairsReader
 from magneto.data.corpora.translation.libreoffice import LibreOfficeReader
-from magneto.data.corpora.translation.translation_files import TranslationFilesReader
-from magneto.data.translation.module import TranslationDataModule
 from magneto.errors import MagnetoError
-
-
-def read(reader: TranslationReader, tmp_path: Path) -> tuple[list[Pair], list[str]]:
-    """Its pairs, and the reasons of what it skipped."""
-    corpus = reader.load(tmp_path / "data")
-    pairs = list(corpus.pairs)
-    assert len({pair.id for pair in pairs}) == len(pairs)
-    json.dumps([corpus.origin, reader.fingerprint()])
-    return pairs, [item.reason for item in corpus.skipped]
+from tests.toys.corpora import read, write
 
 
 def texts(pairs: list[Pair]) -> list[tuple[str, str]]:
@@ -80,7 +65,9 @@ def test_help_pages_join_by_paragraph(pages: Path, tmp_path: Path) -> None:
         ("A bolder item & more", "Un élément plus gras & plus"),
     ]
     assert {pair.group for pair in pairs} == {"swriter/guide/auto_off.html"} and pairs[0].split is None
-    assert sorted(skipped) == ["code or link", "formula or table of numbers", "not translated", "single word"]
+    assert skipped == dict.fromkeys(
+        ("code or link", "formula or table of numbers", "not translated", "single word"), 1
+    )
 
 
 def test_broken_help_pages(pages: Path, tmp_path: Path) -> None:
@@ -90,12 +77,13 @@ def test_broken_help_pages(pages: Path, tmp_path: Path) -> None:
     (pages / "en-US/text/empty.html").write_bytes(b"\0\xff<p id=")
     pairs, _ = read(LibreOfficeReader(["fr-en"], folder=str(pages)), tmp_path)
     assert len(pairs) == 4 and pairs[0].source_language == "fr"
-    with pytest.raises(MagnetoError, match="has no language 'xx'"):
-        LibreOfficeReader(["en-xx"])
-    with pytest.raises(MagnetoError, match="no such folder"):
-        read(LibreOfficeReader(folder=str(tmp_path / "missing")), tmp_path)
-    with pytest.raises(MagnetoError, match="holds none of the files of libreoffice-help-de"):
-        read(LibreOfficeReader(["en-de"], folder=str(pages)), tmp_path)
+    for directions, folder, message in (
+        (["en-xx"], pages, "has no language 'xx'"),
+        (["en-fr"], tmp_path / "missing", "no such folder"),
+        (["en-de"], pages, "holds none of the files of libreoffice-help-de"),
+    ):
+        with pytest.raises(MagnetoError, match=message):
+            read(LibreOfficeReader(directions, folder=str(folder)), tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------ gettext
@@ -127,33 +115,21 @@ msgstr[2] "{many}"
 #~ msgid "Gone"
 #~ msgstr "{open}"
 """
-POLISH = {
-    "open": "&Otwórz plik",
-    "save": "Zapisz jako",
-    "one": "%d strona",
-    "few": "%d strony",
-    "many": "%d stron",
-}
-FRENCH = {
-    "open": "_Ouvrir le fichier",
-    "save": "Enregistrer sous",
-    "one": "%d page",
-    "few": "-",
-    "many": "%d pages",
+NAMES = ("open", "save", "one", "few", "many")
+WORDS = {
+    "pl": ("&Otwórz plik", "Zapisz jako", "%d strona", "%d strony", "%d stron"),
+    "fr": ("_Ouvrir le fichier", "Enregistrer sous", "%d page", "-", "%d pages"),
 }
 
 
 @pytest.fixture
 def catalogs(tmp_path: Path) -> Path:
-    folder = tmp_path / "app"
-    for language, values in (("pl", POLISH), ("fr", FRENCH)):
-        file = folder / "locale" / language / "LC_MESSAGES" / "app.po"
-        file.parent.mkdir(parents=True)
+    for language, words in WORDS.items():
         text = PO
-        for name, value in values.items():
-            text = text.replace(f"{{{name}}}", value)
-        file.write_text(text, encoding="utf-8")
-    return folder
+        for name, word in zip(NAMES, words, strict=True):
+            text = text.replace(f"{{{name}}}", word)
+        write(tmp_path / "app/locale" / language / "LC_MESSAGES/app.po", text)
+    return tmp_path / "app"
 
 
 FRENCH_PAIRS = [
@@ -177,7 +153,7 @@ def test_messages_of_catalogs_in_all_directions(catalogs: Path, tmp_path: Path) 
         ("%d strona", "%d page"),
         ("%d stron", "%d pages"),
     ]
-    assert skipped.count("fuzzy") == 3 and skipped.count("not translated") == 3
+    assert skipped == {"fuzzy": 3, "not translated": 3}
     groups = {(pair.group, pair.target_language) for pair in pairs if "ave" in pair.group}
     assert {group for group, _ in groups} == {"save as"}, "a message is on one side in all languages"
 
@@ -194,22 +170,24 @@ FORMS = {
 }  # fmt: skip
 
 
+def save(path: Path, entry: polib.POEntry, metadata: Mapping[str, str] = MappingProxyType({})) -> str:
+    catalog = polib.POFile()
+    catalog.metadata = {"Content-Type": "text/plain; charset=UTF-8", **metadata}
+    catalog.append(entry)
+    (catalog.save_as_mofile if path.suffix == ".mo" else catalog.save)(str(path))
+    return str(path)
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("language", FORMS)
 def test_plural_forms_are_those_of_the_header(language: str, compiled: bool, tmp_path: Path) -> None:
     """The singular is the form of 1, the plural that of many, not the first and the last."""
     header, one, many = FORMS[language]
     count = int(header[9]) if header[9].isdigit() else 2
-    catalog = polib.POFile()
-    catalog.metadata = {"Content-Type": "text/plain; charset=UTF-8", "Plural-Forms": header}
     forms = {number: f"form {number}" for number in range(count)}
-    catalog.append(polib.POEntry(msgid="One file", msgid_plural="%d files", msgstr_plural=forms))
-    (catalog.save_as_mofile if compiled else catalog.save)(
-        str(tmp_path / f"{language}.{'mo' if compiled else 'po'}")
-    )
-    pairs, skipped = read(
-        GettextReader([f"en-{language}"], [], [str(next(tmp_path.glob(f"{language}.*")))]), tmp_path
-    )
+    entry = polib.POEntry(msgid="One file", msgid_plural="%d files", msgstr_plural=forms)
+    path = save(tmp_path / f"{language}.{'mo' if compiled else 'po'}", entry, {"Plural-Forms": header})
+    pairs, skipped = read(GettextReader([f"en-{language}"], [], [path]), tmp_path)
     assert texts(pairs) == [("One file", f"form {one}"), ("%d files", f"form {many}")] and not skipped
 
 
@@ -234,12 +212,8 @@ def test_plural_forms_are_those_of_the_header(language: str, compiled: bool, tmp
 )
 def test_accelerators_go_and_entities_stay(text: str, plain: str, tmp_path: Path) -> None:
     """Only the mark of an accelerator key goes."""
-    catalog = polib.POFile()
-    catalog.metadata = {"Content-Type": "text/plain; charset=UTF-8"}
-    catalog.append(polib.POEntry(msgid="Something", msgstr=text))
-    catalog.save(str(tmp_path / "fr.po"))
-    pairs, _ = read(GettextReader(["en-fr"], [], [str(tmp_path / "fr.po")]), tmp_path)
-    assert [pair.target for pair in pairs] == [plain]
+    path = save(tmp_path / "fr.po", polib.POEntry(msgid="Something", msgstr=text))
+    assert texts(read(GettextReader(["en-fr"], [], [path]), tmp_path)[0]) == [("Something", plain)]
 
 
 def test_wheels_and_compiled_catalogs(catalogs: Path, tmp_path: Path) -> None:
@@ -247,14 +221,12 @@ def test_wheels_and_compiled_catalogs(catalogs: Path, tmp_path: Path) -> None:
     file = catalogs / "locale/fr/LC_MESSAGES/app.po"
     polib.pofile(str(file)).save_as_mofile(str(file.with_suffix(".mo")))
     file.unlink()
+    compiled = file.with_suffix(".mo").read_bytes()
     wheel = tmp_path / "app-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.write(file.with_suffix(".mo"), "app/locale/fr/LC_MESSAGES/app.mo")
+        archive.writestr("app/locale/fr/LC_MESSAGES/app.mo", compiled)
         archive.writestr("app/code.py", "")
-    flat = tmp_path / "po" / "fr.mo"
-    flat.parent.mkdir()
-    flat.write_bytes(file.with_suffix(".mo").read_bytes())
-    for path in (wheel, flat, catalogs):
+    for path in (wheel, write(tmp_path / "po/fr.mo", compiled), catalogs):
         pairs, _ = read(GettextReader(["en-fr"], [], [str(path)]), tmp_path)
         assert sorted(texts(pairs)) == sorted(FRENCH_PAIRS), path
 
@@ -262,355 +234,36 @@ def test_wheels_and_compiled_catalogs(catalogs: Path, tmp_path: Path) -> None:
 def test_the_catalog_of_the_original(tmp_path: Path) -> None:
     """Its texts replace keys that are not text."""
     for language, text in (("en", "A title"), ("fr", "Un titre")):
-        file = tmp_path / "k" / language / "LC_MESSAGES" / "k.po"
-        file.parent.mkdir(parents=True)
-        file.write_text(
-            f'msgid ""\nmsgstr "Content-Type: text/plain; charset=UTF-8\\n"\n\nmsgid "label_t"\nmsgstr "{text}"\n'
-        )
-    pairs, _ = read(GettextReader(["en-fr"], [], [str(tmp_path / "k")]), tmp_path)
-    assert texts(pairs) == [("A title", "Un titre")]
+        file = write(tmp_path / "k" / language / "LC_MESSAGES/k.po", "")
+        save(file, polib.POEntry(msgid="label_t", msgstr=text))
+    assert texts(read(GettextReader(["en-fr"], [], [str(tmp_path / "k")]), tmp_path)[0]) == [
+        ("A title", "Un titre")
+    ]
 
 
 def test_broken_catalogs(catalogs: Path, tmp_path: Path) -> None:
     """They are skipped; unknown languages and empty folders are refused."""
+    folder = catalogs / "locale/fr/LC_MESSAGES"
     for name, content in (
         ("bad", b'msgid "x\nmsgstr'),
         ("latin", b'msgid "x y"\nmsgstr "\xe9"\n'),
         ("nul", b"\0" * 99),
     ):
         for suffix in (".po", ".mo"):
-            (catalogs / "locale/fr/LC_MESSAGES" / (name + suffix)).write_bytes(content)
-    compiled = catalogs / "locale/fr/LC_MESSAGES/cut.mo"
-    polib.pofile(str(compiled.with_name("app.po"))).save_as_mofile(str(compiled))
-    compiled.write_bytes(compiled.read_bytes()[:60])
-    (compiled.with_name("empty.mo")).write_bytes(b"")
+            write(folder / (name + suffix), content)
+    polib.pofile(str(folder / "app.po")).save_as_mofile(str(folder / "cut.mo"))
+    write(folder / "cut.mo", (folder / "cut.mo").read_bytes()[:60])
+    write(folder / "empty.mo", b"")
     pairs, skipped = read(GettextReader(["en-fr"], [], [str(catalogs)]), tmp_path)
-    assert texts(pairs) == FRENCH_PAIRS and sum("unreadable catalog" in reason for reason in skipped) >= 6
-    with pytest.raises(MagnetoError, match="no language 'de'; it has en, fr, pl"):
-        read(GettextReader(["en-de"], [], [str(catalogs)]), tmp_path)
+    assert texts(pairs) == FRENCH_PAIRS
+    assert sum(count for reason, count in skipped.items() if "unreadable catalog" in reason) >= 6
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(MagnetoError, match="holds no gettext catalog"):
-        read(GettextReader(["en-fr"], [], [str(tmp_path / "nothing")]), tmp_path)
-    with pytest.raises(MagnetoError, match="no such file or folder"):
-        GettextReader(["en-fr"], [], [str(tmp_path / "missing")]).fingerprint()
-    with pytest.raises(MagnetoError, match="'flask' is not known"):
-        GettextReader(["en-fr"], ["flask"])
-    with pytest.raises(MagnetoError, match="name catalogs"):
-        GettextReader(["en-fr"], [])
-
-
-# ------------------------------------------------------------------------------------------------ own files
-
-
-def write(path: Path, text: str | bytes) -> str:
-    path.write_bytes(text.encode() if isinstance(text, str) else text)
-    return str(path)
-
-
-def test_line_aligned_files(tmp_path: Path) -> None:
-    source = write(tmp_path / "a.en", b"\xef\xbb\xbfone\ntwo\x0btwo\r\n\nfour\n\xff\xfe\n")
-    target = write(tmp_path / "a.fr", "un\ndeux\u2028deux\ntrois\nquatre\ncinq")
-    pairs, skipped = read(TranslationFilesReader("en-fr", source=source, target=target), tmp_path)
-    found = [(one.strip(), other.strip()) for one, other in texts(pairs)]
-    assert found == [("one", "un"), ("two\x0btwo", "deux\u2028deux"), ("", "trois"), ("four", "quatre")]
-    assert skipped == ["not UTF-8"]
-
-
-def test_unequal_numbers_of_lines(tmp_path: Path) -> None:
-    """The message has both."""
-    source, target = (
-        write(tmp_path / "a.en", "one\ntwo\nthree\nfour\n"),
-        write(tmp_path / "a.fr", "un\ndeux\n"),
-    )
-    with pytest.raises(MagnetoError, match=r"a\.fr has 2 lines, .*a\.en has 4:"):
-        read(TranslationFilesReader("en-fr", source=source, target=target), tmp_path)
-
-
-def test_tsv(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.tsv", b"one\tun\tcomment\r\ntwo\n\nthree\t\n\xff\tx\nnul\0\tnul\n")
-    pairs, skipped = read(TranslationFilesReader("en-fr", tsv=path), tmp_path)
-    assert texts(pairs) == [("one", "un"), ("three", ""), ("nul\0", "nul")]
-    assert skipped == ["no tab in the line", "not UTF-8"]
-
-
-TMX = """<?xml version="1.0" encoding="UTF-8"?>
-<!DOCTYPE tmx SYSTEM "tmx14.dtd">
-<tmx version="1.4"><header srclang="EN-US" adminlang="en" datatype="plaintext" segtype="sentence" o-tmf="x"
- creationtool="x" creationtoolversion="1"/><body>
-<tu><tuv xml:lang="EN-US"><seg>Click <bpt i="1">&lt;b&gt;</bpt>OK<ept i="1">&lt;/b&gt;</ept> &amp; <hi>wait</hi>.</seg></tuv>
-<tuv xml:lang="fr"><seg>Cliquez sur OK.</seg></tuv></tu>
-<tu><tuv lang="en"><seg>Only English</seg></tuv></tu>
-<tu><tuv xml:lang="en"><seg>Empty</seg></tuv><tuv xml:lang="fr-CA"><seg/></tuv></tu>
-</body></tmx>"""
-
-
-def test_tmx(tmp_path: Path) -> None:
-    pairs, skipped = read(TranslationFilesReader("en-fr", tmx=write(tmp_path / "a.tmx", TMX)), tmp_path)
-    assert texts(pairs) == [("Click OK & wait.", "Cliquez sur OK."), ("Empty", "")]
-    assert skipped == ["a language is missing in the unit"]
-    with pytest.raises(
-        MagnetoError, match=r"no unit has both en and de; its languages: EN-US, en, fr, fr-CA"
+    for direction, packages, paths, message in (
+        ("en-de", [], [str(catalogs)], "no language 'de'; it has en, fr, pl"),
+        ("en-fr", [], [str(tmp_path / "nothing")], "holds no gettext catalog"),
+        ("en-fr", [], [str(tmp_path / "missing")], "no such file or folder"),
+        ("en-fr", ["flask"], [], "'flask' is not known"),
+        ("en-fr", [], [], "name catalogs"),
     ):
-        read(TranslationFilesReader("en-de", tmx=write(tmp_path / "a.tmx", TMX)), tmp_path)
-
-
-def test_entities_of_html_in_a_tmx(tmp_path: Path) -> None:
-    """Where a DTD is named that may declare them they are read; else the message names the entity."""
-    unit = '<tu><tuv lang="en"><seg>a&nbsp;b</seg></tuv><tuv lang="fr"><seg>c&eacute;</seg></tuv></tu>'
-    body = f"<tmx><body>{unit}</body></tmx>"
-    doctype = '<!DOCTYPE tmx SYSTEM "tmx14.dtd">'
-    pairs, _ = read(TranslationFilesReader("en-fr", tmx=write(tmp_path / "c.tmx", doctype + body)), tmp_path)
-    assert texts(pairs) == [("a\u00a0b", "cé")]
-    with pytest.raises(MagnetoError, match="Entity 'nbsp' not defined"):
-        read(TranslationFilesReader("en-fr", tmx=write(tmp_path / "d.tmx", body)), tmp_path)
-
-
-@pytest.mark.parametrize(("suffix", "pack"), [(".gz", gzip.compress), (".ZST", zstandard.compress)])
-def test_compressed_parallel_files(suffix: str, pack: Any, tmp_path: Path) -> None:
-    """As OPUS and WMT publish them; a damaged one is named with what is wrong."""
-    contents = {"a.en": b"One thing\nAnother\n", "a.fr": b"Une chose\nUne autre\n"}
-    contents |= {"a.tsv": b"One thing\tUne chose\nAnother\tUne autre\n", "a.tmx": TMX.encode()}
-    for name, content in contents.items():
-        (tmp_path / name).write_bytes(content)
-        (tmp_path / f"{name}{suffix}").write_bytes(pack(content))
-        (tmp_path / f"cut-{name}{suffix}").write_bytes(pack(content)[:-9])
-    for files in ({"source": "a.en", "target": "a.fr"}, {"tsv": "a.tsv"}, {"tmx": "a.tmx"}):
-        plain, _ = read(
-            TranslationFilesReader("en-fr", **{k: tmp_path / n for k, n in files.items()}), tmp_path
-        )
-        packed = {kind: tmp_path / f"{name}{suffix}" for kind, name in files.items()}
-        found, _ = read(TranslationFilesReader("en-fr", **packed), tmp_path)
-        assert plain and texts(plain) == texts(found)
-        cut = {kind: tmp_path / f"cut-{name}{suffix}" for kind, name in files.items()}
-        with pytest.raises(MagnetoError, match=r"cut-a.*: damaged \(.+\)"):
-            read(TranslationFilesReader("en-fr", **cut), tmp_path)
-
-
-def test_neighbouring_units_have_one_split(tmp_path: Path) -> None:
-    """Of a TMX file, in blocks."""
-    unit = '<tu><tuv xml:lang="en"><seg>one {0}</seg></tuv><tuv xml:lang="fr"><seg>un {0}</seg></tuv></tu>'
-    text = f"<tmx><body>{''.join(unit.format(n) for n in range(150))}</body></tmx>"
-    pairs, _ = read(TranslationFilesReader("en-fr", tmx=write(tmp_path / "a.tmx", text)), tmp_path)
-    assert [pair.group for pair in pairs] == ["a.tmx:0"] * 100 + ["a.tmx:1"] * 50
-
-
-@pytest.mark.parametrize("broken", ["", "no xml", TMX[:-30], TMX.replace("</tuv>", "", 1), "<tmx>\0</tmx>"])
-def test_broken_tmx_is_refused(broken: str, tmp_path: Path) -> None:
-    with pytest.raises(MagnetoError, match=r"a\.tmx: not well-formed XML"):
-        read(TranslationFilesReader("en-fr", tmx=write(tmp_path / "a.tmx", broken)), tmp_path)
-
-
-@pytest.mark.timeout(10)
-def test_entities_of_tmx_are_not_expanded(tmp_path: Path) -> None:
-    """And no other file is read."""
-    lines = ['<!ENTITY a0 "lol">', *(f'<!ENTITY a{n} "{f"&a{n - 1};" * 10}">' for n in range(1, 12))]
-    secret = write(tmp_path / "secret", "secret words")
-    for entities in (lines, [f'<!ENTITY a11 SYSTEM "file://{secret}">']):
-        bomb = TMX.replace('SYSTEM "tmx14.dtd"', "[" + "".join(entities) + "]").replace("Only", "&a11;")
-        with pytest.raises(MagnetoError, match="declares XML entities"):
-            read(TranslationFilesReader("en-fr", tmx=write(tmp_path / "a.tmx", bomb)), tmp_path)
-
-
-def test_files_of_stated_splits(tmp_path: Path) -> None:
-    """Wrong combinations are refused."""
-    parts = {
-        side: {"tsv": write(tmp_path / f"{side}.tsv", f"{side} one\t{side} un\n")}
-        for side in ("train", "val", "test")
-    }
-    pairs, _ = read(TranslationFilesReader("en-fr", **parts), tmp_path)
-    assert [(pair.split, pair.source) for pair in pairs] == [(side, f"{side} one") for side in parts]
-    for wrong in (
-        {},
-        {"source": "a"},
-        {"tsv": "a", "tmx": "b"},
-        {"tsv": "a", **parts},
-        {"train": parts["train"]},
-        {**parts, "val": {"csv": "x"}},
-    ):
-        with pytest.raises(MagnetoError, match="set"):
-            TranslationFilesReader("en-fr", **wrong)
-    with pytest.raises(MagnetoError, match=r"missing\.tsv: cannot be read"):
-        TranslationFilesReader("en-fr", tsv=str(tmp_path / "missing.tsv")).fingerprint()
-    with pytest.raises(MagnetoError, match="is not a direction"):
-        TranslationFilesReader("english-french", tsv="a.tsv")
-
-
-def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Permissions do not hold root back, hence an open that fails."""
-    file = tmp_path / "pairs.tsv"
-    file.write_text("one\tun\n")
-
-    def refuse(self: Path, *_: object) -> None:
-        raise PermissionError(13, "Permission denied", str(self))
-
-    monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(MagnetoError, match=r"tsv: .*pairs\.tsv: cannot be read \(Permission denied\)"):
-        TranslationFilesReader("en-fr", tsv=str(file)).fingerprint()
-
-
-def test_own_files_from_the_source_to_batches(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    lines = [
-        f"The {chr(97 + n % 26) * (2 + n // 26)} works well.\tLe {chr(97 + n % 26) * (2 + n // 26)} marche bien."
-        for n in range(2_000)
-    ]
-    lines[5:8] = ["Nul \0 here\tNul ici", "Empty\t", "word " * 5_000 + "\tmot"]
-    path = write(tmp_path / "a.tsv", "\n".join(lines).encode() + b"\nbad \xff\tbytes\n")
-    data = TranslationDataModule(
-        {"files": TranslationFilesReader("en-fr", tsv=path)},
-        data_dir=str(tmp_path / "data"),
-        tokenizer={"kind": "bpe", "vocab_size": 150},
-        val_fraction=0.2,
-        test_fraction=0.2,
-    )
-    with caplog.at_level(logging.WARNING):
-        data.prepare()
-    data.setup()
-    assert sum(data.info.pairs.values()) + 4 <= 2_001
-    for reason in ("broken Unicode", "empty target", "longer than 10000 characters", "not UTF-8"):
-        assert f"{reason}: 1" in caplog.text
-    assert sum(len(batch["id"]) for batch in data.test_dataloader()) == data.info.pairs["test"]
-
-
-# ------------------------------------------------------------------------------------------------ Hugging Face
-
-ROWS = [{"translation": {"en": f"Row {n} of it", "fr": f"Ligne {n}"}} for n in range(4)]
-
-
-@pytest.fixture
-def splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    pytest.importorskip("datasets")
-    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
-    rows = {
-        "train": [*ROWS, {"translation": {"en": "No French", "fr": None}}],
-        "validation": ROWS[:2],
-        "test": ROWS[:1],
-    }
-    files = {}
-    for name, values in rows.items():
-        files[name] = write(tmp_path / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in values))
-    return files
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_rows_with_translations(splits: dict[str, str], streaming: bool, tmp_path: Path) -> None:
-    reader = HubPairsReader("json", ["en-fr", "fr-en"], data_files=splits, streaming=streaming)
-    pairs, skipped = read(reader, tmp_path)
-    assert [pair.split for pair in pairs[:7]] == ["train"] * 4 + ["val"] * 2 + ["test"]
-    assert texts(pairs[:1] + pairs[7:8]) == [("Row 0 of it", "Ligne 0"), ("Ligne 0", "Row 0 of it")]
-    assert skipped == ["a language is missing in the row"] * 2
-    few, _ = read(
-        HubPairsReader("json", ["en-fr"], data_files=splits, streaming=streaming, limit=1), tmp_path
-    )
-    assert len(few) == 3
-
-
-@pytest.fixture
-def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A data set in the hub's own form: a configuration a direction, of which one has nothing but a train split."""
-    pytest.importorskip("datasets")
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
-    root = tmp_path / "opus"
-    card = ["---", "configs:"]
-    for config, sides in {"en-fr": ("train", "validation", "test"), "en-yo": ("train",)}.items():
-        (root / config).mkdir(parents=True)
-        card += [f"- config_name: {config}", "  data_files:"]
-        for side in sides:
-            rows = [
-                {"translation": {language: f"{side} {language} {n}" for language in config.split("-")}}
-                for n in range(3)
-            ]
-            write(root / config / f"{side}-0.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-            card += [f"  - split: {side}", f"    path: {config}/{side}-*"]
-    write(root / "README.md", "\n".join([*card, "---", ""]))
-    return root
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_a_row_without_a_language_is_skipped(streaming: bool, tmp_path: Path) -> None:
-    """One row of another form says nothing of the others."""
-    pytest.importorskip("datasets")
-    rows = [{"translation": {"en": "One", "fr": "Un"}}, {"translation": {"en": "Two"}}, {"translation": None}]
-    file = write(tmp_path / "rows[1].jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    reader = HubPairsReader(
-        "json", ["en-fr"], data_files={"test": file}, splits={"test": "test"}, streaming=streaming
-    )
-    pairs, skipped = read(reader, tmp_path)
-    assert texts(pairs) == [("One", "Un")] and skipped == ["a language is missing in the row"] * 2
-    assert pairs[0].split == "test"
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_a_direction_with_train_alone(published: Path, streaming: bool, tmp_path: Path) -> None:
-    """Its other splits are listed as skipped."""
-    reader = HubPairsReader(str(published), ["en-fr", "yo-en"], streaming=streaming)
-    pairs, skipped = read(reader, tmp_path)
-    found = Counter((pair.source_language, pair.split) for pair in pairs)
-    assert found == {("en", "train"): 3, ("en", "val"): 3, ("en", "test"): 3, ("yo", "train"): 3}
-    assert skipped == ["no validation split in the direction", "no test split in the direction"]
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_a_split_of_no_direction(published: Path, streaming: bool, tmp_path: Path) -> None:
-    """It is an error, as is a missing train split."""
-    for directions, splits, message in (
-        (["en-yo"], {"train": "train", "val": "validation", "test": "test"}, "split 'validation' of"),
-        (["en-fr", "en-yo"], {"train": "train", "val": "dev", "test": "test"}, "split 'dev' of"),
-        (["en-fr", "en-yo"], {"train": "test", "val": "train", "test": "train"}, "split 'test' of"),
-        (["en-xx"], {"train": "train"}, "en-xx"),
-    ):
-        reader = HubPairsReader(str(published), directions, splits=splits, streaming=streaming)
         with pytest.raises(MagnetoError, match=message):
-            read(reader, tmp_path)
-
-
-def test_missing_splits_are_counted_in_the_report(
-    published: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    data = TranslationDataModule(
-        {"opus": HubPairsReader(str(published), ["en-fr", "en-yo"])}, data_dir=str(tmp_path / "data"), tag=True,
-        tokenizer={"kind": "bpe", "vocab_size": 45}, clean={"templates": False},
-    )  # fmt: skip
-    with caplog.at_level(logging.WARNING):
-        data.prepare()
-    assert "no validation split in the direction: 1; no test split in the direction: 1" in caplog.text
-    assert data.info.per_direction["en-yo"] == {"train": 3, "val": 0, "test": 0}
-    report = json.loads((data.folder / "prepare_report.json").read_text())
-    assert "opus/en-yo:test" in [item["id"] for item in report["skipped"]]
-
-
-def test_parquet_as_opus_100_is_published(tmp_path: Path) -> None:
-    pytest.importorskip("datasets")
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "train-00000-of-00001.parquet")
-    reader = HubPairsReader(
-        "parquet", ["en-fr"], data_files={"train": str(tmp_path / "*.parquet")}, splits={"train": "train"}
-    )
-    pairs, _ = read(reader, tmp_path)
-    assert len(pairs) == 4 and pairs[3].split is None
-
-
-def test_wrong_pairs_are_explained(splits: dict[str, str], tmp_path: Path) -> None:
-    """Other languages, other forms and wrong arguments."""
-    with pytest.raises(MagnetoError, match=r"no pairs en-de.*the first has the languages en, fr"):
-        read(HubPairsReader("json", ["en-de"], data_files=splits), tmp_path)
-    other = write(tmp_path / "o.jsonl", '{"en": "a", "fr": "b"}\n')
-    with pytest.raises(MagnetoError, match=r"a row is to hold .*the first has en, fr"):
-        read(HubPairsReader("json", ["en-fr"], data_files=other, splits={"train": "train"}), tmp_path)
-    with pytest.raises(MagnetoError, match="cannot be read"):
-        read(HubPairsReader("json", ["en-fr"], data_files={"train": splits["train"]}), tmp_path)
-    with pytest.raises(MagnetoError, match="Set data_files to them"):
-        HubPairsReader("json", ["en-fr"])
-    with pytest.raises(MagnetoError, match="none of the directions"):
-        HubPairsReader("wmt/wmt14", ["en-de"], configs={"en-fr": "fr-en"})
-    with pytest.raises(MagnetoError, match="Name train, or test, or train and val and test"):
-        HubPairsReader("wmt/wmt14", ["en-de"], splits={"train": "train", "test": "test"})
-
-
-def test_configurations_of_directions() -> None:
-    """They are called by both languages, unless they are named."""
-    assert HubPairsReader("Helsinki-NLP/opus-100", ["fr-en"]).configs == {("fr", "en"): "en-fr"}
-    assert HubPairsReader("wmt/wmt14", ["en-de"], configs={"en-de": "de-en"}).configs == {
-        ("en", "de"): "de-en"
-    }
+            read(GettextReader([direction], packages, paths), tmp_path)

@@ -2,18 +2,18 @@
 
 import hashlib
 import unicodedata
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from magneto.data.corpora.base import SPLITS, Groups, LazyExamples, Reader, Skipped, hash_split
-from magneto.data.io.digest import files_digest
+from magneto.data.corpora.base import SPLITS, Corpus, Groups, LazyExamples, Reader, hash_split
+from magneto.data.io.digest import file_digest, files_digest
 from magneto.data.io.image import ImageData
 from magneto.data.transforms.text import normalize_text
-from magneto.errors import ConfigError, DataError, MagnetoError
+from magneto.errors import DataError, MagnetoError
 
 Captions = Mapping[str, str | Sequence[str]]
 """Language -> text, or several texts."""
@@ -31,52 +31,41 @@ class ImageExample:
     captions: Captions = field(default_factory=dict)
 
 
-class Images(Protocol):
-    """Images that can be iterated over any number of times."""
-
-    def __len__(self) -> int:
-        """Return their number, at most."""
-        ...
-
-    def __iter__(self) -> Iterator[ImageExample]: ...
-
-
-class LazyImages(LazyExamples[ImageExample]):
-    """Images that are made again each time; `count`: their number, at most."""
-
-    def __init__(self, make: Callable[[], Iterator[ImageExample]], count: int) -> None:
-        super().__init__(make)
-        self._count = count
-
-    def __len__(self) -> int:
-        return self._count
-
-
 @dataclass(frozen=True, kw_only=True)
-class ImageCorpus:
-    """The images of a corpus, its classes, what its reader skipped (complete once they have been read), its origin.
+class ImageCorpus(Corpus[ImageExample]):
+    """Images, whose number is known, and their classes.
 
     labels: in the order of their indices; empty: the corpus has no classes. evaluation_only: it is a test set for
     models that were trained on another corpus.
     """
 
-    examples: Images
+    examples: Sequence[ImageExample] | LazyExamples[ImageExample]
     labels: tuple[str, ...] = ()
-    skipped: list[Skipped] = field(default_factory=list)
-    origin: dict[str, Any] = field(default_factory=dict)
     evaluation_only: bool = False
 
 
 ImageReader = Reader[ImageCorpus]
 
 
-def image_files_digest(reader: ImageReader) -> str | None:
-    """Return the `files_digest` of the images of a corpus; None if it cannot be listed, which `load` explains."""
+def annotated(reader: ImageReader, corpus: str, files: Any, **settings: Any) -> dict[str, Any]:
+    """Return the fingerprint of images that the user's files name: of these their contents, of images sizes and times.
+
+    files: a path, or paths in mappings and lists; None stands for a missing one, which `load` explains.
+    """
+
+    def content(value: Any) -> Any:
+        if isinstance(value, Path):
+            return file_digest(value) if value.is_file() else None
+        if isinstance(value, Mapping):
+            return {key: content(one) for key, one in value.items()}
+        return [content(one) for one in value]
+
     try:
         examples = reader.load(Path()).examples
+        images = files_digest(example.image for example in examples if isinstance(example.image, Path))
     except MagnetoError:
-        return None
-    return files_digest(example.image for example in examples if isinstance(example.image, Path))
+        images = None
+    return {"corpus": corpus, "recipe": 2, "files": content(files), "images": images, **settings}
 
 
 def existing(path: Path) -> Path:
@@ -124,11 +113,8 @@ def images_of_arrays(
         origin: of the corpus.
 
     Raises:
-        ConfigError: `validation` is below 1.
         DataError: the labels of a side do not belong to its images.
     """
-    if validation < 1:
-        raise ConfigError(f"data: validation={validation} must be at least 1.")
     for side, (images, numbers) in sides.items():
         if len(images) != len(numbers) or not set(numbers) <= set(range(len(labels))):
             raise DataError(f"{root}: the labels of {side} do not belong to its images. Fetch them again.")
@@ -141,7 +127,7 @@ def images_of_arrays(
                 yield ImageExample(id=f"{side}/{number}", image=image, label=labels[label], split=split)
 
     count = sum(len(images) for images, _ in sides.values())
-    return ImageCorpus(examples=LazyImages(examples, count), labels=labels, origin=origin)
+    return ImageCorpus(examples=LazyExamples(examples, count=count), labels=labels, origin=origin)
 
 
 def assign_splits(

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from magneto.data.corpora.base import SPLITS, Skipped
-from magneto.data.corpora.image.base import ImageCorpus, ImageExample, existing, image_files_digest
-from magneto.data.io.digest import file_digest
+from magneto.data.corpora.image.base import ImageCorpus, ImageExample, annotated, existing
 from magneto.data.io.text import BadText, decode_text, json_lines, read_bytes
 from magneto.errors import ConfigError, DataError, nearest
 
@@ -36,34 +35,26 @@ class CaptionFileReader:
         self.language = language
 
     def fingerprint(self) -> dict[str, Any]:
-        """See `Reader`; of the file its content, of the images names, sizes and times."""
-        return {
-            "corpus": "caption_file",
-            "recipe": 2,
-            "file": file_digest(self.file) if self.file.is_file() else None,
-            "images": image_files_digest(self),
-            "folder": str(self.folder.absolute()),
-            "language": self.language,
-        }
+        """See `Reader`."""
+        folder = str(self.folder.absolute())
+        found = annotated(self, "caption_file", self.file, folder=folder, language=self.language)
+        return {"file": found.pop("files"), **found}
 
     def load(self, data_dir: Path) -> ImageCorpus:
         """Return all images, in the order of their first lines."""
-        skipped: list[Skipped] = []
         captions: dict[str, dict[str, list[str]]] = {}
         splits: dict[str, str | None] = {}
+        skipped: list[Skipped] = []
         for number, row in self._rows():
             try:
                 image, caption, language, split = _values(row)
-                if splits.get(image, split) != split:
+                if splits.setdefault(image, split) != split:
                     raise BadText("another split than the image's first line")
+                captions.setdefault(image, {}).setdefault(language or self.language, []).append(caption)
             except BadText as bad:
                 name = row.get("image") if isinstance(row, dict) else None
-                skipped.append(
-                    Skipped(f"line {number}", name if isinstance(name, str) else self.file.name, str(bad))
-                )
-                continue
-            splits[image] = split
-            captions.setdefault(image, {}).setdefault(language or self.language, []).append(caption)
+                file = name if isinstance(name, str) else self.file.name
+                skipped.append(Skipped(f"line {number}", file, str(bad)))
         if not captions:
             first = skipped[0].reason if skipped else "it is empty"
             raise DataError(
@@ -96,16 +87,15 @@ class CaptionFileReader:
             except BadText as bad:
                 yield number, bad
                 continue
-            if names is None:
-                names = values
-                for name in COLUMNS[:2]:
-                    if name not in names:
-                        raise DataError(
-                            f"{self.file}: its first line names no column {name!r}.{nearest(name, names)} It must name "
-                            f"{COLUMNS[0]} and {COLUMNS[1]}, with tabs between them."
-                        )
-            else:
+            if names is not None:
                 yield number, dict(zip(names, values, strict=False))
+                continue
+            names = values
+            if missing := [name for name in COLUMNS[:2] if name not in names]:
+                raise DataError(
+                    f"{self.file}: its first line names no column {missing[0]!r}.{nearest(missing[0], names)} It must "
+                    f"name {COLUMNS[0]} and {COLUMNS[1]}, with tabs between them."
+                )
 
 
 def _values(row: Any) -> tuple[str, str, str, str | None]:

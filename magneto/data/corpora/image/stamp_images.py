@@ -1,12 +1,12 @@
 """Images of the Tux Paint stamps, with captions in many languages (docs/data.md); stamps.py has their recordings."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from magneto.data.corpora.base import Groups, Skipped
+from magneto.data.corpora.base import Groups, Skipped, listed
 from magneto.data.corpora.download import locate
 from magneto.data.corpora.image.base import ImageCorpus, ImageExample
 from magneto.data.corpora.speech.stamps import PACKAGE as RECORDINGS
@@ -22,6 +22,7 @@ PACKAGE = replace(
 VARIANT = re.compile(r"_(mirror|flip)(_flip)?$")  # an image that the program shows when the stamp is turned
 
 
+@dataclass
 class StampImagesReader:
     """All stamps; the class is the topmost folder (animals, food...).
 
@@ -32,13 +33,14 @@ class StampImagesReader:
         folder: the folder of `animals`, `clothes`...; None: find or fetch it.
     """
 
-    def __init__(self, languages: Sequence[str] | None = None, folder: str | None = None) -> None:
-        if languages is not None and not languages:
+    languages: Sequence[str] | None = None
+    folder: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.languages is not None and not self.languages:
             raise ConfigError(
                 "data: languages is empty; leave it out for all languages, or name some: [en, fr]."
             )
-        self.languages = None if languages is None else tuple(languages)
-        self.folder = folder
 
     def fingerprint(self) -> dict[str, Any]:
         """See `Reader`."""
@@ -48,40 +50,31 @@ class StampImagesReader:
     def load(self, data_dir: Path) -> ImageCorpus:
         """Return all images."""
         located = locate(PACKAGE, data_dir, self.folder)
-        root = located.root
-        skipped: list[Skipped] = []
+        examples, skipped = listed(self._images(located.root))
+        labels = tuple(sorted({str(example.label) for example in examples}))
+        return ImageCorpus(examples=examples, labels=labels, skipped=skipped, origin=located.origin())
+
+    def _images(self, root: Path) -> Iterator[ImageExample | Skipped]:
         files = {path.with_suffix(""): path for path in root.glob("**/[!.]*.svg")}
         files |= {path.with_suffix(""): path for path in root.glob("**/[!.]*.png")}
         groups = Groups()
-        found: list[tuple[str, Path, dict[str, str]]] = []
+        captions: dict[str, tuple[Path, dict[str, str]]] = {}
         for stem, path in sorted(files.items()):
             if VARIANT.search(stem.name) and stem.with_name(VARIANT.sub("", stem.name)) in files:
                 continue
-            name = stem.relative_to(root).as_posix()
+            name, texts = stem.relative_to(root).as_posix(), dict[str, str]()
             try:
-                captions = read_captions(stem.with_name(stem.name + ".txt"))
+                texts = read_captions(stem.with_name(stem.name + ".txt"))
             except BadText as bad:
-                captions = {}
-                skipped.append(Skipped(name, f"{stem}.txt", f"captions {bad} (the image is used)"))
-            groups.union(name, ("caption", normalize_text(captions.get("en", "")) or name))
-            found.append((name, path, captions))
+                yield Skipped(name, f"{stem}.txt", f"captions {bad} (the image is used)")
+            groups.union(name, ("caption", normalize_text(texts.get("en", "")) or name))
+            captions[name] = path, texts
         names = groups.names()
-        examples = [
-            ImageExample(
-                id=name,
-                image=path,
-                label=name.partition("/")[0],
-                group=names[name],
-                captions={
-                    language: text
-                    for language, text in captions.items()
-                    if self.languages is None or language in self.languages
-                },
-            )
-            for name, path, captions in found
-        ]
-        labels = tuple(sorted({example.label for example in examples if example.label is not None}))
-        return ImageCorpus(examples=examples, labels=labels, skipped=skipped, origin=located.origin())
+        for name, (path, texts) in captions.items():
+            if self.languages is not None:
+                texts = {language: text for language, text in texts.items() if language in self.languages}
+            label = name.partition("/")[0]
+            yield ImageExample(id=name, image=path, label=label, group=names[name], captions=texts)
 
 
 def read_captions(file: Path) -> dict[str, str]:

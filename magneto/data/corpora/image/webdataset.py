@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from magneto.data.corpora.base import Skipped, require_splits
-from magneto.data.corpora.image.base import ImageCorpus, ImageExample
+from magneto.data.corpora.base import Skipped, listed, require_splits
+from magneto.data.corpora.image.base import Captions, ImageCorpus, ImageExample
 from magneto.data.io.image import SUFFIXES, Slice
 from magneto.data.io.text import BadText, decode_text, read_lines
 from magneto.errors import ConfigError
@@ -22,6 +22,10 @@ log = logging.getLogger(__name__)
 
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstandard
 BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
+
+
+Members = Mapping[str, bytes | Slice]
+"""Of a sample, by their endings."""
 
 
 class WebDatasetReader:
@@ -61,9 +65,9 @@ class WebDatasetReader:
         """See `Reader`; of the shards names, sizes and times."""
         files = {
             side: [
-                [str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns]
-                for each in patterns
-                for p in _find(each)
+                [str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns]
+                for pattern in patterns
+                for path in _find(pattern)
             ]
             for side, patterns in self.shards.items()
         }
@@ -73,113 +77,101 @@ class WebDatasetReader:
 
     def load(self, data_dir: Path) -> ImageCorpus:
         """Return the samples of all shards, by their headers. The classes are sorted, numbers as numbers."""
-        skipped: list[Skipped] = []
         names = self._names()
-        examples: list[ImageExample] = []
-        for side, patterns in self.shards.items():
-            for pattern in patterns:
-                if not _find(pattern):
-                    raise ConfigError(
-                        f"data: no file fits shards={pattern}. Name tar files, by a glob (folder/*.tar) or a range "
-                        "(folder/{00000..00099}.tar)."
-                    )
-            # A training set alone is divided like one without stated splits.
-            split = None if side == "" or set(self.shards) == {"train"} else side
-            for path in [path for pattern in patterns for path in _find(pattern)]:
-                examples += self._read(path, split, names, skipped)
+        examples, skipped = listed(self._examples(names))
         found = {example.label for example in examples if example.label is not None}
         labels = tuple(names) if names else tuple(sorted(found, key=_by_number))
-        return ImageCorpus(
-            examples=examples,
-            labels=labels,
-            skipped=skipped,
-            origin={"shards": len({p.image.path for p in examples if isinstance(p.image, Slice)})},
-        )
+        origin = {"shards": len({p.image.path for p in examples if isinstance(p.image, Slice)})}
+        return ImageCorpus(examples=examples, labels=labels, skipped=skipped, origin=origin)
 
     def _names(self) -> list[str]:
         lines = [] if self.labels is None else read_lines(self.labels, "labels")
         return [line.strip() for line in lines if line.strip()]
 
-    def _read(
-        self, path: Path, split: str | None, names: Sequence[str], skipped: list[Skipped]
-    ) -> Iterator[ImageExample]:
-        """Yield the images of a shard. Members of one sample may be anywhere in it."""
-        samples: dict[str, dict[str, bytes | Slice]] = {}
-        key = ""
-        try:
-            with path.open("rb") as file:
-                if file.read(6).startswith(COMPRESSED):
-                    skipped.append(
-                        Skipped(path.name, str(path), "compressed shard: unpack it, as with gunzip")
-                    )
-                    return
-            with tarfile.open(path, "r:") as tar:
-                for member in tar:
-                    if not member.isfile():
+    def _examples(self, names: Sequence[str]) -> Iterator[ImageExample | Skipped]:
+        """Yield the images of all shards. names: of the classes that are given as numbers."""
+        paths = {pattern: _find(pattern) for patterns in self.shards.values() for pattern in patterns}
+        if missing := [pattern for pattern, found in paths.items() if not found]:
+            raise ConfigError(
+                f"data: no file fits shards={missing[0]}. Name tar files, by a glob (folder/*.tar) or a range "
+                "(folder/{00000..00099}.tar)."
+            )
+        for side, patterns in self.shards.items():
+            # A training set alone is divided like one without stated splits.
+            split = None if side == "" or set(self.shards) == {"train"} else side
+            for path in [path for pattern in patterns for path in paths[pattern]]:
+                for key, members in _samples(path):
+                    own = f"{path.name}/{key}" if key else path.name
+                    if isinstance(members, str):
+                        yield Skipped(own, str(path), members)
                         continue
-                    folder, slash, name = member.name.rpartition("/")
-                    stem, _, extension = name.partition(".")
-                    key, extension, copy = folder + slash + stem, extension.lower(), 1
-                    while extension in samples.setdefault(key, {}):  # another sample of that name
-                        copy += 1
-                        key = f"{folder}{slash}{stem} ({copy})"
-                    data = Slice(path, member.offset_data, member.size)
-                    small = extension in ("cls", "json", "txt")
-                    samples[key][extension] = _content(tar, member) if small else data
-        except (tarfile.TarError, OSError, EOFError) as error:
-            log.warning("%s breaks off: %s", path, error)
-            skipped.append(Skipped(path.name, str(path), "shard breaks off"))
-            samples.pop(key, None)  # its other members are not known
-        for key, members in samples.items():
-            yield from self._image(path, key, members, split, names, skipped)
+                    images = [extension for extension in members if f".{extension}".endswith(SUFFIXES)]
+                    images.sort(key=lambda extension: "." in extension)  # KEY.jpg before KEY.depth.png
+                    try:
+                        if not images:
+                            raise BadText("sample without an image")
+                        label, captions = self._texts(members, names)
+                    except BadText as bad:
+                        yield Skipped(own, str(path), str(bad))
+                        continue
+                    for extension in images[1:]:
+                        reason = "further image of a sample (a key ends at its first dot)"
+                        yield Skipped(f"{own}.{extension}", str(path), reason)
+                    image = members[images[0]]
+                    yield ImageExample(
+                        id=own, image=image, label=label, group=own, split=split, captions=captions
+                    )
 
-    def _image(
-        self,
-        path: Path,
-        key: str,
-        members: Mapping[str, bytes | Slice],
-        split: str | None,
-        names: Sequence[str],
-        skipped: list[Skipped],
-    ) -> Iterator[ImageExample]:
-        own = f"{path.name}/{key}"
-        images = [extension for extension in members if f".{extension}".endswith(SUFFIXES)]
-        images.sort(key=lambda extension: "." in extension)  # KEY.jpg before KEY.depth.png
+    def _texts(self, members: Members, names: Sequence[str]) -> tuple[str | None, Captions]:
+        """Return class and captions of a sample. Raises `BadText` with the reason why it is not used."""
         texts = {kind: data for kind, data in members.items() if isinstance(data, bytes)}
-        if not images:
-            skipped.append(Skipped(own, str(path), "sample without an image"))
-            return
         try:
             values = json.loads(decode_text(texts.get("json", b"{}")))
-            if not isinstance(values, dict):
-                raise BadText
             class_, text = (decode_text(texts.get(kind, b"")).strip() for kind in ("cls", "txt"))
         except ValueError:  # BadText too
-            skipped.append(Skipped(own, str(path), "damaged .json, .cls or .txt"))
-            return
+            values = None
+        if not isinstance(values, dict):
+            raise BadText("damaged .json, .cls or .txt")
         captions = _texts(text.splitlines() or values.get(self.caption))
         labels = _texts(class_ or values.get(self.label))
         if len(labels) > 1 and not captions:
-            skipped.append(Skipped(own, str(path), "several classes"))
-            return
+            raise BadText("several classes")
         label = labels[0] if len(labels) == 1 else None
-        if label is not None and names:
-            number = int(label) if label.isdecimal() else -1
-            if label not in names and not 0 <= number < len(names):
-                skipped.append(Skipped(own, str(path), f"unknown class {label[:20]!r}"))
+        if label is not None and names and label not in names:
+            if not label.isdecimal() or int(label) >= len(names):
+                raise BadText(f"unknown class {label[:20]!r}")
+            label = names[int(label)]
+        return label, {self.language: captions[0] if len(captions) == 1 else captions} if captions else {}
+
+
+def _samples(path: Path) -> Iterator[tuple[str, Members | str]]:
+    """Yield the key and the members of each sample of a shard, which may be anywhere in it; "" and a fault of the shard."""
+    samples: dict[str, dict[str, bytes | Slice]] = {}
+    key = ""
+    try:
+        with path.open("rb") as file:
+            if file.read(6).startswith(COMPRESSED):
+                yield "", "compressed shard: unpack it, as with gunzip"
                 return
-            label = label if label in names else names[number]
-        further = "further image of a sample (a key ends at its first dot)"
-        skipped += [Skipped(f"{own}.{extension}", str(path), further) for extension in images[1:]]
-        image = members[images[0]]
-        yield ImageExample(
-            id=own,
-            image=image,
-            label=label,
-            group=own,
-            split=split,
-            captions={self.language: captions[0] if len(captions) == 1 else captions} if captions else {},
-        )
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                if not member.isfile():
+                    continue
+                folder, slash, name = member.name.rpartition("/")
+                stem, _, extension = name.partition(".")
+                key, extension, copy = folder + slash + stem, extension.lower(), 1
+                while extension in samples.setdefault(key, {}):  # another sample of that name
+                    copy += 1
+                    key = f"{folder}{slash}{stem} ({copy})"
+                data: bytes | Slice = Slice(path, member.offset_data, member.size)
+                if extension in ("cls", "json", "txt") and (stream := tar.extractfile(member)) is not None:
+                    data = stream.read()
+                samples[key][extension] = data
+    except (tarfile.TarError, OSError, EOFError) as error:
+        log.warning("%s breaks off: %s", path, error)
+        yield "", "shard breaks off"
+        samples.pop(key, None)  # its other members are not known
+    yield from samples.items()
 
 
 def _texts(value: Any) -> list[str]:
@@ -212,12 +204,6 @@ def _expand(pattern: str) -> list[str]:
     values = listed.split(",") if listed else [f"{n:0{width}}" for n in range(int(first), int(last) + 1)]
     head, tail = pattern[: found.start()], pattern[found.end() :]
     return [head + value + rest for value in values for rest in _expand(tail)]
-
-
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = tar.extractfile(member)
-    assert file is not None
-    return file.read()
 
 
 def _by_number(label: str) -> tuple[int, int, str]:

@@ -1,9 +1,8 @@
 """Speech corpora: the example, the corpus, the protocol of their readers."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-from magneto.data.corpora.base import Reader, Skipped
+from magneto.data.corpora.base import Corpus, Reader
 from magneto.data.io.audio import Audio
 
 
@@ -22,15 +21,9 @@ class Utterance:
 
 
 @dataclass(frozen=True)
-class SpeechCorpus:
-    """The recordings of a corpus, what its reader skipped, and where it came from (plain values).
+class SpeechCorpus(Corpus[Utterance]):
+    """Recordings; `advice`: what a user can do about their splits, for messages."""
 
-    advice: what a user can do about its splits, for messages.
-    """
-
-    utterances: list[Utterance]
-    skipped: list[Skipped] = field(default_factory=list)
-    origin: dict[str, Any] = field(default_factory=dict)
     advice: str = ""
 
 

@@ -6,15 +6,14 @@ audio is not used either (it needs FFmpeg): the files are read with soundfile li
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from magneto.data.corpora.archives import download
-from magneto.data.corpora.base import Skipped
-from magneto.data.corpora.package import Unavailable
+from magneto.data.corpora.archives import Unavailable, download
+from magneto.data.corpora.base import Skipped, listed
 from magneto.data.corpora.speech.base import SpeechCorpus, Utterance
 from magneto.data.io.audio import Audio
 from magneto.errors import ConfigError, DataError
@@ -25,14 +24,9 @@ MEGABYTES = {
     "train-other-500": 30_000,
 }  # others: about 330
 UTTERANCES = {
-    "train-clean-100": 28_539,
-    "train-clean-360": 104_014,
-    "train-other-500": 148_688,
-    "dev-clean": 2_703,
-    "dev-other": 2_864,
-    "test-clean": 2_620,
-    "test-other": 2_939,
-}
+    "train-clean-100": 28_539, "train-clean-360": 104_014, "train-other-500": 148_688, "dev-clean": 2_703,
+    "dev-other": 2_864, "test-clean": 2_620, "test-other": 2_939,
+}  # fmt: skip
 ARCHIVE_ROOT = "LibriSpeech"
 ADDRESS = "https://www.openslr.org/resources/12/"
 
@@ -67,11 +61,7 @@ class LibriSpeechReader:
 
     def fingerprint(self) -> dict[str, Any]:
         """See `Reader`; of a subset in `folder` that is incomplete, its files: more may arrive."""
-        fingerprint: dict[str, Any] = {
-            "corpus": "LibriSpeech",
-            "recipe": 1,
-            "subsets": {k: list(v) for k, v in self.subsets.items()},
-        }
+        fingerprint: dict[str, Any] = {"corpus": "LibriSpeech", "recipe": 1, "subsets": self._subsets()}
         if self.folder is not None:
             fingerprint["folder"] = str(Path(self.folder).expanduser().resolve())
             # One that is missing will be downloaded, and is complete then.
@@ -106,23 +96,23 @@ class LibriSpeechReader:
 
     def load(self, data_dir: Path) -> SpeechCorpus:
         """Return all utterances of the chosen subsets, after downloading those that are missing."""
-        root = self._root(data_dir)
-        utterances: list[Utterance] = []
-        skipped: list[Skipped] = []
+        return SpeechCorpus(*listed(self._utterances(self._root(data_dir))), {"subsets": self._subsets()})
+
+    def _utterances(self, root: Path) -> Iterator[Utterance | Skipped]:
         for split, subsets in self.subsets.items():
             for subset in subsets:
                 _fetch(root, subset)
-                _read(root / ARCHIVE_ROOT / subset, split, utterances, skipped)
-        return SpeechCorpus(utterances, skipped, {"subsets": {k: list(v) for k, v in self.subsets.items()}})
+                yield from _read(root / ARCHIVE_ROOT / subset, split)
+
+    def _subsets(self) -> dict[str, list[str]]:
+        return {split: list(subsets) for split, subsets in self.subsets.items()}
 
 
 def _fetch(root: Path, subset: str) -> None:
     final = root / ARCHIVE_ROOT / subset
     if final.is_dir():
         return
-    from torchaudio.datasets import (
-        librispeech,
-    )  # imported here: it takes seconds, and only a download needs it
+    from torchaudio.datasets import librispeech  # imported here: it takes seconds
 
     checksums = {address.rsplit("/", 1)[1]: checksum for address, checksum in librispeech._CHECKSUMS.items()}
     name = f"{subset}.tar.gz"
@@ -147,13 +137,12 @@ def _fetch(root: Path, subset: str) -> None:
         shutil.rmtree(work)
 
 
-def _read(folder: Path, split: str, utterances: list[Utterance], skipped: list[Skipped]) -> None:
+def _read(folder: Path, split: str) -> Iterator[Utterance | Skipped]:
     # macOS puts a hidden file `._NAME` beside each that it copies to other disks.
     transcripts = sorted(folder.glob("[!.]*/[!.]*/[!.]*.trans.txt"))
     if not transcripts:
         raise DataError(
-            f"{folder} has no transcripts (SPEAKER/CHAPTER/*.trans.txt): remove it, so that it is fetched "
-            "again."
+            f"{folder} has no transcripts (SPEAKER/CHAPTER/*.trans.txt): remove it, so that it is fetched again."
         )
     for transcript in transcripts:
         speaker = transcript.parent.parent.name
@@ -165,16 +154,14 @@ def _read(folder: Path, split: str, utterances: list[Utterance], skipped: list[S
             name, _, text = line.partition(" ")
             audio = transcript.parent / f"{name}.flac"
             if not audio.is_file():
-                skipped.append(Skipped(name, str(audio), "missing file"))
+                yield Skipped(name, str(audio), "missing file")
                 continue
-            utterances.append(
-                Utterance(
-                    id=name,
-                    audio=Audio(audio),
-                    text=text,
-                    language="en",
-                    speaker=speaker,
-                    group=speaker,
-                    split=split,
-                )
+            yield Utterance(
+                id=name,
+                audio=Audio(audio),
+                text=text,
+                language="en",
+                speaker=speaker,
+                group=speaker,
+                split=split,
             )

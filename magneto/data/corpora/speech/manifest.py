@@ -9,9 +9,11 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from magneto.data.corpora.base import SPLITS, Groups, Skipped, hash_split, stated_splits
+from annotated_types import Gt, Lt
+
+from magneto.data.corpora.base import SPLITS, Groups, Skipped, hash_split, listed, stated_splits
 from magneto.data.corpora.speech.base import SpeechCorpus, Utterance
 from magneto.data.io.audio import Audio
 from magneto.data.io.digest import file_digest, files_digest
@@ -44,15 +46,15 @@ class ManifestReader:
         train: str | None = None,
         val: str | None = None,
         test: str | None = None,
-        val_fraction: float = 0.05,
-        test_fraction: float = 0.05,
+        val_fraction: Annotated[float, Gt(0), Lt(1)] = 0.05,
+        test_fraction: Annotated[float, Gt(0), Lt(1)] = 0.05,
         language: str = "und",
     ) -> None:
         named = stated_splits("manifest", manifest, {"train": train, "val": val, "test": test})
-        if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
+        if val_fraction + test_fraction >= 1:
             raise ConfigError(
-                f"{KEYS}val_fraction={val_fraction} and test_fraction={test_fraction} must be above 0 and "
-                "together below 1."
+                f"{KEYS}val_fraction and test_fraction are {val_fraction} and {test_fraction}; they must be "
+                "together below 1. Lower one."
             )
         self.files = {split: Path(path).expanduser() for split, path in named.items()}
         self.fractions = (val_fraction, test_fraction)
@@ -64,45 +66,50 @@ class ManifestReader:
             "corpus": "manifest",
             "recipe": 1,
             "manifests": {split or "": file_digest(path) for split, path in self._files()},
-            "audio": files_digest(line.audio for _, path in self._files() for line in _lines(path)),
+            "audio": files_digest(
+                path.parent / line.audio for _, path in self._files() for line in _lines(path)
+            ),
             "fractions": list(self.fractions),
             "language": self.language,
         }
 
     def load(self, data_dir: Path) -> SpeechCorpus:
         """Return all lines. Raises `DataError` for a missing manifest and a line that breaks the convention."""
-        utterances, skipped = [], []
         testing = [*self.files] == ["test"]
         advice = f"Set {KEYS}train and {KEYS}val to train." if testing else "Check the manifests."
+        found: list[Utterance | Skipped] = []
         for split, path in self._files():
             lines = list(_lines(path))
-            if split:
-                splits = [split] * len(lines)
-            else:
-                splits, groups = self._divide(lines)
+            splits = [split] * len(lines) if split else []
+            if not split:
+                splits, groups = self._divide(lines, path.parent)
                 advice = (
                     f"Give its lines a `split`, or raise {KEYS}val_fraction and test_fraction: lines with the "
                     f"same group, recording or text have one split, which leaves {groups} groups."
                 )
             for line, own in zip(lines, splits, strict=True):
-                name = f"{split}:{line.number}" if split else str(line.number)
-                if not line.audio.is_file():
-                    skipped.append(Skipped(name, str(line.audio), f"missing file (named in {path.name})"))
+                name, audio = (
+                    f"{split}:{line.number}" if split else str(line.number),
+                    path.parent / line.audio,
+                )
+                if not audio.is_file():
+                    found.append(Skipped(name, str(audio), f"missing file (named in {path.name})"))
                     continue
-                utterances.append(
+                found.append(
                     Utterance(
                         id=name,
-                        audio=Audio(line.audio),
+                        audio=Audio(audio),
                         text=line.text,
-                        language=line.language or self.language,
+                        language=line.lang or self.language,
                         speaker=line.speaker,
-                        group=line.group or str(line.audio),
+                        group=line.group or str(audio),
                         split=own,
                         duration=line.duration,
                     )
                 )
-        origin = {"manifests": [path.name for path in self.files.values()]}
-        return SpeechCorpus(utterances, skipped, origin, advice)
+        return SpeechCorpus(
+            *listed(found), {"manifests": [path.name for path in self.files.values()]}, advice
+        )
 
     def _files(self) -> Iterator[tuple[str | None, Path]]:
         for split, path in self.files.items():
@@ -112,22 +119,25 @@ class ManifestReader:
                 )
             yield split, path
 
-    def _divide(self, lines: list["Line"]) -> tuple[list[str], int]:
+    def _divide(self, lines: list["Line"], folder: Path) -> tuple[list[str], int]:
         """Return the split of each line, and the number of groups that cannot be divided."""
         groups = Groups()
         texts = [normalize_text(line.text) for line in lines]
         for line, text in zip(lines, texts, strict=True):
-            groups.union(f"line {line.relative}", ("audio", line.audio), ("text", text))
-            if line.group:
-                groups.union(f"line {line.relative}", ("group", line.group))
+            keys = [
+                ("audio", folder / line.audio),
+                ("text", text),
+                *([("group", line.group)] if line.group else []),
+            ]
+            groups.union(f"line {line.audio}", *keys)
         names = groups.names()
         val, test = self.fractions
-        own = [names[f"line {line.relative}"] for line in lines]
+        own = [names[f"line {line.audio}"] for line in lines]
         split_of = {name: hash_split(name, val=val, test=test) for name in own}
         # The hash may leave a split of a small set empty: it gets the smallest group with usable lines.
         given, sizes = set(), Counter[str]()
         for line, text, name in zip(lines, texts, own, strict=True):
-            if text and line.audio.is_file():
+            if text and (folder / line.audio).is_file():
                 given.add(line.split)
                 sizes[name] += not line.split
         for split in SPLITS:
@@ -136,8 +146,7 @@ class ManifestReader:
             if split not in given and not held[split] and held[donor] > 1:
                 _, smallest = min((n, name) for name, n in sizes.items() if n and split_of[name] == donor)
                 split_of[smallest] = split
-        splits = [line.split or split_of[name] for line, name in zip(lines, own, strict=True)]
-        return splits, len(split_of)
+        return [line.split or split_of[name] for line, name in zip(lines, own, strict=True)], len(split_of)
 
 
 @dataclass(frozen=True)
@@ -145,11 +154,10 @@ class Line:
     """A line of a manifest, checked."""
 
     number: int  # from 1
-    audio: Path
-    relative: str  # as the manifest names it: the same on every machine when it is relative
-    text: str
     duration: float | None
-    language: str
+    audio: str  # as the manifest names it: the same on every machine when it is relative
+    text: str
+    lang: str
     speaker: str
     group: str
     split: str
@@ -159,42 +167,29 @@ def _lines(manifest: Path) -> Iterator[Line]:
     with manifest.open("rb") as file:
         for number, values in json_lines(file):
             try:
-                yield _line(values, number, manifest.parent)
+                yield _line(values, number)
             except BadText as bad:
                 raise DataError(f"{manifest}:{number}: {bad}. A line looks like {EXAMPLE}") from bad
 
 
-def _line(values: Any, number: int, folder: Path) -> Line:
+def _line(values: Any, number: int) -> Line:
     """Check the value of a line. Raises `BadText`."""
     if isinstance(values, BadText):
         raise BadText(f"{values} ({values.__cause__})")
     if not isinstance(values, dict):
         raise BadText("not a JSON object")
-    for key in ("audio_filepath", "text"):
-        if key not in values:
-            raise BadText(f"the key {key!r} is missing")
+    texts = []
     for key in ("audio_filepath", "text", "lang", "speaker", "group", "split"):
+        if key not in values and key in ("audio_filepath", "text"):
+            raise BadText(f"the key {key!r} is missing")
         if not isinstance(values.get(key, ""), str | int):
             raise BadText(f"{key!r} must be text, not {values[key]!r}")
-    duration = values.get("duration")
-    if duration is not None and (
-        isinstance(duration, bool) or not isinstance(duration, int | float) or duration < 0
-    ):
+        texts.append(str(values.get(key, "")))
+    duration, split = values.get("duration"), texts[-1]
+    if duration is not None and (type(duration) not in (int, float) or duration < 0):
         raise BadText(f"'duration' must be a number of seconds, not {duration!r}")
     if values.get("offset"):
         raise BadText("'offset' (a part of a longer recording) is not supported: cut it into one file a line")
-    split = str(values.get("split", ""))
     if split and split not in SPLITS:
         raise BadText(f"'split' is {split!r}; it must be one of {', '.join(SPLITS)}")
-    relative = str(values["audio_filepath"])
-    return Line(
-        number=number,
-        audio=folder / relative,
-        relative=relative,
-        text=str(values["text"]),
-        duration=duration,
-        language=str(values.get("lang", "")),
-        speaker=str(values.get("speaker", "")),
-        group=str(values.get("group", "")),
-        split=split,
-    )
+    return Line(number, duration, *texts)

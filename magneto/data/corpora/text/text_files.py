@@ -5,23 +5,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from magneto.data.corpora.base import LazyExamples, Skipped, stated_splits
+from magneto.data.corpora.base import Skipped, lazy, stated_splits
 from magneto.data.corpora.text.base import LINES, Document, TextCorpus, content_group
+from magneto.data.io import text as io
 from magneto.data.io.digest import files_digest, path_digest
-from magneto.data.io.text import (
-    CHUNK,
-    COMPRESSIONS,
-    DAMAGES,
-    BadText,
-    decode_text,
-    json_lines,
-    open_text,
-    parquet_column,
-)
+from magneto.data.io.text import DAMAGES, BadText, decode_text
 from magneto.errors import DataError
 
 KINDS = (".txt", ".jsonl", ".ndjson", ".parquet")
-SUFFIXES = (*KINDS, *(kind + compression for kind in KINDS[:3] for compression in COMPRESSIONS))
+SUFFIXES = (*KINDS, *(kind + compression for kind in KINDS[:3] for compression in io.COMPRESSIONS))
+
+Numbered = Iterator[tuple[int | None, str | BadText]]
+"""Number of the line or row, from 1 (None: the whole file), and its text."""
 
 
 class TextFilesReader:
@@ -54,7 +49,7 @@ class TextFilesReader:
     def fingerprint(self) -> dict[str, Any]:
         """See `Reader`; of the files names, sizes and times."""
         files = {
-            str(split): files_digest(_files(path, []), path) if path.is_dir() else path_digest(path)
+            str(split): files_digest(_readable(path)[0], path) if path.is_dir() else path_digest(path)
             for split, path in self.paths.items()
         }
         return {
@@ -67,55 +62,58 @@ class TextFilesReader:
 
     def load(self, data_dir: Path) -> TextCorpus:
         """Return all documents, read one by one. Raises `DataError` for a path that holds no such files."""
-        others: list[Skipped] = []
-        files = [
-            (split, path, file) for split, path in self.paths.items() for file in _readable(path, others)
-        ]
-        skipped: list[Skipped] = []
+        found = {split: _readable(path) for split, path in self.paths.items()}
+        for split, (files, _) in found.items():
+            if not files:
+                path = self.paths[split]
+                reason = "there is no such file or folder"
+                if path.exists():
+                    reason = (
+                        "no such file in this folder" if path.is_dir() else "this kind of file is not read"
+                    )
+                raise DataError(
+                    f"{path}: {reason}. Name a file or a folder with {', '.join(SUFFIXES)} files."
+                )
 
-        def documents() -> Iterator[Document]:
-            skipped[:] = others
-            for split, path, file in files:
-                name = file.name if file == path else file.relative_to(path).as_posix()
-                for number, text in self._texts(file, name, skipped):
-                    document = name if number is None else f"{name}:{number}"
-                    if split is not None:
-                        document = f"{split}/{document}"
-                    group = document if split else self._group(name, number, text)
-                    yield Document(id=document, text=text, group=group, split=split)
+        def documents() -> Iterator[Document | Skipped]:
+            for _, others in found.values():
+                yield from others
+            for split, (files, _) in found.items():
+                for file in files:
+                    yield from self._documents(split, file)
 
-        return TextCorpus(
-            LazyExamples(documents), skipped, {"files": [file.name for _, _, file in files[:100]]}
-        )
+        names = [file.name for files, _ in found.values() for file in files]
+        return TextCorpus(*lazy(documents), {"files": names[:100]})
 
-    def _group(self, name: str, number: int | None, text: str) -> str:
-        """Lines of one text follow from their neighbours: they have one split, as those of parallel files do."""
-        if self.per_line and number is not None and _kind(Path(name)) == ".txt":
-            return f"{name}:{(number - 1) // LINES}"
-        return content_group(text)
-
-    def _texts(self, file: Path, name: str, skipped: list[Skipped]) -> Iterator[tuple[int | None, str]]:
-        """Yield the number (of the line or row, from 1; None: the whole file) and the text."""
-        read = {".txt": self._txt, ".parquet": self._parquet}.get(_kind(file), self._jsonl)
+    def _documents(self, split: str | None, file: Path) -> Iterator[Document | Skipped]:
+        path = self.paths[split]
+        name = file.name if file == path else file.relative_to(path).as_posix()
+        kind = _kind(file)
+        read = {".txt": self._txt, ".parquet": self._parquet}.get(kind, self._jsonl)
         anything = False
         try:
             for number, text in read(file):
                 anything = True
-                if isinstance(text, str):
-                    yield number, text
+                own = name if number is None else f"{name}:{number}"
+                if isinstance(text, BadText):
+                    yield Skipped(own, name, str(text))
+                elif split is not None:
+                    yield Document(id=f"{split}/{own}", text=text, group=f"{split}/{own}", split=split)
+                elif kind == ".txt" and number is not None:
+                    # Lines of one text follow from their neighbours: they have one split, as those of parallel files do.
+                    yield Document(id=own, text=text, group=f"{name}:{(number - 1) // LINES}", split=None)
                 else:
-                    own = name if number is None else f"{name}:{number}"
-                    skipped.append(Skipped(own, name, str(text)))
+                    yield Document(id=own, text=text, group=content_group(text), split=None)
             if not anything:
-                skipped.append(Skipped(name, name, "file without a line"))
+                yield Skipped(name, name, "file without a line")
         except DAMAGES as error:
             reason = str(error) or type(error).__name__
-            skipped.append(Skipped(name, name, f"damaged file ({reason}): its rest is left out"))
+            yield Skipped(name, name, f"damaged file ({reason}): its rest is left out")
         except PermissionError:
-            skipped.append(Skipped(name, name, "no permission to read the file"))
+            yield Skipped(name, name, "no permission to read the file")
 
-    def _txt(self, file: Path) -> Iterator[tuple[int | None, str | BadText]]:
-        with open_text(file) as stream:
+    def _txt(self, file: Path) -> Numbered:
+        with io.open_text(file) as stream:
             if self.per_line:
                 for number, line in enumerate(stream, start=1):
                     if line.strip():
@@ -123,17 +121,17 @@ class TextFilesReader:
                 return
             parts: list[bytes] = []
             try:
-                parts += iter(lambda: stream.read1(CHUNK), b"")
+                parts += iter(lambda: stream.read1(io.CHUNK), b"")
             except DAMAGES:
                 if parts:  # the text before the damage, without an incomplete character
                     yield None, _decoded(b"".join(parts), final=False)
                 raise
             yield None, _decoded(b"".join(parts))
 
-    def _jsonl(self, file: Path) -> Iterator[tuple[int, str | BadText]]:
+    def _jsonl(self, file: Path) -> Numbered:
         usable, keys = False, ""
-        with open_text(file) as stream:
-            for number, row in json_lines(stream):
+        with io.open_text(file) as stream:
+            for number, row in io.json_lines(stream):
                 text = row if isinstance(row, BadText) else self._text(row)
                 usable |= isinstance(text, str)
                 keys = keys or (", ".join(map(str, row)) if isinstance(row, dict) else "")
@@ -144,8 +142,8 @@ class TextFilesReader:
                 "one (data.corpora...key)."
             )
 
-    def _parquet(self, file: Path) -> Iterator[tuple[int, str | BadText]]:
-        for number, value in enumerate(parquet_column(file, self.key), start=1):
+    def _parquet(self, file: Path) -> Numbered:
+        for number, value in enumerate(io.parquet_column(file, self.key), start=1):
             yield number, value if isinstance(value, BadText) else self._text({self.key: value})
 
     def _text(self, row: Any) -> str | BadText:
@@ -156,7 +154,7 @@ class TextFilesReader:
 def _kind(file: Path) -> str:
     """Return the suffix in lower case, without that of a compression."""
     suffixes = [suffix.lower() for suffix in file.suffixes]
-    return next((suffix for suffix in reversed(suffixes) if suffix not in COMPRESSIONS), "")
+    return next((suffix for suffix in reversed(suffixes) if suffix not in io.COMPRESSIONS), "")
 
 
 def _decoded(raw: bytes, final: bool = True) -> str | BadText:
@@ -165,37 +163,23 @@ def _decoded(raw: bytes, final: bool = True) -> str | BadText:
         if not final:
             raw = codecs.getincrementaldecoder("utf-8")().decode(raw).encode()
         return decode_text(raw)
-    except UnicodeDecodeError:
+    except ValueError:
         return BadText("not UTF-8")
-    except BadText as bad:
-        return bad
 
 
-def _files(path: Path, others: list[Skipped]) -> list[Path]:
-    """Return the files below a folder that are read; `others` takes the rest."""
-    found = []
-    for file in sorted(path.rglob("*")):
-        if not file.is_file():
-            continue
+def _readable(path: Path) -> tuple[list[Path], list[Skipped]]:
+    """Return the files of a path that are read, and those below a folder that are not."""
+    if not path.is_dir():
+        return [path] if path.is_file() and path.name.lower().endswith(SUFFIXES) else [], []
+    files: list[Path] = []
+    others: list[Skipped] = []
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
         name = file.relative_to(path)
         if any(part.startswith(".") for part in name.parts):
             others.append(Skipped(name.as_posix(), name.as_posix(), "hidden file"))
         elif file.name.lower().endswith(SUFFIXES):
-            found.append(file)
+            files.append(file)
         else:
             kind = file.suffix.lower() or "no suffix"
             others.append(Skipped(name.as_posix(), name.as_posix(), f"another kind of file ({kind})"))
-    return found
-
-
-def _readable(path: Path, others: list[Skipped]) -> list[Path]:
-    """Return the files of a path. Raises `DataError` where there are none."""
-    if path.is_file() and path.name.lower().endswith(SUFFIXES):
-        return [path]
-    if path.is_file():
-        raise DataError(f"{path}: this kind of file is not read; the kinds are {', '.join(SUFFIXES)}.")
-    found = _files(path, others) if path.is_dir() else []
-    if not found:
-        reason = "no such file in this folder" if path.is_dir() else "there is no such file or folder"
-        raise DataError(f"{path}: {reason}. Name a file or a folder with {', '.join(SUFFIXES)} files.")
-    return found
+    return files, others

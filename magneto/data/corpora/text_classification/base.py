@@ -1,10 +1,10 @@
 """Labelled texts and pairs of texts: the example, the corpus, the protocol of their readers."""
 
 import re
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
-from magneto.data.corpora.base import Reader, Skipped
+from magneto.data.corpora.base import Corpus, Reader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,19 +25,16 @@ class LabelledText:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledCorpus:
-    """The examples of a corpus and their metrics.
+class LabelledCorpus(Corpus[LabelledText]):
+    """Labelled texts and their metrics.
 
     labels: the classes in the order of their indices; empty for regression. metrics: see `classification_metrics`.
     An example may be listed for val and again for test, where a corpus has only one labelled evaluation set.
     zero_digits: digits are written as zeros, here and in every text that a model of it is to read.
     """
 
-    examples: list[LabelledText]
     labels: tuple[str, ...]
     metrics: tuple[str, ...]
-    skipped: list[Skipped] = field(default_factory=list)
-    origin: dict[str, Any] = field(default_factory=dict)
     zero_digits: bool = False
 
 

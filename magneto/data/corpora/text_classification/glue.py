@@ -5,12 +5,14 @@ so nothing may be unquoted; QQP has incomplete lines; MNLI has two dev and two t
 agreed label ("-"). The labels of the test sets are not published: `mode=predict` writes files for the benchmark's server.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from magneto.data.corpora.base import Skipped, hash_split
+from annotated_types import Ge, Lt
+
+from magneto.data.corpora.base import Skipped, hash_split, listed
 from magneto.data.corpora.text_classification.base import LabelledCorpus, LabelledText
 from magneto.data.corpora.text_classification.tsv import TsvColumns, read_examples, read_table
 from magneto.data.io.digest import listing_digest
@@ -20,11 +22,13 @@ BINARY = ("0", "1")
 ENTAILMENT = ("entailment", "not_entailment")
 
 
-@dataclass(frozen=True, kw_only=True)
-class GlueTask:
-    """Layout and metrics of one task; `dev` maps the names of its evaluation sets to their files."""
+ACCURACY_F1 = ("accuracy", "f1")
 
-    columns: TsvColumns
+
+@dataclass(frozen=True, kw_only=True)
+class GlueTask(TsvColumns):
+    """Columns and metrics of one task; `dev` maps the names of its evaluation sets to their files."""
+
     labels: tuple[str, ...]
     metrics: tuple[str, ...] = ("accuracy",)
     dev: tuple[tuple[str, str], ...] = (("dev", "dev.tsv"),)
@@ -32,37 +36,33 @@ class GlueTask:
     """Column of the test file that numbers its examples."""
 
 
-def _pair(text: str, pair: str, label: str) -> TsvColumns:
-    return TsvColumns(text=text, pair=pair, label=label)
-
-
+COLA = ("source", "label", "star", "sentence")
+MNLI = (("matched", "dev_matched.tsv"), ("mismatched", "dev_mismatched.tsv"))
 TASKS = {
-    "CoLA": GlueTask(
-        columns=TsvColumns(text="sentence", label="label", names=("source", "label", "star", "sentence")),
-        labels=BINARY,
-        metrics=("matthews",),
-    ),
-    "SST-2": GlueTask(columns=TsvColumns(text="sentence", label="label"), labels=BINARY),
-    "MRPC": GlueTask(
-        columns=_pair("#1 String", "#2 String", "Quality"), labels=BINARY, metrics=("accuracy", "f1")
-    ),
+    "CoLA": GlueTask(text="sentence", label="label", names=COLA, labels=BINARY, metrics=("matthews",)),
+    "SST-2": GlueTask(text="sentence", label="label", labels=BINARY),
+    "MRPC": GlueTask(text="#1 String", pair="#2 String", label="Quality", labels=BINARY, metrics=ACCURACY_F1),
     "QQP": GlueTask(
-        columns=_pair("question1", "question2", "is_duplicate"),
+        text="question1",
+        pair="question2",
+        label="is_duplicate",
         labels=BINARY,
-        metrics=("accuracy", "f1"),
+        metrics=ACCURACY_F1,
         test_index="id",
     ),
     "STS-B": GlueTask(
-        columns=_pair("sentence1", "sentence2", "score"), labels=(), metrics=("pearson", "spearman")
+        text="sentence1", pair="sentence2", label="score", labels=(), metrics=("pearson", "spearman")
     ),
     "MNLI": GlueTask(
-        columns=_pair("sentence1", "sentence2", "gold_label"),
+        text="sentence1",
+        pair="sentence2",
+        label="gold_label",
         labels=("contradiction", "entailment", "neutral"),
-        dev=(("matched", "dev_matched.tsv"), ("mismatched", "dev_mismatched.tsv")),
+        dev=MNLI,
     ),
-    "QNLI": GlueTask(columns=_pair("question", "sentence", "label"), labels=ENTAILMENT),
-    "RTE": GlueTask(columns=_pair("sentence1", "sentence2", "label"), labels=ENTAILMENT),
-    "WNLI": GlueTask(columns=_pair("sentence1", "sentence2", "label"), labels=BINARY),
+    "QNLI": GlueTask(text="question", pair="sentence", label="label", labels=ENTAILMENT),
+    "RTE": GlueTask(text="sentence1", pair="sentence2", label="label", labels=ENTAILMENT),
+    "WNLI": GlueTask(text="sentence1", pair="sentence2", label="label", labels=BINARY),
 }
 
 
@@ -84,15 +84,15 @@ class GlueReader:
             is chosen on the reported set.
     """
 
-    def __init__(self, task: str, folder: str | None = None, val_fraction: float = 0.0) -> None:
+    def __init__(
+        self, task: str, folder: str | None = None, val_fraction: Annotated[float, Ge(0), Lt(1)] = 0.0
+    ) -> None:
         self.name, self.task = task, glue_task(task)
         if folder is None:
             raise ConfigError(
                 f"data.corpus.folder is missing: name the folder with {task}'s train.tsv, or the GLUE folder above it "
                 "(https://gluebenchmark.com/tasks)."
             )
-        if not 0 <= val_fraction < 1:
-            raise ConfigError(f"data.corpus.val_fraction={val_fraction} must be at least 0 and below 1.")
         above = Path(folder).expanduser()
         self.folder = above if (above / "train.tsv").is_file() else above / task
         self.val_fraction = val_fraction
@@ -114,9 +114,9 @@ class GlueReader:
                     f"{self.folder}: {file} of GLUE's {self.name} is missing. Set data.corpus.folder to its folder "
                     "(the data: https://gluebenchmark.com/tasks)."
                 )
-        skipped: list[Skipped] = []
+        examples, skipped = listed(self._examples())
         return LabelledCorpus(
-            examples=list(self._examples(skipped)),
+            examples=examples,
             labels=self.task.labels,
             metrics=self.task.metrics,
             skipped=skipped,
@@ -126,21 +126,22 @@ class GlueReader:
             },
         )
 
-    def _examples(self, skipped: list[Skipped]) -> Iterator[LabelledText]:
-        columns, labels = self.task.columns, self.task.labels
-        for example in read_examples(self.folder / "train.tsv", columns, labels, "train", skipped):
+    def _examples(self) -> Iterator[LabelledText | Skipped]:
+        columns, held = self.task, self.val_fraction
+        for one in read_examples(self.folder / "train.tsv", columns, columns.labels, "train"):
             if (
-                self.val_fraction
-                and hash_split(example.text, val=self.val_fraction, test=0.0, kind="text") == "val"
+                held
+                and isinstance(one, LabelledText)
+                and hash_split(one.text, val=held, test=0.0, kind="text") == "val"
             ):
                 # Of the main subset, like the dev set that is the validation otherwise.
-                yield LabelledText(**{**vars(example), "split": "val", "subset": self.task.dev[0][0]})
+                yield replace(one, split="val", subset=self.task.dev[0][0])
             else:
-                yield example
+                yield one
         for subset, file in self.task.dev:
-            for split in ("test",) if self.val_fraction else ("val", "test"):
-                bad = skipped if split == "test" else []
-                yield from read_examples(self.folder / file, columns, labels, split, bad, subset=subset)
+            for split in ("test",) if held else ("val", "test"):
+                found = read_examples(self.folder / file, columns, columns.labels, split, subset=subset)
+                yield from (one for one in found if split == "test" or isinstance(one, LabelledText))
 
 
 def read_test_file(file: Path, name: str) -> Iterator[tuple[str, str, str | None]]:
@@ -150,17 +151,14 @@ def read_test_file(file: Path, name: str) -> Iterator[tuple[str, str, str | None
         DataError: the file has another form, or a line is broken: the server needs every index.
     """
     task = glue_task(name)
-    required: Sequence[str] = [
-        n for n in (task.test_index, task.columns.text, task.columns.pair) if n is not None
-    ]
-    broken: list[Skipped] = []
-    rows = [row for _, row in read_table(file, None, broken)]
+    rows, broken = listed(read_table(file, None))
     if broken:
         raise DataError(f"{file}: damaged, {broken[0].reason} at {broken[0].id} ({len(broken)} such lines).")
-    if missing := [column for column in required if column not in rows[0]]:
+    required = [one for one in (task.test_index, task.text, task.pair) if one is not None]
+    if missing := [column for column in required if column not in rows[0][1]]:
         raise DataError(
-            f"{file}: not the test file of GLUE's {name}, it has no column {missing[0]!r} but {', '.join(rows[0])}."
+            f"{file}: not the test file of GLUE's {name}, it has no column {missing[0]!r} but {', '.join(rows[0][1])}."
         )
-    for row in rows:
-        pair = None if task.columns.pair is None else row[task.columns.pair]
-        yield row[task.test_index], row[task.columns.text], pair
+    for _, row in rows:
+        pair = None if task.pair is None else row[task.pair]
+        yield row[task.test_index], row[task.text], pair

@@ -52,33 +52,22 @@ class StateOfTheUnionEraReader:
     def load(self, data_dir: Path) -> LabelledCorpus:
         """Return all paragraphs that are long enough, each distinct text once."""
         corpus = self.speeches.load(data_dir)
-        examples: list[LabelledText] = []
-        seen: set[str] = set()
-        for document in corpus.documents:
+        seen: dict[str, LabelledText] = {}
+        for document in corpus.examples:
             assert document.split is not None
             for number, paragraph in enumerate(_PARAGRAPH.split(document.text), 1):
-                text = zero_digits(" ".join(paragraph.split()))
-                if len(text.split()) < self.min_words or text in seen:
-                    continue
-                seen.add(text)
-                examples.append(
-                    LabelledText(
-                        id=f"{document.id}:{number}",
-                        text=text,
-                        label=self.period(int(document.group)),
-                        split=document.split,
-                        group=document.group,
+                text, year = zero_digits(" ".join(paragraph.split())), document.group
+                if len(text.split()) >= self.min_words and text not in seen:
+                    name, label = f"{document.id}:{number}", self.period(int(year))
+                    seen[text] = LabelledText(
+                        id=name, text=text, label=label, split=document.split, group=year
                     )
-                )
+        labels = f"periods of {self.years} years"
         return LabelledCorpus(
-            examples=examples,
+            examples=list(seen.values()),
             labels=tuple(dict.fromkeys(map(self.period, range(FIRST, LAST + 1)))),
             metrics=("accuracy",),
             skipped=corpus.skipped,
             zero_digits=True,
-            origin={
-                **corpus.origin,
-                "corpus": "State of the Union",
-                "labels": f"periods of {self.years} years",
-            },
+            origin={**corpus.origin, "corpus": "State of the Union", "labels": labels},
         )

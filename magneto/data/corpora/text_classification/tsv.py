@@ -9,24 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from magneto.data.corpora.base import Skipped, stated_splits
+from magneto.data.corpora.base import Skipped, listed, stated_splits
 from magneto.data.corpora.text_classification.base import LabelledCorpus, LabelledText
 from magneto.data.io.digest import path_digest
 from magneto.data.io.text import DAMAGES, open_text
 from magneto.errors import DataError, nearest
 
+Row = tuple[str, dict[str, str]]
+"""Where it is, `NAME:LINE` with lines from 1, and its values by column."""
 
-def read_table(
-    file: Path, columns: Sequence[str] | None, skipped: list[Skipped]
-) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield the rows of a tab-separated file, with their line numbers (from 1).
 
-    Lines that are not UTF-8, or have another number of columns than the table, go to `skipped`.
+def read_table(file: Path, columns: Sequence[str] | None) -> Iterator[Row | Skipped]:
+    """Yield the rows of a tab-separated file; `Skipped` for one that is not UTF-8 or has another number of columns.
 
     Args:
         file: the table, as it is or as .gz or .zst.
         columns: their names; None: the first line has them.
-        skipped: takes the lines that cannot be used.
 
     Raises:
         DataError: the file is missing, empty or damaged, is not UTF-8, or its first line names no columns.
@@ -60,19 +58,17 @@ def read_table(
     for number, line in enumerate(lines[start:], start + 1):
         if not line.strip():
             continue
+        where, reason, values = f"{file.stem}:{number}", "", []
         try:
-            values = line.decode("utf-8").rstrip("\r").split("\t")
+            values = line.decode("utf-8").rstrip("\r").replace("\0", "").split("\t")
+            if len(values) != len(columns):
+                reason = "too few columns" if len(values) < len(columns) else "too many columns"
         except UnicodeDecodeError:
-            skipped.append(Skipped(f"{file.stem}:{number}", str(file), "not UTF-8"))
-            continue
-        if len(values) != len(columns):
-            reason = "too few columns" if len(values) < len(columns) else "too many columns"
-            skipped.append(Skipped(f"{file.stem}:{number}", str(file), reason))
-            continue
-        yield (
-            number,
-            {name: value.replace("\0", "").strip() for name, value in zip(columns, values, strict=True)},
-        )
+            reason = "not UTF-8"
+        if reason:
+            yield Skipped(where, str(file), reason)
+        else:
+            yield where, {name: value.strip() for name, value in zip(columns, values, strict=True)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,54 +82,51 @@ class TsvColumns:
 
 
 def read_examples(
-    file: Path,
-    columns: TsvColumns,
-    labels: Sequence[str] | None,
-    split: str,
-    skipped: list[Skipped],
-    **more: Any,
-) -> Iterator[LabelledText]:
-    """Yield the usable examples of a table; the others go to `skipped`.
+    file: Path, columns: TsvColumns, labels: Sequence[str] | None, split: str, **more: Any
+) -> Iterator[LabelledText | Skipped]:
+    """Yield the examples of a table; `Skipped` for one that cannot be used.
 
     Args:
         file: the table.
         columns: the names of its columns.
         labels: the known classes; empty: labels are numbers; None: any class.
         split: train, val or test.
-        skipped: takes the lines that cannot be used.
         more: further fields of every example.
 
     Raises:
         DataError: the file is missing, or lacks one of the columns.
     """
-    required = [name for name in (columns.text, columns.pair, columns.label) if name is not None]
-    for number, row in read_table(file, columns.names, skipped):
-        for name in required:
-            if name not in row:
+    for found in read_table(file, columns.names):
+        if isinstance(found, Skipped):
+            yield found
+            continue
+        where, row = found
+        for name in (columns.text, columns.pair, columns.label):
+            if name is not None and name not in row:
                 raise DataError(
                     f"{file}: there is no column {name!r}; it has {', '.join(row)}.{nearest(name, row)} Set "
                     "data.corpus.text, pair and label to the names of the columns."
                 )
-        where = f"{file.stem}:{number}"
+        text, label = row[columns.text], row[columns.label]
         pair = None if columns.pair is None else row[columns.pair]
-        label: str | float = row[columns.label]
-        reason = None
-        if not row[columns.text] or pair == "":
-            reason = "empty text"
-        elif labels is not None and len(labels) == 0:
-            try:
-                label = float(label)
-                reason = None if abs(label) < float("inf") else "label is no number"
-            except ValueError:
-                reason = "label is no number"
-        elif labels is not None and label not in labels:
-            reason = f"unknown label {str(label)[:20]!r}"
-        elif not label:
-            reason = "empty label"
-        if reason is None:
-            yield LabelledText(id=where, text=row[columns.text], pair=pair, label=label, split=split, **more)
+        reason = "empty text" if not text or pair == "" else _why_unusable(label, labels)
+        if reason:
+            yield Skipped(where, str(file), reason)
         else:
-            skipped.append(Skipped(where, str(file), reason))
+            value = float(label) if labels is not None and not labels else label
+            yield LabelledText(id=where, text=text, pair=pair, label=value, split=split, **more)
+
+
+def _why_unusable(label: str, labels: Sequence[str] | None) -> str:
+    """Return why a label cannot be used, or "". labels: see `read_examples`."""
+    if labels is None:
+        return "" if label else "empty label"
+    if labels:
+        return "" if label in labels else f"unknown label {label[:20]!r}"
+    try:
+        return "" if abs(float(label)) < float("inf") else "label is no number"
+    except ValueError:
+        return "label is no number"
 
 
 class TsvReader:
@@ -189,14 +182,13 @@ class TsvReader:
         labels: tuple[str, ...] | None = () if self.regression else None
         examples: list[LabelledText] = []
         for split, file in self.files.items():
-            examples += read_examples(file, self.columns, labels, split, skipped)
+            found, unusable = listed(read_examples(file, self.columns, labels, split))
+            examples += found
+            skipped += unusable
             if labels is None:
-                found = {str(example.label) for example in examples}
-                labels = tuple(sorted(found, key=lambda label: (label == self.positive, label)))
+                names = {str(example.label) for example in found}
+                labels = tuple(sorted(names, key=lambda label: (label == self.positive, label)))
+        origin = {"files": [file.name for file in self.files.values()]}
         return LabelledCorpus(
-            examples=examples,
-            labels=labels or (),
-            metrics=self.metrics,
-            skipped=skipped,
-            origin={"files": [file.name for file in self.files.values()]},
+            examples=examples, labels=labels or (), metrics=self.metrics, skipped=skipped, origin=origin
         )

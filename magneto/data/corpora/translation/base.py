@@ -2,10 +2,9 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-from magneto.data.corpora.base import Reader, Skipped
+from magneto.data.corpora.base import Corpus, Reader
 from magneto.errors import ConfigError
 
 LANGUAGE = re.compile(r"[a-z]{2,3}(_[A-Za-z]{2,4}|_[0-9]{3})*(@[a-z]+)?")
@@ -24,15 +23,7 @@ class Pair:
     split: str | None  # train, val or test where the corpus states it; None: by a hash of the group
 
 
-@dataclass(frozen=True)
-class TranslationCorpus:
-    """The pairs of a corpus, what its reader skipped (complete once `pairs` has been read), its origin."""
-
-    pairs: Iterable[Pair]
-    skipped: Sequence[Skipped] = ()
-    origin: dict[str, Any] = field(default_factory=dict)
-
-
+TranslationCorpus = Corpus[Pair]
 TranslationReader = Reader[TranslationCorpus]
 
 

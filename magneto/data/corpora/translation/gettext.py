@@ -10,15 +10,15 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import regex
 
-from magneto.data.corpora.base import Skipped
-from magneto.data.corpora.download import locate
-from magneto.data.corpora.package import Package
+from magneto.data.corpora.base import Skipped, lazy
+from magneto.data.corpora.download import Located, Package, locate
 from magneto.data.corpora.translation.base import LANGUAGE, Pair, TranslationCorpus, parse_directions
 from magneto.data.io.digest import file_digest, listing_digest
 from magneto.errors import ConfigError
@@ -112,44 +112,49 @@ class GettextReader:
 
     def load(self, data_dir: Path) -> TranslationCorpus:
         """Return messages with a translation in both languages, of plurals the forms of 1 and of many; skip fuzzy ones."""
-        skipped: list[Skipped] = []
         located = {name: locate(PACKAGES[name], data_dir) for name in self.packages}
-        roots = {name: (found.root, PACKAGES[name].patterns) for name, found in located.items()}
         origin = {name: found.origin() for name, found in located.items()}
         origin |= {path.name: {"digest": self._digest(path)} for path in self.paths}
-        return TranslationCorpus(self._pairs(roots, skipped), skipped, origin)
+        return TranslationCorpus(*lazy(partial(self._pairs, located)), origin)
 
-    def _pairs(
-        self, roots: Mapping[str, tuple[Path, tuple[str, ...]]], skipped: list[Skipped]
-    ) -> Iterator[Pair]:
+    def _pairs(self, located: Mapping[str, Located]) -> Iterator[Pair | Skipped]:
         with ExitStack() as stack:
-            sources = [(name, root, _find(root, patterns)) for name, (root, patterns) in roots.items()]
+            sources = [
+                (name, at.root, _find(at.root, PACKAGES[name].patterns)) for name, at in located.items()
+            ]
             for path in self.paths:
                 root = path
                 if zipfile.is_zipfile(path):
                     root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-                    _unpack(path, root)
+                    with zipfile.ZipFile(path) as file:
+                        file.extractall(
+                            root, [name for name in file.namelist() if name.endswith((".po", ".mo"))]
+                        )
                 sources.append((path.name, root, _find(root, PATTERNS) if root.is_dir() else [path]))
             languages = {self.original}
             for name, root, files in sources:
                 domains: dict[str, dict[str, list[Path]]] = {}
-                for file in files:
-                    language, domain = _language_and_domain(file, root)
+                for path in files:
+                    language, domain = _language_and_domain(path, root)
                     languages.add(language)
                     if any(language in direction for direction in self.directions):
-                        domains.setdefault(domain, {}).setdefault(language, []).append(file)
+                        domains.setdefault(domain, {}).setdefault(language, []).append(path)
                 for domain in sorted(domains):
-                    yield from self._domain(f"{name}:{domain}", domains[domain], skipped)
+                    yield from self._domain(f"{name}:{domain}", domains[domain])
             # Last, so that all catalogs are read once; raises for a language that no catalog has.
             parse_directions(["-".join(direction) for direction in self.directions], languages - {""})
 
-    def _domain(self, name: str, catalogs: dict[str, list[Path]], skipped: list[Skipped]) -> Iterator[Pair]:
+    def _domain(self, name: str, catalogs: dict[str, list[Path]]) -> Iterator[Pair | Skipped]:
         messages: dict[str, Messages] = {}
         for language, files in catalogs.items():
             # .po first: it says what is fuzzy.
             for file in sorted(files, key=lambda path: path.suffix == ".mo"):
-                for key, message in _read(file, f"{name}:{language}", skipped).items():
-                    messages.setdefault(language, {}).setdefault(key, message)
+                found = _read(file)
+                if isinstance(found, str):
+                    yield Skipped(f"{name}:{language}", file.name, found)
+                else:
+                    for key, message in found.items():
+                        messages.setdefault(language, {}).setdefault(key, message)
         keys = {key: (key[1], "") for texts in messages.values() for key in texts}
         own = {key: message for key, message in messages.get(self.original, {}).items() if not message[1]}
         messages[self.original] = keys | own
@@ -160,7 +165,7 @@ class GettextReader:
                 translation, other = messages[target].get(key, ("", "not translated"))
                 own_id = f"{name}:{source}-{target}:{key[0]}:{key[1]}"
                 if reason or other:
-                    skipped.append(Skipped(own_id, name, reason or other))
+                    yield Skipped(own_id, name, reason or other)
                     continue
                 yield Pair(
                     id=own_id,
@@ -180,14 +185,6 @@ def _find(root: Path, patterns: Sequence[str]) -> list[Path]:
     return found
 
 
-def _unpack(archive: Path, target: Path) -> None:
-    """Unpack the archive's catalogs; `extract` keeps members inside of the folder."""
-    with zipfile.ZipFile(archive) as file:
-        for member in file.namelist():
-            if member.endswith((".po", ".mo")):
-                file.extract(member, target)
-
-
 def _language_and_domain(file: Path, root: Path) -> tuple[str, str]:
     """Return language and domain, from the path; "" for a path that names no language.
 
@@ -201,20 +198,18 @@ def _language_and_domain(file: Path, root: Path) -> tuple[str, str]:
     return (language if LANGUAGE.fullmatch(language) else ""), relative.parent.as_posix()
 
 
-def _read(file: Path, name: str, skipped: list[Skipped]) -> Messages:
-    """Return the messages of a catalog; none of one that cannot be read, which is skipped as a whole."""
+def _read(file: Path) -> Messages | str:
+    """Return the messages of a catalog, or why it cannot be read."""
     import polib
 
     try:
         catalog = polib.mofile(str(file)) if file.suffix == ".mo" else polib.pofile(str(file))
     except (OSError, ValueError, LookupError, EOFError, struct.error) as error:
         # UnicodeDecodeError is a ValueError; struct.error is raised for a compiled catalog that breaks off.
-        skipped.append(Skipped(name, file.name, f"unreadable catalog ({type(error).__name__})"))
-        return {}
+        return f"unreadable catalog ({type(error).__name__})"
     messages: Messages = {}
     stated = _plural_forms(catalog.metadata.get("Plural-Forms", ""))
     for entry in catalog:
-        context = entry.msgctxt or ""
         if entry.obsolete:
             continue
         fuzzy = file.suffix == ".po" and entry.fuzzy  # compiled catalogs have no fuzzy messages
@@ -224,7 +219,8 @@ def _read(file: Path, name: str, skipped: list[Skipped]) -> Messages:
             one, many = stated or (0, max(forms, default=0))
             texts = {entry.msgid: forms.get(one, ""), entry.msgid_plural: forms.get(many, "")}
         for message, text in texts.items():
-            messages[context, message] = (text, "fuzzy" if fuzzy else "" if text else "not translated")
+            reason = "fuzzy" if fuzzy else "" if text else "not translated"
+            messages[entry.msgctxt or "", message] = (text, reason)
     return messages
 
 

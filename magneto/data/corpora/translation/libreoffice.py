@@ -5,14 +5,13 @@ Each language has the same HTML files, and a paragraph or heading the same `id` 
 """
 
 import re
-from collections.abc import Iterator, Sequence
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from magneto.data.corpora.base import Skipped
-from magneto.data.corpora.download import locate
-from magneto.data.corpora.package import Located, Package
+from magneto.data.corpora.base import Skipped, lazy
+from magneto.data.corpora.download import Package, locate
 from magneto.data.corpora.translation.base import Pair, TranslationCorpus, parse_directions
 from magneto.data.io.digest import listing_digest
 
@@ -64,7 +63,6 @@ def package(language: str) -> Package:
         version=VERSION,
         sha256=sha256,
         inside="usr/share/libreoffice/help",
-        installed=("/usr/share/libreoffice/help",),
         patterns=(f"{folder}/text/**/*.html",),
         content_sha256=content,
         megabytes=3,
@@ -105,26 +103,21 @@ class LibreOfficeReader:
     def load(self, data_dir: Path) -> TranslationCorpus:
         """Return paragraphs that both languages have. Code, links and single words are skipped."""
         located = {name: locate(package(name), data_dir, self.folder) for name in self.languages}
-        skipped: list[Skipped] = []
-        return TranslationCorpus(
-            self._pairs(located, skipped), skipped, {name: found.origin() for name, found in located.items()}
-        )
-
-    def _pairs(self, located: dict[str, Located], skipped: list[Skipped]) -> Iterator[Pair]:
         roots = {name: found.root / LANGUAGES[name][1] / "text" for name, found in located.items()}
-        files = sorted(
-            {path.relative_to(root) for root in roots.values() for path in root.glob("**/[!.]*.html")}
-        )
-        for file in files:
-            pages = {name: _read(root / file) for name, root in roots.items()}
+        origin = {name: found.origin() for name, found in located.items()}
+        return TranslationCorpus(*lazy(partial(self._pairs, roots)), origin)
+
+    def _pairs(self, roots: Mapping[str, Path]) -> Iterator[Pair | Skipped]:
+        files = {path.relative_to(root) for root in roots.values() for path in root.glob("**/[!.]*.html")}
+        for file in sorted(files):
+            page = file.as_posix()
+            paragraphs = {name: _read(root / file) for name, root in roots.items()}
             for source, target in self.directions:
-                for paragraph, (text, reason) in pages[source].items():
-                    name = f"{source}-{target}:{file.as_posix()}#{paragraph}"
-                    translation, _ = pages[target].get(paragraph, ("", ""))
-                    if not reason and not translation:
-                        reason = "not translated"
-                    if reason:
-                        skipped.append(Skipped(name, file.as_posix(), reason))
+                for paragraph, (text, reason) in paragraphs[source].items():
+                    name = f"{source}-{target}:{page}#{paragraph}"
+                    translation, _ = paragraphs[target].get(paragraph, ("", ""))
+                    if reason or not translation:
+                        yield Skipped(name, page, reason or "not translated")
                         continue
                     yield Pair(
                         id=name,
@@ -132,7 +125,7 @@ class LibreOfficeReader:
                         target=translation,
                         source_language=source,
                         target_language=target,
-                        group=file.as_posix(),
+                        group=page,
                         split=None,
                     )
 
@@ -143,7 +136,7 @@ def _read(path: Path) -> dict[str, tuple[str, str]]:
 
     paragraphs: dict[str, tuple[str, str]] = {}
     try:
-        root = html.fromstring(path.read_bytes(), parser=_parser())
+        root = html.fromstring(path.read_bytes(), parser=html.HTMLParser(encoding="utf-8"))
     except (OSError, etree.LxmlError):
         return paragraphs
     for element in root.iter(*PARAGRAPHS):
@@ -162,13 +155,6 @@ def _read(path: Path) -> dict[str, tuple[str, str]]:
             reason = "formula or table of numbers"
         paragraphs[name] = (text, reason)
     return paragraphs
-
-
-@cache
-def _parser() -> Any:
-    from lxml import html
-
-    return html.HTMLParser(encoding="utf-8")
 
 
 def _text(element: Any) -> Iterator[str]:

@@ -7,7 +7,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from magneto.data.corpora.base import Skipped, stated_splits
+from magneto.data.corpora.base import Skipped, lazy, stated_splits
 from magneto.data.corpora.text.base import LINES
 from magneto.data.corpora.translation.base import Pair, TranslationCorpus, parse_directions
 from magneto.data.io.digest import file_digest
@@ -84,19 +84,20 @@ class TranslationFilesReader:
 
     def load(self, data_dir: Path) -> TranslationCorpus:
         """Return all pairs. Raises `DataError`, also while they are read, for files that do not fit together."""
-        skipped: list[Skipped] = []
-        return TranslationCorpus(self._pairs(skipped), skipped, self.fingerprint())
+        return TranslationCorpus(*lazy(self._pairs), self.fingerprint())
 
-    def _pairs(self, skipped: list[Skipped]) -> Iterator[Pair]:
+    def _pairs(self) -> Iterator[Pair | Skipped]:
         for split, part in self.parts.items():
             if "tmx" in part:
-                pairs = _tmx(part["tmx"], self.direction, skipped)
-            elif "tsv" in part:
-                pairs = _tsv(part["tsv"], skipped)
+                found = _tmx(part["tmx"], self.direction)
             else:
-                pairs = _lines(part["source"], part["target"], skipped)
+                found = _tsv(part["tsv"]) if "tsv" in part else _lines(part["source"], part["target"])
             try:
-                for name, group, source, target in pairs:
+                for one in found:
+                    if isinstance(one, Skipped):
+                        yield one
+                        continue
+                    name, group, source, target = one
                     yield Pair(
                         id=f"{split}:{name}" if split else name,
                         source=source,
@@ -113,10 +114,11 @@ class TranslationFilesReader:
                 ) from error
 
 
-Rows = Iterator[tuple[str, str, str, str]]  # id, group, source, target
+Row = tuple[str, str, str, str] | Skipped
+"""Id, group, source, target."""
 
 
-def _lines(source: Path, target: Path, skipped: list[Skipped]) -> Rows:
+def _lines(source: Path, target: Path) -> Iterator[Row]:
     with open_text(source) as left, open_text(target) as right:
         for number, (one, other) in enumerate(zip_longest(left, right), start=1):
             if one is None or other is None:
@@ -126,27 +128,25 @@ def _lines(source: Path, target: Path, skipped: list[Skipped]) -> Rows:
                     f"{short} has {number - 1} lines, {long} has {number - 1 + more}: line n of one must be the "
                     "translation of line n of the other. Find the missing line, or align them again."
                 )
-            yield from _decoded(number, f"{source.name}+{target.name}", (one, other), skipped)
+            yield _decoded(number, f"{source.name}+{target.name}", (one, other))
 
 
-def _tsv(path: Path, skipped: list[Skipped]) -> Rows:
+def _tsv(path: Path) -> Iterator[Row]:
     with open_text(path) as file:
         for number, line in enumerate(file, start=1):
             columns = line.rstrip(b"\r\n").split(b"\t")
-            if len(columns) < 2:
-                if line.strip():
-                    skipped.append(Skipped(str(number), path.name, "no tab in the line"))
-                continue
-            yield from _decoded(number, path.name, columns[:2], skipped)
+            if len(columns) > 1:
+                yield _decoded(number, path.name, columns[:2])
+            elif line.strip():
+                yield Skipped(str(number), path.name, "no tab in the line")
 
 
-def _decoded(number: int, file: str, sides: Sequence[bytes], skipped: list[Skipped]) -> Rows:
+def _decoded(number: int, file: str, sides: Sequence[bytes]) -> Row:
     try:
         source, target = map(decode_text, sides)
     except BadText as bad:
-        skipped.append(Skipped(str(number), file, str(bad)))
-        return
-    yield str(number), _block(file, number), source, target
+        return Skipped(str(number), file, str(bad))
+    return str(number), _block(file, number), source, target
 
 
 def _block(file: str, number: int) -> str:
@@ -154,7 +154,7 @@ def _block(file: str, number: int) -> str:
     return f"{file}:{(number - 1) // LINES}"
 
 
-def _tmx(path: Path, direction: tuple[str, str], skipped: list[Skipped]) -> Rows:
+def _tmx(path: Path, direction: tuple[str, str]) -> Iterator[Row]:
     """Yield units of a TMX file, read as a stream. Entities are not expanded, no other file is loaded."""
     from lxml import etree
 
@@ -183,7 +183,7 @@ def _tmx(path: Path, direction: tuple[str, str], skipped: list[Skipped]) -> Rows
                     del unit.getparent()[0]
                 sides = [_choose(texts, language) for language in direction]
                 if None in sides:
-                    skipped.append(Skipped(str(number), path.name, "a language is missing in the unit"))
+                    yield Skipped(str(number), path.name, "a language is missing in the unit")
                     continue
                 usable = True
                 yield str(number), _block(path.name, number), str(sides[0]), str(sides[1])

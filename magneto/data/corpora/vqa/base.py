@@ -1,13 +1,13 @@
 """Questions and statements about images: the example, the corpus, the protocol of their readers."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from magneto.data.corpora.base import Reader, Skipped
+from magneto.data.corpora.base import Corpus, Reader
 from magneto.data.corpora.image.base import ImageCorpus
 
 TRUTH = ("false", "true")
@@ -26,13 +26,7 @@ class Question:
     group: str | None = None  # the same statement about several pairs of images; None: about this one only
 
 
-@dataclass(frozen=True)
-class QuestionCorpus:
-    """The questions of a corpus, what its reader skipped (complete once `questions` has been read), its origin."""
-
-    questions: Iterable[Question]
-    skipped: list[Skipped] = field(default_factory=list)
-    origin: dict[str, Any] = field(default_factory=dict)
+QuestionCorpus = Corpus[Question]
 
 
 class UsableImages(Protocol):

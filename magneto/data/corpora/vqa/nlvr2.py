@@ -9,11 +9,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from magneto.data.corpora.base import SPLITS, Skipped, require_splits
-from magneto.data.corpora.image.base import ImageCorpus, ImageExample, image_files_digest
+from magneto.data.corpora.base import SPLITS, Skipped, listed, require_splits
+from magneto.data.corpora.image.base import ImageCorpus, ImageExample, annotated
 from magneto.data.corpora.text.base import text_of
 from magneto.data.corpora.vqa.base import TRUTH, Question, QuestionCorpus, UsableImages
-from magneto.data.io.digest import file_digest
 from magneto.data.io.text import json_lines, read_bytes
 from magneto.errors import ConfigError, DataError
 
@@ -45,20 +44,14 @@ class Nlvr2Reader:
         self.folders = {split: Path(folder).expanduser() for split, folder in folders.items()}
 
     def fingerprint(self) -> dict[str, Any]:
-        """See `Reader`; of the images names, sizes and times."""
-        files = {split: file_digest(file) if file.is_file() else None for split, file in self.files.items()}
-        return {
-            "corpus": "nlvr2",
-            "recipe": 2,
-            "files": files,
-            "images": image_files_digest(self),
-            "folders": {split: str(folder.absolute()) for split, folder in self.folders.items()},
-        }
+        """See `Reader`."""
+        folders = {split: str(folder.absolute()) for split, folder in self.folders.items()}
+        return annotated(self, "nlvr2", self.files, folders=folders)
 
     def load(self, data_dir: Path) -> ImageCorpus:
         """Return the images of the statements."""
         images: dict[str, ImageExample] = {}
-        for split, line in self._lines([]):
+        for split, line in listed(self._lines())[0]:
             for name in _images(line["identifier"]):
                 if name not in images:
                     path = self._find(split, line.get("directory"), name)
@@ -71,25 +64,23 @@ class Nlvr2Reader:
 
     def questions(self, data_dir: Path, images: UsableImages) -> QuestionCorpus:
         """Return all statements."""
-        skipped: list[Skipped] = []
-        found = []
-        for _, line in self._lines(skipped):
-            name, label = line["identifier"], str(line.get("label", "")).lower()
-            if label not in TRUTH:
-                skipped.append(Skipped(name, "", "no label True or False"))
-                continue
-            found.append(
-                Question(
-                    id=name,
-                    text=text_of(line["sentence"]),
-                    images=_images(name),
-                    answers=(label,),
-                    group=_sentence(name),
-                )
-            )
-        return QuestionCorpus(found, skipped, self._origin())
+        return QuestionCorpus(*listed(self._statements()), self._origin())
 
-    def _lines(self, skipped: list[Skipped]) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _statements(self) -> Iterator[Question | Skipped]:
+        for one in self._lines():
+            if isinstance(one, Skipped):
+                yield one
+                continue
+            name, text = one[1]["identifier"], text_of(one[1]["sentence"])
+            label = str(one[1].get("label", "")).lower()
+            if label not in TRUTH:
+                yield Skipped(name, "", "no label True or False")
+                continue
+            split, number, _, sentence = name.split("-")  # the third is the number of the pair
+            group = f"{split}-{number}-{sentence}"
+            yield Question(id=name, text=text, images=_images(name), answers=(label,), group=group)
+
+    def _lines(self) -> Iterator[tuple[str, dict[str, Any]] | Skipped]:
         """Yield (split, object) of the lines with an identifier and a sentence."""
         for split, file in self.files.items():
             usable = False
@@ -99,7 +90,7 @@ class Nlvr2Reader:
                         raise ValueError
                 except (ValueError, KeyError, TypeError, AttributeError):  # of BadText too
                     reason = "no JSON object with an identifier and a sentence"
-                    skipped.append(Skipped(f"line {number}", file.name, reason))
+                    yield Skipped(f"line {number}", file.name, reason)
                     continue
                 usable = True
                 yield split, line
@@ -116,9 +107,3 @@ class Nlvr2Reader:
 def _images(identifier: str) -> tuple[str, str]:
     pair = identifier.rpartition("-")[0]
     return f"{pair}-img0.png", f"{pair}-img1.png"
-
-
-def _sentence(identifier: str) -> str:
-    """Return the identifier without the number of the pair."""
-    split, number, _, sentence = identifier.split("-")
-    return f"{split}-{number}-{sentence}"

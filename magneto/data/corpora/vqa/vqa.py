@@ -7,11 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from magneto.data.corpora.base import SPLITS, Skipped, require_splits
-from magneto.data.corpora.image.base import ImageCorpus, ImageExample, image_files_digest
+from magneto.data.corpora.base import SPLITS, Skipped, listed, require_splits
+from magneto.data.corpora.image.base import ImageCorpus, ImageExample, annotated
 from magneto.data.corpora.text.base import text_of
 from magneto.data.corpora.vqa.base import Question, QuestionCorpus, UsableImages
-from magneto.data.io.digest import file_digest
 from magneto.data.io.text import read_json
 from magneto.errors import ConfigError, DataError
 
@@ -52,42 +51,28 @@ class VqaReader:
         self.folder = Path(folder).expanduser()
 
     def fingerprint(self) -> dict[str, Any]:
-        """See `Reader`; of the images names, sizes and times."""
-        files = {
-            split: [file_digest(file) if file.is_file() else None for file in pair]
-            for split, pair in self.files.items()
-        }
-        return {
-            "corpus": "vqa",
-            "recipe": 2,
-            "files": files,
-            "folder": str(self.folder.absolute()),
-            "images": image_files_digest(self),
-        }
+        """See `Reader`."""
+        return annotated(self, "vqa", self.files, folder=str(self.folder.absolute()))
 
     def load(self, data_dir: Path) -> ImageCorpus:
         """Return the images of the questions."""
         images: dict[str, ImageExample] = {}
         for split, (file, _) in self.files.items():
-            content = _read(file, "questions")
-            subset = _subset(file, content)
-            for entry in content["questions"]:
+            entries, subset = _questions(file)
+            for entry in entries:
                 if isinstance(entry, dict) and isinstance(entry.get("image_id"), int):
                     name = f"COCO_{subset}_{entry['image_id']:012d}.jpg"
                     if name not in images:
-                        images[name] = ImageExample(id=name, image=self._find(name, subset), split=split)
+                        direct = self.folder / name
+                        path = direct if direct.exists() else self.folder / subset / name
+                        images[name] = ImageExample(id=name, image=path, split=split)
         return ImageCorpus(examples=list(images.values()), origin=self._origin())
-
-    def _find(self, name: str, subset: str) -> Path:
-        direct = self.folder / name
-        return direct if direct.exists() else self.folder / subset / name
 
     def questions(self, data_dir: Path, images: UsableImages) -> QuestionCorpus:
         """Return all questions, joined with their annotations by id."""
-        skipped: list[Skipped] = []
-        return QuestionCorpus(list(self._joined(skipped)), skipped, self._origin())
+        return QuestionCorpus(*listed(self._joined()), self._origin())
 
-    def _joined(self, skipped: list[Skipped]) -> Iterator[Question]:
+    def _joined(self) -> Iterator[Question | Skipped]:
         for file, annotations in self.files.values():
             answered: dict[Any, tuple[tuple[str, ...], str]] = {}
             for entry in _read(annotations, "annotations")["annotations"]:
@@ -95,34 +80,30 @@ class VqaReader:
                     answers = tuple(text_of(one["answer"]) for one in entry["answers"])
                     answered[entry["question_id"]] = answers, str(entry.get("answer_type", ""))
                 except (KeyError, TypeError):
-                    number = entry.get("question_id") if isinstance(entry, dict) else entry
-                    skipped.append(
-                        Skipped(str(number), annotations.name, "annotation without question_id or answers")
-                    )
-            content = _read(file, "questions")
-            subset = _subset(file, content)
-            for entry in content["questions"]:
+                    yield Skipped(_id(entry), annotations.name, "annotation without question_id or answers")
+            entries, subset = _questions(file)
+            for entry in entries:
                 try:
                     number, text = entry["question_id"], text_of(entry["question"])
-                    hash(number)  # a list or an object is no id: TypeError
                     image = f"COCO_{subset}_{int(entry['image_id']):012d}.jpg"
+                    found = answered.pop(number, None)  # TypeError: a list or an object is no id
                 except (KeyError, TypeError, ValueError, OverflowError):
-                    number = entry.get("question_id") if isinstance(entry, dict) else entry
-                    skipped.append(
-                        Skipped(str(number), file.name, "question without question_id, image_id or question")
-                    )
+                    yield Skipped(_id(entry), file.name, "question without question_id, image_id or question")
                     continue
-                if number not in answered:
-                    skipped.append(Skipped(str(number), file.name, "question without annotation"))
-                    continue
-                answers, kind = answered.pop(number)
-                yield Question(id=str(number), text=text, images=(image,), answers=answers, kind=kind)
-            skipped += [
-                Skipped(str(number), annotations.name, "annotation without question") for number in answered
-            ]
+                if found is None:
+                    yield Skipped(str(number), file.name, "question without annotation")
+                else:
+                    answers, kind = found
+                    yield Question(id=str(number), text=text, images=(image,), answers=answers, kind=kind)
+            for number in answered:
+                yield Skipped(str(number), annotations.name, "annotation without question")
 
     def _origin(self) -> dict[str, Any]:
         return {"files": {split: [file.name for file in pair] for split, pair in self.files.items()}}
+
+
+def _id(entry: Any) -> str:
+    return str(entry.get("question_id") if isinstance(entry, dict) else entry)
 
 
 def _read(file: Path, key: str) -> dict[str, Any]:
@@ -135,12 +116,13 @@ def _read(file: Path, key: str) -> dict[str, Any]:
     return dict(content)
 
 
-def _subset(file: Path, content: Mapping[str, Any]) -> str:
-    """Return the part of COCO in the names of the images (train2014); images of test-dev are of test2015."""
+def _questions(file: Path) -> tuple[list[Any], str]:
+    """Return the questions, and the part of COCO in the names of their images (train2014); test-dev has test2015's."""
+    content = _read(file, "questions")
     subset = str(content.get("data_subtype", ""))
     if not subset:
         raise DataError(
             f"questions={file}: has no data_subtype (train2014, val2014...), by which images are named. Name the "
             "published file."
         )
-    return subset.replace("test-dev", "test")
+    return content["questions"], subset.replace("test-dev", "test")
