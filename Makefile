@@ -43,7 +43,7 @@ table: $(INSTALLED) ## six tasks, three backbones, two seeds: one table; hours (
 
 TEST := OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest -n auto --dist worksteal
 
-test: $(INSTALLED) ## set up, then run the fast tests (5 minutes on 2 cores)
+test: $(INSTALLED) ## set up, then run the fast tests (3 minutes on 2 cores)
 	$(TEST) -m "not slow" tests/unit tests/integration/test_golden_curves.py tests/integration/test_old_exports.py $(ARGS)
 
 test-all: $(INSTALLED) ## run every test

@@ -556,7 +556,7 @@ def test_shards_by_range_and_with_brackets(tmp_path):
 
 
 def test_shards_that_are_not_named_or_not_there(tmp_path):
-    with pytest.raises(MagnetoError, match="name the tar files"):
+    with pytest.raises(MagnetoError, match=r"name the tar files: data\.corpora\.NAME\.shards"):
         WebDatasetReader()
     with pytest.raises(MagnetoError, match="train, val and test"):
         WebDatasetReader({"training": "a"})
