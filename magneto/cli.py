@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,6 +40,8 @@ log = logging.getLogger("magneto")
 # with about fifty kernels: with the default, a CPU spends a fifth of a training step on compiling them again.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")  # read by torch at its first product
 
+_PRINTS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i"}
+"""Arguments of commands that print and run nothing."""
 _TEXTS = ("prompt", "predict.query", "predict.question", "predict.stop")
 
 
@@ -251,6 +254,8 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # the names of files, which are printed, need not be UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     sys.argv[1:] = map(literal, sys.argv[1:])
+    if _PRINTS & {argument.partition("=")[0] for argument in sys.argv[1:]}:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` may end: Hydra would print a traceback
     message = _mistake(sys.argv[1:])
     if message is not None:
         print(f"error: {message}", file=sys.stderr)
