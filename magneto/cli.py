@@ -207,6 +207,14 @@ def _mistake(arguments: list[str]) -> str | None:
     others = (parsed.help, parsed.hydra_help, parsed.shell_completion, parsed.info, parsed.experimental_rerun)
     if any(others) or parsed.config_path or parsed.config_name:
         return None
+    for argument in parsed.overrides:
+        try:
+            OverridesParser.create().parse_override(argument)
+        except HydraException:
+            return (
+                f"{argument}: not of the form KEY=VALUE. Quote a value with spaces or braces for the shell, as "
+                "in 'KEY={a: 1, b: 2}'."
+            )
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return _Configuration(parsed.overrides, parsed.config_dir).mistake()

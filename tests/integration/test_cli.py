@@ -161,6 +161,7 @@ def test_unwritable_runs_dir_of_a_sweep(tmp_path: Path, call: Call) -> None:
     [
         ((), "task= is missing. Choose from task=asr"),
         (("task=asr", "backbone=magnet0"), "Did you mean 'magneto'"),
+        (("task=asr", "backbone={a:", "b}"), "b}: not of the form KEY=VALUE. Quote a value"),
         (("task=asr", "optimzer.lr=1"), "Did you mean 'optimizer.lr'"),
         (("task=asr", "optimizer.lrr=1"), "Did you mean 'optimizer.lr'"),
         (("task=asr", "data=librispech"), "Did you mean 'librispeech'"),
