@@ -14,7 +14,7 @@ WHAT := --no-deps -r requirements.lock --editable .
 .PHONY: help run compare table test test-all lint docs bench clean
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 $(INSTALLED): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
@@ -43,7 +43,7 @@ table: $(INSTALLED) ## six tasks, three backbones, two seeds: one table; hours (
 
 TEST := OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest -n auto --dist worksteal
 
-test: $(INSTALLED) ## set up, then run the fast tests (5 minutes on 2 cores)
+test: $(INSTALLED) ## set up, then run the fast tests (3 minutes on 2 cores)
 	$(TEST) -m "not slow" tests/unit tests/integration/test_golden_curves.py tests/integration/test_old_exports.py $(ARGS)
 
 test-all: $(INSTALLED) ## run every test

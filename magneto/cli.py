@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,6 +40,8 @@ log = logging.getLogger("magneto")
 # with about fifty kernels: with the default, a CPU spends a fifth of a training step on compiling them again.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")  # read by torch at its first product
 
+_PRINTS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i"}
+"""Arguments of commands that print and run nothing."""
 _TEXTS = ("prompt", "predict.query", "predict.question", "predict.stop")
 
 
@@ -203,6 +206,14 @@ def _mistake(arguments: list[str]) -> str | None:
     others = (parsed.help, parsed.hydra_help, parsed.shell_completion, parsed.info, parsed.experimental_rerun)
     if any(others) or parsed.config_path or parsed.config_name:
         return None
+    for argument in parsed.overrides:
+        try:
+            OverridesParser.create().parse_override(argument)
+        except HydraException:
+            return (
+                f"{argument}: not of the form KEY=VALUE. Quote a value with spaces or braces for the shell, as "
+                "in 'KEY={a: 1, b: 2}'."
+            )
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return _Configuration(parsed.overrides, parsed.config_dir).mistake()
@@ -248,6 +259,8 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # the names of files, which are printed, need not be UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     sys.argv[1:] = map(literal, sys.argv[1:])
+    if _PRINTS & {argument.partition("=")[0] for argument in sys.argv[1:]}:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` may end: Hydra would print a traceback
     message = _mistake(sys.argv[1:])
     if message is not None:
         print(f"error: {message}", file=sys.stderr)

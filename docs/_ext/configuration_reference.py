@@ -5,6 +5,7 @@ A key's meaning is the comment beside it, or the docstring of the field that it 
 """
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from sphinx.pycode import ModuleAnalyzer
 
 from magneto.config.groups import CONF, options
 from magneto.config.parts import (
+    EXTRA_TRAINER_KEYS,
     CallbacksConfig,
     LoggerConfig,
     OptimizerConfig,
@@ -60,9 +62,10 @@ def page() -> str:
     parts = [
         "# Configuration",
         "Every key of a run with its default, as `python run.py task=asr --cfg job` prints it. `GROUP=OPTION` on the "
-        "command line chooses a file of `conf/GROUP/`, `KEY=VALUE` sets one value.",
+        "command line chooses a file of `conf/GROUP/`, `KEY=VALUE` sets one value. A key with a `+` is not in the printed "
+        "configuration; it is added with the `+`.",
         "## Top level",
-        _table(_keys(CONF / "config.yaml"), skip=("defaults", "hydra", "backbone", "predict")),
+        _table(_keys(CONF / "config.yaml"), skip=("hydra", "backbone", "predict")),
     ]
     for group in GROUPS:
         parts.append(f"## {group}")
@@ -74,9 +77,9 @@ def page() -> str:
             if not file.is_file():  # the defaults of the dataclass
                 continue
             parts += [f"### {group}={option}", _heading(file)]
-            parts.append(
-                _table(_keys(file), skip=("defaults",), known=_option_docs(file) if group == "task" else {})
-            )
+            prefix = "" if "# @package _global_" in file.read_text(encoding="utf-8") else f"{group}."
+            known = _option_docs(file) if group == "task" else {}
+            parts.append(_table(_keys(file, prefix), known=known))
     parts += ["## experiment", _experiments()]
     return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -109,8 +112,7 @@ def _heading(file: Path) -> str:
         if not line.startswith("# @package"):
             comments.append(line.lstrip("# ").strip())
     text = " ".join(comments)
-    end = text.find(". ")
-    return _escaped(text if end < 0 else text[: end + 1])
+    return _escaped(re.split(r"(?<=[^.]\.) ", text)[0])  # an ellipsis ends no sentence
 
 
 def _keys(file: Path, prefix: str = "") -> Iterator[tuple[str, str, str]]:
@@ -128,6 +130,8 @@ def _walk(node: yaml.MappingNode, lines: list[str], prefix: str) -> Iterator[tup
             yield from _walk(value, lines, f"{name}.")
         else:
             text = "\n".join(lines)[value.start_mark.index : value.end_mark.index].strip() or "null"
+            if isinstance(value, yaml.SequenceNode) and not value.flow_style:  # a list over several lines
+                text = f"[{', '.join(str(item.value) for item in value.value)}]"
             last = line if isinstance(value, yaml.ScalarNode) else min(value.end_mark.line, len(lines) - 1)
             yield name, text, _comment(lines, last, key.start_mark.column)
 
@@ -167,10 +171,15 @@ def _docs(owner: type) -> dict[str, str]:
 def _fields(owner: type, where: str) -> list[str]:
     docs = _docs(owner)
     rows = [
-        (f"{where}.{field.name}", _default(field), docs.get(field.name, ""))
+        (f"{_plus(where, field.name)}{where}.{field.name}", _default(field), docs.get(field.name, ""))
         for field in dataclasses.fields(owner)
     ]
     return [_table(rows)]
+
+
+def _plus(where: str, name: str) -> str:
+    """Return the + that a key needs on the command line if no composed configuration has it."""
+    return "+" if where == "trainer" and name in EXTRA_TRAINER_KEYS else ""
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
@@ -191,7 +200,7 @@ def _table(rows: Any, skip: tuple[str, ...] = (), known: Mapping[str, str] | Non
     lines = [
         f"| `{key}` | {f'`{_escaped(default)}`' if default else ''} | {_escaped(comment or (known or {}).get(key, ''))} |"
         for key, default, comment in rows
-        if key.split(".")[0] not in skip and not key.endswith("_target_")
+        if key.split(".")[0] not in skip and not key.endswith(("_target_", "defaults"))
     ]
     return "\n".join(["| key | default | meaning |", "|:--|:--|:--|", *lines]) if lines else ""
 

@@ -100,7 +100,9 @@ def check_file(path: str | Path, what: str) -> None:
     if not path.is_file():
         if path.exists():
             raise DataError(f"{what}: is not a file. {REMEDY}")
-        raise DataError(f"{what}: no such file. Runs keep theirs in RUN/checkpoints/best.ckpt and last.ckpt.")
+        raise DataError(
+            f"{what}: no such file or folder. Name a run's folder, one of its checkpoints or an export."
+        )
     if not zipfile.is_zipfile(path):
         raise DataError(f"{what}: truncated or not a checkpoint ({path.stat().st_size} bytes). {REMEDY}")
 

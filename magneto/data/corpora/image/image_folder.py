@@ -49,7 +49,8 @@ class ImageFolderReader:
     ) -> None:
         if folder is None:
             raise ConfigError(
-                "data: name the folder that holds a folder for each class, or train/ and val/: folder=..."
+                "data: name the folder that holds a folder for each class, or train/ and val/: "
+                "data.corpora.NAME.folder=..."
             )
         if validation is not None and not 0 < validation < 1:
             raise ConfigError(f"data: validation={validation} must lie between 0 and 1: 0.01.")

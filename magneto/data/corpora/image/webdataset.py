@@ -50,7 +50,7 @@ class WebDatasetReader:
     ) -> None:
         if not shards:
             raise ConfigError(
-                "data: name the tar files: shards=folder/*.tar, or shards={train: ..., val: ..., test: ...}."
+                "data: name the tar files: data.corpora.NAME.shards=folder/*.tar, or {train: ..., val: ..., test: ...}."
             )
         sides = shards if isinstance(shards, Mapping) else {"": shards}
         require_splits("shards", {side: value for side, value in sides.items() if side})

@@ -128,7 +128,7 @@ def _fetch(root: Path, subset: str) -> None:
             raise DataError(
                 f"LibriSpeech {subset} could not be downloaded ({reason}). With a network try again (it "
                 f"continues where it stopped); or unpack {name} from https://www.openslr.org/12 in {root}; or set "
-                "`folder=...` to the folder that has it."
+                "data.corpora.librispeech.folder=... to the folder that has it."
             ) from reason
         # torchaudio takes an existing folder for a complete one: unpack aside, then rename.
         shutil.rmtree(work / ARCHIVE_ROOT, ignore_errors=True)
