@@ -72,7 +72,7 @@ def refusal(settings: list[str], *overrides: str) -> str:
         ("optimizer.lr=${nokey}", "optimizer.lr: Interpolation key 'nokey' not found"),
         ("optimizer.lr=???", "optimizer.lr: Missing mandatory value"),
         ("optimizer.betas=[0.9]", "optimizer.betas=[0.9]: too few values"),
-        ("optimizer.name=muon", "optimizer.name=muon: must be one of adamw, adam, sgd"),
+        ("optimizer.name=lion", "optimizer.name=lion: must be one of adamw, adam, sgd, muon"),
         ("scheduler.warmup=5000", "scheduler.warmup=5000 is longer than the run"),
         ("logger.wandb=nonsense", "logger.wandb=nonsense: must be one of"),
         ("backbone.num_layers=0", "backbone.num_layers=0: input should be greater than or equal to 1"),

@@ -268,7 +268,7 @@ def test_find_images(tmp_path: Path):
     for name in ("b/c/2.JPEG", "a/1.png", "a/notes.txt", ".trash/3.png", "a/._1.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)] == [
+    assert [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path, [])] == [
         "a/1.png",
         "b/c/2.JPEG",
     ]
