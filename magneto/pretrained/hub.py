@@ -73,7 +73,9 @@ class Weights:
             names = [theirs] if isinstance(theirs, str) else theirs
             for kind in ("weight", "bias"):
                 tensor = torch.cat([self.take(f"{name}.{kind}") for name in names])
-                self.state[f"{ours}.{kind}"] = tensor.mT.contiguous() if transposed and tensor.ndim == 2 else tensor
+                self.state[f"{ours}.{kind}"] = (
+                    tensor.mT.contiguous() if transposed and tensor.ndim == 2 else tensor
+                )
 
     def require_empty(self, unknown: Callable[[str], bool] = bool) -> None:
         """Raise `ConfigError` if a tensor is left that is `unknown`; all are without it."""
