@@ -30,7 +30,13 @@ class Checkpoints(Checkpoint):
     """
 
     def __init__(
-        self, folder: Path, monitor: str, mode: str, every: int, signals: StopSignals, stable: int | None
+        self,
+        folder: Path,
+        monitor: str,
+        mode: str,
+        every: int,
+        signals: StopSignals,
+        stable: int | None = None,
     ) -> None:
         self.folder, self.monitor, self.mode, self.every = folder, monitor, mode, every
         self.signals, self.stable = signals, stable

@@ -59,5 +59,7 @@ def test_make_table_from_nothing(text_overrides: list[str], tmp_path: Path) -> N
 def test_make_help_lists_every_target() -> None:
     """`make help` shows each target of .PHONY, those with a hyphen too."""
     targets = next(line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith(".PHONY"))
-    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert {line.split()[1] for line in shown.splitlines()} == set(targets.split()[1:])
