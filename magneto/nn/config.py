@@ -16,6 +16,7 @@ SequencePosition = Literal["none", "learned", "sinusoidal", "rotary", "relative"
 Position = Literal[SequencePosition, "relative_2d"]
 Gain = Literal["formula", "none"]
 Multiway = Literal["none", "feed_forward", "full"]
+ImageStem = Literal["linear", "convolutional"]
 Count = Annotated[int, Ge(1)]
 Probability = Annotated[float, Ge(0), Lt(1)]
 
@@ -82,6 +83,8 @@ class BackboneConfig:
     """Norm on the input after positions are added, as in BERT."""
     embedding_scale: bool = True
     """Multiply token embeddings by sqrt(d_model) (see `TokenStem`); BERT and GPT-2 have no such factor."""
+    image_stem: ImageStem = "linear"
+    """How patches become tokens: linear (ViT) or convolutional (see `PatchStem`)."""
     multiway: Multiway = "none"
     """What vision and text have each of their own: none, feed_forward (the whole sub-layer; attention is shared, as in
     the paper of BEiT-3) or full (every linear map and norm, as in its released weights)."""

@@ -3,6 +3,7 @@
 The stack adds the positions. Only the stem of two modalities adds its own, since both count from 0.
 """
 
+from itertools import pairwise
 from math import sqrt
 from typing import TypeVar
 
@@ -56,9 +57,14 @@ class TokenStem(nn.Module):
 
 
 class PatchStem(nn.Module):
-    """Linear map of the square patches of an image, with a [CLS] token before them.
+    """Linear map of the square patches of an image, or convolutions over it, with a [CLS] token before the patches.
 
     With `mask_token` patches can be masked: a learned vector replaces them (BEiT, arXiv 2106.08254, 2.3).
+
+    With `convolutional` the image is halved by 3 x 3 convolutions of stride 2, each with LayerNorm and GELU, until a
+    patch is a pixel, which is mapped linearly (Xiao et al., "Early convolutions help transformers see better", arXiv
+    2106.14881; they take BatchNorm and ReLU, and we a norm that neither mixes examples nor differs in evaluation). The
+    width doubles with each up to `d_model`. Neighbours see each other there, so masked patches are blanked before it.
 
     Args:
         image_size: side of the (square) image in pixels.
@@ -67,9 +73,10 @@ class PatchStem(nn.Module):
         d_model: width of the stack.
         class_token: whether token 0 is a learned [CLS] token.
         mask_token: whether there is a vector for masked patches.
+        convolutional: whether there are convolutions.
 
     Raises:
-        ConfigError: `patch_size` does not divide `image_size`.
+        ConfigError: `patch_size` does not divide `image_size`, or is no power of two and the stem is convolutional.
 
     Shape:
         Input: (B, channels, image_size, image_size). Output: (B, num_tokens, d_model), where num_tokens is
@@ -85,6 +92,7 @@ class PatchStem(nn.Module):
         *,
         class_token: bool = True,
         mask_token: bool = False,
+        convolutional: bool = False,
     ) -> None:
         super().__init__()
         if image_size % patch_size:
@@ -95,7 +103,22 @@ class PatchStem(nn.Module):
         self.patch_size = patch_size
         self.grid = image_size // patch_size
         self.num_tokens = self.grid**2 + class_token
-        self.projection = Linear(channels * patch_size**2, d_model, roles=("stem",))
+        halvings = patch_size.bit_length() - 1 if convolutional else 0
+        if convolutional and (halvings == 0 or patch_size != 2**halvings):
+            raise ConfigError(
+                f"patch_size={patch_size}: backbone.image_stem=convolutional halves an image until a patch is a pixel. Set "
+                "patch_size to 2, 4, 8 or 16, or image_stem to linear."
+            )
+        widths = [channels, *(max(1, d_model // 2**n) for n in reversed(range(halvings)))]
+        # The border is mirrored: zeros there would be another colour to a model of another normalisation.
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(before, after, 3, stride=2, padding=1, padding_mode="reflect")
+            for before, after in pairwise(widths)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in widths[1:])
+        self.projection = Linear(
+            d_model if convolutional else channels * patch_size**2, d_model, roles=("stem",)
+        )
         self.class_token = nn.Parameter(torch.empty(d_model)) if class_token else None
         self.mask_token = nn.Parameter(torch.empty(d_model)) if mask_token else None
         self.reset_parameters()
@@ -106,12 +129,33 @@ class PatchStem(nn.Module):
             if token is not None:
                 nn.init.normal_(token, std=token.numel() ** -0.5)
 
+    def training_flops_per_token(self) -> float:
+        """Return the model FLOPs of a forward and a backward pass per token: 6 for each product (`nn.flops`)."""
+        sides = (self.grid * self.patch_size // 2 ** (n + 1) for n in range(len(self.convolutions)))
+        convolutions = sum(
+            side**2 * convolution.get_parameter("weight").numel()
+            for side, convolution in zip(sides, self.convolutions, strict=True)
+        )
+        return 6.0 * (self.projection.weight.numel() + convolutions / self.num_tokens)
+
+    def patches(self, images: Tensor, masked: Tensor | None) -> Tensor:
+        """Return what is projected of each patch: (B, N, channels * patch_size ** 2), or (B, N, d_model)."""
+        if not self.convolutions:
+            return F.pixel_unshuffle(images, self.patch_size).flatten(2).transpose(1, 2)
+        if masked is not None:
+            hidden = masked.view(-1, 1, self.grid, self.grid)  # (B, 1, grid, grid)
+            for dim in (2, 3):
+                hidden = hidden.repeat_interleave(self.patch_size, dim)  # (B, 1, H, W)
+            images = images.masked_fill(hidden, 0.0)
+        x = images
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            x = F.gelu(norm(convolution(x).movedim(1, -1))).movedim(-1, 1)  # (B, width, H / 2, W / 2) ...
+        return x.flatten(2).transpose(1, 2)
+
     def forward(self, images: Tensor, masked: Tensor | None = None) -> Tensor:
         """Embed images (B, channels, H, W); `masked` (B, grid ** 2) bool, True = this patch is masked."""
         assert images.shape[2:] == (self.grid * self.patch_size,) * 2, images.shape
-        patches = (
-            F.pixel_unshuffle(images, self.patch_size).flatten(2).transpose(1, 2)
-        )  # (B, N, C * patch ** 2)
+        patches = self.patches(images, masked)
         x: Tensor = self.projection(patches)  # (B, N, d_model)
         if masked is not None:
             assert self.mask_token is not None, "mask_token=True is needed to mask patches"

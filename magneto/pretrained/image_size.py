@@ -16,8 +16,9 @@ log = logging.getLogger("magneto")
 
 _POSITIONS = ("backbone.position.table", "stem.vision_position")
 """A learned vector for [CLS] and for each patch of an image."""
-_STEMS = ("stem.projection", "stem.vision.projection")
-"""The linear map of patches."""
+_STEMS = ("stem", "stem.vision")
+_FIRST = ("convolutions.0", "projection")
+"""What reads pixels in a stem, the first of these that there is."""
 _KINDS = {1: "grey", 3: "in colour"}
 
 
@@ -105,7 +106,9 @@ def renormalised(
     change = Renormalisation.between((info["mean"], info["std"]), (own["mean"], own["std"]))
     found = {}
     for stem in _STEMS:
-        weight, bias = (weights.get(f"{stem}.{kind}") for kind in ("weight", "bias"))
-        if change is not None and weight is not None and bias is not None:
-            found[f"{stem}.weight"], found[f"{stem}.bias"] = change.reads(weight, bias)
+        for first in (f"{stem}.{name}" for name in _FIRST):
+            weight, bias = (weights.get(f"{first}.{kind}") for kind in ("weight", "bias"))
+            if change is not None and weight is not None and bias is not None:
+                found[f"{first}.weight"], found[f"{first}.bias"] = change.reads(weight, bias)
+                break
     return found

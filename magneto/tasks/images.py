@@ -61,7 +61,7 @@ class ImageTask(Task):
     def encoder_flops(self) -> float:
         """Stem and encoder of one image, forward and backward."""
         length = self.stem.num_tokens
-        per_token = training_flops_per_token(self.config, length) + 6 * self.stem.projection.weight.numel()
+        per_token = training_flops_per_token(self.config, length) + self.stem.training_flops_per_token()
         return length * per_token
 
 
@@ -102,5 +102,10 @@ def patch_stem(task: Task, mask_token: bool) -> PatchStem:
     """Return the stem of the images of a task."""
     info = task.info
     return PatchStem(
-        info.image_size, info.patch_size, info.channels, task.config.d_model, mask_token=mask_token
+        info.image_size,
+        info.patch_size,
+        info.channels,
+        task.config.d_model,
+        mask_token=mask_token,
+        convolutional=task.config.image_stem == "convolutional",
     )

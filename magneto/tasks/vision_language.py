@@ -294,9 +294,9 @@ class VisionLanguage(MaskedImages, PairTask):
             )
             word_head = self.text_head.dense.weight.numel() + self.stem.text.embedding.weight.numel()
             heads += hidden * self.image_head.weight.numel() + targets * word_head
-        stem = self.stem.vision.projection.weight.numel() * sum(count * p for count, p, _ in runs)
+        stem = self.stem.vision.training_flops_per_token() * sum(count * p for count, p, _ in runs)
         encoder = sum(count * (p + w) * training_flops_per_token(self.config, p + w) for count, p, w in runs)
-        return float(encoder + 6 * (heads + stem))
+        return float(encoder + stem + 6 * heads)
 
     # ------------------------------------------------------------------ use
 

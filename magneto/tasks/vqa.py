@@ -180,7 +180,7 @@ class VisionLanguageClassification(PairTask):
         patches = self.stem.vision.num_tokens
         length = patches + batch["tokens"].size(1)
         pair = length * training_flops_per_token(self.config, length)
-        pair += 6 * patches * self.stem.vision.projection.weight.numel()
+        pair += patches * self.stem.vision.training_flops_per_token()
         linear = [m for part in (self.pooler, self.head) for m in part.modules() if isinstance(m, Linear)]
         return float(rows * (each * pair + 6 * sum(module.weight.numel() for module in linear)))
 

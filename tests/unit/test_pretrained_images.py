@@ -138,23 +138,24 @@ def test_the_model_of_the_targets_is_the_runs_own(tmp_path: Path) -> None:
     assert {"head.weight", "head.bias"} <= set(initialize_from(same, source).taken)
 
 
-def test_other_moments_change_the_stem(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("stem", "reads"), [("linear", "projection"), ("convolutional", "convolutions.0")])
+def test_other_moments_change_the_stem(stem: str, reads: str, tmp_path: Path) -> None:
     """Images of another mean and deviation give the same features."""
-    first = build(BEiT, target="pixels", mean=[0.5], std=[0.2])
+    shape = {"backbone": {"image_stem": stem}}
+    first = build(BEiT, target="pixels", mean=[0.5], std=[0.2], **shape)
     source = str(export(first, tmp_path / "export"))
-    second = build(BEiT, seed=1, target="pixels", mean=[0.1], std=[0.4])
+    second = build(BEiT, seed=1, target="pixels", mean=[0.1], std=[0.4], **shape)
     report = initialize_from(second, source)
-    assert report.renormalised == ("stem.projection.weight", "stem.projection.bias")
-    assert "for their mean and deviation: stem.projection.weight" in str(report)
+    assert report.renormalised == (f"stem.{reads}.weight", f"stem.{reads}.bias")
+    assert f"for their mean and deviation: stem.{reads}.weight" in str(report)
     pixels = torch.rand(3, 1, 16, 16)
     with torch.no_grad():
         theirs, ours = first.stem((pixels - 0.5) / 0.2), second.stem((pixels - 0.1) / 0.4)
-    assert torch.allclose(theirs, ours, atol=1e-5) and not torch.equal(
-        first.stem.projection.bias, second.stem.projection.bias
-    )
-    same = build(BEiT, seed=2, target="pixels")
+    of_first, of_second = (model.state_dict()[f"stem.{reads}.bias"] for model in (first, second))
+    assert torch.allclose(theirs, ours, atol=1e-5) and not torch.equal(of_first, of_second)
+    same = build(BEiT, seed=2, target="pixels", **shape)
     assert not initialize_from(same, source).renormalised
-    assert torch.equal(same.stem.projection.weight, first.stem.projection.weight)
+    assert torch.equal(same.state_dict()[f"stem.{reads}.bias"], of_first)
 
 
 def test_tokenizers_of_another_corpus(tmp_path: Path) -> None:

@@ -112,3 +112,36 @@ def test_audio_flops_are_what_torch_counts() -> None:
     with FlopCounterMode(display=False) as counter:
         stem(features)[0].sum().backward()
     assert counter.get_total_flops() == pytest.approx(2 * 10 * stem.training_flops_per_token(), rel=1e-6)
+
+
+def test_convolutions_reduce_an_image_to_its_patches():
+    """A token is made of its patch and of what touches it: seven pixels more on each side with two halvings."""
+    torch.manual_seed(0)
+    stem = PatchStem(32, 4, 3, 64, class_token=False, convolutional=True)
+    images = torch.randn(2, 3, 32, 32, requires_grad=True)
+    tokens = stem(images)
+    assert tokens.shape == (2, 64, 64)
+    (gradient,) = torch.autograd.grad(tokens[0, 8 * 4 + 4].sum(), images)
+    rows, columns = gradient[0].abs().sum(0).nonzero(as_tuple=True)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (13, 19, 13, 19)
+    assert not gradient[1].any()
+    # Two convolutions and the projection, 6 FLOPs a product, divided among the 64 tokens.
+    expected = 6 * (16**2 * 9 * 3 * 32 + 8**2 * 9 * 32 * 64 + 8**2 * 64 * 64) / 64
+    assert stem.training_flops_per_token() == expected
+
+
+def test_convolutions_see_nothing_of_masked_patches():
+    stem, images = PatchStem(16, 4, 1, 16, mask_token=True, convolutional=True), torch.randn(1, 1, 16, 16)
+    masked = torch.zeros(1, 16, dtype=torch.bool)
+    masked[0, 5] = True
+    changed = images.clone()
+    changed[..., 4:8, 4:8] += 1
+    torch.testing.assert_close(stem(images, masked), stem(changed, masked), rtol=0, atol=0)
+    assert not torch.equal(stem(images), stem(changed))
+    torch.testing.assert_close(stem(images, masked)[0, 6], stem.mask_token)
+
+
+@pytest.mark.parametrize("patch", [1, 7])
+def test_convolutions_need_patches_that_halve(patch: int):
+    with pytest.raises(MagnetoError, match=f"patch_size={patch}: backbone.image_stem=convolutional"):
+        PatchStem(28, patch, 1, 16, convolutional=True)
