@@ -26,12 +26,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ValidationError
 
-from magneto.commands import summary, sweeps
+from magneto.commands import sweeps
 from magneto.config import schema
 from magneto.config.groups import CONF, check_choices
 from magneto.config.renamed import OPTIONS, hint
 from magneto.errors import MagnetoError, nearest
-from magneto.training import run_folder
 
 log = logging.getLogger("magneto")
 
@@ -95,6 +94,9 @@ def _ended(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any
     several = any(name in os.environ for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
     if config["mode"] != "train" or config["init_from"] is not None or several:
         return None
+    from magneto.commands import summary
+    from magneto.training import run_folder
+
     result = run_folder.ended_result(config, overrides)
     if result is None:
         return None
