@@ -1,0 +1,392 @@
+"""What a few minutes of training reach: magneto's defaults beside the Hugging Face Trainer, on the same data.
+
+    python benchmarks/time_to_quality.py                                   # six tasks, both systems, hours; repeat to go on
+    python benchmarks/time_to_quality.py --tasks causal_lm mlm --seeds 1 2 3
+    python benchmarks/time_to_quality.py --tasks causal_lm --steps 20 --out runs/smoke    # to see that it runs
+
+For each task magneto's default run comes first. The peer (benchmarks/peers.py) then has as many minutes of training, with
+each of three learning rates; the one that is best on validation data is tested, and takes the other seeds. Minutes are
+those of training: evaluations, preparation and set-up do not count, for neither. The number of the peer's steps follows
+from the seconds of its first ones. Everything runs on this machine, one after the other, with torch's own number of threads.
+
+Each run leaves a file in --out and is not made again; at the end there are results.md, a table, and curves.png: the
+validation metric over minutes.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import lightning as L
+import text_baselines
+import torch
+from lightning.pytorch.callbacks import Callback
+from peers import PEERS, Peer
+from timing import machine
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+import magneto
+from magneto.commands.build import prepared_data
+
+HERE = Path(__file__).resolve().parent
+EVALUATIONS = 6
+"""Points of a curve."""
+CALIBRATION = 12
+"""Steps that the speed of a peer is read from; the first third of them is not counted."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """How a task is judged."""
+
+    metric: str
+    label: str
+    higher: bool
+    factor: float = 1.0
+
+    def best(self, values: Iterable[Any], key: Callable[[Any], float] | None = None) -> Any:
+        """Return the best of some values, or of what has the best `key`."""
+        return max(values, key=key) if self.higher else min(values, key=key)
+
+
+GOALS = {
+    "causal_lm": Goal("bits_per_byte", "bits per byte", higher=False),
+    "mlm": Goal("accuracy", "accuracy of masked tokens, %", higher=True, factor=100),
+    "mt": Goal("bleu", "BLEU", higher=True),
+    "beit": Goal("accuracy", "accuracy of hidden codes, %", higher=True, factor=100),
+    "asr": Goal("cer", "character error rate", higher=False),
+    "vl": Goal("r1", "mean R@1, %", higher=True, factor=100),
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run of one system."""
+
+    system: str
+    task: str
+    seed: int
+    lr: float | None
+    """None: magneto's default."""
+    minutes: float
+    steps: int
+    parameters: int
+    curve: Sequence[Sequence[float]]
+    """Minutes of training and the metric on validation data."""
+    test: float
+
+
+class Clock(Callback):
+    """Write the seconds of training, without evaluations, and the validation's metric at each evaluation of our run.
+
+    Args:
+        file: JSON lines.
+        metric: as it is logged, such as `val/cer`.
+    """
+
+    def __init__(self, file: str, metric: str) -> None:
+        self.file, self.metric = Path(file), metric
+        self.seconds, self.since = 0.0, 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.file.unlink(missing_ok=True)
+        self.since = time.perf_counter()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.seconds += time.perf_counter() - self.since
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        point = {"minutes": self.seconds / 60, "value": float(trainer.callback_metrics[self.metric])}
+        with self.file.open("a") as file:
+            file.write(json.dumps(point) + "\n")
+        self.since = time.perf_counter()
+
+
+def ours(task: str, seed: int, out: Path, overrides: list[str], max_steps: int | None) -> Result:
+    """Train magneto's default as its users do, on the command line."""
+    goal, name = GOALS[task], f"ours-seed{seed}"
+    clock = (out / f"{task}-{name}.clock").resolve()
+    command = [
+        sys.executable, "-m", "magneto", f"task={task}", f"seed={seed}", f"name={name}", "logger.wandb=disabled",
+        f"runs_dir={out / 'runs'}", "+callbacks.extra.clock._target_=time_to_quality.Clock",
+        f"+callbacks.extra.clock.file={clock}", f"+callbacks.extra.clock.metric=val/{goal.metric}", *overrides,
+    ]  # fmt: skip
+    if max_steps is not None:
+        command += [f"trainer.max_steps={max_steps}", f"trainer.val_check_interval={max(1, max_steps // 2)}"]
+    path = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": path})
+    folder = out / "runs" / task / name
+    result = json.loads((folder / "result.json").read_text())
+    points = [json.loads(line) for line in clock.read_text().splitlines()]
+    curve = [(point["minutes"], goal.factor * point["value"]) for point in points]
+    return Result(
+        system="magneto",
+        task=task,
+        seed=seed,
+        lr=None,
+        minutes=curve[-1][0],
+        steps=result["steps"],
+        parameters=result["parameters"],
+        curve=curve,
+        test=goal.factor * result["metrics"][f"test/{goal.metric}"],
+    )
+
+
+class PeerTrainer(Trainer):
+    """The Trainer, whose batches are magneto's."""
+
+    peer: Peer
+    batches: DataLoader[Any]
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        return self.batches
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
+    ) -> Any:
+        outputs = model(**self.peer.inputs(inputs))
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+
+class PeerClock(TrainerCallback):
+    """Measure training without evaluations; evaluate at equal distances.
+
+    Args:
+        evaluate: returns the metric on validation data; None: no evaluation.
+    """
+
+    def __init__(self, evaluate: Any = None) -> None:
+        self.evaluate = evaluate
+        self.seconds: list[float] = []
+        self.curve: list[tuple[float, float]] = []
+        self._since = 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._since = self._since or time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        now = time.perf_counter()
+        self.seconds.append(now - self._since)
+        self._since = now
+        points = [step * EVALUATIONS // state.max_steps for step in (state.global_step - 1, state.global_step)]
+        if self.evaluate and points[1] > points[0]:
+            self.curve.append((sum(self.seconds) / 60, self.evaluate()))
+            self._since = time.perf_counter()
+
+
+def theirs(peer: Peer, task: str, seed: int, lr: float, minutes: float, out: Path) -> Result:
+    """Train a peer for as many minutes."""
+
+    def train(steps: int, clock: PeerClock, model: nn.Module) -> None:
+        peer.data.configure_run(steps)
+        arguments = TrainingArguments(
+            output_dir=str(out / "trainer"), max_steps=steps, learning_rate=lr, warmup_steps=round(0.05 * steps),
+            weight_decay=0.01, lr_scheduler_type="linear", bf16=bf16, use_cpu=not torch.cuda.is_available(),
+            report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True, seed=seed,
+            remove_unused_columns=False,
+        )  # fmt: skip
+        trainer = PeerTrainer(model=model, args=arguments, callbacks=[clock])
+        trainer.peer, trainer.batches = peer, peer.data.train_dataloader()
+        trainer.train()
+
+    bf16 = magneto_precision() == "bf16-mixed"
+    torch.manual_seed(seed)
+    calibration = PeerClock()
+    train(CALIBRATION, calibration, peer.model())
+    per_step = mean(calibration.seconds[CALIBRATION // 3 :])
+    steps = max(EVALUATIONS, round(minutes * 60 / per_step))
+    torch.manual_seed(seed)
+    model = peer.model()
+    clock = PeerClock(lambda: score(peer, model, peer.data.val_dataloader(), bf16))
+    train(steps, clock, model)
+    return Result(
+        system=f"{peer.name}, Hugging Face Trainer",
+        task=task,
+        seed=seed,
+        lr=lr,
+        minutes=clock.curve[-1][0],
+        steps=steps,
+        parameters=sum(p.numel() for p in model.parameters()),
+        curve=clock.curve,
+        test=score(peer, model, peer.data.test_dataloader(), bf16),
+    )
+
+
+def magneto_precision() -> str:
+    """Return what trainer.precision=auto means on this machine."""
+    from magneto.training.devices import precision
+
+    return precision("auto", "auto")
+
+
+@torch.no_grad()
+def score(peer: Peer, model: nn.Module, batches: DataLoader[Any], bf16: bool) -> float:
+    """Return the peer's metric over a split."""
+    model.eval()
+    with torch.autocast("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16, enabled=bf16):
+        value = peer.score(model, batches)
+    model.train()
+    return value
+
+
+def baselines(task: str, split: str) -> dict[str, float]:
+    """Return what a simple method reaches on a split of the task's data, where there is one for its metric."""
+    if task not in ("causal_lm", "mlm"):
+        return {}
+    data: Any = prepared_data([f"task={task}"])
+    if task == "causal_lm":
+        return {"trigram": text_baselines.bits_per_byte(data, split)["trigram"]}
+    counts = text_baselines.Trigram(text_baselines.training_row(data), data.info.vocab_size)
+    shares = text_baselines.masked_accuracy(data, getattr(data, f"{split}_set"), counts)
+    return {"two-sided trigram": 100 * shares["trigram, two-sided"][0]}
+
+
+def kept(path: Path, make: Callable[[], Any]) -> Any:
+    """Return the plain values in a file; where it is missing, make them and write it."""
+    if not path.exists():
+        values = make()
+        path.with_suffix(".part").write_text(json.dumps(values))
+        path.with_suffix(".part").replace(path)
+    return json.loads(path.read_text())
+
+
+def compare(
+    task: str, seeds: list[int], out: Path, max_steps: int | None, overrides: list[str]
+) -> list[Result]:
+    """Make the runs of a task, or read them: ours, the peer's with each rate, its best rate with the other seeds."""
+
+    def own(seed: int) -> Result:
+        file = out / f"{task}-ours-seed{seed}.json"
+        return Result(**kept(file, lambda: asdict(ours(task, seed, out, overrides, max_steps))))
+
+    results = [own(seed) for seed in seeds]
+    minutes = mean(result.minutes for result in results)
+    model = magneto.load(out / "runs" / task / f"ours-seed{seeds[0]}")
+    data = prepared_data([f"task={task}", *overrides])
+    peer = PEERS[task](model, data)
+
+    def run(seed: int, lr: float) -> Result:
+        file = out / f"{task}-peer-lr{lr:g}-seed{seed}.json"
+        return Result(**kept(file, lambda: asdict(theirs(peer, task, seed, lr, minutes, out))))
+
+    tried = [run(seeds[0], lr) for lr in peer.rates]
+    goal = GOALS[task]
+    best = goal.best(tried, key=lambda result: result.curve[-1][1])
+    others = [run(seed, best.lr) for seed in seeds[1:]]
+    return [*results, best, *(result for result in tried if result is not best), *others]
+
+
+def minutes_to(curve: Sequence[Sequence[float]], value: float, goal: Goal) -> float | None:
+    """Return when a curve first reaches a value, between two of its points by a straight line; None: it does not."""
+    before: Sequence[float] | None = None
+    for point in curve:
+        if goal.best((point[1], value)) == point[1]:
+            if before is None or before[1] == point[1]:
+                return point[0]
+            share = (value - before[1]) / (point[1] - before[1])
+            return before[0] + share * (point[0] - before[0])
+        before = point
+    return None
+
+
+def table(results: Mapping[str, list[Result]], lines: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Return the leaderboard in Markdown."""
+    head = (
+        "| task | measure, test split | system | parameters | learning rate | minutes | result, each seed | "
+        "minutes of magneto to the peer's last validation value |\n|:--|:--|:--|--:|--:|--:|--:|--:|"
+    )
+    rows = [head]
+    for task, runs in results.items():
+        goal = GOALS[task]
+        own = [run for run in runs if run.system == "magneto"]
+        chosen = next(run for run in runs if run.system != "magneto")
+        peers = [run for run in runs if run.system != "magneto" and run.lr == chosen.lr]
+        reached = minutes_to(own[0].curve, chosen.curve[-1][1], goal)
+        faster = (
+            "not reached"
+            if reached is None
+            else f"{reached:.1f} of {chosen.minutes:.1f}: x{chosen.minutes / reached:.2f}"
+        )
+        for group, note in ((own, faster), (peers, "")):
+            first = group[0]
+            rate = "default" if first.lr is None else f"{first.lr:g}"
+            values = ", ".join(f"{run.test:.3g}" for run in group)
+            minutes = mean(run.minutes for run in group)
+            rows.append(
+                f"| {task} | {goal.label} | {first.system} | {first.parameters / 1e6:.1f} M | {rate} | {minutes:.1f} | "
+                f"{values} | {note} |"
+            )
+        rows += [
+            f"| {task} | {goal.label} | {name} | | | | {value:.3g} | |"
+            for name, value in lines[task]["test"].items()
+        ]
+    return "\n".join(rows)
+
+
+def draw(
+    results: Mapping[str, list[Result]], lines: Mapping[str, Mapping[str, Mapping[str, float]]], file: Path
+) -> None:
+    """Draw the validation metric over minutes, a panel a task."""
+    from matplotlib.figure import Figure
+
+    columns = min(3, len(results))
+    rows = -(-len(results) // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axis, (task, runs) in zip(axes, results.items(), strict=False):
+        chosen = next(run for run in runs if run.system != "magneto")
+        for run in runs:
+            own = run.system == "magneto"
+            label = "magneto" if own else f"{run.system.split(',')[0]} (Trainer), lr {run.lr:g}"
+            shown = label not in axis.get_legend_handles_labels()[1]
+            style = {"color": "C0"} if own else {"color": "C1", "alpha": 1.0 if run.lr == chosen.lr else 0.35}
+            axis.plot(*zip(*run.curve, strict=True), marker=".", label=label if shown else None, **style)
+        for name, value in lines[task]["val"].items():
+            axis.axhline(value, color="grey", linestyle="--", linewidth=1, label=name)
+        axis.set(title=task, xlabel="minutes of training", ylabel=GOALS[task].label)
+        axis.legend(fontsize=7)
+    for axis in axes[len(results) :]:
+        axis.remove()
+    figure.savefig(file, dpi=150)
+
+
+def main() -> None:
+    """Make what is missing of the runs, then table and figure."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("overrides", nargs="*", help="of magneto's configuration, such as data_dir=PATH")
+    parser.add_argument("--tasks", nargs="+", default=list(GOALS), choices=list(GOALS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1])
+    parser.add_argument(
+        "--steps", type=int, help="of our runs, instead of the default's: to see that it runs"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/time_to_quality"))
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    out: Path = arguments.out.resolve()
+    results, lines = {}, {}
+    for task in arguments.tasks:
+        results[task] = compare(task, arguments.seeds, out, arguments.steps, arguments.overrides)
+        lines[task] = kept(
+            out / f"{task}-baselines.json",
+            lambda task=task: {split: baselines(task, split) for split in ("val", "test")},
+        )
+    text = f"{table(results, lines)}\n\n{machine('cpu')}\n"
+    (out / "results.md").write_text(text)
+    draw(results, lines, out / "curves.png")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
