@@ -178,7 +178,9 @@ class PeerClock(TrainerCallback):
         now = time.perf_counter()
         self.seconds.append(now - self._since)
         self._since = now
-        points = [step * EVALUATIONS // state.max_steps for step in (state.global_step - 1, state.global_step)]
+        points = [
+            step * EVALUATIONS // state.max_steps for step in (state.global_step - 1, state.global_step)
+        ]
         if self.evaluate and points[1] > points[0]:
             self.curve.append((sum(self.seconds) / 60, self.evaluate()))
             self._since = time.perf_counter()
