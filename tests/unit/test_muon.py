@@ -31,7 +31,7 @@ def config_of(**changes) -> OptimizerConfig:
     return OptimizerConfig(**{"name": "muon", "lr": 1e-2, "weight_decay": 0.1, **changes})
 
 
-def test_fused_and_split_weights_make_the_same_steps():
+def test_fused_and_split_weights_step_alike():
     torch.manual_seed(1)
     fused, split = Projection(True), Projection(False)
     for name in ("weight", "bias"):
@@ -50,7 +50,7 @@ def test_fused_and_split_weights_make_the_same_steps():
     torch.testing.assert_close(fused.head.weight, split.head.weight, rtol=0, atol=1e-6)
 
 
-def test_updates_are_those_of_torch_with_the_size_of_adamw():
+def test_updates_are_those_of_torch():
     """Matrices follow torch's Muon, the rest torch's AdamW; a Muon update has AdamW's size, 0.2 lr."""
     torch.manual_seed(1)
     model, twin = Projection(False), Projection(False)
@@ -118,7 +118,7 @@ def test_layers_have_their_own_rates():
     }
 
 
-def test_a_model_without_hidden_matrices_is_refused():
+def test_without_hidden_matrices_refused():
     with pytest.raises(
         ConfigError, match=r"optimizer.name=muon: Linear has no trainable matrix .* optimizer=adamw"
     ):

@@ -387,15 +387,14 @@ SVG = (
 @pytest.mark.parametrize("store", ["shards", "files"])
 def test_user_drawings(module, tmp_path, store):
     """Thin lines look otherwise when they are drawn larger and made smaller after."""
-    for side in ("train", "val"):
+    for side, colour in (("train", "red"), ("val", "teal")):
         for number in range(2):
-            path = place(tmp_path / f"drawn/{side}/x/{number}.svg")
-            path.write_text(SVG.format(4 + number, {"train": "red", "val": "teal"}[side]))
-    data = module(root=tmp_path / "drawn", store=store, fit="pad", image_size=20)
-    stored = module(root=tmp_path / "drawn", store="shards", fit="pad", image_size=20)
+            place(tmp_path / f"drawn/{side}/x/{number}.svg").write_text(SVG.format(4 + number, colour))
+    settings = {"root": tmp_path / "drawn", "fit": "pad", "image_size": 20}
+    data, stored = module(store=store, **settings), module(store="shards", **settings)
     info = data.info
-    given = user_images(tmp_path / "drawn/val", info.channels, info.svg_side)
-    pixels = info.pixels(evaluated([image for _, image in given], info))
+    given = [image for _, image in user_images(tmp_path / "drawn/val", info.channels, info.svg_side)]
+    pixels = info.pixels(evaluated(given, info))
     for one in (data, stored):
         (batch,) = one.val_dataloader()
         assert torch.equal(pixels, one.info.pixels(batch["image"]))

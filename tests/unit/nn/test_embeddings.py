@@ -114,7 +114,7 @@ def test_audio_flops_are_what_torch_counts() -> None:
     assert counter.get_total_flops() == pytest.approx(2 * 10 * stem.training_flops_per_token(), rel=1e-6)
 
 
-def test_convolutions_reduce_an_image_to_its_patches():
+def test_convolutions_make_tokens_of_patches():
     """A token is made of its patch and of what touches it: seven pixels more on each side with two halvings."""
     torch.manual_seed(0)
     stem = PatchStem(32, 4, 3, 64, class_token=False, convolutional=True)
@@ -130,7 +130,7 @@ def test_convolutions_reduce_an_image_to_its_patches():
     assert stem.training_flops_per_token() == expected
 
 
-def test_convolutions_see_nothing_of_masked_patches():
+def test_convolutions_do_not_see_masked_patches():
     stem, images = PatchStem(16, 4, 1, 16, mask_token=True, convolutional=True), torch.randn(1, 1, 16, 16)
     masked = torch.zeros(1, 16, dtype=torch.bool)
     masked[0, 5] = True
