@@ -8,9 +8,8 @@ from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge
-from rich.progress import track
 
-from magneto.data.cache import prepare_once, short_hash
+from magneto.data.cache import prepare_once, progress, short_hash
 from magneto.data.image.module import ImageDataModule
 from magneto.tasks.visual_tokenizer import VisualTokenization
 from magneto.training import checkpoint_io
@@ -83,12 +82,14 @@ def _train(data: ImageDataModule, info: Mapping[str, Any], settings: DefaultToke
         optimization: Any = task.configure_optimizers()
         optimizer, scheduler = optimization["optimizer"], optimization["lr_scheduler"]["scheduler"]
         task.train()
-        for batch in track(plain.train_dataloader(), "training the visual tokenizer", total=settings.steps):
-            output = task.step({**batch, "image": batch["image"].to(device)})
-            torch.autograd.backward(output.loss_sum / output.weight)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            scheduler.step()
+        with progress("training the visual tokenizer", settings.steps) as advance:
+            for batch in plain.train_dataloader():
+                output = task.step({**batch, "image": batch["image"].to(device)})
+                torch.autograd.backward(output.loss_sum / output.weight)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                scheduler.step()
+                advance(1)
         task.eval()
         log.info(
             "visual tokenizer: %s",
