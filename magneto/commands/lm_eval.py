@@ -238,6 +238,13 @@ def main() -> None:
     except MagnetoError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except ConnectionError as error:  # of `datasets`, which names the data set
+        print(
+            f"error: {error}. The harness downloads the data of its tasks: run the command once where there is a network, "
+            "copy the cache (HF_HOME) and set HF_HUB_OFFLINE=1; or use local tasks by --include_path.",
+            file=sys.stderr,
+        )
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from magneto.nn.config import BackboneConfig
 from magneto.nn.init import Linear
 from magneto.nn.kv_cache import LayerCache
-from magneto.nn.norm import build_norm
+from magneto.nn.norm import build_norm, linear_of_norm
 from magneto.nn.positions import rotate
 
 
@@ -83,9 +83,9 @@ class Attention(nn.Module):
         if self.head_scale is not None:
             h = h * self.head_scale.to(h.dtype)  # (B, T, heads, head_dim)
         h = h.flatten(2)  # (B, T, d_model)
-        if self.inner_norm is not None:
-            h = self.inner_norm(h)  # (B, T, d_model)
-        return self.out(h)  # (B, T, d_model)
+        if self.inner_norm is None:
+            return self.out(h)
+        return linear_of_norm(self.inner_norm, self.out, h)
 
     def reset_parameters(self) -> None:
         """Set head scales to 1; the linear maps and norms below reset their own."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from magneto.nn.config import BackboneConfig
 from magneto.nn.init import Linear, Role
-from magneto.nn.norm import build_norm
+from magneto.nn.norm import build_norm, linear_of_norm
 
 
 def _swiglu(x: Tensor) -> Tensor:
@@ -47,6 +47,6 @@ class FeedForward(nn.Module):
         h = self.activation(self.fc1(x))  # (..., ffn_dim)
         if self.dropout:
             h = F.dropout(h, self.dropout, self.training)
-        if self.inner_norm is not None:
-            h = self.inner_norm(h)
-        return self.fc2(h)  # (..., d_model)
+        if self.inner_norm is None:
+            return self.fc2(h)  # (..., d_model)
+        return linear_of_norm(self.inner_norm, self.fc2, h)

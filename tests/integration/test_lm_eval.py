@@ -273,3 +273,15 @@ def test_another_task_s_checkpoint_is_refused(run_text) -> None:
     folder = run_text("task=mlm", "name=one", "trainer.max_steps=1")["folder"]
     with pytest.raises(MagnetoError, match="task=mlm"):
         MagnetoLM(checkpoint=f"{folder}/export")
+
+
+def test_missing_network_is_one_line(monkeypatch, capsys) -> None:
+    def unreachable() -> None:
+        raise ConnectionError("Couldn't reach 'Rowan/hellaswag' on the Hub (LocalEntryNotFoundError)")
+
+    monkeypatch.setattr("lm_eval.__main__.cli_evaluate", unreachable)
+    monkeypatch.setattr("sys.argv", ["lm_eval"])
+    with pytest.raises(SystemExit) as ended:
+        lm_eval.main()
+    shown = capsys.readouterr().err
+    assert ended.value.code == 2 and re.fullmatch(r"error: .*hellaswag.*HF_HOME.*--include_path\.\n", shown)

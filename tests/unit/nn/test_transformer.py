@@ -241,6 +241,34 @@ def test_checkpointing_changes_no_gradient(position: str, architecture: str) -> 
         torch.testing.assert_close(a, b)
 
 
+def kept_bytes(model: Any) -> int:
+    """Bytes that the forward pass keeps for the backward pass, parameters apart."""
+    storages: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(tokens(8)).sum()
+    for parameter in model.parameters():
+        storages.pop(parameter.untyped_storage().data_ptr(), None)
+    return sum(storages.values())
+
+
+def test_outputs_of_inner_norms_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are computed again, with the same gradients bit for bit: Magneto keeps what Pre-LN does, and statistics."""
+    gradients, kept = [], []
+    for limit in (0, 2**23):
+        monkeypatch.setattr("magneto.nn.norm.KEPT_BYTES", limit)
+        model = build()
+        kept.append(kept_bytes(model))
+        model(tokens(8)).square().sum().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert kept[0] < 1.05 * kept_bytes(build("pre_ln")) < 0.9 * kept[1]
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_drop_path_skips_whole_examples(placement: str, compiled: bool) -> None:
