@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import lightning as L
 from lightning.pytorch.loggers import Logger
 
-from magneto.commands import build, trainer
+from magneto.commands import budget, build, trainer
 from magneto.commands.build import check_task
 from magneto.config import schema
 from magneto.config.parts import (
@@ -63,6 +63,8 @@ def check(config: Mapping[str, Any]) -> Parts:
         _check_source(config["init_from"])
     if mode in ("train", "test"):
         trainer.lightning_trainer(parts.trainer, logger=False, enable_checkpointing=False)
+    if config["budget"] is not None:
+        budget.check(config["budget"], parts.trainer)
     if mode in ("train", "prepare"):
         check_task(config)
         data = build.build_data(config["data"])

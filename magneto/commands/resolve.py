@@ -1,13 +1,13 @@
 """Complete and check a composed configuration: once a job, before the run's folder opens."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from magneto.commands import build, console, preflight
+from magneto.commands import budget, build, console, preflight
 from magneto.config import schema
 from magneto.config.groups import CONF
 from magneto.config.parts import Parts
@@ -83,7 +83,7 @@ def resolve(cfg: DictConfig, overrides: Sequence[str] = ()) -> ResolvedRun:
     if mode == "test":
         return ResolvedRun(config=config, given=config, **known)
     task = task_class(config["task"]["_target_"])
-    if mode == "config" and not derives(task):
+    if mode == "config" and not derives(task) and config["budget"] is None:
         return ResolvedRun(config=config, given=config, **known)
     if mode == "train":
         folder, resume = run_folder(config, overrides), config["resume"]
@@ -93,7 +93,12 @@ def resolve(cfg: DictConfig, overrides: Sequence[str] = ()) -> ResolvedRun:
             return ResolvedRun(config=config, given=config, **known)
     data = build.build_data(config["data"])
     data.prepare()
-    return ResolvedRun(config=completed(config, task, data), given=config, data=data, **known)
+    complete = completed(config, task, data)
+    if config["budget"] is not None and mode != "prepare":
+        length: Any = budget.length_of(complete, config, parts, data, known.get("folder"))
+        complete["trainer"] = complete["trainer"] | length
+        known["parts"] = replace(parts, trainer=replace(parts.trainer, **length))
+    return ResolvedRun(config=complete, given=config, data=data, **known)
 
 
 def derives(task: type[Task]) -> bool:

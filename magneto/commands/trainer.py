@@ -49,7 +49,7 @@ _OWN_KEYS = ("precision", "compile", "threads", "max_steps", "val_check_interval
 _NOT_SUPPORTED = {
     "gradient_clip_val": "the training step clips by itself. Use optimizer.gradient_clip",
     "gradient_clip_algorithm": "the training step clips by the global norm. Use optimizer.gradient_clip",
-    "max_time": "the run would end before its learning rate has decayed. Use trainer.max_steps, or stop it with Ctrl-C",
+    "max_time": "the run would end before its learning rate has decayed. Use budget=10min or trainer.max_steps",
     "limit_train_batches": "the run would end before its last step. Use trainer.max_steps",
     "overfit_batches": "the run would end before its last step. Use debug=default to see that a configuration runs",
     "fast_dev_run": "the run would have no checkpoint to test. Use debug=default",

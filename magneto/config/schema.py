@@ -27,9 +27,9 @@ _UNREAD: dict[str, tuple[str, ...]] = {
     "train": ("checkpoint", "input", "prompt", "output"),
     "prepare": ("checkpoint", "input", "prompt", "output"),
     "config": ("checkpoint", "input", "prompt", "output"),
-    "test": ("input", "prompt"),
-    "export": ("input", "prompt"),
-    "predict": (),
+    "test": ("input", "prompt", "budget"),
+    "export": ("input", "prompt", "budget"),
+    "predict": ("budget",),
 }
 
 
@@ -73,6 +73,7 @@ class RunConfig:
     output: str | None = MISSING
     size_name: str = MISSING
     summary: Summary = Summary.short
+    budget: str | None = None
     experiment_task: str | None = MISSING
     task: dict[str, Any] | None = None
     backbone: dict[str, Any] = field(default_factory=dict)
@@ -131,6 +132,8 @@ def check(config: Mapping[str, Any]) -> None:
                 instead = "Use init_from= to start from its weights, or resume= to continue that run."
             elif key == "output":
                 instead = "Use name= and runs_dir= to choose the folder of a run."
+            elif key == "budget":
+                instead = "Use mode=train."
             raise ConfigError(f"{key}={config[key]} has no effect with mode={mode}. {instead}")
     if mode != "predict":
         for key, value in config["predict"].items():

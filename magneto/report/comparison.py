@@ -247,11 +247,13 @@ class Conditions:
 
     Attributes:
         sources: key and value of all that says where the data come from.
-        steps: optimizer steps: those made by a finished run, those planned of another.
+        budget: time of training, where runs are as long as that; None: they are as long as `steps`.
+        steps: optimizer steps: those made by a finished run, those planned of another; None with a budget.
         test_batches: the part of the test split that was used; None: all of it.
     """
 
     sources: tuple[tuple[str, str], ...]
+    budget: str | None
     steps: int | None
     test_batches: str | None
 
@@ -265,9 +267,9 @@ class Conditions:
                 for key, value in self.sources
                 if (key, value) not in shared
             ]
-        if len({other.steps for other in others}) > 1:
+        if len({(other.budget, other.steps) for other in others}) > 1:
             words.append(
-                "unknown steps"
+                self.budget or "unknown steps"
                 if self.steps is None
                 else f"{self.steps:,} step{'s' if self.steps != 1 else ''}"
             )
@@ -278,10 +280,12 @@ class Conditions:
 
 def _conditions(run: Run) -> Conditions:
     sources = {key: value for key, value in leaves(run.config).items() if key.startswith("data.corpora.")}
-    limit = setting(run.config, "trainer.limit_test_batches")
+    limit, budget = setting(run.config, "trainer.limit_test_batches"), setting(run.config, "budget")
+    steps = run.steps if run.finished and run.steps is not None else run.planned_steps
     return Conditions(
         tuple(sorted(sources.items())),
-        run.steps if run.finished and run.steps is not None else run.planned_steps,
+        budget,
+        None if budget is not None else steps,
         None
         if limit is None or (isinstance(limit, float) and limit == 1)
         else f"{limit:.2%}"
@@ -294,7 +298,15 @@ def _section_order(item: tuple[tuple[str, str, Conditions], list[Run]]) -> tuple
     """Sort by task, data and conditions; sections without a result are last."""
     (task, data, conditions), runs = item
     waiting = not any(run.finished for run in runs)
-    return waiting, task, data, conditions.sources, conditions.steps or 0, conditions.test_batches or ""
+    return (
+        waiting,
+        task,
+        data,
+        conditions.sources,
+        conditions.budget or "",
+        conditions.steps or 0,
+        conditions.test_batches or "",
+    )
 
 
 def differing_keys(rows: Sequence[Row]) -> list[str]:

@@ -146,6 +146,12 @@ class RunFolder:
         """Return what a repeated command is compared with. Older versions kept no more than `config`."""
         return read_config(self.given if self.given.exists() else self.config)
 
+    def recorded(self, given: Mapping[str, Any], resume: str) -> dict[str, Any] | None:
+        """Return the complete configuration of the run that is to be continued; None where one begins."""
+        if resume == "never" or not self.config.exists() or difference(self.read_given(), given):
+            return None
+        return read_config(self.config)
+
     def _check_config(self, given: Mapping[str, Any]) -> bool:
         """Return whether the folder has another configuration, which may be replaced as there is nothing to lose."""
         if not self.config.exists():
