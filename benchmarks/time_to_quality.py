@@ -2,12 +2,14 @@
 
     python benchmarks/time_to_quality.py                                   # six tasks, both systems, hours; repeat to go on
     python benchmarks/time_to_quality.py --tasks causal_lm mlm --seeds 1 2 3
+    python benchmarks/time_to_quality.py budget=4min                       # less time for each, an hour and a half in all
     python benchmarks/time_to_quality.py --tasks causal_lm --steps 20 --out runs/smoke    # to see that it runs
 
-For each task magneto's default run comes first. The peer (benchmarks/peers.py) then has as many minutes of training, with
-each of three learning rates; the one that is best on validation data is tested, and takes the other seeds. Minutes are
-those of training: evaluations, preparation and set-up do not count, for neither. The number of the peer's steps follows
-from the seconds of its first ones. Everything runs on this machine, one after the other, with torch's own number of threads.
+For each task magneto's default run comes first. The peer (benchmarks/peers.py) then tries three learning rates, each for a
+part of these minutes with a schedule of that length (--trial), and has all of them with the rate that was best on validation
+data. Minutes are those of training: evaluations, preparation and set-up do not count, for neither. The number of the peer's
+steps follows from the seconds of its first ones. Everything runs on this machine, one after the other, with torch's own number
+of threads.
 
 Each run leaves a file in --out and is not made again; at the end there are results.md, a table, and curves.png: the
 validation metric over minutes.
@@ -263,9 +265,18 @@ def kept(path: Path, make: Callable[[], Any]) -> Any:
 
 
 def compare(
-    task: str, seeds: list[int], out: Path, max_steps: int | None, overrides: list[str]
+    task: str, seeds: list[int], out: Path, max_steps: int | None, trial: float, overrides: list[str]
 ) -> list[Result]:
-    """Make the runs of a task, or read them: ours, the peer's with each rate, its best rate with the other seeds."""
+    """Make the runs of a task, or read them: ours, the peer's trials of each rate, and those of the best one.
+
+    Args:
+        task: one of GOALS.
+        seeds: of our runs and the peer's; the first one's is that of the trials.
+        out: folder of the results.
+        max_steps: of our runs; None: the default's.
+        trial: share of the minutes in which the peer tries a rate; 1: those runs are the results.
+        overrides: of our configuration.
+    """
 
     def own(seed: int) -> Result:
         file = out / f"{task}-ours-seed{seed}.json"
@@ -277,15 +288,14 @@ def compare(
     data = prepared_data([f"task={task}", *overrides])
     peer = PEERS[task](model, data)
 
-    def run(seed: int, lr: float) -> Result:
-        file = out / f"{task}-peer-lr{lr:g}-seed{seed}.json"
-        return Result(**kept(file, lambda: asdict(theirs(peer, task, seed, lr, minutes, out))))
+    def run(seed: int, lr: float, share: float) -> Result:
+        file = out / f"{task}-peer-lr{lr:g}-seed{seed}-{share:g}.json"
+        return Result(**kept(file, lambda: asdict(theirs(peer, task, seed, lr, share * minutes, out))))
 
-    tried = [run(seeds[0], lr) for lr in peer.rates]
-    goal = GOALS[task]
-    best = goal.best(tried, key=lambda result: result.curve[-1][1])
-    others = [run(seed, best.lr) for seed in seeds[1:]]
-    return [*results, best, *(result for result in tried if result is not best), *others]
+    tried = [run(seeds[0], lr, trial) for lr in peer.rates]
+    lr = GOALS[task].best(tried, key=lambda result: result.curve[-1][1]).lr
+    whole = [run(seed, lr, 1.0) for seed in seeds]
+    return [*results, *whole, *(result for result in tried if result not in whole)]
 
 
 def minutes_to(curve: Sequence[Sequence[float]], value: float, goal: Goal) -> float | None:
@@ -312,7 +322,7 @@ def table(results: Mapping[str, list[Result]], lines: Mapping[str, Mapping[str, 
         goal = GOALS[task]
         own = [run for run in runs if run.system == "magneto"]
         chosen = next(run for run in runs if run.system != "magneto")
-        peers = [run for run in runs if run.system != "magneto" and run.lr == chosen.lr]
+        peers = [run for run in runs if run.system != "magneto"][: len(own)]
         reached = minutes_to(own[0].curve, chosen.curve[-1][1], goal)
         faster = (
             "not reached"
@@ -351,7 +361,8 @@ def draw(
             own = run.system == "magneto"
             label = "magneto" if own else f"{run.system.split(',')[0]} (Trainer), lr {run.lr:g}"
             shown = label not in axis.get_legend_handles_labels()[1]
-            style = {"color": "C0"} if own else {"color": "C1", "alpha": 1.0 if run.lr == chosen.lr else 0.35}
+            whole = run.lr == chosen.lr and run.steps >= chosen.steps / 2  # not a trial
+            style = {"color": "C0"} if own else {"color": "C1", "alpha": 1.0 if whole else 0.35}
             axis.plot(*zip(*run.curve, strict=True), marker=".", label=label if shown else None, **style)
         for name, value in lines[task]["val"].items():
             axis.axhline(value, color="grey", linestyle="--", linewidth=1, label=name)
@@ -373,13 +384,18 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=int, help="of our runs, instead of the default's: to see that it runs"
     )
+    parser.add_argument(
+        "--trial", type=float, default=0.25, help="share of the minutes in which a peer tries a learning rate"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/time_to_quality"))
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     out: Path = arguments.out.resolve()
     results, lines = {}, {}
     for task in arguments.tasks:
-        results[task] = compare(task, arguments.seeds, out, arguments.steps, arguments.overrides)
+        results[task] = compare(
+            task, arguments.seeds, out, arguments.steps, arguments.trial, arguments.overrides
+        )
         lines[task] = kept(
             out / f"{task}-baselines.json",
             lambda task=task: {split: baselines(task, split) for split in ("val", "test")},
