@@ -8,8 +8,8 @@
 For each task magneto's default run comes first. The peer (benchmarks/peers.py) then tries three learning rates, each for a
 part of these minutes with a schedule of that length (--trial), and has all of them with the rate that was best on validation
 data. Minutes are those of training: evaluations, preparation and set-up do not count, for neither. The number of the peer's
-steps follows from the seconds of its first ones. Everything runs on this machine, one after the other, with torch's own number
-of threads.
+steps follows from the seconds of its first ones. Everything runs on this machine, one after the other, with torch's own
+number of threads.
 
 Each run leaves a file in --out and is not made again; at the end there are results.md, a table, and curves.png: the
 validation metric over minutes.
