@@ -8,7 +8,7 @@ Shapes: B examples, T tokens, S tokens of the memory. Masks are bool, True = rea
 finite and have no meaning.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -117,6 +117,7 @@ class Stack(nn.Module):
         memory_mask: Tensor | None = None,
         cache: KVCache | None = None,
         return_layers: Sequence[int] = (),
+        between: Mapping[int, Callable[[Tensor], Tensor]] = {},
         num_vision_tokens: int | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Compute the forward pass of both sides; their `forward` describes the arguments."""
@@ -149,6 +150,8 @@ class Stack(nn.Module):
                 x = layer(x, context, layer_cache)  # (B, T, d_model)
             if index in return_layers:
                 features[index] = x
+            if index in between:
+                x = between[index](x)  # (B, T, d_model)
         if self.final_norm is not None:
             x = apply_experts(self.final_norm, x, num_vision_tokens)
         return x, [features[index] for index in return_layers]
@@ -213,6 +216,7 @@ class Encoder(Stack):
         mask: Tensor | None = None,
         causal: bool = False,
         return_layers: Sequence[int] = (),
+        between: Mapping[int, Callable[[Tensor], Tensor]] = {},
         num_vision_tokens: int | None = None,
     ) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Encode a batch.
@@ -222,6 +226,8 @@ class Encoder(Stack):
             mask: (B, T) bool, True = real token; None if all are real, which is faster than a mask of True.
             causal: attend to earlier tokens only; not with convolutional positions, which look ahead in an encoder.
             return_layers: indices (from 0) of layers whose outputs are returned too, before any final norm.
+            between: index of a layer -> function of its output, (B, T, d_model) -> the same, whose result the next layer
+                (after the last one, the final norm) reads.
             num_vision_tokens: for a multiway stack, which needs it: the first tokens of the T that are vision; the
                 others are text. 0: all are text, T: all are vision, in between: pairs.
 
@@ -238,7 +244,12 @@ class Encoder(Stack):
                 "position=convolutional looks ahead in an encoder. Set architecture=decoder, or another position."
             )
         out, features = self.run(
-            x, mask, causal=causal, return_layers=return_layers, num_vision_tokens=num_vision_tokens
+            x,
+            mask,
+            causal=causal,
+            return_layers=return_layers,
+            between=between,
+            num_vision_tokens=num_vision_tokens,
         )
         return (out, features) if return_layers else out
 

@@ -19,6 +19,7 @@ from torchmetrics import MeanMetric
 from magneto.data.io.audio import BadAudio, load_audio
 from magneto.data.speech.module import SpeechDataModule
 from magneto.data.tokenizers.ctc import CTCTokenizer
+from magneto.errors import ConfigError
 from magneto.inference.asr import AsrPredictOptions, Decoder, decode, transcribe
 from magneto.inference.ctc import BLANK, ctc_blank_ratio
 from magneto.inference.inputs import PredictInput
@@ -41,6 +42,16 @@ class ASROptions:
     """Layers, evenly spread, whose outputs learn to transcribe too (intermediate CTC: Lee and Watanabe 2021)."""
     intermediate_weight: Annotated[float, Ge(0), Lt(1)] = 0.5
     """Share of their mean loss in the training loss."""
+    self_conditioning: bool = False
+    """Whether later layers read what these layers transcribe (self-conditioned CTC: Nozaki and Komatsu 2021)."""
+
+    def __post_init__(self) -> None:
+        """Check that there is something to read."""
+        if self.self_conditioning and not self.intermediate_losses:
+            raise ConfigError(
+                "task.self_conditioning=true: no layer transcribes before the last one. Set task.intermediate_losses to 1 "
+                "or more."
+            )
 
 
 MAX_PLAYED_S = 30.0
@@ -70,6 +81,9 @@ class ASR(Task):
         self.stem = AudioStem(self.info.features["num_mels"], self.config)
         self.backbone = Encoder(self.config)
         self.head = Linear(self.config.d_model, self.tokenizer.vocab_size, roles=("head",))
+        self.condition: Linear | None = None
+        if self.options.self_conditioning:
+            self.condition = Linear(self.tokenizer.vocab_size, self.config.d_model, roles=("head",))
         self.scores["errors"] = ErrorRate(groups=self.info.languages)
         self.scores["probe/blank_ratio"] = MeanMetric()
 
@@ -84,29 +98,36 @@ class ASR(Task):
         after = {round(depth * part / (count + 1)) for part in range(1, count + 1)}
         return tuple(sorted(layer - 1 for layer in after if 0 < layer < depth))
 
-    def _log_probs(self, features: Tensor, lengths: Tensor, layers: tuple[int, ...] = ()) -> list[Tensor]:
-        """Log probabilities after each of `layers` and, last, after the whole stack."""
+    def _log_probs(self, features: Tensor, lengths: Tensor) -> list[Tensor]:
+        """Log probabilities (B, T', V) after each layer with a loss of its own, where they matter, and after the last."""
         hidden, mask = self.stem(features, lengths)
-        if layers:
-            hidden, outputs = self.backbone(hidden, mask, return_layers=layers)
-            norm = self.backbone.final_norm or nn.Identity()  # the one head reads what the one norm makes
-            outputs = [*(norm(output) for output in outputs), hidden]
-        else:
-            outputs = [self.backbone(hidden, mask)]
+        norm = self.backbone.final_norm or nn.Identity()  # the one head reads what the one norm makes
+        outputs: list[Tensor] = []
+
+        def transcribe_between(x: Tensor) -> Tensor:
+            outputs.append(self._head(norm(x)))
+            if self.condition is None:
+                return x
+            return x + self.condition(outputs[-1].exp()).to(x.dtype)  # (B, T', d_model)
+
+        layers = self.intermediate_layers if self.training or self.condition is not None else ()
+        hidden = self.backbone(hidden, mask, between=dict.fromkeys(layers, transcribe_between))
+        return [*outputs, self._head(hidden)]
+
+    def _head(self, hidden: Tensor) -> Tensor:
         # Autocast would compute the softmax in fp32 anyway; the loss must have it so on every device.
-        return [self.head(output).float().log_softmax(dim=-1) for output in outputs]
+        return self.head(hidden).float().log_softmax(dim=-1)
 
     def step(self, batch: Batch) -> StepOutput:
         """CTC loss summed over the utterances; the weight is their number of target tokens."""
-        layers = self.intermediate_layers if self.training else ()
         lengths = self.stem.output_lengths(batch["feature_lengths"])
-        outputs = self._log_probs(batch["features"], batch["feature_lengths"], layers)
+        outputs = self._log_probs(batch["features"], batch["feature_lengths"])
         *intermediate, loss = (
             F.ctc_loss(
                 log_probs.transpose(0, 1), batch["targets"], lengths, batch["target_lengths"],
                 blank=BLANK, reduction="sum", zero_infinity=True,
             )
-            for log_probs in outputs
+            for log_probs in (outputs if self.training else outputs[-1:])
         )  # fmt: skip
         logs = {}
         if intermediate:
@@ -175,6 +196,8 @@ class ASR(Task):
         frames = int(self.stem.output_lengths(torch.tensor(batch["features"].shape[1])))
         per_frame = training_flops_per_token(self.config, frames) + self.stem.training_flops_per_token()
         per_frame += 6 * self.head.weight.numel()
+        if self.condition is not None:
+            per_frame += 6 * self.condition.weight.numel() * len(self.intermediate_layers)
         return float(len(batch["id"]) * frames * per_frame)
 
     def predictions(self, inputs: PredictInput, options: AsrPredictOptions) -> Iterator[dict[str, Any]]:

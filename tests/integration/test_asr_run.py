@@ -89,6 +89,33 @@ def test_run_resumes_after_a_signal(
     assert values(parts["folder"]) == values(whole["folder"])
 
 
+def test_layers_read_what_earlier_ones_transcribe(run) -> None:
+    """h + W softmax(CTC of h) after each layer with a loss of its own, in training as in use; 0 for W changes nothing."""
+    result = run(
+        "trainer.max_steps=2",
+        "backbone.num_layers=3",
+        "task.self_conditioning=true",
+        "task.intermediate_losses=2",
+    )
+    task = load_task(Path(result["folder"]) / "export")
+    assert task.intermediate_layers == (0, 1)
+    features, lengths = torch.randn(2, 64, 80), torch.tensor([64, 50])
+    hidden, mask = task.stem(features, lengths)
+
+    def condition(x: torch.Tensor) -> torch.Tensor:
+        return x + task.condition(task.head(task.backbone.final_norm(x)).softmax(-1))
+
+    expected = task.head(task.backbone(hidden, mask, between={0: condition, 1: condition})).log_softmax(-1)
+    log_probs, _ = task(features, lengths)
+    torch.testing.assert_close(log_probs, expected)
+    torch.nn.init.zeros_(task.condition.weight), torch.nn.init.zeros_(task.condition.bias)
+    plain = task.head(task.backbone(hidden, mask)).log_softmax(-1)
+    torch.testing.assert_close(task(features, lengths)[0], plain)
+    assert not torch.allclose(log_probs, plain, atol=1e-4)
+    with pytest.raises(MagnetoError, match="Set task.intermediate_losses to 1"):
+        run("task.self_conditioning=true", "task.intermediate_losses=0")
+
+
 @pytest.mark.parametrize(
     ("depth", "losses", "layers"), [(6, 2, (1, 3)), (6, 0, ()), (18, 2, (5, 11)), (2, 2, (0,)), (1, 2, ())]
 )

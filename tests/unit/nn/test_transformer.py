@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounter
 
 from magneto.errors import MagnetoError
 from magneto.nn import PLACEMENTS, BackboneConfig, Encoder
-from magneto.nn.attention import matmul_attention
+from magneto.nn.attention import Context, matmul_attention
 from magneto.nn.config import ACTIVATIONS, ARCHITECTURES, NORMS, SEQUENCE_POSITIONS
 from magneto.nn.residual import Residual
 from tests.unit.nn import models
@@ -361,6 +361,16 @@ def test_features_of_intermediate_layers() -> None:
     out, features = model(x, return_layers=(2, 0))
     torch.testing.assert_close(features, [seen[2], seen[0]])
     torch.testing.assert_close(out, model(x))
+
+
+def test_layers_read_what_is_made_between() -> None:
+    model = build()
+    x = tokens()
+    _, (first,) = model(x, return_layers=[0])
+    out, (kept,) = model(x, return_layers=[0], between={0: lambda h: 2 * h})
+    assert torch.equal(kept, first)
+    context = Context()
+    torch.testing.assert_close(out, model.final_norm(model.layers[1](2 * first, context, None)))
 
 
 def test_too_long_sequence_raises() -> None:
