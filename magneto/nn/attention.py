@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from magneto.nn.config import BackboneConfig
+from magneto.nn.dropout import dropout as drop
 from magneto.nn.init import Linear
 from magneto.nn.kv_cache import LayerCache
 from magneto.nn.norm import build_norm, linear_of_norm
@@ -178,5 +179,5 @@ def matmul_attention(
         scores = scores.masked_fill(~bias, torch.finfo(q.dtype).min)
     elif bias is not None:
         scores = scores + bias
-    weights = F.dropout(scores.softmax(-1), dropout) if dropout else scores.softmax(-1)
+    weights = drop(scores.softmax(-1), dropout, training=True)
     return torch.bmm(weights.flatten(0, 1), v).view(batch, heads, new, head_dim)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from magneto.nn.config import BackboneConfig
+from magneto.nn.dropout import dropout
 from magneto.nn.init import Linear, Role
 from magneto.nn.norm import build_norm, linear_of_norm
 
@@ -45,8 +46,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.activation(self.fc1(x))  # (..., ffn_dim)
-        if self.dropout:
-            h = F.dropout(h, self.dropout, self.training)
+        h = dropout(h, self.dropout, self.training)
         if self.inner_norm is None:
             return self.fc2(h)  # (..., d_model)
         return linear_of_norm(self.inner_norm, self.fc2, h)

@@ -27,11 +27,11 @@ of it.
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from magneto.nn.attention import Context, CrossAttention, SelfAttention
 from magneto.nn.config import BackboneConfig
+from magneto.nn.dropout import dropout
 from magneto.nn.feed_forward import FeedForward
 from magneto.nn.kv_cache import LayerCache
 from magneto.nn.norm import build_norm
@@ -96,8 +96,7 @@ class Residual(nn.Module):
         """Return the stream after the sub-layer, from the output h of the branch and the stream x before it."""
         if self.branch_norm is not None:
             h = self.branch_norm(h)
-        if self.training and self.dropout:
-            h = F.dropout(h, self.dropout)
+        h = dropout(h, self.dropout, self.training)
         if self.training and self.kept is not None:
             h = self._drop_path(h, self.kept)
         x = torch.add(h, x, alpha=self.alpha)

@@ -11,13 +11,13 @@ finite and have no meaning.
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from magneto.errors import ConfigError
 from magneto.nn.attention import Context
 from magneto.nn.config import BackboneConfig
+from magneto.nn.dropout import dropout
 from magneto.nn.kv_cache import KVCache, LayerCache
 from magneto.nn.multiway import Experts, SharedAttention, apply_experts
 from magneto.nn.norm import LayerNorm, RMSNorm, build_norm
@@ -139,8 +139,7 @@ class Stack(nn.Module):
         x = self._add_positions(x, start, mask, seen, cache)  # (B, T, d_model)
         if self.input_norm is not None:
             x = apply_experts(self.input_norm, x, num_vision_tokens)
-        if self.config.dropout:
-            x = F.dropout(x, self.config.dropout, self.training)
+        x = dropout(x, self.config.dropout, self.training)
         features = {}
         for index, layer in enumerate(self.layers):
             layer_cache = None if cache is None else cache.layers[index]
