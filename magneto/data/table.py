@@ -207,7 +207,7 @@ class SplitTable:
 
     def index_in(self, name: str, values: Sequence[str]) -> np.ndarray:
         """Return the index of each row's text in a list of texts, (rows,) int64; -1 where it is not in there."""
-        found = pc.index_in(self.arrow.column(name), pa.array(values, pa.string())).fill_null(-1)
+        found = pc.index_in(self.arrow.column(name), to_arrow(values, pa.string())).fill_null(-1)
         return np.asarray(found.to_numpy().astype(np.int64))
 
     def values(self, name: str) -> Flat:

@@ -276,8 +276,7 @@ def _write(
                 }
                 if captioned:
                     for name, place in (("captions", 1), ("languages", 0)):
-                        texts = [[caption[place] for caption in captions[row]] for row in rows]
-                        columns[name] = pa.array(texts, pa.list_(pa.string()))
+                        columns[name] = [[caption[place] for caption in captions[row]] for row in rows]
                     columns["caption_row"] = caption_row[rows]
                 tables.write(split, columns)
 
