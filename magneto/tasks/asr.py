@@ -101,6 +101,9 @@ class ASR(Task):
     def _log_probs(self, features: Tensor, lengths: Tensor) -> list[Tensor]:
         """Log probabilities (B, T', V) after each layer with a loss of its own, where they matter, and after the last."""
         hidden, mask = self.stem(features, lengths)
+        layers = self.intermediate_layers if self.training or self.condition is not None else ()
+        if not layers:
+            return [self._head(self.backbone(hidden, mask))]
         norm = self.backbone.final_norm or nn.Identity()  # the one head reads what the one norm makes
         outputs: list[Tensor] = []
 
@@ -110,7 +113,6 @@ class ASR(Task):
                 return x
             return x + self.condition(outputs[-1].exp()).to(x.dtype)  # (B, T', d_model)
 
-        layers = self.intermediate_layers if self.training or self.condition is not None else ()
         hidden = self.backbone(hidden, mask, between=dict.fromkeys(layers, transcribe_between))
         return [*outputs, self._head(hidden)]
 
