@@ -178,7 +178,9 @@ class TrainingModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimizer and schedule from their configs."""
-        optimizer = build_optimizer(self, self.optimizer_config)
+        optimizer = build_optimizer(
+            self, self.optimizer_config, bf16=str(self.trainer.precision).startswith("bf16")
+        )
         scheduler = build_scheduler(optimizer, self.scheduler_config, self.total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

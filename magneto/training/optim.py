@@ -34,12 +34,19 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 DECAYED = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.RNNBase, nn.MultiheadAttention)
 
 
-def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+def build_optimizer(
+    module: nn.Module, config: OptimizerConfig, *, bf16: bool = False
+) -> torch.optim.Optimizer:
     """Return the optimizer of all trainable parameters of `module`, in groups by weight decay and learning rate.
 
     It uses torch's fused kernels, also on the CPU, where they are several times as fast as the others and
     give the same bits in every run and with any number of threads. (Lightning's own gradient clipping
     refuses them under mixed precision; `torch.nn.utils.clip_grad_norm_` does not.)
+
+    Args:
+        module: the model.
+        config: what to build.
+        bf16: whether the model is trained in bf16: then Muon's products are, too.
 
     Raises:
         ConfigError: `layer_decay` is set and the module has no `layer_modules()`, or there is no matrix for Muon.
@@ -47,6 +54,8 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.O
     betas = None if config.betas is None else tuple(config.betas)  # YAML has lists only
     given = {"betas": betas, "eps": config.eps, "momentum": config.momentum}
     settings: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    if config.name == "muon":
+        settings["bf16"] = bf16
     common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     blocks = hidden_matrices(module) if config.name == "muon" else {}
     if config.name == "muon" and not blocks:
