@@ -4,6 +4,7 @@ Shapes: B examples, T tokens, S keys; `heads * head_dim = d_model`.
 """
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -43,21 +44,34 @@ class Attention(nn.Module):
 
     Args:
         config: sizes and dropout.
-        gain: Xavier gain of v and out.
-        inner_norm: whether a norm over the concatenated heads stands before the output projection (Magneto, eq. 2).
+        gain_out: Xavier gain of out.
+        inner_norm: whether a norm over the concatenated heads stands before the output projection (Magneto, eq. 2), or
+            "heads" for one over the channels of each head (Qiu et al., arXiv 2505.06708, table 1).
         head_scale: whether each head has a learned factor before the output projection.
+        qkv_norm: whether queries, keys and values are normalised within each head.
     """
 
-    def __init__(self, config: BackboneConfig, *, gain: float, inner_norm: bool, head_scale: bool) -> None:
+    def __init__(
+        self,
+        config: BackboneConfig,
+        *,
+        gain_out: float = 1.0,
+        inner_norm: bool | Literal["heads"] = False,
+        head_scale: bool = False,
+        qkv_norm: bool = False,
+    ) -> None:
         super().__init__()
         d = config.d_model
         self.num_heads, self.head_dim = config.num_heads, config.head_dim
         self.dropout = config.attention_dropout
-        self.q_norm = build_norm(config, self.head_dim) if config.qk_norm else None
-        self.k_norm = build_norm(config, self.head_dim) if config.qk_norm else None
+        self.q_norm = build_norm(config, self.head_dim) if config.qk_norm or qkv_norm else None
+        self.k_norm = build_norm(config, self.head_dim) if config.qk_norm or qkv_norm else None
+        self.v_norm = build_norm(config, self.head_dim) if config.v_norm or qkv_norm else None
         self.head_scale = nn.Parameter(torch.ones(self.num_heads, 1)) if head_scale else None
-        self.inner_norm = build_norm(config, d) if inner_norm else None
-        self.out = Linear(d, d, roles=("out",), gain=gain, bias=config.bias)
+        self.head_norm = build_norm(config, self.head_dim) if inner_norm == "heads" else None
+        self.inner_norm = build_norm(config, d) if inner_norm is True else None
+        self.gate = Linear(d, d, roles=("gate",), bias=config.bias) if config.attention_gate else None
+        self.out = Linear(d, d, roles=("out",), gain=gain_out, bias=config.bias)
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool = False) -> Tensor:
         """Compute the weighted sums of the values, without a parameter.
@@ -79,14 +93,27 @@ class Attention(nn.Module):
             h = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, is_causal=causal)
         return h.transpose(1, 2)  # the kernels store their output in this order already
 
-    def output(self, h: Tensor) -> Tensor:
-        """Apply head scale, inner norm and output projection: (B, T, heads, head_dim) -> (B, T, d_model)."""
+    def output(self, h: Tensor, x: Tensor) -> Tensor:
+        """Apply head scale, inner norm, gate and output projection.
+
+        Args:
+            h: (B, T, heads, head_dim).
+            x: (B, T, d_model), the input of the sub-layer, which the gate reads: a factor sigmoid(W x) for each channel
+                (Qiu et al., arXiv 2505.06708, section 2.2).
+
+        Returns:
+            (B, T, d_model).
+        """
         if self.head_scale is not None:
             h = h * self.head_scale.to(h.dtype)  # (B, T, heads, head_dim)
+        if self.head_norm is not None:
+            h = self.head_norm(h)
         h = h.flatten(2)  # (B, T, d_model)
-        if self.inner_norm is None:
-            return self.out(h)
-        return linear_of_norm(self.inner_norm, self.out, h)
+        if self.gate is None:
+            return self.out(h) if self.inner_norm is None else linear_of_norm(self.inner_norm, self.out, h)
+        if self.inner_norm is not None:
+            h = self.inner_norm(h)
+        return self.out(h * self.gate(x).sigmoid())
 
     def reset_parameters(self) -> None:
         """Set head scales to 1; the linear maps and norms below reset their own."""
@@ -97,10 +124,10 @@ class Attention(nn.Module):
 class SelfAttention(Attention):
     """Multi-head self-attention with q, k and v in one matrix product: (B, T, d_model) -> the same."""
 
-    def __init__(self, config: BackboneConfig, *, gain: float, inner_norm: bool, head_scale: bool) -> None:
-        super().__init__(config, gain=gain, inner_norm=inner_norm, head_scale=head_scale)
+    def __init__(self, config: BackboneConfig, *, gain_in: float = 1.0, **options: Any) -> None:
+        super().__init__(config, **options)
         self.qkv = Linear(
-            config.d_model, 3 * config.d_model, roles=("q", "k", "v"), gain=gain, bias=config.bias
+            config.d_model, 3 * config.d_model, roles=("q", "k", "v"), gain=gain_in, bias=config.bias
         )
 
     def forward(self, x: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
@@ -109,13 +136,15 @@ class SelfAttention(Attention):
         if cache is not None:
             k, v = cache.append(k, v)  # (B, heads, S, head_dim)
         h = self.attention(q, k, v, context.bias, context.causal)  # (B, T, heads, head_dim)
-        return self.output(h)  # (B, T, d_model)
+        return self.output(h, x)  # (B, T, d_model)
 
     def split_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Project x (B, T, d_model) to queries, keys and values, (B, T, heads, head_dim) each."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).unbind(2)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
+        if self.v_norm is not None:
+            v = self.v_norm(v)
         return q, k, v
 
     @staticmethod
@@ -132,11 +161,11 @@ class CrossAttention(Attention):
     With a cache, keys and values of the memory are computed in the first step and kept.
     """
 
-    def __init__(self, config: BackboneConfig, *, gain: float) -> None:
-        super().__init__(config, gain=gain, inner_norm=False, head_scale=False)
+    def __init__(self, config: BackboneConfig, *, gain_in: float = 1.0, **options: Any) -> None:
+        super().__init__(config, **options)
         d = config.d_model
         self.q = Linear(d, d, roles=("q",), bias=config.bias)
-        self.kv = Linear(d, 2 * d, roles=("k", "v"), gain=gain, bias=config.bias)
+        self.kv = Linear(d, 2 * d, roles=("k", "v"), gain=gain_in, bias=config.bias)
 
     def forward(self, x: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
         q = self.q(x).unflatten(-1, (self.num_heads, self.head_dim))  # (B, T, heads, head_dim)
@@ -147,7 +176,7 @@ class CrossAttention(Attention):
         if cache is not None:
             cache.memory = k, v
         h = self.attention(q.transpose(1, 2), k, v, context.memory_mask)  # (B, T, heads, head_dim)
-        return self.output(h)  # (B, T, d_model)
+        return self.output(h, x)  # (B, T, d_model)
 
     def split_kv(self, memory: Tensor | None) -> tuple[Tensor, Tensor]:
         """Project the memory (B, S, d_model) to keys and values, (B, heads, S, head_dim) each."""
@@ -155,6 +184,8 @@ class CrossAttention(Attention):
         k, v = self.kv(memory).unflatten(-1, (2, self.num_heads, self.head_dim)).unbind(2)
         if self.k_norm is not None:
             k = self.k_norm(k)
+        if self.v_norm is not None:
+            v = self.v_norm(v)
         return k.transpose(1, 2), v.transpose(1, 2)
 
 

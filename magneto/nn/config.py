@@ -7,11 +7,11 @@ from annotated_types import Ge, Gt, Lt, MultipleOf
 
 from magneto.config.validate import check_types, from_mapping
 from magneto.errors import ConfigError
-from magneto.nn.placement import Depth, Placement, Side, find_placement, magneto_gain, one
+from magneto.nn.placement import Depth, Placement, Side, SubLayer, find_placement, magneto_gain, one
 
 Architecture = Literal["encoder", "decoder", "encoder_decoder"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "swiglu"]
-Norm = Literal["layernorm", "rmsnorm"]
+Norm = Literal["layernorm", "rmsnorm", "dyt"]
 SequencePosition = Literal["none", "learned", "sinusoidal", "rotary", "relative", "convolutional"]
 Position = Literal[SequencePosition, "relative_2d"]
 Gain = Literal["formula", "none"]
@@ -44,7 +44,7 @@ class BackboneConfig:
     """
 
     placement: str = "magneto"
-    """Row of `PLACEMENTS` (magneto, pre_ln, post_ln, deepnorm, normformer), or the import path of a `Placement` of your
+    """Row of `PLACEMENTS` (magneto, pre_ln, post_ln...: docs/placements.md), or the import path of a `Placement` of your
     own (docs/add_a_placement.md)."""
     architecture: Architecture = "encoder"
     """encoder, decoder (causal), or encoder_decoder (the decoder attends to the encoder's output)."""
@@ -61,7 +61,7 @@ class BackboneConfig:
     activation: Activation = "gelu"
     """gelu (exact), gelu_tanh (GPT-2), relu or swiglu."""
     norm: Norm = "layernorm"
-    """layernorm or rmsnorm, for all norms of the stack."""
+    """layernorm, rmsnorm, or dyt (Dynamic Tanh, which computes no statistics), for all norms of the stack."""
     norm_eps: Annotated[float, Gt(0)] = 1e-5
     """Epsilon of all norms."""
     bias: bool = True
@@ -98,8 +98,8 @@ class BackboneConfig:
     """After the activation of the feed-forward."""
     drop_path: Probability = 0.0
     """Stochastic depth: probability that an example skips a sub-layer of the last layer; linear in depth."""
-    inner_attention_norm: bool | None = None
-    """Ablation: the norm before the output projection; None: as the placement has it."""
+    inner_attention_norm: bool | Literal["heads"] | None = None
+    """Ablation: the norm before the output projection, heads: over each head; None: as the placement has it."""
     inner_ffn_norm: bool | None = None
     """Ablation: the norm before fc2; None: as the placement has it."""
     gain: Gain | None = None
@@ -108,12 +108,16 @@ class BackboneConfig:
     """Ablation: the norm after the last layer; None: as the placement has it."""
     qk_norm: bool = False
     """Normalise queries and keys within each head."""
+    v_norm: bool = False
+    """Normalise values within each head."""
+    attention_gate: bool = False
+    """Multiply the output of the heads by sigmoid(W x) before the output projection, x being the input of the sub-layer."""
     activation_checkpointing: bool = False
     """Recompute each layer in the backward pass instead of storing its activations."""
 
     def __post_init__(self) -> None:
         check_types(BackboneConfig, vars(self))
-        find_placement(self.placement)
+        self.resolved_placement()
         if self.decoder_layers is not None and self.architecture != "encoder_decoder":
             raise ConfigError(
                 f"decoder_layers={self.decoder_layers} has no effect with architecture={self.architecture}. "
@@ -176,8 +180,8 @@ class BackboneConfig:
         """`ffn_dim`, or its default."""
         return 4 * self.d_model if self.ffn_dim is None else self.ffn_dim
 
-    def depth(self, side: Side) -> Depth:
-        """Return the depth of the model for the formulas of one side.
+    def depth(self, side: Side, layer: int = 1, sub_layer: SubLayer = "self_attention") -> Depth:
+        """Return the depth of the model for the formulas of one side, and of one of its sub-layers.
 
         Raises:
             ConfigError: the architecture has no such side.
@@ -191,15 +195,28 @@ class BackboneConfig:
             encoder_layers=0 if self.architecture == "decoder" else self.num_layers,
             decoder_layers=0 if self.architecture == "encoder" else self.decoder_layers or self.num_layers,
             side=side,
+            layer=layer,
+            sub_layer=sub_layer,
         )
+
+    @property
+    def normed_output(self) -> bool:
+        """Whether the last thing in the stack is a norm."""
+        placement = self.resolved_placement()
+        if placement.final or isinstance(placement.post, bool):
+            return placement.final or bool(placement.post)
+        side: Side = "encoder" if self.architecture == "encoder" else "decoder"
+        return placement.post(self.depth(side, self.depth(side).own_layers, "feed_forward"))
 
     def resolved_placement(self) -> Placement:
         """Return the placement with the ablations of this config applied."""
+        gain = {"formula": magneto_gain, "none": one, None: None}[self.gain]
         changes: dict[str, Any] = {
             "inner_attention": self.inner_attention_norm,
             "inner_ffn": self.inner_ffn_norm,
             "final": self.final_norm,
-            "gain": {"formula": magneto_gain, "none": one, None: None}[self.gain],
+            "gain_in": gain,
+            "gain_out": gain,
         }
         row = find_placement(self.placement)
         return replace(row, **{name: value for name, value in changes.items() if value is not None})

@@ -30,16 +30,17 @@ class FeedForward(nn.Module):
 
     Args:
         config: sizes, activation and dropout.
-        gain: Xavier gain of fc1 and fc2.
+        gain_in: Xavier gain of fc1.
+        gain_out: Xavier gain of fc2.
         inner_norm: whether there is a norm before fc2.
     """
 
-    def __init__(self, config: BackboneConfig, *, gain: float, inner_norm: bool) -> None:
+    def __init__(self, config: BackboneConfig, *, gain_in: float, gain_out: float, inner_norm: bool) -> None:
         super().__init__()
         width = config.ffn_width
         roles: tuple[Role, ...] = ("fc1", "fc1") if config.activation == "swiglu" else ("fc1",)
-        self.fc1 = Linear(config.d_model, len(roles) * width, roles=roles, gain=gain, bias=config.bias)
-        self.fc2 = Linear(width, config.d_model, roles=("fc2",), gain=gain, bias=config.bias)
+        self.fc1 = Linear(config.d_model, len(roles) * width, roles=roles, gain=gain_in, bias=config.bias)
+        self.fc2 = Linear(width, config.d_model, roles=("fc2",), gain=gain_out, bias=config.bias)
         self.inner_norm = build_norm(config, width) if inner_norm else None
         self.activation = _ACTIVATIONS[config.activation]
         self.dropout = config.activation_dropout

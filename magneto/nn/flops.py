@@ -29,11 +29,12 @@ def training_flops_per_token(
         side = "encoder" if config.architecture == "encoder" else "decoder"
     d = config.d_model
     ffn_products = 3 if config.activation == "swiglu" else 2
-    weights = 4 * d * d + ffn_products * d * config.ffn_width
+    attention_products = 4 + config.attention_gate
+    weights = attention_products * d * d + ffn_products * d * config.ffn_width
     attended: float = length
     if side == "decoder" and config.architecture == "encoder_decoder":
         weights_memory = 2 * d * d * memory_length / length
-        weights += 2 * d * d
+        weights += (attention_products - 2) * d * d
         attended += memory_length
     else:
         weights_memory = 0.0

@@ -1,14 +1,15 @@
 """Initialisation by role: each linear map is given its role when it is built; its name does not matter.
 
 Magneto's section 2: weights `xavier_normal_(gain)` with the depth formula's gain for v, out, fc1 and fc2, and
-gain 1 for q and k, whose scale acts through the softmax only. Biases start at zero.
+gain 1 for q and k, whose scale acts through the softmax only. Other placements may give v and fc1 another gain than
+out and fc2. Biases start at zero.
 """
 
 from typing import Literal
 
 from torch import nn
 
-Role = Literal["q", "k", "v", "out", "fc1", "fc2", "head", "stem"]
+Role = Literal["q", "k", "v", "out", "fc1", "fc2", "gate", "head", "stem"]
 SCALED_ROLES: frozenset[str] = frozenset({"v", "out", "fc1", "fc2"})
 
 

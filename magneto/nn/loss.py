@@ -39,6 +39,7 @@ def chunked_cross_entropy(
     label_smoothing: float = 0.0,
     chunk: int | None = None,
     correct: bool = False,
+    z_loss: float = 0.0,
 ) -> CrossEntropy:
     """Compute `F.cross_entropy(hidden @ weight.T + bias, targets, reduction="sum")` in little memory.
 
@@ -54,6 +55,8 @@ def chunked_cross_entropy(
         chunk: maximum number of positions of one pass; None: those of `CHUNK_BYTES` of fp32 logits, and at least
             LEAST_POSITIONS. All passes have about the same number.
         correct: also compare the most probable token with the target, which reads each logit once more.
+        z_loss: weight of the square of log Z, Z being the sum of the exponentials of a position's logits, which it keeps
+            near 1 (PaLM, arXiv 2204.02311, section 5).
 
     Returns:
         `CrossEntropy`: the summed loss with gradients, and the loss of each position.
@@ -68,13 +71,16 @@ def chunked_cross_entropy(
     # Grad mode is always off inside of a Function, hence read here; with no_grad nothing needs a gradient.
     differentiate = torch.is_grad_enabled()
     loss_sum, nll, hits = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, targets, bias, label_smoothing, chunk, correct, differentiate
+        hidden, weight, targets, bias, label_smoothing, z_loss, chunk, correct, differentiate
     )
     return CrossEntropy(loss_sum, nll, hits)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """d loss / d logits = softmax - (1 - s) onehot - s / V, computed in place from the log-softmax of each chunk."""
+    """Gradients of the logits, computed in place from the log-softmax of each chunk.
+
+    With label smoothing s and z-loss w they are (1 + 2 w log Z) softmax - (1 - s) onehot - s / V.
+    """
 
     @staticmethod
     def forward(
@@ -84,6 +90,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         bias: Tensor | None,
         smoothing: float,
+        z_loss: float,
         chunk: int,
         correct: bool,
         differentiate: bool,
@@ -108,14 +115,19 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 if hits is not None:
                     hits[part] = logits.argmax(-1) == targets[part]
                 log_probs = logits.log_softmax(-1, dtype=torch.float32)
-                del logits
                 nll[part] = -log_probs.gather(1, target).squeeze(1)
                 loss_sum += (1 - smoothing) * nll[part].sum()
+                if z_loss:
+                    log_z = logits.gather(1, target).float() + nll[part, None]
+                    loss_sum += z_loss * log_z.square().sum()
+                del logits
                 if smoothing:
                     loss_sum -= smoothing * log_probs.mean(-1).sum()
                 if not any(needs):
                     continue
                 slope = log_probs.exp_()
+                if z_loss:
+                    slope *= 1 + 2 * z_loss * log_z
                 if smoothing:
                     slope -= smoothing / vocabulary
                 rows = torch.arange(len(slope), device=slope.device)
@@ -145,4 +157,4 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_hidden, grad_weight, grad_bias = (
             None if saved is None else saved.mul_(grad) for saved in ctx.saved_tensors
         )
-        return grad_hidden, grad_weight, None, grad_bias, None, None, None, None
+        return grad_hidden, grad_weight, None, grad_bias, None, None, None, None, None

@@ -81,14 +81,12 @@ class SharedAttention(nn.Module):
         vision, text = self.vision.branch, self.text.branch
         assert isinstance(vision, SelfAttention) and isinstance(text, SelfAttention)
         images, texts = x.tensor_split((n,), dim=1)  # (B, n, d_model), (B, T - n, d_model)
-        both = zip(
-            vision.split_qkv(self.vision.pre(images)),
-            text.split_qkv(self.text.pre(texts)),
-            strict=True,
-        )
+        read_images, images = self.vision.pre(images)
+        read_texts, texts = self.text.pre(texts)
+        both = zip(vision.split_qkv(read_images), text.split_qkv(read_texts), strict=True)
         q, k, v = (torch.cat(parts, dim=1) for parts in both)  # (B, T, heads, head_dim)
         q, k, v = vision.apply_rotary(q, k, v, context)  # (B, heads, T, head_dim)
         h = vision.attention(q, k, v, context.bias, context.causal)  # (B, T, heads, head_dim)
-        images = self.vision.post(vision.output(h[:, :n]), images)  # (B, n, d_model)
-        texts = self.text.post(text.output(h[:, n:]), texts)  # (B, T - n, d_model)
+        images = self.vision.post(vision.output(h[:, :n], read_images), images)  # (B, n, d_model)
+        texts = self.text.post(text.output(h[:, n:], read_texts), texts)  # (B, T - n, d_model)
         return torch.cat((images, texts), dim=1)  # (B, T, d_model)

@@ -20,7 +20,7 @@ from magneto.nn.config import BackboneConfig
 from magneto.nn.dropout import dropout
 from magneto.nn.kv_cache import KVCache, LayerCache
 from magneto.nn.multiway import Experts, SharedAttention, apply_experts
-from magneto.nn.norm import LayerNorm, RMSNorm, build_norm
+from magneto.nn.norm import Norm, build_norm
 from magneto.nn.placement import Side
 from magneto.nn.positions import (
     ConvolutionalPosition,
@@ -36,20 +36,22 @@ from magneto.nn.residual import Residual
 class Layer(nn.Module):
     """Self-attention, cross-attention where there is a memory, feed-forward: (B, T, d_model) -> the same."""
 
-    def __init__(self, config: BackboneConfig, side: Side, drop_path: float, *, fusion: bool = False) -> None:
+    def __init__(
+        self, config: BackboneConfig, side: Side, drop_path: float, number: int, *, fusion: bool = False
+    ) -> None:
         super().__init__()
         cross = side == "decoder" and config.architecture == "encoder_decoder"
 
         def feed_forward() -> Residual:
-            return Residual("feed_forward", config, side, drop_path)
+            return Residual("feed_forward", config, side, drop_path, number)
 
         def attention() -> Residual:
-            return Residual("self_attention", config, side, drop_path)
+            return Residual("self_attention", config, side, drop_path, number)
 
         self.self_attention: Residual | SharedAttention = (
             SharedAttention(attention) if config.multiway == "full" else attention()
         )
-        self.cross_attention = Residual("cross_attention", config, side, drop_path) if cross else None
+        self.cross_attention = Residual("cross_attention", config, side, drop_path, number) if cross else None
         self.feed_forward: Residual | Experts = (
             feed_forward() if config.multiway == "none" else Experts(feed_forward, fusion=fusion)
         )
@@ -95,14 +97,15 @@ class Stack(nn.Module):
                 config,
                 side,
                 config.drop_path * index / max(1, count - 1),
+                index + 1,
                 fusion=index >= count - config.fusion_layers,
             )
             for index in range(count)
         )
         self.final_norm = self._norm() if config.resolved_placement().final else None
 
-    def _norm(self) -> LayerNorm | RMSNorm | Experts:
-        def build() -> LayerNorm | RMSNorm:
+    def _norm(self) -> Norm | Experts:
+        def build() -> Norm:
             return build_norm(self.config, self.config.d_model)
 
         return Experts(build) if self.config.multiway == "full" else build()

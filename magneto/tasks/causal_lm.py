@@ -40,6 +40,8 @@ class CausalLMOptions:
     """The table of the embeddings is the output layer too."""
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Share of the target's mass that is spread over the vocabulary, in training; evaluation is without it."""
+    z_loss: Annotated[float, Ge(0)] = 0.0
+    """Weight of the square of the logarithm of the softmax's denominator in the training loss (PaLM: 1e-4)."""
     prompts: tuple[str, ...] = ()
     """Prompts of the samples of each evaluation; the other samples continue held-out text."""
     sample: Mapping[str, Any] = field(default_factory=dict)
@@ -141,6 +143,7 @@ class CausalLM(Task):
         loss = chunked_cross_entropy(
             hidden[scored], self.output_weight, targets[scored],
             label_smoothing=self.options.label_smoothing if self.training else 0.0,
+            z_loss=self.options.z_loss if self.training else 0.0,
         )  # fmt: skip
         return StepOutput(loss.loss_sum, scored.sum(), outputs=loss.nll)
 

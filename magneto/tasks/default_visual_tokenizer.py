@@ -13,6 +13,7 @@ from magneto.data.cache import prepare_once, progress, short_hash
 from magneto.data.image.module import ImageDataModule
 from magneto.tasks.visual_tokenizer import VisualTokenization
 from magneto.training import checkpoint_io
+from magneto.training.optim import build_optimizer, build_scheduler
 
 log = logging.getLogger("magneto")
 
@@ -79,8 +80,8 @@ def _train(data: ImageDataModule, info: Mapping[str, Any], settings: DefaultToke
             width=settings.width,
             blocks=settings.blocks,
         ).to(device)
-        optimization: Any = task.configure_optimizers()
-        optimizer, scheduler = optimization["optimizer"], optimization["lr_scheduler"]["scheduler"]
+        optimizer = build_optimizer(task, task.optimizer_config)
+        scheduler = build_scheduler(optimizer, task.scheduler_config, settings.steps)
         task.train()
         with progress("training the visual tokenizer", settings.steps) as advance:
             for batch in plain.train_dataloader():

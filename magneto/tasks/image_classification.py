@@ -96,11 +96,10 @@ class ClassificationHead(nn.Module):
     ) -> None:
         super().__init__()
         self.dropout = options.head_dropout
-        placement = config.resolved_placement()
         self.norm: nn.Module | None = None
         if options.linear_probe:
             self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
-        elif not (placement.final or placement.post):
+        elif not config.normed_output:
             self.norm = build_norm(config, width)
         self.linear = Linear(width, classes, roles=("head",))
         nn.init.normal_(self.linear.weight, std=options.head_std)

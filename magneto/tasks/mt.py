@@ -44,6 +44,8 @@ class MTOptions:
 
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.1
     """Share of the target's mass that is spread over the vocabulary, in training; `val/loss` is without it."""
+    z_loss: Annotated[float, Ge(0)] = 0.0
+    """Weight of the square of the logarithm of the softmax's denominator in the training loss (PaLM: 1e-4)."""
     tie_output: bool = True
     """The table of the target's embeddings is the output layer too."""
     beam: Annotated[int, Ge(1)] = 4
@@ -151,6 +153,7 @@ class MT(Task):
         loss = chunked_cross_entropy(
             hidden[real], self.output_weight, batch["target_out"][real],
             label_smoothing=self.options.label_smoothing if self.training else 0.0,
+            z_loss=self.options.z_loss if self.training else 0.0,
         )  # fmt: skip
         return StepOutput(loss.loss_sum, real.sum(), logs={"nll": loss.nll.sum()} if self.training else {})
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from magneto.nn.init import Linear
 
-HIDDEN_ROLES = frozenset({"q", "k", "v", "out", "fc1", "fc2"})
+HIDDEN_ROLES = frozenset({"q", "k", "v", "out", "fc1", "fc2", "gate"})
 """Roles of the matrices that Muon updates: those inside the layers, neither stem nor head."""
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 STEPS = 5

@@ -24,17 +24,18 @@ def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, 
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 37, 100, None])
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize(("smoothing", "z_loss"), [(0.0, 0.0), (0.1, 0.0), (0.0, 1e-2), (0.1, 1e-2)])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_it_is_cross_entropy(chunk: int | None, smoothing: float, with_bias: bool) -> None:
+def test_it_is_cross_entropy(chunk: int | None, smoothing: float, z_loss: float, with_bias: bool) -> None:
     hidden, weight, bias, targets = inputs()
     leaves = [hidden, weight, bias] if with_bias else [hidden, weight]
     logits = F.linear(hidden, weight, bias if with_bias else None)
     expected = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
+    expected = expected + z_loss * logits.logsumexp(-1).square().sum()
     # A factor on the loss, as gradient accumulation has it.
     wanted = torch.autograd.grad(0.3 * expected, leaves)
     found = chunked_cross_entropy(
-        hidden, weight, targets, bias if with_bias else None, smoothing, chunk, correct=True
+        hidden, weight, targets, bias if with_bias else None, smoothing, chunk, correct=True, z_loss=z_loss
     )
     torch.testing.assert_close(found.loss_sum, expected)
     torch.testing.assert_close(found.nll, F.cross_entropy(logits, targets, reduction="none").detach())

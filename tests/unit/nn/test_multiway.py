@@ -105,7 +105,7 @@ def test_each_expert_has_the_gain_of_its_role(way: str) -> None:
     )
     torch.manual_seed(0)
     model = build_backbone(config)
-    gain = config.resolved_placement().gain(config.depth("encoder"))
+    gain = config.resolved_placement().gain_out(config.depth("encoder"))
     layer = model.get_submodule("layers.1")
     for name, module in layer.named_modules():
         if not isinstance(module, Linear):

@@ -52,7 +52,7 @@ def decoder_side(n: int, m: int) -> Depth:
 )
 def test_magneto_gain(depth: Depth, gain: float) -> None:
     row = PLACEMENTS["magneto"]
-    assert row.gain(depth) == pytest.approx(gain, abs=5e-4)
+    assert row.gain_out(depth) == pytest.approx(gain, abs=5e-4)
     assert row.alpha(depth) == 1.0
 
 
@@ -70,7 +70,7 @@ def test_magneto_gain(depth: Depth, gain: float) -> None:
 def test_deepnorm_alpha_and_beta(depth: Depth, alpha: float, beta: float) -> None:
     row = PLACEMENTS["deepnorm"]
     assert row.alpha(depth) == pytest.approx(alpha, rel=1e-5)
-    assert row.gain(depth) == pytest.approx(beta, rel=1e-5)
+    assert row.gain_out(depth) == pytest.approx(beta, rel=1e-5)
 
 
 def test_encoder_gain_needs_the_decoder_depth() -> None:

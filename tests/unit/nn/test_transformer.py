@@ -276,12 +276,23 @@ def test_drop_path_skips_whole_examples(placement: str, compiled: bool) -> None:
     model = build(placement, drop_path=0.75, num_layers=4)
     residual = model.layers[-1].feed_forward
     assert [layer.feed_forward.drop_path for layer in model.layers] == [0.0, 0.25, 0.5, 0.75]
+    for name, parameter in residual.named_parameters(recurse=False):  # ReZero's begins at zero
+        assert name == "scale"
+        parameter.data.fill_(0.5)
+    if residual.branch_norm is not None:
+        nn.init.ones_(residual.branch_norm.weight)
     x = tokens(400, 2)
-    skipped = residual.alpha * x
-    kept = residual.branch(x if residual.pre_norm is None else residual.pre_norm(x)) / 0.25 + skipped
+    h, stream = residual.pre(x)
+    h = residual.branch(h)
+    skipped = residual.alpha * stream
+    h = h if residual.branch_norm is None else residual.branch_norm(h)
+    for factor in (residual.scale, residual.weight):
+        h = h if factor is None else factor * h
+    kept = h / 0.25 + skipped
     if residual.post_norm is not None:
         skipped, kept = residual.post_norm(skipped), residual.post_norm(kept)
     if compiled:
+        torch._dynamo.reset()
         residual.compile(backend="eager", fullgraph=True)
     out = residual(x)
     is_skipped = torch.isclose(out, skipped, atol=1e-5).flatten(1).all(1)

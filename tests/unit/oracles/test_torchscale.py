@@ -177,7 +177,7 @@ def test_gain_of_a_one_sided_model(side: str, layers: int, placement: str) -> No
         decoder_layers=layers if side == "decoder" else 0,
         side="encoder" if side == "encoder" else "decoder",
     )
-    expected = PLACEMENTS[placement].gain(depth)
+    expected = PLACEMENTS[placement].gain_out(depth)
     for name, factor in gains(
         make(layers=layers, **FLAGS[placement]), make(layers=layers, subln=False)
     ).items():
@@ -195,7 +195,7 @@ def test_sub_ln_gain_of_an_encoder_decoder(layers: tuple[int, int]) -> None:
     expected = {"encoder": sqrt(log(3 * m) * log(2 * n) / 3), "decoder": sqrt(log(3 * m))}
     for side, gain in expected.items():
         depth = Depth(encoder_layers=n, decoder_layers=m, side="encoder" if side == "encoder" else "decoder")
-        assert PLACEMENTS["magneto"].gain(depth) == pytest.approx(gain)
+        assert PLACEMENTS["magneto"].gain_out(depth) == pytest.approx(gain)
         for name, factor in gains(getattr(scaled, side), getattr(plain, side)).items():
             if name.endswith("weight"):
                 left_alone = "encoder_attn" in name or not any(s in name for s in SCALED)
@@ -213,7 +213,7 @@ def test_deepnorm_of_a_decoder_is_post_ln() -> None:
     depth = Depth(encoder_layers=6, decoder_layers=6, side="decoder")
     for name, factor in gains(scaled.decoder, plain.decoder).items():  # here the cross-attention is scaled
         if name.endswith("weight"):
-            beta = PLACEMENTS["deepnorm"].gain(depth) if any(s in name for s in SCALED) else 1.0
+            beta = PLACEMENTS["deepnorm"].gain_out(depth) if any(s in name for s in SCALED) else 1.0
             assert factor == pytest.approx(beta, rel=1e-4), name
     assert scaled.decoder.layers[0].alpha == pytest.approx(PLACEMENTS["deepnorm"].alpha(depth))
     depth = Depth(encoder_layers=6, decoder_layers=6, side="encoder")
@@ -265,7 +265,7 @@ def test_departure_biases_are_drawn_and_scaled(placement: str) -> None:
     depth = Depth(encoder_layers=3, decoder_layers=0, side="encoder")
     assert len(biases) == 6
     for name, factor in biases.items():
-        expected = PLACEMENTS[placement].gain(depth) if any(s in name for s in SCALED) else 1.0
+        expected = PLACEMENTS[placement].gain_out(depth) if any(s in name for s in SCALED) else 1.0
         assert factor == pytest.approx(expected, rel=1e-4), name
     assert all(
         p.abs().max() > 0.01
@@ -282,7 +282,7 @@ def test_departure_deepnorm_beta_of_the_encoder() -> None:
     """1.15 (N^4 M)^(-1/16) where DeepNet's figure 2 has 0.87 of it: 1.15 is 1 / 0.87."""
     scaled, plain = encoder_decoder(layers=(6, 6), deepnorm=True), encoder_decoder(layers=(6, 6), subln=False)
     depth_power = (6**4 * 6) ** (-1 / 16)
-    paper = PLACEMENTS["deepnorm"].gain(Depth(encoder_layers=6, decoder_layers=6, side="encoder"))
+    paper = PLACEMENTS["deepnorm"].gain_out(Depth(encoder_layers=6, decoder_layers=6, side="encoder"))
     assert paper == pytest.approx(0.87 * depth_power)
     for name, factor in gains(scaled.encoder, plain.encoder).items():
         if name.endswith("weight") and any(s in name for s in SCALED):
