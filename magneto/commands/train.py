@@ -254,6 +254,7 @@ def _fit_and_test(
         "metrics": metrics,
         "steps": trainer.global_step,
         "parameters": task.num_parameters,
+        "gain": task.output_gain,
         "world_size": trainer.world_size,
         "wall_s": spent["wall_s"],
         "fit_s": spent["fit_s"],

@@ -6,12 +6,13 @@
     labels      Run              -> text          names of rows, by what differs
     statistics  values           -> Stat          means, spreads and differences over seeds
     examples    Section          -> Example       the same inputs, with the output of each row
+    rates       Section          -> Line          results over the learning rate, and their measures
     tables      Section          -> Table         results, costs, parts, runs, differences; verdict
     overview    Sections         -> Overview      several tasks in one table and one figure
     figures     Section          -> PNG           result, learning curves, stability probe
     content     all of these     -> Report        what the files below show
     axes        Row              -> Style         colours, titles, legends and scales of figures
-    markup      Report           -> report.md, table.csv, table.tex
+    markup      Report           -> report.md, table.csv, table.tex, results.csv
     page        Report           -> report.html, with examples side by side
     screen      tables           -> the terminal
     wandb_run   table, figures   -> a W&B run, when asked
@@ -67,7 +68,8 @@ def write_report(
         figures = {section.slug: draw(section, folder) for section in comparison.sections}
         overview = overview_of(comparison.sections, folder)
         report = Report(folder, title, command, comparison, overview, figures)
-        markup.write_csv(comparison, report.csv)
+        markup.write_csv(markup.records(comparison), report.csv)
+        markup.write_csv(markup.run_records(comparison), report.results)
         texts = {
             report.latex: "\n".join(map(markup.to_latex, markup.paper_tables(report))),
             report.markdown: markup.markdown_report(report),

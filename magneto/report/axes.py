@@ -95,6 +95,18 @@ def row_styles(rows: Sequence[Row]) -> dict[str, Style]:
     return styles
 
 
+def line_colours(names: Sequence[str]) -> dict[str, str]:
+    """Return name -> colour: that of the placement that a name begins with, if it is free, else another one."""
+    own = {name: COLOURS.get(name.split(" ")[0]) for name in names}
+    colours: dict[str, str] = {}
+    for name in names:
+        wanted = own[name]
+        used = set(colours.values())
+        free = [c for c in (*_OTHER_COLOURS, *COLOURS.values()) if c not in used and c not in own.values()]
+        colours[name] = wanted if wanted and wanted not in used else (free or [*_OTHER_COLOURS])[0]
+    return colours
+
+
 def new_figure(panels: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
     columns = min(columns, panels)
     rows = math.ceil(panels / columns)

@@ -3,14 +3,17 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from magneto.report.comparison import Comparison
+from magneto.report.comparison import Comparison, Section
 from magneto.report.figures import SavedFigure
 from magneto.report.overview import Overview
+from magneto.report.rates import rates_table
+from magneto.report.tables import Table, detail_tables
 
 
 @dataclass
 class Report:
-    """Comparison with its figures; `folder` holds report.md, report.html, table.csv, table.tex and the figures.
+    """Comparison with its figures; `folder` holds report.md, report.html, table.csv, table.tex,
+    results.csv and the figures.
 
     `figures` are those of each section, by its slug; `command` made the runs or the report.
     """
@@ -26,6 +29,7 @@ class Report:
         """Name the files."""
         self.markdown, self.html = self.folder / "report.md", self.folder / "report.html"
         self.csv, self.latex = self.folder / "table.csv", self.folder / "table.tex"
+        self.results = self.folder / "results.csv"
 
     @property
     def saved_figures(self) -> list[SavedFigure]:
@@ -37,3 +41,9 @@ class Report:
     def problems(self) -> tuple[str, ...]:
         """One sentence for each run or file that was left out."""
         return self.comparison.problems
+
+
+def further_tables(section: Section) -> list[Table]:
+    """Return the tables below the main table: learning rates, parts, further metrics, costs."""
+    rates = rates_table(section)
+    return [*([rates] if rates else []), *detail_tables(section)]

@@ -39,6 +39,7 @@ from magneto.report.axes import (
 )  # fmt: skip
 from magneto.report.comparison import Row, Section
 from magneto.report.curves import POINTS, Curve, aggregate, thin
+from magneto.report.rate_figures import rate_figures
 from magneto.training.result import STATUSES
 
 _LAYER = re.compile(r"/layer_(\d+)$")  # how the stability probe names a layer's value
@@ -70,9 +71,10 @@ def draw(section: Section, folder: Path) -> list[SavedFigure]:
         if figure is not None:
             path = folder / f"{section.slug}_{name}.png"
             save_figure(figure, path)
-            saved_figures.append(SavedFigure(path, title + (part if name != by_value else ""), alt))
+            saved_figures.append(SavedFigure(path, title + (part if name not in whole else ""), alt))
 
     by_value = re.sub(r"\W+", "_", f"by_{section.sweep[0]}") if section.sweep else ""
+    whole = (by_value, "by_rate", "by_rate_and_gain", "depth_and_rate")
     rows = ", ".join(row.label for row in drawn)
     save(
         _result(replace(section, rows=drawn), styles),
@@ -89,6 +91,8 @@ def draw(section: Section, folder: Path) -> list[SavedFigure]:
             f"{section.primary_metric} over {key}, for each backbone ({', '.join(swept)}) a line through its means, "
             "a dot a seed.",
         )
+    for figure, name, title, alt in rate_figures(section):
+        save(figure, name, title, alt)
     logged = {name: None for run in section.runs for name in run.curves}
     save(
         _panels(drawn, _learning_metrics(section, list(logged)), styles),

@@ -2,15 +2,15 @@
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 
-from magneto.report.comparison import Comparison, Section
-from magneto.report.content import Report
+from magneto.report.comparison import Comparison, Section, differing_keys
+from magneto.report.content import Report, further_tables
 from magneto.report.examples import examples
 from magneto.report.figures import SavedFigure
 from magneto.report.tables import (
@@ -18,7 +18,6 @@ from magneto.report.tables import (
     Table,
     breakdown_tables,
     cost_table,
-    detail_tables,
     differences_table,
     main_table,
     relative_link,
@@ -124,9 +123,25 @@ def records(comparison: Comparison) -> list[dict[str, Any]]:
     return rows
 
 
-def write_csv(comparison: Comparison, path: Path) -> None:
-    """Write `records` for a script; empty where there is no value."""
-    rows = records(comparison)
+def run_records(comparison: Comparison) -> list[dict[str, Any]]:
+    """Return a row per run that is compared: how it ended, its metrics, and the keys that differ between rows."""
+    rows: list[dict[str, Any]] = []
+    for section in comparison.sections:
+        keys = differing_keys(section.rows)
+        for row in section.rows:
+            for run in row.runs:
+                record: dict[str, Any] = {"task": section.task, "data": section.data}
+                record |= {"conditions": ", ".join(section.conditions), "configuration": row.label}
+                record |= {"backbone": row.backbone, "size": row.size, "seed": run.seed, "status": run.status}
+                record |= {key: row.config.get(key) for key in keys}
+                for name in ("steps", "best_step", "parameters", "gain", "wall_s", "fit_s"):
+                    record[name] = getattr(run, name)
+                rows.append(record | {name: run.metrics[name] for name in sorted(run.metrics)})
+    return rows
+
+
+def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write rows of values by name for a script; empty where there is no value."""
     header = list(dict.fromkeys(key for row in rows for key in row))
     with path.open("w", encoding="utf-8", errors="replace", newline="") as file:
         writer = csv.DictWriter(file, header)
@@ -166,7 +181,7 @@ def markdown_report(report: Report) -> str:
         if lost := unfinished(section):
             parts.append("Runs that did not finish:\n\n" + _bullets(lost))
         parts.append(to_markdown(main_table(section)))
-        for table in detail_tables(section):
+        for table in further_tables(section):
             parts.append(f"### {markdown_text(table.title)}\n\n{to_markdown(table)}")
         parts += [_figure_tag(figure) for figure in report.figures[section.slug]]
         parts += _examples(section, report.folder)

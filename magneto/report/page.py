@@ -13,12 +13,11 @@ from rapidfuzz.distance import Levenshtein
 
 from magneto.report.axes import Style, row_styles
 from magneto.report.comparison import Section
-from magneto.report.content import Report
+from magneto.report.content import Report, further_tables
 from magneto.report.examples import Example, examples
 from magneto.report.figures import SavedFigure
 from magneto.report.tables import (
     Table,
-    detail_tables,
     differences_table,
     main_table,
     relative_link,
@@ -71,7 +70,7 @@ def _section(section: Section, saved_figures: Sequence[SavedFigure], folder: Pat
     if lost := unfinished(section):
         parts.append(_sentences("Runs that did not finish", lost))
     parts.append(_table(main_table(section), heading=False))
-    parts += [_table(table) for table in detail_tables(section)]
+    parts += [_table(table) for table in further_tables(section)]
     parts += [_figure_tag(figure) for figure in saved_figures]
     parts.append(_samples(section, folder))
     if (table := differences_table(section)) is not None:

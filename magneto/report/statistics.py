@@ -67,3 +67,25 @@ def _t95(freedom: int) -> float:
         return _T95[freedom - 1]
     z = 1.959964
     return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+
+
+def pooled_deviation(groups: Iterable[Iterable[float]]) -> tuple[float, int] | None:
+    """Return the standard deviation within groups and its degrees of freedom; None if no group has two values."""
+    squares, freedom = 0.0, 0
+    for group in groups:
+        values = np.array(list(group), dtype=np.float64)
+        if values.size > 1:
+            squares += float(((values - values.mean()) ** 2).sum())
+            freedom += values.size - 1
+    return (math.sqrt(squares / freedom), freedom) if freedom else None
+
+
+def exceeds_noise(difference: float, seeds: int, sigma: float) -> bool:
+    """Return whether a difference of two means of `seeds` values is three of its standard errors: the noise rule.
+
+    Args:
+        difference: of the means.
+        seeds: values in each mean.
+        sigma: standard deviation of a single value.
+    """
+    return abs(difference) * math.sqrt(seeds / 2) >= 3 * sigma

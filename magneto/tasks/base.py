@@ -15,6 +15,7 @@ from magneto.data.module import DataModule
 from magneto.errors import ConfigError
 from magneto.inference.inputs import PredictInput
 from magneto.nn.config import BackboneConfig
+from magneto.nn.init import Linear
 from magneto.nn.transformer import Stack
 from magneto.training.module import TrainingModule
 
@@ -279,6 +280,11 @@ class Task(TrainingModule):
     def num_parameters(self) -> int:
         """Trainable parameters."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+    @property
+    def output_gain(self) -> float | None:
+        """Xavier gain of the first feed-forward's output weights, as the placement has it; None without a feed-forward."""
+        return next((m.gain for m in self.modules() if isinstance(m, Linear) and m.roles == ("fc2",)), None)
 
     def require_positions(self, length: int, setting: str, remedy: str, table: bool = False) -> None:
         """Check that the positions of the backbone reach the longest sequence of the data.

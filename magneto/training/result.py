@@ -47,6 +47,7 @@ class RunResult:
     metrics: dict[str, float] = field(default_factory=dict)
     steps: int | None = None
     parameters: int | None = None
+    gain: float | None = None
     world_size: int | None = None
     wall_s: float | None = None
     fit_s: float | None = None
