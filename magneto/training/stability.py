@@ -9,7 +9,10 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
 
+from magneto.nn.attention import Attention
+from magneto.nn.init import Linear
 from magneto.training.module import Batch, TrainingModule
 
 
@@ -20,7 +23,15 @@ class StabilityProbe(Callback):
       the magnitude that grows in deep Sub-LN vision models (microsoft/torchscale issue 14).
     - `activation_max/layer_NN`: the largest absolute value in it, which is what a number format has to hold.
       Both over all passes of the step, where a task has several (`task=vl`: images, texts, pairs).
-    - `update_to_weight/...`: ||change of the weights in this step|| / ||weights||, for stem, backbone and head and over all.
+    - `update_to_weight/...`: ||change of the weights in this step|| / ||weights||, for stem, backbone and head and over all,
+      and by role of the matrices inside layers: q, k, v, out, fc1, fc2, gate.
+    - `gradient_ratio`: norm of the gradient of the first layer by that of the last.
+    - `input_share`: share of the square of the last layer's output that lies in the direction of the stack's input, a mean
+      over tokens: what is left of the embeddings.
+    - `token_similarity`: share of the mean token in that square, over the tokens of an example: 1 where all are alike.
+    - `attention_logit_max`: the largest score before a softmax.
+
+    In a model of two stacks the third to fifth are of each, `gradient_ratio/encoder`; all are of tokens with padding.
     """
 
     def __init__(self, every: int) -> None:
@@ -29,6 +40,10 @@ class StabilityProbe(Callback):
         # Of each pass of a layer: its largest value, the mean of its squares, and over how many.
         self._seen: dict[str, list[tuple[Tensor, Tensor, int]]] = defaultdict(list)
         self._stance: Any = None
+        self._inputs: dict[str, Tensor] = {}
+        self._scalars: dict[str, list[float]] = defaultdict(list)
+        self._handles: list[Any] = []
+        self._attentions: list[Attention] = []
 
     def _due(self, trainer: L.Trainer, batch_idx: int) -> bool:
         # Of the batches that a step accumulates, the last one is measured.
@@ -45,23 +60,54 @@ class StabilityProbe(Callback):
             self._stance = torch.compiler.set_stance("force_eager")
             self._stance.__enter__()
             self._seen.clear()
-            self._handles = [
-                layer.register_forward_hook(self._hook(name)) for name, layer in pl_module.named_layers()
-            ]
+            self._scalars.clear()
+            self._inputs.clear()
+            for stack, layers in _stacks(pl_module).items():
+                for name, layer in layers:
+                    first, last = layer is layers[0][1], layer is layers[-1][1]
+                    hook = self._hook(name, stack, first=first, last=last)
+                    self._handles.append(layer.register_forward_hook(hook))
+                    for module in layer.modules():
+                        if isinstance(module, Attention):
+                            self._watch(module)
 
-    def _hook(self, name: str) -> Callable[..., None]:
+    def _hook(self, name: str, stack: str, *, first: bool, last: bool) -> Callable[..., None]:
+        @torch.no_grad()
         def store(module: nn.Module, inputs: Any, output: Any) -> None:
             hidden = output[0] if isinstance(output, tuple) else output
             hidden = hidden.detach().float()
             self._seen[name].append((hidden.abs().max(), hidden.square().mean(), hidden.numel()))
+            if first:
+                self._inputs[stack] = inputs[0].detach().float()
+            if last and stack in self._inputs:  # not where activation checkpointing runs the layers again
+                share = cosine_similarity(self._inputs.pop(stack), hidden, dim=-1).square().mean()
+                self._scalars[f"probe/input_share{stack}"].append(float(share))
+                similarity = hidden.mean(1).square().sum(-1) / hidden.square().sum(-1).mean(1).clamp(
+                    min=1e-30
+                )
+                self._scalars[f"probe/token_similarity{stack}"].append(float(similarity.mean()))
 
         return store
+
+    def _watch(self, attention: Attention) -> None:
+        """Note the largest score of each call of `attention.attention`."""
+        plain = attention.attention
+
+        def watched(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool = False) -> Tensor:
+            self._scalars["probe/attention_logit_max"].append(largest_score(q, k, bias, causal))
+            return plain(q, k, v, bias, causal)
+
+        attention.attention = watched  # type: ignore[method-assign]  # of this one object
+        self._attentions.append(attention)
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         if self._stance is not None:
             self._before = {name: p.detach().clone() for name, p in pl_module.named_parameters()}
+            for stack, layers in _stacks(pl_module).items():
+                first, last = (_gradient_norm(layer) for layer in (layers[0][1], layers[-1][1]))
+                self._scalars[f"probe/gradient_ratio{stack}"] = [first / max(last, 1e-30)]
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -78,17 +124,25 @@ class StabilityProbe(Callback):
             metrics[f"probe/activation_max/{name}"] = max(float(largest) for largest, *_ in passes)
         if self._before is not None:
             squares: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+            roles = _roles(pl_module)
             for name, parameter in pl_module.named_parameters():
-                before = self._before[name]
-                change = float((parameter.detach() - before).square().sum())
-                for part in ("all", name.split(".", 1)[0]):
-                    squares[part][0] += change
-                    squares[part][1] += float(before.square().sum())
+                blocks = roles.get(name, ())
+                changes = (parameter.detach() - self._before[name]).square()
+                sizes = self._before[name].square()
+                parts = [(part, changes, sizes) for part in ("all", name.split(".", 1)[0])]
+                if blocks:
+                    parts += zip(blocks, changes.chunk(len(blocks)), sizes.chunk(len(blocks)), strict=True)
+                for part, change, size in parts:
+                    squares[part][0] += float(change.sum())
+                    squares[part][1] += float(size.sum())
             self._before = None
             metrics |= {
                 f"probe/update_to_weight/{part}": math.sqrt(change / max(size, 1e-30))
                 for part, (change, size) in squares.items()
             }
+        for name, values in self._scalars.items():
+            largest = name == "probe/attention_logit_max"
+            metrics[name] = max(values) if largest else sum(values) / len(values)
         pl_module.record(metrics)
 
     def on_exception(
@@ -100,5 +154,60 @@ class StabilityProbe(Callback):
     def _unhook(self) -> None:
         for handle in self._handles:
             handle.remove()
+        self._handles.clear()
+        for attention in self._attentions:
+            del attention.attention  # the method of its class is found again
+        self._attentions.clear()
         self._stance.__exit__(None, None, None)
         self._stance = None
+
+
+@torch.no_grad()
+def largest_score(q: Tensor, k: Tensor, bias: Tensor | None, causal: bool) -> float:
+    """Return the largest score of attention before its softmax, over what may be attended to.
+
+    Args:
+        q: (B, heads, T, head_dim).
+        k: (B, heads, S, head_dim).
+        bias: broadcast to (B, heads, T, S): added to the scores, or if bool, True = attend; None.
+        causal: whether token t attends to the tokens 0 to t.
+    """
+    largest = -math.inf
+    if bias is not None:
+        bias = bias.expand(len(q), *bias.shape[1:])
+    for example in range(len(q)):  # one at a time: all scores would be the largest tensor of the step
+        scores = (q[example].float() @ k[example].float().mT) * q.size(-1) ** -0.5  # (heads, T, S)
+        if bias is not None and bias.dtype == torch.bool:
+            scores = scores.masked_fill(~bias[example], -math.inf)
+        elif bias is not None:
+            scores = scores + bias[example]
+        if causal:
+            scores = scores.masked_fill(
+                ~torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril(), -math.inf
+            )
+        largest = max(largest, float(scores.max()))
+    return largest
+
+
+def _stacks(module: L.LightningModule) -> dict[str, list[tuple[str, nn.Module]]]:
+    """Return the layers by stack: "" of a model of one, else "/encoder" and "/decoder"."""
+    assert isinstance(module, TrainingModule)
+    stacks: dict[str, list[tuple[str, nn.Module]]] = defaultdict(list)
+    for name, layer in module.named_layers():
+        side, slash, _ = name.rpartition("/")
+        stacks[slash + side].append((name, layer))
+    return stacks
+
+
+def _gradient_norm(module: nn.Module) -> float:
+    squares = [float(p.grad.square().sum()) for p in module.parameters() if p.grad is not None]
+    return math.sqrt(sum(squares))
+
+
+def _roles(module: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Return the weights of the linear maps inside layers by name, with the roles of their blocks."""
+    return {
+        f"{path}.weight": linear.roles
+        for path, linear in module.named_modules()
+        if isinstance(linear, Linear) and not {"head", "stem"} & set(linear.roles)
+    }
