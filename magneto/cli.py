@@ -30,7 +30,7 @@ from magneto.commands import sweeps
 from magneto.config import schema
 from magneto.config.groups import CONF, check_choices
 from magneto.config.renamed import OPTIONS, hint
-from magneto.errors import MagnetoError, nearest
+from magneto.errors import ConfigError, MagnetoError, nearest
 
 log = logging.getLogger("magneto")
 
@@ -56,6 +56,15 @@ def _job(cfg: DictConfig) -> float | None:
         config = schema.to_dict(cfg)
         schema.check(config)
         check_choices(config)
+        if config["sweep"]["prune_rates"]:
+            if not sweep:
+                raise ConfigError(
+                    "sweep.prune_rates=true has no effect without a sweep. Add -m, or leave it out."
+                )
+            if reason := sweeps.pruned(config):
+                print(reason)
+                sweeps.record(overrides, None, None)
+                return float("nan")
         result = _ended(config, overrides)
         if result is None:
             from magneto.commands import run  # late: it imports torch, which takes several seconds

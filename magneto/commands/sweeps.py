@@ -18,6 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from magneto.errors import MagnetoError
 from magneto.training.files import write_atomically
+from magneto.training.run_config import difference
+from magneto.training.run_folder import RunFolder
 
 _JOBS = "MAGNETO_SWEEP_JOBS"  # in the environment, which a launcher's processes inherit
 
@@ -43,6 +45,26 @@ def record(overrides: Sequence[str], folder: str | None, error: str | None) -> N
     records = Path(job.sweep.dir)
     if records.is_dir():  # else the sweep was stopped, and its jobs on other machines continue
         write_atomically(records / f"job_{job.job.num:05d}.json", json.dumps(content))
+
+
+def pruned(config: Mapping[str, Any]) -> str | None:
+    """Return why `sweep.prune_rates` leaves this job out, or None.
+
+    It does where a run of the same configuration, seed included, has diverged at a lower learning rate. Jobs of lower rates
+    come first if they are written in rising order; those that a launcher runs at the same time are not waited for.
+    """
+    rate = config["optimizer"]["lr"]
+    for file in sorted(Path(config["runs_dir"], config["task"]["name"]).glob("*/result.json")):
+        folder = RunFolder(file.parent)
+        result = folder.read_result()
+        if result is None or result.status != "diverged" or not folder.config.is_file():
+            continue
+        given = folder.read_given()
+        lower = given["optimizer"]["lr"]
+        same_rate = {**given, "optimizer": {**given["optimizer"], "lr": rate}}
+        if lower < rate and not difference(same_rate, config):
+            return f"left out: optimizer.lr={lower:g} diverged ({folder.path}; sweep.prune_rates=true)"
+    return None
 
 
 def objective(result: Mapping[str, Any]) -> float:

@@ -19,7 +19,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from magneto.config.parts import CallbacksConfig, LoggerConfig, TrainerConfig, defaults
-from magneto.config.validate import check_types
+from magneto.config.validate import check_types, from_mapping
 from magneto.errors import ConfigError, nearest
 
 # Top-level keys that are not read in a mode.
@@ -74,6 +74,7 @@ class RunConfig:
     size_name: str = MISSING
     summary: Summary = Summary.short
     budget: str | None = None
+    sweep: dict[str, Any] = field(default_factory=dict)
     experiment_task: str | None = MISSING
     task: dict[str, Any] | None = None
     backbone: dict[str, Any] = field(default_factory=dict)
@@ -83,6 +84,14 @@ class RunConfig:
     trainer: dict[str, Any] = field(default_factory=dict)
     callbacks: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class SweepConfig:
+    """What `-m` does beside running every combination."""
+
+    prune_rates: bool = False
+    """Leave a learning rate out where a lower one of the same configuration has diverged."""
 
 
 PARTS = {"trainer": TrainerConfig, "callbacks": CallbacksConfig, "logger": LoggerConfig}
@@ -123,6 +132,7 @@ def check(config: Mapping[str, Any]) -> None:
                 f"{key}: there is no such key.{nearest(key, known)} See all keys with --cfg job."
             )
     require(config, known)
+    from_mapping(SweepConfig, config["sweep"], "sweep")
     check_types(RunConfig, config)
     mode = config["mode"]
     for key in _UNREAD[mode]:

@@ -40,6 +40,8 @@ def _causal_lm(request: pytest.FixtureRequest, folder: Path) -> list[str]:
 def _mlm(request: pytest.FixtureRequest, folder: Path) -> list[str]:
     return [
         "task=mlm",
+        "optimizer=adamw",  # of the default when the curve was recorded
+        "optimizer.lr=4e-3",
         *request.getfixturevalue("text_overrides"),
         "data.tokenizer={kind: bpe, vocab_size: 60}",
     ]

@@ -94,3 +94,28 @@ def test_interrupted_sweep_exits_with_130(
     assert not (tmp_path / "runs/sweeps").exists()
     if launcher is not JOBLIB:
         assert not list(tmp_path.glob("runs/causal_lm/magneto*seed2*")), "the sweep stops"
+
+
+@pytest.mark.slow
+def test_rates_above_a_diverged_one_are_left_out(text_overrides: list[str], tmp_path: Path) -> None:
+    """Of three rates the second diverges: with pruning the third is not run, and repeating the command says so again."""
+    settings = [o for o in text_overrides if not o.startswith("runs_dir=")]
+    settings += ["task=causal_lm", "optimizer=sgd", "optimizer.gradient_clip=null", "scheduler.warmup=0"]
+    settings += ["optimizer.lr=1e-3,1e9,1e12", "sweep.prune_rates=true"]
+    for _ in range(2):
+        done = sweep(tmp_path, settings)
+        assert done.returncode == 0, done.stderr
+        assert "left out: optimizer.lr=1e+09 diverged" in done.stdout
+    statuses = {
+        result["config"]["optimizer"]["lr"]: result["status"]
+        for result in (json.loads(path.read_text()) for path in tmp_path.glob("runs/causal_lm/*/result.json"))
+    }
+    assert statuses == {1e-3: "finished", 1e9: "diverged"}
+    alone = subprocess.run(
+        [sys.executable, COMMAND[1], "task=causal_lm", "sweep.prune_rates=true"],
+        cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (
+        alone.returncode == 2
+        and "sweep.prune_rates=true has no effect without a sweep. Add -m" in alone.stderr
+    )
