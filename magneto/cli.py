@@ -65,7 +65,7 @@ def _job(cfg: DictConfig) -> float | None:
                 print(reason)
                 sweeps.record(overrides, None, None)
                 return float("nan")
-        result = _ended(config, overrides)
+        result = None if config["dry_run"] else _ended(config, overrides)
         if result is None:
             from magneto.commands import run  # late: it imports torch, which takes several seconds
 
@@ -90,7 +90,7 @@ def _job(cfg: DictConfig) -> float | None:
         return None
     if code == 130:  # the user asked to stop: the sweep stops too, and the same command continues it
         sys.exit(code)
-    sweeps.record(overrides, folder, error)
+    sweeps.record(overrides, folder, error, result.get("seconds"))
     return sweeps.objective(result)
 
 

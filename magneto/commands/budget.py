@@ -18,7 +18,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from magneto.commands import build, console
+from magneto.commands import build, console, summary
 from magneto.commands.trainer import lightning_trainer
 from magneto.config.parts import Parts, TrainerConfig
 from magneto.data.cache import short_hash
@@ -88,15 +88,7 @@ def length_of(
     recorded = None if folder is None else folder.recorded(given, config["resume"])
     if recorded is not None:
         return {key: recorded["trainer"][key] for key in ("max_steps", "val_check_interval")}
-    file = Path(config["runs_dir"]) / ".speed" / f"{_key(config, settings)}.json"
-    kept = file.is_file()
-    if not kept:
-        log.info("budget=%s: measuring the speed", budget)
-        with console.quiet_libraries():
-            measured = measure(config, parts, data)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, json.dumps(asdict(measured)) + "\n")
-    speed = Speed(**json.loads(file.read_bytes()))
+    speed, kept = speed_of(config, parts, data)
     validations = max(1, settings.max_steps // settings.val_check_interval)
     left = seconds_of(budget) - validations * speed.validation_s
     interval = _two_digits(left / speed.step_s / validations)
@@ -108,9 +100,47 @@ def length_of(
     log.info(
         "budget=%s: %d steps of %.3g s and %d validations of %.3g s (%s)",
         budget, interval * validations, speed.step_s, validations, speed.validation_s,
-        f"as measured before: {file}" if kept else "measured",
+        f"as measured before: {kept}" if kept else "measured",
     )  # fmt: skip
     return {"max_steps": interval * validations, "val_check_interval": interval}
+
+
+def speed_of(config: Mapping[str, Any], parts: Parts, data: DataModule) -> tuple[Speed, Path | None]:
+    """Return the speed of a training on this machine, and the file that keeps it if it was measured before.
+
+    Args:
+        config: the complete configuration.
+        parts: its trainer.
+        data: prepared.
+    """
+    file = Path(config["runs_dir"]) / ".speed" / f"{_key(config, parts.trainer)}.json"
+    if file.is_file():
+        return Speed(**json.loads(file.read_bytes())), file
+    log.info("measuring the speed")
+    with console.quiet_libraries():
+        measured = measure(config, parts, data)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, json.dumps(asdict(measured)) + "\n")
+    return measured, None
+
+
+def plan(config: Mapping[str, Any], parts: Parts, data: DataModule) -> tuple[float, str]:
+    """Return the seconds that a run will take on this machine, without its test, and a sentence about it (`dry_run=true`).
+
+    Args:
+        config: the complete configuration.
+        parts: its trainer.
+        data: prepared.
+    """
+    settings = parts.trainer
+    speed, kept = speed_of(config, parts, data)
+    validations = max(1, settings.max_steps // settings.val_check_interval)
+    seconds = settings.max_steps * speed.step_s + validations * speed.validation_s
+    parameters = build.build_task(config, data).num_parameters
+    return seconds, (
+        f"{parameters / 1e6:.1f} M parameters, {settings.max_steps:,} steps of {speed.step_s:.3g} s and {validations} "
+        f"validations of {speed.validation_s:.3g} s{' (measured before)' if kept else ''}: {summary.duration(seconds)}"
+    )
 
 
 def measure(config: Mapping[str, Any], parts: Parts, data: DataModule) -> Speed:

@@ -5,10 +5,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from magneto.commands import console
+from magneto.commands import budget, console
 from magneto.commands.export import export_model
 from magneto.commands.predict import predict
-from magneto.commands.resolve import resolve
+from magneto.commands.resolve import ResolvedRun, resolve
 from magneto.commands.test import test
 from magneto.commands.train import train
 from magneto.config.schema import Mode
@@ -37,11 +37,25 @@ def run(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
         return export_model(resolve(cfg, overrides))
     threads = cfg.trainer.get("threads")
     with devices.cpu_threads(threads if isinstance(threads, int) else None):
-        if mode == "train":
+        if mode == "train" and not cfg.dry_run:
             return train(cfg, overrides)
         resolved = resolve(cfg, overrides)
+        if mode == "train":
+            return _plan(resolved)
         if mode == "test":
             return test(resolved)
         if mode == "config":
             print(to_yaml(resolved.config), end="")
         return {"mode": mode}
+
+
+def _plan(run: ResolvedRun) -> dict[str, Any]:
+    """Say what `mode=train` would do: the answer to `dry_run=true`."""
+    assert run.folder is not None and run.start is not None
+    if run.start.result is not None:
+        seconds, words = 0.0, f"{run.start.result.status} already"
+    else:
+        assert run.data is not None
+        seconds, words = budget.plan(run.config, run.parts, run.data)
+    print(f"{run.folder.path}: {words}")
+    return {"status": "planned", "folder": None, "seconds": seconds}

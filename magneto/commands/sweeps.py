@@ -29,7 +29,9 @@ def task_overrides(hydra_config: Any) -> list[str]:
     return cast(list[str], OmegaConf.to_container(hydra_config.overrides.task, resolve=False))
 
 
-def record(overrides: Sequence[str], folder: str | None, error: str | None) -> None:
+def record(
+    overrides: Sequence[str], folder: str | None, error: str | None, seconds: float | None = None
+) -> None:
     """Note how this job of the sweep ended.
 
     A launcher may run it in another process or on another machine: only the disk is shared with the process that started
@@ -39,9 +41,10 @@ def record(overrides: Sequence[str], folder: str | None, error: str | None) -> N
         overrides: those of the job.
         folder: the run's folder; None where there is none.
         error: what went wrong; None if nothing did.
+        seconds: that it would take (`dry_run=true`).
     """
     job = HydraConfig.get()
-    content = {"overrides": list(overrides), "folder": folder, "error": error}
+    content = {"overrides": list(overrides), "folder": folder, "error": error, "seconds": seconds}
     records = Path(job.sweep.dir)
     if records.is_dir():  # else the sweep was stopped, and its jobs on other machines continue
         write_atomically(records / f"job_{job.job.num:05d}.json", json.dumps(content))
@@ -127,6 +130,12 @@ class SweepReport(Callback):
             for job in jobs
             if job["error"]
         ]
+        if config.dry_run:
+            planned = [job["seconds"] for job in jobs if job["seconds"] is not None]
+            print(
+                f"{len(planned)} runs, {sum(seconds > 0 for seconds in planned)} of them to be trained: "
+                f"{sum(planned) / 3600:.2f} hours one after the other, without tests"
+            )
         runs = list(dict.fromkeys(Path(job["folder"]) for job in jobs if job["folder"]))
         runs = [run for run in runs if (run / "result.json").exists()]
         if runs and is_main_process():

@@ -74,6 +74,7 @@ class RunConfig:
     size_name: str = MISSING
     summary: Summary = Summary.short
     budget: str | None = None
+    dry_run: bool = False
     sweep: dict[str, Any] = field(default_factory=dict)
     experiment_task: str | None = MISSING
     task: dict[str, Any] | None = None
@@ -145,6 +146,8 @@ def check(config: Mapping[str, Any]) -> None:
             elif key == "budget":
                 instead = "Use mode=train."
             raise ConfigError(f"{key}={config[key]} has no effect with mode={mode}. {instead}")
+    if config["dry_run"] and mode != "train":
+        raise ConfigError(f"dry_run=true has no effect with mode={mode}. Use mode=train.")
     if mode != "predict":
         for key, value in config["predict"].items():
             if value is not None:

@@ -101,3 +101,20 @@ def test_the_measured_speed(run_text: Run, task: str, monkeypatch: pytest.Monkey
         f"task={task}", f"trainer.max_steps={steps}", f"trainer.val_check_interval={steps}", "name=plain"
     )
     assert plain["metrics"] == result["metrics"]
+
+
+def test_dry_run_says_what_it_would_take(
+    run_text: Run, speed: Callable[..., None], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Ten steps of half a minute and two validations of a minute; nothing is trained, and a run that ended takes no time."""
+    speed(30.0, 60.0)
+    short = ("task=causal_lm", "trainer.max_steps=10", "trainer.val_check_interval=5", "name=planned")
+    planned = run_text(*short, "dry_run=true")
+    assert planned == {"status": "planned", "folder": None, "seconds": 420.0}
+    assert not (tmp_path / "runs/causal_lm").exists()
+    assert "10 steps of 30 s and 2 validations of 60 s: 7.0 min" in capsys.readouterr().out
+    run_text(*short)
+    assert run_text(*short, "dry_run=true")["seconds"] == 0
+    assert "planned: finished already" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="dry_run=true has no effect with mode=prepare"):
+        run_text(*short, "dry_run=true", "mode=prepare")

@@ -119,3 +119,13 @@ def test_rates_above_a_diverged_one_are_left_out(text_overrides: list[str], tmp_
         alone.returncode == 2
         and "sweep.prune_rates=true has no effect without a sweep. Add -m" in alone.stderr
     )
+
+
+@pytest.mark.slow
+def test_dry_run_of_a_sweep_adds_up(text_overrides: list[str], tmp_path: Path) -> None:
+    settings = [o for o in text_overrides if not o.startswith("runs_dir=")]
+    done = sweep(tmp_path, [*settings, "task=causal_lm", "seed=1,2", "dry_run=true"])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("validations of") == 2 and done.stdout.count("(measured before)") == 1
+    assert re.search(r"2 runs, 2 of them to be trained: 0\.0\d hours", done.stdout), done.stdout
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [".speed"]
