@@ -18,7 +18,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m magneto.report",
         description="Compare finished runs: tables (Markdown, CSV, LaTeX), figures (PNG) and a page (HTML).",
     )
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="run folders, or folders that contain runs")
+    parser.add_argument(
+        "paths", nargs="+", metavar="PATH", help="run folders, folders that contain runs, or a results.csv"
+    )
     parser.add_argument("--out", metavar="DIR", help="where to write (default: report/ where the runs lie)")
     parser.add_argument("--title", help="title of the page")
     parser.add_argument("--metric", help="primary metric, such as test/cer (default: the one of the task)")
@@ -54,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _default_folder(paths: Sequence[str]) -> Path:
     """Return `report` in the folder of all runs; beside a single run, not in it."""
     folder = Path(os.path.commonpath([Path(path).absolute() for path in paths]))
-    return (folder.parent if (folder / "result.json").is_file() else folder) / "report"
+    return (folder.parent if folder.is_file() or (folder / "result.json").is_file() else folder) / "report"
 
 
 if __name__ == "__main__":

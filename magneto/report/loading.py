@@ -4,6 +4,7 @@ A report must not fail because one run is broken: what cannot be read is in a li
 rest is compared. This module does not import torch, so that a report takes seconds.
 """
 
+import csv
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import yaml
 
 from magneto.errors import ConfigError, MagnetoError
 from magneto.report.curves import HUGE, Curve, read_curves
+from magneto.report.ending import Ending
 from magneto.training.result import SCHEMA, RunResult
 
 _DEBUG = re.compile(r"\+{0,2}debug=")
@@ -37,6 +39,8 @@ class Run(RunResult):
 
     folder: Path
     named: bool = False
+    recorded: Ending | None = None
+    """How it went, where a results.csv says so and there are no curves."""
 
     @property
     def finished(self) -> bool:
@@ -66,13 +70,18 @@ class Run(RunResult):
         return read_curves(self.folder / "metrics.csv")
 
     @cached_property
+    def ending(self) -> Ending:
+        """How the training went."""
+        return self.recorded or Ending.of_curves(self.curves)
+
+    @cached_property
     def samples(self) -> dict[str, dict[str, Any]]:
         """Samples of samples.jsonl by example id, of the test split if there are any."""
         return read_samples(self.folder / "samples.jsonl")
 
 
 def load_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
-    """Read every run at or below `paths`.
+    """Read every run at or below `paths`, or in the results.csv of an earlier report.
 
     Returns:
         The runs, ordered by folder, each once; and one sentence for each folder or file that was left out.
@@ -84,7 +93,10 @@ def load_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
     named = {path.resolve() for path in given}
     runs: list[Run] = []
     problems: list[str] = []
-    for folder in _run_folders(given, problems):
+    tables = [path for path in given if path.suffix == ".csv" and path.is_file()]
+    for table in tables:
+        runs += _read_results(table)
+    for folder in _run_folders([path for path in given if path not in tables], problems):
         try:
             runs.append(_read_run(folder, folder.resolve() in named))
         except MagnetoError as error:
@@ -102,6 +114,81 @@ def load_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
             f"such as runs/asr/magneto-tiny-seed1. Give run folders or folders that contain them.{left_out}"
         )
     return runs, problems
+
+
+COLUMNS = (
+    "seed",
+    "status",
+    "primary_metric",
+    "monitor",
+    "mode",
+    "steps",
+    "best_step",
+    "parameters",
+    "gain",
+    "wall_s",
+    "fit_s",
+)
+"""Fields of a run that results.csv has by their own names."""
+
+
+def _read_results(file: Path) -> list[Run]:
+    """Read the rows of a results.csv (`markup.run_records`), which has metrics in columns with `/` and keys with `.`.
+
+    Raises:
+        ConfigError: the file cannot be read, a column is missing, or a row does not describe a run; the message says which.
+    """
+    runs = []
+    try:
+        with file.open(encoding="utf-8", newline="") as lines:
+            rows = list(csv.DictReader(lines))
+    except (OSError, ValueError, csv.Error) as error:
+        raise ConfigError(f"{file}: cannot be read ({error}).") from error
+    for number, row in enumerate(rows, start=2):
+        values = {key: _plain(value) for key, value in row.items() if value not in ("", None)}
+        try:
+            name = f"{values['configuration']}, seed {values['seed']}"
+            config = _nested({key: value for key, value in values.items() if "." in key and "/" not in key})
+            for key, part in (("task", "task"), ("data", "data")):
+                config.setdefault(key, {})["name"] = values[part]
+            config.setdefault("backbone", {})["placement"] = values["backbone"]
+            content: dict[str, Any] = {"schema": SCHEMA, "config": config, "name": name}
+            content |= {key: values.get(key) for key in ("task", "data", "backbone", "size", *COLUMNS)}
+            monitored = {"metric": content.pop("monitor"), "mode": content.pop("mode")}
+            content["monitor"] = monitored | {"best_step": content.pop("best_step")}
+            content["time"] = {key: content.pop(key) for key in ("wall_s", "fit_s")}
+            content["metrics"] = {key: value for key, value in values.items() if "/" in key}
+            content["probe"] = {"first_loss": values.get("first_loss")}
+            ending = Ending(values.get("loss_middle"), values.get("loss_end"), values.get("spike_score", 0.0))
+            run = Run.from_dict(content, folder=file.parent / name, recorded=ending)
+        except KeyError as error:
+            raise ConfigError(
+                f"{file}: line {number} has no {error}: it is no results.csv of a report, which has a row for each run."
+            ) from error
+        except MagnetoError as error:
+            raise ConfigError(f"{file}: line {number}: {error}") from error
+        runs.append(run)
+    return runs
+
+
+def _plain(text: str | None) -> Any:
+    """Return a number, a truth value or else the text."""
+    try:
+        return json.loads(text or "")
+    except ValueError:
+        return text
+
+
+def _nested(values: dict[str, Any]) -> dict[str, Any]:
+    """Return `{"a": {"b": 1}}` for `{"a.b": 1}`."""
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        *path, last = key.split(".")
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = value
+    return tree
 
 
 def shown(path: Path) -> str:

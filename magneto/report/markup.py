@@ -3,6 +3,7 @@
 import csv
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,6 +14,7 @@ from magneto.report.comparison import Comparison, Section, differing_keys
 from magneto.report.content import Report, further_tables
 from magneto.report.examples import examples
 from magneto.report.figures import SavedFigure
+from magneto.report.loading import COLUMNS, setting
 from magneto.report.tables import (
     Cell,
     Table,
@@ -123,19 +125,23 @@ def records(comparison: Comparison) -> list[dict[str, Any]]:
     return rows
 
 
+ALWAYS = ("optimizer.lr", "backbone.num_layers", "trainer.max_steps", "trainer.limit_test_batches")
+"""Keys of the configuration that results.csv has also where they do not differ."""
+
+
 def run_records(comparison: Comparison) -> list[dict[str, Any]]:
     """Return a row per run that is compared: how it ended, its metrics, and the keys that differ between rows."""
     rows: list[dict[str, Any]] = []
     for section in comparison.sections:
-        keys = differing_keys(section.rows)
+        keys = dict.fromkeys([*ALWAYS, *differing_keys(section.rows)])
+        keys.pop("backbone.placement", None)
         for row in section.rows:
             for run in row.runs:
                 record: dict[str, Any] = {"task": section.task, "data": section.data}
-                record |= {"conditions": ", ".join(section.conditions), "configuration": row.label}
-                record |= {"backbone": row.backbone, "size": row.size, "seed": run.seed, "status": run.status}
-                record |= {key: row.config.get(key) for key in keys}
-                for name in ("steps", "best_step", "parameters", "gain", "wall_s", "fit_s"):
-                    record[name] = getattr(run, name)
+                record |= {"configuration": row.label, "backbone": row.backbone, "size": row.size}
+                record |= {key: setting(run.config, key) for key in keys}
+                record |= {name: getattr(run, name) for name in COLUMNS}
+                record |= {"first_loss": run.probe.get("first_loss"), **asdict(run.ending)}
                 rows.append(record | {name: run.metrics[name] for name in sorted(run.metrics)})
     return rows
 

@@ -22,8 +22,6 @@ from itertools import pairwise
 import numpy as np
 
 from magneto.report.comparison import Row, Section, differing_keys
-from magneto.report.curves import Curve
-from magneto.report.loading import Run
 from magneto.report.statistics import exceeds_noise, pooled_deviation
 from magneto.report.tables import ARROWS, NONE, Cell, Table, decimals, number
 
@@ -32,8 +30,6 @@ BITS, SHARE = 0.05, 0.03
 """Tolerances: of bits per byte, and as a share of the best value of any other metric."""
 FEWEST = 3
 """Rates of a line at least."""
-SPIKE_DEVIATIONS, SPIKE_WINDOW = 6.0, 128
-"""A spike is so many standard deviations of the last steps above their mean (OLMo-core's spike score)."""
 
 
 @dataclass(frozen=True)
@@ -148,19 +144,11 @@ class Line:
         for run in runs:
             if not run.finished:
                 return run.status
-        lowest = min(
-            (
-                loss
-                for line in rivals
-                for row in line.rows.values()
-                for run in row.finished
-                if (loss := final_loss(run))
-            ),
-            default=None,
-        )
-        if lowest is not None and any(at_plateau(run, lowest) for run in runs):
+        every = [run for line in rivals for row in line.rows.values() for run in row.finished]
+        lowest = min((run.ending.loss_end for run in every if run.ending.loss_end is not None), default=None)
+        if lowest is not None and any(run.ending.at_plateau(lowest) for run in runs):
             return "plateau"
-        return "spiked" if any(spike_score(run) for run in runs) else "ok"
+        return "spiked" if any(run.ending.spike_score for run in runs) else "ok"
 
     def _capped(self, value: float) -> float:
         return max(value, self.start) if self.higher else min(value, self.start)
@@ -259,48 +247,6 @@ def _start(section: Section, metric: str, higher: bool) -> float | None:
             return first * value / loss
     values = [value for row in section.rows for value in row.values(metric).values()]
     return max(values, default=None)
-
-
-def final_loss(run: Run) -> float | None:
-    """Return the mean of the last tenth of the logged training losses."""
-    return _part(run.curves.get("train/loss"), 0.9, 1.0)
-
-
-def at_plateau(run: Run, lowest: float) -> bool:
-    """Return whether the second half of a training brought hardly anything of what its loss is above `lowest`."""
-    curve = run.curves.get("train/loss")
-    middle, end = _part(curve, 0.4, 0.6), _part(curve, 0.9, 1.0)
-    if middle is None or end is None or end <= 1.1 * lowest:
-        return False
-    return middle - end < 0.1 * (end - lowest)
-
-
-def spike_score(run: Run) -> float:
-    """Return the share of the logged steps whose training loss or gradient norm spikes."""
-    shares = [
-        _spikes(curve)
-        for name in ("train/loss", "probe/grad_norm")
-        if (curve := run.curves.get(name)) is not None
-    ]
-    return max(shares, default=0.0)
-
-
-def _spikes(curve: Curve) -> float:
-    values = curve.finite().values
-    if values.size <= SPIKE_WINDOW:
-        return 0.0
-    windows = np.lib.stride_tricks.sliding_window_view(values[:-1], SPIKE_WINDOW)
-    limits = windows.mean(1) + SPIKE_DEVIATIONS * windows.std(1)
-    return float(np.mean(values[SPIKE_WINDOW:] > limits))
-
-
-def _part(curve: Curve | None, start: float, end: float) -> float | None:
-    """Return the mean of a part of a curve's finite values, between two shares of them."""
-    if curve is None:
-        return None
-    values = curve.finite().values
-    part = values[int(start * values.size) : max(int(end * values.size), int(start * values.size) + 1)]
-    return float(part.mean()) if part.size else None
 
 
 def rates_table(section: Section) -> Table | None:

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from magneto.errors import ConfigError
 from magneto.report import write_report
 from magneto.report.comparison import Section
 from magneto.report.rate_figures import rate_figures
-from magneto.report.rates import Line, at_plateau, lines_of, noise, rates_table, spike_score, verdict_at_best
+from magneto.report.rates import Line, lines_of, noise, rates_table, verdict_at_best
 from magneto.report.statistics import exceeds_noise, pooled_deviation
 from tests.unit.report.runs import make_run, section_of
 
@@ -122,8 +123,9 @@ def test_endings(tmp_path: Path) -> None:
     (line,) = lines_of(section)
     assert [line.status(rate, [line]) for rate in line.rows] == ["ok", "plateau", "spiked"]
     good, bad, hit = section.runs
-    assert spike_score(good) == 0 and spike_score(hit) == pytest.approx(1 / (300 - 128))
-    assert at_plateau(bad, 1.5) and not at_plateau(good, 1.5) and not at_plateau(bad, 2.9)
+    assert good.ending.spike_score == 0 and hit.ending.spike_score == pytest.approx(1 / (300 - 128))
+    assert bad.ending.at_plateau(1.5)
+    assert not good.ending.at_plateau(1.5) and not bad.ending.at_plateau(2.9)
 
 
 def grid_with_depths(root: Path) -> Section:
@@ -169,3 +171,34 @@ def test_results_have_a_row_a_run(tmp_path: Path) -> None:
     )
     assert row["status"] == "finished" and float(row[BITS]) == pytest.approx(2.12) and row["gain"] == "1.5"
     assert row["optimizer.lr"] == "0.001" and row["task"] == "causal_lm"
+
+
+def test_results_make_the_same_report(tmp_path: Path) -> None:
+    """results.csv alone gives the tables and figures of rates again, also for runs that diverged or did not learn."""
+    section = grid_with_depths(tmp_path / "runs")
+    make_grid(tmp_path / "runs", {"post_ln 6": {1e-3: [2.2], 2e-3: [float("nan")], 4e-3: [2.3]}})
+    flat = [3.0 if step > 30 else 6 - step / 10 for step in range(300)]
+    curve_run(tmp_path / "runs", "flat", flat, 9e-3)
+    first = write_report([tmp_path / "runs"], tmp_path / "report")
+    again = write_report([first.results], tmp_path / "again")
+    tables = [[rates_table(s) for s in report.comparison.sections] for report in (first, again)]
+    assert tables[0] == tables[1] and [table is None for table in tables[0]] == [
+        True,
+        False,
+    ]  # speech has one rate
+    assert again.results.read_text() == first.results.read_text()
+    name = f"{section.slug}_by_rate.png"
+    assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "report" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b\n1,2\n", "line 2 has no 'configuration'"),
+        ("configuration,seed,task\nx,1,asr\n", "line 2 has no 'data'"),
+    ],
+)
+def test_other_tables_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "other.csv").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        write_report([tmp_path / "other.csv"], tmp_path / "report")
