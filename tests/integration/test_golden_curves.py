@@ -48,7 +48,9 @@ def _mlm(request: pytest.FixtureRequest, folder: Path) -> list[str]:
 
 
 def _mt(request: pytest.FixtureRequest, folder: Path) -> list[str]:
-    return toy_translation(request.getfixturevalue("toy_translation_files"), folder / "data", folder / "runs")
+    files = request.getfixturevalue("toy_translation_files")
+    recipe = ("optimizer=adamw", "optimizer.lr=3e-3")  # of the default when the curve was recorded
+    return [*recipe, *toy_translation(files, folder / "data", folder / "runs")]
 
 
 def _text_classification(request: pytest.FixtureRequest, folder: Path) -> list[str]:

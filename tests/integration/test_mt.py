@@ -31,7 +31,7 @@ def plain_data(config: dict) -> TranslationDataModule:
 
 
 LEARN = (
-    "trainer.max_steps=240", "trainer.val_check_interval=120", "optimizer.lr=1e-2", "backbone.d_model=48",
+    "trainer.max_steps=240", "trainer.val_check_interval=120", "optimizer=adamw", "optimizer.lr=1e-2", "backbone.d_model=48",
     "data.batch_tokens=800", "backbone.dropout=0", "scheduler.warmup=20",
 )  # fmt: skip
 
