@@ -2,11 +2,12 @@
 
     loading     folders on disk  -> Run           what can be read; the rest with its reason
     curves      metrics.csv      -> Curve, Band   values over steps, averaged over seeds
+    ending      Curve            -> Ending        how a training went, in three numbers
     comparison  Run              -> Section, Row  one section per task and corpus, one row per configuration
     labels      Run              -> text          names of rows, by what differs
     statistics  values           -> Stat          means, spreads and differences over seeds
     examples    Section          -> Example       the same inputs, with the output of each row
-    rates       Section          -> Line          results over the learning rate, and their measures
+    rates       Section          -> Line          results over the learning rate, and their measures; rate_figures draws them
     tables      Section          -> Table         results, costs, parts, runs, differences; verdict
     overview    Sections         -> Overview      several tasks in one table and one figure
     figures     Section          -> PNG           result, learning curves, stability probe
