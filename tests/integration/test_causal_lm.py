@@ -49,6 +49,16 @@ def test_it_learns_a_language_to_its_entropy(run_lm) -> None:
     assert len(steps) > 20 and set(steps) == {1, 3}
 
 
+def test_z_loss_is_in_the_training_loss_alone(run_lm) -> None:
+    """At the first step the logarithm of the denominator is about that of the vocabulary's size."""
+    short = ("trainer.max_steps=1", "trainer.val_check_interval=1", "optimizer.lr=1e-9")
+    plain = run_lm(*short, "name=plain")
+    penalised = run_lm(*short, "task.z_loss=0.1", "name=penalised")
+    added = penalised["probe"]["first_loss"] - plain["probe"]["first_loss"]
+    assert 0.1 * math.log(280) ** 2 < added < 0.2 * math.log(280) ** 2
+    assert penalised["metrics"]["val/loss"] == pytest.approx(plain["metrics"]["val/loss"], rel=1e-4)
+
+
 def test_perplexity_against_plain_torch(run_lm) -> None:
     """Each test token once, with a window that slides by 16 of 32 tokens, by plain torch on the document texts."""
     result = run_lm("name=one", "trainer.max_steps=8")

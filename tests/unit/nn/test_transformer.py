@@ -343,6 +343,17 @@ def test_drop_path_layers_share_one_graph() -> None:
     assert counter.frame_count == 2
 
 
+@pytest.mark.parametrize(("placement", "graphs"), [("lns", 2), ("complete_p", 2), ("mix_ln", 3)])
+def test_formulas_by_layer_share_a_graph(placement: str, graphs: int) -> None:
+    """Factors of a layer are tensors: a graph for all layers of a kind, another for the first: its input has no gradient."""
+    torch._dynamo.reset()
+    model, counter = build(placement, num_layers=8), CompileCounter()
+    for layer in model.layers:
+        layer.compile(backend=counter, fullgraph=True)
+    model(tokens()).sum().backward()
+    assert counter.frame_count == graphs
+
+
 @pytest.mark.slow
 def test_compiles_in_place_with_inductor() -> None:
     check_compiled("inductor", "relative", "encoder")
