@@ -3,11 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from magneto.report.comparison import Comparison, Section
+from magneto.report.comparison import Comparison
 from magneto.report.figures import SavedFigure
 from magneto.report.overview import Overview
-from magneto.report.rates import rates_table
-from magneto.report.tables import Table, detail_tables
 
 
 @dataclass
@@ -41,9 +39,3 @@ class Report:
     def problems(self) -> tuple[str, ...]:
         """One sentence for each run or file that was left out."""
         return self.comparison.problems
-
-
-def further_tables(section: Section) -> list[Table]:
-    """Return the tables below the main table: learning rates, parts, further metrics, costs."""
-    rates = rates_table(section)
-    return [*([rates] if rates else []), *detail_tables(section)]

@@ -49,11 +49,12 @@ _MOST = 20  # rows in one figure: more lines cannot be distinguished
 
 @dataclass(frozen=True)
 class SavedFigure:
-    """PNG file of a figure, with its heading and a description in words."""
+    """PNG file of a figure, with its heading and a description in words; a `leading` one stands before the results."""
 
     path: Path
     title: str
     alt: str
+    leading: bool = False
 
 
 @matplotlib.rc_context(LOOK)
@@ -63,18 +64,18 @@ def draw(section: Section, folder: Path) -> list[SavedFigure]:
     Of many rows only the best in the primary metric are drawn, and the title says so.
     """
     styles = row_styles(section.rows)
-    saved_figures = []
+    saved_figures: list[SavedFigure] = []
     drawn = _best_rows(section)
     part = f" (the best {len(drawn)} of {len(section.rows)})" if len(drawn) < len(section.rows) else ""
 
-    def save(figure: Figure | None, name: str, title: str, alt: str) -> None:
+    def save(figure: Figure | None, name: str, title: str, alt: str, leading: bool = False) -> None:
         if figure is not None:
             path = folder / f"{section.slug}_{name}.png"
             save_figure(figure, path)
-            saved_figures.append(SavedFigure(path, title + (part if name not in whole else ""), alt))
+            heading = title + ("" if leading or name == by_value else part)
+            saved_figures.append(SavedFigure(path, heading, alt, leading))
 
     by_value = re.sub(r"\W+", "_", f"by_{section.sweep[0]}") if section.sweep else ""
-    whole = (by_value, "by_rate", "by_rate_and_gain", "depth_and_rate")
     rows = ", ".join(row.label for row in drawn)
     save(
         _result(replace(section, rows=drawn), styles),
@@ -92,7 +93,7 @@ def draw(section: Section, folder: Path) -> list[SavedFigure]:
             "a dot a seed.",
         )
     for figure, name, title, alt in rate_figures(section):
-        save(figure, name, title, alt)
+        save(figure, name, title, alt, leading=True)
     logged = {name: None for run in section.runs for name in run.curves}
     save(
         _panels(drawn, _learning_metrics(section, list(logged)), styles),

@@ -11,15 +11,17 @@ from urllib.parse import quote
 import numpy as np
 
 from magneto.report.comparison import Comparison, Section, differing_keys
-from magneto.report.content import Report, further_tables
+from magneto.report.content import Report
 from magneto.report.examples import examples
 from magneto.report.figures import SavedFigure
 from magneto.report.loading import COLUMNS, setting
+from magneto.report.rates import rates_table
 from magneto.report.tables import (
     Cell,
     Table,
     breakdown_tables,
     cost_table,
+    detail_tables,
     differences_table,
     main_table,
     relative_link,
@@ -186,10 +188,14 @@ def markdown_report(report: Report) -> str:
             parts.append(markdown_text(sentence))
         if lost := unfinished(section):
             parts.append("Runs that did not finish:\n\n" + _bullets(lost))
+        if (rates := rates_table(section)) is not None:
+            parts.append(f"### {rates.title}\n\n{to_markdown(rates)}")
+            parts += [_figure_tag(figure) for figure in report.figures[section.slug] if figure.leading]
+            parts.append("### All configurations")
         parts.append(to_markdown(main_table(section)))
-        for table in further_tables(section):
+        for table in detail_tables(section):
             parts.append(f"### {markdown_text(table.title)}\n\n{to_markdown(table)}")
-        parts += [_figure_tag(figure) for figure in report.figures[section.slug]]
+        parts += [_figure_tag(figure) for figure in report.figures[section.slug] if not figure.leading]
         parts += _examples(section, report.folder)
         if (differences := differences_table(section)) is not None:
             parts.append(f"### {differences.title}\n\n{to_markdown(differences)}")

@@ -13,11 +13,13 @@ from rapidfuzz.distance import Levenshtein
 
 from magneto.report.axes import Style, row_styles
 from magneto.report.comparison import Section
-from magneto.report.content import Report, further_tables
+from magneto.report.content import Report
 from magneto.report.examples import Example, examples
 from magneto.report.figures import SavedFigure
+from magneto.report.rates import rates_table
 from magneto.report.tables import (
     Table,
+    detail_tables,
     differences_table,
     main_table,
     relative_link,
@@ -69,9 +71,12 @@ def _section(section: Section, saved_figures: Sequence[SavedFigure], folder: Pat
         parts.append(f'<p class="verdict">{_e(sentence)}</p>')
     if lost := unfinished(section):
         parts.append(_sentences("Runs that did not finish", lost))
-    parts.append(_table(main_table(section), heading=False))
-    parts += [_table(table) for table in further_tables(section)]
-    parts += [_figure_tag(figure) for figure in saved_figures]
+    if (rates := rates_table(section)) is not None:
+        parts.append(_table(rates))
+        parts += [_figure_tag(figure) for figure in saved_figures if figure.leading]
+    parts.append(_table(main_table(section), heading=rates is not None))
+    parts += [_table(table) for table in detail_tables(section)]
+    parts += [_figure_tag(figure) for figure in saved_figures if not figure.leading]
     parts.append(_samples(section, folder))
     if (table := differences_table(section)) is not None:
         parts.append(_table(table))

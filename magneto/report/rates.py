@@ -258,45 +258,39 @@ def rates_table(section: Section) -> Table | None:
     sigma = spread[0] if spread else None
     digits = decimals([value for line in lines for value in line.means.values()])
     rows = []
+    references = []
     for line in lines:
-        reference = next(
-            (other for other in rivals_of(line, lines) if other.backbone == "pre_ln"),
-            rivals_of(line, lines)[0],
-        )
+        rivals = rivals_of(line, lines)
+        reference = next((other for other in rivals if other.backbone == "pre_ln"), rivals[0])
+        references.append(reference.backbone)
         gap, shows = verdict_at_best(line, reference, sigma)
-        against = (
-            "reference"
-            if line is reference
-            else f"{'' if gap is None else f'{gap:+.{digits}f}: '}{shows} ({reference.label})"
-        )
-        rows.append(
-            (
-                Cell(line.label),
-                Cell(f"{len(line.rows)}: {min(line.rows):g} to {max(line.rows):g}"),
-                Cell(number(line.best, digits)),
-                Cell(
-                    NONE
-                    if line.best_rate is None
-                    else f"{line.best_rate:g}" + ("*" if line.best_at_edge else "")
-                ),
-                Cell(NONE if line.best_rate is None else f"{line.best_rate / line.gain:.3g}"),
-                Cell(number(line.sensitivity, digits)),
-                Cell(_octaves(line.basin)),
-                Cell(NONE if line.largest_stable is None else f"{line.largest_stable:g}"),
-                Cell(_endings(line, rivals_of(line, lines))),
-                Cell(against),
-            )
-        )
+        found, best = line.best_rate, number(line.best, digits)
+        cells = [
+            line.label,
+            f"{len(line.rows)}: {min(line.rows):g} to {max(line.rows):g}",
+            best,
+            NONE if found is None else f"{found:g}{'*' if line.best_at_edge else ''}",
+            NONE if found is None else f"{found / line.gain:.3g}",
+            number(line.sensitivity, digits),
+            _octaves(line.basin),
+            NONE if line.largest_stable is None else f"{line.largest_stable:g}",
+            _endings(line, rivals),
+            NONE if gap is None or line is reference else f"{gap:+.{digits}f}",
+            "reference" if line is reference else shows,
+        ]
+        rows.append(tuple(map(Cell, cells)))
     name = f"{lines[0].metric}{ARROWS['max' if lines[0].higher else 'min']}"
     header = (
         "configuration", "rates", f"best {name}", "at rate", "rate / gain", "sensitivity", "basin, octaves",
-        "largest stable rate", "not ok", "difference at the best rates, positive: better",
+        "largest stable rate", "not ok", "better by", "at the best rates",
     )  # fmt: skip
     tolerance = f"{BITS} bits" if lines[0].metric.endswith("bits_per_byte") else f"{SHARE:.0%} of the best"
+    depth = " of the same depth" if any(line.depth is not None for line in lines) else ""
     notes = [
         f"Means over seeds. Basin: octaves of the rate within {tolerance}; stable: all seeds within twice that. "
         "Sensitivity: mean distance to the best over the rates. Gain: of the output weights; it divides "
         "their relative update under Adam.",
+        f"Better by: than {' or '.join(dict.fromkeys(references))}{depth}. "
         "A difference of means over n seeds counts if |difference| sqrt(n / 2) >= 3 sigma"
         + (
             f"; sigma = {spread[0]:.2g}, pooled over the seeds at the best rates ({spread[1]} degrees of freedom)."
@@ -306,7 +300,7 @@ def rates_table(section: Section) -> Table | None:
     ]
     if any(line.best_at_edge for line in lines):
         notes.append("* at the edge of its rates: a better one may be outside.")
-    return Table("By learning rate", header, tuple(rows), tuple(notes), words=(0, 1, 8, 9))
+    return Table("By learning rate", header, tuple(rows), tuple(notes), words=(0, 1, 8, 10))
 
 
 def _octaves(basin: tuple[float, bool] | None) -> str:
