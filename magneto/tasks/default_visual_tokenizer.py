@@ -67,7 +67,7 @@ def _train(data: ImageDataModule, info: Mapping[str, Any], settings: DefaultToke
     plain.setup("fit")
     plain.configure_run(settings.steps)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(SEED)
         task = VisualTokenization(
             backbone={},

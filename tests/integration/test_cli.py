@@ -123,7 +123,9 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
 
 def test_help_lists_the_choices(call: Call) -> None:
     code, out, _ = call("--help")
-    assert code == 0 and "backbone: deepnorm, magneto, normformer, post_ln, pre_ln" in out
+    assert (
+        code == 0 and "backbone: complete_p, deepnorm, hybrid_norm" in out and "optimizer: adam, adamw" in out
+    )
 
 
 @pytest.mark.parametrize("arguments", ["--help", "task=asr --cfg job"])

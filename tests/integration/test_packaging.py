@@ -23,7 +23,7 @@ def test_installed_wheel_runs_elsewhere(overrides: list[str], tmp_path: Path) ->
         shutil.copy(ROOT / name, source)
     (elsewhere / "own/experiment").mkdir(parents=True)
     (elsewhere / "own/experiment/mine.yaml").write_text(
-        "# @package _global_\ndefaults: [{override /optimizer: sgd}]\n"
+        "# @package _global_\ndefaults: [{override /scheduler: constant}]\n"
     )
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     subprocess.run(
@@ -43,7 +43,7 @@ def test_installed_wheel_runs_elsewhere(overrides: list[str], tmp_path: Path) ->
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs/asr/wheel/export/model.safetensors").is_file()
-    assert "name: sgd" in (tmp_path / "runs/asr/wheel/config.yaml").read_text(), "the user's own file"
+    assert "name: constant" in (tmp_path / "runs/asr/wheel/config.yaml").read_text(), "the user's own file"
     where = subprocess.run(
         [sys.executable, "-P", "-c", "import magneto; print(magneto.__file__)"],
         cwd=elsewhere, env=environment, capture_output=True, text=True,
