@@ -8,7 +8,7 @@ import numpy as np
 from magneto.report.curves import Curve
 
 SPIKE_DEVIATIONS, SPIKE_WINDOW = 6.0, 128
-"""A spike is so many standard deviations of the last logged values above their mean (OLMo-core's spike score)."""
+"""A spike is more than 6 standard deviations of the last 128 logged values above their mean (OLMo-core: spike score)."""
 
 
 @dataclass(frozen=True)
