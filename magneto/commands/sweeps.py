@@ -18,8 +18,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from magneto.errors import MagnetoError
 from magneto.training.files import write_atomically
-from magneto.training.run_config import difference
-from magneto.training.run_folder import RunFolder
 
 _JOBS = "MAGNETO_SWEEP_JOBS"  # in the environment, which a launcher's processes inherit
 
@@ -56,6 +54,9 @@ def pruned(config: Mapping[str, Any]) -> str | None:
     It does where a run of the same configuration, seed included, has diverged at a lower learning rate. Jobs of lower rates
     come first if they are written in rising order; those that a launcher runs at the same time are not waited for.
     """
+    from magneto.training.run_config import difference  # late: --help need not wait for them
+    from magneto.training.run_folder import RunFolder
+
     rate = config["optimizer"]["lr"]
     for file in sorted(Path(config["runs_dir"], config["task"]["name"]).glob("*/result.json")):
         folder = RunFolder(file.parent)

@@ -149,8 +149,8 @@ def _read_results(file: Path) -> list[Run]:
         try:
             name = f"{values['configuration']}, seed {values['seed']}"
             config = _nested({key: value for key, value in values.items() if "." in key and "/" not in key})
-            for key, part in (("task", "task"), ("data", "data")):
-                config.setdefault(key, {})["name"] = values[part]
+            for part in ("task", "data"):
+                config.setdefault(part, {})["name"] = values[part]
             config.setdefault("backbone", {})["placement"] = values["backbone"]
             content: dict[str, Any] = {"schema": SCHEMA, "config": config, "name": name}
             content |= {key: values.get(key) for key in ("task", "data", "backbone", "size", *COLUMNS)}
