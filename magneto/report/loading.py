@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -132,8 +132,21 @@ COLUMNS = (
 """Fields of a run that results.csv has by their own names."""
 
 
+_FIXED = {
+    "task",
+    "data",
+    "configuration",
+    "backbone",
+    "size",
+    "first_loss",
+    *COLUMNS,
+    *(field.name for field in fields(Ending)),
+}
+"""Columns of results.csv that are neither metrics, which have a `/`, nor keys of the configuration."""
+
+
 def _read_results(file: Path) -> list[Run]:
-    """Read the rows of a results.csv (`markup.run_records`), which has metrics in columns with `/` and keys with `.`.
+    """Read the rows of a results.csv (`markup.run_records`), of this version or of one that had fewer keys.
 
     Raises:
         ConfigError: the file cannot be read, a column is missing, or a row does not describe a run; the message says which.
@@ -148,7 +161,9 @@ def _read_results(file: Path) -> list[Run]:
         values = {key: _plain(value) for key, value in row.items() if value not in ("", None)}
         try:
             name = f"{values['configuration']}, seed {values['seed']}"
-            config = _nested({key: value for key, value in values.items() if "." in key and "/" not in key})
+            config = _nested(
+                {key: value for key, value in values.items() if "/" not in key and key not in _FIXED}
+            )
             for part in ("task", "data"):
                 config.setdefault(part, {})["name"] = values[part]
             config.setdefault("backbone", {})["placement"] = values["backbone"]

@@ -14,7 +14,7 @@ from magneto.report.comparison import Comparison, Section, differing_keys
 from magneto.report.content import Report
 from magneto.report.examples import examples
 from magneto.report.figures import SavedFigure
-from magneto.report.loading import COLUMNS, setting
+from magneto.report.loading import COLUMNS
 from magneto.report.rates import rates_table
 from magneto.report.tables import (
     Cell,
@@ -127,24 +127,23 @@ def records(comparison: Comparison) -> list[dict[str, Any]]:
     return rows
 
 
-ALWAYS = ("optimizer.lr", "backbone.num_layers", "trainer.max_steps", "trainer.limit_test_batches")
-"""Keys of the configuration that results.csv has also where they do not differ."""
-
-
 def run_records(comparison: Comparison) -> list[dict[str, Any]]:
-    """Return a row per run that is compared: how it ended, its metrics, and the keys that differ between rows."""
+    """Return a row per run that is compared: keys that differ between rows, how it ended, metrics, the other keys.
+
+    It has every key that can make a difference, so that runs that are read from it can be compared with any others.
+    """
     rows: list[dict[str, Any]] = []
     for section in comparison.sections:
-        keys = dict.fromkeys([*ALWAYS, *differing_keys(section.rows)])
-        keys.pop("backbone.placement", None)
+        keys = [key for key in differing_keys(section.rows) if key != "backbone.placement"]
         for row in section.rows:
             for run in row.runs:
                 record: dict[str, Any] = {"task": section.task, "data": section.data}
                 record |= {"configuration": row.label, "backbone": row.backbone, "size": row.size}
-                record |= {key: setting(run.config, key) for key in keys}
+                record |= {key: row.config.get(key) for key in keys}
                 record |= {name: getattr(run, name) for name in COLUMNS}
                 record |= {"first_loss": run.probe.get("first_loss"), **asdict(run.ending)}
-                rows.append(record | {name: run.metrics[name] for name in sorted(run.metrics)})
+                record |= {name: run.metrics[name] for name in sorted(run.metrics)}
+                rows.append(record | {key: value for key, value in row.config.items() if key not in record})
     return rows
 
 

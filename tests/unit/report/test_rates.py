@@ -191,6 +191,22 @@ def test_results_make_the_same_report(tmp_path: Path) -> None:
     assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "report" / name).read_bytes()
 
 
+def test_results_are_compared_with_later_runs(tmp_path: Path) -> None:
+    """Seeds of one configuration are one row, whether they come from a results.csv or from folders."""
+    seeds = {"pre_ln": {1e-3: [2.0, 2.1], 2e-3: [1.9, 2.0], 4e-3: [1.8, 1.9]}}
+    make_grid(tmp_path / "all", seeds)
+    make_grid(tmp_path / "first", {"pre_ln": {rate: values[:1] for rate, values in seeds["pre_ln"].items()}})
+    first = write_report([tmp_path / "first"], tmp_path / "report")
+    for folder in sorted((tmp_path / "all" / "causal_lm").glob("*-2")):
+        folder.rename(tmp_path / folder.name)
+    later = [folder for folder in tmp_path.iterdir() if folder.name.endswith("-2")]
+    merged = write_report([first.results, *later], tmp_path / "merged")
+    (section,) = merged.comparison.sections
+    (line,) = lines_of(section)
+    assert line.means == pytest.approx({1e-3: 2.05, 2e-3: 1.95, 4e-3: 1.85})
+    assert [len(row.runs) for row in section.rows] == [2, 2, 2]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
