@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from magneto.nn import BackboneConfig, Encoder
-from magneto.nn.attention import matmul_attention
+from magneto.nn.attention_kernels import matmul_attention
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 REFERENCE, OURS, PRE_LN = "torchscale, Sub-LN", "Magneto", "ours, Pre-LN"

@@ -1,4 +1,4 @@
-"""Self-attention and cross-attention over `F.scaled_dot_product_attention` (SDPA).
+"""Self-attention and cross-attention.
 
 Shapes: B examples, T tokens, S keys; `heads * head_dim = d_model`.
 """
@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from magneto.nn.attention_kernels import Packed, Windowed, packed_sums, weighted_sums, windowed_sums
 from magneto.nn.config import BackboneConfig
-from magneto.nn.dropout import dropout as drop
 from magneto.nn.init import Linear
 from magneto.nn.kv_cache import LayerCache
 from magneto.nn.norm import build_norm, linear_of_norm
@@ -26,6 +25,8 @@ class Context:
     """(B or 1, heads or 1, T or 1, S): added to the scores of self-attention, or if bool, True = attend."""
     causal: bool = False
     """Let SDPA mask the future itself, without a mask in memory; never together with `bias`."""
+    sparse: Windowed | Packed | None = None
+    """Self-attention within windows or documents, computed for these alone; then there is neither `bias` nor `causal`."""
     rotary: tuple[Tensor, Tensor] | None = None
     """Cosines and sines, (T, 1, head_dim / 2) each."""
     num_vision_tokens: int | None = None
@@ -62,7 +63,7 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         d = config.d_model
-        self.num_heads, self.head_dim = config.num_heads, config.head_dim
+        self.num_heads, self.kv_heads, self.head_dim = config.num_heads, config.kv_heads, config.head_dim
         self.dropout = config.attention_dropout
         self.q_norm = build_norm(config, self.head_dim) if config.qk_norm or qkv_norm else None
         self.k_norm = build_norm(config, self.head_dim) if config.qk_norm or qkv_norm else None
@@ -73,24 +74,37 @@ class Attention(nn.Module):
         self.gate = Linear(d, d, roles=("gate",), bias=config.bias) if config.attention_gate else None
         self.out = Linear(d, d, roles=("out",), gain=gain_out, bias=config.bias)
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool = False) -> Tensor:
+    def attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor | None,
+        causal: bool = False,
+        sparse: Windowed | Packed | None = None,
+    ) -> Tensor:
         """Compute the weighted sums of the values, without a parameter.
 
         Args:
             q: (B, heads, T, head_dim).
-            k: (B, heads, S, head_dim).
-            v: (B, heads, S, head_dim).
+            k: (B, kv heads, S, head_dim).
+            v: (B, kv heads, S, head_dim).
             bias: see `Context.bias`.
             causal: see `Context.causal`.
+            sparse: see `Context.sparse`.
 
         Returns:
             (B, T, heads, head_dim).
         """
         dropout = self.dropout if self.training else 0.0
-        if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.size(2) * k.size(2) <= _MATMUL_LIMIT:
-            h = matmul_attention(q, k, v, bias, dropout, causal)
+        if q.size(1) != k.size(1):
+            k, v = (t.repeat_interleave(q.size(1) // t.size(1), dim=1) for t in (k, v))
+        if isinstance(sparse, Windowed):
+            h = windowed_sums(q, k, v, sparse, dropout)
+        elif sparse is not None:
+            h = packed_sums(q, k, v, sparse, dropout)
         else:
-            h = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, is_causal=causal)
+            h = weighted_sums(q, k, v, bias, dropout, causal)
         return h.transpose(1, 2)  # the kernels store their output in this order already
 
     def output(self, h: Tensor, x: Tensor) -> Tensor:
@@ -126,21 +140,32 @@ class SelfAttention(Attention):
 
     def __init__(self, config: BackboneConfig, *, gain_in: float = 1.0, **options: Any) -> None:
         super().__init__(config, **options)
-        self.qkv = Linear(
-            config.d_model, 3 * config.d_model, roles=("q", "k", "v"), gain=gain_in, bias=config.bias
-        )
+        d, width = config.d_model, self.kv_heads * self.head_dim
+        self.qkv: Linear | None = None
+        self.q: Linear | None = None
+        self.kv: Linear | None = None
+        if width == d:
+            self.qkv = Linear(d, 3 * d, roles=("q", "k", "v"), gain=gain_in, bias=config.bias)
+        else:
+            self.q = Linear(d, d, roles=("q",), bias=config.bias)
+            self.kv = Linear(d, 2 * width, roles=("k", "v"), gain=gain_in, bias=config.bias)
 
     def forward(self, x: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
         q, k, v = self.split_qkv(x)  # (B, T, heads, head_dim)
         q, k, v = self.apply_rotary(q, k, v, context)  # (B, heads, T, head_dim)
         if cache is not None:
             k, v = cache.append(k, v)  # (B, heads, S, head_dim)
-        h = self.attention(q, k, v, context.bias, context.causal)  # (B, T, heads, head_dim)
+        h = self.attention(q, k, v, context.bias, context.causal, context.sparse)  # (B, T, heads, head_dim)
         return self.output(h, x)  # (B, T, d_model)
 
     def split_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Project x (B, T, d_model) to queries, keys and values, (B, T, heads, head_dim) each."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).unbind(2)
+        """Project x (B, T, d_model) to queries (B, T, heads, head_dim), keys and values (B, T, kv heads, head_dim)."""
+        if self.qkv is not None:
+            q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).unbind(2)
+        else:
+            assert self.q is not None and self.kv is not None
+            q = self.q(x).unflatten(-1, (self.num_heads, self.head_dim))
+            k, v = self.kv(x).unflatten(-1, (2, self.kv_heads, self.head_dim)).unbind(2)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.v_norm is not None:
@@ -165,7 +190,9 @@ class CrossAttention(Attention):
         super().__init__(config, **options)
         d = config.d_model
         self.q = Linear(d, d, roles=("q",), bias=config.bias)
-        self.kv = Linear(d, 2 * d, roles=("k", "v"), gain=gain_in, bias=config.bias)
+        self.kv = Linear(
+            d, 2 * self.kv_heads * self.head_dim, roles=("k", "v"), gain=gain_in, bias=config.bias
+        )
 
     def forward(self, x: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
         q = self.q(x).unflatten(-1, (self.num_heads, self.head_dim))  # (B, T, heads, head_dim)
@@ -179,36 +206,11 @@ class CrossAttention(Attention):
         return self.output(h, x)  # (B, T, d_model)
 
     def split_kv(self, memory: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Project the memory (B, S, d_model) to keys and values, (B, heads, S, head_dim) each."""
+        """Project the memory (B, S, d_model) to keys and values, (B, kv heads, S, head_dim) each."""
         assert memory is not None
-        k, v = self.kv(memory).unflatten(-1, (2, self.num_heads, self.head_dim)).unbind(2)
+        k, v = self.kv(memory).unflatten(-1, (2, self.kv_heads, self.head_dim)).unbind(2)
         if self.k_norm is not None:
             k = self.k_norm(k)
         if self.v_norm is not None:
             v = self.v_norm(v)
         return k.transpose(1, 2), v.transpose(1, 2)
-
-
-_MATMUL_LIMIT = 512 * 512
-
-
-def matmul_attention(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float, causal: bool
-) -> Tensor:
-    """Compute the same as SDPA, with the same arguments and result, as two batched matrix products.
-
-    This is for bf16 on a CPU and short sequences. There SDPA's fused kernel takes two to four times as long, forward
-    and backward, as the products do (torch 2.11, AVX512-BF16); from a thousand tokens on it is faster again.
-    """
-    batch, heads, new, head_dim = q.shape
-    q, k, v = (t.reshape(batch * heads, -1, head_dim) for t in (q, k, v))
-    scores = torch.baddbmm(q.new_empty(()), q, k.mT, beta=0, alpha=head_dim**-0.5)
-    scores = scores.view(batch, heads, new, -1)
-    if causal:
-        bias = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
-    if bias is not None and bias.dtype == torch.bool:
-        scores = scores.masked_fill(~bias, torch.finfo(q.dtype).min)
-    elif bias is not None:
-        scores = scores + bias
-    weights = drop(scores.softmax(-1), dropout, training=True)
-    return torch.bmm(weights.flatten(0, 1), v).view(batch, heads, new, head_dim)

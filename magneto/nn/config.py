@@ -14,6 +14,7 @@ Activation = Literal["gelu", "gelu_tanh", "relu", "swiglu"]
 Norm = Literal["layernorm", "rmsnorm", "dyt"]
 SequencePosition = Literal["none", "learned", "sinusoidal", "rotary", "relative", "convolutional"]
 Position = Literal[SequencePosition, "relative_2d"]
+RotaryScaling = Literal["none", "linear", "yarn"]
 Gain = Literal["formula", "none"]
 Multiway = Literal["none", "feed_forward", "full"]
 ImageStem = Literal["linear", "convolutional"]
@@ -56,6 +57,12 @@ class BackboneConfig:
     """Width of the residual stream."""
     num_heads: Count = 4
     """Attention heads; must divide d_model."""
+    num_kv_heads: Count | None = None
+    """Heads of keys and values, which groups of attention heads share (grouped-query attention, Ainslie et al., arXiv
+    2305.13245); must divide num_heads; None: as many."""
+    attention_window: Count | None = None
+    """Tokens that a token attends to: itself and those before it, in an encoder as many after it too (sliding window,
+    Beltagy et al., arXiv 2004.05150); None: all."""
     ffn_dim: Count | None = None
     """Width inside the feed-forward; None: 4 * d_model. swiglu has two products of this width."""
     activation: Activation = "gelu"
@@ -71,6 +78,13 @@ class BackboneConfig:
     patches of one image after a [CLS] token)."""
     max_positions: Count = 2048
     """Longest sequence of learned, sinusoidal and rotary positions; the others have no limit."""
+    rotary_base: Annotated[float, Gt(1)] = 10_000.0
+    """Base of the wavelengths of rotary positions, which reach 2 pi times it; larger for longer sequences."""
+    rotary_scaling: RotaryScaling = "none"
+    """How rotary positions of a model that was trained with shorter sequences are extended: linear (positions are divided by
+    the factor; Chen et al., arXiv 2306.15595) or yarn (long wavelengths only; Peng et al., arXiv 2309.00071)."""
+    rotary_factor: Annotated[float, Ge(1)] = 1.0
+    """By how much: max_positions / rotary_factor is the length that it was trained with."""
     relative_buckets: Annotated[int, Ge(4), MultipleOf(4)] = 32
     """Buckets of relative positions; a multiple of 4."""
     relative_max_distance: int = 128
@@ -130,6 +144,16 @@ class BackboneConfig:
                 f"{min(divisors, key=lambda n: abs(n - self.num_heads))}, or d_model="
                 f"{-(-self.d_model // self.num_heads) * self.num_heads}."
             )
+        if self.num_heads % self.kv_heads:
+            divisors = [n for n in range(1, self.num_heads + 1) if self.num_heads % n == 0]
+            raise ConfigError(
+                f"num_kv_heads={self.num_kv_heads} does not divide num_heads={self.num_heads}. "
+                f"Choose from {', '.join(map(str, divisors))}."
+            )
+        if self.attention_window is not None and self.position == "relative_2d":
+            raise ConfigError(
+                f"attention_window={self.attention_window}: patches of position=relative_2d are no sequence. Set it to null."
+            )
         if self.multiway != "none":
             self._check_encoder(f"multiway={self.multiway} is a property of an encoder")
         if self.fusion_layers > self.num_layers:
@@ -147,6 +171,11 @@ class BackboneConfig:
             raise ConfigError(
                 "position=rotary turns pairs of channels, but a head has d_model / num_heads = "
                 f"{self.head_dim} of them. Set d_model and num_heads so that this is even."
+            )
+        if (self.rotary_scaling == "none") != (self.rotary_factor == 1.0):
+            raise ConfigError(
+                f"rotary_factor={self.rotary_factor:g} does not go with rotary_scaling={self.rotary_scaling}. Set "
+                "rotary_scaling to linear or yarn and rotary_factor above 1, or neither."
             )
         if self.position == "sinusoidal" and self.d_model % 2:
             raise ConfigError(f"position=sinusoidal needs an even d_model, not {self.d_model}.")
@@ -174,6 +203,11 @@ class BackboneConfig:
     def head_dim(self) -> int:
         """Channels of one attention head."""
         return self.d_model // self.num_heads
+
+    @property
+    def kv_heads(self) -> int:
+        """`num_kv_heads`, or its default."""
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
 
     @property
     def ffn_width(self) -> int:

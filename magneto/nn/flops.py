@@ -10,7 +10,8 @@ def training_flops_per_token(
     """Return the model FLOPs of a forward and a backward pass through a stack, per token of a sequence.
 
     They are counted as in PaLM (arXiv 2204.02311, appendix B): 6 for each weight of a matrix product, and
-    12 * layers * d_model * length for scores and weighted sums, causal or not. Norms, biases, embeddings, stem and head
+    12 * layers * d_model * length for scores and weighted sums, causal or not; with an attention window its size in
+    place of the length. Norms, biases, embeddings, stem and head
     are not counted, and neither is what activation checkpointing computes twice: model FLOPs compare models, not kernels.
     In a multiway stack each token goes through one expert, and only that one is counted.
 
@@ -29,12 +30,14 @@ def training_flops_per_token(
         side = "encoder" if config.architecture == "encoder" else "decoder"
     d = config.d_model
     ffn_products = 3 if config.activation == "swiglu" else 2
-    attention_products = 4 + config.attention_gate
+    shared = config.kv_heads / config.num_heads  # of keys and values
+    attention_products = 2 + 2 * shared + config.attention_gate
     weights = attention_products * d * d + ffn_products * d * config.ffn_width
-    attended: float = length
+    window = config.attention_window or length
+    attended: float = min(length, window if side == "decoder" else 2 * window)
     if side == "decoder" and config.architecture == "encoder_decoder":
-        weights_memory = 2 * d * d * memory_length / length
-        weights += (attention_products - 2) * d * d
+        weights_memory = 2 * shared * d * d * memory_length / length
+        weights += (attention_products - 2 * shared) * d * d
         attended += memory_length
     else:
         weights_memory = 0.0

@@ -86,7 +86,7 @@ class SharedAttention(nn.Module):
         both = zip(vision.split_qkv(read_images), text.split_qkv(read_texts), strict=True)
         q, k, v = (torch.cat(parts, dim=1) for parts in both)  # (B, T, heads, head_dim)
         q, k, v = vision.apply_rotary(q, k, v, context)  # (B, heads, T, head_dim)
-        h = vision.attention(q, k, v, context.bias, context.causal)  # (B, T, heads, head_dim)
+        h = vision.attention(q, k, v, context.bias, context.causal, context.sparse)  # (B, T, heads, head_dim)
         images = self.vision.post(vision.output(h[:, :n], read_images), images)  # (B, n, d_model)
         texts = self.text.post(text.output(h[:, n:], read_texts), texts)  # (B, T - n, d_model)
         return torch.cat((images, texts), dim=1)  # (B, T, d_model)

@@ -5,7 +5,7 @@ queries and keys; relative positions are added to the attention scores. Position
 the left of a prompt changes nothing.
 """
 
-from math import log
+from math import ceil, floor, log, pi
 
 import torch
 import torch.nn.functional as F
@@ -30,9 +30,21 @@ class AbsolutePosition(nn.Module):
     name: str
     table: Tensor
 
-    def forward(self, x: Tensor, start: int, seen: Tensor | None) -> Tensor:
-        """Add positions to x (B, T, d_model), the tokens from `start` on; `seen` (B, start + T) bool, None: all real."""
+    def forward(self, x: Tensor, start: int, seen: Tensor | None, documents: Tensor | None = None) -> Tensor:
+        """Add positions to x.
+
+        Args:
+            x: (B, T, d_model), the tokens from `start` on.
+            start: number of tokens before them.
+            seen: (B, start + T) bool, True = real token; None if all are real.
+            documents: (B, T) int64, number of each token's document, in which positions begin anew; None: there is one.
+        """
         end = start + x.size(1)
+        if documents is not None:
+            slots = torch.arange(end, device=x.device).expand_as(documents)
+            begins = documents != F.pad(documents, (1, 0), value=-1)[:, :-1]
+            index = slots - torch.where(begins, slots, 0).cummax(1).values
+            return x + F.embedding(index.clamp(max=len(self.table) - 1), self.table)
         check_length(f"position={self.name}", end, len(self.table))
         if seen is None:
             return x + self.table[start:end]
@@ -64,21 +76,38 @@ class SinusoidalPosition(AbsolutePosition):
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
-        angles = _angles(config.max_positions, config.d_model)
+        angles = torch.arange(config.max_positions)[:, None] * _frequencies(config.d_model)
         self.register_buffer("table", torch.cat((angles.sin(), angles.cos()), dim=-1), persistent=False)
 
 
 class Rotary(nn.Module):
-    """Rotary positions (Su et al., arXiv 2104.09864): cosines and sines that turn queries and keys."""
+    """Rotary positions (Su et al., arXiv 2104.09864): cosines and sines that turn queries and keys.
+
+    With `rotary_scaling=linear` positions are divided by the factor (arXiv 2306.15595). With `yarn` (arXiv 2309.00071,
+    sections 3.2 to 3.4) only wavelengths that a training sequence did not hold once are, those of which it held 32 stay,
+    between them there is a ramp; and queries and keys are scaled by 0.1 log(factor) + 1.
+    """
 
     cos: Tensor
     sin: Tensor
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
-        angles = _angles(config.max_positions, config.head_dim)
-        self.register_buffer("cos", angles.cos(), persistent=False)
-        self.register_buffer("sin", angles.sin(), persistent=False)
+        frequencies, factor, scale = (
+            _frequencies(config.head_dim, config.rotary_base),
+            config.rotary_factor,
+            1.0,
+        )
+        if config.rotary_scaling == "linear":
+            frequencies = frequencies / factor
+        elif config.rotary_scaling == "yarn":
+            trained = config.max_positions / factor
+            extended = _yarn_ramp(config.head_dim, config.rotary_base, trained)
+            frequencies = frequencies * (1 - extended) + frequencies / factor * extended
+            scale = 0.1 * log(factor) + 1
+        angles = torch.arange(config.max_positions)[:, None] * frequencies
+        self.register_buffer("cos", angles.cos() * scale, persistent=False)
+        self.register_buffer("sin", angles.sin() * scale, persistent=False)
 
     def forward(self, start: int, length: int) -> tuple[Tensor, Tensor]:
         """Return two tables (length, 1, head_dim / 2) for the tokens from `start` on.
@@ -97,10 +126,19 @@ def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
-def _angles(length: int, width: int) -> Tensor:
-    """Return (length, width / 2): position times a frequency that falls from 1 to 1/10000 over the channels."""
-    frequencies = torch.exp(torch.arange(0, width, 2) * (-log(10000.0) / width))
-    return torch.arange(length)[:, None] * frequencies
+def _frequencies(width: int, base: float = 10_000.0) -> Tensor:
+    """Return (width / 2,) frequencies, in radians a position, that fall from 1 to 1 / base."""
+    return torch.exp(torch.arange(0, width, 2) * (-log(base) / width))
+
+
+def _yarn_ramp(width: int, base: float, trained: float) -> Tensor:
+    """Return (width / 2,): 0 for frequencies of 32 turns or more in `trained` positions, 1 for those of less than one."""
+
+    def channel(turns: float) -> float:
+        return width * log(trained / (turns * 2 * pi)) / (2 * log(base))
+
+    first, last = max(floor(channel(32)), 0), min(ceil(channel(1)), width - 1)
+    return ((torch.arange(width // 2) - first) / max(last - first, 1e-3)).clamp(0, 1)
 
 
 class RelativeBias(nn.Module):

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from magneto.errors import ConfigError
 from magneto.nn.attention import Context
+from magneto.nn.attention_kernels import Packed, Windowed
 from magneto.nn.config import BackboneConfig
 from magneto.nn.dropout import dropout
 from magneto.nn.kv_cache import KVCache, LayerCache
@@ -126,20 +127,27 @@ class Stack(nn.Module):
         """Compute the forward pass of both sides; their `forward` describes the arguments."""
         # The stream has the parameters' dtype: in the bf16 of a stem under autocast, a deep sum of small updates is lost.
         x = x.to(next(self.layers.parameters()).dtype)  # (B, T, d_model)
+        documents = None
+        if mask is not None and mask.dtype != torch.bool:
+            self._check_documents(cache)
+            documents, mask = mask, mask > 0  # (B, T) each
         start, seen = (
             (0, mask) if cache is None else cache.extend(x, mask, len(self.layers))
         )  # (B, start + T)
         rotary = None if self.rotary is None else self.rotary(start, x.size(1))
-        bias = self._bias(x, start, seen, causal)  # (B or 1, heads or 1, T or 1, start + T)
+        sparse = self._sparse(x, start, seen, causal, documents)
+        # (B or 1, heads or 1, T or 1, start + T)
+        bias = None if sparse else self._bias(x, start, seen, causal, documents)
         context = Context(
             bias=bias,
-            causal=causal and bias is None and x.size(1) > 1,
+            causal=causal and bias is None and sparse is None and x.size(1) > 1,
+            sparse=sparse,
             rotary=rotary,
             num_vision_tokens=num_vision_tokens,
             memory=memory,
             memory_mask=None if memory_mask is None else memory_mask[:, None, None, :],
         )
-        x = self._add_positions(x, start, mask, seen, cache)  # (B, T, d_model)
+        x = self._add_positions(x, start, mask, seen, documents, cache)  # (B, T, d_model)
         if self.input_norm is not None:
             x = apply_experts(self.input_norm, x, num_vision_tokens)
         x = dropout(x, self.config.dropout, self.training)
@@ -158,18 +166,50 @@ class Stack(nn.Module):
             x = apply_experts(self.final_norm, x, num_vision_tokens)
         return x, [features[index] for index in return_layers]
 
+    def _check_documents(self, cache: KVCache | None) -> None:
+        if cache is not None or isinstance(self.position, ConvolutionalPosition):
+            what = "a cache" if cache is not None else "position=convolutional"
+            raise ConfigError(
+                f"mask has the numbers of documents, which {what} does not separate. Set mask to bool, True = real token."
+            )
+
     def _add_positions(
-        self, x: Tensor, start: int, mask: Tensor | None, seen: Tensor | None, cache: KVCache | None
+        self,
+        x: Tensor,
+        start: int,
+        mask: Tensor | None,
+        seen: Tensor | None,
+        documents: Tensor | None,
+        cache: KVCache | None,
     ) -> Tensor:
         if isinstance(self.position, ConvolutionalPosition):
             x, tail = self.position(x, mask, None if cache is None else cache.tail)
             if cache is not None:
                 cache.tail = tail
         elif self.position is not None:
-            x = self.position(x, start, seen)
+            x = self.position(x, start, seen, documents)
         return x
 
-    def _bias(self, x: Tensor, start: int, seen: Tensor | None, causal: bool) -> Tensor | None:
+    def _sparse(
+        self, x: Tensor, start: int, seen: Tensor | None, causal: bool, documents: Tensor | None
+    ) -> Windowed | Packed | None:
+        """Return windows or documents whose attention is computed for them alone; None: `_bias` has them."""
+        window, length = self.config.attention_window, x.size(1)
+        if start or self.relative is not None or (window is None and documents is None):
+            return None
+        if window is None:
+            return Packed.of(documents, causal) if documents is not None else None
+        if length <= 2 * window:
+            return None
+        if documents is None:
+            documents = (
+                torch.ones(1, length, dtype=torch.int64, device=x.device) if seen is None else seen.long()
+            )
+        return Windowed(window, causal, documents)
+
+    def _bias(
+        self, x: Tensor, start: int, seen: Tensor | None, causal: bool, documents: Tensor | None
+    ) -> Tensor | None:
         """Return mask and relative positions in SDPA's form, or None where SDPA needs neither.
 
         Bool (True = attend) without relative positions, else float with a large negative number where attention is
@@ -177,12 +217,18 @@ class Stack(nn.Module):
         start + T - 1, the keys are all start + T slots; `seen` (B, start + T) marks the real ones.
         """
         new, total = x.size(1), start + x.size(1)
+        window = self.config.attention_window or total
         allowed = None if seen is None else seen[:, None, None, :]
-        if causal and new > 1 and (start or seen is not None or self.relative is not None):
-            past = torch.ones(new, total, dtype=torch.bool, device=x.device).tril(start)
+        by_distance = causal and new > 1 and (start or seen is not None or self.relative is not None)
+        if by_distance or window < total:
+            every = torch.ones(new, total, dtype=torch.bool, device=x.device)
+            near = (every.tril(start) if causal else every.tril(start + window - 1)).triu(start - window + 1)
             # Padding attends to itself: a query without any key would make a row of the softmax 0/0.
-            itself = past & past.triu(start)
-            allowed = past if allowed is None else (allowed & past) | itself
+            itself = every.tril(start) & every.triu(start)
+            allowed = near if allowed is None else (allowed & near) | itself
+        if documents is not None:
+            alike = (documents[:, :, None] == documents[:, None])[:, None]  # (B, 1, T, T)
+            allowed = alike if allowed is None else allowed & alike
         if self.relative is None:
             return allowed
         bias: Tensor = self.relative(start, new)
@@ -225,7 +271,9 @@ class Encoder(Stack):
 
         Args:
             x: (B, T, d_model), the output of a stem.
-            mask: (B, T) bool, True = real token; None if all are real, which is faster than a mask of True.
+            mask: (B, T) bool, True = real token; None if all are real, which is faster than a mask of True. Or int64, the
+                number of each token's document in a packed sequence, from 1, 0 = padding: tokens attend to their own
+                document, in which learned and sinusoidal positions begin anew.
             causal: attend to earlier tokens only; not with convolutional positions, which look ahead in an encoder.
             return_layers: indices (from 0) of layers whose outputs are returned too, before any final norm.
             between: index of a layer -> function of its output, (B, T, d_model) -> the same, whose result the next layer
@@ -307,7 +355,8 @@ class Decoder(Stack):
             x: (B, T, d_model): all tokens, or with a cache the new ones.
             mask: (B, T) bool for these tokens, True = real; None if all are real. Padding on the right needs
                 no mask, since no real token looks ahead: pass None and keep the fast kernel. Prompts of
-                unequal length are padded on the left and do need one.
+                unequal length are padded on the left and do need one. Or int64, the numbers of documents, as in
+                `Encoder.forward`; not with a cache.
             memory: (B, S, d_model), the encoder's output; with a cache it is read in the first step only.
             memory_mask: (B, S) bool, True = real; None if all are real.
             cache: state of the generation, written in place; None to decode the whole sequence at once.

@@ -42,6 +42,8 @@ class CausalLMOptions:
     """Share of the target's mass that is spread over the vocabulary, in training; evaluation is without it."""
     z_loss: Annotated[float, Ge(0)] = 0.0
     """Weight of the square of the logarithm of the softmax's denominator in the training loss (PaLM: 1e-4)."""
+    document_mask: bool = False
+    """In blocks of several documents (data.documents=pack) a token attends to its own document alone."""
     prompts: tuple[str, ...] = ()
     """Prompts of the samples of each evaluation; the other samples continue held-out text."""
     sample: Mapping[str, Any] = field(default_factory=dict)
@@ -107,6 +109,8 @@ class CausalLM(Task):
         block_size = self.info.block_size
         self.require_positions(block_size, f"data.block_size={block_size}", "lower data.block_size")
         self.tokenizer = TextTokenizer.from_json(self.info.tokenizer)
+        if self.options.document_mask:
+            self.tokenizer.require("eos")
         self.stem = TokenStem(self.info.vocab_size, self.config)
         self.backbone = build_backbone(self.config)
         self.head = None
@@ -125,8 +129,13 @@ class CausalLM(Task):
         return self.config.max_positions
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        """(B, T) -> hidden states (B, T, d_model); `mask` (B, T) only for padding on the left."""
+        """(B, T) -> hidden states (B, T, d_model); `mask` (B, T) only for padding on the left, or of documents."""
         return self.backbone(self.stem(tokens), mask, cache=cache)
+
+    def documents(self, tokens: Tensor) -> Tensor:
+        """Return the number of each token's document in its block, from 1: (B, T) int64. `</s>` ends a document."""
+        ends = tokens == self.tokenizer.eos_id
+        return ends.cumsum(1) - ends.long() + 1
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., d_model) -> fp32 (..., V)."""
@@ -138,7 +147,8 @@ class CausalLM(Task):
 
     def step(self, batch: Batch) -> StepOutput:
         """Cross-entropy summed over the scored tokens."""
-        hidden, targets = self(batch["tokens"]), batch["targets"]
+        tokens, targets = batch["tokens"], batch["targets"]
+        hidden = self(tokens, self.documents(tokens) if self.options.document_mask else None)
         scored = targets != IGNORE
         loss = chunked_cross_entropy(
             hidden[scored], self.output_weight, targets[scored],

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from magneto.nn.attention import Attention
+from magneto.nn.attention_kernels import Packed, Windowed, documents_of
 from magneto.nn.init import Linear
 from magneto.training.module import Batch, TrainingModule
 
@@ -93,9 +94,16 @@ class StabilityProbe(Callback):
         """Note the largest score of each call of `attention.attention`."""
         plain = attention.attention
 
-        def watched(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool = False) -> Tensor:
-            self._scalars["probe/attention_logit_max"].append(largest_score(q, k, bias, causal))
-            return plain(q, k, v, bias, causal)
+        def watched(
+            q: Tensor,
+            k: Tensor,
+            v: Tensor,
+            bias: Tensor | None,
+            causal: bool = False,
+            sparse: Windowed | Packed | None = None,
+        ) -> Tensor:
+            self._scalars["probe/attention_logit_max"].append(largest_score(q, k, bias, causal, sparse))
+            return plain(q, k, v, bias, causal, sparse)
 
         attention.attention = watched  # type: ignore[method-assign]  # of this one object
         self._attentions.append(attention)
@@ -163,15 +171,28 @@ class StabilityProbe(Callback):
 
 
 @torch.no_grad()
-def largest_score(q: Tensor, k: Tensor, bias: Tensor | None, causal: bool) -> float:
+def largest_score(
+    q: Tensor,
+    k: Tensor,
+    bias: Tensor | None,
+    causal: bool = False,
+    sparse: Windowed | Packed | None = None,
+) -> float:
     """Return the largest score of attention before its softmax, over what may be attended to.
 
     Args:
         q: (B, heads, T, head_dim).
-        k: (B, heads, S, head_dim).
+        k: (B, kv heads, S, head_dim).
         bias: broadcast to (B, heads, T, S): added to the scores, or if bool, True = attend; None.
         causal: whether token t attends to the tokens 0 to t.
+        sparse: windows or documents of attention, in place of `bias` and `causal`.
     """
+    k = k.repeat_interleave(q.size(1) // k.size(1), dim=1)
+    if isinstance(sparse, Windowed):
+        return max(_largest_in_block(q, k, sparse, start) for start in range(0, q.size(2), sparse.window))
+    if sparse is not None:
+        groups = documents_of(q, k, k, sparse)
+        return max(largest_score(a, b, mask, sparse.causal) for a, b, _, _, mask in groups)
     largest = -math.inf
     if bias is not None:
         bias = bias.expand(len(q), *bias.shape[1:])
@@ -187,6 +208,19 @@ def largest_score(q: Tensor, k: Tensor, bias: Tensor | None, causal: bool) -> fl
             )
         largest = max(largest, float(scores.max()))
     return largest
+
+
+def _largest_in_block(q: Tensor, k: Tensor, windowed: Windowed, start: int) -> float:
+    """Return the largest score of the queries from `start` on, as many as the window is long."""
+    window, causal, own = windowed.window, windowed.causal, windowed.documents
+    first, end = max(0, start - window + 1), start + window * (1 if causal else 2)
+    queries, keys = q[:, :, start : start + window].float(), k[:, :, first:end].float()
+    scores = (queries @ keys.mT) * q.size(-1) ** -0.5  # (B, heads, window, keys)
+    distance = torch.arange(queries.size(2), device=q.device)[:, None] + start - first
+    distance = distance - torch.arange(keys.size(2), device=q.device)
+    near = (distance < window) & (distance > (-1 if causal else -window))
+    near = near & (own[:, start : start + window, None] == own[:, None, first:end])  # (1 or B, window, keys)
+    return float(scores.masked_fill(~near[:, None], -math.inf).max())
 
 
 def _stacks(module: L.LightningModule) -> dict[str, list[tuple[str, nn.Module]]]:

@@ -139,3 +139,12 @@ def test_unfit_data_is_refused(script: Script) -> None:
     """Data that does not fit the task is refused."""
     with pytest.raises(MagnetoError, match="needs data of the kind TranslationDataModule"):
         script("translation_baselines", "data=fashion_mnist").main()
+
+
+def test_long_context(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each kind of attention has a time at each length, and the exponent of its growth."""
+    script("long_context", "--lengths", 1200, 1500, "--rounds", 1).main()
+    table = rows(capsys.readouterr().out)
+    for kind in ("all earlier tokens", "window of 512", "documents of 512"):
+        first, second = table[kind]
+        assert float(first.removesuffix(" s")) > 0 and "length^" in second

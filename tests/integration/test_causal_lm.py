@@ -59,6 +59,23 @@ def test_z_loss_is_in_the_training_loss_alone(run_lm) -> None:
     assert penalised["metrics"]["val/loss"] == pytest.approx(plain["metrics"]["val/loss"], rel=1e-4)
 
 
+@pytest.mark.parametrize("window", ["null", "4"])
+def test_documents_of_a_block_are_apart(run_lm, window: str) -> None:
+    """With document_mask what a block holds before a document changes nothing in it, else it does."""
+    for masked in (True, False):
+        result = run_lm(
+            f"task.document_mask={str(masked).lower()}", f"backbone.attention_window={window}", f"name=m{masked}",
+            "trainer.max_steps=4", "trainer.val_check_interval=4",
+        )  # fmt: skip
+        task = load_task(Path(result["folder"]) / "export")
+        end = task.tokenizer.eos_id
+        tokens = torch.tensor([[9, 8, 7, 6, end, *range(10, 20)], [3, 4, end, 4, end, *range(10, 20)]])
+        batch = {"tokens": tokens, "targets": tokens.roll(-1, 1), "bytes": torch.ones(2)}
+        assert task.documents(tokens)[1].tolist() == [1, 1, 1, 2, 2] + [3] * 10
+        nll = task.step(batch).outputs.view(2, -1)
+        assert torch.allclose(nll[0, 5:-1], nll[1, 5:-1], atol=1e-5) == masked
+
+
 def test_perplexity_against_plain_torch(run_lm) -> None:
     """Each test token once, with a window that slides by 16 of 32 tokens, by plain torch on the document texts."""
     result = run_lm("name=one", "trainer.max_steps=8")

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from magneto.errors import MagnetoError
 from magneto.nn import PLACEMENTS, BackboneConfig, Encoder
-from magneto.nn.attention import Context, matmul_attention
+from magneto.nn.attention import Context
+from magneto.nn.attention_kernels import matmul_attention
 from magneto.nn.config import ACTIVATIONS, ARCHITECTURES, NORMS, SEQUENCE_POSITIONS
 from magneto.nn.residual import Residual
 from tests.unit.nn import models

@@ -38,7 +38,8 @@ def fused(ours: nn.Module, theirs: Iterable[nn.Module]) -> list[Link]:
     links, start = [], 0
     for linear in theirs:
         rows = (start, start + linear.out_features)
-        links += [Link(ours.weight, linear.weight, rows), Link(ours.bias, linear.bias, rows)]
+        links += [Link(ours.weight, linear.weight, rows)]
+        links += [] if linear.bias is None else [Link(ours.bias, linear.bias, rows)]
         start = rows[1]
     assert start == ours.out_features
     return links
