@@ -90,7 +90,8 @@ def _bases() -> list[str]:
 
 def _data_base(name: str) -> Iterator[str]:
     file = CONF / "data" / "_base" / f"{name}.yaml"
-    yield f"### Keys of all {name.replace('_', ' ')} data"
+    yield f"### data/_base/{name}"
+    yield _heading(file)
     yield _table(_keys(file, "data."))
 
 

@@ -19,7 +19,7 @@ import lightning as L
 import torch
 
 from magneto.commands import build, console, summary
-from magneto.commands.trainer import lightning_trainer
+from magneto.commands.trainer import lightning_trainer, share_batch
 from magneto.config.parts import Parts, TrainerConfig
 from magneto.data.cache import short_hash
 from magneto.data.module import DataModule
@@ -157,18 +157,19 @@ def measure(config: Mapping[str, Any], parts: Parts, data: DataModule) -> Speed:
     task.initialize()
     if settings.compile:
         task.compile_layers()
-    watch = _Stopwatch(WARMUP_STEPS * settings.accumulate_grad_batches)
+    watch = _Stopwatch()
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False}
     L.seed_everything(config["seed"], verbose=False)
     trial = lightning_trainer(
         settings, max_epochs=1, limit_val_batches=0, callbacks=[ConfigureRun(), watch], **quiet
     )
+    share_batch(trial, data, settings)
     trial.fit(task, datamodule=data)
     batches = data.val_dataloader()
     limit = settings.limit_val_batches
     count = min(limit, len(batches)) if isinstance(limit, int) else max(1, int(limit * len(batches)))
     return Speed(
-        step_s=watch.seconds_per_batch * settings.accumulate_grad_batches,
+        step_s=watch.seconds_per_batch * trial.accumulate_grad_batches,
         validation_s=count * _evaluation_s(task, data, settings, quiet, count),
     )
 
@@ -193,21 +194,21 @@ def _evaluation_s(
 class _Stopwatch(L.Callback):
     """Time training batches, the waiting for data included, and stop after `TRIAL_S` seconds."""
 
-    def __init__(self, warmup: int) -> None:
-        self.warmup = warmup
+    def __init__(self) -> None:
         self.begin = 0.0
         self.seconds_per_batch = 0.0
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        timed = batch_idx + 1 - self.warmup
+        warmup = WARMUP_STEPS * trainer.accumulate_grad_batches
+        timed = batch_idx + 1 - warmup
         if timed <= 0:
             self.begin = time.perf_counter()
             return
         passed = time.perf_counter() - self.begin
         self.seconds_per_batch = passed / timed
-        trainer.should_stop = passed > TRIAL_S and timed >= self.warmup
+        trainer.should_stop = passed > TRIAL_S and timed >= warmup
 
 
 def _key(config: Mapping[str, Any], settings: TrainerConfig) -> str:

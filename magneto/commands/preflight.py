@@ -61,14 +61,18 @@ def check(config: Mapping[str, Any]) -> Parts:
     if mode in ("train", "prepare", "test"):
         check_writable(Path(config["data_dir"]), "data_dir")
         _check_source(config["init_from"])
+    planned = None
     if mode in ("train", "test"):
-        trainer.lightning_trainer(parts.trainer, logger=False, enable_checkpointing=False)
+        planned = trainer.lightning_trainer(parts.trainer, logger=False, enable_checkpointing=False)
     if config["budget"] is not None:
         budget.check(config["budget"], parts.trainer)
     if mode in ("train", "prepare"):
         check_task(config)
         data = build.build_data(config["data"])
         _check_parts(config)
+        if planned is not None:
+            trainer.share_batch(planned, data, parts.trainer)
+            _check_shares(config, data, planned)
         build.build_extra(parts.callbacks.extra, "callbacks.extra", L.Callback)
         build.build_extra(parts.logger.extra, "logger.extra", Logger)
         loggers.check(parts.logger)
@@ -143,6 +147,18 @@ def _check_parts(config: Mapping[str, Any]) -> None:
         except MagnetoError as error:
             named = str(error).startswith("backbone.")
             raise ConfigError(str(error) if named else f"backbone: {error}") from error
+
+
+def _check_shares(config: Mapping[str, Any], data: DataModule, planned: L.Trainer) -> None:
+    """Raise `ConfigError` where `data.global_batch` would be made up of parts that do not add up to it."""
+    task, count = task_class(config["task"]["_target_"]), planned.accumulate_grad_batches
+    options = {key: value for key, value in config["task"].items() if key not in ("_target_", "name")}
+    if data.global_batch and count > 1 and not task.accumulates(from_mapping(task.Options, options, "task")):
+        raise ConfigError(
+            f"data.global_batch={data.global_batch} is {count} batches of each process, and task={task.name} compares the "
+            f"examples of one. Set data.batch_size to {data.global_batch // planned.world_size} or more, or take more "
+            "processes."
+        )
 
 
 def _check_space(data: DataModule) -> None:

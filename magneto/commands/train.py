@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 
 from magneto.commands import build, console, summary
 from magneto.commands.resolve import ResolvedRun, resolve
-from magneto.commands.trainer import build_loggers, build_trainer, close, lightning_errors
+from magneto.commands.trainer import build_loggers, build_trainer, close, lightning_errors, share_batch
 from magneto.data.cache import UNWRITABLE, short_hash
 from magneto.data.module import DataModule
 from magneto.errors import ConfigError, MagnetoError
@@ -187,6 +187,7 @@ def _fit_and_test(
     )
     others = [agreed, usage]
     trainer, monitor, saver = build_trainer(run.parts, config["seed"], folder, task, signals, others)
+    share_batch(trainer, data, settings)
     if content:
         check_progress(content, start, trainer)
         folder.rewind_samples(step)

@@ -25,6 +25,7 @@ from magneto.commands import console
 from magneto.commands.build import build_extra
 from magneto.config.parts import EXTRA_TRAINER_KEYS, LoggerConfig, Parts, TrainerConfig, defaults
 from magneto.config.validate import from_mapping
+from magneto.data.module import DataModule
 from magneto.errors import ConfigError, MagnetoError, nearest
 from magneto.tasks.base import Task
 from magneto.training import checkpoint_io, checkpointing, reproducibility, signals, stability
@@ -241,6 +242,25 @@ def build_trainer(
         enable_checkpointing=True,
     )
     return trainer, monitor, saver
+
+
+def share_batch(trainer: L.Trainer, data: DataModule, settings: TrainerConfig) -> None:
+    """Let the trainer accumulate as many batches as make up `data.global_batch`, if that is set.
+
+    Raises:
+        ConfigError: the processes cannot share it, or another number of accumulated batches was asked for.
+    """
+    count = data.micro_batches(trainer.world_size)
+    if count is None:
+        return
+    if settings.accumulate_grad_batches not in (1, count):
+        raise ConfigError(
+            f"data.global_batch={data.global_batch} makes {count} micro-batches a step with {trainer.world_size} processes, "
+            f"not trainer.accumulate_grad_batches={settings.accumulate_grad_batches}. Leave that out, and lower the "
+            "data's own batch setting for smaller ones."
+        )
+    trainer.accumulate_grad_batches = count
+    trainer.val_check_interval = settings.val_check_interval * count
 
 
 def build_tester(settings: TrainerConfig, folder: Path) -> L.Trainer:

@@ -7,7 +7,8 @@ Examples are shuffled among those of the same rounded length, so the sequence of
 the places where batches are cut, is the same in every epoch: an epoch always has `batches_per_epoch` batches,
 and the n-th batch of a run is found without replaying the run. Cutting is done on the global budget (budget
 of a rank x world size), so that many ranks see together, batch by batch, what one rank with the global budget
-sees.
+sees. With the budget of a whole optimizer step (`data.global_batch`) its batch is shared out over ranks and micro-batches,
+and is the same for any number of either.
 """
 
 import atexit
@@ -65,6 +66,9 @@ class TokenBudgetSampler(Sampler[Batch]):
     A run of `world_size` ranks equals a run of one rank with `world_size` times the budget (and
     max_batch_size) as long as no example is longer than a rank's budget and the two batches of the shortest
     examples have two for every rank.
+
+    With `micro_batches`, how many of each rank make an optimizer step, budget and max_batch_size are those of the whole
+    step, whose batch does not depend on world_size and micro_batches.
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class TokenBudgetSampler(Sampler[Batch]):
         seed: int = 0,
         pad_to_multiple: int = 1,
         max_batch_size: int | None = None,
+        micro_batches: int | None = None,
     ) -> None:
         assert 0 <= rank < world_size and 0 <= start <= total_batches
         if budget < 1:
@@ -90,19 +95,26 @@ class TokenBudgetSampler(Sampler[Batch]):
             )
         self.lengths = _classes(lengths, pad_to_multiple)
         self.total_batches, self.start, self.seed = total_batches, start, seed
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.micro_batches = rank, world_size, micro_batches or 1
+        factor = world_size if micro_batches is None else 1
         self._cuts = cut(
             np.sort(self.lengths)[::-1],
-            budget * world_size,
-            least=world_size,
-            most=None if max_batch_size is None else max_batch_size * world_size,
+            budget * factor,
+            least=factor,
+            most=None if max_batch_size is None else max_batch_size * factor,
         )
+        fewest = min(piece.stop - piece.start for piece in self._cuts)
+        if fewest < world_size * self.micro_batches:
+            raise DataError(
+                f"A batch of the budget {budget} has {fewest} examples, fewer than {world_size} processes with "
+                f"{self.micro_batches} micro-batches each: use fewer processes, or a larger data.global_batch."
+            )
         self._plan: tuple[int, list[np.ndarray]] = (-1, [])
 
     @property
     def batches_per_epoch(self) -> int:
         """The same for every epoch and rank."""
-        return len(self._cuts)
+        return len(self._cuts) * self.micro_batches
 
     def epoch_of(self, batch: int) -> int:
         """The epoch of the run's `batch`-th batch, both counted from 0."""
@@ -123,8 +135,11 @@ class TokenBudgetSampler(Sampler[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in range(self.start, self.total_batches):
-            epoch, place = divmod(batch, self.batches_per_epoch)
-            yield [(epoch, int(example)) for example in self.plan(epoch)[place][self.rank :: self.world_size]]
+            step, micro_batch = divmod(batch, self.micro_batches)
+            epoch, place = divmod(step, len(self._cuts))
+            share = micro_batch * self.world_size + self.rank
+            whole = self.plan(epoch)[place]
+            yield [(epoch, int(example)) for example in whole[share :: self.world_size * self.micro_batches]]
 
 
 class EvaluationSampler(Sampler[Batch]):

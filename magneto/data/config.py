@@ -24,6 +24,10 @@ class DataConfig:
     """Where corpora keep what they fetch, and where the prepared folders are."""
     num_workers: Annotated[int, Ge(0)] = 0
     """Processes that load batches; 0: the main one."""
+    global_batch: Count | None = None
+    """Size of the batch of an optimizer step, of all processes together, in the unit of the data's own setting
+    (batch_size, batch_frames, batch_tokens), which then is the largest of one process: as many are accumulated as make it
+    up. A run goes on with any number of processes that divides it."""
     seed: int = 0
     """Of the order, the masks and the augmentation of the training examples."""
 

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader
 from magneto.data.batching import EvaluationSampler, RunLoader, TokenBudgetSampler, ignore_signals
 from magneto.data.dataset import PreparedDataset
 from magneto.data.info import DatasetInfo
-from magneto.errors import DataError
+from magneto.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +27,15 @@ class Batching:
         max_batch_size: examples of a training batch on one rank, None for as many as the budget holds.
         eval_max_batch_size: of an evaluation batch.
         pad_to_multiple: what collate rounds lengths up to.
+        size: the data's own setting of a batch, such as `data.batch_size`; None: `budget`. `data.global_batch` has its unit.
     """
 
     budget: int
     eval_budget: int | None = None
-    pad_to_multiple: int = 1
     max_batch_size: int | None = None
     eval_max_batch_size: int | None = None
+    pad_to_multiple: int = 1
+    size: int | None = None
 
 
 class DataModule(L.LightningDataModule):
@@ -51,10 +54,17 @@ class DataModule(L.LightningDataModule):
     _counted: tuple[PreparedDataset, int, int] | None = None
     """The training set, the number of processes, and the batches of an epoch that follow."""
 
-    def __init__(self, *, data_dir: str = "data", num_workers: int = 0, seed: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        data_dir: str = "data",
+        num_workers: int = 0,
+        seed: int = 0,
+        global_batch: int | None = None,
+    ) -> None:
         super().__init__()
         self.data_dir = Path(data_dir).expanduser()
-        self.num_workers, self.seed = num_workers, seed
+        self.num_workers, self.seed, self.global_batch = num_workers, seed, global_batch
         self.total_batches: int | None = None
         self.consumed_batches = 0
         self.rank, self.world_size = 0, 1
@@ -98,6 +108,25 @@ class DataModule(L.LightningDataModule):
         self.total_batches, self.consumed_batches = total_batches, consumed_batches
         self.rank, self.world_size = rank, world_size
 
+    def micro_batches(self, world_size: int) -> int | None:
+        """Return how many batches of each process make up `data.global_batch`; None: that is not set.
+
+        They are as few as the data's own setting, the largest batch of one process, allows.
+
+        Raises:
+            ConfigError: the processes cannot share it equally.
+        """
+        if self.global_batch is None:
+            return None
+        share, rest = divmod(self.global_batch, world_size)
+        if rest:
+            raise ConfigError(
+                f"data.global_batch={self.global_batch} does not divide by {world_size} processes. Set it to "
+                f"{(share + 1) * world_size}, or use another number of processes."
+            )
+        fewest = -(-share // (self.batching.size or self.batching.budget))
+        return next(count for count in range(fewest, share + 1) if share % count == 0)
+
     def batches_per_epoch(self, world_size: int = 1) -> int:
         """Return the training batches that one rank sees in an epoch: the same number in every epoch."""
         if not hasattr(self, "train_set"):
@@ -128,15 +157,20 @@ class DataModule(L.LightningDataModule):
         return self._evaluation_loader(self.test_set)
 
     def _train_sampler(self, total: int, rank: int, world_size: int) -> TokenBudgetSampler:
+        batching = self.batching
+        size = batching.size or batching.budget
+        share = Fraction(self.global_batch or size, size)  # of a whole step, where its batch is set
+        most = batching.max_batch_size
         return TokenBudgetSampler(
             self.train_set.lengths,
-            budget=self.batching.budget,
+            budget=int(batching.budget * share),
             total_batches=total,
             rank=rank,
             world_size=world_size,
             seed=self.seed,
-            pad_to_multiple=self.batching.pad_to_multiple,
-            max_batch_size=self.batching.max_batch_size,
+            pad_to_multiple=batching.pad_to_multiple,
+            max_batch_size=None if most is None else max(1, int(most * share)),
+            micro_batches=self.micro_batches(world_size),
         )
 
     def _evaluation_loader(self, dataset: PreparedDataset) -> DataLoader[Any]:

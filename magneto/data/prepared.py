@@ -159,7 +159,12 @@ class PreparedDataModule(DataModule, Generic[InfoT, ConfigT]):
 
     def __init__(self, corpora: Mapping[str, Any], **settings: Any) -> None:
         config: ConfigT = from_mapping(self.Config, settings, "data")
-        super().__init__(data_dir=config.data_dir, num_workers=config.num_workers, seed=config.seed)
+        super().__init__(
+            data_dir=config.data_dir,
+            num_workers=config.num_workers,
+            seed=config.seed,
+            global_batch=config.global_batch,
+        )
         if not corpora:
             raise ConfigError("data.corpora is empty: name at least one corpus.")
         self.config = config

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from magneto.report.loading import Run
-from magneto.training.run_config import flatten
+from magneto.training.run_config import flatten, shared_keys
 
 _NOT_A_DIFFERENCE = re.compile(
     # Keys whose value says where, how loudly or on what a run computed, not what it computed. The number of
@@ -22,10 +22,12 @@ _NOT_A_DIFFERENCE = re.compile(
 
 def leaves(config: dict[str, Any]) -> dict[str, str]:
     """Return dotted key -> value as text, of every leaf of a configuration that can make a difference."""
+    flat = flatten(config)
+    shared = shared_keys(flat)
     return {
         key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
-        for key, value in flatten(config).items()
-        if is_difference(key)
+        for key, value in flat.items()
+        if is_difference(key) and key not in shared
     }
 
 

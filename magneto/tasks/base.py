@@ -154,6 +154,11 @@ class Task(TrainingModule):
         return {}
 
     @classmethod
+    def accumulates(cls, options: Any) -> bool:
+        """Return whether the losses of parts of a batch add up to that of the whole; not where its examples are compared."""
+        return True
+
+    @classmethod
     def prepare(cls, config: Mapping[str, Any], data: DataModule) -> dict[str, Any]:
         """Return options that need work beyond the data's own, such as a model whose outputs are this task's targets.
 

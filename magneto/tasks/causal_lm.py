@@ -134,7 +134,7 @@ class CausalLM(Task):
 
     def documents(self, tokens: Tensor) -> Tensor:
         """Return the number of each token's document in its block, from 1: (B, T) int64. `</s>` ends a document."""
-        ends = tokens == self.tokenizer.eos_id
+        ends = tokens.eq(self.tokenizer.eos_id or 0)
         return ends.cumsum(1) - ends.long() + 1
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -88,6 +88,11 @@ class VisionLanguage(MaskedImages, PairTask):
     options: VLOptions
 
     @classmethod
+    def accumulates(cls, options: VLOptions) -> bool:
+        """Not pairs that are compared, and of masked data the losses are means of a batch."""
+        return False
+
+    @classmethod
     def prepare(cls, config: Mapping[str, Any], data: DataModule) -> dict[str, Any]:
         """Return the tokenizer of the images, with masked modelling."""
         assert isinstance(data, ImageTextDataModule)

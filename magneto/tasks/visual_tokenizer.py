@@ -90,6 +90,11 @@ class VisualTokenization(ImageTask):
     options: VisualTokenizerOptions
 
     @classmethod
+    def accumulates(cls, options: VisualTokenizerOptions) -> bool:
+        """Not the codebook, which moves with each batch."""
+        return False
+
+    @classmethod
     def prepare(cls, config: Mapping[str, Any], data: DataModule) -> dict[str, Any]:
         """Return the width of the teacher's features."""
         task = config["task"]

@@ -294,4 +294,7 @@ class TrainingModule(L.LightningModule):
         if isinstance(windows, Mapping):  # of an older version: that of the first process alone
             windows = [windows]
         rank = self.global_rank
-        self._window = dict(windows[rank]) if rank < len(windows) else {}
+        if len(windows) == self.trainer.world_size:
+            self._window = dict(windows[rank])
+        else:  # their sums are what counts: the first process has them
+            self._window = {key: sum(one[key] for one in windows) for key in windows[0]} if rank == 0 else {}

@@ -40,19 +40,42 @@ def data_of(trainer: L.Trainer) -> DataModule:
 class ConfigureRun(Callback):
     """Pass to the data module what only the running trainer knows: the length of the run, and its rank.
 
-    Keep in the checkpoint the number of processes that share the batches: with another number they are other batches.
+    Keep in the checkpoint the number of processes that share the batches: with another number they are other batches, unless
+    `data.global_batch` says what a step sees. Then the position in the data is moved to what the same step is now.
     """
 
     world_size = 1
+    micro_batches: int | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"world_size": self.world_size}
+        return {"world_size": self.world_size, "micro_batches": self.micro_batches}
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Count batches and the work of a process as if the run had had these processes from the beginning."""
+        stored = checkpoint["callbacks"].get("ConfigureRun", {})
+        before, count = stored.get("micro_batches"), trainer.accumulate_grad_batches
+        if before is None or (stored["world_size"], before) == (trainer.world_size, count):
+            return
+        fit = checkpoint["loops"]["fit_loop"]
+        batches = checkpoint["global_step"] * count
+        for progress in ("total", "current"):
+            fit["epoch_loop.batch_progress"][progress] = dict.fromkeys(
+                fit["epoch_loop.batch_progress"][progress], batches
+            )
+        for loader in fit["state_dict"]["combined_loader"]:
+            loader["consumed"] = batches
+        totals = checkpoint["callbacks"]["Monitor"]["totals"]
+        for key in totals.keys() - {"seconds", "wait_seconds"}:
+            totals[key] *= stored["world_size"] / trainer.world_size
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Configure the data once the processes are up, before any loader is made."""
         assert isinstance(pl_module, TrainingModule)
         total = pl_module.total_steps * trainer.accumulate_grad_batches
         self.world_size = trainer.world_size
+        self.micro_batches = data_of(trainer).micro_batches(trainer.world_size)
         data_of(trainer).configure_run(total, rank=trainer.global_rank, world_size=trainer.world_size)
 
 

@@ -74,16 +74,20 @@ def check_progress(content: Mapping[str, Any], start: Start, trainer: L.Trainer)
     instead = "use resume=never to start over, or use init_from= to take the weights alone."
     try:
         batches = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
-        processes = content["callbacks"].get("ConfigureRun", {}).get("world_size", trainer.world_size)
+        stored = content["callbacks"].get("ConfigureRun", {})
+        processes, micro_batches = stored.get("world_size", trainer.world_size), stored.get("micro_batches")
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"checkpoint {start.checkpoint}: the run cannot continue from it ({checkpoint_io.first_line(error)}). "
             f"{checkpoint_io.REMEDY}"
         ) from error
+    if micro_batches is not None:  # of data.global_batch, which any number of processes shares
+        return
     if processes != trainer.world_size:
         raise ConfigError(
             f"checkpoint {start.checkpoint} was trained by {processes} processes; {trainer.world_size} would have other "
-            f"batches. Set trainer.devices and trainer.num_nodes so that there are {processes}, {instead}"
+            f"batches. Set trainer.devices and trainer.num_nodes so that there are {processes}, {instead} A run with "
+            "data.global_batch goes on with any number."
         )
     step, accumulate = content["global_step"], trainer.accumulate_grad_batches
     if batches != step * accumulate:

@@ -20,6 +20,18 @@ _NEUTRAL: tuple[Any, ...] = (None, False, 0, "", "none", [], {})
 """Values that switch a key off: a version without this key does the same."""
 
 
+_SHARED = (
+    "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.accumulate_grad_batches", "data.batch_size",
+    "data.batch_frames", "data.batch_tokens",
+)  # fmt: skip
+"""Keys that do not matter where `data.global_batch` says what a step sees."""
+
+
+def shared_keys(flat: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the keys of a flat configuration that make no difference, since any processes share its batch."""
+    return _SHARED if flat.get("data.global_batch") else ()
+
+
 def _is_volatile(key: str) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in _VOLATILE)
 
@@ -60,10 +72,11 @@ def run_name(config: Mapping[str, Any], overrides: Sequence[str]) -> str:
             )
         return name
     rest = {}
+    shared = shared_keys(flatten(config))
     for override in overrides:
         override = override.lstrip("+~")
         key = override.split("=", 1)[0].split("@")[0]
-        if key not in _NOT_IN_NAME and not _is_volatile(key):
+        if key not in (*_NOT_IN_NAME, *shared) and not _is_volatile(key):
             rest[key] = override  # of a key that is given twice, the last one counts
     head = f"{config['backbone']['placement']}-{config['size_name']}-seed{config['seed']}"
     return "-".join([head, slug(sorted(rest.values()))]) if rest else head
@@ -97,4 +110,6 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def compared(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a configuration that matter to the result, by their whole keys."""
-    return {key: value for key, value in flatten(config).items() if not _is_volatile(key)}
+    flat = flatten(config)
+    shared = shared_keys(flat)
+    return {key: value for key, value in flat.items() if key not in shared and not _is_volatile(key)}

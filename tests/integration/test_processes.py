@@ -19,15 +19,34 @@ from tests.toys.captions import KINDS, caption_settings, write_squares
 from tests.toys.runs import SHORT, SMALL, drive, folders, training_losses, values
 
 
-def two_processes(
-    folder: Path, overrides: list[str], script: Path = CONF.parent / "run.py"
+def processes(
+    count: int, folder: Path, overrides: list[str], script: Path = CONF.parent / "run.py"
 ) -> subprocess.Popen[str]:
-    arguments = [*overrides, "trainer.devices=2", "trainer.strategy=ddp", "trainer.accelerator=cpu"]
+    arguments = [*overrides, f"trainer.devices={count}", "trainer.strategy=ddp", "trainer.accelerator=cpu"]
     environment = {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "PYTHONPATH": str(CONF.parent)}
     return subprocess.Popen(
         [sys.executable, str(script), *arguments], cwd=folder, env={**os.environ, **environment}, text=True,
         stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
+
+
+def two_processes(
+    folder: Path, overrides: list[str], script: Path = CONF.parent / "run.py"
+) -> subprocess.Popen[str]:
+    return processes(2, folder, overrides, script)
+
+
+STOP = """
+from magneto.training import checkpointing
+from magneto.cli import main
+save = checkpointing.Checkpoints._save
+def stop(self, trainer, name):
+    save(self, trainer, name)
+    self.signals.received = trainer.global_step >= 5
+checkpointing.Checkpoints._save = stop
+main()
+"""
+"""A run that is asked to stop after five steps."""
 
 
 @pytest.mark.slow
@@ -38,20 +57,13 @@ def test_two_processes_resume_exactly(text_overrides: list[str], tmp_path: Path)
     whole = two_processes(tmp_path, [*settings, "name=whole"])
     assert whole.wait(300) == 0, whole.communicate()
     script = tmp_path / "stop.py"
-    script.write_text(
-        "from magneto.training import checkpointing; from magneto.cli import main\n"
-        "save = checkpointing.Checkpoints._save\n"
-        "def stop(self, trainer, name):\n"
-        "    save(self, trainer, name)\n"
-        "    self.signals.received = trainer.global_step >= 5\n"
-        "checkpointing.Checkpoints._save = stop\nmain()\n"
-    )
+    script.write_text(STOP)
     first = two_processes(tmp_path, [*settings, "name=parts"], script)
     assert first.wait(300) == 130, first.communicate()
     runs = tmp_path / "runs/causal_lm"
     content = torch.load(runs / "parts/checkpoints/last.ckpt", weights_only=True)
     assert content["global_step"] == 6 and len(content["window"]) == 2
-    assert content["callbacks"]["ConfigureRun"] == {"world_size": 2}
+    assert content["callbacks"]["ConfigureRun"] == {"world_size": 2, "micro_batches": None}
     second = two_processes(tmp_path, [*settings, "name=parts"])
     assert second.wait(300) == 0, second.communicate()
     assert values(runs / "parts") == values(runs / "whole")
@@ -138,3 +150,66 @@ def test_two_processes_train_vision_language(prepared_dir: Path, tmp_path: Path)
     )
     curve = training_losses(tmp_path / "runs/vl/two")
     assert curve[-1] < curve[0]
+
+
+@pytest.mark.slow
+def test_a_global_batch_for_any_processes(text_overrides: list[str], tmp_path: Path) -> None:
+    """One, two and four processes have the same curve, also where a run goes on with another number of them."""
+    settings = [
+        *text_overrides, "task=causal_lm", "trainer.max_steps=8", "callbacks.save_every=1", "trainer.log_every_n_steps=1",
+        "data.batch_size=2", "data.global_batch=8", "backbone.dropout=0", "callbacks.probe_every=0", "callbacks.samples=0",
+    ]  # fmt: skip
+    drive(settings, "name=one")
+    for count, name in ((2, "two"), (4, "four")):
+        run = processes(count, tmp_path, [*settings, f"name={name}"])
+        assert run.wait(300) == 0, run.communicate()
+    script = tmp_path / "stop.py"
+    script.write_text(STOP)
+    first = two_processes(tmp_path, [*settings, "name=moved"], script)
+    assert first.wait(300) == 130, first.communicate()
+    moved = drive(settings, "name=moved")
+    assert moved["status"] == "finished" and moved["steps"] == 8
+    runs = tmp_path / "runs/causal_lm"
+    expected = training_losses(runs / "one")
+    assert len(expected) == 8
+    for name in ("two", "four", "moved"):
+        assert training_losses(runs / name) == pytest.approx(expected, rel=1e-6), name
+        result = json.loads((runs / name / "result.json").read_text())
+        assert result["throughput"]["tokens_per_s"] > 0
+    checkpoints = [
+        torch.load(runs / name / "checkpoints/last.ckpt", weights_only=True) for name in ("one", "moved")
+    ]
+    progress = [c["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"] for c in checkpoints]
+    totals = [c["callbacks"]["Monitor"]["totals"]["tokens"] for c in checkpoints]
+    assert progress[0] == progress[1] and totals[0] == totals[1]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            ["data.global_batch=9", "trainer.devices=2", "trainer.strategy=ddp"],
+            "does not divide by 2 processes. Set it to 10",
+        ),
+        (
+            ["data.global_batch=8", "trainer.accumulate_grad_batches=3"],
+            "makes 4 micro-batches a step with 1 processes, not",
+        ),
+        (["data.global_batch=0"], "data.global_batch=0"),
+    ],
+)
+def test_global_batch_refused(text_overrides: list[str], more: list[str], message: str) -> None:
+    with pytest.raises(MagnetoError, match=message):
+        drive([*text_overrides, "task=causal_lm", "data.batch_size=2", "trainer.accelerator=cpu"], *more)
+
+
+def test_compared_examples_do_not_accumulate(tmp_path: Path) -> None:
+    """Contrastive learning of parts of a batch is not that of the batch: the size that would do is named."""
+    settings = [
+        "task=vl",
+        *folders(tmp_path / "data", tmp_path),
+        "data.batch_size=16",
+        "data.global_batch=64",
+    ]
+    with pytest.raises(MagnetoError, match="data.global_batch=64 is 4 batches.*Set data.batch_size to 64"):
+        drive(settings)

@@ -112,6 +112,7 @@ class SpeechDataModule(PreparedDataModule[SpeechInfo, SpeechConfig]):
             pad_to_multiple=config.pad_to_multiple,
             max_batch_size=config.max_batch_size,
             eval_max_batch_size=config.max_batch_size,
+            size=config.batch_frames,
         )
 
     def collate(self, dataset: SpeechDataset) -> Collate:

@@ -130,7 +130,8 @@ class TextDataModule(PreparedDataModule[TextInfo, TextConfig]):
         """By padded tokens: full blocks, or as many of the shorter ones as make up for them."""
         size = self.config.block_size
         pad = PAD_MULTIPLE if size % PAD_MULTIPLE == 0 else 1
-        return Batching(budget=self.config.batch_size * size, pad_to_multiple=pad)
+        count = self.config.batch_size
+        return Batching(budget=count * size, pad_to_multiple=pad, size=count)
 
     def collate(self, dataset: TextDataset) -> Collate:
         """Return what pads tokens and targets."""

@@ -106,6 +106,7 @@ class TextClassificationDataModule(PreparedDataModule[TextClassificationInfo, Te
             pad_to_multiple=PAD_TO_MULTIPLE,
             max_batch_size=config.batch_size,
             eval_max_batch_size=eval_batch_size,
+            size=config.batch_size,
         )
 
     def collate(self, dataset: ClassificationDataset) -> Collate:

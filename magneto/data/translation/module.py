@@ -89,6 +89,7 @@ class TranslationDataModule(PreparedDataModule[TranslationInfo, TranslationConfi
             pad_to_multiple=config.pad_to_multiple,
             max_batch_size=config.max_batch_size,
             eval_max_batch_size=config.max_batch_size,
+            size=config.batch_tokens,
         )
 
     def collate(self, dataset: TranslationDataset) -> Collate:

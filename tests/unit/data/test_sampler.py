@@ -45,6 +45,32 @@ def test_epoch_covers_all_ranks_once(data, world, budget, seed, multiple):
     assert [batch[0][0] for batch in batches[0]] == [ranks[0].epoch_of(n) for n in range(len(ranks[0]))]
 
 
+@given(data=lengths, world=st.integers(1, 4), micro=st.integers(1, 3), **common)
+@settings(deadline=None)
+def test_a_step_sees_the_same_however_shared(data, world, micro, budget, seed, multiple):
+    """With the budget of a step its examples do not depend on processes and micro-batches, also from the middle on."""
+    whole = sampler(data, budget, seed, multiple, micro_batches=1)
+    steps = [sorted(batch) for batch in whole]
+    if min(len(step) for step in steps) < world * micro:
+        with pytest.raises(MagnetoError, match="fewer than"):
+            sampler(data, budget, seed, multiple, world_size=world, micro_batches=micro)
+        return
+    ranks = [
+        sampler(data, budget, seed, multiple, rank=rank, world_size=world, micro_batches=micro)
+        for rank in range(world)
+    ]
+    assert {rank.batches_per_epoch for rank in ranks} == {whole.batches_per_epoch * micro}
+    half = len(steps) // 2
+    for rank in ranks:
+        rank.start = half * micro
+    batches = [list(rank) for rank in ranks]
+    assert all(batch for own in batches for batch in own)
+    for number, step in enumerate(steps[half:]):
+        parts = [example for own in batches for batch in own[number * micro :][:micro] for example in batch]
+        assert sorted(parts) == step
+    assert ranks[0].epoch_of(len(steps) * micro - 1) == 1
+
+
 @given(data=lengths, **common)
 @settings(deadline=None)
 def test_padded_batch_within_budget(data, budget, seed, multiple):
