@@ -146,6 +146,7 @@ class DataModule(L.LightningDataModule):
         """Return all training batches of the run; len() is their number, also where some are done."""
         assert self.total_batches is not None, "configure_run comes before train_dataloader"
         sampler = self._train_sampler(self.total_batches, self.rank, self.world_size)
+        self._counted = (self.train_set, self.world_size, sampler.batches_per_epoch)
         return self._loader(self.train_set, sampler, RunLoader)
 
     def val_dataloader(self) -> DataLoader[Any]:

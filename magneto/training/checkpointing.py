@@ -11,6 +11,9 @@ from magneto.errors import ConfigError
 from magneto.training.module import TrainingModule
 from magneto.training.signals import Interrupted, StopSignals
 
+GPU_POLL = 10
+"""Steps after which processes on GPUs look whether one of them was asked to stop."""
+
 
 class Checkpoints(Checkpoint):
     """Keep `best.ckpt` (by the task's monitor) and `last.ckpt`, and save before an interruption.
@@ -55,6 +58,8 @@ class Checkpoints(Checkpoint):
         if not (self.folder / "best.ckpt").exists():
             self.best, self.best_step = None, 0  # the run continues from another folder's checkpoint
         self.signals.defer()
+        assert isinstance(pl_module, TrainingModule)
+        pl_module.asked_to_stop = lambda: self.signals.received
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop at once again: all is saved."""
@@ -73,7 +78,8 @@ class Checkpoints(Checkpoint):
         if (batch_idx + 1) % trainer.val_check_batch == 0:
             return  # on_validation_end saves
         self._save_stable(trainer)
-        stop = self._stop_asked(trainer)
+        assert isinstance(pl_module, TrainingModule)
+        stop = self._any_asked(trainer, pl_module)
         if stop or trainer.global_step % self.every == 0:
             self._save(trainer, "last")
         if stop:
@@ -97,6 +103,14 @@ class Checkpoints(Checkpoint):
         self._save_stable(trainer)
         if self._stop_asked(trainer) and not trainer.should_stop:
             raise Interrupted
+
+    def _any_asked(self, trainer: L.Trainer, module: TrainingModule) -> bool:
+        """Return whether any process was asked to stop before this step; seldom from a GPU, which an answer stalls."""
+        if module.stop_votes is None:
+            return self.signals.received
+        if module.stop_votes.is_cuda and trainer.global_step % GPU_POLL:
+            return False
+        return bool(module.stop_votes)
 
     def _stop_asked(self, trainer: L.Trainer) -> bool:
         return trainer.strategy.reduce_boolean_decision(self.signals.received, all=False)

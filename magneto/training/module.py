@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,10 @@ class TrainingModule(L.LightningModule):
         self.scores: dict[str, Metric] = {}
         self._window: dict[str, Tensor | float] = {}
         self._weight: Tensor | None = None
+        self.asked_to_stop: Callable[[], bool] = lambda: False
+        """Whether this process was asked to stop; the run does when any was, which costs no message of its own."""
+        self.stop_votes: Tensor | None = None
+        """Processes that were asked to before the last step; None: there is one process, or no step yet."""
         self._grad_norm: Tensor | None = None
         self._shown: list[Sample] = []
         self.evaluated: dict[str, float] = {}
@@ -158,8 +162,12 @@ class TrainingModule(L.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Divide the summed gradients by the weight of the global batch, whatever its parts."""
         assert self._weight is not None
-        weight = self._sum_over_ranks(self._weight)
+        weight = self._weight
         self._weight = None
+        if self.trainer.world_size > 1:  # one message a step, besides the gradients
+            votes = torch.tensor(float(self.asked_to_stop()), dtype=torch.float64, device=weight.device)
+            total, self.stop_votes = self._sum_over_ranks(torch.stack((weight.double(), votes)))
+            weight = total.to(weight.dtype)
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         # DDP has averaged over the ranks already: hence the world size.
         torch._foreach_mul_(gradients, self.trainer.world_size / weight.clamp(min=1e-8))
@@ -274,9 +282,10 @@ class TrainingModule(L.LightningModule):
             logger.log_metrics(dict(metrics), step=self.global_step)
 
     def _sum_over_ranks(self, value: Tensor) -> Tensor:
-        reduced = self.trainer.strategy.reduce(value.clone(), reduce_op="sum")
-        assert isinstance(reduced, Tensor)
-        return reduced
+        value = value.clone()
+        if self.trainer.world_size > 1:  # Lightning's `reduce` waits at a barrier first
+            torch.distributed.all_reduce(value)
+        return value
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the unfinished logging window and the last evaluation, so that a resumed run logs the same."""

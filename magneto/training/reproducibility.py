@@ -73,6 +73,8 @@ class ConfigureRun(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Configure the data once the processes are up, before any loader is made."""
         assert isinstance(pl_module, TrainingModule)
+        # Lightning sends its own signal to all processes at each batch; here `StopSignals` takes them (`Checkpoints`).
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         total = pl_module.total_steps * trainer.accumulate_grad_batches
         self.world_size = trainer.world_size
         self.micro_batches = data_of(trainer).micro_batches(trainer.world_size)

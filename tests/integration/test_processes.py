@@ -213,3 +213,50 @@ def test_compared_examples_do_not_accumulate(tmp_path: Path) -> None:
     ]
     with pytest.raises(MagnetoError, match="data.global_batch=64 is 4 batches.*Set data.batch_size to 64"):
         drive(settings)
+
+
+COUNT = """
+import atexit, json, os, sys
+import torch
+from magneto.cli import main
+calls = []
+for name in ("all_reduce", "broadcast", "barrier", "all_gather", "all_gather_object", "broadcast_object_list"):
+    def counted(*args, plain=getattr(torch.distributed, name), name=name, **kwargs):
+        calls.append((name, STEP[0]))
+        return plain(*args, **kwargs)
+    setattr(torch.distributed, name, counted)
+from magneto.data import batching
+from magneto.training.reproducibility import StepSeed
+STEP = [-1]
+start = StepSeed.on_train_batch_start
+def begin(self, trainer, module, batch, index):
+    STEP[0] = index
+    start(self, trainer, module, batch, index)
+StepSeed.on_train_batch_start = begin
+cut = batching.cut
+def planned(*args, **kwargs):
+    calls.append(("plan", STEP[0]))
+    return cut(*args, **kwargs)
+batching.cut = planned
+main()
+if os.environ.get("LOCAL_RANK", "0") == "0":
+    json.dump(calls, open("calls.json", "w"))
+"""
+"""A run that notes what its processes send, besides the gradients, and each planning of the data, by training batch."""
+
+
+@pytest.mark.slow
+def test_messages_of_a_step(text_overrides: list[str], tmp_path: Path) -> None:
+    """One sum over the processes a step, one more where a line is logged, no barrier, and no planning of the data."""
+    script = tmp_path / "count.py"
+    script.write_text(COUNT)
+    settings = [
+        *text_overrides, "task=causal_lm", "name=counted", "trainer.max_steps=12", "trainer.val_check_interval=12",
+        "trainer.log_every_n_steps=4", "callbacks.save_every=100", "callbacks.probe_every=0",
+    ]  # fmt: skip
+    run = two_processes(tmp_path, settings, script)
+    assert run.wait(300) == 0, run.communicate()
+    calls = json.loads((tmp_path / "calls.json").read_text())
+    for batch in range(1, 11):  # the first and the last begin and end the run
+        sent = [name for name, at in calls if at == batch]
+        assert sent == ["all_reduce"] * (2 if (batch + 1) % 4 == 0 else 1), (batch, sent)
