@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import lightning as L
+import torch
+from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch.callbacks import Callback
 
 from magneto.data.batching import RunLoader
@@ -59,6 +61,9 @@ class Usage(Callback):
 class Monitor(Callback):
     """Log the training metrics and the throughput, and end a run that diverges.
 
+    `throughput/mfu` is the share of the FLOP/s of a GPU that Lightning knows which the model's FLOPs take (PaLM, arXiv
+    2204.02311, appendix B).
+
     Args:
         every: optimizer steps between two logged values.
         divergence_factor: the run has diverged when the exponentially smoothed training loss exceeds the first logged
@@ -72,6 +77,12 @@ class Monitor(Callback):
         self.totals: dict[str, float] = defaultdict(float)
         self._window: dict[str, float] = defaultdict(float)
         self._started = 0.0
+        self._peak_flops: float | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Look up what the device can do."""
+        half = str(trainer.precision).startswith("bf16")
+        self._peak_flops = get_available_flops(pl_module.device, torch.bfloat16 if half else torch.float32)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the losses that decide about divergence, and the work done so far."""
@@ -108,6 +119,8 @@ class Monitor(Callback):
         self._window["seconds"] += wait
         metrics = pl_module.flush_window()
         rates = _rates(self._window, trainer.world_size)
+        if self._peak_flops:
+            rates["mfu"] = rates["model_flops_per_s"] / trainer.world_size / self._peak_flops
         metrics |= {f"throughput/{key}": value for key, value in rates.items()}
         metrics["epoch"] = (batch_idx + 1) / data_of(trainer).batches_per_epoch(trainer.world_size)
         pl_module.record(metrics)

@@ -17,8 +17,9 @@ from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import MagnetoError
 from magneto.tasks.causal_lm import TextScores
 from magneto.tasks.registry import load_task
+from magneto.training import monitor
 from tests.conftest import BITS_PER_BYTE, WORDS
-from tests.toys.runs import SHORT, drive, folders
+from tests.toys.runs import SHORT, drive, folders, values
 
 LEARN = ("trainer.max_steps=250", "trainer.val_check_interval=250", "optimizer.lr=1e-2")
 
@@ -57,6 +58,19 @@ def test_z_loss_is_in_the_training_loss_alone(run_lm) -> None:
     added = penalised["probe"]["first_loss"] - plain["probe"]["first_loss"]
     assert 0.1 * math.log(280) ** 2 < added < 0.2 * math.log(280) ** 2
     assert penalised["metrics"]["val/loss"] == pytest.approx(plain["metrics"]["val/loss"], rel=1e-4)
+
+
+def test_share_of_the_peak_is_logged(run_lm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the device is one that Lightning knows; a CPU is not."""
+    short = ("trainer.max_steps=2", "trainer.val_check_interval=2", "trainer.log_every_n_steps=1")
+    assert not any("mfu" in row[1] for row in values(run_lm(*short, "name=cpu")["folder"], leave_out="lr"))
+    monkeypatch.setattr(monitor, "get_available_flops", lambda device, dtype: 1e12)
+    rows = {
+        row[1]: float(row[2])
+        for row in values(run_lm(*short, "name=gpu")["folder"], leave_out="lr")
+        if row[0] == "2"
+    }
+    assert rows["throughput/mfu"] == pytest.approx(rows["throughput/model_flops_per_s"] / 1e12)
 
 
 @pytest.mark.parametrize("window", ["null", "4"])
