@@ -6,7 +6,7 @@ settings are checked in `__post_init__`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 
@@ -22,8 +22,9 @@ class DataConfig:
 
     data_dir: str = "data"
     """Where corpora keep what they fetch, and where the prepared folders are."""
-    num_workers: Annotated[int, Ge(0)] = 0
-    """Processes that load batches; 0: the main one."""
+    num_workers: Annotated[int, Ge(0)] | Literal["auto"] = "auto"
+    """Processes that load batches; 0: the main one. auto: that one where a CPU trains, which memory maps and decoded images
+    hardly delay, and up to eight for each GPU, which would wait."""
     global_batch: Count | None = None
     """Size of the batch of an optimizer step, of all processes together, in the unit of the data's own setting
     (batch_size, batch_frames, batch_tokens), which then is the largest of one process: as many are accumulated as make it

@@ -1,11 +1,12 @@
 """Base of all data modules: what a run asks of its data, and the loaders of its batches."""
 
+import os
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import lightning as L
 import torch
@@ -38,6 +39,12 @@ class Batching:
     size: int | None = None
 
 
+def loader_workers() -> int:
+    """Return how many processes load batches if nobody says it: those of `DataConfig.num_workers`."""
+    gpus = torch.cuda.device_count()
+    return min(8, max(1, (os.cpu_count() or 1) // gpus - 1)) if gpus else 0
+
+
 class DataModule(L.LightningDataModule):
     """One kind of data, in batches by length; `setup` opens `train_set`, `val_set` and `test_set`.
 
@@ -58,13 +65,14 @@ class DataModule(L.LightningDataModule):
         self,
         *,
         data_dir: str = "data",
-        num_workers: int = 0,
+        num_workers: int | Literal["auto"] = "auto",
         seed: int = 0,
         global_batch: int | None = None,
     ) -> None:
         super().__init__()
         self.data_dir = Path(data_dir).expanduser()
-        self.num_workers, self.seed, self.global_batch = num_workers, seed, global_batch
+        self.num_workers = loader_workers() if num_workers == "auto" else num_workers
+        self.seed, self.global_batch = seed, global_batch
         self.total_batches: int | None = None
         self.consumed_batches = 0
         self.rank, self.world_size = 0, 1
