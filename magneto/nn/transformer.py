@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from magneto.errors import ConfigError
 from magneto.nn.attention import Context
-from magneto.nn.attention_kernels import Packed, Windowed
+from magneto.nn.attention_reach import Reach
 from magneto.nn.config import BackboneConfig
 from magneto.nn.dropout import dropout
 from magneto.nn.kv_cache import KVCache, LayerCache
@@ -135,9 +135,9 @@ class Stack(nn.Module):
             (0, mask) if cache is None else cache.extend(x, mask, len(self.layers))
         )  # (B, start + T)
         rotary = None if self.rotary is None else self.rotary(start, x.size(1))
-        sparse = self._sparse(x, start, seen, causal, documents)
-        # (B or 1, heads or 1, T or 1, start + T)
-        bias = None if sparse else self._bias(x, start, seen, causal, documents)
+        reach = Reach(x.size(1), start, causal, self.config.attention_window, seen, documents)
+        sparse = None if self.relative is not None else reach.sparse(x.device)
+        bias = None if sparse else self._bias(x, reach)  # (B or 1, heads or 1, T or 1, start + T)
         context = Context(
             bias=bias,
             causal=causal and bias is None and sparse is None and x.size(1) > 1,
@@ -147,7 +147,7 @@ class Stack(nn.Module):
             memory=memory,
             memory_mask=None if memory_mask is None else memory_mask[:, None, None, :],
         )
-        x = self._add_positions(x, start, mask, seen, documents, cache)  # (B, T, d_model)
+        x = self._add_positions(x, mask, reach, cache)  # (B, T, d_model)
         if self.input_norm is not None:
             x = apply_experts(self.input_norm, x, num_vision_tokens)
         x = dropout(x, self.config.dropout, self.training)
@@ -173,65 +173,25 @@ class Stack(nn.Module):
                 f"mask has the numbers of documents, which {what} does not separate. Set mask to bool, True = real token."
             )
 
-    def _add_positions(
-        self,
-        x: Tensor,
-        start: int,
-        mask: Tensor | None,
-        seen: Tensor | None,
-        documents: Tensor | None,
-        cache: KVCache | None,
-    ) -> Tensor:
+    def _add_positions(self, x: Tensor, mask: Tensor | None, reach: Reach, cache: KVCache | None) -> Tensor:
         if isinstance(self.position, ConvolutionalPosition):
             x, tail = self.position(x, mask, None if cache is None else cache.tail)
             if cache is not None:
                 cache.tail = tail
         elif self.position is not None:
-            x = self.position(x, start, seen, documents)
+            x = self.position(x, reach.start, reach.seen, reach.documents)
         return x
 
-    def _sparse(
-        self, x: Tensor, start: int, seen: Tensor | None, causal: bool, documents: Tensor | None
-    ) -> Windowed | Packed | None:
-        """Return windows or documents whose attention is computed for them alone; None: `_bias` has them."""
-        window, length = self.config.attention_window, x.size(1)
-        if start or self.relative is not None or (window is None and documents is None):
-            return None
-        if window is None:
-            return Packed.of(documents, causal) if documents is not None else None
-        if length <= 2 * window:
-            return None
-        if documents is None:
-            documents = (
-                torch.ones(1, length, dtype=torch.int64, device=x.device) if seen is None else seen.long()
-            )
-        return Windowed(window, causal, documents)
-
-    def _bias(
-        self, x: Tensor, start: int, seen: Tensor | None, causal: bool, documents: Tensor | None
-    ) -> Tensor | None:
+    def _bias(self, x: Tensor, reach: Reach) -> Tensor | None:
         """Return mask and relative positions in SDPA's form, or None where SDPA needs neither.
 
         Bool (True = attend) without relative positions, else float with a large negative number where attention is
-        masked: -inf would give 0/0 in an example without any real token. The tokens of x are the queries start to
-        start + T - 1, the keys are all start + T slots; `seen` (B, start + T) marks the real ones.
+        masked: -inf would give 0/0 in an example without any real token.
         """
-        new, total = x.size(1), start + x.size(1)
-        window = self.config.attention_window or total
-        allowed = None if seen is None else seen[:, None, None, :]
-        by_distance = causal and new > 1 and (start or seen is not None or self.relative is not None)
-        if by_distance or window < total:
-            every = torch.ones(new, total, dtype=torch.bool, device=x.device)
-            near = (every.tril(start) if causal else every.tril(start + window - 1)).triu(start - window + 1)
-            # Padding attends to itself: a query without any key would make a row of the softmax 0/0.
-            itself = every.tril(start) & every.triu(start)
-            allowed = near if allowed is None else (allowed & near) | itself
-        if documents is not None:
-            alike = (documents[:, :, None] == documents[:, None])[:, None]  # (B, 1, T, T)
-            allowed = alike if allowed is None else allowed & alike
+        allowed = reach.mask(x.device, past=self.relative is not None)
         if self.relative is None:
             return allowed
-        bias: Tensor = self.relative(start, new)
+        bias: Tensor = self.relative(reach.start, reach.new)
         if torch.is_autocast_enabled(x.device.type):  # once here instead of once in each layer
             bias = bias.to(torch.get_autocast_dtype(x.device.type))
         return bias if allowed is None else bias.masked_fill(~allowed, torch.finfo(bias.dtype).min / 2)
