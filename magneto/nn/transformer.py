@@ -131,9 +131,7 @@ class Stack(nn.Module):
         if mask is not None and mask.dtype != torch.bool:
             self._check_documents(cache)
             documents, mask = mask, mask > 0  # (B, T) each
-        start, seen = (
-            (0, mask) if cache is None else cache.extend(x, mask, len(self.layers))
-        )  # (B, start + T)
+        start, seen = (0, mask) if cache is None else cache.extend(x, mask, len(self.layers))
         rotary = None if self.rotary is None else self.rotary(start, x.size(1))
         reach = Reach(x.size(1), start, causal, self.config.attention_window, seen, documents)
         sparse = None if self.relative is not None else reach.sparse(x.device)
