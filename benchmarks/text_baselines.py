@@ -211,7 +211,7 @@ def masked_accuracy(
     """Name -> accuracy of the masked tokens without and with knowledge of how masks are made."""
     masking, mask = data.config.masking, data.tokenizer.require("mask")
     assert isinstance(masking, Masking)
-    ordinary = dataset.reading.ordinary
+    ordinary = data.tokenizer.ordinary_ids
     text = np.full(data.info.vocab_size, -np.inf)  # log: only tokens that stand for text are asked for
     text[ordinary] = 0
     kept = 1 - masking.mask - masking.random

@@ -1,4 +1,4 @@
-"""The scripts behind the language tasks' ratios and baselines, at sizes of seconds: what they print, not how fast it was."""
+"""The scripts behind ratios and baselines, at sizes of seconds: what they print, not how fast it was."""
 
 import importlib
 import mmap
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from magneto.errors import MagnetoError
+from tests.toys.images import image_settings, write_patterns
 from tests.toys.translation import translation_files
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -148,3 +149,79 @@ def test_long_context(script: Script, capsys: pytest.CaptureFixture[str]) -> Non
     for kind in ("all earlier tokens", "window of 512", "documents of 512"):
         first, second = table[kind]
         assert float(first.removesuffix(" s")) > 0 and "length^" in second
+
+
+def test_text_baselines(
+    script: Script, text_overrides: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a language of word pairs, who knows the words before knows more than who counts words."""
+    data = [override for override in text_overrides if override.startswith("data")]
+    script("text_baselines", *data).main()
+    found = {}
+    for line in capsys.readouterr().out.splitlines():
+        name, _, rest = line.strip().partition("  ")
+        found[name] = rest.replace("%", "").split()
+    bits, masked, told = (float(value) for value in found["trigram"])
+    assert 0 < bits < float(found["unigram"][0]) and float(found["gzip -9"][0]) > 0
+    assert float(found["unigram"][1]) < masked <= told <= 100 and len(found["trigram, two-sided"]) == 2
+
+
+def test_image_baselines(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sklearn")
+    settings = [*image_settings(write_patterns(tmp_path / "images")), f"data_dir={tmp_path / 'data'}"]
+    script("image_baselines", *settings, "--iterations", 20).main()
+    printed = capsys.readouterr().out
+    assert "most frequent class" in printed and "logistic regression on pixels" in printed
+
+
+def test_image_step(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("timm")
+    small = (
+        "--layers",
+        1,
+        "--width",
+        32,
+        "--heads",
+        2,
+        "--image",
+        16,
+        "--patch",
+        8,
+        "--classes",
+        3,
+        "--batch",
+        2,
+    )
+    for more in ((), ("--multiway",)):
+        script("image_step", *small, "--rounds", 1, "--dtype", "fp32", *more).main()
+        assert "x" in capsys.readouterr().out
+
+
+def test_backbone(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("torchscale", "transformers", "timm", "x_transformers"):
+        pytest.importorskip(name)
+    script(
+        "backbone",
+        "--layers",
+        1,
+        "--width",
+        64,
+        "--batch",
+        2,
+        "--length",
+        8,
+        "--rounds",
+        1,
+        "--dtype",
+        "fp32",
+    ).main()
+    printed = capsys.readouterr().out
+    for stack in ("Magneto", "torchscale", "GPT-2", "BERT", "timm", "x-transformers"):
+        assert stack in printed
+
+
+def test_bounded_update(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script("bounded_update", "--depths", "2,4", "--seeds", 1, "--figure", tmp_path / "update.png").main()
+    table = rows(capsys.readouterr().out)
+    assert float(table["Post-LN"][-1].removeprefix("x")) > float(table["Magneto"][-1].removeprefix("x"))
+    assert (tmp_path / "update.png").stat().st_size > 1000
