@@ -1,6 +1,6 @@
 """Cost of attention by length: whole sequences, windows, and packed documents.
 
-    python benchmarks/long_context.py                              # 4,096 to 32,768 tokens, four minutes on 2 cores
+    python benchmarks/long_context.py                              # 4,096 to 32,768 tokens
     python benchmarks/long_context.py --lengths 256 512 --rounds 1   # to see that it runs
 
 A training step, forward and backward, of a causal Magneto of 2 layers x 256 with 4 heads: attention to all earlier tokens,
