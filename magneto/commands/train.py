@@ -30,6 +30,7 @@ from magneto.tasks import registry
 from magneto.tasks.base import Task
 from magneto.training import checkpoint_io, monitor, reproducibility
 from magneto.training.averaging import LastWeights
+from magneto.training.files import CHECKPOINT_REMEDY
 from magneto.training.loggers import RunLogger, is_main_process
 from magneto.training.memory import memory_of_run, peak_memory, reset_peak_memory
 from magneto.training.module import Diverged
@@ -37,6 +38,7 @@ from magneto.training.result import RunResult
 from magneto.training.resume import check_progress, follow, read_start, while_restoring
 from magneto.training.run_config import compared
 from magneto.training.run_folder import RunFolder, Start
+from magneto.training.sharding import empty_parameters, is_sharded, whole_weights
 from magneto.training.signals import Interrupted, StopSignals
 
 log = logging.getLogger("magneto")
@@ -70,7 +72,9 @@ def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
             result = RunResult.of_config(run.config, folder.path.name, overrides=overrides)
             full = run.config["summary"] == "full"
             L.seed_everything(run.config["seed"], verbose=False)
-            task = build.build_task(run.config, run.data)
+            sharded = run.parts.trainer.strategy == "fsdp" and not is_main_process()
+            with empty_parameters(sharded):
+                task = build.build_task(run.config, run.data)
             if is_main_process():
                 held.enter_context(folder.lock())
                 start = folder.begin(run.config, run.config["resume"], run.given)
@@ -83,7 +87,7 @@ def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
             log.info("run %s", folder.path)
             if start.checkpoint is None:
                 task.initialize()
-                if run.pretrained is not None:
+                if run.pretrained is not None and not sharded:
                     log.info("%s", initialize_from(task, run.pretrained))
             run = replace(run, pretrained=None)  # the task has its weights
             result = replace(result, **_fit_and_test(run, folder, start, signals, task, usage))
@@ -210,7 +214,7 @@ def _fit_and_test(
                     raise
                 raise ConfigError(
                     f"checkpoint {start.checkpoint}: the run cannot continue from it ({checkpoint_io.first_line(error)}). "
-                    f"{checkpoint_io.REMEDY}"
+                    f"{CHECKPOINT_REMEDY}"
                 ) from error
             metrics = _evaluate_best(folder, trainer, data, task)
         except Diverged as error:
@@ -277,15 +281,17 @@ def primary_metric_of(task: Task) -> str:
 
 def _evaluate_best(folder: RunFolder, trainer: L.Trainer, data: DataModule, task: Task) -> dict[str, float]:
     """Test and export the best checkpoint, or the average that the run keeps. Returns the metrics."""
-    best = registry.load_task(folder.best if folder.best.exists() else folder.last)
+    path = folder.best if folder.best.exists() else folder.last
+    best = registry.load_task(path, empty=is_sharded(trainer) and not trainer.is_global_zero)
     best.samples_file = task.samples_file
     kept = next((one for one in trainer.callbacks if isinstance(one, LastWeights)), None)  # type: ignore[attr-defined]
-    if kept is not None:
+    if kept is not None and trainer.is_global_zero:
         kept.load_average(best)
     trainer.test(best, datamodule=data, verbose=False)
     task.evaluation_info |= best.evaluation_info
+    weights = whole_weights(best)
     if trainer.is_global_zero:
         if kept is not None:
-            kept.save_average(best)
-        checkpoint_io.export(best, folder.path / "export")
+            kept.save_average(best, weights)
+        checkpoint_io.export(best, folder.path / "export", weights)
     return best.evaluated

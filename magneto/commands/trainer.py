@@ -16,7 +16,6 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
@@ -29,17 +28,18 @@ from magneto.data.module import DataModule
 from magneto.errors import ConfigError, MagnetoError, nearest
 from magneto.tasks.base import Task
 from magneto.training import checkpoint_io, checkpointing, reproducibility, signals, stability
-from magneto.training.averaging import LastWeights
+from magneto.training.averaging import LastWeights, MovingAverage
 from magneto.training.devices import precision, unusable_gpu
 from magneto.training.loggers import CSVLogger, RunLogger, wandb_logger
 from magneto.training.monitor import Monitor
 from magneto.training.optim import decay_start
 from magneto.training.run_folder import RunFolder
+from magneto.training.sharding import ShardedStrategy
 
 log = logging.getLogger("magneto")
 
 
-STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true", "fsdp")
 
 
 # Keys of the group trainer that are not passed on to lightning.Trainer as they stand.
@@ -78,13 +78,13 @@ def trainer_config(settings: Mapping[str, Any]) -> TrainerConfig:
     if strategy not in STRATEGIES:
         reason = f"there is no such strategy.{nearest(strategy, STRATEGIES)}"
         if strategy.startswith(("fsdp", "deepspeed")):
-            reason = "weight decay, gradient clipping and the export would be wrong with sharded parameters."
+            reason = "weight decay, gradient clipping and the export would be wrong."
         elif strategy.startswith(("ddp_spawn", "ddp_fork", "ddp_notebook")):
             reason = "the metrics and the trained weights would stay in the child processes."
         elif strategy in StrategyRegistry.available_strategies():
             reason = "it is not tested with magneto."
         raise ConfigError(
-            f"trainer.strategy={strategy} is not supported: {reason} Set trainer.strategy to ddp, or "
+            f"trainer.strategy={strategy} is not supported: {reason} Set trainer.strategy to ddp or fsdp, or "
             "to auto for one process."
         )
     if config.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
@@ -120,6 +120,8 @@ def lightning_trainer(settings: TrainerConfig, **further: Any) -> L.Trainer:
         ConfigError: Lightning refuses a setting, or the processes of the environment are not those of the settings.
     """
     arguments = trainer_arguments(settings) | further
+    if settings.strategy == "fsdp":
+        arguments["strategy"] = ShardedStrategy()
     try:
         with lightning_errors():
             arguments["plugins"] = [*further.get("plugins", ()), *_cluster(settings)]
@@ -220,8 +222,7 @@ def build_trainer(
                 "near the weights of the start. Set it to %.4g or less.",
                 watch.ema_decay, window, steps, 1 - 1 / max(2, steps // 10),
             )  # fmt: skip
-        # Buffers are copied as they are: an average of indices or of a codebook's directions would be neither.
-        callbacks.append(EMAWeightAveraging(decay=watch.ema_decay, use_buffers=False))
+        callbacks.append(MovingAverage(watch.ema_decay))
     if watch.average_last:
         callbacks.append(LastWeights(folder.checkpoints, watch.average_last))
     bar = progress_bar(settings)

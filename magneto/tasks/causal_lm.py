@@ -28,6 +28,7 @@ from magneto.nn import (
 from magneto.tasks.base import Task
 from magneto.training.module import Batch, StepOutput
 from magneto.training.samples import Sample
+from magneto.training.sharding import gathered
 
 HELD_OUT_PROMPT = 32  # tokens of a held-out block, half of it at most, that a sample continues
 
@@ -173,8 +174,12 @@ class CausalLM(Task):
 
     def samples(self, batch: Batch, output: StepOutput, evaluated: None) -> list[Sample]:
         """Return continuations of the prompts of the options and of held-out blocks, of the first batch alone."""
-        if self._shown or not self.trainer.is_global_zero:
+        if not self.first_batch:
             return []
+        with gathered(self):
+            return self._continuations(batch) if self.trainer.is_global_zero else []
+
+    def _continuations(self, batch: Batch) -> list[Sample]:
         shown: list[Sample] = [
             {"id": f"prompt-{index:02d}", "kind": "continuation", "prompt": prompt, "reference": None}
             for index, prompt in enumerate(self.options.prompts[: self.num_samples])

@@ -34,6 +34,7 @@ from magneto.nn import (
 from magneto.tasks.base import Task
 from magneto.training.module import Batch, StepOutput
 from magneto.training.samples import Sample
+from magneto.training.sharding import gathered
 
 log = logging.getLogger("magneto")
 
@@ -189,9 +190,9 @@ class MT(Task):
         rows = list(range(len(batch["id"]))) if testing else self._chosen(batch["id"])
         index = torch.tensor(rows, dtype=torch.int64, device=self.device)
         best: list[list[Hypothesis]] = []
-        if rows:
-            # The changing shapes of single tokens would have the layers compiled again and again.
-            with torch.compiler.set_stance("force_eager"):
+        # The changing shapes of single tokens would have the layers compiled again and again.
+        with gathered(self), torch.compiler.set_stance("force_eager"):
+            if rows:
                 best = self.search(
                     batch["source"][index], batch["source_mask"][index],
                     beam=self.options.beam if testing else 1, length_penalty=self.options.length_penalty,

@@ -29,6 +29,7 @@ from magneto.nn.vision.visual_tokenizer import VisualTokenizer, VisualTokenizerC
 from magneto.tasks.images import ImageTask, require_patches
 from magneto.training.module import Batch, StepOutput
 from magneto.training.samples import Sample
+from magneto.training.sharding import gathered
 from magneto.visualize.image_grid import side_by_side, tile
 
 
@@ -189,7 +190,7 @@ class VisualTokenization(ImageTask):
         """Encoder and decoder, forward and backward, counted on one image."""
         if self._flops is None:
             image = batch["image"][:1]
-            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            with gathered(self), torch.no_grad(), FlopCounterMode(display=False) as counter:
                 self.tokenizer.decoder(self.tokenizer.encode(image))
             self._flops = 3.0 * counter.get_total_flops()
         return self._flops * len(batch["id"])

@@ -18,14 +18,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from magneto.errors import ConfigError, DataError
-from magneto.training import migrate
+from magneto.training import migrate, sharded_checkpoint
+from magneto.training.files import CHECKPOINT_REMEDY as REMEDY
 from magneto.training.files import write_atomically
+from magneto.training.sharding import whole_weights
 
 if TYPE_CHECKING:
     from magneto.training.module import TrainingModule
 
 EXPORT_FORMAT = "magneto-export-1"
-REMEDY = "Use the other checkpoint of the run (best.ckpt or last.ckpt), or use resume=never to start over."
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -34,6 +35,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     Lightning's own goes through the system's temporary folder. Where that is another file system, the old checkpoint is
     overwritten by a copy, which can break off in the middle.
     """
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """See the base class; also the folder of a sharded run."""
+        if Path(path).is_dir():
+            return sharded_checkpoint.read(Path(path))
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
@@ -57,8 +66,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, weights: bool = True) -> dict[str, Any]:
     """Return the content of a checkpoint, on the CPU.
+
+    Args:
+        path: a file, or the folder of a sharded run's checkpoint.
+        weights: False if the shapes of the tensors are enough, which are read faster from a folder.
 
     Raises:
         ConfigError: the file is missing, truncated, or was not written by magneto.
@@ -66,7 +79,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     check_file(path, f"checkpoint {path}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _load(path, weights)
+    except DataError:
+        raise
     except Exception as error:  # torch raises many types for a damaged or foreign file
         foreign = "weights_only" in str(error)  # torch's message also advises to switch the protection off
         reason = "it holds more than tensors and plain values" if foreign else first_line(error)
@@ -88,6 +103,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return {**content, **kept, "hyper_parameters": named}
 
 
+def _load(path: Path, weights: bool = True) -> Any:
+    if path.is_dir():
+        return sharded_checkpoint.read(path, weights)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def _require(where: str, values: dict[str, Any], kinds: dict[str, type], remedy: str) -> None:
     for key, kind in kinds.items():
         if not isinstance(values.get(key), kind):
@@ -97,9 +118,11 @@ def _require(where: str, values: dict[str, Any], kinds: dict[str, type], remedy:
 def check_file(path: str | Path, what: str) -> None:
     """Raise `DataError` unless `path`, called `what`, is a whole file that may be a checkpoint."""
     path = Path(path)
+    if (path / sharded_checkpoint.REST).is_file():
+        return
     if not path.is_file():
         if path.exists():
-            raise DataError(f"{what}: is not a file. {REMEDY}")
+            raise DataError(f"{what}: is neither a file nor the folder of a sharded checkpoint. {REMEDY}")
         raise DataError(
             f"{what}: no such file or folder. Name a run's folder, one of its checkpoints or an export."
         )
@@ -113,12 +136,15 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def read_model(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Return hyper-parameters and weights of a task, from a checkpoint, an export or a run's folder; see `load_task`."""
+def read_model(path: str | Path, weights: bool = True) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Return hyper-parameters and weights of a task, from a checkpoint, an export or a run's folder; see `load_task`.
+
+    Without `weights`, those of a sharded checkpoint have shapes alone.
+    """
     path = of_run(path)
-    if path.is_dir():
+    if path.is_dir() and not (path / sharded_checkpoint.REST).is_file():
         return _read_export(path)
-    content = read_checkpoint(path)
+    content = read_checkpoint(path, weights)
     return content["hyper_parameters"], content.get("averaged_state_dict") or content["state_dict"]
 
 
@@ -128,7 +154,7 @@ def of_run(path: str | Path) -> Path:
     export, best = path / "export", path / "checkpoints/best.ckpt"
     if (export / "config.json").is_file():
         return export
-    return best if best.is_file() else path
+    return best if best.exists() else path
 
 
 def _read_export(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -156,14 +182,21 @@ def _read_export(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]
     return hyper_parameters, migrate.weights(weights)
 
 
-def export(task: "TrainingModule", folder: str | Path) -> Path:
+def export(
+    task: "TrainingModule", folder: str | Path, weights: dict[str, torch.Tensor] | None = None
+) -> Path:
     """Write `task` as an export folder; the files appear whole or not at all.
+
+    Args:
+        task: what to export.
+        folder: to write to.
+        weights: the state dict on the CPU; None: that of `task`, which is not sharded.
 
     Returns:
         the folder.
     """
     folder = Path(folder)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in task.state_dict().items()}
+    weights = whole_weights(task) if weights is None else weights
     temporary = folder / ".model.safetensors"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,10 @@ from typing import Any
 
 from magneto.errors import ConfigError
 
+CHECKPOINT_REMEDY = (
+    "Use the other checkpoint of the run (best.ckpt or last.ckpt), or use resume=never to start over."
+)
+
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader, or a killed writer, never leaves half of it.

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_
 from torchmetrics import MeanMetric, Metric
 
 from magneto.config.parts import OptimizerConfig, SchedulerConfig
 from magneto.config.validate import from_mapping
-from magneto.training import migrate
+from magneto.training import migrate, sharding
 from magneto.training.optim import build_optimizer, build_scheduler
 from magneto.training.samples import Sample, log_samples, save_image
 
 Batch = dict[str, Any]
 
 
-@dataclass
-class StepOutput:
-    """Result of `TrainingModule.step`.
+class StepOutput(NamedTuple):
+    """Result of `TrainingModule.step`; a tuple, in which sharding finds the tensors that a backward pass begins at.
 
     Attributes:
         loss_sum: scalar, the loss summed over the batch. A sum, not a mean: the base class divides by the weight of
@@ -39,7 +39,7 @@ class StepOutput:
     loss_sum: Tensor
     weight: Tensor
     outputs: Any = None
-    logs: dict[str, Tensor] = field(default_factory=dict)
+    logs: Mapping[str, Tensor] = {}
 
 
 class Diverged(RuntimeError):
@@ -87,6 +87,8 @@ class TrainingModule(L.LightningModule):
         """Processes that were asked to before the last step; None: there is one process, or no step yet."""
         self._grad_norm: Tensor | None = None
         self._shown: list[Sample] = []
+        self.first_batch = True
+        """Of an evaluation, in every process."""
         self.evaluated: dict[str, float] = {}
         """Metrics of the last evaluation, by their logged names."""
         self.evaluation_info: dict[str, dict[str, float]] = {}
@@ -146,6 +148,21 @@ class TrainingModule(L.LightningModule):
         """Return the layers with the names that the stability probe gives them."""
         return iter(())
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call `forward`. Of a sharded module without hooks, which gather and free its weights around a whole `step`."""
+        return (
+            self.forward(*args, **kwargs)
+            if isinstance(self, FSDPModule)
+            else super().__call__(*args, **kwargs)
+        )
+
+    def configure_model(self) -> None:
+        """Share the parameters among the processes where `trainer.strategy=fsdp` does: each layer is a unit of its own."""
+        if self.device_mesh is not None and not isinstance(self, FSDPModule):
+            layers = [layer for _, layer in self.named_layers()]
+            device = self.trainer.strategy.root_device
+            sharding.shard(self, layers, self.device_mesh["data_parallel"], device)
+
     # ------------------------------------------------------------------ training
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -168,8 +185,9 @@ class TrainingModule(L.LightningModule):
             votes = torch.tensor(float(self.asked_to_stop()), dtype=torch.float64, device=weight.device)
             total, self.stop_votes = self._sum_over_ranks(torch.stack((weight.double(), votes)))
             weight = total.to(weight.dtype)
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        # DDP has averaged over the ranks already: hence the world size.
+        sharding.average_unsharded(self)
+        gradients = [sharding.local_part(p.grad) for p in self.parameters() if p.grad is not None]
+        # The ranks' gradients are averaged already: hence the world size.
         torch._foreach_mul_(gradients, self.trainer.world_size / weight.clamp(min=1e-8))
 
     def configure_gradient_clipping(
@@ -180,9 +198,11 @@ class TrainingModule(L.LightningModule):
     ) -> None:
         """Measure the global gradient norm at every step, and clip it where the optimizer's config says so."""
         parameters = [p for p in self.parameters() if p.grad is not None]
-        self._grad_norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        self._grad_norm = sharding.total_norm([p.grad for p in parameters if p.grad is not None])
         if self.optimizer_config.gradient_clip:
-            clip_grads_with_norm_(parameters, self.optimizer_config.gradient_clip, self._grad_norm)
+            for sharded in (True, False):
+                kind = [p for p in parameters if isinstance(p, DTensor) == sharded]
+                clip_grads_with_norm_(kind, self.optimizer_config.gradient_clip, self._grad_norm)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimizer and schedule from their configs."""
@@ -217,6 +237,8 @@ class TrainingModule(L.LightningModule):
         evaluated = self.evaluate(batch, output)
         if self.num_samples:
             self._shown.extend(self.samples(batch, output, evaluated))
+        self.first_batch = False
+        sharding.release(self)
 
     test_step = validation_step
 
@@ -242,6 +264,7 @@ class TrainingModule(L.LightningModule):
             self._show(split, "samples", shown[::stride][: self.num_samples])
             self._show(split, "overview", self.overview() if self.num_samples else [])
             self.after_evaluation(split)
+        self.first_batch = True
         for metric in self._metrics.values():
             metric.reset()  # type: ignore[operator]
 

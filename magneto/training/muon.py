@@ -1,12 +1,14 @@
 """Muon for the hidden matrices of a model and AdamW for everything else, as one optimizer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from magneto.nn.init import Linear
+from magneto.training.sharding import local_part, own_part
 
 HIDDEN_ROLES = frozenset({"q", "k", "v", "out", "fc1", "fc2", "gate"})
 """Roles of the matrices that Muon updates: those inside the layers, neither stem nor head."""
@@ -136,28 +138,60 @@ class MuonAdamW(torch.optim.Optimizer):
         ]
         if not trained:
             return
-        parameters = [parameter for parameter, _ in trained]
-        gradients = [parameter.grad for parameter in parameters]
-        for parameter in parameters:
+        for parameter, _ in trained:
             if "momentum_buffer" not in self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        momenta = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        parameters = [local_part(parameter) for parameter, _ in trained]
+        gradients = [local_part(parameter.grad) for parameter, _ in trained]
+        momenta = [local_part(self.state[parameter]["momentum_buffer"]) for parameter, _ in trained]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         updates = torch._foreach_lerp(gradients, momenta, group["momentum"])
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        if isinstance(trained[0][0], DTensor):
+            self._add_sharded(trained, updates, group["lr"])
+            return
         by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
         for (parameter, count), update in zip(trained, updates, strict=True):
             for pair in zip(parameter.chunk(count), update.chunk(count), strict=True):
                 by_shape.setdefault(pair[0].shape, []).append(pair)
         for (rows, columns), pairs in by_shape.items():
-            scale = -group["lr"] * 0.2 * max(rows, columns) ** 0.5
+            scale = -group["lr"] * _scale(rows, columns)
             size = max(1, BATCH_ELEMENTS // (rows * columns))
             for start in range(0, len(pairs), size):
                 weights, batch = zip(*pairs[start : start + size], strict=True)
-                fp32 = batch[0].device.type == "cpu" and not self.bf16
-                stacked = torch.stack(batch).to(torch.float32 if fp32 else torch.bfloat16)
-                orthogonal = orthogonalize(stacked.mT).mT if rows > columns else orthogonalize(stacked)
-                torch._foreach_add_(weights, orthogonal.unbind(), alpha=scale)
+                torch._foreach_add_(weights, self._orthogonal(torch.stack(batch)).unbind(), alpha=scale)
+
+    def _add_sharded(
+        self, trained: list[tuple[nn.Parameter, int]], updates: Sequence[Tensor], lr: float
+    ) -> None:
+        """Gather the update of one matrix after the other: every process orthogonalizes it whole, and adds its part."""
+        for (parameter, count), update in zip(trained, updates, strict=True):
+            assert isinstance(parameter, DTensor)
+            sharded = DTensor.from_local(
+                update,
+                parameter.device_mesh,
+                parameter.placements,
+                shape=parameter.shape,
+                stride=parameter.stride(),
+            )
+            whole = sharded.full_tensor()
+            blocks = whole.view(count, -1, whole.size(1))  # (count, rows, columns)
+            orthogonal = self._orthogonal(blocks).flatten(0, 1).to(update.dtype)
+            part = local_part(own_part(orthogonal, parameter))
+            local_part(parameter).add_(part, alpha=-lr * _scale(*blocks.shape[1:]))
+
+    def _orthogonal(self, matrices: Tensor) -> Tensor:
+        """(N, rows, columns) -> the same, in the dtype of the products."""
+        fp32 = matrices.device.type == "cpu" and not self.bf16
+        matrices = matrices.to(torch.float32 if fp32 else torch.bfloat16)
+        return (
+            orthogonalize(matrices.mT).mT if matrices.size(1) > matrices.size(2) else orthogonalize(matrices)
+        )
+
+
+def _scale(rows: int, columns: int) -> float:
+    """Return what gives an orthogonal matrix the root mean square of AdamW's updates, 0.2."""
+    return 0.2 * max(rows, columns) ** 0.5
 
 
 def _by_optimizer(groups: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from magneto.config.parts import Duration, OptimizerConfig, SchedulerConfig
@@ -87,14 +88,15 @@ def parameter_groups(
     undecayed = _undecayed(module)
     depth_of, num_layers = _depths(module, layer_decay) if layer_decay is not None else ({}, 0)
 
-    groups: dict[tuple[int, bool, bool], dict[str, Any]] = {}
+    groups: dict[tuple[int, bool, bool, bool], dict[str, Any]] = {}
     for parameter in module.parameters():
         if not parameter.requires_grad:
             continue
         depth = depth_of.get(id(parameter), num_layers)
         decays = id(parameter) not in undecayed
         muon = parameter in blocks
-        key = depth, decays, muon
+        # A kernel for many parameters takes no mixture of sharded ones and others (scalars).
+        key = depth, decays, muon, isinstance(parameter, DTensor)
         if key not in groups:
             name = ("muon_" if muon else "") + ("decay" if decays else "no_decay")
             if layer_decay is not None:

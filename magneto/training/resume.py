@@ -9,6 +9,7 @@ import lightning as L
 
 from magneto.errors import ConfigError
 from magneto.training import checkpoint_io
+from magneto.training.files import CHECKPOINT_REMEDY
 from magneto.training.module import TrainingModule
 from magneto.training.result import ENDED
 from magneto.training.run_folder import RunFolder, Start
@@ -28,7 +29,7 @@ def follow(folder: RunFolder, resume: str) -> Start:
 def read_start(task: TrainingModule, start: Start, folder: RunFolder) -> dict[str, Any]:
     """Return the content of the checkpoint that the run continues from, which fits the task and its data."""
     assert start.checkpoint is not None
-    content = checkpoint_io.read_checkpoint(start.checkpoint)
+    content = checkpoint_io.read_checkpoint(start.checkpoint, weights=False)
     stored = content["hyper_parameters"]
     if stored["task"] != task.hparams["task"]:
         raise ConfigError(
@@ -79,7 +80,7 @@ def check_progress(content: Mapping[str, Any], start: Start, trainer: L.Trainer)
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"checkpoint {start.checkpoint}: the run cannot continue from it ({checkpoint_io.first_line(error)}). "
-            f"{checkpoint_io.REMEDY}"
+            f"{CHECKPOINT_REMEDY}"
         ) from error
     if micro_batches is not None:  # of data.global_batch, which any number of processes shares
         return

@@ -166,7 +166,7 @@ class RunFolder:
 
     def _start(self, resume: str) -> Start:
         if resume not in ("auto", "never", "must"):
-            if not Path(resume).is_file():
+            if not Path(resume).exists():
                 raise ConfigError(
                     f"resume={resume}: no such file. Set resume to a checkpoint's path, or to auto, never or must."
                 )

@@ -15,6 +15,7 @@ from magneto.nn.attention import Attention
 from magneto.nn.attention_kernels import Packed, Windowed, documents_of
 from magneto.nn.init import Linear
 from magneto.training.module import Batch, TrainingModule
+from magneto.training.sharding import whole_tensor
 
 
 class StabilityProbe(Callback):
@@ -135,8 +136,9 @@ class StabilityProbe(Callback):
             roles = _roles(pl_module)
             for name, parameter in pl_module.named_parameters():
                 blocks = roles.get(name, ())
-                changes = (parameter.detach() - self._before[name]).square()
-                sizes = self._before[name].square()
+                before = self._before[name]
+                changes = whole_tensor(parameter.detach() - before).square()
+                sizes = whole_tensor(before).square()
                 parts = [(part, changes, sizes) for part in ("all", name.split(".", 1)[0])]
                 if blocks:
                     parts += zip(blocks, changes.chunk(len(blocks)), sizes.chunk(len(blocks)), strict=True)
@@ -234,7 +236,7 @@ def _stacks(module: L.LightningModule) -> dict[str, list[tuple[str, nn.Module]]]
 
 
 def _gradient_norm(module: nn.Module) -> float:
-    squares = [float(p.grad.square().sum()) for p in module.parameters() if p.grad is not None]
+    squares = [float(whole_tensor(p.grad.square().sum())) for p in module.parameters() if p.grad is not None]
     return math.sqrt(sum(squares))
 
 

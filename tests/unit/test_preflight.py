@@ -67,7 +67,7 @@ def refusal(settings: list[str], *overrides: str) -> str:
         ("+trainer.max_epochs=2", "Use trainer.max_steps"),
         ("+trainer.profiler=simpl", "trainer: When passing string value for the `profiler`"),
         ("trainer.strategy=nonsense", "trainer.strategy=nonsense is not supported: there is no such strategy"),
-        ("trainer.strategy=fsdp", "weight decay, gradient clipping and the export would be wrong"),
+        ("trainer.strategy=deepspeed_stage_2", "weight decay, gradient clipping and the export would be wrong"),
         ("trainer.strategy=ddp_spawn", "the metrics and the trained weights would stay in the child processes"),
         ("trainer.strategy=single_device", "it is not tested with magneto"),
         ("seed=-1", "seed=-1: input should be greater than or equal to 0"),

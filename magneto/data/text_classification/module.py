@@ -20,6 +20,9 @@ from magneto.data.text_classification.dataset import ClassificationDataset, Text
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import DataError
 
+ROOM = 2**20
+"""Tokens that a budget has for each example: more than a text has."""
+
 
 class TextClassificationDataModule(PreparedDataModule[TextClassificationInfo, TextClassificationConfig]):
     """A labelled corpus.
@@ -97,12 +100,10 @@ class TextClassificationDataModule(PreparedDataModule[TextClassificationInfo, Te
     def batching(self) -> Batching:
         """By examples: the budgets are never what limits a batch."""
         config = self.config
-        evaluated = (int(one.lengths.max(initial=0)) for one in (self.val_set, self.test_set))
-        room = max(config.max_tokens, *evaluated) + PAD_TO_MULTIPLE
         eval_batch_size = config.eval_batch_size or config.batch_size
         return Batching(
-            budget=config.batch_size * room,
-            eval_budget=eval_batch_size * room,
+            budget=config.batch_size * ROOM,
+            eval_budget=eval_batch_size * ROOM,
             pad_to_multiple=PAD_TO_MULTIPLE,
             max_batch_size=config.batch_size,
             eval_max_batch_size=eval_batch_size,

@@ -1,0 +1,93 @@
+"""Run a list of runs in several processes, as torchrun starts them: the modules are imported once for all.
+
+    RANK=0 WORLD_SIZE=2 ... python -m tests.toys.processes jobs.json
+
+A job is a list of overrides, of which `stop_at=4` has the run asked to stop at its fourth step. The first exception of a
+process ends it.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import lightning as L
+import torch
+
+from magneto.training import checkpointing
+from tests.toys.runs import drive
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_jobs(count: int, jobs: Sequence[Sequence[str]], folder: Path, timeout: float = 500) -> None:
+    """Drive the jobs one after the other in `count` processes on this machine. Raises AssertionError if one fails."""
+    file = folder / "jobs.json"
+    file.write_text(json.dumps([list(job) for job in jobs]))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    common = {
+        "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
+        "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0",
+    }  # fmt: skip
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.toys.processes", str(file)], cwd=folder,
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL, stderr=(folder / f"stderr-{rank}").open("w"),
+        )
+        for rank in range(count)
+    ]  # fmt: skip
+    deadline = time.monotonic() + timeout
+    try:
+        while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+            if any(process.poll() not in (None, 0) for process in processes):
+                break
+            time.sleep(0.1)
+        codes = [process.poll() for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    errors = [(folder / f"stderr-{rank}").read_text()[-3000:] for rank in range(count)]
+    assert codes == [0] * count, "\n".join(errors)
+
+
+@contextlib.contextmanager
+def stopping(step: int | None) -> Iterator[None]:
+    """Ask a run to stop when it has saved that step."""
+    save = checkpointing.Checkpoints._save
+
+    def stop(self: checkpointing.Checkpoints, trainer: L.Trainer, name: str) -> None:
+        save(self, trainer, name)
+        self.signals.received = step is not None and trainer.global_step >= step
+
+    checkpointing.Checkpoints._save = stop  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        checkpointing.Checkpoints._save = save  # type: ignore[method-assign]
+
+
+def main() -> None:
+    """Run the jobs of the file that is named on the command line."""
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        try:
+            with stopping(next((int(one[8:]) for one in job if one.startswith("stop_at=")), None)):
+                drive([one for one in job if not one.startswith("stop_at=")])
+        except BaseException:
+            print(f"rank {os.environ['RANK']}, {job}", file=sys.stderr)
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)  # the others wait for it in vain, and are ended from outside
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
