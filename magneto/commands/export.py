@@ -13,7 +13,7 @@ def export_model(run: ResolvedRun) -> dict[str, Any]:
     """Write the model of `checkpoint` to `output`, by default the folder `export` of its run."""
     config = run.config
     source = Path(config["checkpoint"])
-    own = source.parent.parent if source.is_file() else source  # the run's folder
+    own = source.parent.parent if checkpoint_io.is_checkpoint(source) else source  # the run's folder
     target = Path(config["output"]) if config["output"] else own / "export"
     if target.exists():
         raise ConfigError(f"{target}: exists already. Set output to a new folder for the export.")

@@ -12,6 +12,7 @@ from magneto.commands.train import primary_metric_of
 from magneto.commands.trainer import build_tester, lightning_errors
 from magneto.errors import ConfigError, MagnetoError
 from magneto.tasks import registry
+from magneto.training import checkpoint_io
 from magneto.training.files import finite, write_atomically
 from magneto.training.provenance import git_revision, versions
 from magneto.training.run_config import slug
@@ -74,7 +75,7 @@ def _test_file(config: Mapping[str, Any]) -> Path:
             ) from error
         return target
     source = Path(config["checkpoint"])
-    own = source.parent if source.is_file() else source
+    own = source.parent if checkpoint_io.is_checkpoint(source) else source
     if own.name in ("checkpoints", "export") and (own.parent / "config.yaml").is_file():
         own = own.parent
     return own / f"test-{slug([config['data']['name']])}.json"

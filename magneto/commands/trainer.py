@@ -60,7 +60,7 @@ _NOT_SUPPORTED = {
     "check_val_every_n_epoch": "validations are counted in steps. Use trainer.val_check_interval",
     "default_root_dir": "a run has its own folder. Use runs_dir= and name=",
     "logger": "the loggers are those of the group logger. Use logger.wandb",
-    "enable_checkpointing": "a run always keeps its checkpoints. Use callbacks.save_every",
+    "enable_checkpointing": "a run always keeps its checkpoints. Use callbacks.save_minutes",
 }
 
 
@@ -208,7 +208,13 @@ def build_trainer(
     steps = settings.max_steps
     stable = decay_start(task.scheduler_config, steps)
     saver = checkpointing.Checkpoints(
-        folder.checkpoints, task.monitor, task.mode, watch.save_every, signals, stable
+        folder.checkpoints,
+        task.monitor,
+        task.mode,
+        signals,
+        minutes=watch.save_minutes,
+        every=watch.save_every,
+        stable=stable,
     )
     callbacks: list[L.Callback] = [
         *others,

@@ -64,8 +64,10 @@ class CallbacksConfig:
     """Steps between two measurements of the stability probe (0: never)."""
     divergence_factor: Annotated[float, Gt(1)] = 2.0
     """The run counts as diverged when its smoothed training loss exceeds the first one by this factor."""
-    save_every: Annotated[int, Ge(1)] = 100
-    """Steps between two saves of checkpoints/last.ckpt, besides that after each validation."""
+    save_minutes: Annotated[float, Gt(0)] = 5.0
+    """Minutes between two saves of checkpoints/last.ckpt, besides that after each validation."""
+    save_every: Annotated[int, Ge(1)] | None = None
+    """Steps between two of them; null: minutes alone decide."""
     ema_decay: Annotated[float, Gt(0), Lt(1)] | None = None
     """Decay of an exponential moving average of the weights, which is validated, tested and exported."""
     average_last: Annotated[int, Ge(2)] | None = None

@@ -115,10 +115,15 @@ def _require(where: str, values: dict[str, Any], kinds: dict[str, type], remedy:
             raise DataError(f"{where}: damaged ({key} is missing or not of type {kind.__name__}). {remedy}")
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Return whether a path is a file, or the folder of a sharded checkpoint, and not that of an export or a run."""
+    return path.is_file() or (path / sharded_checkpoint.REST).is_file()
+
+
 def check_file(path: str | Path, what: str) -> None:
     """Raise `DataError` unless `path`, called `what`, is a whole file that may be a checkpoint."""
     path = Path(path)
-    if (path / sharded_checkpoint.REST).is_file():
+    if is_checkpoint(path) and path.is_dir():
         return
     if not path.is_file():
         if path.exists():
@@ -142,7 +147,7 @@ def read_model(path: str | Path, weights: bool = True) -> tuple[dict[str, Any], 
     Without `weights`, those of a sharded checkpoint have shapes alone.
     """
     path = of_run(path)
-    if path.is_dir() and not (path / sharded_checkpoint.REST).is_file():
+    if path.is_dir() and not is_checkpoint(path):
         return _read_export(path)
     content = read_checkpoint(path, weights)
     return content["hyper_parameters"], content.get("averaged_state_dict") or content["state_dict"]

@@ -1,6 +1,9 @@
 """Save the checkpoints of a run: the best one, the last one, that before a decay, and one before an interruption."""
 
 import math
+import os
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +23,16 @@ class Checkpoints(Checkpoint):
 
     Lightning's ModelCheckpoint renews its last checkpoint only when the best one changes, and it saves before a
     validation that is due at the same step: a run killed there would skip that validation when resumed. This callback
-    saves after each validation, every `every` steps between two of them, and when a signal asks to stop. Where the
-    learning rate begins to decay after a stable part, `stable.ckpt` is kept, from which a longer run can begin.
+    saves after each validation, every `minutes` or `every` steps between two of them, and when a signal asks to stop. Files
+    of one moment are one file with several names, where the disk has links. Where the learning rate begins to decay after a stable part, `stable.ckpt` is kept, from which a longer run can begin.
 
     Args:
         folder: where the files lie.
         monitor: metric of the validation.
         mode: `min` or `max`.
-        every: optimizer steps between two saves of `last.ckpt`.
         signals: whether the run was asked to stop.
+        minutes: between two saves of `last.ckpt`, by the clock of the first process.
+        every: optimizer steps between two of them; None: the minutes alone decide.
         stable: the step of `stable.ckpt`; None: there is none.
     """
 
@@ -37,12 +41,16 @@ class Checkpoints(Checkpoint):
         folder: Path,
         monitor: str,
         mode: str,
-        every: int,
         signals: StopSignals,
+        *,
+        minutes: float,
+        every: int | None = None,
         stable: int | None = None,
     ) -> None:
-        self.folder, self.monitor, self.mode, self.every = folder, monitor, mode, every
-        self.signals, self.stable = signals, stable
+        self.folder, self.monitor, self.mode = folder, monitor, mode
+        self.signals, self.minutes, self.every, self.stable = signals, minutes, every, stable
+        self._saved_at = time.monotonic()
+        self._written: Path | None = None
         self.best: float | None = None
         self.best_step = 0
 
@@ -59,7 +67,9 @@ class Checkpoints(Checkpoint):
             self.best, self.best_step = None, 0  # the run continues from another folder's checkpoint
         self.signals.defer()
         assert isinstance(pl_module, TrainingModule)
-        pl_module.asked_to_stop = lambda: self.signals.received
+        self._saved_at = time.monotonic()
+        # The first process alone looks at its clock.
+        pl_module.asks = lambda: (self.signals.received, trainer.is_global_zero and self._is_time())
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop at once again: all is saved."""
@@ -75,12 +85,13 @@ class Checkpoints(Checkpoint):
             trainer.should_stop = True  # Lightning then validates, whatever the interval
             return
         assert isinstance(trainer.val_check_batch, int)
+        self._written = None
         if (batch_idx + 1) % trainer.val_check_batch == 0:
             return  # on_validation_end saves
         self._save_stable(trainer)
         assert isinstance(pl_module, TrainingModule)
-        stop = self._any_asked(trainer, pl_module)
-        if stop or trainer.global_step % self.every == 0:
+        stop, due = self._asked(trainer, pl_module)
+        if stop or due or (self.every is not None and trainer.global_step % self.every == 0):
             self._save(trainer, "last")
         if stop:
             raise Interrupted
@@ -95,6 +106,7 @@ class Checkpoints(Checkpoint):
                 f"monitor {self.monitor!r}: the validation gives no such metric, only {', '.join(pl_module.evaluated)}."
             )
         value = pl_module.evaluated[self.monitor]
+        self._written = None
         better = self.best is None or (value < self.best if self.mode == "min" else value > self.best)
         if better and math.isfinite(value):
             self.best, self.best_step = value, trainer.global_step
@@ -104,13 +116,17 @@ class Checkpoints(Checkpoint):
         if self._stop_asked(trainer) and not trainer.should_stop:
             raise Interrupted
 
-    def _any_asked(self, trainer: L.Trainer, module: TrainingModule) -> bool:
-        """Return whether any process was asked to stop before this step; seldom from a GPU, which an answer stalls."""
-        if module.stop_votes is None:
-            return self.signals.received
-        if module.stop_votes.is_cuda and trainer.global_step % GPU_POLL:
-            return False
-        return bool(module.stop_votes)
+    def _is_time(self) -> bool:
+        return time.monotonic() - self._saved_at >= 60 * self.minutes
+
+    def _asked(self, trainer: L.Trainer, module: TrainingModule) -> tuple[bool, bool]:
+        """Return whether any process asked to stop, and to save, before this step; seldom of a GPU, which this stalls."""
+        if module.votes is None:
+            return self.signals.received, self._is_time()
+        if module.votes.is_cuda and trainer.global_step % GPU_POLL:
+            return False, False
+        stop, save = module.votes.tolist()
+        return stop > 0, save > 0
 
     def _stop_asked(self, trainer: L.Trainer) -> bool:
         return trainer.strategy.reduce_boolean_decision(self.signals.received, all=False)
@@ -121,7 +137,13 @@ class Checkpoints(Checkpoint):
 
     def _save(self, trainer: L.Trainer, name: str) -> None:
         path = self.folder / f"{name}.ckpt"
+        self._saved_at = time.monotonic()
         try:
+            if self._written is not None and self._written.is_file():
+                if trainer.is_global_zero:
+                    _give_name(self._written, path)
+                return
+            self._written = path
             trainer.save_checkpoint(path)  # whole or not at all: `checkpoint_io.AtomicCheckpointIO`
         except OSError as error:
             cause: BaseException | None = error
@@ -133,3 +155,14 @@ class Checkpoints(Checkpoint):
                 f"{path}: the checkpoint cannot be written ({error}). The last complete one is kept; "
                 "free space and repeat the command: the run continues from there."
             ) from error
+
+
+def _give_name(file: Path, path: Path) -> None:
+    """Let `path` be the same file as `file`, or a copy of it on a disk without links; whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    part.unlink(missing_ok=True)
+    try:
+        os.link(file, part)
+    except OSError:
+        shutil.copyfile(file, part)
+    part.replace(path)

@@ -81,10 +81,10 @@ class TrainingModule(L.LightningModule):
         self.scores: dict[str, Metric] = {}
         self._window: dict[str, Tensor | float] = {}
         self._weight: Tensor | None = None
-        self.asked_to_stop: Callable[[], bool] = lambda: False
-        """Whether this process was asked to stop; the run does when any was, which costs no message of its own."""
-        self.stop_votes: Tensor | None = None
-        """Processes that were asked to before the last step; None: there is one process, or no step yet."""
+        self.asks: Callable[[], Sequence[bool]] = lambda: ()
+        """What this process wants of all at a step, such as to stop; it travels with the weight of the step's batch."""
+        self.votes: Tensor | None = None
+        """How many processes wanted each before the last step; None: there is one process, or no step yet."""
         self._grad_norm: Tensor | None = None
         self._shown: list[Sample] = []
         self.first_batch = True
@@ -182,9 +182,11 @@ class TrainingModule(L.LightningModule):
         weight = self._weight
         self._weight = None
         if self.trainer.world_size > 1:  # one message a step, besides the gradients
-            votes = torch.tensor(float(self.asked_to_stop()), dtype=torch.float64, device=weight.device)
-            total, self.stop_votes = self._sum_over_ranks(torch.stack((weight.double(), votes)))
-            weight = total.to(weight.dtype)
+            asked = torch.tensor(
+                [float(one) for one in self.asks()], dtype=torch.float64, device=weight.device
+            )
+            sums = self._sum_over_ranks(torch.cat((weight.double()[None], asked)))
+            weight, self.votes = sums[0].to(weight.dtype), sums[1:]
         sharding.average_unsharded(self)
         gradients = [sharding.local_part(p.grad) for p in self.parameters() if p.grad is not None]
         # The ranks' gradients are averaged already: hence the world size.

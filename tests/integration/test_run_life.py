@@ -23,6 +23,7 @@ from magneto.errors import MagnetoError
 from magneto.tasks.asr import ASR
 from magneto.tasks.causal_lm import CausalLM
 from magneto.tasks.registry import load_task
+from magneto.training import checkpointing
 from magneto.training.run_folder import RunFolder
 from tests.conftest import Run
 from tests.toys.runs import values
@@ -327,3 +328,38 @@ def test_signal_in_the_last_lines(run_lm: Run, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(RunFolder, "write_result", write)
     result = run_lm("name=one", "trainer.max_steps=1")
     assert json.loads((Path(result["folder"]) / "result.json").read_text())["status"] == "finished"
+
+
+def test_saves_by_the_clock(run_lm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between validations, when the minutes are over; without a number of steps, not before."""
+    saved: list[tuple[str, int]] = []
+    save = checkpointing.Checkpoints._save
+
+    def note(self: checkpointing.Checkpoints, trainer: Any, name: str) -> None:
+        saved.append((name, trainer.global_step))
+        save(self, trainer, name)
+
+    monkeypatch.setattr(checkpointing.Checkpoints, "_save", note)
+    validated = ["callbacks.save_every=null", "trainer.val_check_interval=4"]
+    run_lm("name=seldom", *validated, "callbacks.save_minutes=60")
+    assert [step for name, step in saved if name == "last"] == [4, 8]
+    saved.clear()
+    run_lm("name=often", *validated, "callbacks.save_minutes=1e-9")
+    assert [step for name, step in saved if name == "last"] == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_best_and_last_are_one_file(
+    run_lm: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    """A checkpoint of one moment is written once, or copied on a disk that has no links."""
+    if not links:
+
+        def refuse(*paths: Path) -> None:
+            raise OSError("no links here")
+
+        monkeypatch.setattr(os, "link", refuse)
+    run_lm("name=one")
+    best, last = (tmp_path / f"runs/causal_lm/one/checkpoints/{name}.ckpt" for name in ("best", "last"))
+    assert best.samefile(last) == links and best.read_bytes() == last.read_bytes()
+    assert len(list(best.parent.iterdir())) == 2, "no part is left"

@@ -59,7 +59,7 @@ class Stub(Task):
 def test_time_left_counts_this_process_only(tmp_path, monkeypatch, caplog) -> None:
     """A run resumed at step 500 that makes 100 steps in 50 s has 200 s left for 400."""
     caplog.set_level("INFO", "magneto")
-    saver = Checkpoints(tmp_path, "val/x", "min", 10, StopSignals())
+    saver = Checkpoints(tmp_path, "val/x", "min", StopSignals(), minutes=10)
     lines, task = ProgressLines(saver, bar=True), Stub()
     trainer: Any = type("T", (), {"global_step": 500, "sanity_checking": False})()
     trainer.state = type("S", (), {"fn": "fit"})()

@@ -115,6 +115,11 @@ def test_a_sharded_run_goes_on(
         assert result["metrics"] == pytest.approx(whole, rel=1e-5), name
     exported = [magneto.load(runs / name).state_dict() for name in ("one", "whole")]
     assert all(torch.allclose(exported[1][name], value, atol=1e-5) for name, value in exported[0].items())
+    best = f"checkpoint={runs / 'whole/checkpoints/best.ckpt'}"
+    export = drive([*settings, "mode=export", best, f"output={tmp_path / 'exported'}"])
+    assert Path(export["folder"], "model.safetensors").is_file()
+    tested = drive([*settings, "mode=test", best])
+    assert Path(tested["file"]).parent == runs / "whole", "beside the run's own results"
     _holds_half(runs / "whole/checkpoints/last.ckpt")
     _names_missing_shards(runs / "whole/checkpoints/last.ckpt")
 
