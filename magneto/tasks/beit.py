@@ -80,7 +80,7 @@ class BEiT(MaskedImages, ImageTask):
         """Loss summed over the hidden patches; the weight is their number."""
         images, masked = batch["image"], self.hidden(batch)
         outputs, targets = self(images, masked), self.targets(images, masked)
-        weight = torch.tensor(float(len(outputs)), device=images.device)
+        weight = torch.full((), float(len(outputs)), device=images.device)
         loss = self.patch_loss(outputs, targets)
         return StepOutput(loss, weight, outputs=(outputs.detach(), targets))
 

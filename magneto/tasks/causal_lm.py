@@ -150,13 +150,16 @@ class CausalLM(Task):
         """Cross-entropy summed over the scored tokens."""
         tokens, targets = batch["tokens"], batch["targets"]
         hidden = self(tokens, self.documents(tokens) if self.options.document_mask else None)
-        scored = targets != IGNORE
         loss = chunked_cross_entropy(
-            hidden[scored], self.output_weight, targets[scored],
+            self.at_targets(batch, hidden), self.output_weight, self.at_targets(batch, targets),
             label_smoothing=self.options.label_smoothing if self.training else 0.0,
             z_loss=self.options.z_loss if self.training else 0.0,
         )  # fmt: skip
-        return StepOutput(loss.loss_sum, scored.sum(), outputs=loss.nll)
+        return StepOutput(loss.loss_sum, (targets != IGNORE).sum(), outputs=loss.nll)
+
+    def target_mask(self, batch: Batch) -> Tensor:
+        mask: Tensor = batch["targets"] != IGNORE
+        return mask
 
     def evaluate(self, batch: Batch, output: StepOutput) -> None:
         self.scores["text"].update(output.outputs.double().sum(), output.weight, batch["bytes"].sum())

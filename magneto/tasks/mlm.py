@@ -104,17 +104,21 @@ class MLM(Task):
 
     def step(self, batch: Batch) -> StepOutput:
         """Loss summed over the chosen tokens; the weight is their number."""
-        chosen = batch["targets"] != IGNORE
-        states = self(batch["tokens"], batch.get("mask"), chosen)
+        hidden = self.backbone(self.stem(batch["tokens"]), batch.get("mask"))
+        states = self.head(self.at_targets(batch, hidden))
         loss = chunked_cross_entropy(
             states,
             self.stem.embedding.weight,
-            batch["targets"][chosen],
+            self.at_targets(batch, batch["targets"]),
             bias=self.head.output_bias,
             correct=not self.training,
         )
-        weight = torch.tensor(float(len(states)), device=states.device)
+        weight = torch.full((), float(len(states)), device=states.device)
         return StepOutput(loss.loss_sum, weight, outputs=(states.detach(), loss))
+
+    def target_mask(self, batch: Batch) -> Tensor:
+        mask: Tensor = batch["targets"] != IGNORE
+        return mask
 
     def evaluate(self, batch: Batch, output: StepOutput) -> None:
         _, loss = output.outputs

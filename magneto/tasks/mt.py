@@ -150,13 +150,17 @@ class MT(Task):
     def step(self, batch: Batch) -> StepOutput:
         """Cross-entropy summed over the target tokens; smoothed in training, and the plain one beside it as `nll`."""
         hidden = self(batch["source"], batch["source_mask"], batch["target_in"])
-        real = batch["target_out"] != IGNORE
         loss = chunked_cross_entropy(
-            hidden[real], self.output_weight, batch["target_out"][real],
+            self.at_targets(batch, hidden), self.output_weight, self.at_targets(batch, batch["target_out"]),
             label_smoothing=self.options.label_smoothing if self.training else 0.0,
             z_loss=self.options.z_loss if self.training else 0.0,
         )  # fmt: skip
-        return StepOutput(loss.loss_sum, real.sum(), logs={"nll": loss.nll.sum()} if self.training else {})
+        weight = (batch["target_out"] != IGNORE).sum()
+        return StepOutput(loss.loss_sum, weight, logs={"nll": loss.nll.sum()} if self.training else {})
+
+    def target_mask(self, batch: Batch) -> Tensor:
+        mask: Tensor = batch["target_out"] != IGNORE
+        return mask
 
     def search(
         self, source: Tensor, mask: Tensor, *, beam: int, length_penalty: float = 1.0, n_best: int = 1

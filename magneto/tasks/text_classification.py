@@ -104,7 +104,7 @@ class TextClassification(Task):
             loss = F.cross_entropy(logits, batch["label"], reduction="sum")
         else:
             loss = F.mse_loss(logits[:, 0], (batch["label"] - self._lowest) / self._width, reduction="sum")
-        weight = torch.tensor(float(len(logits)), device=logits.device)
+        weight = torch.full((), float(len(logits)), device=logits.device)
         return StepOutput(loss, weight, outputs=logits.detach())
 
     @property

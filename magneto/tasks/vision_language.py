@@ -177,7 +177,7 @@ class VisionLanguage(MaskedImages, PairTask):
 
     def step(self, batch: Batch) -> StepOutput:
         """The losses, each a mean of its own kind, summed over the pairs of the batch."""
-        weight = torch.tensor(float(len(batch["id"])), device=batch["image"].device)
+        weight = torch.full((), float(len(batch["id"])), device=batch["image"].device)
         parts: dict[str, Tensor] = {}
         vectors: tuple[Tensor, Tensor] | None = None
         hits: dict[str, Tensor] = {}

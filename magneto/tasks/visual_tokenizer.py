@@ -144,7 +144,7 @@ class VisualTokenization(ImageTask):
         images = batch["image"]
         output, quantized = self.tokenizer(images)
         reconstruction = self.tokenizer.reconstruction_loss(output, self._target(images))
-        weight = torch.tensor(float(len(images)), device=images.device)
+        weight = torch.full((), float(len(images)), device=images.device)
         loss = reconstruction + self.options.commitment * quantized.commitment_loss
         return StepOutput(
             loss * weight,
@@ -189,7 +189,7 @@ class VisualTokenization(ImageTask):
     def flops(self, batch: Batch) -> float:
         """Encoder and decoder, forward and backward, counted on one image."""
         if self._flops is None:
-            image = batch["image"][:1]
+            image = batch["image"][:1].to(self.device)
             with gathered(self), torch.no_grad(), FlopCounterMode(display=False) as counter:
                 self.tokenizer.decoder(self.tokenizer.encode(image))
             self._flops = 3.0 * counter.get_total_flops()

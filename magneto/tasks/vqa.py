@@ -131,7 +131,7 @@ class VisionLanguageClassification(PairTask):
         else:
             targets = TARGETS[self.options.targets](counts, batch["people"][:, None])
             loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
-        weight = torch.tensor(float(len(logits)), device=logits.device)
+        weight = torch.full((), float(len(logits)), device=logits.device)
         return StepOutput(loss, weight, outputs=logits.detach())
 
     def evaluate(self, batch: Batch, output: StepOutput) -> None:

@@ -24,7 +24,8 @@ class Checkpoints(Checkpoint):
     Lightning's ModelCheckpoint renews its last checkpoint only when the best one changes, and it saves before a
     validation that is due at the same step: a run killed there would skip that validation when resumed. This callback
     saves after each validation, every `minutes` or `every` steps between two of them, and when a signal asks to stop. Files
-    of one moment are one file with several names, where the disk has links. Where the learning rate begins to decay after a stable part, `stable.ckpt` is kept, from which a longer run can begin.
+    of one moment are one file with several names, where the disk has links. Where the learning rate begins to decay after a
+    stable part, `stable.ckpt` is kept, from which a longer run can begin.
 
     Args:
         folder: where the files lie.

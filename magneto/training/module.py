@@ -132,6 +132,10 @@ class TrainingModule(L.LightningModule):
     def after_evaluation(self, split: str) -> None:
         """Do what is left to do at the end of an evaluation, in every process: metrics are reset after it."""
 
+    def target_mask(self, batch: Batch) -> Tensor | None:
+        """Return the positions of a batch that have a target, (B, T) bool, for `at_targets`; None: it is not used."""
+        return None
+
     def throughput_counts(self, batch: Batch) -> dict[str, float]:
         """Return the counts of throughput: `examples`, and `tokens` or `audio_seconds`."""
         return {"examples": float(len(batch["id"]))}
@@ -164,6 +168,22 @@ class TrainingModule(L.LightningModule):
             sharding.shard(self, layers, self.device_mesh["data_parallel"], device)
 
     # ------------------------------------------------------------------ training
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Count, and find the targets, while the batch is on the host: later each number would wait for the GPU."""
+        if self.trainer.training:
+            batch["work"] = {**self.throughput_counts(batch), "model_flops": self.flops(batch)}
+        if (mask := self.target_mask(batch)) is not None:
+            batch["target_index"] = _indices(mask)
+        return batch
+
+    def at_targets(self, batch: Batch, values: Tensor) -> Tensor:
+        """Return `values` (B, T, ...) at the N positions of `target_mask`, row by row: (N, ...)."""
+        if "target_index" not in batch:
+            mask = self.target_mask(batch)
+            assert mask is not None, "a task that calls this says where its targets are"
+            batch["target_index"] = _indices(mask)
+        return values.flatten(0, 1)[batch["target_index"]]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One micro-batch: its summed loss; the division by the global weight follows in `on_before_optimizer_step`."""
@@ -332,3 +352,7 @@ class TrainingModule(L.LightningModule):
             self._window = dict(windows[rank])
         else:  # their sums are what counts: the first process has them
             self._window = {key: sum(one[key] for one in windows) for key in windows[0]} if rank == 0 else {}
+
+
+def _indices(mask: Tensor) -> Tensor:
+    return mask.flatten().nonzero().squeeze(1)

@@ -102,8 +102,7 @@ class Monitor(Callback):
     ) -> None:
         """Count the work; log and check for divergence every `every` optimizer steps and at the end."""
         assert isinstance(pl_module, TrainingModule)
-        work = pl_module.throughput_counts(batch)
-        work["model_flops"] = pl_module.flops(batch)
+        work = dict(batch["work"])
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if stepped and (flops := getattr(trainer.optimizers[0], "flops", 0)):
             work["optimizer_flops"] = flops
