@@ -156,7 +156,7 @@ def measure(config: Mapping[str, Any], parts: Parts, data: DataModule) -> Speed:
     task = build.build_task({**config, "trainer": config["trainer"] | {"max_steps": steps}}, data)
     task.initialize()
     if settings.compile:
-        task.compile_layers()
+        task.compile_layers(settings.compile)
     watch = _Stopwatch()
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False}
     L.seed_everything(config["seed"], verbose=False)

@@ -190,7 +190,9 @@ def quiet_libraries(*instead: logging.Handler) -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*eval mode at the start of train.*")  # a frozen part
             # The values are those of all processes already: torchmetrics has gathered their counts.
             warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
-            warnings.filterwarnings("ignore", message=".*overridden `on_before_batch_transfer`.*")  # the task counts
+            warnings.filterwarnings(
+                "ignore", message=".*overridden `on_before_batch_transfer`.*"
+            )  # the task counts
             yield
     finally:
         for logger, handlers in zip(loggers, shown, strict=True):

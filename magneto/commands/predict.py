@@ -30,14 +30,16 @@ def predict(run: ResolvedRun) -> dict[str, Any]:
     options = {key: value for key, value in config["predict"].items() if value is not None}
     output = Path(config["output"]) if config["output"] else None
     results: list[dict[str, Any]] = []
+    settings = run.parts.trainer
+    on_gpu = torch.cuda.is_available() and settings.accelerator in ("auto", "gpu")
+    device = "cuda" if on_gpu else "cpu"
     with (
         _growing(output, results) as file,
-        devices.cpu_threads(run.parts.trainer.threads),
+        devices.compute_settings(settings.threads, settings.matmul_precision),
+        devices.prediction_autocast(settings.precision, device),
         torch.inference_mode(),
     ):
-        task = registry.load_task(config["checkpoint"])
-        on_gpu = torch.cuda.is_available() and run.parts.trainer.accelerator in ("auto", "gpu")
-        task.to("cuda" if on_gpu else "cpu")
+        task = registry.load_task(config["checkpoint"]).to(device)
         pieces = shown = ""
         for result in task.predict_stream(inputs, options):
             if "piece" in result:

@@ -35,8 +35,11 @@ def run(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
         return predict(resolve(cfg, overrides))
     if mode == "export":
         return export_model(resolve(cfg, overrides))
-    threads = cfg.trainer.get("threads")
-    with devices.cpu_threads(threads if isinstance(threads, int) else None):
+    threads, products = cfg.trainer.get("threads"), cfg.trainer.get("matmul_precision")
+    products = (
+        products if products in ("high", "medium") else None
+    )  # anything else is reported where it is checked
+    with devices.compute_settings(threads if isinstance(threads, int) else None, products):
         if mode == "train" and not cfg.dry_run:
             return train(cfg, overrides)
         resolved = resolve(cfg, overrides)

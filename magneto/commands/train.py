@@ -202,7 +202,7 @@ def _fit_and_test(
         trainer.loggers = loggers
         console.announce(task, trainer)
         if settings.compile:
-            task.compile_layers()
+            task.compile_layers(settings.compile)
         status, message = "finished", None
         metrics: dict[str, float] = {}
         try:

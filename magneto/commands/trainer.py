@@ -43,7 +43,7 @@ STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unuse
 
 
 # Keys of the group trainer that are not passed on to lightning.Trainer as they stand.
-_OWN_KEYS = ("precision", "compile", "threads", "max_steps", "val_check_interval")
+_OWN_KEYS = ("precision", "matmul_precision", "compile", "threads", "max_steps", "val_check_interval")
 
 
 # Arguments of lightning.Trainer that would have no effect, or end a run before its last step: what to use instead.

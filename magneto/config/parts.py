@@ -39,8 +39,12 @@ class TrainerConfig:
     num_sanity_val_steps: Annotated[int, Ge(-1)] = 0
     deterministic: bool | Literal["warn"] = "warn"
     """warn: what has no deterministic kernel (on CUDA: the backward pass of CTC) is reported, and runs."""
-    compile: bool = False
-    """torch.compile each layer in place."""
+    matmul_precision: Literal["high", "medium"] | None = None
+    """Of fp32 products on GPUs (torch.set_float32_matmul_precision): high is TF32. It concerns 32-true and predictions."""
+    compile: bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = (
+        False
+    )
+    """torch.compile each layer in place; true is its default mode. reduce-overhead uses CUDA graphs."""
     threads: Annotated[int, Ge(1)] | None = None
     """Of the CPU; None leaves it to torch."""
     enable_progress_bar: bool = True

@@ -274,12 +274,16 @@ class Task(TrainingModule):
         below = [module for module in (*stem, stack.position, stack.input_norm) if module is not None]
         return [nn.ModuleList(below), *stack.layers]
 
-    def compile_layers(self) -> None:
-        """Compile each layer in place: parameter names stay as they are, and equal layers share one compilation."""
+    def compile_layers(self, mode: bool | str = True) -> None:
+        """Compile each layer in place: parameter names stay as they are, and equal layers share one compilation.
+
+        Args:
+            mode: of `torch.compile`; True is its default.
+        """
         # A multiway layer has a graph for each kind of input and of length; beyond the limit it would run uncompiled.
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         for _, layer in self.named_layers():
-            layer.compile()
+            layer.compile(mode=None if mode is True else mode)
 
     @property
     def num_parameters(self) -> int:

@@ -9,15 +9,27 @@ import torch
 
 
 @contextmanager
-def cpu_threads(count: int | None) -> Iterator[None]:
-    """Run with `count` CPU threads (None: leave it), and restore."""
-    before = torch.get_num_threads()
-    if count:
-        torch.set_num_threads(count)
+def compute_settings(threads: int | None = None, matmul_precision: str | None = None) -> Iterator[None]:
+    """Set CPU threads and the precision of fp32 products on GPUs (None: leave them), and restore them."""
+    before = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    if threads:
+        torch.set_num_threads(threads)
+    if matmul_precision:
+        torch.set_float32_matmul_precision(matmul_precision)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(before[0])
+        torch.set_float32_matmul_precision(before[1])
+
+
+def prediction_autocast(setting: str, device: str) -> torch.autocast:
+    """Return the autocast of predictions: bf16 on a GPU that multiplies in it, or where `setting` says so; else none.
+
+    On a CPU `auto` is fp32: predictions are those that the training's evaluation made, to the last digit of fp32.
+    """
+    chosen = precision(setting, device) if device == "cuda" or setting != "auto" else "32-true"
+    return torch.autocast(device, torch.bfloat16, enabled=chosen == "bf16-mixed")
 
 
 def precision(setting: str, accelerator: str) -> str:

@@ -26,7 +26,7 @@ from tests.toys.runs import drive
 ROOT = Path(__file__).parents[2]
 
 
-def run_jobs(count: int, jobs: Sequence[Sequence[str]], folder: Path, timeout: float = 500) -> None:
+def run_jobs(count: int, jobs: Sequence[Sequence[str]], folder: Path, timeout: float = 1500) -> None:
     """Drive the jobs one after the other in `count` processes on this machine. Raises AssertionError if one fails."""
     file = folder / "jobs.json"
     file.write_text(json.dumps([list(job) for job in jobs]))

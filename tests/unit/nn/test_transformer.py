@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from magneto.errors import MagnetoError
 from magneto.nn import PLACEMENTS, BackboneConfig, Encoder
@@ -220,7 +221,7 @@ def test_example_without_tokens_is_finite(position: str) -> None:
 def test_checkpointing_changes_no_gradient(position: str, architecture: str) -> None:
     """Dropout included: the recomputation must draw the same masks."""
     gradients = []
-    for checkpointing in (False, True):
+    for checkpointing in (False, True, "selective"):
         model = build(
             position=position, architecture=architecture, dropout=0.2, drop_path=0.2,
             activation_checkpointing=checkpointing,
@@ -234,10 +235,23 @@ def test_checkpointing_changes_no_gradient(position: str, architecture: str) -> 
         out = model(x, tokens(3, 5)) if architecture == "encoder_decoder" else model(x)
         forward_calls = len(calls)
         out.square().sum().backward()
-        assert (len(calls) > forward_calls) == checkpointing
+        assert (len(calls) > forward_calls) == bool(checkpointing)
         gradients.append([x.grad, *(p.grad for p in model.parameters())])
-    for a, b in zip(*gradients, strict=True):
+    for a, b, c in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b)
+        torch.testing.assert_close(a, c)
+
+
+def test_selective_checkpointing_repeats_no_product() -> None:
+    """It keeps less than all, and computes matrix products and attention once; without selection a third more."""
+    flops = []
+    for checkpointing in (False, "selective", True):
+        model = build(position="rotary", activation_checkpointing=checkpointing)
+        x = tokens(8).requires_grad_()
+        with FlopCounterMode(display=False) as counter:
+            model(x).sum().backward()
+        flops.append(counter.get_total_flops())
+    assert flops[0] == flops[1] and 1.2 * flops[0] < flops[2] < 1.4 * flops[0]
 
 
 def kept_bytes(model: Any) -> int:
