@@ -128,7 +128,7 @@ class BackboneConfig:
     """Multiply the output of the heads by sigmoid(W x) before the output projection, x being the input of the sub-layer."""
     activation_checkpointing: bool | Literal["selective"] = False
     """Recompute each layer in the backward pass instead of storing its activations; selective: keep the results of matrix
-    products and of attention, and recompute what is cheap."""
+    products and of attention, and recompute what is cheap (in layers that are not compiled)."""
 
     def __post_init__(self) -> None:
         check_types(BackboneConfig, vars(self))

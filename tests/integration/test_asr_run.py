@@ -353,7 +353,7 @@ def test_subwords_train_and_transcribe(run, tones: Path) -> None:
 @pytest.mark.slow
 def test_compiled_layers_train_alike(run, values) -> None:
     """Compiled layers train as others and leave the same names."""
-    results = [run(f"name=compile_{on}", f"trainer.compile={on}") for on in ("false", "true")]
+    results = [run(f"name=compile_{on}", f"trainer.compile={on}") for on in ("false", "default")]
     plain, compiled = (
         [float(value) for _, name, value in values(result["folder"]) if name == "train/loss"]
         for result in results

@@ -213,3 +213,18 @@ def test_emulated_bf16_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert devices.precision("auto", "gpu") == "32-true"
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
     assert devices.precision("auto", "gpu") == "bf16-mixed"
+
+
+def test_compute_settings_end_with_their_block() -> None:
+    before = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    with devices.compute_settings(1, "high"):
+        assert torch.get_num_threads() == 1 and torch.get_float32_matmul_precision() == "high"
+    assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == before
+
+
+@pytest.mark.parametrize(("setting", "enabled"), [("auto", False), ("32-true", False), ("bf16-mixed", True)])
+def test_predictions_on_a_cpu_are_in_fp32(setting: str, enabled: bool) -> None:
+    """Unless bf16 is asked for."""
+    with devices.prediction_autocast(setting, "cpu"):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert (product.dtype == torch.bfloat16) == enabled
