@@ -36,9 +36,7 @@ def run(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
     if mode == "export":
         return export_model(resolve(cfg, overrides))
     threads, products = cfg.trainer.get("threads"), cfg.trainer.get("matmul_precision")
-    products = (
-        products if products in ("high", "medium") else None
-    )  # anything else is reported where it is checked
+    products = products if products in ("high", "medium") else None  # others are reported by the check
     with devices.compute_settings(threads if isinstance(threads, int) else None, products):
         if mode == "train" and not cfg.dry_run:
             return train(cfg, overrides)

@@ -1,6 +1,9 @@
 """Several processes that share each batch, with copies of the weights or with parts of them: the results of one process."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from magneto.config.groups import CONF
 from magneto.errors import DataError
 from magneto.training import checkpoint_io
 from tests.integration.test_golden_curves import CASES
-from tests.toys.processes import run_jobs
+from tests.toys.processes import ROOT, free_port, run_jobs
 from tests.toys.runs import drive, training_losses, values
 
 STEPS = ("trainer.max_steps=6", "trainer.val_check_interval=3", "trainer.log_every_n_steps=1")
@@ -146,3 +149,31 @@ def _names_missing_shards(folder: Path) -> None:
     (folder / "rest.pt").write_bytes(b"")
     with pytest.raises(DataError, match="cannot be read"):
         checkpoint_io.read_checkpoint(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_torchruns_are_two_nodes(
+    strategy: str, request: pytest.FixtureRequest, tmp_path: Path, text_overrides: list[str]
+) -> None:
+    """The command of docs/cluster.md, each in a process group of its own, as two machines run it."""
+    settings = [*shared(CASES["causal_lm"](request, tmp_path)), "callbacks.probe_every=0"]
+    drive(settings, "name=one")
+    port = free_port()
+    nodes = [
+        subprocess.Popen(
+            [
+                sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d",
+                f"--rdzv-endpoint=localhost:{port}", str(ROOT / "run.py"), *settings, "name=nodes",
+                f"trainer={strategy}", "trainer.devices=1", "trainer.num_nodes=2", "trainer.accelerator=cpu",
+            ],
+            cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    errors = [node.communicate(timeout=400)[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], errors
+    runs = tmp_path / "runs/causal_lm"
+    assert training_losses(runs / "nodes") == pytest.approx(training_losses(runs / "one"), rel=1e-6)
+    assert json.loads((runs / "nodes/result.json").read_text())["world_size"] == 2

@@ -26,13 +26,18 @@ from tests.toys.runs import drive
 ROOT = Path(__file__).parents[2]
 
 
+def free_port() -> int:
+    """Return a port of this machine that nothing listens at."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return int(free.getsockname()[1])
+
+
 def run_jobs(count: int, jobs: Sequence[Sequence[str]], folder: Path, timeout: float = 1500) -> None:
     """Drive the jobs one after the other in `count` processes on this machine. Raises AssertionError if one fails."""
     file = folder / "jobs.json"
     file.write_text(json.dumps([list(job) for job in jobs]))
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     common = {
         "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
         "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0",
