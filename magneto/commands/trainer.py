@@ -245,7 +245,7 @@ def build_trainer(
         default_root_dir=folder.path / "lightning",
         logger=[],
         callbacks=callbacks,
-        plugins=[checkpoint_io.AtomicCheckpointIO()],
+        plugins=[checkpoint_io.AtomicCheckpointIO(background=watch.save_async)],
         enable_checkpointing=True,
     )
     return trainer, monitor, saver

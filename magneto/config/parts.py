@@ -72,6 +72,8 @@ class CallbacksConfig:
     """Minutes between two saves of checkpoints/last.ckpt, besides that after each validation."""
     save_every: Annotated[int, Ge(1)] | None = None
     """Steps between two of them; null: minutes alone decide."""
+    save_async: bool = False
+    """Write checkpoints in the background, from a copy in the host's memory; sharded ones (fsdp) are not."""
     ema_decay: Annotated[float, Gt(0), Lt(1)] | None = None
     """Decay of an exponential moving average of the weights, which is validated, tested and exported."""
     average_last: Annotated[int, Ge(2)] | None = None

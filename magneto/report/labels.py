@@ -14,7 +14,7 @@ _NOT_A_DIFFERENCE = re.compile(
     # devices is not among them: the batch budget is per device.
     r"""(seed|name|resume|runs_dir|mode|checkpoint|input|output|logger|experiment_task)(\..*)?
     |trainer\.(accelerator|strategy|enable_progress_bar|log_every_n_steps|num_sanity_val_steps|threads|deterministic)
-    |callbacks\.(probe_every|save_every|save_minutes|samples)
+    |callbacks\.(probe_every|save_every|save_minutes|save_async|samples)
     |(.*\.)?(seed|data_dir|num_workers|pin_memory)""",
     re.VERBOSE,
 )

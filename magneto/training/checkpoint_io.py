@@ -9,6 +9,9 @@ import contextlib
 import json
 import os
 import zipfile
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +37,38 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     Lightning's own goes through the system's temporary folder. Where that is another file system, the old checkpoint is
     overwritten by a copy, which can break off in the middle.
+
+    Args:
+        background: copy the tensors to the host and write while the training goes on. An error of a write is raised by the
+            next save, or at the end.
     """
+
+    def __init__(self, background: bool = False) -> None:
+        super().__init__()
+        self._writer = ThreadPoolExecutor(1, "checkpoint") if background else None
+        self._writes: list[Future[None]] = []
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Do what is to follow the writes so far, now or in the background. Raises what an earlier write did."""
+        if self._writer is None:
+            work()
+            return
+        for write in [one for one in self._writes if one.done()]:
+            self._writes.remove(write)
+            write.result()
+        self._writes.append(self._writer.submit(work))
+
+    def teardown(self) -> None:
+        """Wait for the last write. Raises ConfigError if it failed."""
+        try:
+            while self._writes:
+                self._writes.pop(0).result()
+        except OSError as error:
+            self._writes.clear()
+            raise ConfigError(
+                f"A checkpoint cannot be written ({error}). The last complete one is kept; free space and repeat the "
+                "command: the run continues from there."
+            ) from error
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -48,7 +82,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
         """See the base class. Raises OSError where the file cannot be written."""
-        path = Path(path)
+        if self._writer is not None:
+            wait(self._writes)  # one copy at a time
+            tensors, rest = sharded_checkpoint.split(checkpoint)
+            copies = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
+            checkpoint = sharded_checkpoint.join(copies, rest)
+        self.run(partial(self._write, checkpoint, Path(path)))
+
+    def _write(self, checkpoint: dict[str, Any], path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.part")
         try:

@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
 from magneto.errors import ConfigError
+from magneto.training.checkpoint_io import AtomicCheckpointIO
 from magneto.training.module import TrainingModule
+from magneto.training.sharding import is_sharded
 from magneto.training.signals import Interrupted, StopSignals
 
 GPU_POLL = 10
@@ -140,9 +143,11 @@ class Checkpoints(Checkpoint):
         path = self.folder / f"{name}.ckpt"
         self._saved_at = time.monotonic()
         try:
-            if self._written is not None and self._written.is_file():
+            if self._written is not None and not is_sharded(trainer):
                 if trainer.is_global_zero:
-                    _give_name(self._written, path)
+                    writer = trainer.strategy.checkpoint_io
+                    assert isinstance(writer, AtomicCheckpointIO)
+                    writer.run(partial(_give_name, self._written, path))
                 return
             self._written = path
             trainer.save_checkpoint(path)  # whole or not at all: `checkpoint_io.AtomicCheckpointIO`

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from magneto.data.module import DataModule
 from magneto.errors import ConfigError
 from magneto.training.module import TrainingModule
+from magneto.training.sharding import is_sharded
 
 
 class StepSeed(Callback):
@@ -75,10 +76,22 @@ class ConfigureRun(Callback):
         assert isinstance(pl_module, TrainingModule)
         # Lightning sends its own signal to all processes at each batch; here `StopSignals` takes them (`Checkpoints`).
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+        if is_sharded(trainer):
+            self._check_evaluations(trainer)
         total = pl_module.total_steps * trainer.accumulate_grad_batches
         self.world_size = trainer.world_size
         self.micro_batches = data_of(trainer).micro_batches(trainer.world_size)
         data_of(trainer).configure_run(total, rank=trainer.global_rank, world_size=trainer.world_size)
+
+    def _check_evaluations(self, trainer: L.Trainer) -> None:
+        """Raise `ConfigError` where a process would have no batch, and the others wait for its part of the weights."""
+        data = data_of(trainer)
+        for split, examples in (("validation", data.val_set), ("test", data.test_set)):
+            if len(examples) < trainer.world_size:
+                raise ConfigError(
+                    f"The {split} split has {len(examples)} examples, fewer than the {trainer.world_size} processes that "
+                    "share the weights. Use fewer processes (trainer.devices), trainer=ddp, or more data."
+                )
 
 
 class SameStart(Callback):

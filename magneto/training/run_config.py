@@ -14,7 +14,7 @@ _VOLATILE = (
     "mode", "resume", "name", "runs_dir", "data_dir", "checkpoint", "input", "output", "prompt", "predict", "logger",
     "summary", "dry_run", "sweep", "trainer.enable_progress_bar", "trainer.threads",
     "trainer.accelerator", "trainer.num_sanity_val_steps", "callbacks.save_every", "callbacks.save_minutes",
-    "data.num_workers", "data.data_dir",
+    "callbacks.save_async", "data.num_workers", "data.data_dir",
 )  # fmt: skip
 _ABSENT = "(absent)"
 _NEUTRAL: tuple[Any, ...] = (None, False, 0, "", "none", [], {})

@@ -23,7 +23,7 @@ from magneto.errors import MagnetoError
 from magneto.tasks.asr import ASR
 from magneto.tasks.causal_lm import CausalLM
 from magneto.tasks.registry import load_task
-from magneto.training import checkpointing
+from magneto.training import checkpointing, sharded_checkpoint
 from magneto.training.run_folder import RunFolder
 from tests.conftest import Run
 from tests.toys.runs import values
@@ -363,3 +363,36 @@ def test_best_and_last_are_one_file(
     best, last = (tmp_path / f"runs/causal_lm/one/checkpoints/{name}.ckpt" for name in ("best", "last"))
     assert best.samefile(last) == links and best.read_bytes() == last.read_bytes()
     assert len(list(best.parent.iterdir())) == 2, "no part is left"
+
+
+def test_checkpoints_in_the_background(run_lm: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They hold what was there when they were asked for, although training goes on while they are written."""
+    run_lm("name=one")
+    written: list[int] = []
+    write = torch.save
+
+    def slow(content: Any, file: Any) -> None:
+        time.sleep(0.3)
+        written.append(content["global_step"])
+        write(content, file)
+
+    monkeypatch.setattr(torch, "save", slow)
+    run_lm("name=two", "callbacks.save_async=true", "callbacks.save_every=2")
+    assert written == [2, 4, 6, 8]
+    folders = [tmp_path / f"runs/causal_lm/{name}" for name in ("one", "two")]
+    assert values(folders[0]) == values(folders[1])
+    one, two = (
+        sharded_checkpoint.split(torch.load(folder / "checkpoints/last.ckpt", weights_only=True))[0]
+        for folder in folders
+    )
+    assert one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())
+    assert (folders[1] / "checkpoints/best.ckpt").samefile(folders[1] / "checkpoints/last.ckpt")
+
+
+def test_a_background_write_that_fails(run_lm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(content: Any, file: Any) -> None:
+        raise RuntimeError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(MagnetoError, match="cannot be written .*No space left.*repeat the command"):
+        run_lm("name=one", "callbacks.save_async=true")

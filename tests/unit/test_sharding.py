@@ -1,6 +1,7 @@
 """Pieces of sharded training that need one process: parameters without values, and checkpoints taken apart."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,9 +10,9 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from magneto.errors import DataError
+from magneto.errors import ConfigError, DataError
 from magneto.nn import BackboneConfig, Encoder
-from magneto.training import checkpoint_io, sharded_checkpoint, sharding
+from magneto.training import checkpoint_io, reproducibility, sharded_checkpoint, sharding
 
 
 @pytest.fixture
@@ -99,3 +100,12 @@ def test_damaged_shards_are_named(damage: str, one_process: object, tmp_path: Pa
         (shard if damage == "shard" else folder / "rest.pt").unlink()
     with pytest.raises(DataError, match="Use the other checkpoint of the run"):
         checkpoint_io.read_checkpoint(tmp_path / "last.ckpt")
+
+
+def test_fewer_examples_than_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process without a batch would leave the others waiting for its part of the weights."""
+    trainer = SimpleNamespace(world_size=4)
+    data = SimpleNamespace(val_set=range(4), test_set=range(3))
+    monkeypatch.setattr(reproducibility, "data_of", lambda trainer: data)
+    with pytest.raises(ConfigError, match="The test split has 3 examples, fewer than the 4 processes"):
+        reproducibility.ConfigureRun()._check_evaluations(trainer)  # type: ignore[arg-type]
