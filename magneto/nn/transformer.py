@@ -9,11 +9,9 @@ finite and have no meaning.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from magneto.errors import ConfigError
 from magneto.nn.attention import Context
@@ -32,19 +30,8 @@ from magneto.nn.positions import (
     Rotary,
     SinusoidalPosition,
 )
+from magneto.nn.recompute import recomputed
 from magneto.nn.residual import Residual
-
-KEPT_OPERATIONS = [
-    torch.ops.aten.mm.default,
-    torch.ops.aten.addmm.default,
-    torch.ops.aten.bmm.default,
-    torch.ops.aten.baddbmm.default,
-    torch.ops.aten._scaled_dot_product_flash_attention.default,
-    torch.ops.aten._scaled_dot_product_efficient_attention.default,
-    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-]
-"""What selective checkpointing does not compute twice."""
 
 
 class Layer(nn.Module):
@@ -165,9 +152,9 @@ class Stack(nn.Module):
         features = {}
         for index, layer in enumerate(self.layers):
             layer_cache = None if cache is None else cache.layers[index]
-            recompute = self.config.activation_checkpointing and self.training and cache is None
-            if recompute and torch.is_grad_enabled():
-                x = self._checkpointed(layer, x, context)
+            how = self.config.activation_checkpointing
+            if how and self.training and cache is None and torch.is_grad_enabled():
+                x = recomputed(how, layer, x, context)
             else:
                 x = layer(x, context, layer_cache)  # (B, T, d_model)
             if index in return_layers:
@@ -177,13 +164,6 @@ class Stack(nn.Module):
         if self.final_norm is not None:
             x = apply_experts(self.final_norm, x, num_vision_tokens)
         return x, [features[index] for index in return_layers]
-
-    def _checkpointed(self, layer: nn.Module, x: Tensor, context: Context) -> Tensor:
-        """Compute a layer so that its backward pass computes it again, with `selective` without its products."""
-        if self.config.activation_checkpointing != "selective":
-            return checkpoint(layer, x, context, use_reentrant=False)
-        keep = partial(create_selective_checkpoint_contexts, KEPT_OPERATIONS)
-        return checkpoint(layer, x, context, use_reentrant=False, context_fn=keep)
 
     def _check_documents(self, cache: KVCache | None) -> None:
         if cache is not None or isinstance(self.position, ConvolutionalPosition):
