@@ -70,7 +70,8 @@ def _write(checkpoint: dict[str, Any], parent: Path, first: bool) -> Path:
     tensors, rest = split(checkpoint, sharded_only=True)
 
     def begin() -> None:
-        shutil.rmtree(part, ignore_errors=True)
+        for old in parent.glob(".step-*.part"):  # of a run that was killed while it wrote
+            shutil.rmtree(old, ignore_errors=True)
         part.mkdir(parents=True)
 
     def end() -> None:
@@ -162,10 +163,8 @@ def read(folder: Path, weights: bool = True) -> dict[str, Any]:
 @contextlib.contextmanager
 def _damage(folder: Path) -> Iterator[None]:
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", ".*torch.distributed is disabled", UserWarning
-            )  # of one process
+        with warnings.catch_warnings():  # of a single process
+            warnings.filterwarnings("ignore", ".*torch.distributed is disabled", UserWarning)
             yield
     except Exception as error:  # of torch's many types; a plan that fails comes from all processes at once
         raise DataError(f"checkpoint {folder}: cannot be read ({type(error).__name__}). {REMEDY}") from error

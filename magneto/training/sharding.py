@@ -127,9 +127,7 @@ def shard(module: nn.Module, layers: list[nn.Module], mesh: DeviceMesh, device: 
         device: of this process.
     """
     whole = dict(module.state_dict()) if dist.get_rank() == 0 else {}
-    scalars = {
-        parameter for parameter in module.parameters() if parameter.ndim == 0
-    }  # every process keeps them
+    scalars = {one for one in module.parameters() if one.ndim == 0}  # which every process keeps
     for unit in (*layers, module):
         fully_shard(unit, mesh=mesh, ignored_params=scalars)
     register_fsdp_forward_method(module, "step")

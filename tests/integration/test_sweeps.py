@@ -69,6 +69,25 @@ def test_joblib_sweep_ends_as_the_serial_one(text_overrides: list[str], tmp_path
 
 
 @pytest.mark.slow
+def test_submitit_sweeps(text_overrides: list[str], tmp_path: Path) -> None:
+    """Each job a process that submitit starts, as on a cluster: the report and the results of the serial sweep."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    settings = [o for o in text_overrides if not o.startswith("runs_dir=")]
+    settings += ["task=causal_lm", "trainer.max_steps=4", "backbone=pre_ln,magneto"]
+    launcher = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10"]
+    results = {}
+    for name, more in (("serial", []), ("submitit", launcher)):
+        done = sweep(tmp_path / name, [*settings, *more])
+        assert done.returncode == 0, done.stderr
+        runs = tmp_path / name / "runs/causal_lm"
+        assert len(list(runs.glob("reports/*/report.md"))) == 1
+        results[name] = {
+            path.parent.name: json.loads(path.read_text())["metrics"] for path in runs.glob("*/result.json")
+        }
+    assert len(results["serial"]) == 2 and results["submitit"] == results["serial"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "number"), [(["data.num_workers=2"], signal.SIGTERM), (JOBLIB, signal.SIGINT)]
 )

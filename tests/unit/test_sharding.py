@@ -82,7 +82,9 @@ def test_a_write_that_fails_leaves_the_old(
         sharded_checkpoint.save({**content, "global_step": 2}, last)
     assert last.resolve() == folder
     monkeypatch.undo()
+    assert list(tmp_path.glob(".step-*.part")), "as a process that is killed leaves it"
     newer = sharded_checkpoint.save({**content, "global_step": 2}, last)
+    assert not list(tmp_path.glob(".step-*.part"))
     assert last.resolve() == newer and folder.is_dir(), "best.ckpt still needs it"
     sharded_checkpoint.save({**content, "global_step": 2}, best, newer)
     assert not folder.exists()
