@@ -179,11 +179,12 @@ class TrainingModule(L.LightningModule):
 
     def at_targets(self, batch: Batch, values: Tensor) -> Tensor:
         """Return `values` (B, T, ...) at the N positions of `target_mask`, row by row: (N, ...)."""
-        if "target_index" not in batch:
+        index = batch.get("target_index")
+        if index is None:
             mask = self.target_mask(batch)
             assert mask is not None, "a task that calls this says where its targets are"
-            batch["target_index"] = _indices(mask)
-        return values.flatten(0, 1)[batch["target_index"]]
+            index = _indices(mask)
+        return values.flatten(0, 1)[index]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One micro-batch: its summed loss; the division by the global weight follows in `on_before_optimizer_step`."""
