@@ -56,7 +56,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         for write in [one for one in self._writes if one.done()]:
             self._writes.remove(write)
             write.result()
-        self._writes.append(self._writer.submit(work))
+        before = self._writes[-1:]
+
+        def follow() -> None:
+            for write in before:
+                write.result()  # of one that failed, an older file has the name: nothing is made of it
+            work()
+
+        self._writes.append(self._writer.submit(follow))
 
     def teardown(self) -> None:
         """Wait for the last write. Raises ConfigError if it failed."""
@@ -74,9 +81,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """See the base class; also the folder of a sharded run."""
-        if Path(path).is_dir():
-            return sharded_checkpoint.read(Path(path))
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
+        return dict(_load(Path(path)))
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None

@@ -396,3 +396,26 @@ def test_a_background_write_that_fails(run_lm: Run, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(MagnetoError, match="cannot be written .*No space left.*repeat the command"):
         run_lm("name=one", "callbacks.save_async=true")
+
+
+def test_a_failed_background_write_keeps_last(
+    run_lm: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name `last` does not go to the older best.ckpt where the newer one cannot be written."""
+    write = torch.save
+
+    def full(content: Any, file: Any) -> None:
+        if content["global_step"] == 8:
+            time.sleep(0.3)  # the second name is asked for meanwhile
+            raise RuntimeError("No space left on device")
+        write(content, file)
+
+    monkeypatch.setattr(torch, "save", full)
+    settings = ["callbacks.save_async=true", "callbacks.save_every=3", "trainer.val_check_interval=4"]
+    with pytest.raises(MagnetoError, match="cannot be written"):
+        run_lm("name=one", *settings)
+    folder = tmp_path / "runs/causal_lm/one/checkpoints"
+    steps = [
+        torch.load(folder / f"{name}.ckpt", weights_only=True)["global_step"] for name in ("best", "last")
+    ]
+    assert steps == [4, 6]
