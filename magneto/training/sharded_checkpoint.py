@@ -124,16 +124,14 @@ def load(folder: Path, like: Mapping[str, Tensor]) -> dict[str, Any]:
     Raises:
         DataError: a file is missing or damaged.
     """
-    shapes, rest, reader = _open(folder)
-    known = reader.read_metadata().state_dict_metadata
+    whole, rest = _open(folder)
     tensors = {
         name: torch.empty_like(like[name])
-        if name in like and list(like[name].shape) == shape
-        else torch.empty(shape, dtype=known[name].properties.dtype)  # type: ignore[union-attr]
-        for name, shape in shapes.items()
+        if name in like and like[name].shape == one.shape
+        else torch.empty_like(one, device="cpu")
+        for name, one in whole.items()
     }
-    with _damage(folder):
-        load_shards(tensors, storage_reader=HuggingFaceStorageReader(str(folder)))
+    _fill(tensors, folder)
     return join(tensors, rest)
 
 
@@ -147,48 +145,46 @@ def read(folder: Path, weights: bool = True) -> dict[str, Any]:
     Raises:
         DataError: a file is missing or damaged.
     """
-    shapes, rest, reader = _open(folder)
-    known = reader.read_metadata().state_dict_metadata
-    device = "cpu" if weights else "meta"
-    tensors = {
-        name: torch.empty(shape, dtype=known[name].properties.dtype, device=device)  # type: ignore[union-attr]
-        for name, shape in shapes.items()
-    }
+    tensors, rest = _open(folder)
     if weights:
-        with _damage(folder):
-            load_shards(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+        tensors = {name: torch.empty_like(one, device="cpu") for name, one in tensors.items()}
+        _fill(tensors, folder, alone=True)
     return join(tensors, rest)
 
 
-@contextlib.contextmanager
-def _damage(folder: Path) -> Iterator[None]:
-    try:
-        with warnings.catch_warnings():  # of a single process
-            warnings.filterwarnings("ignore", ".*torch.distributed is disabled", UserWarning)
-            yield
-    except Exception as error:  # of torch's many types; a plan that fails comes from all processes at once
-        raise DataError(f"checkpoint {folder}: cannot be read ({type(error).__name__}). {REMEDY}") from error
-
-
-def _open(folder: Path) -> tuple[dict[str, list[int]], dict[str, Any], HuggingFaceStorageReader]:
-    """Return the shapes of the tensors, everything that is no sharded tensor, and the reader of the parts."""
+def _open(folder: Path) -> tuple[dict[str, Tensor], Any]:
+    """Return the whole sharded tensors, with shapes and no values, and everything else."""
     file = folder / REST
     if not file.is_file():
         raise DataError(f"checkpoint {folder}: {REST} is missing. {REMEDY}")
-    try:
+    with _damage(folder):
         stored = torch.load(file, map_location="cpu", weights_only=True)
         shapes, rest = stored["shapes"], stored["content"]
-        reader = HuggingFaceStorageReader(str(folder))
-        found = reader.read_metadata().state_dict_metadata
-    except Exception as error:  # torch and safetensors raise many types for a damaged file
-        raise DataError(f"checkpoint {folder}: cannot be read ({type(error).__name__}). {REMEDY}") from error
+        found: Mapping[str, Any] = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    tensors = {}
     for name, shape in shapes.items():
         chunks = getattr(found.get(name), "chunks", ())
         if sum(math.prod(chunk.sizes) for chunk in chunks) != math.prod(shape):
             raise DataError(
                 f"checkpoint {folder}: a part of {name} is missing, so that a shard-*.safetensors must be. {REMEDY}"
             )
-    return shapes, rest, reader
+        tensors[name] = torch.empty(shape, dtype=found[name].properties.dtype, device="meta")
+    return tensors, rest
+
+
+def _fill(tensors: dict[str, Tensor], folder: Path, alone: bool = False) -> None:
+    """Read the values of tensors, by all processes together or by one alone."""
+    with _damage(folder), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*torch.distributed is disabled", UserWarning)  # which is meant
+        load_shards(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=alone)
+
+
+@contextlib.contextmanager
+def _damage(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # torch and safetensors raise many types for a damaged file
+        raise DataError(f"checkpoint {folder}: cannot be read ({type(error).__name__}). {REMEDY}") from error
 
 
 _HOLE = "(in the shards)"

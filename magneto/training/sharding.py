@@ -58,7 +58,7 @@ class ShardedStrategy(ModelParallelStrategy):
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Return the content of a checkpoint with this process's parts, whoever wrote it: other processes, or one."""
+        """Return the content of a checkpoint with this process's parts. Any number of processes may have written it."""
         assert self.lightning_module is not None
         path = Path(checkpoint_path)
         like = _parts(self.lightning_module, self.optimizers)
