@@ -28,9 +28,9 @@ and the fields of the info that `reads` names are the model's; otherwise one is 
 import copy
 import json
 import logging
+import shutil
 from abc import abstractmethod
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -41,11 +41,13 @@ import pyarrow as pa
 from magneto.config.validate import from_mapping
 from magneto.data.cache import is_complete, prepare_once, short_hash
 from magneto.data.config import DataConfig
-from magneto.data.corpora.base import SPLITS, Skipped
+from magneto.data.corpora.base import SPLITS
 from magneto.data.info import DatasetInfo
 from magneto.data.messages import counts, skipped
 from magneto.data.module import DataModule
-from magneto.data.table import SplitTable, TableWriter
+from magneto.data.parts import WorkerKilled
+from magneto.data.skips import Skips
+from magneto.data.table import SplitTable, TableWriter, join_tables
 from magneto.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -53,10 +55,8 @@ log = logging.getLogger(__name__)
 InfoT = TypeVar("InfoT", bound=DatasetInfo)
 ConfigT = TypeVar("ConfigT", bound=DataConfig)
 
-LISTED = 1000  # skipped examples that the report lists for each reason; the counts are exact
 
-
-class Preparation:
+class Preparation(Skips):
     """A folder that is being prepared.
 
     Attributes:
@@ -68,21 +68,20 @@ class Preparation:
         key: hash of all that the folder depends on.
         noun: what its examples are called, such as "document".
         splits: those that must not be empty.
-        skipped: reason -> how many examples are not used, exactly.
-        listed: the first ones of each reason.
         origins: by the name of a corpus, what was read: version, digest, where it came from.
         report: further values for prepare_report.json that no model needs.
+        rows: rows of each split, once the tables have been written.
     """
 
     def __init__(self, path: Path, data: "PreparedDataModule[Any, Any]") -> None:
+        super().__init__()
         self.path, self.config, self.given = path, data.config, data.given
         self.corpora, self.data_dir, self.key = data.corpora, data.data_dir, data.key
         self.noun, self.splits = data.noun, data.splits
-        self.skipped: Counter[str] = Counter()
-        self.listed: list[Skipped] = []
         self.origins: dict[str, dict[str, Any]] = {}
         self.report: dict[str, Any] = {}
-        self._tables: TableWriter | None = None
+        self.rows: dict[str, int] = {}
+        self._parts = data.folder.with_name(f".{data.folder.name}.parts")
 
     def load(self) -> Iterator[tuple[str, Any]]:
         """Yield the corpora by name; each, once its examples have been read, adds its origin and what it skipped."""
@@ -94,25 +93,35 @@ class Preparation:
     def note(self, name: str, corpus: Any) -> None:
         """Add the origin of a corpus, and what it skipped."""
         self.origins[name] = corpus.origin
-        for item in corpus.skipped:
-            self.skip(f"{name}/{item.id}", item.file, item.reason)
-
-    def skip(self, id: str, file: str, reason: str) -> None:
-        """Count an example that is not used; list it unless there are enough with its reason."""
-        self.skipped[reason] += 1
-        if self.skipped[reason] <= LISTED:
-            self.listed.append(Skipped(id, file, reason))
+        self.skip_of(name, corpus)
 
     def tables(self, schema: pa.Schema) -> TableWriter:
         """Return the writer of the tables, all of which have this schema."""
-        self._tables = TableWriter(self.path, schema, self.key)
-        return self._tables
+        tables = TableWriter(self.path, schema, self.key)
+        self.rows = tables.rows
+        return tables
 
-    @property
-    def rows(self) -> dict[str, int]:
-        """Rows of each split."""
-        assert self._tables is not None, "build() writes no tables"
-        return self._tables.rows
+    def parts(self, plan: Any) -> Path:
+        """Return the folder in which parts are kept until the preparation has ended, also if it is killed.
+
+        Args:
+            plan: plain values that decide what the parts are; those of another plan are removed.
+        """
+        folder = self._parts / short_hash(plan)
+        for other in self._parts.glob("*"):
+            if other != folder:
+                shutil.rmtree(other)
+        self._parts.mkdir(exist_ok=True)
+        return folder
+
+    def join(self, parts: Sequence[Path], rows: Mapping[str, int]) -> None:
+        """Make the tables of those of all parts. rows: of each split, in all."""
+        join_tables(parts, self.path, self.key)
+        self.rows = dict(rows)
+
+    def close(self) -> None:
+        """Remove the parts."""
+        shutil.rmtree(self._parts, ignore_errors=True)
 
     def require(self, found: Mapping[str, int], remedy: str | Callable[[], str]) -> None:
         """Raise `DataError`, with the reasons of what was skipped, if a split that must not be empty is.
@@ -261,6 +270,15 @@ class PreparedDataModule(DataModule, Generic[InfoT, ConfigT]):
 
     def _build(self, folder: Path) -> None:
         target = Preparation(folder, self)
+        try:
+            self._fill(folder, target)
+        except DataError as error:
+            if not isinstance(error, WorkerKilled):  # no further attempt would use the parts
+                target.close()
+            raise
+        target.close()
+
+    def _fill(self, folder: Path, target: Preparation) -> None:
         values = {**self.build(target), "key": self.key}
         target.require(target.rows, "Check data.corpora and the files that it names.")
         self.Info.from_dict(

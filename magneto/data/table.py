@@ -1,12 +1,14 @@
 """Arrow tables on disk: one for each split, written a batch of rows at a time, read as views of the mapped file.
 
-    folder/dataset_dict.json      folder/train/data-00000-of-00001.arrow      folder/train/state.json, dataset_info.json
+    folder/dataset_dict.json      folder/train/data-00000-of-00001.arrow, ...      folder/train/state.json, dataset_info.json
 
 is the layout of `datasets.Dataset.save_to_disk`, so `datasets.load_from_disk(folder)` opens it. Reading goes through
 pyarrow alone: importing `datasets` takes seconds.
 """
 
 import json
+import os
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
@@ -20,7 +22,7 @@ import pyarrow.compute as pc
 
 from magneto.data.corpora.base import SPLITS
 
-DATA = "data-00000-of-00001.arrow"
+DATA = "data-{:05d}-of-{:05d}.arrow"  # number of the file, of how many
 
 
 class TableWriter:
@@ -44,7 +46,7 @@ class TableWriter:
         self._streams = {}
         for split in SPLITS:
             (self.folder / split).mkdir()
-            file = self._files.enter_context(pa.OSFile(str(self.folder / split / DATA), "wb"))
+            file = self._files.enter_context(pa.OSFile(str(self.folder / split / DATA.format(0, 1)), "wb"))
             self._streams[split] = self._files.enter_context(pa.ipc.new_stream(file, self.schema))
         return self
 
@@ -55,19 +57,7 @@ class TableWriter:
         traceback: TracebackType | None,
     ) -> None:
         self._files.close()
-        (self.folder / "dataset_dict.json").write_text(json.dumps({"splits": list(SPLITS)}))
-        for split in SPLITS:
-            state: dict[str, Any] = {
-                "_data_files": [{"filename": DATA}],
-                "_fingerprint": f"{self.fingerprint}{split}",
-                "_format_columns": None,
-                "_format_kwargs": {},
-                "_format_type": None,
-                "_output_all_columns": False,
-                "_split": split,
-            }
-            (self.folder / split / "state.json").write_text(json.dumps(state, indent=1))
-            (self.folder / split / "dataset_info.json").write_text("{}")
+        _describe(self.folder, 1, self.fingerprint)
 
     def write(self, split: str, columns: Mapping[str, Any]) -> None:
         """Append rows to a split.
@@ -83,6 +73,42 @@ class TableWriter:
         if batch.num_rows:
             self._streams[split].write_batch(batch)
             self.rows[split] += batch.num_rows
+
+
+def join_tables(parts: Sequence[Path], folder: Path, fingerprint: str = "") -> None:
+    """Make the tables of a folder from those of others, in their order. All have one schema.
+
+    Args:
+        parts: folders that `TableWriter` wrote. Their files are linked, or copied where the disk has no hard links.
+        folder: where the tables are made.
+        fingerprint: see `TableWriter`.
+    """
+    for split in SPLITS:
+        (folder / split).mkdir()
+        for number, part in enumerate(parts):
+            source, file = part / split / DATA.format(0, 1), folder / split / DATA.format(number, len(parts))
+            try:
+                os.link(source, file)
+            except OSError:
+                shutil.copyfile(source, file)
+    _describe(folder, len(parts), fingerprint)
+
+
+def _describe(folder: Path, count: int, fingerprint: str) -> None:
+    """Write what `datasets` reads of tables of `count` files a split."""
+    (folder / "dataset_dict.json").write_text(json.dumps({"splits": list(SPLITS)}))
+    for split in SPLITS:
+        state: dict[str, Any] = {
+            "_data_files": [{"filename": DATA.format(number, count)} for number in range(count)],
+            "_fingerprint": f"{fingerprint}{split}",
+            "_format_columns": None,
+            "_format_kwargs": {},
+            "_format_type": None,
+            "_output_all_columns": False,
+            "_split": split,
+        }
+        (folder / split / "state.json").write_text(json.dumps(state, indent=1))
+        (folder / split / "dataset_info.json").write_text("{}")
 
 
 def with_classes(schema: pa.Schema, **names: Sequence[str]) -> pa.Schema:
@@ -177,19 +203,20 @@ class Flat:
 
 
 class SplitTable:
-    """The table of one split, memory-mapped. Cheap to send to a worker, which maps the file itself."""
+    """The table of one split, memory-mapped. Cheap to send to a worker, which maps the files itself."""
 
     def __init__(self, folder: Path, split: str) -> None:
-        self.path = folder / split / DATA
+        self.folder = folder / split
         self._read: dict[str, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "_read": {}}
+        return {"folder": self.folder, "_read": {}}
 
     @cached_property
     def arrow(self) -> pa.Table:
         """All columns."""
-        return pa.ipc.open_stream(pa.memory_map(str(self.path))).read_all()
+        files = sorted(self.folder.glob("data-*.arrow"))
+        return pa.concat_tables(pa.ipc.open_stream(pa.memory_map(str(file))).read_all() for file in files)
 
     def _chunks(self, name: str) -> list[pa.Array]:
         column = self.arrow.column(name)

@@ -4,10 +4,10 @@ A corpus is one module, from raw files to plain examples. The `base.py` of each 
 """
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from magneto.errors import ConfigError, nearest
 
@@ -36,6 +36,15 @@ class Reader(Protocol[CorpusT]):
         Raises:
             MagnetoError: the corpus is not available or has another form.
         """
+        ...
+
+
+@runtime_checkable
+class DivisibleReader(Protocol[CorpusT]):
+    """A reader of a large corpus, which several processes may read at once."""
+
+    def parts(self, data_dir: Path) -> Sequence[Reader[CorpusT]]:
+        """Return readers whose examples, one after another, are those of `load`. They can be pickled."""
         ...
 
 

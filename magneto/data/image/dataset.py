@@ -189,7 +189,7 @@ class ImageDataset(BatchDataset):
             name = path if isinstance(path, Path) else self.table.row(position, "id")["id"]
             raise DataError(
                 f"{name}: {bad}. It could be read when the data was prepared: restore it, or remove "
-                f"{self.table.path.parents[1]} to prepare the data again."
+                f"{self.table.folder.parent} to prepare the data again."
             ) from bad
 
 

@@ -7,10 +7,10 @@ import math
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import soundfile
@@ -255,3 +255,13 @@ def extract_shard(
         return outcomes
     finally:
         torch.set_num_threads(threads)
+
+
+FEATURES = "features.npy"
+
+
+def extract_part(
+    job: tuple[Sequence[Audio], FeatureSettings, tuple[float, float]], folder: Path
+) -> list[dict[str, Any]]:
+    """Write features into FEATURES of a folder; return the outcomes as plain values. job: see `extract_shard`."""
+    return [asdict(outcome) for outcome in extract_shard(*job, folder / FEATURES)]

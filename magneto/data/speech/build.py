@@ -7,29 +7,27 @@ token ids.
 
 import logging
 import math
+import shutil
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
-from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from magneto.data.cache import cpu_count, progress
 from magneto.data.corpora.base import SPLITS
 from magneto.data.corpora.speech.base import Utterance
-from magneto.data.io.audio import Audio, Outcome, extract_shard
+from magneto.data.io.audio import FEATURES, Audio, Outcome, extract_part
+from magneto.data.parts import map_parts
 from magneto.data.prepared import Preparation
 from magneto.data.speech.config import SpeechConfig
 from magneto.data.speech.dataset import SpeechInfo
 from magneto.data.table import with_classes
 from magneto.data.tokenizers.ctc import CTCTokenizer, repeats
 from magneto.data.transforms.text import normalize_text
-from magneto.errors import DataError
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +38,11 @@ SETTINGS = "Check the recordings, data.min_seconds and data.max_seconds."
 
 @dataclass(frozen=True)
 class SpeechExample:
-    """An utterance on its way into the tables, with the place of its features in a file of many."""
+    """An utterance on its way into the tables, with the place of its features in the file of a part."""
 
     utterance: Utterance
     seconds: float
-    shard: int
+    part: Path
     offset: int
     frames: int
     targets: Sequence[int] = ()
@@ -127,18 +125,27 @@ def _collect(target: Preparation) -> tuple[list[Utterance], str]:
 
 def _extract(utterances: Sequence[Utterance], target: Preparation) -> list[SpeechExample]:
     """Compute the features; return the recordings that can be used, and where their features are."""
+    config: SpeechConfig = target.config
     size = max(LEAST_SHARD, math.ceil(len(utterances) / MOST_SHARDS))
-    parts = [utterances[start : start + size] for start in range(0, len(utterances), size)]
-    results = dict(_run_jobs([[utterance.audio for utterance in part] for part in parts], target))
+    shards = [utterances[start : start + size] for start in range(0, len(utterances), size)]
+    seconds = (config.min_seconds, config.max_seconds)
+    parts = map_parts(
+        extract_part,
+        [([one.audio for one in shard], config.features, seconds) for shard in shards],
+        target.parts([[one.id for one in shard] for shard in shards]),
+        workers=config.prepare_workers,
+        description="computing features",
+        weights=[len(shard) for shard in shards],
+    )
     examples = []
-    for shard, part in enumerate(parts):
+    for shard, (path, outcomes) in zip(shards, parts, strict=True):
         offset = 0
-        for utterance, outcome in zip(part, results[shard], strict=True):
+        for utterance, outcome in zip(shard, (Outcome(**values) for values in outcomes), strict=True):
             reason = outcome.reason
             if reason is None and _cut_off(outcome.seconds, utterance.duration):
                 reason = "duration differs from the stated one"
             if reason is None:
-                examples.append(SpeechExample(utterance, outcome.seconds, shard, offset, outcome.frames))
+                examples.append(SpeechExample(utterance, outcome.seconds, path, offset, outcome.frames))
             else:
                 _skip(target, utterance, reason)
             offset += outcome.frames
@@ -179,9 +186,8 @@ def _write(examples: Sequence[SpeechExample], languages: Sequence[str], target: 
     }
     number = 0
     with target.tables(with_classes(pa.schema(columns), language=languages)) as tables:
-        for shard, members in groupby(examples, key=lambda example: example.shard):
-            file = target.path / _shard_name(shard)
-            features = np.load(file, mmap_mode="r")
+        for part, members in groupby(examples, key=lambda example: example.part):
+            features = np.load(part / FEATURES, mmap_mode="r")
             rows: dict[str, list[tuple[Any, ...]]] = {split: [] for split in SPLITS}
             for one in members:
                 spoken = one.utterance
@@ -195,39 +201,7 @@ def _write(examples: Sequence[SpeechExample], languages: Sequence[str], target: 
                 if of_split:
                     tables.write(split, dict(zip(columns, zip(*of_split, strict=True), strict=True)))
             del features, rows
-            file.unlink()
-    for file in target.path.glob(_shard_name("*")):  # those without a usable recording
-        file.unlink()
-
-
-def _run_jobs(jobs: list[list[Audio]], target: Preparation) -> Iterator[tuple[int, list[Outcome]]]:
-    config: SpeechConfig = target.config
-    workers = min(config.prepare_workers or cpu_count(), len(jobs))
-    seconds = (config.min_seconds, config.max_seconds)
-    with progress("computing features", sum(map(len, jobs))) as advance:
-        arguments = [
-            (job, config.features, seconds, target.path / _shard_name(n)) for n, job in enumerate(jobs)
-        ]
-        if workers == 1:
-            for shard, job in enumerate(arguments):
-                yield shard, extract_shard(*job)
-                advance(len(job[0]))
-            return
-        # spawn: a forked child of a process that has used torch's threads can hang
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            futures = {pool.submit(extract_shard, *job): shard for shard, job in enumerate(arguments)}
-            try:
-                for future in as_completed(futures):
-                    yield futures[future], future.result()
-                    advance(len(jobs[futures[future]]))
-            except BrokenProcessPool as error:
-                raise DataError(
-                    "A process that computes features was killed, most likely for want of memory: set "
-                    f"data.prepare_workers below {workers}. (In a script of your own, call prepare() "
-                    "under `if __name__ == '__main__':`.)"
-                ) from error
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+            shutil.rmtree(part)  # so that the disk holds the features once
 
 
 def _skip(target: Preparation, utterance: Utterance, reason: str) -> None:
@@ -237,10 +211,6 @@ def _skip(target: Preparation, utterance: Utterance, reason: str) -> None:
 def _cut_off(seconds: float, stated: float | None) -> bool:
     """Whether a recording was most likely cut off: codecs pad and people round, but not by that much."""
     return stated is not None and abs(seconds - stated) > max(0.5, 0.1 * stated)
-
-
-def _shard_name(shard: int | str) -> str:
-    return f"features-{shard}.npy"
 
 
 def _count(utterances: Iterable[Utterance]) -> dict[str, int]:

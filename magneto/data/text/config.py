@@ -43,6 +43,8 @@ class TextConfig(HeldOutConfig):
     tokens of context; None: block_size, the cheapest."""
     masking: Masking | None = None
     """None: for causal models."""
+    prepare_workers: Count | None = None
+    """Processes that tokenize the parts of a large corpus; None: all cores."""
     val_fraction: Annotated[float, Ge(0)] = 0.02
     test_fraction: Annotated[float, Ge(0)] = 0.02
 

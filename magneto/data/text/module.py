@@ -22,9 +22,10 @@ from magneto.data.collate import Collate, Pad
 from magneto.data.corpora.text.base import Document
 from magneto.data.module import Batching
 from magneto.data.prepared import Preparation, PreparedDataModule
-from magneto.data.text.build import build, usable_documents
+from magneto.data.text.build import build
 from magneto.data.text.config import TextConfig
 from magneto.data.text.dataset import BlockReading, TextDataset, TextInfo
+from magneto.data.text.documents import usable_documents
 from magneto.data.text.packing import TokenRow, evaluation_pieces, training_pieces
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import DataError

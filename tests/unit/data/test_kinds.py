@@ -64,7 +64,7 @@ def test_the_same_corpus_makes_the_same_files(corpus: Corpus, tmp_path: Path) ->
 
 def test_a_damaged_folder_is_prepared_anew(corpus: Corpus, tmp_path: Path) -> None:
     data = corpus.prepared(tmp_path)
-    with (data.folder / "train" / DATA).open("r+b") as file:
+    with (data.folder / "train" / DATA.format(0, 1)).open("r+b") as file:
         file.truncate(500)
     again = corpus.prepared(tmp_path)
     assert again.folder == data.folder and equal(run(again, 1), run(corpus.prepared(), 1))

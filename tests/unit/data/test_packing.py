@@ -9,8 +9,8 @@ import pytest
 
 from magneto.data.corpora.text.base import Document
 from magneto.data.table import SplitTable, TableWriter
-from magneto.data.text import build
-from magneto.data.text.build import DocumentWriter, pieces, schema
+from magneto.data.text import documents
+from magneto.data.text.documents import DocumentWriter, pieces, schema
 from magneto.data.text.packing import TokenRow, evaluation_pieces, training_pieces
 from magneto.data.tokenizers.text import TextTokenizer
 
@@ -39,7 +39,7 @@ def row(folder: Path, split: str) -> TokenRow:
 
 def test_documents_end_with_an_end_token(tmp_path, tokenizer, monkeypatch):
     """Documents follow one another with an end after each."""
-    monkeypatch.setattr(build, "FLUSH_CHARS", 500)  # many flushes: they must not show
+    monkeypatch.setattr(documents, "FLUSH_CHARS", 500)  # many flushes: they must not show
     written = write(tmp_path, tokenizer)
     for split in ("train", "val", "test"):
         mine = [text for number, text in enumerate(TEXTS) if SIDES[number % 4] == split]
@@ -47,8 +47,8 @@ def test_documents_end_with_an_end_token(tmp_path, tokenizer, monkeypatch):
         found = row(tmp_path, split)
         assert found.tokens(0, len(found)).tolist() == sum(expected, [])
         assert found.offsets.tolist() == np.cumsum([0, *map(len, expected)])[:-1].tolist()
-        assert (written.tables.rows[split], written.tokens[split]) == (len(mine), len(found))
-        assert written.bytes[split] == sum(len(text.encode()) for text in mine)
+        assert (written.tables.rows[split], written.counts["tokens"][split]) == (len(mine), len(found))
+        assert written.counts["bytes"][split] == sum(len(text.encode()) for text in mine)
         if split != "train":
             widths = found.bytes(0, len(found))
             starts = found.offsets
@@ -83,7 +83,7 @@ def test_large_vocabularies_need_four_bytes(tokenizer):
 def test_pieces_give_the_same_tokens(tmp_path, tokenizer, monkeypatch):
     """A long document in pieces has the same tokens."""
     text = " \n ".join(TEXTS)
-    monkeypatch.setattr(build, "PIECE_CHARS", 100)
+    monkeypatch.setattr(documents, "PIECE_CHARS", 100)
     write(tmp_path, tokenizer, [text] * 4)
     found = row(tmp_path, "val")
     assert found.tokens(0, len(found)).tolist() == [*tokenizer.encode(text), tokenizer.eos_id]
@@ -101,7 +101,7 @@ def test_pieces_are_bounded(text):
 
 def test_dropped_white_space_counts(tmp_path, tokenizer, monkeypatch):
     """White space of which nothing is kept still counts."""
-    monkeypatch.setattr(build, "PIECE_CHARS", 50)
+    monkeypatch.setattr(documents, "PIECE_CHARS", 50)
     text = "the war" + " " * 300 + "of peace"
     write(tmp_path, tokenizer, [text] * 4)
     found = row(tmp_path, "test")

@@ -1,9 +1,13 @@
 """Text of your own: .txt, .jsonl and .parquet files, plain or compressed, one by one or in folders (docs/data.md)."""
 
 import codecs
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from magneto.data.corpora.base import Skipped, lazy, stated_splits
 from magneto.data.corpora.text.base import LINES, Document, TextCorpus, content_group
@@ -17,6 +21,29 @@ SUFFIXES = (*KINDS, *(kind + compression for kind in KINDS[:3] for compression i
 
 Numbered = Iterator[tuple[int | None, str | BadText]]
 """Number of the line or row, from 1 (None: the whole file), and its text."""
+
+
+SplitFile = tuple[str | None, Path]
+"""A file, and the split that the user states; None: its documents are divided."""
+
+PART_BYTES, MOST_PARTS = 32_000_000, 1000
+
+
+@dataclass(frozen=True)
+class TextFilesPart:
+    """The reader of some of the files of another."""
+
+    whole: "TextFilesReader"
+    files: list[SplitFile]
+    others: list[Skipped]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """See `Reader`."""
+        return self.whole.fingerprint() | {"files": [str(file) for _, file in self.files]}
+
+    def load(self, data_dir: Path) -> TextCorpus:
+        """Return the documents of these files, read one by one."""
+        return self.whole.corpus(self.files, self.others)
 
 
 class TextFilesReader:
@@ -62,6 +89,21 @@ class TextFilesReader:
 
     def load(self, data_dir: Path) -> TextCorpus:
         """Return all documents, read one by one. Raises `DataError` for a path that holds no such files."""
+        return self.corpus(*self._found())
+
+    def parts(self, data_dir: Path) -> list[TextFilesPart]:
+        """See `DivisibleReader`: files one after another with PART_BYTES on disk, or more, so that there are MOST_PARTS."""
+        files, others = self._found()
+        sizes = [file.stat().st_size for _, file in files]
+        size = max(PART_BYTES, sum(sizes) // MOST_PARTS)
+        ends = np.cumsum(sizes)
+        parts: list[TextFilesPart] = []
+        for _, group in groupby(zip(files, (ends - 1) // size, strict=True), key=lambda one: one[1]):
+            parts.append(TextFilesPart(self, [file for file, _ in group], [] if parts else others))
+        return parts
+
+    def _found(self) -> tuple[list[SplitFile], list[Skipped]]:
+        """Return the files with their splits, and those that are not read."""
         found = {split: _readable(path) for split, path in self.paths.items()}
         for split, (files, _) in found.items():
             if not files:
@@ -74,16 +116,20 @@ class TextFilesReader:
                 raise DataError(
                     f"{path}: {reason}. Name a file or a folder with {', '.join(SUFFIXES)} files."
                 )
+        return (
+            [(split, file) for split, (files, _) in found.items() for file in files],
+            [other for _, others in found.values() for other in others],
+        )
+
+    def corpus(self, files: Sequence[SplitFile], others: Sequence[Skipped]) -> TextCorpus:
+        """Return the documents of some files, read one by one. others: files that are not read."""
 
         def documents() -> Iterator[Document | Skipped]:
-            for _, others in found.values():
-                yield from others
-            for split, (files, _) in found.items():
-                for file in files:
-                    yield from self._documents(split, file)
+            yield from others
+            for split, file in files:
+                yield from self._documents(split, file)
 
-        names = [file.name for files, _ in found.values() for file in files]
-        return TextCorpus(*lazy(documents), {"files": names[:100]})
+        return TextCorpus(*lazy(documents), {"files": [file.name for _, file in files[:100]]})
 
     def _documents(self, split: str | None, file: Path) -> Iterator[Document | Skipped]:
         path = self.paths[split]
