@@ -12,7 +12,7 @@ from torchmetrics.utilities import dim_zero_cat
 from magneto.metrics.error_rate import metric_names
 
 CUTS = (1, 5, 10)
-CHUNK = 1024  # queries at once
+CHUNK, LARGEST = 1024, 2**26  # queries at once, and similarities
 
 
 class RetrievalScores(Metric):
@@ -76,11 +76,10 @@ class RetrievalScores(Metric):
             return {}
         image, first_image = _unique(pairs[:, 0])
         key, first_text = _unique(pairs[:, 1])
-        right = torch.zeros(len(first_image), len(first_text), dtype=torch.bool)
-        right[image, key] = True
+        right = torch.unique(torch.stack((image, key), dim=1), dim=0)
         vision, text = vision[first_image], text[first_text]
         scores: dict[str, float] = {}
-        of_images, of_texts = ranks(vision, text, right), ranks(text, vision, right.T)
+        of_images, of_texts = ranks(vision, text, right), ranks(text, vision, right.flip(1))
         for name, rank in (("image_to_text", of_images), ("text_to_image", of_texts)):
             scores |= {f"{name}/r{cut}": _share(rank < cut) for cut in CUTS}
         if len(self.languages) > 1:
@@ -93,18 +92,30 @@ class RetrievalScores(Metric):
             "r1": (scores["image_to_text/r1"] + scores["text_to_image/r1"]) / 2,
             "facts/images": float(len(vision)),
             "facts/captions": float(len(text)),
-            "facts/chance": float(right.sum()) / right.numel(),
+            "facts/chance": len(right) / (len(vision) * len(text)),
         }
 
 
 def ranks(queries: Tensor, candidates: Tensor, right: Tensor) -> Tensor:
-    """Return the rank of each query's best right candidate, from 0: (Q, E), (G, E), (Q, G) bool -> (Q,) int64.
+    """Return the rank of each query's best right candidate, from 0: (Q, E), (G, E), (P, 2) int64 -> (Q,) int64.
 
     Of equally similar ones the right one is the last, and a similarity of NaN is as good as any: a model whose vectors all
-    agree, or are no numbers, finds nothing.
+    agree, or are no numbers, finds nothing. Memory is linear in G.
+
+    Args:
+        queries: one or more.
+        candidates: likewise.
+        right: indices of queries and of candidates that are right for them, each pair once.
     """
-    parts = []
-    for part, targets in zip(torch.split(queries, CHUNK), torch.split(right, CHUNK), strict=True):
+    right = right[right[:, 0].argsort()]
+    parts, size = [], max(1, min(CHUNK, LARGEST // len(candidates)))
+    for start in range(0, len(queries), size):
+        part = queries[start : start + size]
+        begin, end = torch.searchsorted(
+            right[:, 0].contiguous(), torch.tensor([start, start + size])
+        ).tolist()
+        targets = torch.zeros(len(part), len(candidates), dtype=torch.bool)
+        targets[right[begin:end, 0] - start, right[begin:end, 1]] = True
         similarity = part @ candidates.T
         best = similarity.masked_fill(~targets, -torch.inf).amax(1, keepdim=True)
         parts.append((~(similarity < best) & ~targets).sum(1))

@@ -93,10 +93,16 @@ class RetrievalExamples(Metric):
                     "kind": "retrieval",
                     "text": sentences[column],
                     "found": [str(match.content) for match in texts],
-                    "rank_of_image": int(ranks(text[column, None], vision, right[:, column][None])[0]) + 1,
-                    "rank_of_text": int(ranks(vision[row, None], text, right[row, None])[0]) + 1,
+                    "rank_of_image": _rank(text[column], vision, right[:, column]),
+                    "rank_of_text": _rank(vision[row], text, right[row]),
                     "images": len(image_ids),
                     "image": above([images_for(sentences[column], images), texts_for(pixels[row], texts)]),
                 }
             )
         return shown
+
+
+def _rank(query: Tensor, candidates: Tensor, right: Tensor) -> int:
+    """Return the rank of the best right candidate, from 1: (E,), (G, E), (G,) bool."""
+    pairs = torch.nn.functional.pad(right.nonzero(), (1, 0))  # (right ones, 2)
+    return int(ranks(query[None], candidates, pairs)[0]) + 1

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from magneto.inference.vision_language import Match, top_matches
+from magneto.metrics import retrieval
 from magneto.metrics.retrieval import RetrievalScores, ranks
 from magneto.visualize import retrieval_examples
 from magneto.visualize.retrieval_examples import RetrievalExamples
@@ -148,7 +149,7 @@ def test_equal_similarities_find_nothing() -> None:
     metric = RetrievalScores(("en",), 4)
     metric.update(numbers, numbers, torch.zeros_like(numbers), same, same)
     assert metric.compute()["image_to_text/r10"] == 0
-    assert ranks(same, same, torch.eye(20, dtype=torch.bool)).tolist() == [19] * 20
+    assert ranks(same, same, numbers[:, None].expand(-1, 2)).tolist() == [19] * 20
 
 
 def _score_on_rank(rank: int, folder: str) -> None:
@@ -257,3 +258,20 @@ def test_long_texts_are_wrapped() -> None:
     assert all(_font().getlength(line) <= 120 for line in lines)
     assert wrapped("", 120) == [""]
     assert len(wrapped("ww", 1)) == 2, "at least one letter a line"
+
+
+def test_ranks_in_small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gallery of any size: what is compared at once is bounded, and the ranks are those of the whole."""
+    generator = torch.Generator().manual_seed(0)
+    queries, candidates = (torch.randn(count, 4, generator=generator) for count in (23, 11))
+    right = torch.stack(
+        (torch.arange(23).repeat(2), torch.randint(11, (46,), generator=generator)), dim=1
+    ).unique(dim=0)
+    whole = ranks(queries, candidates, right)
+    dense = torch.zeros(23, 11, dtype=torch.bool)
+    dense[right[:, 0], right[:, 1]] = True
+    similarity = queries @ candidates.T
+    best = similarity.masked_fill(~dense, -torch.inf).amax(1, keepdim=True)
+    assert torch.equal(whole, (similarity > best).sum(1))
+    monkeypatch.setattr(retrieval, "LARGEST", 40)
+    assert torch.equal(ranks(queries, candidates, right.flip(0)), whole)
