@@ -156,6 +156,16 @@ def local_part(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def with_part(like: Tensor, part: Tensor) -> Tensor:
+    """Return a tensor that is shared among the processes as `like` is, of which this process has `part`."""
+    if not isinstance(like, DTensor):
+        return part
+    shared: DTensor = DTensor.from_local(
+        part, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
+    )
+    return shared
+
+
 def whole_tensor(tensor: Tensor) -> Tensor:
     """Return a tensor with the parts of all processes, which all must call."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

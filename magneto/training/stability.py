@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import lightning as L
@@ -15,7 +16,7 @@ from magneto.nn.attention import Attention
 from magneto.nn.attention_kernels import Packed, Windowed, documents_of
 from magneto.nn.init import Linear
 from magneto.training.module import Batch, TrainingModule
-from magneto.training.sharding import whole_tensor
+from magneto.training.sharding import local_part, release, whole_tensor, with_part
 
 
 class StabilityProbe(Callback):
@@ -34,54 +35,61 @@ class StabilityProbe(Callback):
     - `attention_logit_max`: the largest score before a softmax.
 
     In a model of two stacks the third to fifth are of each, `gradient_ratio/encoder`; all are of tokens with padding.
+
+    The activations are those of another forward pass over the batch, uncompiled and without gradients, so that the step
+    itself runs as any other. The weights before the step wait on the CPU: what fits onto a GPU fits with the probe.
     """
 
     def __init__(self, every: int) -> None:
         self.every = every
-        self._before: dict[str, Tensor] | None = None
+        self._due = False
+        self._before: dict[str, Tensor] = {}
         # Of each pass of a layer: its largest value, the mean of its squares, and over how many.
         self._seen: dict[str, list[tuple[Tensor, Tensor, int]]] = defaultdict(list)
-        self._stance: Any = None
         self._inputs: dict[str, Tensor] = {}
         self._scalars: dict[str, list[float]] = defaultdict(list)
-        self._handles: list[Any] = []
-        self._attentions: list[Attention] = []
-
-    def _due(self, trainer: L.Trainer, batch_idx: int) -> bool:
-        # Of the batches that a step accumulates, the last one is measured.
-        step, more = divmod(batch_idx + 1, trainer.accumulate_grad_batches)
-        return self.every > 0 and more == 0 and (step % self.every == 0 or step == 1)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        """Hook the layers for this one step."""
-        assert isinstance(pl_module, TrainingModule)
-        if self._due(trainer, batch_idx):
-            # Compiled layers ignore hooks that come later: this step runs them uncompiled.
-            self._stance = torch.compiler.set_stance("force_eager")
-            self._stance.__enter__()
-            self._seen.clear()
+        """Look at the activations, if this step is measured: of the batches that it accumulates, at those of the last."""
+        step, more = divmod(batch_idx + 1, trainer.accumulate_grad_batches)
+        self._due = self.every > 0 and more == 0 and (step % self.every == 0 or step == 1)
+        if self._due:
+            assert isinstance(pl_module, TrainingModule)
             self._scalars.clear()
-            self._inputs.clear()
-            for stack, layers in _stacks(pl_module).items():
+            self._look(trainer, pl_module, batch)
+
+    def _look(self, trainer: L.Trainer, module: TrainingModule, batch: Batch) -> None:
+        """Run the batch through the model once more and leave it as it was: its buffers, and the random numbers."""
+        buffers = {buffer: buffer.clone() for buffer in module.buffers()}
+        gpus = [module.device] if module.device.type == "cuda" else []
+        with ExitStack() as stack:
+            stack.enter_context(torch.random.fork_rng(gpus))
+            stack.enter_context(torch.compiler.set_stance("force_eager"))  # compiled layers ignore new hooks
+            for side, layers in _stacks(module).items():
                 for name, layer in layers:
                     first, last = layer is layers[0][1], layer is layers[-1][1]
-                    hook = self._hook(name, stack, first=first, last=last)
-                    self._handles.append(layer.register_forward_hook(hook))
-                    for module in layer.modules():
-                        if isinstance(module, Attention):
-                            self._watch(module)
+                    handle = layer.register_forward_hook(self._hook(name, side, first=first, last=last))
+                    stack.callback(handle.remove)
+                    for attention in layer.modules():
+                        if isinstance(attention, Attention):
+                            self._watch(attention)
+                            stack.callback(delattr, attention, "attention")  # its class has it
+            with torch.no_grad(), trainer.precision_plugin.forward_context():
+                module.step(batch)
+        release(module)
+        for buffer, before in buffers.items():
+            buffer.copy_(before)
 
     def _hook(self, name: str, stack: str, *, first: bool, last: bool) -> Callable[..., None]:
-        @torch.no_grad()
         def store(module: nn.Module, inputs: Any, output: Any) -> None:
             hidden = output[0] if isinstance(output, tuple) else output
-            hidden = hidden.detach().float()
+            hidden = hidden.float()
             self._seen[name].append((hidden.abs().max(), hidden.square().mean(), hidden.numel()))
             if first:
-                self._inputs[stack] = inputs[0].detach().float()
-            if last and stack in self._inputs:  # not where activation checkpointing runs the layers again
+                self._inputs[stack] = inputs[0].float()
+            if last:
                 share = cosine_similarity(self._inputs.pop(stack), hidden, dim=-1).square().mean()
                 self._scalars[f"probe/input_share{stack}"].append(float(share))
                 similarity = hidden.mean(1).square().sum(-1) / hidden.square().sum(-1).mean(1).clamp(
@@ -107,13 +115,14 @@ class StabilityProbe(Callback):
             return plain(q, k, v, bias, causal, sparse)
 
         attention.attention = watched  # type: ignore[method-assign]  # of this one object
-        self._attentions.append(attention)
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        if self._stance is not None:
-            self._before = {name: p.detach().clone() for name, p in pl_module.named_parameters()}
+        """Keep the weights, and compare the gradients of the first and the last layer."""
+        if self._due:
+            for name, parameter in pl_module.named_parameters():
+                self._before[name] = local_part(parameter.detach()).to("cpu", copy=True)
             for stack, layers in _stacks(pl_module).items():
                 first, last = (_gradient_norm(layer) for layer in (layers[0][1], layers[-1][1]))
                 self._scalars[f"probe/gradient_ratio{stack}"] = [first / max(last, 1e-30)]
@@ -121,55 +130,39 @@ class StabilityProbe(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Log what was seen; remove the hooks."""
-        if self._stance is None:
+        """Log what was seen."""
+        if not self._due:
             return
-        self._unhook()
         assert isinstance(pl_module, TrainingModule)
         metrics = {}
         for name, passes in self._seen.items():
             total = sum(float(square) * count for _, square, count in passes)
             metrics[f"probe/activation_rms/{name}"] = math.sqrt(total / sum(count for *_, count in passes))
             metrics[f"probe/activation_max/{name}"] = max(float(largest) for largest, *_ in passes)
-        if self._before is not None:
-            squares: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-            roles = _roles(pl_module)
-            for name, parameter in pl_module.named_parameters():
-                blocks = roles.get(name, ())
-                before = self._before[name]
-                changes = whole_tensor(parameter.detach() - before).square()
-                sizes = whole_tensor(before).square()
-                parts = [(part, changes, sizes) for part in ("all", name.split(".", 1)[0])]
-                if blocks:
-                    parts += zip(blocks, changes.chunk(len(blocks)), sizes.chunk(len(blocks)), strict=True)
-                for part, change, size in parts:
-                    squares[part][0] += float(change.sum())
-                    squares[part][1] += float(size.sum())
-            self._before = None
-            metrics |= {
-                f"probe/update_to_weight/{part}": math.sqrt(change / max(size, 1e-30))
-                for part, (change, size) in squares.items()
-            }
+        self._seen.clear()
         for name, values in self._scalars.items():
             largest = name == "probe/attention_logit_max"
             metrics[name] = max(values) if largest else sum(values) / len(values)
-        pl_module.record(metrics)
+        pl_module.record(metrics | self._updates(pl_module))
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
-        if self._stance is not None:
-            self._unhook()
-
-    def _unhook(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        for attention in self._attentions:
-            del attention.attention  # the method of its class is found again
-        self._attentions.clear()
-        self._stance.__exit__(None, None, None)
-        self._stance = None
+    def _updates(self, module: TrainingModule) -> dict[str, float]:
+        """Return the relative changes of the weights since they were kept, a tensor at a time."""
+        squares: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        roles = _roles(module)
+        for name, parameter in module.named_parameters():
+            before = with_part(parameter, self._before.pop(name).to(parameter.device))
+            changes, sizes = (whole_tensor(t).square() for t in (parameter.detach() - before, before))
+            blocks = roles.get(name, ())
+            parts = [(part, changes, sizes) for part in ("all", name.split(".", 1)[0])]
+            if blocks:
+                parts += zip(blocks, changes.chunk(len(blocks)), sizes.chunk(len(blocks)), strict=True)
+            for part, change, size in parts:
+                squares[part][0] += float(change.sum())
+                squares[part][1] += float(size.sum())
+        return {
+            f"probe/update_to_weight/{part}": math.sqrt(change / max(size, 1e-30))
+            for part, (change, size) in squares.items()
+        }
 
 
 @torch.no_grad()

@@ -153,6 +153,29 @@ def _names_missing_shards(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_killed_process_loses_nothing(
+    strategy: str, request: pytest.FixtureRequest, tmp_path: Path, text_overrides: list[str]
+) -> None:
+    """Whichever process is killed within a step, the command repeated has the same numbers and weights to the last bit."""
+    settings = [
+        *shared(CASES["causal_lm"](request, tmp_path)), "callbacks.save_every=1",
+        f"trainer.strategy={strategy}", "trainer.devices=2",
+    ]  # fmt: skip
+    for rank in (0, 1):
+        with pytest.raises(AssertionError):
+            run_jobs(2, [[f"kill_at={rank}:3", *settings, f"name=killed-{rank}"]], tmp_path)
+    run_jobs(2, [[*settings, f"name={name}"] for name in ("whole", "killed-0", "killed-1")], tmp_path)
+    runs = tmp_path / "runs/causal_lm"
+    whole = checkpoint_io.read_checkpoint(runs / "whole/checkpoints/last.ckpt")["state_dict"]
+    for name in ("killed-0", "killed-1"):
+        assert "resuming from" in (runs / name / "log.txt").read_text(), "it went on"
+        assert values(runs / name) == values(runs / "whole")
+        weights = checkpoint_io.read_checkpoint(runs / name / "checkpoints/last.ckpt")["state_dict"]
+        assert all(torch.equal(weights[key], value) for key, value in whole.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_torchruns_are_two_nodes(
     strategy: str, request: pytest.FixtureRequest, tmp_path: Path, text_overrides: list[str]
 ) -> None:

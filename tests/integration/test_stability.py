@@ -1,6 +1,8 @@
 """The stability probe: what it logs, against the same numbers from plain torch."""
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +12,10 @@ from torch import Tensor
 from magneto.nn import Linear
 from magneto.nn.attention import SelfAttention
 from magneto.tasks.causal_lm import CausalLM
+from magneto.training.module import TrainingModule
 from magneto.training.stability import largest_score
-from tests.toys.runs import drive, values
+from tests.integration.test_golden_curves import CASES
+from tests.toys.runs import drive, training_losses, values
 
 
 @pytest.mark.parametrize("masked", ["none", "causal", "bool", "float"])
@@ -84,3 +88,26 @@ def test_two_stacks_are_measured_apart(translation_overrides: list[str]) -> None
     for measure in ("input_share", "token_similarity", "gradient_ratio"):
         assert {f"probe/{measure}/encoder", f"probe/{measure}/decoder"} <= names
     assert "probe/attention_logit_max" in names
+
+
+@pytest.mark.parametrize("case", ["causal_lm", "visual_tokenizer"])
+def test_probe_leaves_the_step_alone(
+    case: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With it losses are equal to the last bit (dropout, a codebook that learns), and the step may be compiled."""
+    settings = [*CASES[case](request, tmp_path), f"runs_dir={tmp_path / 'runs'}", "trainer.max_steps=4"]
+    settings += ["trainer.log_every_n_steps=1", "backbone.dropout=0.1"]
+    stances = []
+    step = TrainingModule.training_step
+
+    def watched(self: TrainingModule, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        stances.append(torch._dynamo.eval_frame._stance.stance)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(TrainingModule, "training_step", watched)
+    runs = [Path(drive(settings, f"callbacks.probe_every={n}", f"name={n}")["folder"]) for n in (0, 1)]
+    assert training_losses(runs[0]) == training_losses(runs[1]) and len(training_losses(runs[0])) == 4
+    results = [json.loads((run / "result.json").read_text())["metrics"] for run in runs]
+    assert results[0] == results[1]
+    assert set(stances) == {"default"}
+    assert any("probe/update_to_weight" in name for _, name, _ in values(runs[1]))

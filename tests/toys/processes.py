@@ -2,13 +2,14 @@
 
     RANK=0 WORLD_SIZE=2 ... python -m tests.toys.processes jobs.json
 
-A job is a list of overrides, of which `stop_at=4` has the run asked to stop at its fourth step. The first exception of a
-process ends it.
+A job is a list of overrides. `stop_at=4` among them has the run asked to stop at its fourth step; `kill_at=1:4` has the
+process of rank 1 killed within the step after that. The first exception of a process ends it.
 """
 
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import lightning as L
 import torch
 
 from magneto.training import checkpointing
+from magneto.training.module import Batch, TrainingModule
 from tests.toys.runs import drive
 
 ROOT = Path(__file__).parents[2]
@@ -80,12 +82,33 @@ def stopping(step: int | None) -> Iterator[None]:
         checkpointing.Checkpoints._save = save  # type: ignore[method-assign]
 
 
+@contextlib.contextmanager
+def killed(place: str | None) -> Iterator[None]:
+    """Kill this process within a step, if it is the one of `rank:steps done`."""
+    step = TrainingModule.training_step
+    rank, _, done = (place or "-1:0").partition(":")
+
+    def fatal(self: TrainingModule, batch: Batch, batch_idx: int) -> torch.Tensor:
+        loss = step(self, batch, batch_idx)
+        if self.global_rank == int(rank) and self.global_step == int(done):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return loss
+
+    TrainingModule.training_step = fatal  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        TrainingModule.training_step = step  # type: ignore[method-assign]
+
+
 def main() -> None:
     """Run the jobs of the file that is named on the command line."""
     for job in json.loads(Path(sys.argv[1]).read_text()):
+        ends = {one[:8]: one[8:] for one in job if one.startswith(("stop_at=", "kill_at="))}
         try:
-            with stopping(next((int(one[8:]) for one in job if one.startswith("stop_at=")), None)):
-                drive([one for one in job if not one.startswith("stop_at=")])
+            stop = ends.get("stop_at=")
+            with stopping(None if stop is None else int(stop)), killed(ends.get("kill_at=")):
+                drive([one for one in job if one[:8] not in ends])
         except BaseException:
             print(f"rank {os.environ['RANK']}, {job}", file=sys.stderr)
             traceback.print_exc()
