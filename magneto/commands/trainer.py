@@ -17,7 +17,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
 from magneto.commands import console
@@ -248,6 +248,10 @@ def build_trainer(
         plugins=[checkpoint_io.AtomicCheckpointIO(background=watch.save_async)],
         enable_checkpointing=True,
     )
+    if isinstance(trainer.strategy, DDPStrategy):
+        # Gradients lie in the memory of the messages, not beside it. Of all buffers running means alone need messages.
+        running = any(isinstance(module, torch.nn.BatchNorm1d) for module in task.modules())
+        trainer.strategy._ddp_kwargs.update(gradient_as_bucket_view=True, broadcast_buffers=running)
     return trainer, monitor, saver
 
 
