@@ -18,7 +18,7 @@ from magneto.errors import MagnetoError
 from magneto.tasks.causal_lm import TextScores
 from magneto.tasks.registry import load_task
 from magneto.training import monitor
-from tests.conftest import BITS_PER_BYTE, WORDS
+from tests.toys.babble import BITS_PER_BYTE, WORDS
 from tests.toys.runs import SHORT, drive, folders, values
 
 LEARN = ("trainer.max_steps=250", "trainer.val_check_interval=250", "optimizer.lr=1e-2")

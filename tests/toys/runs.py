@@ -1,15 +1,18 @@
 """Small, deterministic runs of the real configuration, for tests that drive `magneto.commands.run`."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
+from unittest import mock
 
 from hydra import compose, initialize_config_dir
 
 from magneto.commands import run
 from magneto.config.groups import CONF
+from magneto.training import checkpointing
 
 SHORT = (
     "trainer.precision=32-true",
@@ -41,6 +44,24 @@ def drive(settings: Sequence[str], *more: str) -> dict[str, Any]:
     """`magneto.commands.run` of the configuration with `settings` and, as if typed on the command line, `more`."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return run.run(compose("config", [*settings, *more]), more)
+
+
+class Killed(RuntimeError):
+    """The end of a run that was killed."""
+
+
+@contextmanager
+def killed_after_save(step: int) -> Iterator[None]:
+    """Let a run die, by raising `Killed`, right after it has written last.ckpt at this step or later."""
+    save = checkpointing.Checkpoints._save
+
+    def save_and_die(self: checkpointing.Checkpoints, trainer: Any, name: str) -> None:
+        save(self, trainer, name)
+        if name == "last" and trainer.global_step >= step:
+            raise Killed("killed")
+
+    with mock.patch.object(checkpointing.Checkpoints, "_save", save_and_die):
+        yield
 
 
 def values(folder: str | Path, leave_out: str = "throughput/") -> list[tuple[str, ...]]:

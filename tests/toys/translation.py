@@ -34,8 +34,26 @@ def toy_sentence(random: np.random.Generator) -> tuple[str, str]:
     return f"the {sides[0]} {verb} the {sides[1]}", f"le {turned[0]} {VERBS[verb]} le {turned[1]}"
 
 
+def write_translation(folder: Path, sentences: int = 1) -> Path:
+    """Line-aligned files `train.en`, `train.fr`...: 600 lines to train on, 30 to validate, 40 to test, all different.
+
+    A line has so many sentences, joined by "and".
+    """
+    random = np.random.default_rng(0)
+    pairs: dict[str, str] = {}
+    while len(pairs) < 670:
+        sides = zip(*(toy_sentence(random) for _ in range(sentences)), strict=True)
+        source, target = (word.join(side) for word, side in zip((" and ", " et "), sides, strict=True))
+        pairs[source] = target
+    lines = list(pairs.items())
+    for split, part in {"train": lines[:600], "val": lines[600:630], "test": lines[630:]}.items():
+        for place, language in enumerate(("en", "fr")):
+            (folder / f"{split}.{language}").write_text("".join(f"{pair[place]}\n" for pair in part))
+    return folder
+
+
 def translation_files(folder: Path, source: str = "en", target: str = "fr", name: str = "files") -> list[str]:
-    """Overrides that name the files of `toy_translation_files`."""
+    """Overrides that name the files of `write_translation`."""
     return [
         f"data.corpora.{name}.{split}={{source:{folder / split}.{source},target:{folder / split}.{target}}}"
         for split in ("train", "val", "test")
@@ -43,7 +61,7 @@ def translation_files(folder: Path, source: str = "en", target: str = "fr", name
 
 
 def toy_translation(folder: Path, data_dir: Path, runs_dir: Path) -> list[str]:
-    """A small, deterministic translation run on `toy_translation_files`, as overrides of the real configuration."""
+    """A small, deterministic translation run on `write_translation`, as overrides of the real configuration."""
     return [
         "task=mt",
         "data=translation_files",
