@@ -76,12 +76,19 @@ def ours(sizes: Sizes, placement: str) -> tuple[nn.Module, Call]:
     return model, model
 
 
-def torchscale(sizes: Sizes) -> tuple[nn.Module, Call]:
-    # It imports two names of fairscale, long unmaintained, for checkpointing and sharding that nobody asks for here.
+def stand_in_for_fairscale() -> None:
+    """Let torchscale be imported without it.
+
+    It takes two names of fairscale, long unmaintained, for checkpointing and sharding that nobody asks for here.
+    """
     stand_in: Any = ModuleType("fairscale.nn")
     stand_in.checkpoint_wrapper = stand_in.wrap = lambda module: module
     sys.modules.setdefault("fairscale", ModuleType("fairscale"))
     sys.modules.setdefault("fairscale.nn", stand_in)
+
+
+def torchscale(sizes: Sizes) -> tuple[nn.Module, Call]:
+    stand_in_for_fairscale()
     from torchscale.architecture.config import EncoderConfig
     from torchscale.architecture.encoder import Encoder as TorchscaleEncoder
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from lightning.fabric.utilities.throughput import _CUDA_FLOPS, get_available_flops
 
 
 @contextmanager
@@ -41,6 +42,18 @@ def precision(setting: str, accelerator: str) -> str:
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bf16-mixed" if native else "32-true"
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Return the FLOP/s that a GPU can reach in `dtype`, as Lightning has them; None where it does not know.
+
+    An H200 has the H100 SXM's, from which it differs in its memory: Lightning does not know the name "NVIDIA H200", and its
+    values for it are those of sparse matrices (NVIDIA's data sheet: 1,979 TFLOP/s "with sparsity", half of it without).
+    """
+    if device.type == "cuda" and "H200" in torch.cuda.get_device_name(device):
+        tf32 = dtype is torch.float32 and torch.get_float32_matmul_precision() != "highest"
+        return _CUDA_FLOPS["h100 sxm"].get("tfloat32" if tf32 else dtype)
+    return get_available_flops(device, dtype)
 
 
 def unusable_gpu() -> str:

@@ -8,10 +8,10 @@ from typing import Any, cast
 
 import lightning as L
 import torch
-from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch.callbacks import Callback
 
 from magneto.data.batching import RunLoader
+from magneto.training.devices import peak_flops
 from magneto.training.module import Batch, Diverged, TrainingModule
 from magneto.training.reproducibility import data_of
 
@@ -82,7 +82,7 @@ class Monitor(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Look up what the device can do."""
         half = str(trainer.precision).startswith("bf16")
-        self._peak_flops = get_available_flops(pl_module.device, torch.bfloat16 if half else torch.float32)
+        self._peak_flops = peak_flops(pl_module.device, torch.bfloat16 if half else torch.float32)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the losses that decide about divergence, and the work done so far."""

@@ -64,7 +64,7 @@ def test_share_of_the_peak_is_logged(run_lm, monkeypatch: pytest.MonkeyPatch) ->
     """Where the device is one that Lightning knows; a CPU is not."""
     short = ("trainer.max_steps=2", "trainer.val_check_interval=2", "trainer.log_every_n_steps=1")
     assert not any("mfu" in row[1] for row in values(run_lm(*short, "name=cpu")["folder"], leave_out="lr"))
-    monkeypatch.setattr(monitor, "get_available_flops", lambda device, dtype: 1e12)
+    monkeypatch.setattr(monitor, "peak_flops", lambda device, dtype: 1e12)
     rows = {
         row[1]: float(row[2])
         for row in values(run_lm(*short, "name=gpu")["folder"], leave_out="lr")
