@@ -33,28 +33,23 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # magneto and tests, wherever it is called
 
 import torch
+from gpu_contest import Setting
 from gpu_correctness import check_tasks
 from gpu_report import Goal, Report, judge
-from gpu_speed import OURS, Setting, command, generate, placements, task_contest
+from gpu_speed import OURS, command, generate, placements, task_contest
 from gpu_tasks import TASKS
 from rich.console import Console
 from timing import machine
 
 PARTS = ("correctness", "speed", "placements", "generation")
-CONTEST = "causal_lm: "
-GOALS = (
-    Goal("causal LM: MFU", ("speed", CONTEST + OURS, "mfu"), least=0.45),
-    Goal(
-        "causal LM: time of the plain model / Magneto's",
-        ("speed", f"{CONTEST}plain (nanoGPT style)", "relative"),
-        least=1.0,
-    ),
-    Goal(
-        "causal LM: time of torchscale / Magneto's",
-        ("speed", f"{CONTEST}torchscale, Sub-LN", "relative"),
-        least=2.0,
-    ),
-    Goal("causal LM: time of Pre-LN / Magneto's", ("speed", f"{CONTEST}Pre-LN", "relative"), least=1 / 1.04),
+GOALS = tuple(
+    Goal(f"causal LM, {words}, at least {least:.2f}", ("speed", f"causal_lm: {name}", key), least)
+    for words, name, key, least in (
+        ("MFU", OURS, "mfu", 0.45),
+        ("time of the plain model / Magneto's", "plain (nanoGPT style)", "relative", 1.0),
+        ("time of torchscale / Magneto's", "torchscale, Sub-LN", "relative", 2.0),
+        ("time of Pre-LN / Magneto's", "Pre-LN", "relative", 1 / 1.04),
+    )
 )
 
 
@@ -81,8 +76,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    gpu = torch.cuda.is_available()
-    parser.add_argument("--device", default="cuda" if gpu else "cpu", choices=["cpu", "cuda"])
+    devices = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
+    parser.add_argument("--device", default=devices[0], choices=devices)
     parser.add_argument(
         "--small", action=argparse.BooleanOptionalAction, help="toy shapes; without a GPU the default"
     )

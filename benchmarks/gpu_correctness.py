@@ -7,7 +7,7 @@ Dropout is off, whose masks differ between devices; initial weights, order of th
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -148,13 +148,15 @@ def check_tasks(report: Report, tasks: Sequence[str], device: str, folder: Path)
     """Add four rows for each task."""
     with full_fp32():
         for task in tasks:
-            checks = TaskChecks(task, device, folder)
+            start = partial(TaskChecks, task, device, folder)
+            if (checks := report.run("correctness", f"{task}, corpus", start)) is None:
+                continue
             for name in ("fp32", "bf16", "resume", "export"):
                 what = f"{task}, {name}"
-                report.run("correctness", what, lambda: judge(report, what, getattr(checks, name)))  # noqa: B023
+                report.run("correctness", what, partial(compare, report, what, getattr(checks, name)))
 
 
-def judge(report: Report, name: str, check: Callable[[], tuple[float, float, str]]) -> None:
+def compare(report: Report, name: str, check: Callable[[], tuple[float, float, str]]) -> None:
     """Add the row of a check that was made."""
     found, tolerance, remark = check()
     note = ", ".join(filter(None, (f"deviation {found:.1e}, at most {tolerance:.0e} allowed", remark)))

@@ -1,13 +1,8 @@
-"""Speed of `gpu.py`: a training step of each task beside its peer, `run.py` itself, the placements, generation.
-
-A step is forward, backward, clipping of the gradient and AdamW with fused kernels, in bf16 autocast, on one batch that lies
-on the device. Ours goes through the hooks of the task, as in a run. Contestants take turns; ratios are medians over rounds.
-"""
+"""Speed of `gpu.py`: a training step of each task beside its peers, `run.py` itself, the placements, generation."""
 
 import csv
-import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -18,10 +13,11 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from backbone import stand_in_for_fairscale
+from gpu_contest import Contestant, Setting, Work, attach, contest, count_waits, our_step, step_of
 from gpu_report import Report, quiet
 from gpu_tasks import TASKS, speed_settings
 from hydra import compose, initialize_config_dir
-from language_step import Ours, Plain, Sizes, growth
+from language_step import Ours, Plain, Sizes
 from lightning.fabric.utilities import move_data_to_device
 from timing import Step, ratio, rounds_of
 from torch import Tensor, nn
@@ -31,190 +27,16 @@ from magneto.commands.resolve import ResolvedRun, resolve
 from magneto.config.groups import CONF
 from magneto.nn.placement import PLACEMENTS
 from magneto.tasks.base import Task
-from magneto.training.devices import peak_flops, prediction_autocast
+from magneto.training.devices import prediction_autocast
 from tests.toys.runs import drive
 
 OURS = "Magneto"
 COMMAND_STEPS = 30
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How everything is timed.
-
-    Attributes:
-        device: cpu or cuda.
-        small: toy shapes.
-        compiled: the layers of our causal LM and the plain model, as `trainer.compile=true` and `torch.compile`.
-        rounds: turns of each contestant.
-        folder: for corpora, prepared data and runs.
-    """
-
-    device: str
-    small: bool
-    compiled: bool
-    rounds: int
-    folder: Path
-
-    @property
-    def accelerator(self) -> str:
-        """As Lightning calls the device."""
-        return "gpu" if self.device == "cuda" else self.device
-
-    @property
-    def peak(self) -> float | None:
-        """FLOP/s in bf16, where they are known."""
-        return peak_flops(torch.device(self.device), torch.bfloat16)
-
-
 UNITS = {
     "asr": ("audio_seconds", "s of sound"), "beit": ("examples", "images"), "vl": ("examples", "pairs"),
     "image_classification": ("examples", "images"),
 }  # fmt: skip
 """What speed is measured in, and its name, where these are not tokens."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a training step works on.
-
-    Attributes:
-        batch: on the device.
-        count: of what speed is measured in.
-        unit: its name.
-        flops: model FLOPs of our model; None: they are not counted.
-    """
-
-    batch: dict[str, Any]
-    count: float
-    unit: str
-    flops: float | None = None
-
-
-@dataclass
-class Contestant:
-    """A model to be timed.
-
-    Attributes:
-        build: makes it, and its training step.
-        alike: its model FLOPs are those of ours.
-    """
-
-    build: Callable[[], tuple[nn.Module, Step]]
-    alike: bool = False
-
-
-# --- one training step -----------------------------------------------------------------------------------
-
-
-def our_step(task: Task, batch: dict[str, Any], setting: Setting) -> Step:
-    """Return the step of a task by its own hooks, in the order of Lightning."""
-    attach(task, setting)
-    task.to(setting.device).train()
-    configured: Any = task.configure_optimizers()
-    optimizer = configured["optimizer"]
-
-    def step() -> None:
-        with torch.autocast(setting.device, torch.bfloat16):
-            loss = task.training_step(batch, 0)
-        loss.backward()
-        task.on_before_optimizer_step(optimizer)
-        task.configure_gradient_clipping(optimizer)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
-
-
-def attach(task: Task, setting: Setting) -> None:
-    """Give a task the trainer that its hooks ask."""
-    trainer = L.Trainer(
-        accelerator=setting.accelerator, devices=1, precision="bf16-mixed", logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
-    trainer.training = True
-    task.trainer = trainer
-
-
-def step_of(model: nn.Module, loss: Callable[[nn.Module], Tensor], device: str) -> Step:
-    """Return the step of any other model, as its users write it."""
-    model.to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-
-    def step() -> None:
-        with torch.autocast(device, torch.bfloat16):
-            value = loss(model)
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
-
-
-def waits(step: Step, device: str) -> dict[str, float]:
-    """Return `waits`: at how many operations of a step the host waits for the GPU; nothing of a CPU."""
-    if device != "cuda":
-        return {}
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    return {"waits": sum("synchronizing CUDA operation" in str(one.message) for one in caught)}
-
-
-# --- contests --------------------------------------------------------------------------------------------
-
-
-def contest(
-    report: Report,
-    setting: Setting,
-    part: str,
-    prefix: str,
-    contestants: Mapping[str, Contestant],
-    reference: str,
-    work: Work,
-) -> None:
-    """Add a row for each contestant.
-
-    Args:
-        report: that gets the rows.
-        setting: device and rounds.
-        part: of the report.
-        prefix: of the rows' names.
-        contestants: by name; one that fails (out of memory, not installed) leaves the others in the race.
-        reference: whose time is 1.
-        work: of each step.
-    """
-    steps: dict[str, Step] = {}
-    found: dict[str, dict[str, float]] = {}
-
-    def enter(name: str) -> None:
-        torch.manual_seed(0)
-        with quiet(setting.folder / "log.txt"):
-            model, step = contestants[name].build()
-        kept = sum(t.numel() * t.element_size() for t in model.parameters()) / 2**20
-        found[name] = {"memory_mib": kept + growth(step, setting.device)} | waits(step, setting.device)
-        steps[name] = step
-
-    def race() -> None:
-        seconds = rounds_of(steps, setting.rounds, setting.device)
-        for name in steps:
-            each = median(seconds[name])
-            values = {"ms": 1e3 * each, "rate": work.count / each} | found[name]
-            if reference in steps:
-                values["relative"] = ratio(seconds, name, reference)
-            if contestants[name].alike and setting.peak and work.flops:
-                values["mfu"] = work.flops / each / setting.peak
-            report.add(part, prefix + name, unit=work.unit, **values)
-
-    for name in contestants:
-        report.run(part, prefix + name, partial(enter, name))
-    if steps:
-        report.run(part, f"{prefix}the race", race)
 
 
 def task_contest(report: Report, setting: Setting, task: str) -> None:
@@ -336,33 +158,25 @@ class TorchscaleLM(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-# --- the command, placements, generation -----------------------------------------------------------------
-
-
 class Waits(L.Callback):
     """Record how often the host waits for the GPU from the end of a training batch to the end of the next one."""
 
     def __init__(self) -> None:
-        self.caught: Any = None
+        self.counting = ExitStack()
+        self.found: list[str] | None = None
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
         """Count up to here, and begin again."""
         self.stop(pl_module)
         if trainer.strategy.root_device.type == "cuda":
-            torch.cuda.set_sync_debug_mode("warn")
-            self.catching = warnings.catch_warnings(record=True)
-            self.caught = self.catching.__enter__()
-            warnings.simplefilter("always")
+            self.found = self.counting.enter_context(count_waits())
 
     def stop(self, pl_module: Any) -> None:
         """Record what was counted."""
-        if self.caught is None:
-            return
-        count = sum("synchronizing CUDA operation" in str(one.message) for one in self.caught)
-        self.catching.__exit__(None, None, None)
-        self.caught = None
-        torch.cuda.set_sync_debug_mode("default")
-        pl_module.record({"throughput/waits": float(count)})
+        self.counting.close()
+        if self.found is not None:
+            pl_module.record({"throughput/waits": float(len(self.found))})
+        self.found = None
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Evaluations are not counted."""
@@ -428,11 +242,8 @@ def generate(report: Report, setting: Setting) -> None:
     with prediction_autocast("auto", setting.device):
         steps = {name: partial(go, prompts, sizes.tokens) for name, (go, prompts) in contestants.items()}
         seconds = rounds_of(steps, min(3, setting.rounds), setting.device, warm_up=1)
-    peers = {name: name.replace("transformers", "ours") for name in contestants}
     for name, (_, prompts) in contestants.items():
         each = median(seconds[name])
+        ours = name.replace("transformers", "ours").replace("no cache", "cache")
         values = {"ms": 1e3 * each, "rate": len(prompts) * sizes.tokens / each}
-        report.add(
-            "generation", name, unit="tokens", relative=ratio(seconds, name, peers[name].replace("no cache", "cache")),
-            **values,
-        )  # fmt: skip
+        report.add("generation", name, unit="tokens", relative=ratio(seconds, name, ours), **values)

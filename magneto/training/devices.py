@@ -50,7 +50,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     An H200 has the H100 SXM's, from which it differs in its memory: Lightning does not know the name "NVIDIA H200", and its
     values for it are those of sparse matrices (NVIDIA's data sheet: 1,979 TFLOP/s "with sparsity", half of it without).
     """
-    if device.type == "cuda" and "H200" in torch.cuda.get_device_name(device):
+    if device.type == "cuda" and torch.cuda.get_device_name(device) == "NVIDIA H200":
         tf32 = dtype is torch.float32 and torch.get_float32_matmul_precision() != "highest"
         return _CUDA_FLOPS["h100 sxm"].get("tfloat32" if tf32 else dtype)
     return get_available_flops(device, dtype)

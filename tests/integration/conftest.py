@@ -1,6 +1,8 @@
-"""Fixtures of the tests of runs: a small language model, killed or finished."""
+"""Fixtures of the tests of runs (a small language model, killed or finished) and of the scripts in benchmarks."""
 
+import importlib
 import shutil
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -12,6 +14,20 @@ from magneto.data.text.module import TextDataModule
 
 Run = Callable[..., dict[str, Any]]
 Kill = Callable[..., AbstractContextManager[None]]
+Script = Callable[..., Any]
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Script:
+    """`script("generation", "--rounds", 1)`: its module, ready for `main()` with these arguments."""
+
+    def load(name: str, *arguments: object) -> Any:
+        monkeypatch.syspath_prepend(str(BENCHMARKS))  # they import what they share by its bare name
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        return importlib.import_module(f"benchmarks.{name}")
+
+    return load
 
 
 @pytest.fixture

@@ -1,32 +1,14 @@
 """The scripts behind ratios and baselines, at sizes of seconds: what they print, not how fast it was."""
 
-import importlib
 import mmap
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from magneto.errors import MagnetoError
+from tests.integration.conftest import Script
 from tests.toys.images import image_settings, write_patterns
 from tests.toys.translation import translation_files
-
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-Script = Callable[..., Any]
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Script:
-    """`script("generation", "--rounds", 1)`: its module, ready for `main()` with these arguments."""
-
-    def load(name: str, *arguments: object) -> Any:
-        monkeypatch.syspath_prepend(str(FOLDER))  # they import what they share by its bare name
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
-        return importlib.import_module(f"benchmarks.{name}")
-
-    return load
 
 
 def rows(printed: str) -> dict[str, list[str]]:
