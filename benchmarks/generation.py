@@ -14,8 +14,7 @@ least 6 times the tokens per second of a single prompt; not slower than transfor
 
 import argparse
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from statistics import median
 from typing import Any
@@ -90,58 +89,20 @@ def theirs(model: Any) -> Generate:
     return generate
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """Of the model, and of what it writes: `tokens` new ones after each of `batch` prompts."""
-
-    layers: int
-    width: int
-    vocabulary: int
-    tokens: int
-    batch: int
-
-
-Contestants = dict[str, tuple[Generate, Tokens]]
-
-
-def make_contestants(sizes: Sizes, device: str) -> Contestants:
-    """Return by name how each generates, and its prompts: ours with and without cache, transformers', and batches."""
+def make_models(layers: int, width: int, vocabulary: int, positions: int, device: str) -> tuple[Model, Any]:
+    """Return ours and transformers', of the same random weights."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
     config = GPT2Config(
-        vocab_size=sizes.vocabulary, n_positions=PROMPT + sizes.tokens, n_embd=sizes.width, n_layer=sizes.layers,
-        n_head=max(1, sizes.width // 64), bos_token_id=0, eos_token_id=None, pad_token_id=0,
+        vocab_size=vocabulary, n_positions=positions, n_embd=width, n_layer=layers, n_head=max(1, width // 64),
+        bos_token_id=0, eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
     reference = GPT2LMHeadModel(config).eval()
     with tempfile.TemporaryDirectory() as folder:
         reference.save_pretrained(folder)
         model = Model(folder).eval().to(device)
-    reference.to(device)
-    prompts = torch.randint(
-        sizes.vocabulary, (sizes.batch, PROMPT), generator=torch.Generator().manual_seed(1)
-    )
-    many, one = prompts.tolist(), prompts[:1].tolist()
-    return {
-        "ours, cache": (ours(model), one),
-        "ours, no cache": (without_cache(model), one),
-        "transformers, cache": (theirs(reference), one),
-        f"ours, cache, batch {sizes.batch}": (ours(model), many),
-        f"transformers, cache, batch {sizes.batch}": (theirs(reference), many),
-    }
-
-
-def check_and_warm_up(contestants: Contestants, tokens: int) -> None:
-    """Raise `AssertionError` unless all write the same beginning."""
-    written = {name: generate(inputs, min(32, tokens)) for name, (generate, inputs) in contestants.items()}
-    *_, batch = contestants
-    for name in contestants:
-        assert written[name] == written[batch][: len(written[name])], f"{name} writes something else"
-
-
-def faster(seconds: Mapping[str, Sequence[float]], contestants: Contestants, a: str, b: str) -> float:
-    """Return how many tokens a writes in the time that b needs for one."""
-    return ratio(seconds, b, a) * len(contestants[a][1]) / len(contestants[b][1])
+    return model, reference.to(device)
 
 
 def main() -> None:
@@ -158,16 +119,41 @@ def main() -> None:
     options = parser.parse_args()
     from transformers import __version__ as transformers_version
 
-    sizes = Sizes(options.layers, options.width, options.vocabulary, options.tokens, options.batch)
-    contestants = make_contestants(sizes, options.device)
+    model, reference = make_models(
+        options.layers, options.width, options.vocabulary, PROMPT + options.tokens, options.device
+    )
+
+    prompts = torch.randint(
+        options.vocabulary, (options.batch, PROMPT), generator=torch.Generator().manual_seed(1)
+    )
+    many, one = prompts.tolist(), prompts[:1].tolist()
+    contestants: dict[str, tuple[Generate, Tokens]] = {
+        "ours, cache": (ours(model), one),
+        "ours, no cache": (without_cache(model), one),
+        "transformers, cache": (theirs(reference), one),
+        f"ours, cache, batch {options.batch}": (ours(model), many),
+        f"transformers, cache, batch {options.batch}": (theirs(reference), many),
+    }
     single, whole, other, batch, other_batch = contestants
-    check_and_warm_up(contestants, options.tokens)
+    written: dict[str, Tokens] = {}
+    for name, (generate, inputs) in contestants.items():  # also the warm-up
+        written[name] = generate(inputs, min(32, options.tokens))
+    for name in contestants:
+        assert written[name] == written[other_batch][: len(written[name])], f"{name} writes something else"
+
     seconds = rounds_of(
         {name: partial(generate, inputs, options.tokens) for name, (generate, inputs) in contestants.items()},
         options.rounds,
         options.device,
         warm_up=0,
     )
+
+    def speed(name: str) -> float:
+        return len(contestants[name][1]) * options.tokens / median(seconds[name])
+
+    def faster(a: str, b: str) -> float:
+        """How many tokens a writes in the time that b needs for one."""
+        return ratio(seconds, b, a) * len(contestants[a][1]) / len(contestants[b][1])
 
     console = Console(width=120, highlight=False)
     console.print(f"{machine(options.device)}; transformers {transformers_version}")
@@ -178,16 +164,12 @@ def main() -> None:
     table = Table("", "tokens/s", box=box.MARKDOWN)
     table.columns[1].justify = "right"
     for name in contestants:
-        table.add_row(name, f"{len(contestants[name][1]) * options.tokens / median(seconds[name]):.0f}")
+        table.add_row(name, f"{speed(name):.0f}")
     console.print(table)
-    console.print(f"cache / no cache:              x{faster(seconds, contestants, single, whole):.2f}")
-    console.print(
-        f"batch {options.batch} / one prompt:         x{faster(seconds, contestants, batch, single):.2f}"
-    )
-    console.print(f"ours / transformers:           x{faster(seconds, contestants, single, other):.2f}")
-    console.print(
-        f"ours / transformers, batch {options.batch}: x{faster(seconds, contestants, batch, other_batch):.2f}"
-    )
+    console.print(f"cache / no cache:              x{faster(single, whole):.2f}")
+    console.print(f"batch {options.batch} / one prompt:         x{faster(batch, single):.2f}")
+    console.print(f"ours / transformers:           x{faster(single, other):.2f}")
+    console.print(f"ours / transformers, batch {options.batch}: x{faster(batch, other_batch):.2f}")
 
 
 if __name__ == "__main__":

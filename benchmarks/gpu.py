@@ -8,8 +8,8 @@ correctness: each task trains ten steps on the CPU in fp32, and on the device in
 are compared; a run that is killed halfway goes on; the export is read back. speed: a training step of each task beside its
 peer (transformers, timm, torchscale, a plain model in nanoGPT's style), and `run.py` with a causal LM of 350M and 2,048
 tokens; "GiB" is what a contestant needs at its peak, "waits" counts the operations of a step at which the host waits for
-the GPU, "relative" is the time over that of Magneto. placements: over that of Pre-LN. generation: over ours with the cache
-and as many prompts. MFU counts model FLOPs (PaLM's appendix B). The causal LM alone is compiled: ours by layers, the plain
+the GPU, "relative" is the time over that of Magneto. placements: over that of Pre-LN. generation: over ours with as many
+prompts. MFU counts model FLOPs (PaLM's appendix B). The causal LM alone is compiled: ours by layers, the plain
 one whole.
 
 Everything is made up on the spot: neither network nor prepared data is needed. Each check stands for itself: one that fails,

@@ -234,16 +234,21 @@ def placements(report: Report, setting: Setting) -> None:
 
 def generate(report: Report, setting: Setting) -> None:
     """Tokens per second of one prompt and of many, ours and transformers', which must write the same in fp32."""
-    sizes = (
-        generation.Sizes(2, 64, 500, 8, 4) if setting.small else generation.Sizes(24, 1024, 50_304, 128, 32)
+    layers, width, vocabulary, new, batch = (
+        (2, 64, 500, 8, 4) if setting.small else (24, 1024, 50_304, 128, 32)
     )
-    contestants = generation.make_contestants(sizes, setting.device)
-    generation.check_and_warm_up(contestants, 8)  # more would differ by a tie now and then
-    with prediction_autocast("auto", setting.device):
-        steps = {name: partial(go, prompts, sizes.tokens) for name, (go, prompts) in contestants.items()}
-        seconds = rounds_of(steps, min(3, setting.rounds), setting.device, warm_up=1)
-    for name, (_, prompts) in contestants.items():
-        each = median(seconds[name])
-        ours = name.replace("transformers", "ours").replace("no cache", "cache")
-        values = {"ms": 1e3 * each, "rate": len(prompts) * sizes.tokens / each}
-        report.add("generation", name, unit="tokens", relative=ratio(seconds, name, ours), **values)
+    models = generation.make_models(layers, width, vocabulary, generation.PROMPT + new, setting.device)
+    ways = {"ours": generation.ours(models[0]), "transformers": generation.theirs(models[1])}
+    prompts = torch.randint(vocabulary, (batch, generation.PROMPT)).tolist()
+    begun = [go(prompts, 8) for go in ways.values()]  # of more of them, two can be equally probable
+    if begun[0] != begun[1]:
+        raise RuntimeError("ours and transformers' write different tokens")
+    for count in (1, batch):
+        steps = {f"{name}, {count} prompts": partial(go, prompts[:count], new) for name, go in ways.items()}
+        with prediction_autocast("auto", setting.device):
+            seconds = rounds_of(steps, min(3, setting.rounds), setting.device, warm_up=1)
+        for name in steps:
+            each = median(seconds[name])
+            values = {"ms": 1e3 * each, "rate": count * new / each}
+            values["relative"] = ratio(seconds, name, next(iter(steps)))
+            report.add("generation", name, unit="tokens", **values)
