@@ -244,7 +244,7 @@ def generate(report: Report, setting: Setting) -> None:
     if begun[0] != begun[1]:
         raise RuntimeError("ours and transformers' write different tokens")
     for count in (1, batch):
-        steps = {f"{name}, {count} prompts": partial(go, prompts[:count], new) for name, go in ways.items()}
+        steps = {f"{name}, batch {count}": partial(go, prompts[:count], new) for name, go in ways.items()}
         with prediction_autocast("auto", setting.device):
             seconds = rounds_of(steps, min(3, setting.rounds), setting.device, warm_up=1)
         for name in steps:

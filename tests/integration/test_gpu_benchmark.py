@@ -59,8 +59,8 @@ def test_gpu_in_small(
     for name in PLACEMENTS:
         assert rows.pop(("placements", name))["values"]["relative"] > 0
     for count in (1, 4):
-        assert rows.pop(("generation", f"ours, {count} prompts"))["values"]["relative"] == 1
-        assert rows.pop(("generation", f"transformers, {count} prompts"))["values"]["rate"] > 0
+        assert rows.pop(("generation", f"ours, batch {count}"))["values"]["relative"] == 1
+        assert rows.pop(("generation", f"transformers, batch {count}"))["values"]["rate"] > 0
     assert sum(part == "goals" and "H200" in row["note"] for (part, _), row in rows.items()) == 4
     assert {part for part, _ in rows} == {"goals"}, "nothing else was found"
 
