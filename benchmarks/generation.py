@@ -2,6 +2,7 @@
 
     python benchmarks/generation.py                         # 6 layers x 512, 512 tokens, a quarter of an hour on 2 cores
     python benchmarks/generation.py --tokens 64 --rounds 1  # to see that it runs
+    python benchmarks/generation.py --compile               # growing cache, static cache, and that compiled
 
 All contestants have the same weights: a GPT-2 with random ones, made by transformers, saved, and read by our importer.
 Greedy, fp32, no end token, so that all do the same work; that they write the same tokens is checked. They take turns, and
@@ -26,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from timing import machine, ratio, rounds_of
 
+from magneto.inference.compiled_steps import CompiledSteps
 from magneto.inference.sampling import Decoding, next_tokens
 from magneto.nn import BackboneConfig, KVCache, TokenStem, build_backbone
 from magneto.pretrained.gpt2 import import_weights
@@ -56,12 +58,23 @@ class Model(torch.nn.Module):
         return F.linear(hidden, self.stem.embedding.weight).float()
 
 
-def ours(model: Model) -> Generate:
+def ours(model: Any) -> Generate:
     def generate(prompts: Tokens, new: int) -> Tokens:
         steps = list(next_tokens(model, prompts, Decoding(max_new_tokens=new, temperature=0)))
         return [list(row) for row in zip(*([token for _, token in step] for step in steps), strict=True)]
 
     return generate
+
+
+def static(model: Model) -> Generate:
+    """With the cache of the compiled steps, uncompiled."""
+    generate = ours(CompiledSteps(model))
+
+    def uncompiled(prompts: Tokens, new: int) -> Tokens:
+        with torch.compiler.set_stance("force_eager"):
+            return generate(prompts, new)
+
+    return uncompiled
 
 
 def without_cache(model: Model) -> Generate:
@@ -116,6 +129,9 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=4096)
     parser.add_argument("--tokens", type=int, default=512, help="new tokens of each prompt")
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument(
+        "--compile", action="store_true", help="compare the caches alone, one of them compiled"
+    )
     options = parser.parse_args()
     from transformers import __version__ as transformers_version
 
@@ -127,6 +143,9 @@ def main() -> None:
         options.vocabulary, (options.batch, PROMPT), generator=torch.Generator().manual_seed(1)
     )
     many, one = prompts.tolist(), prompts[:1].tolist()
+    if options.compile:
+        compare_caches(model, (one, many), options)
+        return
     contestants: dict[str, tuple[Generate, Tokens]] = {
         "ours, cache": (ours(model), one),
         "ours, no cache": (without_cache(model), one),
@@ -170,6 +189,35 @@ def main() -> None:
     console.print(f"batch {options.batch} / one prompt:         x{faster(batch, single):.2f}")
     console.print(f"ours / transformers:           x{faster(single, other):.2f}")
     console.print(f"ours / transformers, batch {options.batch}: x{faster(batch, other_batch):.2f}")
+
+
+def compare_caches(model: Model, inputs: tuple[Tokens, Tokens], options: argparse.Namespace) -> None:
+    """Print milliseconds of a step with each cache, and how many times as fast as the growing one."""
+    caches = {
+        "growing": ours(model), "static": static(model), "static, compiled": ours(CompiledSteps(model)),
+    }  # fmt: skip
+    steps = {
+        (name, len(prompts)): partial(generate, prompts, options.tokens)
+        for prompts in inputs
+        for name, generate in caches.items()
+    }
+    written = {key: generate() for key, generate in steps.items()}  # also the warm-up, and the compilation
+    for (name, rows), tokens in written.items():
+        same = sum(a == b for a, b in zip(tokens, written["growing", rows], strict=True))
+        assert same == rows or name == "static, compiled", f"{name} writes something else"
+        if same < rows:  # by rounding, where two tokens are equally probable
+            print(f"{name}: {rows - same} of {rows} rows are not those of the growing cache")
+    names = {f"{name}, {rows}": step for (name, rows), step in steps.items()}
+    seconds = rounds_of(names, options.rounds, options.device, warm_up=0)
+    table = Table("cache, prompts", "ms/step", "speed", box=box.MARKDOWN)
+    for name in names:
+        growing = f"growing, {name.rsplit(', ', 1)[1]}"
+        table.add_row(
+            name,
+            f"{1000 * median(seconds[name]) / options.tokens:.2f}",
+            f"x{ratio(seconds, growing, name):.2f}",
+        )
+    Console(width=120, highlight=False).print(machine(options.device), table, sep="\n")
 
 
 if __name__ == "__main__":

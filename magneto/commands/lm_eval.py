@@ -17,10 +17,12 @@ from typing import Any
 import torch
 
 from magneto.errors import ConfigError, MagnetoError, nearest
+from magneto.inference.compiled_steps import CompiledSteps
 from magneto.inference.sampling import Decoding, generate
 from magneto.nn import chunked_cross_entropy
 from magneto.tasks.causal_lm import CausalLM
 from magneto.tasks.registry import load_task
+from magneto.training.devices import prediction_autocast
 
 try:
     from lm_eval.api.instance import Instance
@@ -32,6 +34,7 @@ except ImportError as error:
     raise ImportError(f"{error}: the harness is an optional extra, pip install lm_eval.") from error
 
 MAX_NEW_TOKENS = 256  # the harness's own default, where a task does not say
+_PRECISIONS = {"auto": "auto", "float32": "32-true", "bfloat16": "bf16-mixed"}
 _GENERATION_KEYS = ("until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p", "seed")
 _WITHOUT_EFFECT = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1}
 """Keys of other models' generation, with the value without effect."""
@@ -52,9 +55,11 @@ class MagnetoLM(TemplateLM):  # type: ignore[misc]
         device: where to compute; None: a GPU if there is one. The harness fills in "cuda:0" where nobody asked for it, so
             the CPU is used where CUDA is named and absent.
         max_batch_size: the harness passes it along; batches are as large as `batch_size` says.
+        dtype: of the matrix products: float32, bfloat16 (autocast), or auto, which is bfloat16 on a GPU that has it.
+        compile: whether generation compiles its steps, see `predict.compile`.
 
     Raises:
-        ConfigError: the checkpoint cannot be read or is of another task.
+        ConfigError: the checkpoint cannot be read or is of another task, or the dtype is another one.
     """
 
     def __init__(
@@ -63,6 +68,8 @@ class MagnetoLM(TemplateLM):  # type: ignore[misc]
         batch_size: int | str | None = 8,
         device: str | None = None,
         max_batch_size: int | None = None,
+        dtype: str = "float32",
+        compile: bool = False,
     ) -> None:
         super().__init__()
         task = load_task(checkpoint)
@@ -72,8 +79,12 @@ class MagnetoLM(TemplateLM):  # type: ignore[misc]
             )
         if not str(batch_size or 8).isdigit():
             raise ConfigError(f"batch_size={batch_size}: must be a number here, for example 8.")
+        if dtype not in _PRECISIONS:
+            raise ConfigError(f"dtype={dtype}: must be one of {', '.join(_PRECISIONS)}.")
         self._device = _usable(device)
+        self._autocast = prediction_autocast(_PRECISIONS[dtype], self._device.type)
         self.task: CausalLM = task.to(self._device)
+        self._generator = CompiledSteps(self.task) if compile else self.task
         self.batch_size = int(batch_size or 8)
 
     @property
@@ -121,8 +132,11 @@ class MagnetoLM(TemplateLM):  # type: ignore[misc]
             tokens[index, : len(row) - 1] = torch.tensor(row[:-1])
             scored[index, len(row) - 1 - len(continuation) : len(row) - 1] = True
         targets = torch.tensor([token for _, continuation in pairs for token in continuation])
-        hidden = self.task(tokens.to(self._device))[scored.to(self._device)]
-        loss = chunked_cross_entropy(hidden, self.task.output_weight, targets.to(self._device), correct=True)
+        with self._autocast:
+            hidden = self.task(tokens.to(self._device))[scored.to(self._device)]
+            loss = chunked_cross_entropy(
+                hidden, self.task.output_weight, targets.to(self._device), correct=True
+            )
         assert loss.correct is not None
         lengths = [len(continuation) for _, continuation in pairs]
         return [
@@ -173,7 +187,8 @@ class MagnetoLM(TemplateLM):  # type: ignore[misc]
             for start in range(0, len(group), self.batch_size):
                 prompts, indices, draws = zip(*group[start : start + self.batch_size], strict=True)
                 cut = [prompt[-kept:] for prompt in prompts]
-                texts = generate(self.task, self.task.tokenizer, cut, settings, draws)
+                with self._autocast:
+                    texts = generate(self._generator, self.task.tokenizer, cut, settings, draws)
                 for index, continuation in zip(indices, texts, strict=True):
                     results[index] = continuation.text
                     self.cache_hook.add_partial("generate_until", requests[index].args, continuation.text)

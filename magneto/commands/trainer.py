@@ -70,6 +70,12 @@ def trainer_config(settings: Mapping[str, Any]) -> TrainerConfig:
     Raises:
         ConfigError: a key is missing, unknown or not supported, or has a value that is not possible.
     """
+    if settings.get("precision") == "bf16-true":
+        raise ConfigError(
+            "trainer.precision=bf16-true is not supported: weights and the residual stream would lose updates below 1/512 "
+            "of their size. With a copy of the weights in fp32 it would save no memory: 16 bytes a parameter with Adam, "
+            "as now. Set trainer.precision to bf16-mixed."
+        )
     for key, value in settings.items():
         if key in _NOT_SUPPORTED:
             raise ConfigError(f"trainer.{key}={value} is not supported: {_NOT_SUPPORTED[key]}.")

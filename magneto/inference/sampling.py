@@ -3,8 +3,8 @@
     prompts --padded on the left--> one pass fills the key-value cache --> one token a row and step --> pieces of text
 
 A row's tokens depend on its own prompt, the settings and its index in the whole list alone: padding is masked, positions
-count real tokens, every row has its own random numbers, and rows that are finished leave the batch. So a batch gives what
-its prompts give alone (to rounding, as long as the context is not full).
+count real tokens, every row has its own random numbers, and rows that are finished leave the batch (with compiled steps
+they stay and are ignored). So a batch gives what its prompts give alone (to rounding, as long as the context is not full).
 
 The context is `max_positions` tokens. A longer prompt loses its beginning. When the cache is full, the newer half of
 what was read is read again as a fresh context and the older half is forgotten: a pass over half a context for every half
@@ -24,10 +24,17 @@ from magneto.config.validate import check_types
 from magneto.data.rng import random_stream
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import ConfigError
-from magneto.nn import KVCache
+from magneto.inference.compiled_steps import CompiledSteps
+from magneto.nn import KVCache, StaticKVCache
 
 Reason = Literal["end", "stop", "length"]
 StopString = Annotated[str, MinLen(1)]
+STEPS_AT_ONCE = 16
+"""Compiled steps between two looks at their tokens, for which the host waits; tokens after a row's end are dropped.
+
+Other steps are followed by a look each: launching their kernels one by one takes far longer than the look, and no step is
+computed in vain.
+"""
 LEAST_TEMPERATURE = 1e-30  # fp32 logits divided by less than that overflow
 CUT_CHARACTER = "\ufffd"  # what a decoder writes for bytes that are no UTF-8, such as half a character
 
@@ -72,7 +79,7 @@ class LanguageModel(Protocol):
         """Where it is."""
         ...
 
-    def next_logits(self, tokens: Tensor, mask: Tensor | None, cache: KVCache) -> Tensor:
+    def next_logits(self, tokens: Tensor, mask: Tensor | None, cache: KVCache | StaticKVCache) -> Tensor:
         """Tokens (B, T) that follow what the cache holds, left-padded where mask (B, T) is False -> (B, V) fp32."""
         ...
 
@@ -189,44 +196,56 @@ def next_tokens(
     ]
     numbers = np.stack([random.random(settings.max_new_tokens) for random in streams])
     uniform = torch.from_numpy(numbers).to(model.device)
-    cache = KVCache()
-    logits = _read(model, read, cache)
+    logits, cache = _read(model, read, settings.max_new_tokens)
     never = torch.zeros(logits.shape[1], device=model.device)
     never[list(barred)] = -torch.inf
     before_end = never.clone()
     if end is not None:
         before_end[end] = -torch.inf
-    for step in range(settings.max_new_tokens):
-        bar = before_end if step < settings.min_new_tokens else never
-        tokens = choose(logits + bar, settings, uniform[:, step])
-        sampled = tokens.tolist()
-        yield list(zip(rows, sampled, strict=True))
-        if step + 1 == settings.max_new_tokens:
+    most = STEPS_AT_ONCE if isinstance(model, CompiledSteps) else 1
+    made, filled = 0, max(map(len, read))  # tokens of each row, and in the cache
+    ended: set[int] = set()
+    while True:
+        count = min(most, settings.max_new_tokens - made, model.context - filled + 1)
+        drawn: list[Tensor] = []
+        for step in range(made, made + count):
+            if drawn:
+                logits = model.next_logits(drawn[-1][:, None], None, cache)
+            bar = before_end if step < settings.min_new_tokens else never
+            drawn.append(choose(logits + bar, settings, uniform[:, step]))
+        sampled = torch.stack(drawn, dim=1).tolist()  # here alone the host waits for the device
+        for tokens in zip(*sampled, strict=True):
+            pairs = zip(rows, tokens, strict=True)
+            new = [(row, token) for row, token in pairs if row not in ended and row not in finished]
+            if not new:
+                return
+            yield new
+            ended.update(row for row, token in new if token == end)
+        made, filled = made + count, filled + count
+        live = [index for index, row in enumerate(rows) if row not in ended and row not in finished]
+        if made == settings.max_new_tokens or not live:
             return
-        live = [
-            index
-            for index, (row, token) in enumerate(zip(rows, sampled, strict=True))
-            if token != end and row not in finished
-        ]
-        if not live:
-            return
-        for window, token in zip(read, sampled, strict=True):
-            window.append(token)
-        if len(live) < len(rows):
+        for window, row_tokens in zip(read, sampled, strict=True):
+            window.extend(row_tokens)
+        last = drawn[-1]
+        if isinstance(cache, KVCache) and len(live) < len(rows):
             rows, read = [rows[index] for index in live], [read[index] for index in live]
             kept = torch.tensor(live, device=model.device)
-            tokens, uniform = tokens[kept], uniform[kept]
+            last, uniform = last[kept], uniform[kept]
             cache.reorder(kept)
-        if cache.length < model.context:
-            logits = model.next_logits(tokens[:, None], None, cache)
+        if filled <= model.context:
+            logits = model.next_logits(last[:, None], None, cache)
         else:
-            cache = KVCache()
             read = [window[-max(1, model.context // 2) :] for window in read]
-            logits = _read(model, read, cache)
+            cache = KVCache()  # so that the full one is freed before
+            logits, cache = _read(model, read, settings.max_new_tokens - made)
+            filled = max(map(len, read))
 
 
-def _read(model: LanguageModel, prompts: Sequence[Sequence[int]], cache: KVCache) -> Tensor:
-    """Read prompts of any lengths into an empty cache; return (B, V) logits of what follows."""
+def _read(
+    model: LanguageModel, prompts: Sequence[Sequence[int]], room: int
+) -> tuple[Tensor, KVCache | StaticKVCache]:
+    """Read prompts of any lengths; return (B, V) logits of what follows, and a cache, for up to `room` more tokens."""
     longest = max(map(len, prompts))
     tokens = torch.zeros(len(prompts), longest, dtype=torch.int64)
     mask = torch.zeros(tokens.shape, dtype=torch.bool)
@@ -235,7 +254,11 @@ def _read(model: LanguageModel, prompts: Sequence[Sequence[int]], cache: KVCache
         mask[row, longest - len(prompt) :] = True
     # Without padding there is no mask at all, which spares every later step the work with it.
     needed = None if bool(mask.all()) else mask.to(model.device)
-    return model.next_logits(tokens.to(model.device), needed, cache)
+    cache = KVCache()
+    logits = model.next_logits(tokens.to(model.device), needed, cache)
+    if not isinstance(model, CompiledSteps):
+        return logits, cache
+    return logits, model.static(cache, min(model.context, longest + room))
 
 
 def choose(logits: Tensor, settings: Decoding, uniform: Tensor) -> Tensor:

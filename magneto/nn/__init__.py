@@ -14,7 +14,7 @@ from magneto.nn.contrastive import contrastive_loss
 from magneto.nn.embeddings import AudioStem, PatchStem, TokenStem, VisionLanguageStem
 from magneto.nn.flops import training_flops_per_token
 from magneto.nn.init import Linear, initialize
-from magneto.nn.kv_cache import KVCache
+from magneto.nn.kv_cache import KVCache, StaticKVCache
 from magneto.nn.loss import CrossEntropy, chunked_cross_entropy
 from magneto.nn.norm import build_norm
 from magneto.nn.placement import PLACEMENTS, Depth, Placement, find_placement
@@ -40,6 +40,7 @@ __all__ = [
     "Placement",
     "Quantized",
     "RandomProjection",
+    "StaticKVCache",
     "TokenStem",
     "VectorQuantizer",
     "VisionLanguageStem",

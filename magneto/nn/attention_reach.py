@@ -62,3 +62,23 @@ class Reach:
             own = (self.documents[:, :, None] == self.documents[:, None])[:, None]  # (B, 1, T, T)
             allowed = own if allowed is None else allowed & own
         return allowed
+
+
+def attention_bias(allowed: Tensor | None, relative: Tensor | None) -> Tensor | None:
+    """Return mask and relative positions in SDPA's form, or None where SDPA needs neither.
+
+    Args:
+        allowed: bool (B or 1, 1, T or 1, S), True = attend; None: all.
+        relative: (1, heads, T, S), what is added to the scores; None: nothing.
+
+    Returns:
+        Bool (True = attend) without relative positions, else float with a large negative number where attention is
+        masked: -inf would give 0/0 in an example without any real token.
+    """
+    if relative is None:
+        return allowed
+    if torch.is_autocast_enabled(relative.device.type):  # once here instead of once in each layer
+        relative = relative.to(torch.get_autocast_dtype(relative.device.type))
+    return (
+        relative if allowed is None else relative.masked_fill(~allowed, torch.finfo(relative.dtype).min / 2)
+    )

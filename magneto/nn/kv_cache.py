@@ -1,4 +1,4 @@
-"""The key-value cache of step-by-step decoding."""
+"""The key-value caches of step-by-step decoding: one that grows, and one of fixed size for compiled steps."""
 
 from dataclasses import dataclass, field
 
@@ -33,7 +33,12 @@ class LayerCache:
         self.keys[:, :, self.length : end] = keys
         self.values[:, :, self.length : end] = values
         self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        return self.filled()
+
+    def filled(self) -> tuple[Tensor, Tensor]:
+        """Return keys and values of the tokens so far, (B, heads, length, head_dim) each."""
+        assert self.keys is not None and self.values is not None
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
     def reorder(self, index: Tensor, memory: bool) -> None:
         """Replace row i by the former row `index[i]`."""
@@ -69,7 +74,7 @@ class KVCache:
     mask: Tensor | None = None
     """(B, length) bool, True = real token; None while every token was real."""
     tail: Tensor | None = None
-    """(B, at most kernel - 1, d_model): the last inputs of a convolutional position."""
+    """(B, d_model, kernel - 1): the last inputs of a convolutional position, zeros before the first token."""
     layers: list[LayerCache] = field(default_factory=list)
 
     def extend(self, x: Tensor, mask: Tensor | None, num_layers: int) -> tuple[int, Tensor | None]:
@@ -112,3 +117,78 @@ class KVCache:
             self.tail = self.tail[index]
         for layer in self.layers:
             layer.reorder(index, memory)
+
+
+class StaticLayerCache(LayerCache):
+    """Keys and values of one decoder layer, (B, heads, capacity, head_dim) each, written at the slot `position` (1,)."""
+
+    def __init__(self, keys: Tensor, values: Tensor, position: Tensor) -> None:
+        super().__init__(keys=keys, values=values)
+        self.position = position
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write keys and values of one token, (B, heads, 1, head_dim), and return those of all slots, empty ones too."""
+        assert self.keys is not None and self.values is not None
+        self.keys.index_copy_(2, self.position, keys)
+        self.values.index_copy_(2, self.position, values)
+        return self.keys, self.values
+
+
+class StaticKVCache:
+    """State of a decoder-only model between steps of one token, in tensors that keep their shapes and addresses.
+
+    The number of tokens is a tensor too: all steps are one compiled graph, and the host waits for none of them.
+
+    Args:
+        prompt: a cache that the prompts were read into. This one begins with a copy of it.
+        capacity: tokens that this cache can hold, those of the prompts included. The caller counts them.
+    """
+
+    position: Tensor
+    """(1,) int64, the number of tokens so far, padding included: the slot of the next one."""
+    real: Tensor
+    """(B, capacity) bool, False = padding of the prompts."""
+    tail: Tensor | None
+    """As `KVCache.tail`."""
+    layers: list[StaticLayerCache]
+
+    def __init__(self, prompt: KVCache, capacity: int) -> None:
+        first, _ = prompt.layers[0].filled()
+        self.position = torch.zeros(1, dtype=torch.int64, device=first.device)
+        self.real = torch.ones(len(first), capacity, dtype=torch.bool, device=first.device)
+        self.tail = None if prompt.tail is None else torch.empty_like(prompt.tail)
+        # Zeros: what is masked has the weight 0, and 0 times an arbitrary value might be NaN.
+        shape = (*first.shape[:2], capacity, first.size(3))
+        self.layers = [
+            StaticLayerCache(first.new_zeros(shape), first.new_zeros(shape), self.position)
+            for _ in prompt.layers
+        ]
+        self.load(prompt)
+
+    def tensors(self) -> list[Tensor]:
+        """Return all tensors that the steps write."""
+        kept = [t for layer in self.layers for t in (layer.keys, layer.values)]
+        return [t for t in (self.position, self.real, self.tail, *kept) if t is not None]
+
+    def fits(self, prompt: KVCache, capacity: int) -> bool:
+        """Whether other prompts can be loaded, of as many rows or fewer and up to `capacity` tokens with what follows."""
+        keys, _ = prompt.layers[0].filled()
+        own = self.layers[0].keys
+        assert own is not None
+        rows, slots = self.real.shape
+        return (
+            len(keys) <= rows and capacity <= slots and keys.dtype == own.dtype and keys.device == own.device
+        )
+
+    def load(self, prompt: KVCache) -> None:
+        """Forget all tokens and copy those of other prompts, at most as many rows, which become the first ones."""
+        self.position.fill_(prompt.length)
+        self.real.fill_(True)
+        if prompt.mask is not None:
+            self.real[: len(prompt.mask), : prompt.length] = prompt.mask
+        if self.tail is not None and prompt.tail is not None:
+            self.tail[: len(prompt.tail)] = prompt.tail
+        for layer, read in zip(self.layers, prompt.layers, strict=True):
+            for kept, new in zip((layer.keys, layer.values), read.filled(), strict=True):
+                assert kept is not None
+                kept[: len(new), :, : prompt.length] = new

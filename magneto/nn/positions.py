@@ -118,6 +118,10 @@ class Rotary(nn.Module):
         check_length("position=rotary", end, len(self.cos))
         return self.cos[start:end, None], self.sin[start:end, None]
 
+    def at(self, slot: Tensor) -> tuple[Tensor, Tensor]:
+        """Return two tables (T, 1, head_dim / 2) for the tokens at `slot` (T,)."""
+        return self.cos[slot, None], self.sin[slot, None]
+
 
 def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     """Turn channel pairs (i, i + head_dim / 2) of x (B, T, heads, head_dim), in the tables' dtype."""
@@ -163,8 +167,11 @@ class RelativeBias(nn.Module):
         total = start + length
         # A score depends on the distance only: look up each distance once, then slide a window over them.
         distance = torch.arange(1 - total, length, device=self.table.device)  # key - query
-        by_distance = F.embedding(self.buckets(distance), self.table).T  # (heads, total + length - 1)
-        return by_distance.unfold(1, total, 1).flip(1)[None]
+        return self.at(distance).unfold(1, total, 1).flip(1)[None]
+
+    def at(self, distance: Tensor) -> Tensor:
+        """Return (heads, N): what is added to the score at each distance (N,), key slot minus query slot."""
+        return F.embedding(self.buckets(distance), self.table).T
 
     def buckets(self, distance: Tensor) -> Tensor:
         """Return the bucket of each distance (key slot minus query slot), int64 of the same shape."""
@@ -246,16 +253,15 @@ class ConvolutionalPosition(nn.Module):
         Args:
             x: (B, T, d_model).
             mask: (B, T) bool, True = real; None if all are real.
-            tail: (B, at most kernel - 1, d_model), the inputs just before x, if there were earlier steps.
+            tail: (B, d_model, kernel - 1), the inputs just before x, if there were earlier steps of a causal stack.
 
         Returns:
             x with its positions, (B, T, d_model), and the tail for the next step.
         """
-        frames = x if mask is None else x * mask[..., None]
-        if tail is not None:
-            frames = torch.cat((tail, frames), dim=1)
-        past = self.reach if self.causal else self.reach // 2
-        missing = past - (0 if tail is None else tail.size(1))
-        padded = F.pad(frames.transpose(1, 2), (missing, self.reach - past))
-        new_tail = frames[:, max(0, frames.size(1) - self.reach) :]
-        return x + F.gelu(self.conv(padded)).transpose(1, 2), new_tail
+        frames = (x if mask is None else x * mask[..., None]).transpose(1, 2)  # (B, d_model, T)
+        if tail is None:
+            past = self.reach if self.causal else self.reach // 2
+            frames = F.pad(frames, (past, self.reach - past))
+        else:
+            frames = torch.cat((tail, frames), dim=2)
+        return x + F.gelu(self.conv(frames)).transpose(1, 2), frames[:, :, frames.size(2) - self.reach :]

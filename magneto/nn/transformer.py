@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from magneto.errors import ConfigError
 from magneto.nn.attention import Context
-from magneto.nn.attention_reach import Reach
+from magneto.nn.attention_reach import Reach, attention_bias
 from magneto.nn.config import BackboneConfig
+from magneto.nn.decode_step import decode_step
 from magneto.nn.dropout import dropout
-from magneto.nn.kv_cache import KVCache, LayerCache
+from magneto.nn.kv_cache import KVCache, LayerCache, StaticKVCache
 from magneto.nn.multiway import Experts, SharedAttention, apply_experts
 from magneto.nn.norm import Norm, build_norm
 from magneto.nn.placement import Side
@@ -135,7 +136,11 @@ class Stack(nn.Module):
         rotary = None if self.rotary is None else self.rotary(start, x.size(1))
         reach = Reach(x.size(1), start, causal, self.config.attention_window, seen, documents)
         sparse = None if self.relative is not None else reach.sparse(x.device)
-        bias = None if sparse else self._bias(x, reach)  # (B or 1, heads or 1, T or 1, start + T)
+        relative = (
+            None if self.relative is None else self.relative(start, x.size(1))
+        )  # (1, heads, T, start + T)
+        allowed = None if sparse else reach.mask(x.device, past=relative is not None)
+        bias = attention_bias(allowed, relative)  # (B or 1, heads or 1, T or 1, start + T)
         context = Context(
             bias=bias,
             causal=causal and bias is None and sparse is None and x.size(1) > 1,
@@ -180,20 +185,6 @@ class Stack(nn.Module):
         elif self.position is not None:
             x = self.position(x, reach.start, reach.seen, reach.documents)
         return x
-
-    def _bias(self, x: Tensor, reach: Reach) -> Tensor | None:
-        """Return mask and relative positions in SDPA's form, or None where SDPA needs neither.
-
-        Bool (True = attend) without relative positions, else float with a large negative number where attention is
-        masked: -inf would give 0/0 in an example without any real token.
-        """
-        allowed = reach.mask(x.device, past=self.relative is not None)
-        if self.relative is None:
-            return allowed
-        bias: Tensor = self.relative(reach.start, reach.new)
-        if torch.is_autocast_enabled(x.device.type):  # once here instead of once in each layer
-            bias = bias.to(torch.get_autocast_dtype(x.device.type))
-        return bias if allowed is None else bias.masked_fill(~allowed, torch.finfo(bias.dtype).min / 2)
 
 
 class Encoder(Stack):
@@ -306,7 +297,7 @@ class Decoder(Stack):
         mask: Tensor | None = None,
         memory: Tensor | None = None,
         memory_mask: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: KVCache | StaticKVCache | None = None,
     ) -> Tensor:
         """Decode a batch, whole or step by step.
 
@@ -318,7 +309,8 @@ class Decoder(Stack):
                 `Encoder.forward`; not with a cache.
             memory: (B, S, d_model), the encoder's output; with a cache it is read in the first step only.
             memory_mask: (B, S) bool, True = real; None if all are real.
-            cache: state of the generation, written in place; None to decode the whole sequence at once.
+            cache: state of the generation, written in place; None to decode the whole sequence at once. A static one is
+                for a single new token without mask or memory.
 
         Returns:
             (B, T, d_model).
@@ -326,6 +318,8 @@ class Decoder(Stack):
         Raises:
             ConfigError: the sequence is longer than `max_positions`.
         """
+        if isinstance(cache, StaticKVCache):
+            return decode_step(self, x, cache)
         cross = self.config.architecture == "encoder_decoder"
         assert cross == (memory is not None), (
             "memory goes with architecture=encoder_decoder, and only with it"

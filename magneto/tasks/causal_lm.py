@@ -20,6 +20,7 @@ from magneto.inference.sampling import Decoding, generate
 from magneto.nn import (
     KVCache,
     Linear,
+    StaticKVCache,
     TokenStem,
     build_backbone,
     chunked_cross_entropy,
@@ -129,7 +130,9 @@ class CausalLM(Task):
         """Tokens that generation can look back at."""
         return self.config.max_positions
 
-    def forward(self, tokens: Tensor, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, mask: Tensor | None = None, cache: KVCache | StaticKVCache | None = None
+    ) -> Tensor:
         """(B, T) -> hidden states (B, T, d_model); `mask` (B, T) only for padding on the left, or of documents."""
         return self.backbone(self.stem(tokens), mask, cache=cache)
 
@@ -142,7 +145,7 @@ class CausalLM(Task):
         """(..., d_model) -> fp32 (..., V)."""
         return F.linear(hidden, self.output_weight).float()
 
-    def next_logits(self, tokens: Tensor, mask: Tensor | None, cache: KVCache) -> Tensor:
+    def next_logits(self, tokens: Tensor, mask: Tensor | None, cache: KVCache | StaticKVCache) -> Tensor:
         """Next token, for `magneto.inference.sampling`: (B, T) new tokens -> (B, V) fp32 logits of what follows the last."""
         return self.logits(self(tokens, mask, cache)[:, -1])
 

@@ -36,6 +36,17 @@ def test_generation(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
         assert f"\n{ratio}:" in printed
 
 
+@pytest.mark.slow
+def test_generation_with_compiled_steps(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers")
+    sizes = ("--layers", 1, "--width", 64, "--vocabulary", 60, "--tokens", 20, "--batch", 2, "--rounds", 1)
+    script("generation", *sizes, "--compile").main()
+    table = rows(capsys.readouterr().out)
+    for name in ("growing", "static", "static, compiled"):
+        for prompts in (1, 2):
+            assert all(float(cell.lstrip("x")) > 0 for cell in table[f"{name}, {prompts}"])
+
+
 TINY = (
     "--layers",
     1,

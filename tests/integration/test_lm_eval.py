@@ -179,6 +179,36 @@ def test_the_default_device_without_a_gpu(exported: Path, monkeypatch: pytest.Mo
         MagnetoLM(checkpoint=str(exported), device="gpu")
 
 
+def test_dtype_of_the_products(exported: Path, model: MagnetoLM) -> None:
+    """bfloat16 is that of the task under autocast; auto is float32 without a GPU."""
+    request = instances("loglikelihood", [("the cat", " sat on the mat")])
+    start, rest = model.tok_encode("the cat"), model.tok_encode(" sat on the mat")
+    full = model.loglikelihood(request, disable_tqdm=True)
+    half = MagnetoLM(checkpoint=str(exported), device="cpu", dtype="bfloat16")
+    ((found, _),) = half.loglikelihood(request, disable_tqdm=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, _ = log_likelihood(model.task, start, rest)
+        text = generate(model.task, model.task.tokenizer, [start], Decoding(max_new_tokens=6, temperature=0))[
+            0
+        ].text
+    assert found == pytest.approx(expected, abs=1e-4) and abs(found - full[0][0]) > 1e-3
+    arguments = instances("generate_until", [("the cat", {"until": [], "max_gen_toks": 6})])
+    assert half.generate_until(arguments) == [text]
+    auto = MagnetoLM(checkpoint=str(exported), device="cpu", dtype="auto")
+    assert auto.loglikelihood(request, disable_tqdm=True) == full
+    with pytest.raises(MagnetoError, match="dtype=float16: must be one of auto, float32, bfloat16"):
+        MagnetoLM(checkpoint=str(exported), device="cpu", dtype="float16")
+
+
+@pytest.mark.slow
+def test_compiled_steps_of_the_harness(exported: Path, model: MagnetoLM) -> None:
+    """compile=true generates the same by inductor, in batches of three and one."""
+    arguments = [(text, {"until": [], "max_gen_toks": 8}) for text in ("the cat", "on", "the dog sat", "mat")]
+    compiled = MagnetoLM(checkpoint=str(exported), batch_size=3, device="cpu", compile=True)
+    expected = model.generate_until(instances("generate_until", arguments))
+    assert compiled.generate_until(instances("generate_until", arguments)) == expected
+
+
 @pytest.fixture
 def tasks(tmp_path: Path) -> Path:
     """A folder of three tasks: multiple choice, perplexity and generation, with their documents as JSON lines."""

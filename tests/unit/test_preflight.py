@@ -51,6 +51,7 @@ def refusal(settings: list[str], *overrides: str) -> str:
         ("trainer.devices=1.5", "trainer.devices=1.5: input should be a valid integer"),
         ("trainer.max_steps=abc", "trainer.max_steps=abc: input should be a valid integer"),
         ("trainer.precision=16-mixed", "trainer.precision=16-mixed: must be one of auto"),
+        ("trainer.precision=bf16-true", "trainer.precision=bf16-true is not supported: weights and the residual stream"),
         ("trainer.limit_val_batches=0", "trainer.limit_val_batches=0: input should be greater than or equal to 1 or"),
         ("trainer.limit_test_batches=1.5", "invalid value 1.5 for limit_test_batches"),
         ("trainer.deterministic=maybe", "trainer.deterministic=maybe: input should be a valid boolean or 'warn'"),
