@@ -42,8 +42,11 @@ class CompiledSteps:
         """Return a cache of at least this capacity with the tokens of `prompt`; its rows may be followed by others."""
         kept = self._cache
         if kept is None or not kept.fits(prompt, capacity):
-            # Rounded up, so that the next prompts fit too.
-            self._cache = kept = StaticKVCache(prompt, -(-capacity // CAPACITY_MULTIPLE) * CAPACITY_MULTIPLE)
+            kept = self._cache = None  # frees its memory before
+            capacity = (
+                -(-capacity // CAPACITY_MULTIPLE) * CAPACITY_MULTIPLE
+            )  # so that the next prompts fit too
+            self._cache = kept = StaticKVCache(prompt, capacity)
             for tensor in kept.tensors():  # CUDA graphs read and write them where they are, without a copy
                 torch._dynamo.mark_static_address(tensor)
         else:

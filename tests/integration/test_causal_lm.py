@@ -157,6 +157,17 @@ def test_lines_are_continued_in_order(run_lm, capsys, tmp_path: Path) -> None:
         assert alone[0]["continuation"] == one["continuation"]
 
 
+def test_compiled_steps_write_the_same(run_lm, capsys, tmp_path: Path) -> None:
+    """One prompt and several, sampled; the step runs uncompiled here, which gives no rounding of its own."""
+    source = Path(run_lm("name=one", "trainer.max_steps=8")["folder"]) / "export"
+    (tmp_path / "prompts.txt").write_text("baku\ncedo difa fogi gahu\ndifa\n")
+    for given in ("prompt=baku", f"input={tmp_path / 'prompts.txt'}"):
+        settings = (given, "predict.batch=2", "predict.max_new_tokens=40")
+        expected = predicted(run_lm, capsys, source, *settings)
+        with torch.compiler.set_stance("force_eager"):
+            assert predicted(run_lm, capsys, source, *settings, "predict.compile=true") == expected
+
+
 def test_samples_of_prompts_and_held_out_text(run_lm) -> None:
     """Samples go on from prompts and from held out text."""
     folder = Path(run_lm("task.prompts=[baku,difa]", "callbacks.samples=5", "trainer.max_steps=8")["folder"])
