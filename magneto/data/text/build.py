@@ -5,49 +5,24 @@ stands for (null in training); `size`, UTF-8 bytes of the text.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from magneto.data.corpora.base import SPLITS, hash_split
-from magneto.data.corpora.text.base import LINES, Document, why_unusable
+from magneto.data.corpora.base import SPLITS
+from magneto.data.corpora.text.base import LINES, Document
 from magneto.data.prepared import Preparation
 from magneto.data.table import TableWriter
 from magneto.data.text.config import TextConfig
+from magneto.data.text.documents import bounded_documents, undivided_documents, usable_documents
 from magneto.data.tokenizers.text import TextTokenizer
 
 FEW = 20  # groups of documents, of which a hash may well give none to a split
 FLUSH_CHARS = 4_000_000  # tokenised at a time
 PIECE_CHARS = 100_000  # longer documents are tokenised in pieces, cut before white space
 MEASURED = ("val", "test")  # the splits of which the bytes of every token are kept
-
-
-def usable_documents(
-    name: str,
-    documents: Iterable[Document],
-    fractions: tuple[float, float],
-    skip: Callable[[str, str, str], None] | None = None,
-) -> Iterator[Document]:
-    """Yield the usable documents of a corpus with their splits, and ids that carry its name.
-
-    Args:
-        name: of the corpus.
-        documents: of the corpus.
-        fractions: share of the documents that val and test get where the corpus states no split.
-        skip: called with id, file and reason of each of the others.
-    """
-    val, test = fractions
-    for document in documents:
-        named = replace(document, id=f"{name}/{document.id}")
-        reason = why_unusable(document.text)
-        if reason is None:
-            split = document.split or hash_split(document.group, val=val, test=test, kind="text")
-            yield replace(named, split=split)
-        elif skip is not None:
-            skip(named.id, named.group, reason)
 
 
 def build(target: Preparation) -> dict[str, Any]:
@@ -84,6 +59,9 @@ def build(target: Preparation) -> dict[str, Any]:
 
 
 def _documents(target: Preparation) -> Iterator[Document]:
+    if target.config.streaming:
+        yield from bounded_documents(target)
+        return
     for name, corpus in target.load():
         yield from usable_documents(name, corpus.examples, target.config.fractions, target.skip)
 
@@ -92,8 +70,12 @@ def _sample(target: Preparation) -> Iterator[str]:
     """Yield the first training texts of each corpus, to train a tokenizer on."""
     for name, reader in target.corpora.items():
         room = target.config.tokenizer.sample_mb * 1e6
-        documents = reader.load(target.data_dir).examples
-        for document in usable_documents(name, documents, target.config.fractions):
+        if target.config.streaming:
+            documents = undivided_documents(name, reader.shards(), target.config.fractions)
+        else:
+            corpus = reader.load(target.data_dir)
+            documents = usable_documents(name, corpus.examples, target.config.fractions)
+        for document in documents:
             if document.split == "train":
                 yield document.text
                 room -= len(document.text.encode())
@@ -170,19 +152,13 @@ class DocumentWriter:
 
         Not more than FLUSH_CHARS are tokenised at a time: the library needs some hundred bytes for a token.
         """
-        start = 0
-        while start < len(texts):
-            stop, room = start, FLUSH_CHARS
-            while stop < len(texts) and room > 0:
-                room -= len(texts[stop])
-                stop += 1
+        for some in portions(texts):
             if measured:
-                for ids, widths in self.tokenizer.encode_batch_bytes(texts[start:stop]):
+                for ids, widths in self.tokenizer.encode_batch_bytes(some):
                     yield np.array(ids, self.dtype), widths
             else:
-                for ids in self.tokenizer.encode_batch(texts[start:stop]):
+                for ids in self.tokenizer.encode_batch(some):
                     yield np.array(ids, self.dtype), np.empty(0, np.int64)
-            start = stop
 
     def _write(self, split: str, documents: list[Document]) -> None:
         texts = [list(pieces(document.text)) for document in documents]
@@ -204,6 +180,18 @@ class DocumentWriter:
             for name, value in zip(columns, (document.id, ids, widths, size), strict=True):
                 columns[name].append(value)
         self.tables.write(split, columns)
+
+
+def portions(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Yield the texts in portions of FLUSH_CHARS, and not more than one text beyond it."""
+    start = 0
+    while start < len(texts):
+        stop, room = start, FLUSH_CHARS
+        while stop < len(texts) and room > 0:
+            room -= len(texts[stop])
+            stop += 1
+        yield texts[start:stop]
+        start = stop
 
 
 def pieces(text: str, limit: int = PIECE_CHARS) -> Iterator[str]:
