@@ -244,7 +244,7 @@ class StreamDataset(IterableDataset[dict[str, Any]]):
 
     def __init__(
         self,
-        source: "ItemSource",
+        source: ItemSource,
         collate: Callable[[Any], dict[str, Any]],
         shares: Shares,
         total: int,
@@ -267,9 +267,8 @@ class StreamDataset(IterableDataset[dict[str, Any]]):
                     for item, position in islice(running[stream], self.shares.items):
                         items.append(item)
                         positions[stream] = position
-            except (
-                MagnetoError
-            ) as error:  # raised in a worker, it would arrive with a traceback in its message
+            except MagnetoError as error:
+                # Raised in a worker, it would arrive with a traceback in its message.
                 yield {ERROR: str(error)}
                 return
             yield {**self.collate(items), POSITIONS: positions}

@@ -63,7 +63,7 @@ class TextDataModule(PreparedDataModule[TextInfo, TextConfig]):
 
     def details(self) -> str:
         """Return the size of the training text."""
-        if self.config.streaming:
+        if self.config.streaming and "train" in self.splits:
             return f"; those of train are a sample, {self.streamed.count} streams read {len(self.streamed.shards):,} shards"
         return f", {self.info.tokens['train']:,} training tokens"
 

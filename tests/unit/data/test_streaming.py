@@ -186,6 +186,17 @@ def test_stated_splits_are_whole(tmp_path: Path) -> None:
     )
 
 
+def test_a_checkpoint_is_tested_on_a_test_set(shards: Path, tmp_path: Path) -> None:
+    """Alone, which nothing is streamed of."""
+    model = module(shards).info.to_dict()
+    (tmp_path / "test.jsonl").write_text(json.dumps({"text": "a text to test"}) + "\n")
+    own = TextFilesReader(test=str(tmp_path / "test.jsonl"))
+    settings = {"data_dir": str(tmp_path), "streaming": True, "tokenizer": {"vocab_size": 300}}
+    data = TextDataModule({"own": own}, **settings).for_model(model)
+    assert data.info.documents == {"train": 0, "val": 0, "test": 1}
+    assert sum(int(batch["bytes"].sum()) for batch in data.test_dataloader()) == len("a text to test")
+
+
 class Counted:
     """A shard that counts what has been read of it."""
 
