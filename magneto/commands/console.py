@@ -187,6 +187,7 @@ def quiet_libraries(*instead: logging.Handler) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+            warnings.filterwarnings("ignore", message=".*has `__len__` defined.*")  # of streams that share it
             warnings.filterwarnings("ignore", message=".*eval mode at the start of train.*")  # a frozen part
             # The values are those of all processes already: torchmetrics has gathered their counts.
             warnings.filterwarnings("ignore", message=".*sync_dist=True.*")

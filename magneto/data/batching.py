@@ -13,6 +13,7 @@ and is the same for any number of either.
 
 import atexit
 import multiprocessing
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -181,6 +182,7 @@ def ignore_signals(worker: int) -> None:
 
     A worker that ended would take with it the step in which the run's state is saved. To be a loader's `worker_init_fn`.
     """
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a forked process cannot use the threads of the library
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
@@ -211,7 +213,7 @@ class RunLoader(DataLoader[Any]):
         return int(self.batch_sampler.total_batches)  # type: ignore[union-attr]
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        self.batch_sampler.start = self.consumed  # type: ignore[union-attr]
+        self._begin()
         batches = super().__iter__()
         while True:
             started = time.perf_counter()
@@ -220,19 +222,32 @@ class RunLoader(DataLoader[Any]):
             except StopIteration:
                 return
             self._wait_seconds += time.perf_counter() - started
+            self._take(batch)
             self.consumed += 1
             yield batch
+
+    @property
+    def epochs(self) -> float:
+        """Epochs of the data that have been handed out."""
+        return self.consumed / self.batch_sampler.batches_per_epoch  # type: ignore[union-attr]
+
+    def _begin(self) -> None:
+        """Prepare to give the batches after those that are consumed."""
+        self.batch_sampler.start = self.consumed  # type: ignore[union-attr]
+
+    def _take(self, batch: Any) -> None:
+        """Note a batch that is handed out."""
 
     def take_wait_seconds(self) -> float:
         """Seconds that the training loop has waited for batches since the last call."""
         seconds, self._wait_seconds = self._wait_seconds, 0.0
         return seconds
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Batches handed out so far."""
         return {"consumed": self.consumed}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on after `state["consumed"]` batches."""
         consumed = state.get("consumed") if isinstance(state, dict) else None
         if not isinstance(consumed, int) or not 0 <= consumed <= len(self):

@@ -29,6 +29,9 @@ class DataConfig:
     """Size of the batch of an optimizer step, of all processes together, in the unit of the data's own setting
     (batch_size, batch_frames, batch_tokens), which then is the largest of one process: as many are accumulated as make it
     up. A run goes on with any number of processes that divides it."""
+    streaming: bool = False
+    """Training examples are read from the shards of the corpus while the model trains, and only a bounded number of held-out
+    ones is prepared: for corpora that are larger than a disk."""
     seed: int = 0
     """Of the order, the masks and the augmentation of the training examples."""
 

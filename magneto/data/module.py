@@ -58,8 +58,6 @@ class DataModule(L.LightningDataModule):
     train_set: PreparedDataset
     val_set: PreparedDataset
     test_set: PreparedDataset
-    _counted: tuple[PreparedDataset, int, int] | None = None
-    """The training set, the number of processes, and the batches of an epoch that follow."""
 
     def __init__(
         self,
@@ -139,12 +137,7 @@ class DataModule(L.LightningDataModule):
         """Return the training batches that one rank sees in an epoch: the same number in every epoch."""
         if not hasattr(self, "train_set"):
             self.setup("fit")
-        # Planning sorts the corpus, and each line of the log asks.
-        known = self._counted
-        if known is None or known[0] is not self.train_set or known[1] != world_size:
-            count = self._train_sampler(0, 0, world_size).batches_per_epoch
-            known = self._counted = (self.train_set, world_size, count)
-        return known[2]
+        return self._train_sampler(0, 0, world_size).batches_per_epoch
 
     def epoch_of(self, batch: int) -> int:
         """Return the epoch of the run's `batch`-th training batch, both counted from 0."""
@@ -154,7 +147,6 @@ class DataModule(L.LightningDataModule):
         """Return all training batches of the run; len() is their number, also where some are done."""
         assert self.total_batches is not None, "configure_run comes before train_dataloader"
         sampler = self._train_sampler(self.total_batches, self.rank, self.world_size)
-        self._counted = (self.train_set, self.world_size, sampler.batches_per_epoch)
         return self._loader(self.train_set, sampler, RunLoader)
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -196,12 +188,14 @@ class DataModule(L.LightningDataModule):
     def _loader(
         self, dataset: PreparedDataset, sampler: Any, kind: type[DataLoader[Any]] = DataLoader
     ) -> DataLoader[Any]:
-        return kind(
-            dataset,
-            batch_sampler=sampler,
-            collate_fn=self.collate(dataset),
-            num_workers=self.num_workers,
-            worker_init_fn=ignore_signals,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+        workers = self.worker_arguments(self.num_workers)
+        return kind(dataset, batch_sampler=sampler, collate_fn=self.collate(dataset), **workers)
+
+    def worker_arguments(self, num_workers: int) -> dict[str, Any]:
+        """Return the arguments of a loader that say how its batches are made."""
+        return {
+            "num_workers": num_workers,
+            "worker_init_fn": ignore_signals,
+            "persistent_workers": num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }

@@ -163,6 +163,8 @@ class PreparedDataModule(DataModule, Generic[InfoT, ConfigT]):
     noun: ClassVar[str] = "example"
     FORMAT: ClassVar[int]
     """Of the prepared folder: raise it when the code makes other files from the same settings."""
+    streams: ClassVar[bool] = False
+    """Whether `data.streaming=true` is offered."""
     reads: ClassVar[tuple[str, ...]] = ("tokenizer",)
     """Facts of a model by which its data must be prepared."""
 
@@ -174,8 +176,19 @@ class PreparedDataModule(DataModule, Generic[InfoT, ConfigT]):
             seed=config.seed,
             global_batch=config.global_batch,
         )
+        if config.streaming and not self.streams:
+            raise ConfigError(
+                f"data.streaming=true is offered for text (task=causal_lm, task=mlm), not for {self.kind} data. Set it to "
+                "false."
+            )
         if not corpora:
             raise ConfigError("data.corpora is empty: name at least one corpus.")
+        for name, reader in corpora.items():
+            if config.streaming and not hasattr(reader, "shards"):
+                raise ConfigError(
+                    f"data.streaming=true: data.corpora.{name} is not read in shards. Set it to false, or use "
+                    "data=text_files or data of the hub."
+                )
         self.config = config
         self.corpora: dict[str, Any] = dict(corpora)
         self.model: InfoT | None = None
@@ -236,7 +249,9 @@ class PreparedDataModule(DataModule, Generic[InfoT, ConfigT]):
     @cached_property
     def of_corpora(self) -> Any:
         """What decides the examples of the corpora; to list their files may take seconds."""
-        return {name: reader.fingerprint() for name, reader in self.corpora.items()}
+        # A shard may be fetched again while a run waits: of a streamed corpus its name counts alone.
+        given = {"contents": False} if self.config.streaming else {}
+        return {name: reader.fingerprint(**given) for name, reader in self.corpora.items()}
 
     def fingerprint(self) -> dict[str, Any]:
         """Return all that the prepared folder depends on."""

@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
+from magneto.data.streaming import ShardError
 from magneto.errors import ConfigError
 from magneto.training.checkpoint_io import AtomicCheckpointIO
 from magneto.training.module import TrainingModule
@@ -119,6 +120,16 @@ class Checkpoints(Checkpoint):
         self._save_stable(trainer)
         if self._stop_asked(trainer) and not trainer.should_stop:
             raise Interrupted
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Save what a single process has learned before a shard of its data could not be read."""
+        if not isinstance(exception, ShardError) or trainer.world_size > 1:  # the others are within a step
+            return
+        batches = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        if batches and batches % trainer.accumulate_grad_batches == 0:
+            self._save(trainer, "last")
 
     def _is_time(self) -> bool:
         return time.monotonic() - self._saved_at >= 60 * self.minutes

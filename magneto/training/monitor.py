@@ -13,7 +13,6 @@ from lightning.pytorch.callbacks import Callback
 from magneto.data.batching import RunLoader
 from magneto.training.devices import peak_flops
 from magneto.training.module import Batch, Diverged, TrainingModule
-from magneto.training.reproducibility import data_of
 
 
 class Usage(Callback):
@@ -113,7 +112,8 @@ class Monitor(Callback):
         last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         if not (stepped and trainer.global_step % self.every == 0) and not last:
             return
-        wait = cast(RunLoader, trainer.train_dataloader).take_wait_seconds()
+        loader = cast(RunLoader, trainer.train_dataloader)
+        wait = loader.take_wait_seconds()
         self._window["wait_seconds"] += wait
         self._window["seconds"] += wait
         metrics = pl_module.flush_window()
@@ -121,7 +121,7 @@ class Monitor(Callback):
         if self._peak_flops:
             rates["mfu"] = rates["model_flops_per_s"] / trainer.world_size / self._peak_flops
         metrics |= {f"throughput/{key}": value for key, value in rates.items()}
-        metrics["epoch"] = (batch_idx + 1) / data_of(trainer).batches_per_epoch(trainer.world_size)
+        metrics["epoch"] = loader.epochs
         pl_module.record(metrics)
         pl_module.log("loss", metrics["train/loss"], prog_bar=True, logger=False)
         for key, value in self._window.items():

@@ -63,6 +63,10 @@ class HubData:
         settings = {"name": self.name, "splits": self.splits, "revision": self.revision, "limit": self.limit}
         return {**settings, "data_files": _each(self.data_files, file_fingerprint)}
 
+    def file_names(self) -> Any:
+        """Return the names of local files without their folders."""
+        return _each(self.data_files, lambda name: Path(name).name)
+
     def origin(self) -> dict[str, Any]:
         """Return where the rows come from, for reports."""
         return {"dataset": self.name, **({"revision": self.revision} if self.revision else {})}
@@ -79,11 +83,16 @@ class HubData:
     def rows(self, side: str, config: str | None = None) -> Iterator[dict[str, Any]]:
         """Yield the rows of our split `side`. For errors see `open`."""
         rows = self.open(side, config)
-        with self._explained(side, config):
+        with self.explained(side, config):
             yield from itertools.islice(rows, self.limit)
 
-    def open(self, side: str, config: str | None = None) -> Any:
+    def open(self, side: str, config: str | None = None, streaming: bool | None = None) -> Any:
         """Return the library's own object for our split `side` of a configuration.
+
+        Args:
+            side: ours.
+            config: of the data set.
+            streaming: whether it is read while downloading; None: as the setting says.
 
         Raises:
             MissingSplit: the data set has no such split.
@@ -92,10 +101,11 @@ class HubData:
         import datasets  # imported here: it takes a second, and only these corpora need it
 
         split, name = self.sides[side], str(self.name)
+        streaming = self.streaming if streaming is None else streaming
         where = {"revision": self.revision, "data_files": _each(self.data_files, _pattern)}
         try:
-            with self._explained(side, config):
-                return datasets.load_dataset(name, config, split=split, streaming=self.streaming, **where)
+            with self.explained(side, config):
+                return datasets.load_dataset(name, config, split=split, streaming=streaming, **where)
         except MagnetoError as error:
             if not isinstance(error.__cause__, ValueError):
                 raise
@@ -116,13 +126,15 @@ class HubData:
         )
 
     @contextlib.contextmanager
-    def _explained(self, side: str, config: str | None) -> Iterator[None]:
+    def explained(self, side: str, config: str | None) -> Iterator[None]:
         """Raise errors of the library as `ConfigError`."""
         import datasets
 
         what = f"split {self.sides[side]!r} of the data set {self.name}" + (f" ({config})" if config else "")
         try:
             yield
+        except MagnetoError:
+            raise
         # StopIteration is what the library raises for a pattern that fits no file.
         except (ValueError, OSError, RuntimeError, StopIteration, datasets.exceptions.DatasetsError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -9,6 +9,7 @@ import io
 import json
 import zlib
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,11 @@ class BadText(ValueError):
     """Bytes that are not text, or text of another form. Examples are counted by the message, which says why."""
 
 
-class _Damaged(ValueError):
+class Damaged(ValueError):
     """A file that breaks off or is not of the kind that its name says."""
 
 
-DAMAGES: tuple[type[Exception], ...] = (_Damaged, EOFError, zlib.error, gzip.BadGzipFile)
+DAMAGES: tuple[type[Exception], ...] = (Damaged, EOFError, zlib.error, gzip.BadGzipFile)
 """What reading a damaged compressed file raises, once everything before the damage has been read."""
 
 
@@ -74,14 +75,14 @@ class _Zstd(io.RawIOBase):
             self._raw = self._raw or self._file.read(CHUNK)
             if not self._raw:
                 if self._within:
-                    raise _Damaged("the file breaks off")
+                    raise Damaged("the file breaks off")
                 return 0
             if self._frame.eof:
                 self._frame = self._start_frame()
             try:
                 self._ready = self._frame.decompress(self._raw)
             except self._error as error:
-                raise _Damaged(str(error)) from error
+                raise Damaged(str(error)) from error
             self._within = not self._frame.eof
             self._raw = self._frame.unused_data
         count = min(len(buffer), len(self._ready))
@@ -94,8 +95,8 @@ class _Zstd(io.RawIOBase):
         super().close()
 
 
-def parquet_column(file: Path, column: str) -> Iterator[Any]:
-    """Yield the values of a column of a Parquet file, row by row; `BadText` for bytes that are not UTF-8.
+def parquet_column(file: Path, column: str, start: int = 0) -> Iterator[Any]:
+    """Yield the values of a column of a Parquet file from row `start` on; `BadText` for bytes that are not UTF-8.
 
     Raises:
         DataError: there is no such column.
@@ -112,14 +113,21 @@ def parquet_column(file: Path, column: str) -> Iterator[Any]:
                     f"{file}: there is no column {column!r}; it has {', '.join(names)}. Name the right one "
                     "(data.corpora...key)."
                 )
-            for batch in table.iter_batches(batch_size=256, columns=[column]):
-                for value in batch.column(0):
+            sizes = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
+            first = 0
+            while first < len(sizes) and start >= sizes[first]:  # whole groups are not read
+                start -= sizes[first]
+                first += 1
+            groups = list(range(first, len(sizes)))
+            for batch in table.iter_batches(batch_size=256, columns=[column], row_groups=groups):
+                left, start = batch.column(0)[start:], max(0, start - batch.num_rows)
+                for value in left:
                     try:
                         yield value.as_py()
                     except UnicodeDecodeError:
                         yield BadText("not UTF-8")
     except (pyarrow.ArrowInvalid, OSError) as error:
-        raise _Damaged(str(error)) from error
+        raise Damaged(str(error)) from error
 
 
 def _int(digits: str) -> int | float:
@@ -129,9 +137,12 @@ def _int(digits: str) -> int | float:
 _JSON = json.JSONDecoder(parse_int=_int)  # an int of more digits is valid JSON, which Python refuses
 
 
-def json_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, Any]]:
-    """Yield the number (from 1) and the JSON value of each line that is not blank; `BadText` for a line that has none."""
-    for number, line in enumerate(lines, start=1):
+def json_lines(lines: Iterable[bytes], start: int = 0) -> Iterator[tuple[int, Any]]:
+    """Yield the number (from 1) and the JSON value of each line that is not blank; `BadText` for a line that has none.
+
+    The first `start` lines are passed by unread.
+    """
+    for number, line in enumerate(islice(lines, start, None), start=start + 1):
         if not line.strip():
             continue
         try:

@@ -10,6 +10,7 @@ from magneto.data.corpora.text.base import LINES, Document
 from magneto.data.parts import map_parts
 from magneto.data.prepared import Preparation
 from magneto.data.text.documents import MEASURED, DocumentWriter, Part, schema, usable_documents, write_part
+from magneto.data.text.held_out import bounded_documents, undivided_documents
 from magneto.data.tokenizers.text import TextTokenizer
 
 FEW = 20  # groups of documents, of which a hash may well give none to a split
@@ -20,7 +21,7 @@ def build(target: Preparation) -> dict[str, Any]:
 
     A corpus that can be divided is read in parts, by one process for each core.
     """
-    parts = _parts(target)
+    parts = [] if target.config.streaming else _parts(target)
     if len(parts) > 1:
         tokenizer, counts = _build_parts(target, parts)
     else:
@@ -93,6 +94,9 @@ def _build_parts(target: Preparation, parts: Sequence[Part]) -> tuple[TextTokeni
 
 
 def _documents(target: Preparation) -> Iterator[Document]:
+    if target.config.streaming:
+        yield from bounded_documents(target)
+        return
     for name, corpus in target.load():
         yield from usable_documents(name, corpus.examples, target.config.fractions, target.skip)
 
@@ -101,8 +105,12 @@ def _sample(target: Preparation) -> Iterator[str]:
     """Yield the first training texts of each corpus, to train a tokenizer on."""
     for name, reader in target.corpora.items():
         room = target.config.tokenizer.sample_mb * 1e6
-        documents = reader.load(target.data_dir).examples
-        for document in usable_documents(name, documents, target.config.fractions):
+        if target.config.streaming:
+            documents = undivided_documents(name, reader.shards(), target.config.fractions)
+        else:
+            corpus = reader.load(target.data_dir)
+            documents = usable_documents(name, corpus.examples, target.config.fractions)
+        for document in documents:
             if document.split == "train":
                 yield document.text
                 room -= len(document.text.encode())

@@ -10,6 +10,8 @@ from magneto.data.tokenizers.settings import TokenizerSettings
 from magneto.data.transforms.mask_tokens import Masking
 from magneto.errors import ConfigError
 
+STREAMS, WINDOW, HELD_OUT = 8, 4096, 1000
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextTokenizerSettings(TokenizerSettings):
@@ -45,11 +47,24 @@ class TextConfig(HeldOutConfig):
     """None: for causal models."""
     prepare_workers: Count | None = None
     """Processes that tokenize the parts of a large corpus; None: all cores."""
+    streams: Count | None = None
+    """With streaming: readers that have shards of their own, all processes together; None: STREAMS. The batches depend on it
+    and not on the number of processes and workers, which must divide it."""
+    shuffle_window: Count | None = None
+    """With streaming: documents of a shard that are shuffled together, which a stream holds in memory; None: WINDOW."""
+    max_held_out: Count | None = None
+    """With streaming: documents of val and of test that are read where the corpus states no split; None: HELD_OUT. Training
+    skips all that the hash holds out, also those that are not read."""
     val_fraction: Annotated[float, Ge(0)] = 0.02
     test_fraction: Annotated[float, Ge(0)] = 0.02
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.streaming and self.documents == "separate":
+            raise ConfigError(
+                "data.documents=separate needs the lengths of all documents, which data.streaming=true does not know. Set "
+                "data.documents to pack (task.document_mask=true keeps documents apart in a causal model)."
+            )
         if self.eval_stride is not None and self.eval_stride > self.block_size:
             raise ConfigError(
                 f"data.eval_stride={self.eval_stride} must lie between 1 and data.block_size={self.block_size}; null is "

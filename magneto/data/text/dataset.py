@@ -26,14 +26,41 @@ class BlockReading:
     bytes_per_token: float | None  # to estimate the bytes; None: they are looked up
 
 
-class TextDataset(PreparedDataset):
+class Blocks:
+    """How a block of tokens becomes an item: see module.py."""
+
+    def __init__(self, reading: BlockReading) -> None:
+        self.reading = reading
+        self._special = np.array(sorted(reading.tokenizer.special_ids))
+        self.begin = reading.tokenizer.bos_id if reading.masking else None
+        """The token before each block; None: there is none."""
+
+    def causal(self, ids: np.ndarray, context: int, index: int, size: int) -> dict[str, Any]:
+        """Return an item of tokens, of which the first comes before the block. size: bytes of what is scored."""
+        targets = ids[1:].copy()
+        targets[:context] = IGNORE
+        return {"id": index, "tokens": ids[:-1], "targets": targets, "bytes": size}
+
+    def masked(self, ids: np.ndarray, context: int, epoch: int, index: int) -> dict[str, Any]:
+        """Return an item of the tokens of a block, some of them hidden."""
+        masking = self.reading.masking
+        assert masking is not None
+        allowed = ~np.isin(ids, self._special)
+        allowed[:context] = False
+        if self.begin is not None:
+            ids, allowed = np.append(self.begin, ids), np.append(False, allowed)
+        random = random_stream(self.reading.seed, f"masks of {self.reading.split}", epoch, index)
+        shown, targets = masking(ids, allowed, self.reading.tokenizer, random)
+        return {"id": index, "tokens": shown, "targets": targets}
+
+
+class TextDataset(Blocks, PreparedDataset):
     """The blocks of one split."""
 
     def __init__(self, row: TokenRow, pieces: Pieces, reading: BlockReading) -> None:
-        self.row, self.pieces, self.reading = row, pieces, reading
-        self._special = np.array(sorted(reading.tokenizer.special_ids))
-        self._begin = reading.tokenizer.bos_id if reading.masking else None
-        self.lengths = pieces.length + (self._begin is not None)  # tokens that the model sees
+        super().__init__(reading)
+        self.row, self.pieces = row, pieces
+        self.lengths = pieces.length + (self.begin is not None)  # tokens that the model sees
 
     def example(self, epoch: int, index: int) -> dict[str, Any]:
         """Return a block: see module.py."""
@@ -42,26 +69,12 @@ class TextDataset(PreparedDataset):
             start += int(random_stream(self.reading.seed, "shift", epoch).integers(self.reading.shift))
         context = length - int(self.pieces.scored[index])
         if self.reading.masking is not None:
-            return {"id": index, **self._masked(self.row.tokens(start, length), context, epoch, index)}
-        ids = self.row.tokens(start - 1, length + 1)
-        targets = ids[1:].copy()
-        targets[:context] = IGNORE
+            return self.masked(self.row.tokens(start, length), context, epoch, index)
         if self.reading.bytes_per_token is not None:
             size = round(self.reading.bytes_per_token * (length - context))
         else:
             size = int(self.row.bytes(start + context, length - context).sum())
-        return {"id": index, "tokens": ids[:-1], "targets": targets, "bytes": size}
-
-    def _masked(self, ids: np.ndarray, context: int, epoch: int, index: int) -> dict[str, np.ndarray]:
-        masking = self.reading.masking
-        assert masking is not None
-        allowed = ~np.isin(ids, self._special)
-        allowed[:context] = False
-        if self._begin is not None:
-            ids, allowed = np.append(self._begin, ids), np.append(False, allowed)
-        random = random_stream(self.reading.seed, f"masks of {self.reading.split}", epoch, index)
-        shown, targets = masking(ids, allowed, self.reading.tokenizer, random)
-        return {"tokens": shown, "targets": targets}
+        return self.causal(self.row.tokens(start - 1, length + 1), context, index, size)
 
 
 @dataclass(frozen=True, kw_only=True)

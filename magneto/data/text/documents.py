@@ -5,7 +5,7 @@ stands for (null in training); `size`, UTF-8 bytes of the text.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,20 @@ PIECE_CHARS = 100_000  # longer documents are tokenised in pieces, cut before wh
 MEASURED = ("val", "test")  # the splits of which the bytes of every token are kept
 
 
+Skip = Callable[[str, str, str], None]
+"""Called with id, file and reason of a document that is not used."""
+
+
+def split_of(document: Document, fractions: tuple[float, float]) -> str | None:
+    """Return the split of a document; None: it cannot be used."""
+    if why_unusable(document.text) is not None:
+        return None
+    val, test = fractions
+    return document.split or hash_split(document.group, val=val, test=test, kind="text")
+
+
 def usable_documents(
-    name: str,
-    documents: Iterable[Document],
-    fractions: tuple[float, float],
-    skip: Callable[[str, str, str], None] | None = None,
+    name: str, documents: Iterable[Document], fractions: tuple[float, float], skip: Skip | None = None
 ) -> Iterator[Document]:
     """Yield the usable documents of a corpus with their splits, and ids that carry its name.
 
@@ -36,17 +45,15 @@ def usable_documents(
         name: of the corpus.
         documents: of the corpus.
         fractions: share of the documents that val and test get where the corpus states no split.
-        skip: called with id, file and reason of each of the others.
+        skip: takes the others.
     """
-    val, test = fractions
     for document in documents:
         named = replace(document, id=f"{name}/{document.id}")
-        reason = why_unusable(document.text)
-        if reason is None:
-            split = document.split or hash_split(document.group, val=val, test=test, kind="text")
+        split = split_of(document, fractions)
+        if split is not None:
             yield replace(named, split=split)
         elif skip is not None:
-            skip(named.id, named.group, reason)
+            skip(named.id, named.group, why_unusable(document.text) or "")
 
 
 @dataclass(frozen=True)
@@ -119,19 +126,13 @@ class DocumentWriter:
 
         Not more than FLUSH_CHARS are tokenised at a time: the library needs some hundred bytes for a token.
         """
-        start = 0
-        while start < len(texts):
-            stop, room = start, FLUSH_CHARS
-            while stop < len(texts) and room > 0:
-                room -= len(texts[stop])
-                stop += 1
+        for some in portions(texts):
             if measured:
-                for ids, widths in self.tokenizer.encode_batch_bytes(texts[start:stop]):
+                for ids, widths in self.tokenizer.encode_batch_bytes(some):
                     yield np.array(ids, self.dtype), widths
             else:
-                for ids in self.tokenizer.encode_batch(texts[start:stop]):
+                for ids in self.tokenizer.encode_batch(some):
                     yield np.array(ids, self.dtype), np.empty(0, np.int64)
-            start = stop
 
     def _write(self, split: str, documents: list[Document]) -> None:
         texts = [list(pieces(document.text)) for document in documents]
@@ -153,6 +154,18 @@ class DocumentWriter:
             for name, value in zip(columns, (document.id, ids, widths, size), strict=True):
                 columns[name].append(value)
         self.tables.write(split, columns)
+
+
+def portions(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Yield the texts in portions of FLUSH_CHARS, and not more than one text beyond it."""
+    start = 0
+    while start < len(texts):
+        stop, room = start, FLUSH_CHARS
+        while stop < len(texts) and room > 0:
+            room -= len(texts[stop])
+            stop += 1
+        yield texts[start:stop]
+        start = stop
 
 
 def pieces(text: str, limit: int = PIECE_CHARS) -> Iterator[str]:

@@ -3,12 +3,13 @@
 import codecs
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from magneto.data.cache import short_hash
 from magneto.data.corpora.base import Skipped, lazy, stated_splits
 from magneto.data.corpora.text.base import LINES, Document, TextCorpus, content_group
 from magneto.data.io import text as io
@@ -73,12 +74,15 @@ class TextFilesReader:
         self.paths = {split: Path(file).expanduser() for split, file in named.items()}
         self.key, self.per_line = key, per_line
 
-    def fingerprint(self) -> dict[str, Any]:
-        """See `Reader`; of the files names, sizes and times."""
-        files = {
-            str(split): files_digest(_readable(path)[0], path) if path.is_dir() else path_digest(path)
-            for split, path in self.paths.items()
-        }
+    def fingerprint(self, contents: bool = True) -> dict[str, Any]:
+        """See `Reader`; of the files names, sizes and times. contents: False: the names alone."""
+
+        def digest(split: str | None, path: Path) -> str:
+            if contents:
+                return files_digest(_readable(path)[0], path) if path.is_dir() else path_digest(path)
+            return short_hash([self.name(split, file) for file in _readable(path)[0]])
+
+        files = {str(split): digest(split, path) for split, path in self.paths.items()}
         return {
             "corpus": "text_files",
             "recipe": 3,  # the first divided a text line by line, the second took combining marks for punctuation
@@ -101,6 +105,14 @@ class TextFilesReader:
         for _, group in groupby(zip(files, (ends - 1) // size, strict=True), key=lambda one: one[1]):
             parts.append(TextFilesPart(self, [file for file, _ in group], [] if parts else others))
         return parts
+
+    def shards(self) -> list["TextShard"]:
+        """Return a shard for each file. Raises `DataError` as `load` does, and for a file of no bytes."""
+        found = [TextShard(self, split, file) for split, file in self._found()[0]]
+        for shard in found:
+            if shard.file.stat().st_size == 0:
+                raise shard.error("it is empty")
+        return found
 
     def _found(self) -> tuple[list[SplitFile], list[Skipped]]:
         """Return the files with their splits, and those that are not read."""
@@ -132,24 +144,11 @@ class TextFilesReader:
         return TextCorpus(*lazy(documents), {"files": [file.name for _, file in files[:100]]})
 
     def _documents(self, split: str | None, file: Path) -> Iterator[Document | Skipped]:
-        path = self.paths[split]
-        name = file.name if file == path else file.relative_to(path).as_posix()
-        kind = _kind(file)
-        read = {".txt": self._txt, ".parquet": self._parquet}.get(kind, self._jsonl)
-        anything = False
+        name, anything = self.name(split, file), False
         try:
-            for number, text in read(file):
+            for _, document in self.read(split, file):
                 anything = True
-                own = name if number is None else f"{name}:{number}"
-                if isinstance(text, BadText):
-                    yield Skipped(own, name, str(text))
-                elif split is not None:
-                    yield Document(id=f"{split}/{own}", text=text, group=f"{split}/{own}", split=split)
-                elif kind == ".txt" and number is not None:
-                    # Lines of one text follow from their neighbours: they have one split, as those of parallel files do.
-                    yield Document(id=own, text=text, group=f"{name}:{(number - 1) // LINES}", split=None)
-                else:
-                    yield Document(id=own, text=text, group=content_group(text), split=None)
+                yield document
             if not anything:
                 yield Skipped(name, name, "file without a line")
         except DAMAGES as error:
@@ -158,12 +157,42 @@ class TextFilesReader:
         except PermissionError:
             yield Skipped(name, name, "no permission to read the file")
 
-    def _txt(self, file: Path) -> Numbered:
+    def name(self, split: str | None, file: Path) -> str:
+        """Return the name of a file of a split, relative to its folder."""
+        path = self.paths[split]
+        return file.name if file == path else file.relative_to(path).as_posix()
+
+    def read(self, split: str | None, file: Path, start: int = 0) -> Iterator[tuple[int, Document | Skipped]]:
+        """Yield the documents of a file from line or row `start` on, each with the line or row that follows it.
+
+        Raises:
+            DataError: there is no text under the key.
+            ValueError: one of `DAMAGES`.
+        """
+        name, kind = self.name(split, file), _kind(file)
+        read = {".txt": self._txt, ".parquet": self._parquet}.get(kind, self._jsonl)
+        for number, text in read(file, start):
+            own, following = (name, 1) if number is None else (f"{name}:{number}", number)
+            document: Document | Skipped
+            if isinstance(text, BadText):
+                document = Skipped(own, name, str(text))
+            elif split is not None:
+                document = Document(id=f"{split}/{own}", text=text, group=f"{split}/{own}", split=split)
+            elif kind == ".txt" and number is not None:
+                # Lines of one text follow from their neighbours: they have one split, as those of parallel files do.
+                document = Document(id=own, text=text, group=f"{name}:{(number - 1) // LINES}", split=None)
+            else:
+                document = Document(id=own, text=text, group=content_group(text), split=None)
+            yield following, document
+
+    def _txt(self, file: Path, start: int) -> Numbered:
         with io.open_text(file) as stream:
             if self.per_line:
-                for number, line in enumerate(stream, start=1):
+                for number, line in enumerate(islice(stream, start, None), start=start + 1):
                     if line.strip():
                         yield number, _decoded(line.rstrip(b"\r\n"))
+                return
+            if start:
                 return
             parts: list[bytes] = []
             try:
@@ -174,27 +203,75 @@ class TextFilesReader:
                 raise
             yield None, _decoded(b"".join(parts))
 
-    def _jsonl(self, file: Path) -> Numbered:
+    def _jsonl(self, file: Path, start: int) -> Numbered:
         usable, keys = False, ""
         with io.open_text(file) as stream:
-            for number, row in io.json_lines(stream):
+            for number, row in io.json_lines(stream, start):
                 text = row if isinstance(row, BadText) else self._text(row)
                 usable |= isinstance(text, str)
                 keys = keys or (", ".join(map(str, row)) if isinstance(row, dict) else "")
                 yield number, text
-        if keys and not usable:
+        if keys and not usable and not start:
             raise DataError(
                 f"{file}: no line has text under the key {self.key!r}; the first has the keys {keys}. Name the right "
                 "one (data.corpora...key)."
             )
 
-    def _parquet(self, file: Path) -> Numbered:
-        for number, value in enumerate(io.parquet_column(file, self.key), start=1):
+    def _parquet(self, file: Path, start: int) -> Numbered:
+        for number, value in enumerate(io.parquet_column(file, self.key, start), start=start + 1):
             yield number, value if isinstance(value, BadText) else self._text({self.key: value})
 
     def _text(self, row: Any) -> str | BadText:
         value = row.get(self.key) if isinstance(row, Mapping) else None
         return value if isinstance(value, str) else BadText(f"no text under the key {self.key!r}")
+
+
+@dataclass(frozen=True)
+class TextShard:
+    """A file of a `TextFilesReader`, read from its beginning to its end (`magneto.data.streaming.Shard`)."""
+
+    reader: TextFilesReader
+    split: str | None
+    file: Path
+
+    @property
+    def name(self) -> str:
+        """The whole path."""
+        return str(self.file)
+
+    def read(self, start: int = 0) -> Iterator[tuple[int, Document | Skipped]]:
+        """Yield the documents from row `start` on, each with the row that follows it; damage is an error here.
+
+        Raises:
+            DataError: the file is missing, empty or damaged, or cannot be read.
+        """
+        row, document = start, None
+        try:
+            for row, document in self.reader.read(self.split, self.file, start):
+                yield row, document
+            if isinstance(document, Skipped) and self._breaks_off():
+                raise io.Damaged("the last line breaks off")
+        except DAMAGES as error:
+            raise self.error(f"it is damaged after line or row {row} ({error or 'it breaks off'})") from error
+        except OSError as error:
+            raise self.error(str(error.strerror)) from error
+        if not row:
+            raise self.error("it is empty")
+
+    def _breaks_off(self) -> bool:
+        """Whether a plain file ends within a line; where a line that is no JSON is the last one, its rest is missing."""
+        if _kind(self.file) not in (".jsonl", ".ndjson") or self.file.suffix.lower() in io.COMPRESSIONS:
+            return False
+        with self.file.open("rb") as file:
+            file.seek(-1, 2)
+            return file.read() != b"\n"
+
+    def error(self, reason: str) -> DataError:
+        """Return the error of a file that is missing, empty or damaged."""
+        return DataError(
+            f"{self.file}: this shard cannot be read to its end: {reason}. Fetch it again and repeat the command: "
+            "the run continues from its last checkpoint. Or remove it, and begin another run with resume=never."
+        )
 
 
 def _kind(file: Path) -> str:
