@@ -84,11 +84,10 @@ def waiting(data: TextDataModule, rate: float | None, seconds: float) -> tuple[f
     return loader.take_wait_seconds() / passed, count * tokens / passed
 
 
-def memory(data: TextDataModule, readings: int = 20) -> tuple[list[float], int]:
-    """Stream every document once; return the memory at equal distances, and the tokens."""
+def memory(data: TextDataModule, documents: int, readings: int = 20) -> tuple[list[float], int]:
+    """Stream about that many documents; return the memory at equal distances, and the tokens."""
     tokens = data.config.batch_size * data.config.block_size
     mean = data.info.tokens["train"] / data.info.documents["train"]
-    documents = arguments.documents * (1 - sum(data.config.fractions))
     batches = int(documents * mean / tokens)
     found: list[float] = []
     for number, _ in enumerate(loader_of(data, batches), start=1):
@@ -98,10 +97,10 @@ def memory(data: TextDataModule, readings: int = 20) -> tuple[list[float], int]:
 
 
 def main() -> None:
-    global arguments
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--documents", type=int, default=200_000)
     parser.add_argument("--words", type=int, default=300, help="of a document, on average")
+    parser.add_argument("--vocabulary", type=int, default=8000)
     parser.add_argument("--shards", type=int, default=16)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--rate", type=float, default=20_000, help="tokens a second that the consumer takes")
@@ -111,7 +110,7 @@ def main() -> None:
         root = Path(folder)
         (root / "shards").mkdir()
         size = write_corpus(root / "shards", arguments.documents, arguments.shards, arguments.words)
-        settings: dict[str, Any] = {"vocab_size": 8000, "sample_mb": 5}
+        settings: dict[str, Any] = {"vocab_size": arguments.vocabulary, "sample_mb": 5}
         data = TextDataModule(
             {"text": TextFilesReader(str(root / "shards"))}, data_dir=str(root / "data"), streaming=True, tokenizer=settings,
             block_size=512, batch_size=16, num_workers=arguments.workers, max_held_out=100,
@@ -125,7 +124,7 @@ def main() -> None:
         print(f"waiting at {rate:,.0f} tokens/s: {100 * share:.2f} %")
         share, rate = waiting(data, None, arguments.seconds)
         print(f"fastest: {rate:,.0f} tokens/s")
-        found, tokens = memory(data)
+        found, tokens = memory(data, arguments.documents)
         settled = found[len(found) // 10 :]
         print(f"memory of the workers over {tokens:,} tokens, MiB: {' '.join(f'{one:.0f}' for one in found)}")
         slope = float(np.polyfit(np.linspace(0, 1, len(settled)), settled, 1)[0])

@@ -17,6 +17,17 @@ def rows(printed: str) -> dict[str, list[str]]:
     return {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in lines if "--" not in cells[0]}
 
 
+def test_streaming(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a worker, whose memory is read."""
+    sizes = ("--documents", 600, "--words", 100, "--vocabulary", 400, "--seconds", 0.5)
+    script("streaming", *sizes).main()
+    printed = capsys.readouterr().out
+    assert "600 documents" in printed and "waiting at " in printed and "fastest: " in printed
+    memory = next(line for line in printed.splitlines() if line.startswith("memory of the workers"))
+    readings = [float(one) for one in memory.rpartition(": ")[2].split()]
+    assert len(readings) >= 10 and min(readings) > 10
+
+
 def test_generation(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
     """All contestants write the same tokens, or the script itself fails."""
     pytest.importorskip("transformers")
