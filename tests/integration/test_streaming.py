@@ -12,7 +12,8 @@ import torch
 import zstandard
 
 from magneto.data.streaming import ShardError
-from tests.conftest import Run, sentence
+from tests.conftest import Run
+from tests.toys.babble import sentence
 from tests.toys.processes import run_jobs
 from tests.toys.runs import SHORT, SMALL, drive, folders, training_losses, values
 
