@@ -67,7 +67,7 @@ def test_it_resumes_exactly(
 
 @pytest.mark.slow
 def test_a_broken_shard_loses_nothing(run: Run, shards: Path) -> None:
-    """What was learned before it is saved, and with the shard mended the run is that which nothing has broken."""
+    """What was learned before is saved, and with the shard replaced the run is that which nothing has broken."""
     given = (
         "task=causal_lm",
         "callbacks.save_every=null",
