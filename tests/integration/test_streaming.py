@@ -93,7 +93,7 @@ def test_a_broken_shard_loses_nothing(run: Run, shards: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_stream(settings: list[str], tmp_path: Path) -> None:
-    """Stopped and resumed as if they had not been; with a global batch, one process goes on where two have stopped."""
+    """Two processes resume bit for bit; with a global batch, one process continues where two have stopped."""
     two = ["task=causal_lm", *settings, "trainer.strategy=ddp", "trainer.devices=2", "trainer.max_steps=8"]
     two += ["trainer.log_every_n_steps=1", "data.num_workers=1"]
     fixed = ["data.global_batch=16", "data.streams=8", "backbone.dropout=0"]

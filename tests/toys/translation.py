@@ -37,7 +37,7 @@ def toy_sentence(random: np.random.Generator) -> tuple[str, str]:
 def write_translation(folder: Path, sentences: int = 1) -> Path:
     """Line-aligned files `train.en`, `train.fr`...: 600 lines to train on, 30 to validate, 40 to test, all different.
 
-    A line has so many sentences, joined by "and".
+    sentences: number of sentences in a line, joined by "and".
     """
     random = np.random.default_rng(0)
     pairs: dict[str, str] = {}
