@@ -8,7 +8,14 @@ from functools import cached_property
 from typing import Any
 
 from magneto.errors import ConfigError
-from magneto.report.labels import choices_of, leaves, overridden_keys, row_labels, shorten
+from magneto.report.labels import (
+    choices_of,
+    leaves,
+    overridden_keys,
+    row_labels,
+    shorten,
+    with_neutral_keys,
+)
 from magneto.report.loading import Run, setting, shown
 from magneto.report.statistics import Difference, Stat, difference, summarise
 
@@ -198,41 +205,49 @@ def compare(
     """
     problems = list(problems)
     left_out: list[tuple[Run, str]] = []
-    grouped: dict[tuple[Any, ...], list[Run]] = {}
+    kept: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         if not run.trained:
             left_out.append((run, "never trained"))
         elif run.debug and not (include_debug or run.named):
             left_out.append((run, "debug"))
         else:
-            grouped.setdefault((run.task, run.data, _conditions(run)), []).append(run)
+            kept.setdefault((run.task, run.data), []).append(run)
     counts = Counter(reason for _, reason in left_out)
     if count := counts["never trained"]:
         problems.append(f"{count} run{'s' if count > 1 else ''} that never trained")
     if count := counts["debug"]:
         problems.append(f"{count} debug run{'s' if count > 1 else ''} (--include-debug compares them)")
-    if not grouped:
+    if not kept:
         remedy = " Use --include-debug to compare debug runs." if counts["debug"] else ""
         reasons = [
             f"\n  {shown(run.folder)}: {why if why == 'debug' else run.message or run.status}"
             for run, why in left_out
         ]
         raise ConfigError(f"there is no run to compare.{remedy} Left out:{''.join(reasons)}")
-    kept = [run for members in grouped.values() for run in members]
-    if metric is not None and not any(metric in run.metrics for run in kept):
-        known = ", ".join(sorted({name for run in kept for name in run.metrics})) or "none"
+    compared = [run for members in kept.values() for run in members]
+    if metric is not None and not any(metric in run.metrics for run in compared):
+        known = ", ".join(sorted({name for run in compared for name in run.metrics})) or "none"
         raise ConfigError(f"--metric {metric}: no run has it; known metrics: {known}")
+    grouped: dict[tuple[str, str, Conditions], list[tuple[Run, dict[str, str]]]] = {}
+    for (task, data), members in kept.items():
+        configs = with_neutral_keys([leaves(run.config) for run in members])
+        for run, config in zip(members, configs, strict=True):
+            grouped.setdefault((task, data, _conditions(run, config)), []).append((run, config))
     sections = []
-    for (task, data, conditions), members in sorted(grouped.items(), key=_section_order):
+    for (task, data, conditions), configured in sorted(grouped.items(), key=_section_order):
+        members = [run for run, _ in configured]
         others = [key[2] for key in grouped if key[:2] == (task, data)]
         # A killed run does not say what it monitored; others of its task do.
-        monitored = next((run for run in (*members, *kept) if run.task == task and run.monitor), members[0])
+        monitored = next(
+            (run for run in (*members, *compared) if run.task == task and run.monitor), members[0]
+        )
         sections.append(
             Section(
                 task=task,
                 data=data,
                 conditions=conditions.describe(others),
-                rows=_rows(members, left_out, problems),
+                rows=_rows(configured, left_out, problems),
                 primary_metric=_primary_metric(members, metric, monitored),
                 monitor=monitored.monitor,
                 monitor_mode=monitored.mode,
@@ -278,8 +293,8 @@ class Conditions:
         return tuple(words)
 
 
-def _conditions(run: Run) -> Conditions:
-    sources = {key: value for key, value in leaves(run.config).items() if key.startswith("data.corpora.")}
+def _conditions(run: Run, config: dict[str, str]) -> Conditions:
+    sources = {key: value for key, value in config.items() if key.startswith("data.corpora.")}
     limit, budget = setting(run.config, "trainer.limit_test_batches"), setting(run.config, "budget")
     steps = run.steps if run.finished and run.steps is not None else run.planned_steps
     return Conditions(
@@ -294,10 +309,12 @@ def _conditions(run: Run) -> Conditions:
     )
 
 
-def _section_order(item: tuple[tuple[str, str, Conditions], list[Run]]) -> tuple[Any, ...]:
+def _section_order(
+    item: tuple[tuple[str, str, Conditions], list[tuple[Run, dict[str, str]]]],
+) -> tuple[Any, ...]:
     """Sort by task, data and conditions; sections without a result are last."""
-    (task, data, conditions), runs = item
-    waiting = not any(run.finished for run in runs)
+    (task, data, conditions), configured = item
+    waiting = not any(run.finished for run, _ in configured)
     return (
         waiting,
         task,
@@ -327,11 +344,12 @@ def _primary_metric(runs: Sequence[Run], metric: str | None, monitored: Run) -> 
     return tested[0] if tested else on_test
 
 
-def _rows(runs: Sequence[Run], left_out: list[tuple[Run, str]], problems: list[str]) -> tuple[Row, ...]:
+def _rows(
+    configured: Sequence[tuple[Run, dict[str, str]]], left_out: list[tuple[Run, str]], problems: list[str]
+) -> tuple[Row, ...]:
     groups: dict[tuple[Any, ...], list[Run]] = {}
     configs: dict[tuple[Any, ...], dict[str, str]] = {}
-    for run in runs:
-        config = leaves(run.config)
+    for run, config in configured:
         key = (run.backbone, run.size, *sorted(config.items()))
         configs[key] = config
         groups.setdefault(key, []).append(run)

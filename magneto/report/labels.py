@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from magneto.report.loading import Run
-from magneto.training.run_config import flatten, shared_keys
+from magneto.training.run_config import NEUTRAL, flatten, shared_keys
 
 _NOT_A_DIFFERENCE = re.compile(
     # Keys whose value says where, how loudly or on what a run computed, not what it computed. The number of
@@ -24,11 +24,27 @@ def leaves(config: dict[str, Any]) -> dict[str, str]:
     """Return dotted key -> value as text, of every leaf of a configuration that can make a difference."""
     flat = flatten(config)
     shared = shared_keys(flat)
-    return {
-        key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
-        for key, value in flat.items()
-        if is_difference(key) and key not in shared
-    }
+    return {key: _text(value) for key, value in flat.items() if is_difference(key) and key not in shared}
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+
+
+_SWITCHED_OFF = {*map(_text, NEUTRAL), "0.0"}
+
+
+def with_neutral_keys(tables: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """Return `leaves` of several runs; a key that one lacks and another switches off has that value in both.
+
+    The run that lacks it is of a version without this key (`run_config.difference` has the same rule).
+    """
+    off: dict[str, str] = {}
+    for table in tables:
+        for key, value in table.items():
+            if value in _SWITCHED_OFF:
+                off.setdefault(key, value)
+    return [off | table for table in tables]
 
 
 def is_difference(key: str) -> bool:

@@ -17,7 +17,7 @@ _VOLATILE = (
     "callbacks.save_async", "data.num_workers", "data.data_dir",
 )  # fmt: skip
 _ABSENT = "(absent)"
-_NEUTRAL: tuple[Any, ...] = (None, False, 0, "", "none", [], {})
+NEUTRAL: tuple[Any, ...] = (None, False, 0, "", "none", [], {})
 """Values that switch a key off: a version without this key does the same."""
 
 
@@ -103,7 +103,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     lines = []
     for key in sorted(before.keys() | after.keys()):
         one, other = before.get(key, _ABSENT), after.get(key, _ABSENT)
-        neutral = (key not in before and other in _NEUTRAL) or (key not in after and one in _NEUTRAL)
+        neutral = (key not in before and other in NEUTRAL) or (key not in after and one in NEUTRAL)
         if one != other and not neutral:
             lines.append(f"{key}: {one} -> {other}")
     return lines

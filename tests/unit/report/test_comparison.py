@@ -100,6 +100,19 @@ def test_repeated_seed_counts_once(tmp_path: Path) -> None:
     )
 
 
+def test_keys_of_a_newer_version(tmp_path: Path) -> None:
+    """What one run switches off and an older one does not know is no difference; any other value is one."""
+    options: dict[str, Any] = {"trainer.precision_of_products": None, "data.corpora.stamps.limit": None}
+    make_run(tmp_path, seed=1)
+    make_run(tmp_path, seed=2, config=options)
+    make_run(tmp_path, seed=3, name="other", config=options | {"trainer.precision_of_products": "high"})
+    (section,) = compare(*load_runs([tmp_path])).sections
+    assert [(row.label, [run.seed for run in row.runs]) for row in section.rows] == [
+        ("trainer.precision_of_products=high", [3]),
+        ("trainer.precision_of_products=null", [1, 2]),
+    ]
+
+
 def test_only_equal_budgets_compete(tmp_path: Path) -> None:
     """Steps, corpora of data and part of the test split are not told apart by the name of the corpus."""
     make_run(tmp_path, "pre_ln")
