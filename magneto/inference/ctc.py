@@ -14,7 +14,7 @@ from magneto.errors import ConfigError
 
 BLANK = 0
 
-_HASH_MULTIPLIER = 6364136223846793005  # odd, from Knuth's MMIX generator; products wrap modulo 2**64
+HASH_MULTIPLIER = 6364136223846793005  # odd, from Knuth's MMIX generator; products wrap modulo 2**64
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def ctc_beam_search(
         ends_token = torch.where(kept, stay_token.gather(1, origin), best)
         last = torch.where(kept, last.gather(1, origin), token)
         origin_hash = own_hash.gather(1, origin)
-        own_hash = torch.where(kept, origin_hash, origin_hash * _HASH_MULTIPLIER + token)
+        own_hash = torch.where(kept, origin_hash, origin_hash * HASH_MULTIPLIER + token)
         parent_hash = torch.where(kept, parent_hash.gather(1, origin), origin_hash)
         origins.append(origin)
         appended.append(token)
