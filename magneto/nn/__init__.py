@@ -11,7 +11,7 @@ torch only, neither Lightning nor Hydra.
 
 from magneto.nn.config import BackboneConfig
 from magneto.nn.contrastive import contrastive_loss
-from magneto.nn.embeddings import AudioStem, PatchStem, TokenStem, VisionLanguageStem
+from magneto.nn.embeddings import AudioStem, PatchStem, TokenStem, VGGStem, VisionLanguageStem
 from magneto.nn.flops import training_flops_per_token
 from magneto.nn.init import Linear, initialize
 from magneto.nn.kv_cache import KVCache, StaticKVCache
@@ -42,6 +42,7 @@ __all__ = [
     "RandomProjection",
     "StaticKVCache",
     "TokenStem",
+    "VGGStem",
     "VectorQuantizer",
     "VisionLanguageStem",
     "VisualTokenizer",

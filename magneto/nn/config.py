@@ -99,6 +99,8 @@ class BackboneConfig:
     """Multiply token embeddings by sqrt(d_model) (see `TokenStem`); BERT and GPT-2 have no such factor."""
     image_stem: ImageStem = "linear"
     """How patches become tokens: linear (ViT) or convolutional (see `PatchStem`)."""
+    vgg_stem: bool = False
+    """Embed speech by 3 x 3 convolutions over time and mel bands (see `VGGStem`), as the paper's recogniser does."""
     multiway: Multiway = "none"
     """What vision and text have each of their own: none, feed_forward (the whole sub-layer; attention is shared, as in
     the paper of BEiT-3) or full (every linear map and norm, as in its released weights)."""

@@ -224,7 +224,7 @@ class AudioStem(nn.Module):
 
     The mel bands are channels. Padded frames are set to zero before each convolution, which itself pads with zeros, so
     that an utterance has the same output alone and in a padded batch. The stem costs less than the 3 x 3 convolutions
-    over time and frequency of the paper's recogniser (VGG), and CTC learns sooner to emit more than blanks.
+    over time and frequency of the paper's recogniser (`VGGStem`), and CTC learns sooner to emit more than blanks.
 
     Args:
         feature_dim: width of a frame (mel bands).
@@ -269,8 +269,65 @@ class AudioStem(nn.Module):
         return x.transpose(1, 2), mask
 
 
+class VGGStem(nn.Module):
+    """Two blocks of two 3 x 3 convolutions with ReLU and a 2 x 2 max pooling, then a linear map: 10 ms frames -> 40 ms.
+
+    The paper's recogniser has a "VGG" front end (section 6); the widths, 64 and 128, are those of ESPnet's `vgg2l`, which is
+    named after Simonyan and Zisserman, arXiv 1409.1556. Padded frames are set to zero before each convolution.
+
+    Args:
+        feature_dim: width of a frame (mel bands).
+        config: `d_model`, the width of the output.
+
+    Shape:
+        Input: (B, T, feature_dim). Output: (B, ceil(ceil(T / 2) / 2), d_model).
+    """
+
+    widths = (64, 128)
+
+    def __init__(self, feature_dim: int, config: BackboneConfig) -> None:
+        super().__init__()
+        first, second = self.widths
+        self.feature_dim = feature_dim
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(before, after, 3, padding=1)
+            for before, after in pairwise((1, first, first, second, second))
+        )
+        self.projection = Linear(second * _halved(_halved(feature_dim)), config.d_model, roles=("stem",))
+
+    def output_lengths(self, lengths: Tensor) -> Tensor:
+        """Return the number of frames after the stem, of the same shape and dtype as `lengths`."""
+        return _halved(_halved(lengths))
+
+    def training_flops_per_token(self) -> float:
+        """Return the model FLOPs of a forward and a backward pass per frame of output: 6 for each product (`nn.flops`)."""
+        bands = self.feature_dim
+        positions = (4 * bands, 4 * bands, 2 * _halved(bands), 2 * _halved(bands))
+        products = sum(
+            count * convolution.get_parameter("weight").numel()
+            for count, convolution in zip(positions, self.convolutions, strict=True)
+        )
+        return 6.0 * (products + self.projection.weight.numel())
+
+    def forward(self, features: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Embed the features of speech: arguments and result are those of `AudioStem.forward`."""
+        x = features[:, None]  # (B, 1, T, feature_dim)
+        for index, convolution in enumerate(self.convolutions):
+            if lengths is not None:
+                x = x * _real(lengths, x.size(2))[:, None, :, None]
+            x = F.relu(convolution(x))
+            if index % 2:
+                if lengths is not None:  # what is padded must not be the largest
+                    x = x * _real(lengths, x.size(2))[:, None, :, None]
+                    lengths = _halved(lengths)
+                x = F.max_pool2d(x, 2, ceil_mode=True)
+        mask = None if lengths is None else _real(lengths, x.size(2))
+        hidden: Tensor = self.projection(x.transpose(1, 2).flatten(2))  # (B, T', d_model)
+        return hidden, mask
+
+
 def _halved(length: N) -> N:
-    """Return the number of frames after a convolution of stride 2 that pads half its odd kernel: half, rounded up."""
+    """Return the number of frames after a convolution or pooling of stride 2 that covers all: half, rounded up."""
     return (length + 1) // 2
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from magneto.errors import MagnetoError
-from magneto.nn import AudioStem, BackboneConfig, Linear, PatchStem, TokenStem, VisionLanguageStem
+from magneto.nn import AudioStem, BackboneConfig, Linear, PatchStem, TokenStem, VGGStem, VisionLanguageStem
 
 CONFIG = BackboneConfig(d_model=64)
 
@@ -79,18 +79,23 @@ def test_pairs_keep_the_positions() -> None:
         stem(tokens=torch.zeros(1, 13, dtype=torch.int64))
 
 
+audio_stems = pytest.mark.parametrize("kind", [AudioStem, VGGStem])
+
+
+@audio_stems
 @pytest.mark.parametrize("length", range(1, 18))
-def test_audio_lengths_are_those_of_the_output(length: int) -> None:
-    stem = AudioStem(80, CONFIG)
+def test_audio_lengths_are_those_of_the_output(kind: type[AudioStem | VGGStem], length: int) -> None:
+    stem = kind(80, CONFIG)
     x, mask = stem(torch.randn(1, length, 80))
     assert mask is None
     assert x.shape == (1, stem.output_lengths(torch.tensor(length)).item(), 64)
     assert x.size(1) == -(-length // 4)
 
 
-def test_padded_audio_gives_what_it_gives_alone() -> None:
+@audio_stems
+def test_padded_audio_gives_what_it_gives_alone(kind: type[AudioStem | VGGStem]) -> None:
     torch.manual_seed(0)
-    stem, lengths = AudioStem(80, CONFIG), torch.tensor([40, 17, 2, 30])
+    stem, lengths = kind(80, CONFIG), torch.tensor([40, 17, 2, 30])
     features = torch.randn(4, 40, 80)
     for row, length in enumerate(lengths):
         features[row, length:] = 1e3
@@ -107,8 +112,9 @@ def test_a_head_has_xavier_scale() -> None:
     assert head.weight.std().item() == pytest.approx((2 / 1064) ** 0.5, rel=0.03)
 
 
-def test_audio_flops_are_what_torch_counts() -> None:
-    stem, features = AudioStem(80, CONFIG), torch.randn(2, 40, 80, requires_grad=True)
+@audio_stems
+def test_audio_flops_are_what_torch_counts(kind: type[AudioStem | VGGStem]) -> None:
+    stem, features = kind(80, CONFIG), torch.randn(2, 40, 80, requires_grad=True)
     with FlopCounterMode(display=False) as counter:
         stem(features)[0].sum().backward()
     assert counter.get_total_flops() == pytest.approx(2 * 10 * stem.training_flops_per_token(), rel=1e-6)
