@@ -1,4 +1,4 @@
-"""Transcribe recordings of any length with a CTC model."""
+"""Transcribe recordings of any length."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,13 +14,11 @@ from torch import Tensor
 
 from magneto.data.io.audio import FeatureSettings, log_mel
 from magneto.data.speech.dataset import SpeechInfo, user_recordings
-from magneto.data.tokenizers.ctc import CTCTokenizer
 from magneto.errors import DataError
-from magneto.inference.ctc import ctc_beam_search, ctc_greedy
 from magneto.inference.inputs import PredictInput
 
 Decoder = Literal["greedy", "beam"]
-"""Best path, or prefix beam search."""
+"""Best path, or beam search."""
 WINDOW, CONTEXT = 60, 5  # seconds: of what is computed at once, and of what a window's edges lack
 
 
@@ -30,27 +28,7 @@ class AsrPredictOptions:
 
     decoder: Decoder | None = None
     beam_width: Annotated[int, Ge(1)] | None = None
-    """Prefixes kept by the beam search."""
-
-
-def decode(
-    tokenizer: CTCTokenizer, log_probs: Tensor, lengths: Tensor, decoder: Decoder, beam_width: int
-) -> list[str]:
-    """Return the texts of a batch.
-
-    Args:
-        tokenizer: of the model.
-        log_probs: (B, T, V).
-        lengths: (B,) int64, frames of each row.
-        decoder: of the search.
-        beam_width: prefixes kept by the beam search.
-    """
-    if decoder == "greedy":
-        tokens = ctc_greedy(log_probs, lengths)
-    else:
-        best = ctc_beam_search(log_probs, lengths, beam_width=beam_width)
-        tokens = [hypotheses[0].tokens if hypotheses else [] for hypotheses in best]
-    return [tokenizer.decode(ids) for ids in tokens]
+    """Hypotheses kept by the beam search."""
 
 
 def transcribe(
@@ -65,8 +43,8 @@ def transcribe(
         MagnetoError: texts are given; there is no such file, or it cannot be read.
     """
     for path, features in _recordings(inputs, model.info):
-        log_probs, lengths = recognise(model, features[None].to(model.device), Path(path).name)
-        (transcript,) = decode(model.tokenizer, log_probs, lengths, decoder, beam_width)
+        outputs, lengths = recognise(model, features[None].to(model.device), Path(path).name)
+        (transcript,) = model.transcripts(outputs, lengths, decoder, beam_width)
         yield {"text": f"{path}\t{transcript}", "path": path, "transcript": transcript}
 
 
@@ -93,22 +71,22 @@ def recognise(model: Any, features: Tensor, name: str) -> tuple[Tensor, Tensor]:
     neighbour.
 
     Returns:
-        Log probabilities (1, T', V) and their length (1,).
+        What the model makes of the frames, (1, T', ...), and their length (1,).
     """
     subsampling = model.info.subsampling
     second = subsampling * round(1000 / (model.info.features["hop_ms"] * subsampling))
     frames, window, context = features.shape[1], WINDOW * second, CONTEXT * second
     if frames <= window:
-        log_probs, lengths = model(features, torch.tensor([frames], device=model.device))
-        return log_probs, lengths
+        outputs, lengths = model(features, torch.tensor([frames], device=model.device))
+        return outputs, lengths
     starts = range(0, frames - 2 * context, window - 2 * context)
     screen = Console(stderr=True)
     parts = []
     for start in track(starts, name, console=screen, transient=True, disable=not screen.is_terminal):
         part = features[:, start : start + window]
-        log_probs, _ = model(part, torch.tensor([part.shape[1]], device=model.device))
+        outputs, _ = model(part, torch.tensor([part.shape[1]], device=model.device))
         first = context // subsampling if start > 0 else 0
         last = (window - context) // subsampling if start != starts[-1] else None
-        parts.append(log_probs[:, first:last])
+        parts.append(outputs[:, first:last])
     whole = torch.cat(parts, dim=1)
     return whole, torch.tensor([whole.shape[1]], device=model.device)

@@ -1,7 +1,7 @@
 """Speech recognition with CTC (Graves et al. 2006): log-mel frames -> convolutional stem -> encoder -> characters.
 
-The paper's own recogniser is a Transformer transducer with an LSTM predictor (section 6); CTC keeps the encoder, where
-the placements differ, and leaves out the rest. docs/numerics.md says so too.
+The paper's own recogniser (section 6) is a transducer, `task=asr_transducer`; CTC keeps its encoder, where the placements
+differ, and leaves out the rest.
 """
 
 from collections.abc import Iterator
@@ -20,11 +20,11 @@ from magneto.data.io.audio import BadAudio, load_audio
 from magneto.data.speech.module import SpeechDataModule
 from magneto.data.tokenizers.ctc import CTCTokenizer
 from magneto.errors import ConfigError
-from magneto.inference.asr import AsrPredictOptions, Decoder, decode, transcribe
-from magneto.inference.ctc import BLANK, ctc_blank_ratio
+from magneto.inference.asr import AsrPredictOptions, Decoder, transcribe
+from magneto.inference.ctc import BLANK, ctc_beam_search, ctc_blank_ratio, ctc_greedy
 from magneto.inference.inputs import PredictInput
 from magneto.metrics.error_rate import ErrorRate, align, mark_errors
-from magneto.nn import AudioStem, Encoder, Linear, training_flops_per_token
+from magneto.nn import AudioStem, Encoder, Linear, VGGStem, training_flops_per_token
 from magneto.tasks.base import Task
 from magneto.training.module import Batch, StepOutput
 from magneto.training.samples import Sample
@@ -78,9 +78,10 @@ class ASR(Task):
 
     def build(self) -> None:
         self.tokenizer = CTCTokenizer.from_dict(self.info.tokenizer)
-        self.stem = AudioStem(self.info.features["num_mels"], self.config)
+        stem = VGGStem if self.config.vgg_stem else AudioStem
+        self.stem = stem(self.info.features["num_mels"], self.config)
         self.backbone = Encoder(self.config)
-        self.head = Linear(self.config.d_model, self.tokenizer.vocab_size, roles=("head",))
+        self.head: Linear | None = Linear(self.config.d_model, self.tokenizer.vocab_size, roles=("head",))
         self.condition: Linear | None = None
         if self.options.self_conditioning:
             self.condition = Linear(self.tokenizer.vocab_size, self.config.d_model, roles=("head",))
@@ -100,23 +101,32 @@ class ASR(Task):
 
     def _log_probs(self, features: Tensor, lengths: Tensor) -> list[Tensor]:
         """Log probabilities (B, T', V) after each layer with a loss of its own, where they matter, and after the last."""
+        hidden, outputs = self.encode(features, lengths)
+        return [*outputs, self.log_probs(hidden)]
+
+    def encode(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the states after the last layer (B, T', d_model), and what layers with a loss of their own transcribe.
+
+        The latter are log probabilities (B, T', V); there are none where they do not matter.
+        """
         hidden, mask = self.stem(features, lengths)
         layers = self.intermediate_layers if self.training or self.condition is not None else ()
         if not layers:
-            return [self._head(self.backbone(hidden, mask))]
+            return self.backbone(hidden, mask), []
         norm = self.backbone.final_norm or nn.Identity()  # the one head reads what the one norm makes
         outputs: list[Tensor] = []
 
         def transcribe_between(x: Tensor) -> Tensor:
-            outputs.append(self._head(norm(x)))
+            outputs.append(self.log_probs(norm(x)))
             if self.condition is None:
                 return x
             return x + self.condition(outputs[-1].exp()).to(x.dtype)  # (B, T', d_model)
 
-        hidden = self.backbone(hidden, mask, between=dict.fromkeys(layers, transcribe_between))
-        return [*outputs, self._head(hidden)]
+        return self.backbone(hidden, mask, between=dict.fromkeys(layers, transcribe_between)), outputs
 
-    def _head(self, hidden: Tensor) -> Tensor:
+    def log_probs(self, hidden: Tensor) -> Tensor:
+        """Return what CTC reads, fp32 (..., V)."""
+        assert self.head is not None, "a task without a loss of CTC has no head for it"
         # Autocast would compute the softmax in fp32 anyway; the loss must have it so on every device.
         return self.head(hidden).float().log_softmax(dim=-1)
 
@@ -124,31 +134,60 @@ class ASR(Task):
         """CTC loss summed over the utterances; the weight is their number of target tokens."""
         lengths = self.stem.output_lengths(batch["feature_lengths"])
         outputs = self._log_probs(batch["features"], batch["feature_lengths"])
+        loss, logs = self.ctc_loss(outputs if self.training else outputs[-1:], lengths, batch)
+        return StepOutput(
+            loss, batch["target_lengths"].sum(), outputs=(outputs[-1].detach(), lengths), logs=logs
+        )
+
+    def ctc_loss(
+        self, outputs: list[Tensor], lengths: Tensor, batch: Batch
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of the log probabilities of several layers, the last one's weight apart, and what to log.
+
+        A text that does not fit into the frames of its recording has no gradient.
+        """
         *intermediate, loss = (
             F.ctc_loss(
                 log_probs.transpose(0, 1), batch["targets"], lengths, batch["target_lengths"],
                 blank=BLANK, reduction="sum", zero_infinity=True,
             )
-            for log_probs in (outputs if self.training else outputs[-1:])
+            for log_probs in outputs
         )  # fmt: skip
         logs = {}
         if intermediate:
             logs["ctc_loss_last_layer"] = loss.detach()
             share = self.options.intermediate_weight
             loss = (1 - share) * loss + share * torch.stack(intermediate).mean()
-        return StepOutput(
-            loss, batch["target_lengths"].sum(), outputs=(outputs[-1].detach(), lengths), logs=logs
-        )
+        return loss, logs
 
     def evaluate(self, batch: Batch, output: StepOutput) -> list[str]:
         """Count errors and the share of blanks (near 1 the model has not learnt), and return the transcripts."""
         log_probs, lengths = output.outputs
-        transcripts = decode(
-            self.tokenizer, log_probs, lengths, self.options.decoder, self.options.beam_width
-        )
-        self.scores["errors"].update(batch["text"], transcripts, batch["id"], self._languages(batch))
         self.scores["probe/blank_ratio"].update(ctc_blank_ratio(log_probs, lengths), lengths.sum())
-        return transcripts
+        return self.count_errors(batch, output)
+
+    def count_errors(self, batch: Batch, output: StepOutput) -> list[str]:
+        """Return the transcripts of a batch, whose errors are counted."""
+        outputs, lengths = output.outputs
+        found = self.transcripts(outputs, lengths, self.options.decoder, self.options.beam_width)
+        self.scores["errors"].update(batch["text"], found, batch["id"], self._languages(batch))
+        return found
+
+    def transcripts(self, outputs: Tensor, lengths: Tensor, decoder: Decoder, beam_width: int) -> list[str]:
+        """Return the texts of a batch, from what `forward` returns.
+
+        Args:
+            outputs: (B, T', V) log probabilities.
+            lengths: (B,) int64, frames of each row.
+            decoder: greedy or beam.
+            beam_width: hypotheses kept by the beam search.
+        """
+        if decoder == "greedy":
+            tokens = ctc_greedy(outputs, lengths)
+        else:
+            best = ctc_beam_search(outputs, lengths, beam_width=beam_width)
+            tokens = [hypotheses[0].tokens if hypotheses else [] for hypotheses in best]
+        return [self.tokenizer.decode(ids) for ids in tokens]
 
     def samples(self, batch: Batch, output: StepOutput, evaluated: list[str]) -> list[Sample]:
         """Return reference, hypothesis, and their difference marked."""
@@ -197,7 +236,8 @@ class ASR(Task):
     def flops(self, batch: Batch) -> float:
         frames = int(self.stem.output_lengths(torch.tensor(batch["features"].shape[1])))
         per_frame = training_flops_per_token(self.config, frames) + self.stem.training_flops_per_token()
-        per_frame += 6 * self.head.weight.numel()
+        if self.head is not None:
+            per_frame += 6 * self.head.weight.numel()
         if self.condition is not None:
             per_frame += 6 * self.condition.weight.numel() * len(self.intermediate_layers)
         return float(len(batch["id"]) * frames * per_frame)

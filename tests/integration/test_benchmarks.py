@@ -28,6 +28,15 @@ def test_streaming(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(readings) >= 10 and min(readings) > 10
 
 
+def test_transducer(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both losses and both training steps have their rows."""
+    script("transducer", "--small", "--rounds", 1).main()
+    table = rows(capsys.readouterr().out)
+    names = {f"{name}: small" for name in ("ours", "ours, in smaller parts", "torchaudio")}
+    assert names | {"CTC", "transducer"} <= set(table)
+    assert all(float(table[name][0]) > 0 and float(table[name][2]) >= 0 for name in names)
+
+
 def test_generation(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
     """All contestants write the same tokens, or the script itself fails."""
     pytest.importorskip("transformers")

@@ -31,6 +31,11 @@ def _speech(request: pytest.FixtureRequest, folder: Path) -> list[str]:
     return [*request.getfixturevalue("overrides")]
 
 
+def _transducer(request: pytest.FixtureRequest, folder: Path) -> list[str]:
+    settings = _speech(request, folder)
+    return ["task=asr_transducer", *(one for one in settings if one != "task=asr")]
+
+
 def _causal_lm(request: pytest.FixtureRequest, folder: Path) -> list[str]:
     recipe = ("optimizer=adamw", "optimizer.lr=4e-3")  # of the default when the curve was recorded
     texts = request.getfixturevalue("text_overrides")
@@ -97,6 +102,7 @@ def _vl_classification(request: pytest.FixtureRequest, folder: Path) -> list[str
 
 CASES: dict[str, Callable[[pytest.FixtureRequest, Path], list[str]]] = {
     "asr": _speech,
+    "asr_transducer": _transducer,
     "causal_lm": _causal_lm,
     "mlm": _mlm,
     "mt": _mt,

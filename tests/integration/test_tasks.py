@@ -98,6 +98,7 @@ DROPPED = ("backbone.dropout=0.1", "backbone.drop_path=0.1")
 PROBE = ("task.linear_probe=true", "task.layers=[0,1]", "task.pool_grid=2", "task.cache_features=true")
 AVERAGED = ("callbacks.average_last=2", "trainer.accumulate_grad_batches=2")
 RANDOM = {
+    "asr_transducer": ("backbone.dropout=0.1", "task.predictor_dropout=0.1", "task.intermediate_losses=1"),
     "causal_lm": ("backbone.dropout=0.1",),
     "mlm": ("backbone.dropout=0.1", "data.masking.span=2"),
     "visual_tokenizer": ("task.revive_below=0.5", AUGMENTED),
@@ -260,6 +261,7 @@ def test_every_placement_composes(case: str, trained: dict[str, Any]) -> None:
 
 LEARNT: dict[str, tuple[float, tuple[str, ...]]] = {
     "asr": (0.35, ("backbone.dropout=0", "optimizer.lr=4e-3")),
+    "asr_transducer": (0.1, ("backbone.dropout=0",)),
     "causal_lm": (0.2, ("optimizer.lr=1e-2",)),
     "mlm": (0.1, ()),
     "mt": (0.1, ("data.max_batch_size=16", "optimizer.lr=1e-2", "backbone.dropout=0", "task.label_smoothing=0",

@@ -155,13 +155,13 @@ def _extract(utterances: Sequence[Utterance], target: Preparation) -> list[Speec
 def _encode(
     examples: Sequence[SpeechExample], tokenizer: CTCTokenizer, target: Preparation
 ) -> list[SpeechExample]:
-    """Return those that CTC can align, with targets: it needs an output frame for each token and repeat."""
-    fitting = []
+    """Return those that a model can align, with targets: CTC needs an output frame for each token and repeat."""
+    keep, fitting = target.config.keep_long_transcripts, []
     for example in examples:
         targets = tokenizer.encode(example.utterance.text)
         if not targets and target.given is None:  # a tested model answers for what it cannot write
             reason = "no character of the training text in its transcript"
-        elif len(targets) + repeats(targets) > example.frames // target.config.subsampling:
+        elif not keep and len(targets) + repeats(targets) > example.frames // target.config.subsampling:
             reason = "transcript too long for its audio"
         else:
             fitting.append(replace(example, targets=targets))

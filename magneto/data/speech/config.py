@@ -33,8 +33,10 @@ class SpeechConfig(DataConfig):
     max_seconds: float = 30.0
     """Longer recordings are skipped."""
     subsampling: Count = 4
-    """Feature frames per output frame of the model; an utterance whose transcript does not fit into its output frames is
-    skipped."""
+    """Feature frames per output frame of the model."""
+    keep_long_transcripts: bool = False
+    """Keep an utterance whose transcript has more tokens than its recording has output frames, repeats counted twice: a
+    transducer learns it, CTC cannot."""
     batch_frames: Count = 12_000
     """Padded feature frames of a training batch on one rank (a tempo below 1 can exceed it by that factor)."""
     eval_batch_frames: Count | None = None

@@ -78,6 +78,7 @@ class SpeechDataset(PreparedDataset):
         languages: (languages of the data,) their numbers in the model's list.
         tokenizer: of the model, where it is not that of the data.
         subsampling: frames of features per frame of the model's output.
+        fits: whether augmentation leaves as many output frames as CTC needs for the text.
         augment: of training examples.
         seed: of the augmentation.
     """
@@ -88,10 +89,11 @@ class SpeechDataset(PreparedDataset):
         languages: np.ndarray,
         tokenizer: CTCTokenizer | None,
         subsampling: int,
+        fits: bool,
         augment: SpecAugment | None = None,
         seed: int = 0,
     ) -> None:
-        self.table, self.tokenizer, self.subsampling = table, tokenizer, subsampling
+        self.table, self.tokenizer, self.subsampling, self.fits = table, tokenizer, subsampling, fits
         self.augment, self.seed = augment, seed
         self.languages = languages[table.numbers("language")]
         self.lengths = np.diff(table.bounds("features"))
@@ -106,7 +108,8 @@ class SpeechDataset(PreparedDataset):
             else self.tokenizer.encode(text)
         )
         if self.augment is not None:
-            least = self.subsampling * (len(targets) + repeats(targets))
+            needed = len(targets) + repeats(targets) if self.fits else 1
+            least = self.subsampling * needed
             tempo = self._tempo(epoch, len(features))
             features = self.augment(features, random_stream(self.seed, "augment", epoch, row), least, tempo)
         return {

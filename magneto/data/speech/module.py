@@ -45,6 +45,7 @@ class SpeechDataModule(PreparedDataModule[SpeechInfo, SpeechConfig]):
             "tokenizer": asdict(config.tokenizer),
             "seconds": [config.min_seconds, config.max_seconds],
             **plain(config, "digits", "subsampling"),
+            **({"keep_long_transcripts": True} if config.keep_long_transcripts else {}),
         }
 
     def build(self, target: Preparation) -> dict[str, Any]:
@@ -89,6 +90,7 @@ class SpeechDataModule(PreparedDataModule[SpeechInfo, SpeechConfig]):
             np.array([model.languages.index(language) for language in own.languages]),
             None if model.tokenizer == own.tokenizer else CTCTokenizer.from_dict(model.tokenizer),
             own.subsampling,
+            not self.config.keep_long_transcripts,
             self.config.augment if training else None,
             self.seed if training else 0,
         )

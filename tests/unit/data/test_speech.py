@@ -111,6 +111,23 @@ def test_broken_files_are_listed(corpus, caplog):
     assert "speech: 20 skipped" in caplog.text and "prepare_report.json" in caplog.text
 
 
+def test_long_transcripts_of_a_transducer(corpus, tmp_path):
+    """It learns texts of more tokens than frames, as they are and after any change of tempo."""
+    folder = corpus(20)
+    lines = read_manifest(folder / "manifest.jsonl")
+    for line in lines[::4]:
+        line["text"] = "a long transcript that no one can say so soon " * 3
+    write_manifest(folder / "manifest.jsonl", lines)
+    options = {"augment": SpecAugment(speed=(2.0, 2.0))}
+    skipping = ready(folder, data_dir=tmp_path / "skips", **options)
+    keeping = ready(folder, data_dir=tmp_path / "keeps", keep_long_transcripts=True, **options)
+    assert sum(skipping.info.utterances.values()) == 15 and sum(keeping.info.utterances.values()) == 20
+    dataset = keeping.train_set
+    examples = [dataset.example(0, position) for position in range(len(dataset.lengths))]
+    assert [len(one["features"]) for one in examples] == [round(length / 2) for length in dataset.lengths]
+    assert sum(len(one["targets"]) > len(one["features"]) // 4 for one in examples) >= 3
+
+
 @pytest.mark.slow
 def test_processes_make_the_same_files_as_one(corpus, tmp_path):
     folder = corpus(150, sides=("train", "train", "val", "test"))
