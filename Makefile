@@ -11,7 +11,10 @@ TABLE ?= runs/table
 WHAT := --no-deps -r requirements.lock --editable .
 
 .DEFAULT_GOAL := help
-.PHONY: help run compare table test test-all lint docs bench clean
+TABLES ?= $(basename $(notdir $(wildcard conf/paper/*.yaml)))
+SCALE ?= mini
+
+.PHONY: help run compare table paper test test-all lint docs bench clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -40,6 +43,13 @@ table: $(INSTALLED) ## six tasks, three backbones, two seeds: one table; hours (
 	done; \
 	$(BIN)/python -m magneto.report $(TABLE) --out $(TABLE)/report && test -z "$$failed" || \
 	  { test -z "$$failed" || echo "not all runs of these tasks were made, see above:$$failed" >&2; exit 1; }
+
+# Each table goes on where it was; one with a failed run keeps no other from running.
+paper: $(INSTALLED) ## the paper's tables in small; hours (TABLES="table5 table7" SCALE=mini ARGS=...)
+	@failed=; for table in $(TABLES); do \
+	  $(BIN)/python run.py paper=$$table scale=$(SCALE) $(ARGS); \
+	  case $$? in 0) ;; 130) exit 130;; *) failed="$$failed $$table";; esac; \
+	done; test -z "$$failed" || { echo "not all runs of these tables were made, see above:$$failed" >&2; exit 1; }
 
 TEST := OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest -n auto --dist worksteal
 

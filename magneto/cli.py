@@ -20,7 +20,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, Quote, QuotedString
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -29,6 +29,7 @@ from omegaconf.errors import ValidationError
 from magneto.commands import sweeps
 from magneto.config import schema
 from magneto.config.groups import CONF, check_choices
+from magneto.config.overrides import literal, quoted
 from magneto.config.renamed import OPTIONS, hint
 from magneto.errors import ConfigError, MagnetoError, nearest
 
@@ -41,7 +42,6 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")  # read by tor
 
 _PRINTS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i"}
 """Arguments of commands that print and run nothing."""
-_TEXTS = ("prompt", "predict.query", "predict.question", "predict.stop")
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -128,7 +128,7 @@ class _Configuration:
         for override in self.overrides:
             if override.key_or_group == "hydra.searchpath" and isinstance(value := override.value(), list):
                 folders += map(str, value)
-        self.searchpath = [f"hydra.searchpath=[{','.join(map(_quoted, folders))}]"] if folders else []
+        self.searchpath = [f"hydra.searchpath=[{','.join(map(quoted, folders))}]"] if folders else []
         self.loader = GlobalHydra.instance().config_loader()
         self.groups = set(self.names("", ObjectType.GROUP)) - {"hydra"}
 
@@ -241,28 +241,14 @@ def _keys(node: Any, prefix: str = "") -> set[str]:
     return keys
 
 
-def literal(argument: str) -> str:
-    """Return the argument, quoted where its value is a sentence, or a path or else that Hydra's grammar cannot read.
+def _chain(arguments: list[str]) -> int:
+    from magneto.commands import chain
 
-    `prompt=The [MASK] of it, isn't it?` is the text itself, and so is `folder=~/my images (1)`. A list, a quoted string and
-    `null` stay as they are, and so do paths that the grammar can read, such as the choices of a sweep.
-    """
-    key, equals, value = argument.partition("=")
-    if not equals or key.startswith("-"):
-        return argument
-    if key.startswith("+") and (CONF / key[1:]).is_dir():  # a group is in the defaults list: it is replaced
-        argument, key = argument[1:], key[1:]
-    if key not in _TEXTS or value.startswith(("[", "'", '"')) or value in ("", "null"):
-        try:
-            OverridesParser.create().parse_override(argument)
-            return argument
-        except HydraException:
-            pass
-    return f"{key}={_quoted(value.replace('${', chr(92) + '${'))}"
-
-
-def _quoted(text: str) -> str:
-    return QuotedString(text, Quote.single).with_quotes()
+    try:
+        return chain.main(arguments, _mistake)
+    except MagnetoError as mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+        return 2
 
 
 def main() -> None:
@@ -272,11 +258,14 @@ def main() -> None:
     sys.argv[1:] = map(literal, sys.argv[1:])
     if _PRINTS & {argument.partition("=")[0] for argument in sys.argv[1:]}:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` may end: Hydra would print a traceback
-    message = _mistake(sys.argv[1:])
+    chain = any(argument.startswith("paper=") for argument in sys.argv[1:])
+    message = None if chain else _mistake(sys.argv[1:])
     if message is not None:
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
     try:
+        if chain:
+            sys.exit(_chain(sys.argv[1:]))
         _job()
     except KeyboardInterrupt:  # outside a run, which saves its state: while importing, or in a sweep's parent
         print("interrupted: repeat the command to continue", file=sys.stderr)

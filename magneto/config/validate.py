@@ -5,7 +5,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, TypeVar, cast, get_args, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from magneto.config.renamed import hint
 from magneto.errors import ConfigError, MagnetoError, nearest
@@ -18,7 +18,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str, require: S
 
     Args:
         cls: a dataclass.
-        values: its fields by name; that of a field which is a dataclass itself may be a mapping, too.
+        values: its fields by name; that of a field which is a dataclass itself, or a dict of them, may be a mapping, too.
         where: the configuration key that holds `values`, for the messages.
         require: fields that must be given although they have a default.
 
@@ -40,7 +40,12 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str, require: S
     for name, value in values.items():
         parts = [one for one in (hints[name], *get_args(hints[name])) if dataclasses.is_dataclass(one)]
         if parts and isinstance(value, Mapping):
-            built[name] = from_mapping(cast(type[Any], parts[0]), value, f"{where}.{name}")
+            part, place = cast(type[Any], parts[0]), f"{where}.{name}"
+            built[name] = (
+                {key: from_mapping(part, one, f"{place}.{key}") for key, one in value.items()}
+                if get_origin(hints[name]) is dict
+                else from_mapping(part, value, place)
+            )
     check_types(cls, built, where)
     try:
         return cls(**built)

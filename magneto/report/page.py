@@ -48,12 +48,17 @@ def render(report: Report) -> str:
     if report.problems:
         parts.append(_sentences("Left out", report.problems))
     if overview is not None:
-        parts.append(f"<h2>{overview.table.title}</h2>{_table(overview.table, heading=False)}")
+        parts.append(f"<h2>{overview.table.title}</h2>{table_html(overview.table, heading=False)}")
         parts += [_figure_tag(overview.figure)] if overview.figure else []
     for section in comparison.sections:
         parts += _section(section, report.figures[section.slug], report.folder)
-    parts.append(f"<h2>Runs</h2>{_table(runs_table(comparison, report.folder), heading=False)}")
-    parts.append(f"<footer><h2>Versions</h2>{_table(versions_table(comparison), heading=False)}</footer>")
+    parts.append(f"<h2>Runs</h2>{table_html(runs_table(comparison, report.folder), heading=False)}")
+    parts.append(f"<footer><h2>Versions</h2>{table_html(versions_table(comparison), heading=False)}</footer>")
+    return document(title, parts)
+
+
+def document(title: str, parts: Sequence[str]) -> str:
+    """Return a whole page of these pieces of HTML, in the style of reports."""
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -72,14 +77,14 @@ def _section(section: Section, saved_figures: Sequence[SavedFigure], folder: Pat
     if lost := unfinished(section):
         parts.append(_sentences("Runs that did not finish", lost))
     if (rates := rates_table(section)) is not None:
-        parts.append(_table(rates))
+        parts.append(table_html(rates))
         parts += [_figure_tag(figure) for figure in saved_figures if figure.leading]
-    parts.append(_table(main_table(section), heading=rates is not None))
-    parts += [_table(table) for table in detail_tables(section)]
+    parts.append(table_html(main_table(section), heading=rates is not None))
+    parts += [table_html(table) for table in detail_tables(section)]
     parts += [_figure_tag(figure) for figure in saved_figures if not figure.leading]
     parts.append(_samples(section, folder))
     if (table := differences_table(section)) is not None:
-        parts.append(_table(table))
+        parts.append(table_html(table))
     shared = dict(set.intersection(*(set(row.config.items()) for row in section.rows)))
     lines = "\n".join(f"{key}: {value}" for key, value in sorted(shared.items()))
     parts.append(
@@ -98,7 +103,9 @@ def _sentences(title: str, sentences: Sequence[str]) -> str:
     return f'<div class="lost"><strong>{_e(title)}</strong><ul>{items}</ul></div>'
 
 
-def _table(table: Table, heading: bool = True) -> str:
+def table_html(table: Table, heading: bool = True) -> str:
+    """Return a table with its notes, below its title where `heading` is True."""
+
     def cell(index: int, text: str, tag: str, scope: str = "") -> str:
         kind = ' class="word"' if index in table.words else ""
         return f"<{tag}{scope}{kind}>{text}</{tag}>"

@@ -1,13 +1,16 @@
-"""Paragraphs of the State of the Union, labelled with the period of their speech.
+"""Paragraphs of the State of the Union with labels that need no annotator: tasks in the three forms that GLUE has.
 
-The label needs no annotator: the year is in the name of the speech's file. Key words alone do not give it away, since
+One text and a class (the period of the speech), two texts and a class (whether they stand next to each other), one text and
+a number (the year). The year is in the name of the speech's file. Key words alone do not give it away, since
 the digits in a paragraph (years, sums of money) are written as zeros.
 """
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from magneto.data.corpora.text.base import Document, TextCorpus
 from magneto.data.corpora.text.state_of_the_union import StateOfTheUnionReader
 from magneto.data.corpora.text_classification.base import LabelledCorpus, LabelledText, zero_digits
 from magneto.errors import ConfigError
@@ -16,14 +19,69 @@ FIRST, LAST = 1790, 2026  # years of the corpus
 _PARAGRAPH = re.compile(r"\n\s*\n")
 
 
-class StateOfTheUnionEraReader:
-    """Paragraphs of the annual messages, and their periods as classes.
+class _ParagraphReader:
+    """Paragraphs of the annual messages.
 
     Splits are those of `StateOfTheUnionReader`, by year: the same speeches are held out as in pretraining on data=sotu.
 
     Args:
-        years: length of a period, from 1790 on.
         min_words: shorter paragraphs (salutations, headings) are left out.
+        folder: see `StateOfTheUnionReader`.
+    """
+
+    name: str
+
+    def __init__(self, min_words: int = 20, folder: str | None = None) -> None:
+        if min_words < 1:
+            raise ConfigError(f"data.corpus.min_words={min_words} must be at least 1.")
+        self.min_words = min_words
+        self.speeches = StateOfTheUnionReader(folder)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """See `Reader`."""
+        return {"recipe": 1, "min_words": self.min_words, **self.speeches.fingerprint()}
+
+    def paragraphs(self, document: Document) -> Iterator[tuple[int, str]]:
+        """Yield number and text of the paragraphs of a speech that are long enough."""
+        for number, paragraph in enumerate(_PARAGRAPH.split(document.text), 1):
+            text = zero_digits(" ".join(paragraph.split()))
+            if len(text.split()) >= self.min_words:
+                yield number, text
+
+    def singles(self, corpus: TextCorpus) -> Iterator[tuple[str, str, Document]]:
+        """Yield id, text and speech of each paragraph, each distinct text once."""
+        seen: set[str] = set()
+        for document in corpus.examples:
+            for number, text in self.paragraphs(document):
+                if text not in seen:
+                    seen.add(text)
+                    yield f"{document.id}:{number}", text, document
+
+    def labelled(
+        self,
+        corpus: TextCorpus,
+        examples: list[LabelledText],
+        about: str,
+        *metrics: str,
+        labels: tuple[str, ...] = (),
+    ) -> LabelledCorpus:
+        """Return the corpus of these examples."""
+        return LabelledCorpus(
+            examples=examples,
+            labels=labels,
+            metrics=metrics,
+            skipped=corpus.skipped,
+            zero_digits=True,
+            origin={**corpus.origin, "corpus": "State of the Union", "labels": about},
+        )
+
+
+class StateOfTheUnionEraReader(_ParagraphReader):
+    """Paragraphs, and their periods as classes.
+
+    Args:
+        years: length of a period, from 1790 on.
+        min_words: see `_ParagraphReader`.
         folder: see `StateOfTheUnionReader`.
     """
 
@@ -35,14 +93,12 @@ class StateOfTheUnionEraReader:
                 f"data.corpus.years={years} must lie between 20 (each period then has a held-out year) and "
                 f"{(LAST - FIRST) // 2} (two periods)."
             )
-        if min_words < 1:
-            raise ConfigError(f"data.corpus.min_words={min_words} must be at least 1.")
-        self.years, self.min_words = years, min_words
-        self.speeches = StateOfTheUnionReader(folder)
+        super().__init__(min_words, folder)
+        self.years = years
 
     def fingerprint(self) -> dict[str, Any]:
         """See `Reader`."""
-        return {"recipe": 1, "years": self.years, "min_words": self.min_words, **self.speeches.fingerprint()}
+        return {"years": self.years, **super().fingerprint()}
 
     def period(self, year: int) -> str:
         """Return the period of a year, such as `1830-1869`; the last may be shorter, as the corpus ends."""
@@ -52,22 +108,65 @@ class StateOfTheUnionEraReader:
     def load(self, data_dir: Path) -> LabelledCorpus:
         """Return all paragraphs that are long enough, each distinct text once."""
         corpus = self.speeches.load(data_dir)
-        seen: dict[str, LabelledText] = {}
+        examples = [
+            LabelledText(
+                id=name,
+                text=text,
+                label=self.period(int(speech.group)),
+                split=str(speech.split),
+                group=speech.group,
+            )
+            for name, text, speech in self.singles(corpus)
+        ]
+        labels = tuple(dict.fromkeys(map(self.period, range(FIRST, LAST + 1))))
+        return self.labelled(corpus, examples, f"periods of {self.years} years", "accuracy", labels=labels)
+
+
+class StateOfTheUnionYearReader(_ParagraphReader):
+    """Paragraphs, and their years as numbers: centuries since 1790."""
+
+    name = "sotu-year"
+
+    def load(self, data_dir: Path) -> LabelledCorpus:
+        """Return all paragraphs that are long enough, each distinct text once."""
+        corpus = self.speeches.load(data_dir)
+        examples = [
+            LabelledText(
+                id=name,
+                text=text,
+                label=(int(speech.group) - FIRST) / 100,
+                split=str(speech.split),
+                group=speech.group,
+            )
+            for name, text, speech in self.singles(corpus)
+        ]
+        return self.labelled(corpus, examples, "centuries since 1790", "pearson", "spearman")
+
+
+class StateOfTheUnionFollowsReader(_ParagraphReader):
+    """Pairs of paragraphs of a speech, and whether the second follows the first.
+
+    A paragraph is the first of two pairs: with the next one, and with one that stands three or more paragraphs away, which
+    its number and the speech's length alone decide.
+    """
+
+    name = "sotu-follows"
+    labels = ("elsewhere", "follows")
+
+    def load(self, data_dir: Path) -> LabelledCorpus:
+        """Return the pairs of the speeches of eight paragraphs or more."""
+        corpus = self.speeches.load(data_dir)
+        examples = []
         for document in corpus.examples:
-            assert document.split is not None
-            for number, paragraph in enumerate(_PARAGRAPH.split(document.text), 1):
-                text, year = zero_digits(" ".join(paragraph.split())), document.group
-                if len(text.split()) >= self.min_words and text not in seen:
-                    name, label = f"{document.id}:{number}", self.period(int(year))
-                    seen[text] = LabelledText(
-                        id=name, text=text, label=label, split=document.split, group=year
-                    )
-        labels = f"periods of {self.years} years"
-        return LabelledCorpus(
-            examples=list(seen.values()),
-            labels=tuple(dict.fromkeys(map(self.period, range(FIRST, LAST + 1)))),
-            metrics=("accuracy",),
-            skipped=corpus.skipped,
-            zero_digits=True,
-            origin={**corpus.origin, "corpus": "State of the Union", "labels": labels},
-        )
+            texts = list(self.paragraphs(document))
+            for index in range(len(texts) - 1) if len(texts) >= 8 else ():
+                number, text = texts[index]
+                away = (index + 3 + number * 7919 % (len(texts) - 5)) % len(texts)
+                for label, other in (("follows", index + 1), ("elsewhere", away)):
+                    examples.append(
+                        LabelledText(
+                            id=f"{document.id}:{number}:{label}", text=text, pair=texts[other][1], label=label,
+                            split=str(document.split), group=document.group,
+                        )
+                    )  # fmt: skip
+        return self.labelled(corpus, examples, "whether a paragraph follows", "accuracy", labels=self.labels)

@@ -1,0 +1,414 @@
+"""A table of the paper as a chain of runs: `python run.py paper=table7 scale=mini`.
+
+A file of `conf/paper/` says for each scale which steps there are (pre-train, fine-tune, ...), which rows (placements,
+depths, learning rates) and which columns (metrics of a step). Every row goes through all steps; a step with `init_from`
+starts from the weights of an earlier one of its row. Each run is an ordinary one, in a folder below
+RUNS_DIR/paper/TABLE/SCALE: the same command again continues the chain, and a run that diverged or failed is a cell.
+"""
+
+import hashlib
+import itertools
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean
+from typing import Any, Literal, get_args
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+
+from magneto.config import schema
+from magneto.config.groups import CONF, check_choices, options
+from magneto.config.overrides import literal
+from magneto.config.validate import from_mapping
+from magneto.errors import ConfigError, MagnetoError, nearest
+from magneto.report.chain_page import ChainTable, write_table
+from magneto.training.result import RunResult
+
+log = logging.getLogger("magneto")
+
+ScaleName = Literal["mini", "full"]
+Value = float | str
+"""A number, or the word that stands for it, such as diverged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """Runs that all rows make.
+
+    Attributes:
+        run: overrides of the command line.
+        init_from: the earlier step whose weights it starts from.
+        grid: values of keys, or lists of overrides, that are all tried with each other; the best by the monitored metric on
+            validation data counts.
+        seeds: None: those of the scale.
+    """
+
+    run: list[str]
+    init_from: str | None = None
+    grid: dict[str, list[Any]] = field(default_factory=dict)
+    seeds: list[int] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """What is shown of a step: the mean of these metrics, multiplied by `factor`, over the seeds."""
+
+    step: str
+    metrics: list[str]
+    factor: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperTable:
+    """Numbers of the paper: a list for each row, or one word."""
+
+    columns: list[str]
+    rows: dict[str, list[float] | str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """A chain with its table.
+
+    Attributes:
+        note: what it is and what it is not.
+        seeds: of steps that have none of their own.
+        steps: in their order.
+        rows: overrides of each row for each step, those of `all` for every one.
+        columns: of the table.
+        mean: heading of the mean over the columns; None: there is none.
+        lower: whether lower is better.
+    """
+
+    note: str
+    seeds: list[int]
+    steps: dict[str, Step]
+    rows: dict[str, dict[str, list[str]]]
+    columns: dict[str, Column]
+    mean: str | None = None
+    lower: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """One of the paper's tables, at both scales."""
+
+    title: str
+    paper: PaperTable
+    mini: Scale
+    full: Scale
+
+    def scale(self, name: str) -> Scale:
+        """Return the chain of this scale."""
+        found: Scale = getattr(self, name)
+        return found
+
+
+def load_chain(file: Path) -> Chain:
+    """Read and check a chain.
+
+    Raises:
+        ConfigError: it cannot be read, a key is unknown, or a step or row is named that there is not.
+    """
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file}: cannot be read ({error}).") from error
+    try:
+        chain = from_mapping(Chain, content, file.stem)
+        for name in get_args(ScaleName):
+            _check(chain.scale(name), name)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
+    return chain
+
+
+def _check(scale: Scale, name: str) -> None:
+    """Raise `ConfigError` for a step that is named before it is there."""
+    seen: list[str] = []
+    for key, step in scale.steps.items():
+        if step.init_from is not None and step.init_from not in seen:
+            raise ConfigError(
+                f"{name}.steps.{key}.init_from={step.init_from}: no step before it has this name."
+                f"{nearest(step.init_from, seen)}"
+            )
+        seen.append(key)
+    named = [("columns", column.step) for column in scale.columns.values()]
+    named += [("rows", step) for row in scale.rows.values() for step in row if step != "all"]
+    for where, step_name in named:
+        if step_name not in seen:
+            raise ConfigError(f"{name}.{where}: there is no step {step_name!r}.{nearest(step_name, seen)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A run of a chain."""
+
+    row: str
+    step: str
+    choice: tuple[tuple[str, str], ...]
+    """Of the step's grid: names and overrides."""
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name of the run's folder, without what it started from."""
+        words = [self.step, *self.row.split(), *(name for name, _ in self.choice)]
+        return "-".join([*words, f"seed{self.seed}"]).replace("/", "_")
+
+
+def jobs_of(scale: Scale, row: str, name: str) -> Iterator[Job]:
+    """Yield the runs of a row's step."""
+    step = scale.steps[name]
+    tried = [[_choice(key, value) for value in values] for key, values in step.grid.items()]
+    for choice in itertools.product(*tried):
+        for seed in step.seeds or scale.seeds:
+            yield Job(row=row, step=name, choice=choice, seed=seed)
+
+
+def _choice(key: str, value: Any) -> tuple[str, str]:
+    """Return a value of a grid as a name and as overrides; a list is of overrides already."""
+    if isinstance(value, list):
+        return "-".join(one.rpartition(".")[2] for one in value), " ".join(value)
+    return f"{key.rpartition('.')[2]}={value}", f"{key}={value}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run of a chain ended; `folder` and `result` are None where there is none."""
+
+    status: str
+    message: str | None = None
+    folder: Path | None = None
+    result: RunResult | None = None
+
+
+@dataclass(kw_only=True)
+class ChainRun:
+    """A chain on its way.
+
+    Args:
+        scale: what is run.
+        folder: of all its runs and of its table.
+        overrides: further ones, for every run, or of the form STEP:KEY=VALUE.
+    """
+
+    scale: Scale
+    folder: Path
+    overrides: Sequence[str]
+    mistake: Callable[[list[str]], str | None] = lambda arguments: None
+    """Says what is wrong with overrides, better than Hydra does."""
+    outcomes: dict[Job, Outcome] = field(default_factory=dict)
+
+    def jobs(self) -> Iterator[Job]:
+        """Yield all runs, row by row."""
+        for row in self.scale.rows:
+            for step in self.scale.steps:
+                yield from jobs_of(self.scale, row, step)
+
+    def arguments(self, job: Job) -> list[str]:
+        """Return the overrides of a run, without its name and the weights that it starts from."""
+        step, row = self.scale.steps[job.step], self.scale.rows[job.row]
+        choice = [one for _, overrides in job.choice for one in overrides.split()]
+        return [
+            *step.run, *row.get("all", []), *row.get(job.step, []), *choice, f"seed={job.seed}",
+            f"runs_dir={self.folder}", *self._further(job.step),
+        ]  # fmt: skip
+
+    def _further(self, step: str) -> Iterator[str]:
+        """Yield the user's overrides for a step: those without a step's name before a colon, and those with its own."""
+        for override in self.overrides:
+            name, colon, rest = override.partition(":")
+            if not colon or "=" in name:
+                yield override
+            elif name not in self.scale.steps:
+                known = ", ".join(self.scale.steps)
+                raise ConfigError(f"{override}: there is no step {name!r}. Choose from {known}.")
+            elif name == step:
+                yield rest
+
+    def check(self) -> None:
+        """Compose a run of each row and step. Raises `ConfigError` for the first mistake; nothing is fetched before."""
+        for row, step in itertools.product(self.scale.rows, self.scale.steps):
+            job = next(jobs_of(self.scale, row, step))
+            try:
+                if reason := self.mistake([literal(argument) for argument in self.arguments(job)]):
+                    raise ConfigError(reason)
+                config = schema.to_dict(composed(self.arguments(job)))
+                schema.check(config)
+                check_choices(config)
+            except (HydraException, MagnetoError) as error:
+                raise ConfigError(f"step {step} of row {row}: {str(error).splitlines()[0]}") from error
+
+    def chosen(self, row: str, step: str) -> list[Outcome]:
+        """Return the outcomes of the best choice of a step's grid, one for each seed.
+
+        That is the one with the best mean of the monitored metric on validation data, of those that finished with all
+        seeds; if none did, the first one.
+        """
+        by_choice: dict[Any, list[Outcome]] = {}
+        for job in jobs_of(self.scale, row, step):
+            if job in self.outcomes:
+                by_choice.setdefault(job.choice, []).append(self.outcomes[job])
+        whole = {
+            choice: mean(score for score in map(_score, outcomes) if score is not None)
+            for choice, outcomes in by_choice.items()
+            if all(_score(outcome) is not None for outcome in outcomes)
+        }
+        if whole:
+            return by_choice[max(whole, key=lambda choice: whole[choice])]
+        return next(iter(by_choice.values()), [])
+
+    def value(self, row: str, column: Column) -> tuple[Value, list[float]]:
+        """Return what a cell shows, and the values of its seeds: none where a word stands for them."""
+        outcomes = self.chosen(row, column.step)
+        values = []
+        for outcome in outcomes:
+            if outcome.status != "finished" or outcome.result is None:
+                return outcome.status, []
+            found = [outcome.result.metrics.get(name) for name in column.metrics]
+            if any(one is None for one in found):
+                return "not measured", []
+            values.append(column.factor * mean(one for one in found if one is not None))
+        return (mean(values), values) if values else ("not run", [])
+
+    def run(self) -> bool:
+        """Make all runs that are not there yet; return False if the user asked to stop."""
+        jobs = list(self.jobs())
+        for number, job in enumerate(jobs, start=1):
+            print(f"run {number} of {len(jobs)}: {job.name}", flush=True)
+            outcome = self._outcome(job)
+            self.outcomes[job] = outcome
+            if outcome.message:
+                print(f"{outcome.status}: {outcome.message}", file=sys.stderr)
+            if outcome.status == "interrupted":
+                return False
+        return True
+
+    def _outcome(self, job: Job) -> Outcome:
+        arguments, name = self.arguments(job), job.name
+        source = self.scale.steps[job.step].init_from
+        if source is not None:
+            outcomes = self.chosen(job.row, source)
+            seeds = self.scale.steps[source].seeds or self.scale.seeds
+            start = outcomes[seeds.index(job.seed) if job.seed in seeds else 0]
+            if start.status != "finished" or start.folder is None:
+                return Outcome(status=start.status, message=f"its step {source} has not finished")
+            export = start.folder / "export"
+            arguments.append(f"init_from={export}")
+            name += f"-{_digest(export / 'model.safetensors')}"
+        return trained([*arguments, f"name={name}"])
+
+
+def _score(outcome: Outcome) -> float | None:
+    """Return the best validation of a finished run, larger being better."""
+    result = outcome.result
+    if outcome.status != "finished" or result is None or result.best is None:
+        return None
+    return result.best if result.mode == "max" else -result.best
+
+
+def _digest(file: Path) -> str:
+    """Return some digits of a file's digest: a run that starts from other weights is another run."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()[:8]
+
+
+def composed(arguments: Sequence[str]) -> Any:
+    """Return the configuration of a run."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", [literal(argument) for argument in arguments])
+
+
+def trained(arguments: Sequence[str]) -> Outcome:
+    """Make a run, or find its result."""
+    from magneto.commands import run  # it imports torch
+
+    try:
+        content = run.run(composed(arguments), arguments)
+    except MagnetoError as error:
+        return Outcome(status="failed", message=str(error))
+    except Exception as error:
+        log.exception("%s failed", " ".join(arguments))
+        return Outcome(status="failed", message=f"{type(error).__name__}: {error}")
+    folder = Path(content.pop("folder"))
+    result = RunResult.from_dict(content)
+    return Outcome(status=result.status, message=result.message, folder=folder, result=result)
+
+
+def table_of(chain: Chain, chain_run: ChainRun, scale_name: str) -> ChainTable:
+    """Return the table of a chain, as far as it has come."""
+    scale = chain_run.scale
+    cells: dict[str, list[tuple[Value, list[float]]]] = {}
+    for row in scale.rows:
+        cells[row] = [chain_run.value(row, column) for column in scale.columns.values()]
+        if scale.mean:
+            words = [value for value, _ in cells[row] if isinstance(value, str)]
+            numbers = [value for value, _ in cells[row] if not isinstance(value, str)]
+            cells[row].append((words[0] if words else mean(numbers), []))
+    return ChainTable(
+        title=f"{chain.title} ({scale_name})",
+        note=scale.note,
+        columns=[*scale.columns, *([scale.mean] if scale.mean else [])],
+        rows=cells,
+        lower=scale.lower,
+        paper_columns=chain.paper.columns,
+        paper_rows=chain.paper.rows,
+        runs=[(job.name, one.status, one.message, one.folder) for job, one in chain_run.outcomes.items()],
+    )
+
+
+def main(
+    arguments: Sequence[str], mistake: Callable[[list[str]], str | None] = lambda arguments: None
+) -> int:
+    """Run `paper=TABLE scale=SCALE ...`; return the exit code.
+
+    `dry_run=true` prints the runs with what they cost (`chain_plan`), `device=` names the device of that estimate. All
+    other arguments are overrides of every run, those of the form STEP:KEY=VALUE of the runs of a step.
+
+    Args:
+        arguments: of the command line.
+        mistake: says what is wrong with the overrides of a run, or None.
+
+    Raises:
+        ConfigError: an unknown table, scale, device or override, before anything is fetched.
+    """
+    given, rest = dict[str, str](), []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key in ("paper", "scale", "dry_run", "runs_dir", "device"):
+            given[key] = value
+        else:
+            rest.append(argument)
+    name, scale_name = given["paper"], given.get("scale", "mini")
+    for key, value, known in (
+        ("paper", name, options("paper")),
+        ("scale", scale_name, get_args(ScaleName)),
+        ("dry_run", given.get("dry_run", "false"), ("true", "false")),
+    ):
+        if value not in known:
+            raise ConfigError(f"{key}={value}: must be one of {', '.join(known)}.{nearest(value, known)}")
+    if flags := [argument for argument in rest if "=" not in argument]:
+        raise ConfigError(f"{flags[0]}: paper= takes overrides alone, of the form KEY=VALUE.")
+    chain = load_chain(CONF / "paper" / f"{name}.yaml")
+    if "device" in given and given.get("dry_run") != "true":
+        raise ConfigError("device= names the device of an estimate: it needs dry_run=true.")
+    folder = Path(given.get("runs_dir", "runs")) / "paper" / name / scale_name
+    chain_run = ChainRun(scale=chain.scale(scale_name), folder=folder, overrides=rest, mistake=mistake)
+    chain_run.check()
+    if given.get("dry_run") == "true":
+        from magneto.commands.chain_plan import print_plan
+
+        print_plan(chain_run, given.get("device", "cpu" if scale_name == "mini" else "h100"))
+        return 0
+    whole = chain_run.run()
+    for file in write_table(folder, table_of(chain, chain_run, scale_name)):
+        print(file)
+    if not whole:
+        print("interrupted: repeat the command to continue", file=sys.stderr)
+        return 130
+    return 1 if any(outcome.status == "failed" for outcome in chain_run.outcomes.values()) else 0
