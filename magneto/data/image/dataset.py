@@ -20,10 +20,10 @@ from magneto.data.io.image import (
     SVG_SIDE,
     WHITE,
     BadImage,
-    Slice,
     read_image,
     square,
 )
+from magneto.data.io.tar import Slice
 from magneto.data.table import SplitTable
 from magneto.data.transforms.image import Augment, Draws, cut, middle
 from magneto.data.transforms.mask_patches import BlockMasking
