@@ -115,13 +115,42 @@ class Streams(Generic[Raw, T]):
                     window.clear()  # before the next one is read
                 row = 0
             if not found:
-                names = ", ".join(self.shards[shard].name for shard in order[:3])
-                raise DataError(
-                    f"The shards of stream {stream} ({names}{', ...' if len(order) > 3 else ''}) have no example to train "
-                    "on: all are held out or cannot be used. Lower data.streams, so that a stream has more shards, or "
-                    "remove these."
-                )
+                raise self._nothing(stream, epoch)
             epoch, first = epoch + 1, 0
+
+    def items(
+        self, stream: int, start: Position, make: Callable[[T, int], dict[str, Any] | None]
+    ) -> Iterator[tuple[dict[str, Any], Position]]:
+        """Yield items of one example each, without end, with the position after each, whose offset says that it is done.
+
+        Args:
+            stream: that is read.
+            start: where it stands.
+            make: returns the item of an example and a number, another one for every item of a run; None: it cannot be used.
+
+        Raises:
+            MagnetoError: a shard cannot be read, or an epoch of the stream has no item.
+        """
+        number, done, epoch = start.items, start.offset, start.epoch
+        for position, example in self.examples(stream, start):
+            if done:
+                done = 0
+                continue
+            if position.epoch > epoch + 1:
+                raise self._nothing(stream, epoch)
+            item = make(example, number * self.count + stream)
+            if item is not None:
+                number, epoch = number + 1, position.epoch
+                yield item, position._replace(offset=1, items=number)
+
+    def _nothing(self, stream: int, epoch: int) -> DataError:
+        order = self.order(stream, epoch)
+        names = ", ".join(self.shards[shard].name for shard in order[:3])
+        return DataError(
+            f"The shards of stream {stream} ({names}{', ...' if len(order) > 3 else ''}) have no example to train "
+            "on: all are held out or cannot be used. Lower data.streams, so that a stream has more shards, or "
+            "remove these."
+        )
 
     def epochs(self, positions: Sequence[Position], streams: Sequence[int]) -> float:
         """Return how many epochs these streams have read at these positions, on average, in whole shards."""

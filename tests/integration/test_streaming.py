@@ -1,8 +1,9 @@
-"""Runs on text that is streamed from shards: learn, resume bit for bit, several processes, a shard that breaks."""
+"""Runs on data that is streamed from shards: learn, resume bit for bit, several processes, a shard that breaks."""
 
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,13 @@ from tests.conftest import Run
 from tests.toys.babble import sentence
 from tests.toys.processes import run_jobs
 from tests.toys.runs import SHORT, SMALL, drive, folders, training_losses, values
+from tests.toys.streams import image_shards
+
+PAIRS = (
+    "data.streaming=true", "data.streams=4", "data.shuffle_window=5", "data.tokenizer={kind: byte_bpe, vocab_size: 280}",
+    "data.image_size=16", "data.patch_size=4", "data.batch_size=8", "data.val_fraction=0.1", "data.test_fraction=0.1",
+    "data.prepare_workers=1", "callbacks.probe_every=0",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -63,6 +71,34 @@ def test_it_resumes_exactly(
     assert epochs == sorted(epochs) and epochs[-1] > 1
     losses = training_losses(result["folder"])
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "stop_at"), [(0, 9), (2, 3)])
+def test_pairs_resume_exactly(
+    resumes_identically: Callable[..., Any], tmp_path: Path, workers: int, stop_at: int
+) -> None:
+    """Through two epochs of tar shards; evaluation finds the held-out images in the prepared folder."""
+    settings = [
+        "task=vl", "data=webdataset_captions", f"data.corpora.webdataset.shards={image_shards(tmp_path / 'shards')}/*.tar",
+        *PAIRS, *folders(tmp_path / "data", tmp_path), *SMALL, *SHORT,
+    ]  # fmt: skip
+    result = resumes_identically(partial(drive, settings), f"data.num_workers={workers}", stop_at=stop_at)
+    epochs = [float(value) for _, name, value in values(result["folder"]) if name == "epoch"]
+    assert epochs == sorted(epochs) and epochs[-1] > 1 and result["metrics"]["test/r1"] >= 0
+
+
+@pytest.mark.slow
+def test_two_processes_stream_pairs(tmp_path: Path) -> None:
+    """They resume bit for bit."""
+    two = [
+        "task=vl", "data=webdataset_captions", f"data.corpora.webdataset.shards={image_shards(tmp_path / 'shards')}/*.tar",
+        *PAIRS, *folders(tmp_path / "data", tmp_path), *SMALL, *SHORT, "trainer.strategy=ddp", "trainer.devices=2",
+        "trainer.max_steps=8", "trainer.log_every_n_steps=1", "data.num_workers=1",
+    ]  # fmt: skip
+    run_jobs(2, [[*two, "name=whole"], [*two, "name=parts", "stop_at=3"], [*two, "name=parts"]], tmp_path)
+    runs = tmp_path / "runs/vl"
+    assert values(runs / "parts") == values(runs / "whole") and len(training_losses(runs / "whole")) == 8
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from magneto.data.corpora.base import Skipped, broken_shard, require_splits
-from magneto.data.io.tar import BadTar, Members, neighbours, samples
+from magneto.data.io.tar import BadTar, Members, Slice, neighbours, samples
 from magneto.errors import ConfigError
 
 Raw = TypeVar("Raw")
@@ -111,6 +111,17 @@ class TarShard(Generic[Raw]):
     def id(self, key: str) -> str:
         """Return the id of a sample."""
         return f"{self.path.name}/{key}"
+
+
+def shard_bytes(place: Slice) -> bytes:
+    """Return the content of a member. Raises `DataError` if its shard is missing or has become shorter."""
+    try:
+        content = place.read()
+    except OSError as error:
+        raise broken_shard(str(place.path), str(error.strerror or error)) from error
+    if len(content) < place.size:
+        raise broken_shard(str(place.path), "shard breaks off")
+    return content
 
 
 def _find(pattern: str) -> list[Path]:
