@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any, TypeVar
 
+import numpy as np
 from torch.utils.data import DataLoader
 
 from magneto.data.config import StreamConfig
@@ -35,6 +36,11 @@ class StreamedDataModule(PreparedDataModule[InfoT, ConfigT]):
     def item_source(self) -> tuple[ItemSource, Callable[[Any], dict[str, Any]]]:
         """Return what makes items of the examples, and what makes a batch of items."""
 
+    @property
+    def group(self) -> Callable[[list[Any], np.random.Generator], list[Any]] | None:
+        """See `Streams.group`."""
+        return None
+
     def settings(self) -> dict[str, Any]:
         """Return how much of a streamed corpus is prepared."""
         return {"streaming": self.config.max_held_out or HELD_OUT} if self.config.streaming else {}
@@ -55,6 +61,7 @@ class StreamedDataModule(PreparedDataModule[InfoT, ConfigT]):
             room=ROOM,
             seed=self.config.seed,
             take=self.take,
+            group=self.group,
         )
 
     @property

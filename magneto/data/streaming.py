@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -76,6 +77,7 @@ class Streams(Generic[Raw, T]):
         room: their size together, at most (and one example beyond it).
         seed: of the run.
         take: returns what is kept of an example, and its size; None: it is not one to train on.
+        group: returns what a shuffled window is divided into, such as batches by length, which then are its examples.
     """
 
     shards: Sequence[Shard[Raw]]
@@ -84,6 +86,7 @@ class Streams(Generic[Raw, T]):
     room: int
     seed: int
     take: Callable[[Raw], tuple[T, int] | None]
+    group: Callable[[list[Any], np.random.Generator], list[Any]] | None = None
 
     def __post_init__(self) -> None:
         if len(self.shards) < self.count:
@@ -182,6 +185,8 @@ class Streams(Generic[Raw, T]):
     def _shuffle(self, kept: list[T], shard: int, epoch: int, row: int) -> list[T]:
         random = random_stream(self.seed, f"window at {row}", epoch, shard)
         kept[:] = [kept[place] for place in random.permutation(len(kept))]
+        if self.group is not None:
+            kept[:] = self.group(kept, random)
         return kept
 
 

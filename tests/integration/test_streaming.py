@@ -17,7 +17,7 @@ from tests.conftest import Run
 from tests.toys.babble import sentence
 from tests.toys.processes import run_jobs
 from tests.toys.runs import SHORT, SMALL, drive, folders, training_losses, values
-from tests.toys.streams import image_shards
+from tests.toys.streams import image_shards, speech_shards
 
 PAIRS = (
     "data.streaming=true", "data.streams=4", "data.shuffle_window=5", "data.tokenizer={kind: byte_bpe, vocab_size: 280}",
@@ -86,6 +86,24 @@ def test_pairs_resume_exactly(
     result = resumes_identically(partial(drive, settings), f"data.num_workers={workers}", stop_at=stop_at)
     epochs = [float(value) for _, name, value in values(result["folder"]) if name == "epoch"]
     assert epochs == sorted(epochs) and epochs[-1] > 1 and result["metrics"]["test/r1"] >= 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "stop_at"), [(0, 9), (2, 3)])
+def test_speech_resumes_exactly(
+    resumes_identically: Callable[..., Any], tmp_path: Path, workers: int, stop_at: int
+) -> None:
+    """Through two epochs of tar shards, with augmentation."""
+    shards = speech_shards(tmp_path / "shards")
+    settings = [
+        "task=asr", "data=webdataset_speech", f"data.corpora.webdataset.shards={shards}/*.tar", "data.streaming=true",
+        "data.streams=4", "data.shuffle_window=6", "data.corpora.webdataset.val_fraction=0.1", "data.batch_frames=600",
+        "data.corpora.webdataset.test_fraction=0.1", "data.features.num_mels=16", "data.prepare_workers=1",
+        *folders(tmp_path / "data", tmp_path), *SMALL, *SHORT, "callbacks.probe_every=0", "trainer.max_steps=40",
+    ]  # fmt: skip
+    result = resumes_identically(partial(drive, settings), f"data.num_workers={workers}", stop_at=stop_at)
+    epochs = [float(value) for _, name, value in values(result["folder"]) if name == "epoch"]
+    assert epochs == sorted(epochs) and epochs[-1] > 1 and result["metrics"]["test/cer"] >= 0
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Tar shards of captioned images, and the batches that a module streams."""
+"""Tar shards of captioned images and of recordings, and the batches that a module streams."""
 
 import io
 import json
@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 import torch
 from PIL import Image
 
 from magneto.data.streamed import StreamedDataModule
 from tests.toys.captions import squares
+from tests.toys.recordings import tone
 
 Batch = dict[str, Any]
 
@@ -73,5 +75,24 @@ def image_shards(folder: Path, shards: int = 8, images: int = 16) -> Path:
                 (f"{number:03d}.png", content),
                 (f"{number:03d}.json", json.dumps({"caption": text}).encode()),
             ]
+        write_tar(folder / f"shard-{shard}.tar", members)
+    return folder
+
+
+def transcript(shard: int, number: int) -> str:
+    return f"{'abcdefgh'[shard]}{'ijklmnopqrstuvwxyz'[number]} tone"
+
+
+def speech_shards(folder: Path, shards: int = 8, recordings: int = 12) -> Path:
+    """Shards of recordings of different lengths; of each shard one cannot be decoded, and one has no transcript."""
+    for shard in range(shards):
+        members = []
+        for number in range(recordings):
+            sound = io.BytesIO()
+            seconds = 0.5 + 0.25 * ((shard * 5 + number * 7) % 10)
+            soundfile.write(sound, tone(seconds, 8000, seed=shard * 20 + number), 8000, format="WAV")
+            content = sound.getvalue() if number != 5 else b"no sound"
+            text = transcript(shard, number) if number != 9 else ""
+            members += [(f"{number:03d}.wav", content), (f"{number:03d}.txt", text.encode())]
         write_tar(folder / f"shard-{shard}.tar", members)
     return folder

@@ -1,6 +1,6 @@
 """Info and examples of prepared speech, and recordings that a user has (see module.py for the batches)."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,9 +106,7 @@ class SpeechDataset(PreparedDataset):
             else self.tokenizer.encode(text)
         )
         if self.augment is not None:
-            least = self.subsampling * (len(targets) + repeats(targets))
-            tempo = self._tempo(epoch, len(features))
-            features = self.augment(features, random_stream(self.seed, "augment", epoch, row), least, tempo)
+            features = augmented(self.augment, features, targets, self.subsampling, self.seed, epoch, row)
         return {
             "id": row,
             "features": features,
@@ -117,18 +115,32 @@ class SpeechDataset(PreparedDataset):
             "text": text,
         }
 
-    def _tempo(self, epoch: int, frames: int) -> float:
-        """Return the epoch's tempo for recordings of this length: neighbouring lengths have neighbouring tempi.
 
-        Recordings of about one length share batches; tempi of their own would fill these up with padding.
-        """
-        assert self.augment is not None
-        knot, rest = divmod(frames, TEMPO_KNOTS)
-        first, second = (
-            self.augment.tempo(random_stream(self.seed, "tempo", epoch, number))
-            for number in (knot, knot + 1)
-        )
-        return first + (second - first) * rest / TEMPO_KNOTS
+def augmented(
+    augment: SpecAugment,
+    features: np.ndarray,
+    targets: Sequence[int],
+    subsampling: int,
+    seed: int,
+    epoch: int,
+    row: int,
+) -> np.ndarray:
+    """Return the features of a training utterance as they are in this epoch; CTC can still align the targets."""
+    least = subsampling * (len(targets) + repeats(targets))
+    tempo = tempo_of(augment, len(features), seed, epoch)
+    return augment(features, random_stream(seed, "augment", epoch, row), least, tempo)
+
+
+def tempo_of(augment: SpecAugment, frames: int, seed: int, epoch: int) -> float:
+    """Return the epoch's tempo for recordings of this length: neighbouring lengths have neighbouring tempi.
+
+    Recordings of about one length share batches; tempi of their own would fill these up with padding.
+    """
+    knot, rest = divmod(frames, TEMPO_KNOTS)
+    first, second = (
+        augment.tempo(random_stream(seed, "tempo", epoch, number)) for number in (knot, knot + 1)
+    )
+    return first + (second - first) * rest / TEMPO_KNOTS
 
 
 def user_recordings(path: str | Path, info: SpeechInfo) -> Iterator[tuple[Path, torch.Tensor]]:

@@ -276,13 +276,13 @@ def test_what_does_not_fit_is_refused(
         run(module(shards, **settings), world=world)
 
 
-@pytest.mark.parametrize("kind", ["text_classification", "translation", "speech", "image", "vqa"])
+@pytest.mark.parametrize("kind", ["text_classification", "translation", "image", "vqa"])
 def test_other_kinds_refuse_streaming(kind: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.streaming=true is offered for text .*Set it to false"):
         Corpus(KINDS[kind], tmp_path)(streaming=True)
 
 
-@pytest.mark.parametrize("kind", ["text", "image_text"])
+@pytest.mark.parametrize("kind", ["text", "image_text", "speech"])
 def test_a_corpus_without_shards_is_refused(kind: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.corpora\.given is not read in shards.*text_files"):
         Corpus(KINDS[kind], tmp_path)(streaming=True)
