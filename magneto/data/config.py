@@ -56,6 +56,20 @@ class HeldOutConfig(DataConfig):
         return float(self.val_fraction), float(self.test_fraction)
 
 
+@dataclass(frozen=True, kw_only=True)
+class StreamConfig(DataConfig):
+    """Settings of `streaming`."""
+
+    streams: Count | None = None
+    """Readers that have shards of their own, all processes together; None: STREAMS. The batches depend on it and not on the
+    number of processes and workers, which must divide it."""
+    shuffle_window: Count | None = None
+    """Examples of a shard that are shuffled together, which a stream holds in memory; None: WINDOW."""
+    max_held_out: Count | None = None
+    """Examples of val and of test that are read where the corpus states no split; None: HELD_OUT. Training skips all that
+    the hash holds out, also those that are not read."""
+
+
 def plain(config: DataConfig, *names: str) -> dict[str, Any]:
     """Return these settings by name."""
     values: Mapping[str, Any] = vars(config)

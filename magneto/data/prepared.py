@@ -178,8 +178,8 @@ class PreparedDataModule(DataModule, Generic[InfoT, ConfigT]):
         )
         if config.streaming and not self.streams:
             raise ConfigError(
-                f"data.streaming=true is offered for text (task=causal_lm, task=mlm), not for {self.kind} data. Set it to "
-                "false."
+                "data.streaming=true is offered for text (task=causal_lm, task=mlm), images with captions (task=vl) and "
+                f"speech (task=asr), not for {self.kind} data. Set it to false."
             )
         if not corpora:
             raise ConfigError("data.corpora is empty: name at least one corpus.")
@@ -187,7 +187,7 @@ class PreparedDataModule(DataModule, Generic[InfoT, ConfigT]):
             if config.streaming and not hasattr(reader, "shards"):
                 raise ConfigError(
                     f"data.streaming=true: data.corpora.{name} is not read in shards. Set it to false, or use "
-                    "data=text_files or data of the hub."
+                    "data=text_files, text of the hub, data=webdataset_captions, or data=webdataset_speech."
                 )
         self.config = config
         self.corpora: dict[str, Any] = dict(corpora)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -76,6 +77,7 @@ class Streams(Generic[Raw, T]):
         room: their size together, at most (and one example beyond it).
         seed: of the run.
         take: returns what is kept of an example, and its size; None: it is not one to train on.
+        group: returns what a shuffled window is divided into, such as batches by length, which then are its examples.
     """
 
     shards: Sequence[Shard[Raw]]
@@ -84,6 +86,7 @@ class Streams(Generic[Raw, T]):
     room: int
     seed: int
     take: Callable[[Raw], tuple[T, int] | None]
+    group: Callable[[list[Any], np.random.Generator], list[Any]] | None = None
 
     def __post_init__(self) -> None:
         if len(self.shards) < self.count:
@@ -115,13 +118,42 @@ class Streams(Generic[Raw, T]):
                     window.clear()  # before the next one is read
                 row = 0
             if not found:
-                names = ", ".join(self.shards[shard].name for shard in order[:3])
-                raise DataError(
-                    f"The shards of stream {stream} ({names}{', ...' if len(order) > 3 else ''}) have no example to train "
-                    "on: all are held out or cannot be used. Lower data.streams, so that a stream has more shards, or "
-                    "remove these."
-                )
+                raise self._nothing(stream, epoch)
             epoch, first = epoch + 1, 0
+
+    def items(
+        self, stream: int, start: Position, make: Callable[[T, int], dict[str, Any] | None]
+    ) -> Iterator[tuple[dict[str, Any], Position]]:
+        """Yield items of one example each, without end, with the position after each, whose offset says that it is done.
+
+        Args:
+            stream: that is read.
+            start: where it stands.
+            make: returns the item of an example and a number, another one for every item of a run; None: it cannot be used.
+
+        Raises:
+            MagnetoError: a shard cannot be read, or an epoch of the stream has no item.
+        """
+        number, done, epoch = start.items, start.offset, start.epoch
+        for position, example in self.examples(stream, start):
+            if done:
+                done = 0
+                continue
+            if position.epoch > epoch + 1:
+                raise self._nothing(stream, epoch)
+            item = make(example, number * self.count + stream)
+            if item is not None:
+                number, epoch = number + 1, position.epoch
+                yield item, position._replace(offset=1, items=number)
+
+    def _nothing(self, stream: int, epoch: int) -> DataError:
+        order = self.order(stream, epoch)
+        names = ", ".join(self.shards[shard].name for shard in order[:3])
+        return DataError(
+            f"The shards of stream {stream} ({names}{', ...' if len(order) > 3 else ''}) have no example to train "
+            "on: all are held out or cannot be used. Lower data.streams, so that a stream has more shards, or "
+            "remove these."
+        )
 
     def epochs(self, positions: Sequence[Position], streams: Sequence[int]) -> float:
         """Return how many epochs these streams have read at these positions, on average, in whole shards."""
@@ -153,6 +185,8 @@ class Streams(Generic[Raw, T]):
     def _shuffle(self, kept: list[T], shard: int, epoch: int, row: int) -> list[T]:
         random = random_stream(self.seed, f"window at {row}", epoch, shard)
         kept[:] = [kept[place] for place in random.permutation(len(kept))]
+        if self.group is not None:
+            kept[:] = self.group(kept, random)
         return kept
 
 

@@ -70,6 +70,7 @@ NEEDED = {
     "caption_file": ["data.corpora.captions.file=m.jsonl"],
     "coco_captions": ["data.corpora.coco.annotations=m.jsonl", "data.corpora.coco.folder=texts"],
     "hub_captions": ["data.corpora.hub.name=images"],
+    "webdataset_speech": ["data.corpora.webdataset.shards=texts/*.tar"],
     "webdataset_captions": ["data.corpora.webdataset.shards=texts/*.tar"],
     "tsv": ["data.corpus.train=a.tsv", "data.corpus.val=a.tsv", "data.corpus.test=a.tsv"],
 }

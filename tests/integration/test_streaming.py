@@ -1,8 +1,9 @@
-"""Runs on text that is streamed from shards: learn, resume bit for bit, several processes, a shard that breaks."""
+"""Runs on data that is streamed from shards: learn, resume bit for bit, several processes, a shard that breaks."""
 
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,28 @@ from tests.conftest import Run
 from tests.toys.babble import sentence
 from tests.toys.processes import run_jobs
 from tests.toys.runs import SHORT, SMALL, drive, folders, training_losses, values
+from tests.toys.streams import image_shards, speech_shards
+
+TAR = {
+    "vl": (
+        "data=webdataset_captions", "data.shuffle_window=5", "data.tokenizer={kind: byte_bpe, vocab_size: 280}",
+        "data.image_size=16", "data.patch_size=4", "data.batch_size=8", "data.val_fraction=0.1", "data.test_fraction=0.1",
+    ),
+    "asr": (
+        "data=webdataset_speech", "data.shuffle_window=6", "data.corpora.webdataset.val_fraction=0.1",
+        "data.corpora.webdataset.test_fraction=0.1", "data.features.num_mels=16", "data.batch_frames=600",
+        "trainer.max_steps=40",
+    ),
+}  # fmt: skip
+
+
+def tar_settings(task: str, folder: Path) -> list[str]:
+    """A small streamed run on tar shards."""
+    shards = {"vl": image_shards, "asr": speech_shards}[task](folder / f"shards of {task}")
+    return [
+        f"task={task}", *SHORT, *TAR[task], f"data.corpora.webdataset.shards={shards}/*.tar", "data.streaming=true",
+        "data.streams=4", "data.prepare_workers=1", *folders(folder / "data", folder), *SMALL, "callbacks.probe_every=0",
+    ]  # fmt: skip
 
 
 @pytest.fixture
@@ -63,6 +86,38 @@ def test_it_resumes_exactly(
     assert epochs == sorted(epochs) and epochs[-1] > 1
     losses = training_losses(result["folder"])
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "stop_at"), [(0, 9), (2, 3)])
+@pytest.mark.parametrize("task", ["vl", "asr"])
+def test_tar_shards_resume_exactly(
+    resumes_identically: Callable[..., Any], tmp_path: Path, task: str, workers: int, stop_at: int
+) -> None:
+    """Through two epochs; evaluation finds the held-out images and recordings in the prepared folder."""
+    run = partial(drive, tar_settings(task, tmp_path))
+    result = resumes_identically(run, f"data.num_workers={workers}", stop_at=stop_at)
+    epochs = [float(value) for _, name, value in values(result["folder"]) if name == "epoch"]
+    assert epochs == sorted(epochs) and epochs[-1] > 1
+    assert np.isfinite(result["metrics"][{"vl": "test/r1", "asr": "test/cer"}[task]])
+
+
+@pytest.mark.slow
+def test_two_processes_read_tar_shards(tmp_path: Path) -> None:
+    """They resume bit for bit."""
+    jobs = []
+    for task in ("vl", "asr"):
+        two = [
+            *tar_settings(task, tmp_path),
+            "trainer.strategy=ddp",
+            "trainer.devices=2",
+            "trainer.max_steps=8",
+        ]
+        two += ["trainer.log_every_n_steps=1", "data.num_workers=1"]
+        jobs += [[*two, "name=whole"], [*two, "name=parts", "stop_at=3"], [*two, "name=parts"]]
+    run_jobs(2, jobs, tmp_path)
+    for runs in (tmp_path / "runs/vl", tmp_path / "runs/asr"):
+        assert values(runs / "parts") == values(runs / "whole") and len(training_losses(runs / "whole")) == 8
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
-from magneto.errors import ConfigError, nearest
+from magneto.errors import ConfigError, DataError, nearest
 
 SPLITS = ("train", "val", "test")
 
@@ -132,6 +132,14 @@ def stated_splits(key: str, whole: T | None, named: Mapping[str, T | None]) -> d
     raise ConfigError(
         f"data: set {one}all of train, val and test, or for mode=test test alone. Set are: {', '.join(present) or 'none'}. "
         "The keys are those of data.corpora.NAME or data.corpus, as --cfg job prints them."
+    )
+
+
+def broken_shard(name: str, reason: str) -> DataError:
+    """Return the error of a shard of a streamed corpus that is missing, empty or damaged."""
+    return DataError(
+        f"{name}: this shard cannot be read to its end: {reason}. Fetch it again and repeat the command: the run continues "
+        "from its last checkpoint. Or remove it, and begin another run with resume=never."
     )
 
 

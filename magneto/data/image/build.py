@@ -35,7 +35,8 @@ from magneto.data.corpora.image.base import (
 )
 from magneto.data.image.config import ImageConfig
 from magneto.data.image.dataset import WHOLE, channels_first
-from magneto.data.io.image import SVG_SIDE, BadImage, Slice, read_bytes, read_image, square
+from magneto.data.io.image import SVG_SIDE, BadImage, read_bytes, read_image, square
+from magneto.data.io.tar import Slice
 from magneto.data.prepared import Preparation
 from magneto.data.table import with_classes
 

@@ -20,10 +20,10 @@ from magneto.data.io.image import (
     SVG_SIDE,
     WHITE,
     BadImage,
-    Slice,
     read_image,
     square,
 )
+from magneto.data.io.tar import Slice
 from magneto.data.table import SplitTable
 from magneto.data.transforms.image import Augment, Draws, cut, middle
 from magneto.data.transforms.mask_patches import BlockMasking
@@ -103,6 +103,35 @@ class ImageReading:
     masking: BlockMasking | None
     seed: int
 
+    def cut(self, decoded: Sequence[Image.Image], draws: Draws) -> Tensor:
+        """Return what is seen of some images, (B, channels, S, S) uint8."""
+        augment, info = self.augment, self.info
+        if augment is None:
+            return torch.from_numpy(np.stack([info.evaluation_image(one) for one in decoded]))
+        if info.fit == "pad":
+            decoded = [_padded(one) for one in decoded]
+        width, height = np.concatenate([_size(one) for one in decoded], axis=1)
+        boxes = augment.boxes(width, height, draws)
+        return torch.from_numpy(
+            np.stack([_cut_out(*pair, info.image_size) for pair in zip(decoded, boxes, strict=True)])
+        )
+
+    def finish(self, images: Tensor, draws: Draws) -> Tensor:
+        """Return cut images as a model sees them: with other colours, normalised, (B, channels, S, S) float32."""
+        if self.augment is None:
+            return self.info.normalise(images)
+        return self.augment.hide(self.info.normalise(self.augment.recolour(images.float(), draws)), draws)
+
+    def masks(self, rows: np.ndarray, epoch: int) -> dict[str, Tensor]:
+        """Return `masked` of the images of these numbers, if patches are hidden."""
+        if self.masking is None:
+            return {}
+        assert self.info.patch_size is not None
+        grid = self.info.image_size // self.info.patch_size
+        purpose = f"masks of {self.split}"
+        masks = self.masking.draw(grid, rows, seed=self.seed, purpose=purpose, epoch=epoch)
+        return {"masked": torch.from_numpy(masks)}
+
 
 class ImageDataset(BatchDataset):
     """The images of a split.
@@ -139,23 +168,16 @@ class ImageDataset(BatchDataset):
             "image": self._images(positions, draws),
             "label": torch.from_numpy(self.labels[positions]),
         }
-        masking, info = self.reading.masking, self.reading.info
-        if masking is not None:
-            assert info.patch_size is not None
-            purpose = f"masks of {self.reading.split}"
-            grid = info.image_size // info.patch_size
-            masks = masking.draw(grid, rows, seed=self.reading.seed, purpose=purpose, epoch=epoch)
-            batch["masked"] = torch.from_numpy(masks)
+        batch |= self.reading.masks(rows, epoch)
         if self.classes is not None:
             batch["classes"] = self.classes
         return batch
 
     def _images(self, positions: np.ndarray, draws: Draws) -> Tensor:
-        augment, info = self.reading.augment, self.reading.info
-        images = self._stored(positions, draws) if self.table.stored else self._decoded(positions, draws)
-        if augment is None:
-            return info.normalise(images)
-        return augment.hide(info.normalise(augment.recolour(images.float(), draws)), draws)
+        if self.table.stored:
+            return self.reading.finish(self._stored(positions, draws), draws)
+        decoded = [self._decode(position) for position in positions.tolist()]
+        return self.reading.finish(self.reading.cut(decoded, draws), draws)
 
     def _stored(self, positions: np.ndarray, draws: Draws) -> Tensor:
         augment, info = self.reading.augment, self.reading.info
@@ -166,19 +188,6 @@ class ImageDataset(BatchDataset):
         if augment is None and info.fit == "crop" and info.eval_crop < 1:
             return cut(images.float(), middle(size, size, info.eval_crop))
         return images
-
-    def _decoded(self, positions: np.ndarray, draws: Draws) -> Tensor:
-        augment, info = self.reading.augment, self.reading.info
-        decoded = [self._decode(position) for position in positions.tolist()]
-        if augment is None:
-            return torch.from_numpy(np.stack([info.evaluation_image(one) for one in decoded]))
-        if info.fit == "pad":
-            decoded = [_padded(one) for one in decoded]
-        width, height = np.concatenate([_size(one) for one in decoded], axis=1)
-        boxes = augment.boxes(width, height, draws)
-        return torch.from_numpy(
-            np.stack([_cut_out(*pair, info.image_size) for pair in zip(decoded, boxes, strict=True)])
-        )
 
     def _decode(self, position: int) -> Image.Image:
         image, info = self.table.image(position), self.reading.info

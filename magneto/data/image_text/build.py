@@ -5,7 +5,7 @@ by which its masks follow from the seed; `image`, the position of its image in t
 `caption_key`, equal for captions that do not differ in a letter or digit; `tokens`, `<s>` and `</s>` included.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,32 +67,44 @@ class CaptionedReader:
     def load(self, data_dir: Path) -> ImageCorpus:
         """Return the corpus's images with clean captions. What is skipped is known after all have been read."""
         corpus = self.reader.load(data_dir)
-        languages = "any language" if self.languages is None else " or ".join(self.languages)
 
         def examples() -> Iterator[ImageExample | Skipped]:
             for example in corpus.examples:
-                captions: dict[str, list[str]] = {}
-                for language, text in each_caption(example.captions):
-                    if self.languages is not None and language not in self.languages:
-                        continue
-                    if reason := why_unusable(text) or why_unusable(language):
-                        yield Skipped(example.id, "", f"caption: {reason}")
-                        continue
-                    text = clean_caption(text, self.lowercase)
-                    if text not in captions.setdefault(language, []):
-                        captions[language].append(text)
-                if captions:
-                    yield replace(example, captions=captions, label=None)
-                else:
-                    yield Skipped(example.id, "", f"no caption in {languages}")
+                yield from self.usable(example)
             yield from corpus.skipped
 
         images, skipped = lazy(examples, len(corpus.examples))
         return replace(corpus, examples=images, labels=(), skipped=skipped)
 
+    def usable(self, example: ImageExample) -> Iterator[ImageExample | Skipped]:
+        """Yield what cannot be used of an image and its captions, then the image with the others, if there are any."""
+        captions: dict[str, list[str]] = {}
+        for language, text in each_caption(example.captions):
+            if self.languages is not None and language not in self.languages:
+                continue
+            if reason := why_unusable(text) or why_unusable(language):
+                yield Skipped(example.id, "", f"caption: {reason}")
+                continue
+            text = clean_caption(text, self.lowercase)
+            if text not in captions.setdefault(language, []):
+                captions[language].append(text)
+        if captions:
+            yield replace(example, captions=captions, label=None)
+        else:
+            languages = "any language" if self.languages is None else " or ".join(self.languages)
+            yield Skipped(example.id, "", f"no caption in {languages}")
 
-def build(target: Preparation, images: ImageDataModule) -> dict[str, Any]:
-    """Write the tables; return the fields of the info of the captions. images: prepared, with captions."""
+
+def build(
+    target: Preparation, images: ImageDataModule, captions: Iterable[str] | None = None
+) -> dict[str, Any]:
+    """Write the tables; return the fields of the info of the captions.
+
+    Args:
+        target: the folder.
+        images: prepared, with captions.
+        captions: to train the tokenizer on; None: those of the training images.
+    """
     config: ImageTextConfig = target.config
     columns = {split: _captions(images, split) for split in SPLITS}
     target.require(
@@ -101,7 +113,7 @@ def build(target: Preparation, images: ImageDataModule) -> dict[str, Any]:
     if target.given is not None:
         tokenizer = TextTokenizer.from_json(target.given.tokenizer)
     else:
-        tokenizer = config.tokenizer.make(columns["train"]["caption"])
+        tokenizer = config.tokenizer.make(columns["train"]["caption"] if captions is None else captions)
     texts = [text for split in SPLITS for text in columns[split]["caption"]]
     keys = np.unique(np.array([caption_key(text) for text in texts], object), return_inverse=True)[1]
     truncated = start = 0

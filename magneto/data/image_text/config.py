@@ -5,6 +5,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Len
 
+from magneto.data.config import StreamConfig
 from magneto.data.image.config import ImageConfig
 from magneto.data.tokenizers.settings import TokenizerSettings
 from magneto.data.transforms.mask_patches import BlockMasking
@@ -25,7 +26,7 @@ class PairMasking:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageTextConfig(ImageConfig):
+class ImageTextConfig(StreamConfig, ImageConfig):
     """Settings of `ImageTextDataModule`."""
 
     tokenizer: TokenizerSettings

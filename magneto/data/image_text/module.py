@@ -13,22 +13,26 @@ sees it alone, and `targets` (B, T) int64, the original tokens at chosen positio
 `pair_targets`, the same beside the image, where more of it can be guessed and more is hidden.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
+from itertools import chain
 from typing import Any, Self
 
 from magneto.data.config import plain
-from magneto.data.corpora.image.base import ImageReader
+from magneto.data.corpora.image.base import ImageExample, ImageReader
+from magneto.data.image.dataset import ImageDataset
 from magneto.data.image.module import ImageDataModule, image_settings
 from magneto.data.image_text.build import CaptionedImages, CaptionedReader, build
 from magneto.data.image_text.config import ImageTextConfig
-from magneto.data.image_text.dataset import ImageTextDataset, ImageTextInfo
+from magneto.data.image_text.dataset import CaptionReading, ImageTextDataset, ImageTextInfo
+from magneto.data.image_text.streaming import StreamedPairs, StreamedReader, held_out_images
 from magneto.data.module import Batching
-from magneto.data.prepared import Preparation, PreparedDataModule
+from magneto.data.prepared import Preparation
+from magneto.data.streamed import HELD_OUT, StreamedDataModule
 from magneto.data.tokenizers.text import TextTokenizer
 
 
-class ImageTextDataModule(PreparedDataModule[ImageTextInfo, ImageTextConfig]):
+class ImageTextDataModule(StreamedDataModule[ImageTextInfo, ImageTextConfig]):
     """Images with captions from one or more corpora.
 
     Images with an equal caption, in any of the languages, are on one side of the split, unless the corpus states it.
@@ -47,13 +51,22 @@ class ImageTextDataModule(PreparedDataModule[ImageTextInfo, ImageTextConfig]):
         self.images = self._images()
 
     def _images(self) -> ImageDataModule:
-        config = self.config
-        languages, masking = config.languages, config.masking and config.masking.images
+        settings = image_settings(self.config) | {
+            "masking": self.config.masking and self.config.masking.images
+        }
+        if self.config.streaming:
+            settings |= {"streaming": False, "store": "files"}
+            return CaptionedImages(self._streamed_readers(), **settings)
         corpora = {
-            name: CaptionedReader(reader, languages, config.lowercase)
+            name: CaptionedReader(reader, self.config.languages, self.config.lowercase)
             for name, reader in self.corpora.items()
         }
-        return CaptionedImages(corpora, **image_settings(config) | {"masking": masking})
+        return CaptionedImages(corpora, **settings)
+
+    def _streamed_readers(self) -> dict[str, StreamedReader]:
+        config = self.config
+        own = (config.languages, config.lowercase, config.fractions, config.max_held_out or HELD_OUT)
+        return {name: StreamedReader(reader, *own) for name, reader in self.corpora.items()}
 
     # ------------------------------------------------------------------ preparing
 
@@ -63,8 +76,9 @@ class ImageTextDataModule(PreparedDataModule[ImageTextInfo, ImageTextConfig]):
         return self.images.key
 
     def settings(self) -> dict[str, Any]:
-        """Return how captions become tokens."""
-        return {"tokenizer": self.config.tokenizer.fingerprint(), "max_tokens": self.config.max_tokens}
+        """Return how captions become tokens, and of a streamed corpus how much is prepared."""
+        own = {"tokenizer": self.config.tokenizer.fingerprint(), "max_tokens": self.config.max_tokens}
+        return own | super().settings()
 
     def info_of_settings(self) -> dict[str, Any]:
         """Return the info of the images, and how captions are read."""
@@ -89,11 +103,14 @@ class ImageTextDataModule(PreparedDataModule[ImageTextInfo, ImageTextConfig]):
 
     def build(self, target: Preparation) -> dict[str, Any]:
         """Train the tokenizer, unless it is given, and write the captions."""
-        return build(target, self.images)
+        if not self.config.streaming:
+            return build(target, self.images)
+        readers = self._streamed_readers().values()
+        return build(target, self.images, chain.from_iterable(one.training_captions() for one in readers))
 
     def details(self) -> str:
         """Return the languages."""
-        return f", languages {', '.join(self.info.languages)}"
+        return f", languages {', '.join(self.info.languages)}{super().details()}"
 
     def warnings(self, report: Mapping[str, Any]) -> Iterator[str]:
         """Warn of captions that were cut."""
@@ -121,9 +138,27 @@ class ImageTextDataModule(PreparedDataModule[ImageTextInfo, ImageTextConfig]):
     def open(self, split: str) -> ImageTextDataset:
         """Return the pairs of a split; without a test split those of validation serve as the test."""
         images, table = self.images.open(split), self.table(self._stored(split))
-        return ImageTextDataset(
-            images, table, self.model or self.info, self.config.max_tokens, self.config.masking
-        )
+        return ImageTextDataset(images, table, self._captions(images), (self.model or self.info).languages)
+
+    def _captions(self, images: ImageDataset) -> CaptionReading:
+        reading, config = images.reading, self.config
+        tokenizer = TextTokenizer.from_json((self.model or self.info).tokenizer)
+        return CaptionReading(
+            split=reading.split, tokenizer=tokenizer, max_tokens=config.max_tokens, masking=config.masking, seed=reading.seed
+        )  # fmt: skip
+
+    @property
+    def take(self) -> Callable[[ImageExample], tuple[ImageExample, int] | None]:
+        """What returns a training image and its size: see `Streams.take`."""
+        return next(iter(self._streamed_readers().values())).take  # their settings are the same
+
+    def item_source(self) -> tuple[StreamedPairs, Callable[[Any], dict[str, Any]]]:
+        """Return what decodes images and chooses captions, and what makes batches of these."""
+        captions = self.train_set.captions
+        held_out = held_out_images([self.images.table(split) for split in ("val", "test")])
+        reading = self.train_set.images.reading
+        pairs = StreamedPairs(self.streamed, reading, captions, self.info.languages, held_out)
+        return pairs, pairs.collate
 
     @property
     def batching(self) -> Batching:

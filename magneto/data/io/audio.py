@@ -19,6 +19,7 @@ import torchaudio
 from annotated_types import Ge, Gt
 
 from magneto.data.io.audio_streams import is_stream, split_streams
+from magneto.data.io.tar import Slice
 from magneto.errors import ConfigError
 
 LOG_FLOOR = 1e-10  # keeps digital silence finite
@@ -62,12 +63,20 @@ class FeatureSettings:
 
 @dataclass(frozen=True)
 class Audio:
-    """The file of one recording."""
+    """The file of one recording, or a part of a file, such as a member of a tar archive."""
 
     path: Path
+    start: int = 0
+    size: int | None = None
+    """Bytes of the part; None: the whole file."""
 
     def files(self) -> list[str | io.BytesIO]:
         """Return the files for soundfile in their order: one, or all that were joined. Raises OSError."""
+        if self.size is not None:
+            content = Slice(self.path, self.start, self.size).read()
+            return [
+                io.BytesIO(one) for one in (split_streams(content) if is_stream(content[:4]) else [content])
+            ]
         with self.path.open("rb") as file:
             if not is_stream(file.read(4)):
                 return [str(self.path)]
@@ -224,6 +233,45 @@ class Outcome:
     reason: str | None = None
 
 
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def features_of(
+    audio: Audio, settings: FeatureSettings, seconds: tuple[float, float]
+) -> tuple[np.ndarray, float]:
+    """Return the features of a recording, (frames, num_mels) float16, and its duration; the same with any number of threads.
+
+    Raises:
+        BadAudio: it cannot be used, or its duration does not lie between those of `seconds`.
+    """
+    with _one_thread():
+        waveform = load_audio(audio, settings.sample_rate, longest=seconds[1])
+        duration = waveform.numel() / settings.sample_rate
+        if duration < seconds[0]:
+            raise BadAudio(f"shorter than {seconds[0]:g} s")
+        if waveform.abs().max() < SILENCE_PEAK:
+            raise BadAudio("silent")
+        return log_mel(waveform, settings).to(torch.float16).numpy(), duration
+
+
+def seconds_of(audio: Audio) -> float | None:
+    """Return the duration that a recording's header states; None: none, or it cannot be read."""
+    try:
+        with _quiet():
+            headers = [soundfile.info(file) for file in audio.files()]
+    except (OSError, soundfile.SoundFileError, RuntimeError, TypeError, ValueError, MemoryError):
+        return None
+    known = all(header.frames < UNKNOWN_LENGTH for header in headers)
+    return sum(header.frames / header.samplerate for header in headers) if known else None
+
+
 def extract_shard(
     recordings: Sequence[Audio], settings: FeatureSettings, seconds: tuple[float, float], path: Path
 ) -> list[Outcome]:
@@ -235,26 +283,17 @@ def extract_shard(
         seconds: the shortest and the longest duration that is used.
         path: of the array.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # one process per core does the work; more threads would only compete
-    try:
+    with _one_thread():  # one process per core does the work; more threads would only compete
         outcomes, parts = [], [np.empty((0, settings.num_mels), np.float16)]
         for audio in recordings:
             try:
-                waveform = load_audio(audio, settings.sample_rate, longest=seconds[1])
-                duration = waveform.numel() / settings.sample_rate
-                if duration < seconds[0]:
-                    raise BadAudio(f"shorter than {seconds[0]:g} s")
-                if waveform.abs().max() < SILENCE_PEAK:
-                    raise BadAudio("silent")
-                parts.append(log_mel(waveform, settings).to(torch.float16).numpy())
-                outcomes.append(Outcome(frames=len(parts[-1]), seconds=duration))
+                features, duration = features_of(audio, settings, seconds)
+                parts.append(features)
+                outcomes.append(Outcome(frames=len(features), seconds=duration))
             except BadAudio as bad:
                 outcomes.append(Outcome(reason=str(bad)))
         np.save(path, np.concatenate(parts))
         return outcomes
-    finally:
-        torch.set_num_threads(threads)
 
 
 FEATURES = "features.npy"

@@ -7,7 +7,6 @@ import io
 import os
 import struct
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from magneto.data.io.folders import walk
 from magneto.data.io.svg import self_contained, svg_text
+from magneto.data.io.tar import Slice
 
 # Only these decoders: Pillow's others are rare, and one of them (EPS) runs a program.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
@@ -45,15 +45,6 @@ class BadImage(Exception):
     """An image that cannot be used; the message is a short reason, the same for all images with this fault."""
 
 
-@dataclass(frozen=True)
-class Slice:
-    """An image's bytes within a larger file, such as a member of a tar archive."""
-
-    path: Path
-    start: int
-    size: int
-
-
 ImageData = bytes | Path | Slice | np.ndarray
 """An encoded image, where one is, or decoded pixels: uint8 (H, W) or (H, W, 3)."""
 
@@ -70,11 +61,7 @@ def read_bytes(image: ImageData) -> bytes:
     if isinstance(image, np.ndarray):
         return image.tobytes()
     try:
-        if isinstance(image, Path):
-            return image.read_bytes()
-        with image.path.open("rb") as file:
-            file.seek(image.start)
-            return file.read(image.size)
+        return image.read_bytes() if isinstance(image, Path) else image.read()
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise BadImage("file cannot be read") from error
 

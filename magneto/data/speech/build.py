@@ -25,13 +25,13 @@ from magneto.data.parts import map_parts
 from magneto.data.prepared import Preparation
 from magneto.data.speech.config import SpeechConfig
 from magneto.data.speech.dataset import SpeechInfo
+from magneto.data.speech.streaming import bounded_corpora, training_texts
+from magneto.data.speech.texts import DIGITS, cut_off, unaligned, usable_text
 from magneto.data.table import with_classes
-from magneto.data.tokenizers.ctc import CTCTokenizer, repeats
-from magneto.data.transforms.text import normalize_text
+from magneto.data.tokenizers.ctc import CTCTokenizer
 
 log = logging.getLogger(__name__)
 
-DIGITS = "digits in its transcript"
 LEAST_SHARD, MOST_SHARDS = 64, 400  # recordings in a shard at least; shards at most
 SETTINGS = "Check the recordings, data.min_seconds and data.max_seconds."
 
@@ -62,14 +62,16 @@ def build(target: Preparation) -> dict[str, Any]:
         model.require_languages({utterance.language for utterance in utterances})
     examples = _extract(utterances, target)
     target.require(_count(example.utterance for example in examples), SETTINGS)
+    heard = [*training_texts(target)] if config.streaming and model is None else []
     if model is not None:
         tokenizer = CTCTokenizer.from_dict(model.tokenizer)
     else:
-        texts = (one.utterance.text for one in examples if one.utterance.split == "train")
+        texts = [one.utterance.text for one in examples if one.utterance.split == "train"]
+        texts = [text for _, text in heard] or texts
         tokenizer = CTCTokenizer.train(texts, **asdict(config.tokenizer))
     examples = _encode(examples, tokenizer, target)
     target.require(_count(example.utterance for example in examples), SETTINGS)
-    languages = sorted({example.utterance.language for example in examples})
+    languages = sorted({language for language, _ in heard} | {one.utterance.language for one in examples})
     _write(examples, languages, target)
     seconds = dict.fromkeys(SPLITS, 0.0)
     for example in examples:
@@ -96,17 +98,15 @@ def _collect(target: Preparation) -> tuple[list[Utterance], str]:
     """
     utterances, advice = [], []
     sides: dict[Audio, set[str]] = defaultdict(set)
-    for name, corpus in target.load():
+    for name, corpus in bounded_corpora(target) if target.config.streaming else target.load():
         advice.append(corpus.advice)
         for utterance in corpus.examples:
             if utterance.split not in target.splits:
                 continue
-            text = normalize_text(utterance.text)
+            text, reason = usable_text(utterance.text, target.config.digits)
             normalised = replace(utterance, id=f"{name}/{utterance.id}", text=text)
-            if not text:
-                _skip(target, normalised, "empty transcript")
-            elif target.config.digits == "drop" and any(char.isdigit() for char in text):
-                _skip(target, normalised, DIGITS)
+            if reason is not None:
+                _skip(target, normalised, reason)
             else:
                 utterances.append(normalised)
                 sides[utterance.audio].add(utterance.split)
@@ -142,7 +142,7 @@ def _extract(utterances: Sequence[Utterance], target: Preparation) -> list[Speec
         offset = 0
         for utterance, outcome in zip(shard, (Outcome(**values) for values in outcomes), strict=True):
             reason = outcome.reason
-            if reason is None and _cut_off(outcome.seconds, utterance.duration):
+            if reason is None and cut_off(outcome.seconds, utterance.duration):
                 reason = "duration differs from the stated one"
             if reason is None:
                 examples.append(SpeechExample(utterance, outcome.seconds, path, offset, outcome.frames))
@@ -155,23 +155,22 @@ def _extract(utterances: Sequence[Utterance], target: Preparation) -> list[Speec
 def _encode(
     examples: Sequence[SpeechExample], tokenizer: CTCTokenizer, target: Preparation
 ) -> list[SpeechExample]:
-    """Return those that a model can align, with targets: CTC needs an output frame for each token and repeat."""
-    keep, fitting = target.config.keep_long_transcripts, []
+    """Return those that a model can align, with targets."""
+    fitting = []
     for example in examples:
         targets = tokenizer.encode(example.utterance.text)
-        if not targets and target.given is None:  # a tested model answers for what it cannot write
-            reason = "no character of the training text in its transcript"
-        elif not keep and len(targets) + repeats(targets) > example.frames // target.config.subsampling:
-            reason = "transcript too long for its audio"
-        else:
+        reason = unaligned(targets, example.frames, target.config)
+        # A tested model answers for what it cannot write.
+        if reason is None or (not targets and target.given is not None):
             fitting.append(replace(example, targets=targets))
-            continue
-        _skip(target, example.utterance, reason)
+        else:
+            _skip(target, example.utterance, reason)
     return fitting
 
 
 def _write(examples: Sequence[SpeechExample], languages: Sequence[str], target: Preparation) -> None:
     """Move the features from the files of the workers, one after another, into the tables."""
+    in_archives = any(one.utterance.audio.size is not None for one in examples)
     columns = {
         "row": pa.int64(),
         "id": pa.string(),
@@ -181,6 +180,7 @@ def _write(examples: Sequence[SpeechExample], languages: Sequence[str], target: 
         "text": pa.string(),
         "seconds": pa.float64(),
         "file": pa.string(),
+        **dict.fromkeys(("start", "size") if in_archives else (), pa.int64()),
         "features": pa.list_(pa.list_(pa.float16(), target.config.features.num_mels)),
         "targets": pa.list_(pa.int32()),
     }
@@ -194,6 +194,7 @@ def _write(examples: Sequence[SpeechExample], languages: Sequence[str], target: 
                 rows[spoken.split].append((
                     number, spoken.id, languages.index(spoken.language), spoken.speaker, spoken.group, spoken.text,
                     round(one.seconds, 3), str(spoken.audio.path.absolute()),
+                    *((spoken.audio.start, spoken.audio.size) if in_archives else ()),
                     features[one.offset : one.offset + one.frames], one.targets,
                 ))  # fmt: skip
                 number += 1
@@ -206,11 +207,6 @@ def _write(examples: Sequence[SpeechExample], languages: Sequence[str], target: 
 
 def _skip(target: Preparation, utterance: Utterance, reason: str) -> None:
     target.skip(utterance.id, str(utterance.audio.path), reason)
-
-
-def _cut_off(seconds: float, stated: float | None) -> bool:
-    """Whether a recording was most likely cut off: codecs pad and people round, but not by that much."""
-    return stated is not None and abs(seconds - stated) > max(0.5, 0.1 * stated)
 
 
 def _count(utterances: Iterable[Utterance]) -> dict[str, int]:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Gt
 
-from magneto.data.config import Count, DataConfig
+from magneto.data.config import Count, StreamConfig
 from magneto.data.io.audio import FeatureSettings
 from magneto.data.transforms.speech import SpecAugment
 from magneto.errors import ConfigError
@@ -21,7 +21,7 @@ class CTCTokenizerSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeechConfig(DataConfig):
+class SpeechConfig(StreamConfig):
     """Settings of `SpeechDataModule`."""
 
     features: FeatureSettings = field(default_factory=FeatureSettings)
@@ -50,6 +50,11 @@ class SpeechConfig(DataConfig):
     """Processes that compute features; None: all cores."""
 
     def __post_init__(self) -> None:
+        if self.streaming and self.global_batch is not None:
+            raise ConfigError(
+                "data.global_batch needs the lengths of all recordings, which data.streaming=true does not know. Set it to "
+                "null, and data.batch_frames to the frames of a batch of one process."
+            )
         if self.min_seconds >= self.max_seconds:
             raise ConfigError(
                 f"data.min_seconds={self.min_seconds} must be below data.max_seconds={self.max_seconds}."

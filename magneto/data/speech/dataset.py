@@ -14,8 +14,10 @@ from magneto.data.info import DatasetInfo
 from magneto.data.io.audio import AUDIO_SUFFIXES, BadAudio, FeatureSettings, load_audio, log_mel
 from magneto.data.io.folders import user_files
 from magneto.data.rng import random_stream
+from magneto.data.speech.config import SpeechConfig
+from magneto.data.speech.texts import least_frames
 from magneto.data.table import SplitTable
-from magneto.data.tokenizers.ctc import BLANK, CTCTokenizer, repeats
+from magneto.data.tokenizers.ctc import BLANK, CTCTokenizer
 from magneto.data.transforms.speech import SpecAugment
 from magneto.errors import DataError
 
@@ -77,8 +79,7 @@ class SpeechDataset(PreparedDataset):
         table: of the split.
         languages: (languages of the data,) their numbers in the model's list.
         tokenizer: of the model, where it is not that of the data.
-        subsampling: frames of features per frame of the model's output.
-        fits: whether augmentation leaves as many output frames as CTC needs for the text.
+        config: settings of the data.
         augment: of training examples.
         seed: of the augmentation.
     """
@@ -88,12 +89,11 @@ class SpeechDataset(PreparedDataset):
         table: SplitTable,
         languages: np.ndarray,
         tokenizer: CTCTokenizer | None,
-        subsampling: int,
-        fits: bool,
+        config: SpeechConfig,
         augment: SpecAugment | None = None,
         seed: int = 0,
     ) -> None:
-        self.table, self.tokenizer, self.subsampling, self.fits = table, tokenizer, subsampling, fits
+        self.table, self.tokenizer, self.config = table, tokenizer, config
         self.augment, self.seed = augment, seed
         self.languages = languages[table.numbers("language")]
         self.lengths = np.diff(table.bounds("features"))
@@ -108,10 +108,8 @@ class SpeechDataset(PreparedDataset):
             else self.tokenizer.encode(text)
         )
         if self.augment is not None:
-            needed = len(targets) + repeats(targets) if self.fits else 1
-            least = self.subsampling * needed
-            tempo = self._tempo(epoch, len(features))
-            features = self.augment(features, random_stream(self.seed, "augment", epoch, row), least, tempo)
+            least = least_frames(targets, self.config)
+            features = augmented(self.augment, features, least, self.seed, epoch, row)
         return {
             "id": row,
             "features": features,
@@ -120,18 +118,30 @@ class SpeechDataset(PreparedDataset):
             "text": text,
         }
 
-    def _tempo(self, epoch: int, frames: int) -> float:
-        """Return the epoch's tempo for recordings of this length: neighbouring lengths have neighbouring tempi.
 
-        Recordings of about one length share batches; tempi of their own would fill these up with padding.
-        """
-        assert self.augment is not None
-        knot, rest = divmod(frames, TEMPO_KNOTS)
-        first, second = (
-            self.augment.tempo(random_stream(self.seed, "tempo", epoch, number))
-            for number in (knot, knot + 1)
-        )
-        return first + (second - first) * rest / TEMPO_KNOTS
+def augmented(
+    augment: SpecAugment,
+    features: np.ndarray,
+    least: int,
+    seed: int,
+    epoch: int,
+    row: int,
+) -> np.ndarray:
+    """Return the features of a training utterance as they are in this epoch, `least` frames or more."""
+    tempo = tempo_of(augment, len(features), seed, epoch)
+    return augment(features, random_stream(seed, "augment", epoch, row), least, tempo)
+
+
+def tempo_of(augment: SpecAugment, frames: int, seed: int, epoch: int) -> float:
+    """Return the epoch's tempo for recordings of this length: neighbouring lengths have neighbouring tempi.
+
+    Recordings of about one length share batches; tempi of their own would fill these up with padding.
+    """
+    knot, rest = divmod(frames, TEMPO_KNOTS)
+    first, second = (
+        augment.tempo(random_stream(seed, "tempo", epoch, number)) for number in (knot, knot + 1)
+    )
+    return first + (second - first) * rest / TEMPO_KNOTS
 
 
 def user_recordings(path: str | Path, info: SpeechInfo) -> Iterator[tuple[Path, torch.Tensor]]:

@@ -8,8 +8,9 @@ A batch is a dict: `id` (B,) int64, the column `row` of the tables; `features` (
 int64, an index into `info.languages`; `text` list of B normalised transcripts.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,19 +19,22 @@ import numpy as np
 from magneto.data.collate import Collate
 from magneto.data.config import plain
 from magneto.data.corpora.base import SPLITS
+from magneto.data.corpora.speech.base import Utterance
 from magneto.data.io.audio import Audio
 from magneto.data.module import Batching
-from magneto.data.prepared import Preparation, PreparedDataModule
+from magneto.data.prepared import Preparation
 from magneto.data.speech.build import build
 from magneto.data.speech.config import SpeechConfig
 from magneto.data.speech.dataset import SpeechDataset, SpeechInfo, padding
+from magneto.data.speech.streaming import StreamedSpeech, by_length, training_utterance
+from magneto.data.streamed import StreamedDataModule
 from magneto.data.tokenizers.ctc import CTCTokenizer
 from magneto.errors import DataError
 
 FEW = 10  # utterances: a split with fewer is warned of
 
 
-class SpeechDataModule(PreparedDataModule[SpeechInfo, SpeechConfig]):
+class SpeechDataModule(StreamedDataModule[SpeechInfo, SpeechConfig]):
     """Transcribed speech from one or more corpora: name -> `SpeechReader`; the settings are those of `SpeechConfig`."""
 
     Info, Config = SpeechInfo, SpeechConfig
@@ -46,6 +50,7 @@ class SpeechDataModule(PreparedDataModule[SpeechInfo, SpeechConfig]):
             "seconds": [config.min_seconds, config.max_seconds],
             **plain(config, "digits", "subsampling"),
             **({"keep_long_transcripts": True} if config.keep_long_transcripts else {}),
+            **super().settings(),
         }
 
     def build(self, target: Preparation) -> dict[str, Any]:
@@ -54,7 +59,7 @@ class SpeechDataModule(PreparedDataModule[SpeechInfo, SpeechConfig]):
 
     def details(self) -> str:
         """Return the hours of all splits."""
-        return f", {sum(self.info.hours.values()):.2f} h"
+        return f", {sum(self.info.hours.values()):.2f} h{super().details()}"
 
     def warnings(self, report: Mapping[str, Any]) -> Iterator[str]:
         """Warn of small splits."""
@@ -89,8 +94,7 @@ class SpeechDataModule(PreparedDataModule[SpeechInfo, SpeechConfig]):
             self.table(split),
             np.array([model.languages.index(language) for language in own.languages]),
             None if model.tokenizer == own.tokenizer else CTCTokenizer.from_dict(model.tokenizer),
-            own.subsampling,
-            not self.config.keep_long_transcripts,
+            self.config,
             self.config.augment if training else None,
             self.seed if training else 0,
         )
@@ -101,8 +105,34 @@ class SpeechDataModule(PreparedDataModule[SpeechInfo, SpeechConfig]):
             table = self.table(split)
             found = np.flatnonzero(table.numbers("row") == row)
             if len(found):
-                return Audio(Path(table.row(int(found[0]), "file")["file"]))
+                names = [name for name in ("file", "start", "size") if name in table.arrow.column_names]
+                file, *part = table.row(int(found[0]), *names).values()
+                return Audio(Path(file), *part)
         return None
+
+    # ------------------------------------------------------------------ streaming
+
+    @property
+    def take(self) -> Callable[[Utterance], tuple[Utterance, int] | None]:
+        """What returns a training utterance and its size: see `Streams.take`."""
+        return partial(training_utterance, self.config.digits, self.info.languages)
+
+    @property
+    def group(self) -> Callable[[list[Any], np.random.Generator], list[Any]]:
+        """What makes batches of a window: see `Streams.group`."""
+        return partial(by_length, self.config)
+
+    @property
+    def batch_items(self) -> int:
+        """Return 1: an item is a batch."""
+        return 1
+
+    def item_source(self) -> tuple[StreamedSpeech, Callable[[Any], dict[str, Any]]]:
+        """Return what computes features of the recordings, and what makes batches of them."""
+        info, tokenizer = self.info, CTCTokenizer.from_dict(self.info.tokenizer)
+        pad = self.collate(self.train_set)
+        source = StreamedSpeech(self.streamed, self.config, tokenizer, info.languages, pad)
+        return source, source.collate
 
     @property
     def batching(self) -> Batching:

@@ -5,12 +5,10 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt
 
-from magneto.data.config import Count, HeldOutConfig
+from magneto.data.config import Count, HeldOutConfig, StreamConfig
 from magneto.data.tokenizers.settings import TokenizerSettings
 from magneto.data.transforms.mask_tokens import Masking
 from magneto.errors import ConfigError
-
-STREAMS, WINDOW, HELD_OUT = 8, 4096, 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +27,7 @@ class TextTokenizerSettings(TokenizerSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextConfig(HeldOutConfig):
+class TextConfig(StreamConfig, HeldOutConfig):
     """Settings of `TextDataModule`."""
 
     tokenizer: TextTokenizerSettings = TextTokenizerSettings()
@@ -47,14 +45,6 @@ class TextConfig(HeldOutConfig):
     """None: for causal models."""
     prepare_workers: Count | None = None
     """Processes that tokenize the parts of a large corpus; None: all cores."""
-    streams: Count | None = None
-    """With streaming: readers that have shards of their own, all processes together; None: STREAMS. The batches depend on it
-    and not on the number of processes and workers, which must divide it."""
-    shuffle_window: Count | None = None
-    """With streaming: documents of a shard that are shuffled together, which a stream holds in memory; None: WINDOW."""
-    max_held_out: Count | None = None
-    """With streaming: documents of val and of test that are read where the corpus states no split; None: HELD_OUT. Training
-    skips all that the hash holds out, also those that are not read."""
     val_fraction: Annotated[float, Ge(0)] = 0.02
     test_fraction: Annotated[float, Ge(0)] = 0.02
 

@@ -13,45 +13,45 @@ with `<s>`, targets are the original tokens at the chosen places.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property, partial
 from typing import Any, Self
-
-from torch.utils.data import DataLoader
 
 from magneto.data.collate import IGNORE as IGNORE  # part of the batches described here
 from magneto.data.collate import Collate, Pad
 from magneto.data.corpora.text.base import Document
 from magneto.data.module import Batching
-from magneto.data.prepared import Preparation, PreparedDataModule
-from magneto.data.streaming import Shares, StreamDataset, StreamLoader, Streams
+from magneto.data.prepared import Preparation
+from magneto.data.streamed import StreamedDataModule
 from magneto.data.text.build import build
-from magneto.data.text.config import HELD_OUT, STREAMS, TextConfig
+from magneto.data.text.config import TextConfig
 from magneto.data.text.dataset import BlockReading, TextDataset, TextInfo
 from magneto.data.text.documents import usable_documents
 from magneto.data.text.packing import TokenRow, evaluation_pieces, training_pieces
-from magneto.data.text.streaming import StreamedBlocks, training_streams
+from magneto.data.text.streaming import StreamedBlocks, training_text
 from magneto.data.tokenizers.text import TextTokenizer
-from magneto.errors import ConfigError, DataError
+from magneto.errors import DataError
 
 log = logging.getLogger(__name__)
 
 PAD_MULTIPLE = 64  # padded lengths are rounded up to it, so that kernels and compiled graphs are reused
 
 
-class TextDataModule(PreparedDataModule[TextInfo, TextConfig]):
+class TextDataModule(StreamedDataModule[TextInfo, TextConfig]):
     """Documents from one or more corpora: name -> `TextReader`; the settings are those of `TextConfig`."""
 
     Info, Config = TextInfo, TextConfig
     kind, noun = "text", "document"
     FORMAT = 2
-    streams = True
 
     def settings(self) -> dict[str, Any]:
-        """Return the tokenizer and the shares of the splits, and of a streamed corpus how much is prepared."""
-        streamed = {"streaming": self.config.max_held_out or HELD_OUT} if self.config.streaming else {}
+        """Return the tokenizer, the shares of the splits, and of a streamed corpus how much is prepared."""
         fractions = list(self.config.fractions)
-        return {"tokenizer": self.config.tokenizer.fingerprint(), "fractions": fractions, **streamed}
+        return {
+            "tokenizer": self.config.tokenizer.fingerprint(),
+            "fractions": fractions,
+            **super().settings(),
+        }
 
     def info_of_settings(self) -> dict[str, Any]:
         """Return the size of the blocks, which are cut when they are read."""
@@ -63,9 +63,7 @@ class TextDataModule(PreparedDataModule[TextInfo, TextConfig]):
 
     def details(self) -> str:
         """Return the size of the training text."""
-        if self.config.streaming and "train" in self.splits:
-            return f"; those of train are a sample, {self.streamed.count} streams read {len(self.streamed.shards):,} shards"
-        return f", {self.info.tokens['train']:,} training tokens"
+        return super().details() or f", {self.info.tokens['train']:,} training tokens"
 
     def warnings(self, report: Mapping[str, Any]) -> Iterator[str]:
         """Warn of a tokenizer by which scores do not compare."""
@@ -149,61 +147,15 @@ class TextDataModule(PreparedDataModule[TextInfo, TextConfig]):
 
     # ------------------------------------------------------------------ streaming
 
-    @cached_property
-    def streamed(self) -> Streams[Document, str]:
-        """The streams of the training documents. Raises `MagnetoError` for too few shards."""
-        return training_streams(self.corpora.values(), self.config)
+    @property
+    def take(self) -> Callable[[Document], tuple[str, int] | None]:
+        """What returns the text of a training document, and its characters."""
+        return partial(training_text, self.config.fractions)
 
-    def micro_batches(self, world_size: int) -> int | None:
-        """See `DataModule`; the streams are shared out, too."""
-        if not self.config.streaming:
-            return super().micro_batches(world_size)
-        count = self.config.streams or STREAMS
-        if count % world_size:
-            raise ConfigError(
-                f"data.streams={count} does not divide by {world_size} processes. Set it to a multiple of {world_size}, of "
-                "which each has at least one shard."
-            )
-        fewest = super().micro_batches(world_size)
-        if fewest is None or self.global_batch is None:
-            return None
-        for micro_batches in range(fewest, self.global_batch // world_size + 1):
-            if self._shares(0, world_size, micro_batches).fits():
-                return micro_batches
-        raise ConfigError(
-            f"data.global_batch={self.global_batch} cannot be taken in equal parts from data.streams={count}. Set "
-            "data.global_batch to a multiple of data.streams."
-        )
-
-    def _shares(self, rank: int, world_size: int, micro_batches: int | None) -> Shares:
-        return Shares(
-            streams=self.config.streams or STREAMS,
-            rank=rank,
-            world_size=world_size,
-            batch_size=self.config.batch_size,
-            global_batch=self.global_batch,
-            micro_batches=micro_batches,
-        )
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Return all training batches of the run; of a streamed corpus they are made while it is read."""
-        if not self.config.streaming:
-            return super().train_dataloader()
-        assert self.total_batches is not None, "configure_run comes before train_dataloader"
-        shares = self._shares(self.rank, self.world_size, self.micro_batches(self.world_size))
-        workers = self.num_workers
-        if not shares.workers_fit(workers):
-            fitting = max(count for count in range(workers) if shares.workers_fit(count))
-            if self.config.num_workers != "auto":
-                raise ConfigError(
-                    f"data.num_workers={workers}: {shares.groups // shares.world_size} (groups of) streams of a process "
-                    f"cannot be shared by that number of workers. Set data.num_workers to {fitting}, or data.streams to "
-                    "a multiple of processes times workers."
-                )
-            workers = fitting
+    def item_source(self) -> tuple[StreamedBlocks, Collate]:
+        """Return what packs documents into blocks, and what makes batches of these."""
         blocks = StreamedBlocks(self.streamed, self._reading("train"), self.room)
-        dataset = StreamDataset(blocks, self.collate(self.train_set), shares, self.total_batches)
-        return StreamLoader(dataset, **self.worker_arguments(workers))
+        return blocks, self.collate(self.train_set)
 
     @property
     def batching(self) -> Batching:

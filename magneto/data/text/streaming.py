@@ -1,38 +1,22 @@
 """Blocks of documents that are read, tokenised and packed while a model trains."""
 
-from collections.abc import Iterable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from magneto.data.corpora.text.base import Document
 from magneto.data.streaming import Position, Streams
-from magneto.data.text.config import STREAMS, WINDOW, TextConfig
 from magneto.data.text.dataset import BlockReading, Blocks
 from magneto.data.text.documents import pieces, portions, split_of
-from magneto.data.text.held_out import training_shards
 from magneto.data.tokenizers.text import TextTokenizer
 
-ROOM = 16_000_000  # characters of a window, at most
 TOGETHER, TOGETHER_CHARS = 64, 200_000  # documents, and their characters, that are tokenised together
 
 
 def training_text(fractions: tuple[float, float], document: Document) -> tuple[str, int] | None:
     """Return the text of a document and its size; None: it is held out, or cannot be used."""
     return (document.text, len(document.text)) if split_of(document, fractions) == "train" else None
-
-
-def training_streams(corpora: Iterable[Any], config: TextConfig) -> Streams[Document, str]:
-    """Return the streams of the training documents that the readers give. Raises `ConfigError` for too few shards."""
-    return Streams(
-        shards=[shard for reader in corpora for shard in training_shards(reader.shards())],
-        count=config.streams or STREAMS,
-        window=config.shuffle_window or WINDOW,
-        room=ROOM,
-        seed=config.seed,
-        take=partial(training_text, config.fractions),
-    )
 
 
 class StreamedBlocks(Blocks):

@@ -14,7 +14,8 @@ import pytest
 
 from magneto.data.corpora.image.image_folder import ImageFolderReader
 from magneto.data.corpora.image.webdataset import WebDatasetReader
-from magneto.data.io.image import Slice, read_image
+from magneto.data.io.image import read_image
+from magneto.data.io.tar import Slice
 from magneto.errors import MagnetoError
 from tests.toys.corpora import noise, png, read, shard, write
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from magneto.data.io.image import BadImage, Slice, find_images, read_image, square
+from magneto.data.io.image import BadImage, find_images, read_image, square
+from magneto.data.io.tar import Slice
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="{w}" height="{h}"><rect width="50%" height="100%" fill="red"/></svg>'
 

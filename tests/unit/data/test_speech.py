@@ -12,7 +12,7 @@ import torch
 
 from magneto.data.corpora.speech.manifest import ManifestReader
 from magneto.data.io.audio import FeatureSettings, load_audio, log_mel
-from magneto.data.speech.dataset import padding
+from magneto.data.speech.dataset import padding, tempo_of
 from magneto.data.speech.module import SpeechDataModule
 from magneto.data.tokenizers.ctc import CTCTokenizer, repeats
 from magneto.data.transforms.speech import SpecAugment
@@ -274,15 +274,16 @@ def test_tempo_keeps_ctc_feasible():
 def test_tempo_by_length_and_epoch(corpus):
     """Like lengths have like tempi which change with the epoch."""
     data = ready(corpus(20), augment={"freq_masks": 0, "time_masks": 0, "speed": [0.5, 2.0]})
+    augment = data.config.augment
     tempi = np.array(
-        [[data.train_set._tempo(epoch, frames) for frames in range(20, 800)] for epoch in range(3)]
+        [[tempo_of(augment, frames, data.seed, epoch) for frames in range(20, 800)] for epoch in range(3)]
     )
     assert np.abs(np.diff(tempi, axis=1)).max() <= 1.5 / 64 + 1e-9
     assert tempi.min() < 0.7 and tempi.max() > 1.7
     assert np.abs(tempi[0] - tempi[1]).max() > 0.3
     frames = int(data.train_set.lengths[3])
     stretched = len(data.train_set[1, 3]["features"])
-    assert abs(stretched - frames / data.train_set._tempo(1, frames)) <= 0.5
+    assert abs(stretched - frames / tempo_of(augment, frames, data.seed, 1)) <= 0.5
 
 
 def test_collate_rounds_up_the_length():

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from magneto.data.cache import short_hash
-from magneto.data.corpora.base import Skipped, lazy, stated_splits
+from magneto.data.corpora.base import Skipped, broken_shard, lazy, stated_splits
 from magneto.data.corpora.text.base import LINES, Document, TextCorpus, content_group
 from magneto.data.io import text as io
 from magneto.data.io.digest import files_digest, path_digest
@@ -111,7 +111,7 @@ class TextFilesReader:
         found = [TextShard(self, split, file) for split, file in self._found()[0]]
         for shard in found:
             if shard.file.stat().st_size == 0:
-                raise shard.error("it is empty")
+                raise broken_shard(shard.name, "it is empty")
         return found
 
     def _found(self) -> tuple[list[SplitFile], list[Skipped]]:
@@ -252,11 +252,13 @@ class TextShard:
             if isinstance(document, Skipped) and self._breaks_off():
                 raise io.Damaged("the last line breaks off")
         except DAMAGES as error:
-            raise self.error(f"it is damaged after line or row {row} ({error or 'it breaks off'})") from error
+            raise broken_shard(
+                self.name, f"it is damaged after line or row {row} ({error or 'it breaks off'})"
+            ) from error
         except OSError as error:
-            raise self.error(str(error.strerror)) from error
+            raise broken_shard(self.name, str(error.strerror)) from error
         if not row:
-            raise self.error("it is empty")
+            raise broken_shard(self.name, "it is empty")
 
     def _breaks_off(self) -> bool:
         """Whether a plain file ends within a line; where a line that is no JSON is the last one, its rest is missing."""
@@ -265,13 +267,6 @@ class TextShard:
         with self.file.open("rb") as file:
             file.seek(-1, 2)
             return file.read() != b"\n"
-
-    def error(self, reason: str) -> DataError:
-        """Return the error of a file that is missing, empty or damaged."""
-        return DataError(
-            f"{self.file}: this shard cannot be read to its end: {reason}. Fetch it again and repeat the command: "
-            "the run continues from its last checkpoint. Or remove it, and begin another run with resume=never."
-        )
 
 
 def _kind(file: Path) -> str:
