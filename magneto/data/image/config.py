@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from annotated_types import Gt, Le
 
 from magneto.data.config import Count, HeldOutConfig
+from magneto.data.transforms.corruption import Corruption
 from magneto.data.transforms.image import Augment
 from magneto.data.transforms.mask_patches import BlockMasking
 from magneto.errors import ConfigError
@@ -25,6 +26,8 @@ class ImageConfig(HeldOutConfig):
     """Share of the shorter side that evaluation sees of a cropped image."""
     augment: Augment | None = None
     """None: training images are as those of evaluation."""
+    corruption: Corruption | None = None
+    """Of the images of the test split alone."""
     masking: BlockMasking | None = None
     """Needs `patch_size`."""
     patch_size: Count | None = None

@@ -25,6 +25,7 @@ from magneto.data.io.image import (
 )
 from magneto.data.io.tar import Slice
 from magneto.data.table import SplitTable
+from magneto.data.transforms.corruption import Corruption
 from magneto.data.transforms.image import Augment, Draws, cut, middle
 from magneto.data.transforms.mask_patches import BlockMasking
 from magneto.errors import DataError
@@ -102,6 +103,7 @@ class ImageReading:
     augment: Augment | None
     masking: BlockMasking | None
     seed: int
+    corruption: Corruption | None = None
 
     def cut(self, decoded: Sequence[Image.Image], draws: Draws) -> Tensor:
         """Return what is seen of some images, (B, channels, S, S) uint8."""
@@ -118,6 +120,8 @@ class ImageReading:
 
     def finish(self, images: Tensor, draws: Draws) -> Tensor:
         """Return cut images as a model sees them: with other colours, normalised, (B, channels, S, S) float32."""
+        if self.corruption is not None:
+            images = self.corruption(images, draws)
         if self.augment is None:
             return self.info.normalise(images)
         return self.augment.hide(self.info.normalise(self.augment.recolour(images.float(), draws)), draws)

@@ -117,6 +117,7 @@ class ImageDataModule(PreparedDataModule[ImageInfo, ImageConfig]):
             info=model,
             augment=self.config.augment if training else None,
             masking=self.config.masking,
+            corruption=self.config.corruption if split == "test" else None,
             seed=self.seed if training else 0,  # the masks of an evaluation are the same for all runs
         )
         subset = own.labels and len(own.labels) < len(known)
