@@ -22,6 +22,9 @@ from magneto.data.corpora.image.hub_images import HubImagesReader
 from magneto.data.corpora.image.image_folder import ImageFolderReader
 from magneto.data.corpora.image.stamp_images import StampImagesReader
 from magneto.data.corpora.image.webdataset import WebDatasetReader
+from magneto.data.corpora.segmentation.ade20k import Ade20kReader
+from magneto.data.corpora.segmentation.hub_masks import HubMasksReader
+from magneto.data.corpora.segmentation.stamp_scenes import StampScenesReader
 from magneto.data.corpora.speech.librispeech import LibriSpeechReader
 from magneto.data.corpora.speech.manifest import ManifestReader
 from magneto.data.corpora.speech.stamps import StampsReader
@@ -39,7 +42,7 @@ from magneto.data.corpora.vqa.nlvr2 import Nlvr2Reader
 from magneto.data.corpora.vqa.stamp_questions import StampQuestionsReader, StampStatementsReader
 from magneto.data.corpora.vqa.vqa import VqaReader
 from magneto.errors import MagnetoError
-from tests.toys.corpora import lines, png, shard, write
+from tests.toys.corpora import lines, outlined, png, shard, write
 from tests.toys.questions import nlvr2_files, vqa_files, write_nlvr2, write_vqa
 from tests.toys.recordings import copy_by_macos, tone
 
@@ -284,6 +287,53 @@ def stamp_images(root: Path) -> Case:
     return Case(lambda r: StampImagesReader(folder=str(r)), "animals/birds/a.png", (other,), skipped)
 
 
+def ade20k(root: Path) -> Case:
+    for side in ("training", "validation"):
+        for name in ("a", "b"):
+            write(root / f"images/{side}/{name}.png", png(ord(name)))
+            write(root / f"annotations/{side}/{name}.png", png(ord(name)))
+    write(root / "images/training/c.png", png(1))
+    write(root / "annotations/training/d.png", png(1))
+    make = lambda r, **more: Ade20kReader(str(r), **more)
+    others = (
+        lambda r: make(r, validation=0.5),
+        lambda r: make(r, classes=3),
+        lambda r: make(r, first=0, ignored=()),
+    )
+    skipped = {"training/c": "image without a mask", "training/d": "mask without an image"}
+    return Case(make, "annotations/training/a.png", others, skipped)
+
+
+def hub_masks(root: Path) -> Case:
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image(), "annotation": datasets.Image()})
+    images = [{"bytes": png(number), "path": None} for number in range(3)]
+    rows = {"image": images, "annotation": [*images[:2], None]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(root / "a.parquet")
+    make = lambda r, **more: HubMasksReader(
+        name="parquet", data_files=str(r / "a.parquet"), splits={"train": "train"}, **more
+    )
+    others = (lambda r: make(r, classes=3), lambda r: make(r, limit=1), lambda r: make(r, ignored=[255, 0]))
+    return Case(make, "a.parquet", others, {"train:2": "row without a mask"})
+
+
+def stamp_scenes(root: Path) -> Case:
+    for number in range(30):
+        write(root / f"{('animals', 'food')[number % 2]}/{number}.png", outlined(number))
+    write(root / "food/opaque.png", png(99))
+    make = lambda r, **more: StampScenesReader(
+        **{"folder": str(r), "size": 16, "scenes": {"train": 4, "test": 2}, "min_stamps": 5, **more}
+    )
+    others = (
+        lambda r: make(r, stamps=[2, 2]),
+        lambda r: make(r, size=24),
+        lambda r: make(r, scenes={"train": 4}),
+    )
+    skipped = {"food/opaque": "a stamp without transparency, whose outline is not known"}
+    return Case(make, "animals/0.png", others, skipped)
+
+
 def stamp_questions(root: Path) -> Case:
     case = stamp_images(root)
     other = lambda r: StampStatementsReader(str(r))
@@ -312,7 +362,7 @@ def nlvr2(root: Path) -> Case:
 BUILDERS = (
     text_files, hub, sotu, sotu_era, tsv, glue, manifest, stamps, librispeech, translation_files, gettext,
     libreoffice, hub_pairs, fashion_mnist, cifar10, image_folder, webdataset, caption_file, coco_captions, hub_images,
-    stamp_images, stamp_questions, vqa, nlvr2,
+    stamp_images, ade20k, hub_masks, stamp_scenes, stamp_questions, vqa, nlvr2,
 )  # fmt: skip
 
 
