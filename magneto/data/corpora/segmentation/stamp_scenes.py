@@ -102,13 +102,15 @@ class StampScenesReader:
         corpus = StampImagesReader(folder=self.folder).load(data_dir)
         counts = Counter(str(stamp.label) for stamp in corpus.examples)
         kept = sorted(label for label, count in counts.items() if count >= self.min_stamps)
-        used = [stamp for stamp in corpus.examples if stamp.label in kept]
-        digests = [hashlib.sha256(read_bytes(stamp.image)).digest() for stamp in used]
-        groups = [stamp.group for stamp in used]
-        sides = assign_splits([None] * len(used), groups, digests, val=VAL, test=TEST)
+        digests = [hashlib.sha256(read_bytes(stamp.image)).digest() for stamp in corpus.examples]
+        groups = [stamp.group for stamp in corpus.examples]
+        # Of all stamps, also those that are not used: as data=stamp_images divides them.
+        sides = assign_splits([None] * len(groups), groups, digests, val=VAL, test=TEST)
         splits: dict[str, list[tuple[ImageExample, Image.Image]]] = {split: [] for split in SPLITS}
         skipped = [Skipped(item.id, item.file, item.reason) for item in corpus.skipped]
-        for stamp, side in zip(used, sides, strict=True):
+        for stamp, side in zip(corpus.examples, sides, strict=True):
+            if stamp.label not in kept:
+                continue
             try:
                 assert side is not None, "no split is stated"
                 splits[side].append((stamp, cut_out(read_rgba(stamp.image, 2 * self.size), self.size)))
@@ -116,7 +118,7 @@ class StampScenesReader:
                 skipped.append(Skipped(stamp.id, str(stamp.image), str(bad)))
         if empty := [split for split in SPLITS if self.scenes[split] and not splits[split]]:
             raise DataError(
-                f"stamp_scenes: there is no usable stamp for the {empty[0]} split, of {len(used)} in folders with "
+                f"stamp_scenes: there is no usable stamp for the {empty[0]} split, of those in folders with "
                 f"min_stamps={self.min_stamps} or more. Set folder to all stamps, or min_stamps to less."
             )
         origin = {**corpus.origin, "stamps": {split: len(stamps) for split, stamps in splits.items()}}
