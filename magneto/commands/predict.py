@@ -14,7 +14,7 @@ from magneto.errors import ConfigError, MagnetoError
 from magneto.inference.inputs import PredictInput
 from magneto.tasks import registry
 from magneto.training import devices
-from magneto.training.samples import save_image
+from magneto.training.samples import save_images
 
 log = logging.getLogger("magneto")
 
@@ -53,7 +53,7 @@ def predict(run: ResolvedRun) -> dict[str, Any]:
             pieces = shown = ""
             result = {key: value for key, value in result.items() if key != "text"}
             if output is not None and file is not None:
-                result = save_image(result, output.parent, f"{output.stem}-{len(results):03d}")
+                result = save_images(result, output.parent, f"{output.stem}-{len(results):03d}")
                 file.write(json.dumps(result, ensure_ascii=False) + "\n")
                 file.flush()
             results.append(result)

@@ -14,7 +14,7 @@ from annotated_types import Ge
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from magneto.data.image.dataset import ImageInfo, user_images
+from magneto.data.image.dataset import ImageInfo, PixelsInfo, user_images
 from magneto.data.io.image import BadImage, read_image
 from magneto.data.transforms.mask_patches import BlockMasking
 from magneto.errors import DataError
@@ -23,10 +23,8 @@ from magneto.inference.inputs import PredictInput
 BATCH = 32
 
 
-def read_images(inputs: PredictInput, info: ImageInfo) -> Iterator[tuple[str, Tensor]]:
-    """Yield the name of each image and its pixels as evaluation sees them, (C, S, S) uint8.
-
-    The name of an image in memory is its index, `[0]`.
+def decoded_images(inputs: PredictInput, info: PixelsInfo) -> Iterator[tuple[str, Image.Image]]:
+    """Yield the name of each image, and the image in its own size. The name of an image in memory is its index, `[0]`.
 
     Raises:
         MagnetoError: texts are given; there is no such file, or it cannot be read.
@@ -34,7 +32,7 @@ def read_images(inputs: PredictInput, info: ImageInfo) -> Iterator[tuple[str, Te
     for index, item in enumerate(inputs.files()):
         if isinstance(item, str | Path):
             for file, image in user_images(item, info.channels, info.svg_side, inputs.key):
-                yield str(file), torch.tensor(info.evaluation_image(image))
+                yield str(file), image
             continue
         try:
             image = read_image(_image_data(item), info.channels)
@@ -43,7 +41,13 @@ def read_images(inputs: PredictInput, info: ImageInfo) -> Iterator[tuple[str, Te
                 f"image {index} ({type(item).__name__}): {error}. Give a path, a PIL image, or uint8 pixels (H, W) or "
                 "(H, W, 3)."
             ) from error
-        yield f"[{index}]", torch.tensor(info.evaluation_image(image))
+        yield f"[{index}]", image
+
+
+def read_images(inputs: PredictInput, info: ImageInfo) -> Iterator[tuple[str, Tensor]]:
+    """Yield the name of each image, and its pixels as evaluation sees them, (C, S, S) uint8. See `decoded_images`."""
+    for name, image in decoded_images(inputs, info):
+        yield name, torch.tensor(info.evaluation_image(image))
 
 
 def image_batches(inputs: PredictInput, info: ImageInfo, size: int) -> Iterator[tuple[list[str], Tensor]]:

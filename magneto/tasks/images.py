@@ -8,6 +8,7 @@ from torch import Tensor
 
 from magneto.data.image.dataset import ImageInfo
 from magneto.data.image.module import ImageDataModule
+from magneto.data.module import DataModule
 from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import ConfigError
 from magneto.nn import PatchStem, TokenStem, VisionLanguageStem, build_backbone, training_flops_per_token
@@ -30,7 +31,7 @@ def require_patches(task: str, info: ImageInfo) -> None:
 class ImageTask(Task):
     """A task of images that are read in patches."""
 
-    Data = ImageDataModule
+    Data: ClassVar[type[DataModule]] = ImageDataModule
     reads = "file"
     stem: PatchStem
 

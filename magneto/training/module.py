@@ -20,7 +20,7 @@ from magneto.config.parts import OptimizerConfig, SchedulerConfig
 from magneto.config.validate import from_mapping
 from magneto.training import migrate, sharding
 from magneto.training.optim import build_optimizer, build_scheduler
-from magneto.training.samples import Sample, log_samples, save_image
+from magneto.training.samples import Sample, log_samples, save_images
 
 Batch = dict[str, Any]
 
@@ -312,7 +312,7 @@ class TrainingModule(L.LightningModule):
             return
         rows = [{"step": self.global_step, "split": split, **sample} for sample in shown]
         if self.samples_file is not None:
-            kept = [save_image(row, self.samples_file.parent, f"{split}-{row['id']}") for row in rows]
+            kept = [save_images(row, self.samples_file.parent, f"{split}-{row['id']}") for row in rows]
             with self.samples_file.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
         if any(hasattr(logger, "log_audio") for logger in self.loggers):

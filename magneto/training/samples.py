@@ -49,11 +49,13 @@ def _caption(row: Mapping[str, Any]) -> str:
     return "\n".join(f"{key}: {text}" for key, text in texts.items())[:1000]
 
 
-def save_image(row: Sample, folder: Path, name: str) -> Sample:
-    """Write `row["image"]`, if there is one, as a PNG file below `folder`; the row then holds its relative path."""
-    if "image" not in row:
-        return row
-    file = Path("samples") / (re.sub(r"[^\w.-]+", "_", name) + ".png")
-    (folder / file).parent.mkdir(exist_ok=True)
-    Image.fromarray(row["image"]).save(folder / file)
-    return {**row, "image": file.as_posix()}
+def save_images(row: Sample, folder: Path, name: str) -> Sample:
+    """Write `row["image"]` and `row["mask"]`, if any, as PNG files below `folder`; the row then has their paths."""
+    files: dict[str, Any] = {}
+    for key in ("image", "mask"):
+        if key in row:
+            suffix = "" if key == "image" else f"-{key}"
+            files[key] = (Path("samples") / (re.sub(r"[^\w.-]+", "_", name) + f"{suffix}.png")).as_posix()
+            (folder / files[key]).parent.mkdir(exist_ok=True)
+            Image.fromarray(row[key]).save(folder / files[key])
+    return {**row, **files}

@@ -55,6 +55,8 @@ NEEDED = {
     "text_files": ["data.corpora.text_files.path=texts"],
     "glue": ["data.corpus.folder=glue"],
     "hub_images": ["data.corpora.hub_images.name=images"],
+    "ade20k": ["data.corpora.ade20k.folder=texts"],
+    "hub_masks": ["data.corpora.hub_masks.name=masks"],
     "image_folder": ["data.corpora.image_folder.folder=texts"],
     "vqa": [
         "data.corpora.vqa.questions={train: a.json, val: a.json}",
@@ -140,6 +142,7 @@ def test_each_experiment_instantiates(experiment: str) -> None:
         "image_classification/imagenet_beit_base": "imagenet",
         "image_classification/imagenet_beit_large": "imagenet",
         "visual_tokenizer/vqkd_base": "imagenet",
+        "segmentation/ade20k_base": "ade20k",
         "vl_classification/beit3_vqa": "vqa",
         "vl_classification/beit3_nlvr2": "nlvr2",
         "vl/beit3_base_24l": "webdataset_captions",

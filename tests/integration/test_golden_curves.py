@@ -16,6 +16,7 @@ from tests.toys.captions import caption_settings, write_squares
 from tests.toys.images import image_settings, write_patterns
 from tests.toys.questions import TOY_IMAGES, overrides_of, vqa_files, write_vqa
 from tests.toys.runs import SHORT, SMALL, drive, folders, values
+from tests.toys.segmentation import scene_settings, write_scenes
 from tests.toys.translation import toy_translation
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "curves.json"
@@ -79,6 +80,18 @@ def _images(folder: Path, *settings: str) -> list[str]:
     return [*settings, *images, *folders(folder / "data", folder), *SMALL, *SHORT]
 
 
+def _segmentation(request: pytest.FixtureRequest, folder: Path) -> list[str]:
+    scenes = scene_settings(write_scenes(folder / "scenes"))
+    return [
+        "task=segmentation",
+        "task.head_width=16",
+        *scenes,
+        *folders(folder / "data", folder),
+        *SMALL,
+        *SHORT,
+    ]
+
+
 def _vl(request: pytest.FixtureRequest, folder: Path) -> list[str]:
     images = caption_settings(write_squares(folder / "images"))
     return ["task=vl", *images, *folders(folder / "data", folder), *SMALL, *SHORT]
@@ -110,6 +123,7 @@ CASES: dict[str, Callable[[pytest.FixtureRequest, Path], list[str]]] = {
     "visual_tokenizer": lambda request, folder: _images(folder, "task=visual_tokenizer", *CODEBOOK),
     "beit": lambda request, folder: _images(folder, "task=beit", DEFAULT_CODEBOOK),
     "image_classification": lambda request, folder: _images(folder, "task=image_classification"),
+    "segmentation": _segmentation,
     "vl": _vl,
     "vl_masked": _vl_masked,
     "vl_classification": _vl_classification,

@@ -1,7 +1,7 @@
 """Models written by an earlier version load and predict the same: exports of every task, a checkpoint and its run folder.
 
-`RECORD_OLD=1 pytest tests/integration/test_old_exports.py` wrote `tests/golden/old` with version 0.2 (63d79d1), and what is
-of a later task with the version that brought it. It is not to be recorded again: it is what users have on their disks.
+`RECORD_OLD=1 pytest tests/integration/test_old_exports.py` wrote `tests/golden/old` with version 0.2 (63d79d1). It is not
+to be recorded again: it is what users have on their disks. A task that came later was recorded when it came.
 """
 
 import json
@@ -39,6 +39,7 @@ ASKED: dict[str, tuple[str | Path, dict[str, Any]]] = {
     "visual_tokenizer": (INPUTS / "across.png", {}),
     "beit": (INPUTS / "across.png", {}),
     "image_classification": (INPUTS / "across.png", {}),
+    "segmentation": (INPUTS / "red.png", {}),
     "vl": (INPUTS / "squares", {"query": "red top left"}),
     "vl_masked": (INPUTS / "squares", {"query": "red top left"}),
     "vl_classification": (INPUTS / "red.png", {"question": "What colour is it?"}),

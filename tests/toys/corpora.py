@@ -46,6 +46,15 @@ def png(seed: int, size: int = 12) -> bytes:
     return buffer.getvalue()
 
 
+def outlined(seed: int, size: int = 12) -> bytes:
+    """Return a PNG file of a disc of `noise` on a transparent ground."""
+    y, x = np.mgrid[:size, :size] - (size - 1) / 2
+    alpha = np.where(x**2 + y**2 < (size / 2.5) ** 2, 255, 0).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(np.dstack((noise(seed, size), alpha))).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def shard(path: Path, members: Mapping[str, bytes], mode: str = "w") -> Path:
     """Write a tar file; mode "a": append to it."""
     path.parent.mkdir(parents=True, exist_ok=True)

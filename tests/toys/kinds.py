@@ -11,6 +11,7 @@ import soundfile
 
 from magneto.data.corpora.base import Skipped
 from magneto.data.corpora.image.base import ImageCorpus, ImageExample
+from magneto.data.corpora.segmentation.base import SegmentationCorpus, SegmentationExample
 from magneto.data.corpora.speech.base import SpeechCorpus, Utterance
 from magneto.data.corpora.text.base import Document, TextCorpus
 from magneto.data.corpora.text_classification.base import LabelledCorpus, LabelledText
@@ -20,6 +21,7 @@ from magneto.data.image.module import ImageDataModule
 from magneto.data.image_text.module import ImageTextDataModule
 from magneto.data.io.audio import Audio
 from magneto.data.prepared import PreparedDataModule
+from magneto.data.segmentation.module import SegmentationDataModule
 from magneto.data.speech.module import SpeechDataModule
 from magneto.data.text.module import TextDataModule
 from magneto.data.text_classification.module import TextClassificationDataModule
@@ -27,6 +29,7 @@ from magneto.data.translation.module import TranslationDataModule
 from magneto.data.vqa.module import VqaDataModule
 from tests.toys.captions import COLOURS, squares
 from tests.toys.recordings import tone
+from tests.toys.segmentation import CLASSES, scene
 from tests.toys.translation import toy_sentence
 
 SIDES = ("train", "train", "train", "val", "test")
@@ -124,6 +127,20 @@ def image(folder: Path, sides: Sequence[str]) -> Given:
     return Given(ImageCorpus(examples=images(sides), labels=tuple(COLOURS), skipped=[BROKEN]))
 
 
+def segmentation(folder: Path, sides: Sequence[str]) -> Given:
+    """The last mask has an id that is neither of a class nor ignored."""
+    random = np.random.default_rng(0)
+    examples = [
+        SegmentationExample(id=str(n), image=image, mask=mask, split=sides[n % len(sides)])
+        for n, (image, mask) in enumerate(scene(random, 16 + n % 3, 16) for n in range(40))
+    ]
+    bad = SegmentationExample(id="bad", image=examples[0].image, mask=examples[0].mask + 9, split="train")
+    corpus = SegmentationCorpus(
+        examples=[*examples, bad], labels=CLASSES, first=1, ignored=(0,), skipped=[BROKEN]
+    )
+    return Given(corpus)
+
+
 def image_text(folder: Path, sides: Sequence[str]) -> Given:
     return Given(ImageCorpus(examples=images(sides), skipped=[BROKEN]))
 
@@ -195,6 +212,13 @@ KINDS = {
     "image": Kind(
         ImageDataModule, image, {**IMAGES, "augment": {"flip": True}, "patch_size": 4, "masking": {}}, {"channels": 1},
         {"augment": None, "masking": None}, {"not an image": 1, "broken line": 1}, {"id": "Value('string')"},
+    ),
+    "segmentation": Kind(
+        SegmentationDataModule, segmentation,
+        {"image_size": 8, "batch_size": 4, "prepare_workers": 1, "augment": {"scale": [0.5, 1.5], "flip": True}},
+        {"short_side": 12}, {"augment": {}, "image_size": 12},
+        {"mask: an id that is neither of a class nor ignored": 1, "broken line": 1},
+        {"id": "Value('string')", "pixels": "List(Value('uint8'))", "mask": "List(Value('uint8'))"},
     ),
     "image_text": Kind(
         ImageTextDataModule, image_text, {**IMAGES, **TOKENS, "patch_size": 4, "masking": {}}, {"max_tokens": 9},

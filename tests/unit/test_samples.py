@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image
 
-from magneto.training.samples import log_samples, save_image
+from magneto.training.samples import log_samples, save_images
 
 PIXELS = np.arange(12, dtype=np.uint8).reshape(2, 2, 3) * 20
 
@@ -14,7 +14,7 @@ PIXELS = np.arange(12, dtype=np.uint8).reshape(2, 2, 3) * 20
 def test_image_file_has_a_portable_name(tmp_path: Path) -> None:
     """A image becomes a file under a name that every system takes."""
     row = {"id": "a/b: c", "step": 3, "image": PIXELS}
-    saved = save_image(row, tmp_path, "val-a/b: c")
+    saved = save_images(row, tmp_path, "val-a/b: c")
     assert saved == {"id": "a/b: c", "step": 3, "image": "samples/val-a_b_c.png"}
     assert np.array_equal(np.asarray(Image.open(tmp_path / saved["image"])), PIXELS)
     assert row["image"] is PIXELS, "the loggers still need it"

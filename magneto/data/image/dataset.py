@@ -34,8 +34,8 @@ WHOLE = -1  # size of an image that is a whole file
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageInfo(DatasetInfo):
-    """Info of prepared images: all that a task needs to know, as plain values."""
+class PixelsInfo(DatasetInfo):
+    """Info of any data with images: their size, and how they are normalised."""
 
     image_size: int  # pixels a side
     channels: int  # 1 or 3
@@ -43,11 +43,6 @@ class ImageInfo(DatasetInfo):
     std: list[float]
     labels: list[str]  # in the order of their indices; empty: no classes
     patch_size: int | None
-    fit: str  # how an image becomes a square: see `io.image.square`
-    eval_crop: float  # share of the shorter side that evaluation sees
-    examples: dict[str, int]  # per split
-    label_counts: dict[str, dict[str, int]]  # split -> label -> images
-    corpus: dict[str, dict[str, Any]]  # by corpus, what was read: version, digest, where it came from
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return (B, channels, S, S), 0 to 255, as float32 of mean 0 and deviation 1 over the training images."""
@@ -65,6 +60,17 @@ class ImageInfo(DatasetInfo):
     def svg_side(self) -> int:
         """Pixels of the longer side that SVG images are drawn with: twice what is kept, for smooth lines."""
         return 2 * self.image_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageInfo(PixelsInfo):
+    """Info of prepared images: all that a task needs to know, as plain values."""
+
+    fit: str  # how an image becomes a square: see `io.image.square`
+    eval_crop: float  # share of the shorter side that evaluation sees
+    examples: dict[str, int]  # per split
+    label_counts: dict[str, dict[str, int]]  # split -> label -> images
+    corpus: dict[str, dict[str, Any]]  # by corpus, what was read: version, digest, where it came from
 
     def evaluation_image(self, image: Image.Image) -> np.ndarray:
         """Return a decoded image as evaluation sees it: (channels, S, S) uint8."""

@@ -9,7 +9,6 @@ this patch is hidden, N = (S / patch_size)^2 patches in rows; and where a test s
 `classes` (K,) int64, those among which the model is to choose.
 """
 
-import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any, ClassVar, Self
@@ -21,9 +20,10 @@ from magneto.data.config import plain
 from magneto.data.image.build import build
 from magneto.data.image.config import ImageConfig
 from magneto.data.image.dataset import ImageDataset, ImageInfo, ImageReading, ImageTable
+from magneto.data.labels import label_indices, require_known_labels
 from magneto.data.module import Batching
 from magneto.data.prepared import Preparation, PreparedDataModule
-from magneto.errors import ConfigError, DataError
+from magneto.errors import ConfigError
 
 SIZES = ("image_size", "channels", "fit", "patch_size")  # a model's data has the model's
 
@@ -77,16 +77,8 @@ class ImageDataModule(PreparedDataModule[ImageInfo, ImageConfig]):
 
     def check(self) -> None:
         """Raise `DataError` if this data has classes that the model does not know; they are found by their names."""
-        known = [] if self.model is None else self.model.labels
-        composed = set(map(_composed, known))
-        unknown = [label for label in self.info.labels if _composed(label) not in composed]
-        if known and unknown:
-            raise DataError(
-                f"This data has classes that the checkpoint's model does not know: {', '.join(unknown[:5])}"
-                f"{', ...' if len(unknown) > 5 else ''}; the model has {', '.join(known[:5])}"
-                f"{', ...' if len(known) > 5 else ''}. Choose data with its classes, or give its names to the "
-                "folders (data.corpora...names)."
-            )
+        if self.model is not None:
+            require_known_labels(self.info.labels, self.model.labels)
 
     def require_training(self) -> None:
         """Raise `ConfigError` for data that is for evaluation only."""
@@ -109,8 +101,7 @@ class ImageDataModule(PreparedDataModule[ImageInfo, ImageConfig]):
         """Return the images that are stored in one split as those of another (or the same) are read."""
         own, model, training = self.info, self.model or self.info, split == "train"
         known = model.labels or own.labels
-        index = {_composed(label): number for number, label in enumerate(known)}
-        of_own = np.array([*(index[_composed(label)] for label in own.labels), -1])  # the last: no class
+        of_own = np.array([*label_indices(own.labels, known), -1])  # the last: no class
         table = self.table(stored)
         reading = ImageReading(
             split=split,
@@ -132,11 +123,6 @@ class ImageDataModule(PreparedDataModule[ImageInfo, ImageConfig]):
     def _train_sampler(self, total: int, rank: int, world_size: int) -> TokenBudgetSampler:
         self.require_training()
         return super()._train_sampler(total, rank, world_size)
-
-
-def _composed(label: str) -> str:
-    """Return a label as it is compared: accents may be written apart, as macOS does."""
-    return unicodedata.normalize("NFC", label)
 
 
 def image_settings(config: ImageConfig) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import io
 import os
 import struct
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ ROTATIONS = {
 }  # of the values of EXIF's orientation
 DPI = 96  # of SVG lengths in millimetres or points, as CSS has it
 WHITE = 255
+NO_IDS = "not class ids: neither grey nor of a palette, or a JPEG"
 SAMPLE_FORMAT, SIGNED = 339, 2  # a tag of TIFF, and its value for numbers with a sign
 
 
@@ -90,6 +92,45 @@ def read_image(
     if isinstance(image, np.ndarray):
         _check_size(image.shape[1], image.shape[0], limit)
         return Image.fromarray(image).convert(mode)
+
+    def opaque(opened: Image.Image) -> Image.Image:
+        return _flatten(_upright(opened), *_grey_scale(opened)).convert(mode)
+
+    return _decode(image, opaque, limit, svg_side)
+
+
+def read_rgba(image: ImageData, svg_side: int = SVG_SIDE) -> Image.Image:
+    """Decode an image and keep its transparency, as mode "RGBA". For the rest see `read_image`."""
+    return _decode(image, lambda opened: _upright(opened).convert("RGBA"), SIDE_LIMIT, svg_side)
+
+
+def read_class_ids(mask: ImageData) -> np.ndarray:
+    """Decode the mask of an image, whose values are ids of classes: grey of 1, 8 or 16 bits, or indices of a palette.
+
+    Returns:
+        (H, W) of an integer type.
+
+    Raises:
+        BadImage: see `read_image`; or it has colours, or is a JPEG, whose values are not exact.
+    """
+    if isinstance(mask, np.ndarray):
+        if mask.ndim != 2 or mask.dtype.kind not in "iub":
+            raise BadImage(NO_IDS)
+        return mask.astype(np.uint8) if mask.dtype == bool else mask
+
+    def indices(opened: Image.Image) -> Image.Image:
+        if opened.format == "JPEG" or not (opened.mode in ("1", "L", "P") or opened.mode.startswith("I")):
+            raise BadImage(NO_IDS)
+        return opened.copy()
+
+    ids = np.asarray(_decode(mask, indices, SIDE_LIMIT, SVG_SIDE))
+    return ids.astype(np.uint8) if ids.dtype == bool else ids
+
+
+def _decode(
+    image: ImageData, convert: Callable[[Image.Image], Image.Image], limit: int, svg_side: int
+) -> Image.Image:
+    """Return what `convert` makes of an opened image. Raises `BadImage`, see `read_image`."""
     data = read_bytes(image)
     if not data:
         raise BadImage("empty file")
@@ -101,7 +142,7 @@ def read_image(
             with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
                 _check_size(*opened.size, limit)
                 opened.load()
-                return _flatten(_upright(opened), *_grey_scale(opened)).convert(mode)
+                return convert(opened)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise BadImage("too many pixels") from error
         except UnidentifiedImageError as error:

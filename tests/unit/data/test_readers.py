@@ -4,8 +4,7 @@ import gzip
 import json
 import struct
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,21 +40,10 @@ from magneto.data.corpora.vqa.vqa import VqaReader
 from magneto.errors import MagnetoError
 from tests.toys.corpora import lines, png, shard, write
 from tests.toys.questions import nlvr2_files, vqa_files, write_nlvr2, write_vqa
+from tests.toys.readers import Case, ade20k, hub_masks, stamp_scenes
 from tests.toys.recordings import copy_by_macos, tone
 
 CAFE = "caf\xe9".encode("latin-1")
-
-
-@dataclass
-class Case:
-    """A reader of files below `root`, as `make` makes it; `others` makes readers with other settings."""
-
-    make: Callable[[Path], Any]
-    file: str  # whose change is noticed
-    others: Sequence[Callable[[Path], Any]] = ()
-    skipped: dict[str, str] = field(default_factory=dict)  # id -> reason
-    fatal: str = ""  # a bad line is an error with this message
-    hides_macos: bool = True  # the hidden files of macOS change nothing
 
 
 def text_files(root: Path) -> Case:
@@ -312,7 +300,7 @@ def nlvr2(root: Path) -> Case:
 BUILDERS = (
     text_files, hub, sotu, sotu_era, tsv, glue, manifest, stamps, librispeech, translation_files, gettext,
     libreoffice, hub_pairs, fashion_mnist, cifar10, image_folder, webdataset, caption_file, coco_captions, hub_images,
-    stamp_images, stamp_questions, vqa, nlvr2,
+    stamp_images, ade20k, hub_masks, stamp_scenes, stamp_questions, vqa, nlvr2,
 )  # fmt: skip
 
 

@@ -67,7 +67,7 @@ class HubImagesReader(HubData):
                 split = "val" if side == "test" and "val" not in tables else self.stated(side)
                 for number, row in enumerate(rows):
                     own = f"{self.sides[side]}:{number}"
-                    image = _image(row[self.image])
+                    image = image_of(row[self.image])
                     if image is None:
                         yield Skipped(own, own, "row without an image")
                         continue
@@ -105,7 +105,7 @@ def _texts(value: Any) -> list[str]:
     return [text for text in values if isinstance(text, str) and text.strip()]
 
 
-def _image(value: Any) -> bytes | Path | None:
+def image_of(value: Any) -> bytes | Path | None:
     """Return the image in a column of a row: bytes, a path, or both."""
     if isinstance(value, bytes):
         return value
