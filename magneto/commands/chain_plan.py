@@ -17,7 +17,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from magneto.commands.chain import ChainRun, composed, jobs_of
+from magneto.commands.chain import ChainRun, composed
+from magneto.commands.chain_spec import jobs_of
 from magneto.config import schema
 from magneto.errors import ConfigError, nearest
 from magneto.nn import BackboneConfig, build_backbone, training_flops_per_token

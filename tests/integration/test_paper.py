@@ -10,8 +10,9 @@ import yaml
 
 from magneto.cli import _mistake
 from magneto.commands import chain
-from magneto.commands.chain import ChainRun, Outcome, load_chain, table_of
+from magneto.commands.chain import ChainRun, Outcome, table_of
 from magneto.commands.chain_plan import print_plan
+from magneto.commands.chain_spec import load_chain
 from magneto.config.groups import CONF, options
 from magneto.errors import ConfigError
 from magneto.report.chain_page import write_table
