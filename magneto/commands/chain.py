@@ -8,10 +8,11 @@ RUNS_DIR/paper/TABLE/SCALE: the same command again continues the chain, and a ru
 
 import hashlib
 import itertools
+import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any, get_args
@@ -88,17 +89,22 @@ class ChainRun:
                 yield rest
 
     def check(self) -> None:
-        """Compose a run of each row and step. Raises `ConfigError` for the first mistake; nothing is fetched before."""
+        """Compose a run of each row and step, and its tests.
+
+        Raises:
+            ConfigError: the first mistake; nothing is fetched before.
+        """
         for row, step in itertools.product(self.scale.rows, self.scale.steps):
-            job = next(jobs_of(self.scale, row, step))
-            try:
-                if reason := self.mistake([literal(argument) for argument in self.arguments(job)]):
-                    raise ConfigError(reason)
-                config = schema.to_dict(composed(self.arguments(job)))
-                schema.check(config)
-                check_choices(config)
-            except (HydraException, MagnetoError) as error:
-                raise ConfigError(f"step {step} of row {row}: {str(error).splitlines()[0]}") from error
+            arguments = self.arguments(next(jobs_of(self.scale, row, step)))
+            for further in ([], *self.scale.steps[step].tests.values()):
+                try:
+                    if reason := self.mistake([literal(one) for one in (*arguments, *further)]):
+                        raise ConfigError(reason)
+                    config = schema.to_dict(composed([*arguments, *further]))
+                    schema.check(config)
+                    check_choices(config)
+                except (HydraException, MagnetoError) as error:
+                    raise ConfigError(f"step {step} of row {row}: {str(error).splitlines()[0]}") from error
 
     def chosen(self, row: str, step: str) -> list[Outcome]:
         """Return the outcomes of the best choice of a step's grid, one for each seed.
@@ -157,7 +163,11 @@ class ChainRun:
             export = start.folder / "export"
             arguments.append(f"init_from={export}")
             name += f"-{_digest(export / 'model.safetensors')}"
-        return trained([*arguments, f"name={name}"])
+        outcome = trained([*arguments, f"name={name}"])
+        for test, further in self.scale.steps[job.step].tests.items():
+            if outcome.status == "finished":
+                outcome = tested(outcome, test, [*self.arguments(job), *further])
+        return outcome
 
 
 def _score(outcome: Outcome) -> float | None:
@@ -182,18 +192,39 @@ def composed(arguments: Sequence[str]) -> Any:
 
 def trained(arguments: Sequence[str]) -> Outcome:
     """Make a run, or find its result."""
-    from magneto.commands import run  # it imports torch
-
-    try:
-        content = run.run(composed(arguments), arguments)
-    except MagnetoError as error:
-        return Outcome(status="failed", message=str(error))
-    except Exception as error:
-        log.exception("%s failed", " ".join(arguments))
-        return Outcome(status="failed", message=f"{type(error).__name__}: {error}")
+    content, error = _attempt(arguments)
+    if content is None:
+        return Outcome(status="failed", message=error)
     folder = Path(content.pop("folder"))
     result = RunResult.from_dict(content)
     return Outcome(status=result.status, message=result.message, folder=folder, result=result)
+
+
+def tested(outcome: Outcome, name: str, arguments: Sequence[str]) -> Outcome:
+    """Test a run once more, or find the metrics of this test, and add them to its own as NAME:METRIC."""
+    assert outcome.folder is not None and outcome.result is not None
+    digest = hashlib.sha256(" ".join(arguments).encode()).hexdigest()[:8]
+    file = outcome.folder / f"test-{name}-{digest}.json"
+    if not file.exists():
+        given = [*arguments, "mode=test", f"checkpoint={outcome.folder}", f"output={file}"]
+        if (error := _attempt(given)[1]) is not None:
+            return replace(outcome, status="failed", message=f"test {name}: {error}")
+    metrics = json.loads(file.read_text(encoding="utf-8"))["metrics"]
+    more = {f"{name}:{key}": value for key, value in metrics.items() if value is not None}
+    return replace(outcome, result=replace(outcome.result, metrics=outcome.result.metrics | more))
+
+
+def _attempt(arguments: Sequence[str]) -> tuple[dict[str, Any] | None, str | None]:
+    """Return what `run` returns, or else what went wrong: no run ends a chain."""
+    from magneto.commands import run  # it imports torch
+
+    try:
+        return run.run(composed(arguments), arguments), None
+    except MagnetoError as error:
+        return None, str(error)
+    except Exception as error:
+        log.exception("%s failed", " ".join(arguments))
+        return None, f"{type(error).__name__}: {error}"
 
 
 def table_of(chain: Chain, chain_run: ChainRun, scale_name: str) -> ChainTable:

@@ -24,12 +24,15 @@ class Step:
         grid: values of keys, or lists of overrides, that are all tried with each other; the best by the monitored metric on
             validation data counts.
         seeds: None: those of the scale.
+        tests: further tests of its runs by name, each with the overrides that it needs, such as those of other data. Their
+            metrics are called NAME:METRIC.
     """
 
     run: list[str]
     init_from: str | None = None
     grid: dict[str, list[Any]] = field(default_factory=dict)
     seeds: list[int] | None = None
+    tests: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,6 +62,7 @@ def content(text_overrides: list[str], tmp_path: Path) -> dict[str, Any]:
                         "data.max_tokens=32", "data.batch_size=4", *short[len(SMALL):]],
                 "init_from": "pretrain",
                 "grid": {"optimizer.lr": ["1e-9", "2e-2"]},
+                "tests": {"short": ["trainer.limit_test_batches=1", "data.eval_batch_size=1"]},
             },
         },
         "rows": {
@@ -71,7 +72,7 @@ def content(text_overrides: list[str], tmp_path: Path) -> dict[str, Any]:
         },
         "columns": {
             "accuracy": {"step": "classify", "metrics": ["test/accuracy"], "factor": 100},
-            "loss": {"step": "classify", "metrics": ["test/loss"]},
+            "loss": {"step": "classify", "metrics": ["short:test/loss"]},
         },
         "mean": "both",
     }  # fmt: skip
@@ -110,6 +111,11 @@ def test_a_chain_trains_and_goes_on(file: Path, tmp_path: Path, monkeypatch: pyt
     assert float(rows["Pre-LN"]["accuracy"]) == pytest.approx(sum(expected) / 2)
     assert float(rows["Pre-LN"]["both"]) == pytest.approx(
         (float(rows["Pre-LN"]["accuracy"]) + float(rows["Pre-LN"]["loss"])) / 2
+    )
+    assert all(
+        outcome.result.metrics["short:test/loss"] != outcome.result.metrics["test/loss"]
+        for outcome in chosen
+        if outcome.result
     )
     text = files[0].read_text()
     assert "| Post-LN | diverged |" in text and "Toys." in text and "classify-Pre-LN-lr=2e-2-seed2" in text

@@ -89,13 +89,13 @@ class Ade20kReader:
                         "annotations/, each with training/ and validation/."
                     )
             others: list[Path] = []
-            images, masks = (
-                {
-                    path.relative_to(folder).with_suffix("").as_posix(): path
-                    for path in find_images(folder, others)
-                }
-                for folder in folders
-            )
+            images, masks = dict[str, Path](), dict[str, Path]()
+            for folder, files in zip(folders, (images, masks), strict=True):
+                for path in find_images(folder, others):
+                    if files.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path) != path:
+                        yield Skipped(
+                            printable(path.name), str(path), "another file of this name but for its ending"
+                        )
             split = {"training": "train", "validation": "val" if self.share is None else "test"}[side]
             names = sorted(images)
             held = set()

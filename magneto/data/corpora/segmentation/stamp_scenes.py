@@ -18,7 +18,7 @@ from magneto.data.corpora.base import SPLITS, LazyExamples, Skipped
 from magneto.data.corpora.image.base import ImageExample, assign_splits
 from magneto.data.corpora.image.stamp_images import PACKAGE, StampImagesReader
 from magneto.data.corpora.segmentation.base import SegmentationCorpus, SegmentationExample
-from magneto.data.io.image import BadImage, read_bytes, read_rgba
+from magneto.data.io.image import BadImage, ImageData, read_bytes, read_rgba
 from magneto.data.rng import random_stream
 from magneto.errors import ConfigError, DataError
 
@@ -102,7 +102,7 @@ class StampScenesReader:
         corpus = StampImagesReader(folder=self.folder).load(data_dir)
         counts = Counter(str(stamp.label) for stamp in corpus.examples)
         kept = sorted(label for label, count in counts.items() if count >= self.min_stamps)
-        digests = [hashlib.sha256(read_bytes(stamp.image)).digest() for stamp in corpus.examples]
+        digests = [_digest(stamp.image) for stamp in corpus.examples]
         groups = [stamp.group for stamp in corpus.examples]
         # Of all stamps, also those that are not used: as data=stamp_images divides them.
         sides = assign_splits([None] * len(groups), groups, digests, val=VAL, test=TEST)
@@ -149,6 +149,14 @@ class StampScenesReader:
             covered = np.asarray(stamp)[..., 3] >= OPAQUE
             mask[top : top + height, left : left + width][covered] = drawn
         return np.asarray(scene), mask
+
+
+def _digest(image: ImageData) -> bytes:
+    """Return what copies of an image share; of a file that cannot be read its name alone, since it is skipped."""
+    try:
+        return hashlib.sha256(read_bytes(image)).digest()
+    except BadImage:
+        return str(image).encode()
 
 
 def ground(size: int, random: np.random.Generator) -> np.ndarray:
