@@ -20,12 +20,13 @@ from typing import Any, get_args
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
-from magneto.commands.chain_spec import Chain, Column, Job, Scale, ScaleName, jobs_of, load_chain
+from magneto.commands.chain_spec import Chain, Column, Harness, Job, Scale, ScaleName, jobs_of, load_chain
 from magneto.config import schema
 from magneto.config.groups import CONF, check_choices, options
 from magneto.config.overrides import literal
 from magneto.errors import ConfigError, MagnetoError, nearest
 from magneto.report.chain_page import ChainTable, write_table
+from magneto.training.files import write_atomically
 from magneto.training.result import RunResult
 
 log = logging.getLogger("magneto")
@@ -167,6 +168,10 @@ class ChainRun:
         for test, further in self.scale.steps[job.step].tests.items():
             if outcome.status == "finished":
                 outcome = tested(outcome, test, [*self.arguments(job), *further])
+        harness = self.scale.steps[job.step].harness
+        if harness is not None and outcome.status == "finished":
+            data_dir = schema.to_dict(composed(arguments))["data_dir"]
+            outcome = asked(outcome, harness, self.folder / "tasks", Path(data_dir))
         return outcome
 
 
@@ -212,6 +217,32 @@ def tested(outcome: Outcome, name: str, arguments: Sequence[str]) -> Outcome:
     metrics = json.loads(file.read_text(encoding="utf-8"))["metrics"]
     more = {f"{name}:{key}": value for key, value in metrics.items() if value is not None}
     return replace(outcome, result=replace(outcome.result, metrics=outcome.result.metrics | more))
+
+
+def asked(outcome: Outcome, harness: Harness, folder: Path, data_dir: Path) -> Outcome:
+    """Ask a model the questions of a harness, or find its answers, and add the accuracies as TASK:SHOTS."""
+    assert outcome.folder is not None and outcome.result is not None
+    found: dict[str, float] = {}
+    for shots in harness.shots:
+        digest = hashlib.sha256(" ".join([*harness.tasks, str(shots)]).encode()).hexdigest()[:8]
+        file = outcome.folder / f"harness-{digest}.json"
+        if not file.exists():
+            try:
+                from magneto.commands import (
+                    lm_eval,
+                    lm_tasks,
+                )  # the harness is an extra, and takes long to import
+
+                names = harness.tasks or lm_tasks.write_tasks(folder, data_dir)
+                accuracies = lm_eval.accuracies(
+                    outcome.folder, names, shots, None if harness.tasks else folder
+                )
+            except (ImportError, MagnetoError, ConnectionError) as error:
+                return replace(outcome, status="failed", message=f"questions: {error}")
+            write_atomically(file, json.dumps(accuracies) + "\n")
+        answers = json.loads(file.read_text(encoding="utf-8"))
+        found |= {f"{task}:{shots}": value for task, value in answers.items()}
+    return replace(outcome, result=replace(outcome.result, metrics=outcome.result.metrics | found))
 
 
 def _attempt(arguments: Sequence[str]) -> tuple[dict[str, Any] | None, str | None]:
@@ -284,7 +315,7 @@ def main(
     chain = load_chain(CONF / "paper" / f"{name}.yaml")
     if "device" in given and given.get("dry_run") != "true":
         raise ConfigError("device= names the device of an estimate: it needs dry_run=true.")
-    folder = Path(given.get("runs_dir", "runs")) / "paper" / name / scale_name
+    folder = Path(given.get("runs_dir", "runs")) / "paper" / (chain.like or name) / scale_name
     chain_run = ChainRun(scale=chain.scale(scale_name), folder=folder, overrides=rest, mistake=mistake)
     chain_run.check()
     if given.get("dry_run") == "true":

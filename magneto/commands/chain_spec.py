@@ -15,6 +15,19 @@ ScaleName = Literal["mini", "full"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Harness:
+    """Questions of the lm-evaluation-harness. Accuracies are called TASK:SHOTS.
+
+    Attributes:
+        tasks: the harness's own, by name; none: those of `lm_tasks`, which are made of held-out speeches.
+        shots: numbers of solved examples before a question.
+    """
+
+    tasks: list[str] = field(default_factory=list)
+    shots: list[int] = field(default_factory=lambda: [0, 1, 4])
+
+
+@dataclass(frozen=True, kw_only=True)
 class Step:
     """Runs that all rows make.
 
@@ -24,6 +37,7 @@ class Step:
         grid: values of keys, or lists of overrides, that are all tried with each other; the best by the monitored metric on
             validation data counts.
         seeds: None: those of the scale.
+        harness: tasks of the lm-evaluation-harness that its models are asked.
         tests: further tests of its runs by name, each with the overrides that it needs, such as those of other data. Their
             metrics are called NAME:METRIC.
     """
@@ -33,6 +47,7 @@ class Step:
     grid: dict[str, list[Any]] = field(default_factory=dict)
     seeds: list[int] | None = None
     tests: dict[str, list[str]] = field(default_factory=dict)
+    harness: Harness | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,12 +92,13 @@ class Scale:
 
 @dataclass(frozen=True, kw_only=True)
 class Chain:
-    """One of the paper's tables, at both scales."""
+    """One of the paper's tables, at both scales; `like`: the table whose runs it shares."""
 
     title: str
     paper: PaperTable
     mini: Scale
     full: Scale
+    like: str | None = None
 
     def scale(self, name: str) -> Scale:
         """Return the chain of this scale."""
@@ -91,15 +107,16 @@ class Chain:
 
 
 def load_chain(file: Path) -> Chain:
-    """Read and check a chain.
+    """Read and check a chain; one that is `like` another shows other columns of the same runs.
 
     Raises:
         ConfigError: it cannot be read, a key is unknown, or a step or row is named that there is not.
     """
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file}: cannot be read ({error}).") from error
+    content = _read(file)
+    if other := content.get("like"):
+        base = _read(file.with_name(f"{other}.yaml"))
+        scales = {name: {**base.get(name, {}), **content.get(name, {})} for name in get_args(ScaleName)}
+        content = {**base, **content, **scales}
     try:
         chain = from_mapping(Chain, content, file.stem)
         for name in get_args(ScaleName):
@@ -107,6 +124,16 @@ def load_chain(file: Path) -> Chain:
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
     return chain
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file}: cannot be read ({error}).") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file}: must hold keys and values.")
+    return content
 
 
 def _check(scale: Scale, name: str) -> None:

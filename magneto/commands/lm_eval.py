@@ -12,6 +12,7 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -239,6 +240,33 @@ def _decoding(arguments: Mapping[str, Any]) -> Decoding:
         stop=tuple(text for text in given["until"] if text),
         seed=int(given.get("seed", 0)),
     )
+
+
+def accuracies(model: Path, tasks: Sequence[str], shots: int, folder: Path | None = None) -> dict[str, float]:
+    """Return the accuracy of a model by task, on the device that there is.
+
+    Args:
+        model: the folder of a run, a checkpoint or an export of task=causal_lm.
+        tasks: names of the harness's tasks, of multiple choice.
+        shots: solved examples before each question.
+        folder: with tasks of your own; None: the harness's alone.
+
+    Raises:
+        ConfigError: the model cannot be read, or is of another task.
+        ConnectionError: the data of a task are not on this machine, and there is no network.
+    """
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(
+        include_path=None if folder is None else str(folder), include_defaults=folder is None
+    )
+    found = simple_evaluate(
+        model=MagnetoLM(checkpoint=str(model)), tasks=list(tasks), num_fewshot=shots, task_manager=manager,
+        bootstrap_iters=0, log_samples=False,
+    )  # fmt: skip
+    assert found is not None, "the process that asks has the results"
+    return {task: float(found["results"][task]["acc,none"]) for task in tasks}
 
 
 def main() -> None:

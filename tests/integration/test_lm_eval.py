@@ -12,14 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from magneto.data.text.dataset import TextInfo
-from magneto.data.tokenizers.text import TextTokenizer
 from magneto.errors import MagnetoError
 from magneto.inference.sampling import Decoding, generate
 from magneto.tasks.causal_lm import CausalLM
 from magneto.tasks.registry import load_task
-from magneto.training.checkpoint_io import export
-from tests.toys.runs import info_of
+from tests.toys.language_models import TEXT, export_untrained
 
 pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance
@@ -28,23 +25,12 @@ from magneto.commands import lm_eval
 from magneto.commands.lm_eval import MagnetoLM
 
 ROOT = Path(__file__).parents[2]
-TEXT = "the cat sat on the mat. the dog sat on the cat. the mat is on the dog."
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small model with random weights, whose context is short."""
-    torch.manual_seed(0)
-    tokenizer = TextTokenizer.train([TEXT], kind="byte_bpe", vocab_size=275)
-    task = CausalLM(
-        backbone={
-            "architecture": "decoder", "num_layers": 2, "d_model": 32, "num_heads": 4, "position": "rotary",
-            "max_positions": 16,
-        },
-        info=info_of(TextInfo, tokenizer=tokenizer.to_json(), vocab_size=275, block_size=16),
-        optimizer={"lr": 1e-3}, scheduler={"name": "constant"}, total_steps=1,
-    )  # fmt: skip
-    return export(task, tmp_path_factory.mktemp("model") / "export")
+    return export_untrained(tmp_path_factory.mktemp("model"), 16)
 
 
 @pytest.fixture(scope="module")

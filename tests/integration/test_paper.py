@@ -146,6 +146,10 @@ def test_a_chain_can_be_stopped(file: Path, tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            {"steps": {"a": {"run": ["task=mlm"], "harness": {"shot": [1]}}}},
+            r"harness\.shot: there is no such key",
+        ),
         ({"steps": {"a": {"run": ["task=mlm"], "init_from": "b"}}}, "init_from=b: no step before it"),
         ({"steps": {"a": {"run": ["task=mlm"], "start": "b"}}}, r"steps\.a\.start: there is no such key"),
         (
