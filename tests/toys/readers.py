@@ -30,13 +30,18 @@ def ade20k(root: Path) -> Case:
             write(root / f"annotations/{side}/{name}.png", png(ord(name)))
     write(root / "images/training/c.png", png(1))
     write(root / "annotations/training/d.png", png(1))
+    write(root / "images/training/a.webp", png(2))  # read after a.png
     make = lambda r, **more: Ade20kReader(str(r), **more)
     others = (
         lambda r: make(r, validation=0.5),
         lambda r: make(r, classes=3),
         lambda r: make(r, first=0, ignored=()),
     )
-    skipped = {"training/c": "image without a mask", "training/d": "mask without an image"}
+    skipped = {
+        "training/c": "image without a mask",
+        "training/d": "mask without an image",
+        "a.webp": "another file of this name but for its ending",
+    }
     return Case(make, "annotations/training/a.png", others, skipped)
 
 
