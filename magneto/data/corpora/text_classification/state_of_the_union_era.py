@@ -6,7 +6,7 @@ the digits in a paragraph (years, sums of money) are written as zeros.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +48,17 @@ class _ParagraphReader:
             if len(text.split()) >= self.min_words:
                 yield number, text
 
-    def singles(self, corpus: TextCorpus) -> Iterator[tuple[str, str, Document]]:
-        """Yield id, text and speech of each paragraph, each distinct text once."""
-        seen: set[str] = set()
+    def singles(self, corpus: TextCorpus, label: Callable[[int], str | float]) -> list[LabelledText]:
+        """Return all paragraphs, each distinct text once, with what `label` makes of the year."""
+        found: dict[str, LabelledText] = {}
         for document in corpus.examples:
             for number, text in self.paragraphs(document):
-                if text not in seen:
-                    seen.add(text)
-                    yield f"{document.id}:{number}", text, document
+                if text not in found:
+                    found[text] = LabelledText(
+                        id=f"{document.id}:{number}", text=text, label=label(int(document.group)),
+                        split=str(document.split), group=document.group,
+                    )  # fmt: skip
+        return list(found.values())
 
     def labelled(
         self,
@@ -108,16 +111,7 @@ class StateOfTheUnionEraReader(_ParagraphReader):
     def load(self, data_dir: Path) -> LabelledCorpus:
         """Return all paragraphs that are long enough, each distinct text once."""
         corpus = self.speeches.load(data_dir)
-        examples = [
-            LabelledText(
-                id=name,
-                text=text,
-                label=self.period(int(speech.group)),
-                split=str(speech.split),
-                group=speech.group,
-            )
-            for name, text, speech in self.singles(corpus)
-        ]
+        examples = self.singles(corpus, self.period)
         labels = tuple(dict.fromkeys(map(self.period, range(FIRST, LAST + 1))))
         return self.labelled(corpus, examples, f"periods of {self.years} years", "accuracy", labels=labels)
 
@@ -130,16 +124,7 @@ class StateOfTheUnionYearReader(_ParagraphReader):
     def load(self, data_dir: Path) -> LabelledCorpus:
         """Return all paragraphs that are long enough, each distinct text once."""
         corpus = self.speeches.load(data_dir)
-        examples = [
-            LabelledText(
-                id=name,
-                text=text,
-                label=(int(speech.group) - FIRST) / 100,
-                split=str(speech.split),
-                group=speech.group,
-            )
-            for name, text, speech in self.singles(corpus)
-        ]
+        examples = self.singles(corpus, lambda year: (year - FIRST) / 100)
         return self.labelled(corpus, examples, "centuries since 1790", "pearson", "spearman")
 
 
