@@ -4,9 +4,9 @@ A predictor reads the tokens so far, and a joint network scores, for each frame 
 comes next: a token, which leads from (t, u) to (t, u + 1), or the blank, which leads to (t + 1, u). The probability of
 a text is the sum over all paths from (0, 0) that read all frames and end with its last token.
 
-torchaudio's `rnnt_loss` takes the logits of all (t, u) at once and, on a CPU, 2.7 to 4 times as long as this module
-(`benchmarks/transducer.py`); here they are made and used in parts, and two scores of each (t, u) stay. It is the
-oracle in the tests.
+torchaudio's `rnnt_loss` takes the logits of all (t, u) at once and with the joint network, on a CPU, 1.6 to 1.9 times as
+long as this module (`benchmarks/transducer.py`); here they are made and used in parts, and two scores of each (t, u)
+stay. It is the oracle in the tests.
 """
 
 from typing import Any
