@@ -82,13 +82,7 @@ def ctc_beam_search(
     Raises:
         ConfigError: `beam_width` < 1, or `n_best` outside 1..`beam_width`.
     """
-    if beam_width < 1:
-        raise ConfigError(f"beam_width={beam_width} keeps no prefix: it must be 1 or more.")
-    if not 1 <= n_best <= beam_width:
-        raise ConfigError(
-            f"n_best={n_best} is not possible with beam_width={beam_width}: choose 1 to {beam_width}."
-        )
-
+    check_beam(beam_width, n_best, "prefix")
     blank, candidates, candidate_scores = _prune(log_probs, lengths, min_log_prob)
     batch, frames = blank.shape
     width = beam_width
@@ -159,6 +153,16 @@ def ctc_beam_search(
         ]
         for paths_of_one, scores_of_one in zip(paths.tolist(), score.tolist(), strict=True)
     ]
+
+
+def check_beam(beam_width: int, n_best: int, what: str) -> None:
+    """Raise `ConfigError` if a beam of this width keeps nothing of `what`, or fewer than `n_best`."""
+    if beam_width < 1:
+        raise ConfigError(f"beam_width={beam_width} keeps no {what}: it must be 1 or more.")
+    if not 1 <= n_best <= beam_width:
+        raise ConfigError(
+            f"n_best={n_best} is not possible with beam_width={beam_width}: choose 1 to {beam_width}."
+        )
 
 
 def _prune(log_probs: Tensor, lengths: Tensor, min_log_prob: float) -> tuple[Tensor, Tensor, Tensor]:

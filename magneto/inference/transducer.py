@@ -9,8 +9,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from magneto.errors import ConfigError
-from magneto.inference.ctc import HASH_MULTIPLIER
+from magneto.inference.ctc import HASH_MULTIPLIER, check_beam
 from magneto.nn.transducer import BLANK, Joint, Predictor, State
 
 TOKENS_PER_FRAME = 2
@@ -91,12 +90,7 @@ def transducer_beam_search(
     Raises:
         ConfigError: `beam_width` < 1, or `n_best` outside 1..`beam_width`.
     """
-    if beam_width < 1:
-        raise ConfigError(f"beam_width={beam_width} keeps no hypothesis: it must be 1 or more.")
-    if not 1 <= n_best <= beam_width:
-        raise ConfigError(
-            f"n_best={n_best} is not possible with beam_width={beam_width}: choose 1 to {beam_width}."
-        )
+    check_beam(beam_width, n_best, "hypothesis")
     frames, device = joint.frame(encoded), encoded.device
     (batch, longest, _), width = frames.shape, beam_width
     ends = lengths.to(device)[:, None]  # (B, 1)
@@ -111,9 +105,8 @@ def transducer_beam_search(
     prefixes, state = _read(predictor, joint, last.flatten(), None)
     origins: list[Tensor] = []
     appended: list[Tensor] = []
-    best = score.new_full(
-        (batch, n_best), -inf
-    )  # finished texts: their scores, and the step and slot of each
+    # Finished texts: their scores, and the step and slot of each.
+    best = score.new_full((batch, n_best), -inf)
     place = torch.zeros(batch, n_best, 2, dtype=torch.int64, device=device)
 
     for step in range(longest + TOKENS_PER_FRAME * longest):

@@ -14,7 +14,7 @@ TEXT = "the cat sat on the mat. the dog sat on the cat. the mat is on the dog."
 
 
 def export_untrained(folder: Path, context: int) -> Path:
-    """The export of a small model with a context of so many tokens, which knows all bytes."""
+    """Return the export of a small model whose context has `context` tokens; its vocabulary has all bytes."""
     torch.manual_seed(0)
     tokenizer = TextTokenizer.train([TEXT], kind="byte_bpe", vocab_size=275)
     task = CausalLM(

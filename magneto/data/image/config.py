@@ -12,6 +12,16 @@ from magneto.data.transforms.mask_patches import BlockMasking
 from magneto.errors import ConfigError
 
 
+def check_patches(image_size: int, patch_size: int | None) -> None:
+    """Raise `ConfigError` if an image does not divide into whole patches."""
+    if patch_size is not None and image_size % patch_size:
+        better = -(-image_size // patch_size) * patch_size
+        raise ConfigError(
+            f"data.image_size={image_size} does not divide by data.patch_size={patch_size}. Set "
+            f"data.image_size={better}, or another data.patch_size."
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageConfig(HeldOutConfig):
     """Settings of `ImageDataModule`."""
@@ -44,12 +54,7 @@ class ImageConfig(HeldOutConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.patch_size is not None and self.image_size % self.patch_size:
-            better = -(-self.image_size // self.patch_size) * self.patch_size
-            raise ConfigError(
-                f"data.image_size={self.image_size} does not divide by data.patch_size={self.patch_size}. Set "
-                f"data.image_size={better}, or another data.patch_size."
-            )
+        check_patches(self.image_size, self.patch_size)
         if self.masking is not None and self.patch_size in (None, self.image_size):
             raise ConfigError(
                 f"data.masking hides patches, and data.patch_size={self.patch_size} makes none of an image of "

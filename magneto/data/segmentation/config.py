@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from magneto.data.config import Count, HeldOutConfig
+from magneto.data.image.config import check_patches
 from magneto.data.transforms.segmentation import SegmentationAugment
-from magneto.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +30,4 @@ class SegmentationConfig(HeldOutConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.patch_size is not None and self.image_size % self.patch_size:
-            better = -(-self.image_size // self.patch_size) * self.patch_size
-            raise ConfigError(
-                f"data.image_size={self.image_size} does not divide by data.patch_size={self.patch_size}. Set "
-                f"data.image_size={better}, or another data.patch_size."
-            )
+        check_patches(self.image_size, self.patch_size)
